@@ -1,0 +1,123 @@
+"""What the program says: frozen values with their units in their names. Everything here can be printed as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why something was left as it was: the node or tensor, and a reason that a user can read."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class OutputFidelity:
+    """How close one output of the candidate is to the reference's, over the check inputs.
+
+    fidelity = 1 - sum|y - y'|^2 / sum|y - mean(y)|^2, the mean taken over the inputs; sqnr_db = -10 log10(1 - fidelity).
+    relative_l2 = |y - y'| / |y| and cosine = <y, y'> / |y||y'| for each input, then the mean and the worst over the inputs.
+    top1 and top5 (shares, 0 to 1) only where the output looks like class scores: the share of inputs whose best class is
+    the reference's, and whose best class of the candidate's is among the reference's five best.
+    """
+
+    name: str
+    fidelity: float
+    sqnr_db: float
+    relative_l2_mean: float
+    relative_l2_worst: float
+    cosine_mean: float
+    cosine_worst: float
+    max_abs_error: float
+    worst_input: int
+    top1_agreement: float | None
+    top5_agreement: float | None
+    finite: bool
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """All outputs of a candidate against the reference; `source` says what the inputs were."""
+
+    outputs: tuple[OutputFidelity, ...]
+    inputs: int
+    source: str
+    provider: str
+
+    @property
+    def worst(self) -> OutputFidelity:
+        """The output that is furthest from the reference."""
+        return min(self.outputs, key=lambda output: (output.finite, output.fidelity))
+
+
+@dataclass(frozen=True)
+class LatencySummary:
+    """Milliseconds of one call of a model."""
+
+    median_ms: float
+    p95_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Latency of reference and candidate, measured in turn in the same process.
+
+    ratio = candidate / reference (below 1 is faster); low and high are its 95 % bootstrap interval.
+    """
+
+    reference: LatencySummary
+    candidate: LatencySummary
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    batch: int
+    provider: str
+    threads: int
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the candidate is."""
+        return 1.0 / self.ratio
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model weighs. MACs are predicted for one input of the shapes named in `shapes`."""
+
+    parameters: int
+    macs: int
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """What became of one channel group."""
+
+    name: str
+    channels: int
+    kept: int
+    method: str
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    parameters_share: float
+    macs_share: float
+    note: str = ""
+
+
+def as_json(value: Any) -> dict[str, Any]:
+    """The dictionary that --json prints; NaN and infinity become None, since JSON has neither."""
+    return _plain(asdict(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value - value != 0.0:
+        return None
+    return value

@@ -1,0 +1,1 @@
+"""ONNX Runtime: sessions that refuse a silent fallback, concrete shapes, fidelity and latency."""

@@ -1,0 +1,1 @@
+"""Where inputs and their second moments come from: calibration data, or synthetic inputs when there is none."""
