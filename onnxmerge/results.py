@@ -95,10 +95,16 @@ class Size:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """What became of one channel group."""
+    """One channel group: what it is and, after `compress`, what became of it.
+
+    removable: how many of its channels could go; kept: how many stayed; parameters_share and macs_share: what part of the
+    model shrinks with it, weights of its producers and consumers counted whole, so groups overlap; note: why the method was
+    taken, or why channels must stay.
+    """
 
     name: str
     channels: int
+    removable: int
     kept: int
     method: str
     producers: tuple[str, ...]
@@ -106,6 +112,38 @@ class GroupResult:
     parameters_share: float
     macs_share: float
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` tells of a model."""
+
+    model: str
+    size: Size
+    groups: tuple[GroupResult, ...]
+    refusals: tuple[Refusal, ...]
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What `compress` did: the whole of it is printed by --json.
+
+    before and after: predicted costs and bytes; fidelity and latency: measured, None with --no-verify or without --bench;
+    warnings: what a user should know before deploying.
+    """
+
+    source: str
+    target: str
+    before: Size
+    after: Size
+    groups: tuple[GroupResult, ...]
+    refusals: tuple[Refusal, ...]
+    fidelity: Fidelity | None
+    latency: Comparison | None
+    warnings: tuple[str, ...]
+    seconds: float
+    seed: int
+    versions: dict[str, str]
 
 
 def as_json(value: Any) -> dict[str, Any]:

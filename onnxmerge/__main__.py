@@ -1,0 +1,5 @@
+"""`python -m onnxmerge`."""
+
+from onnxmerge.cli import main
+
+main()

@@ -1,0 +1,198 @@
+"""The pipeline: load, understand, decide, rewrite, prove, write."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import onnxruntime
+
+from onnxmerge import __version__
+from onnxmerge.errors import ModelError, OptionError
+from onnxmerge.graph.channels import ChannelGroup
+from onnxmerge.graph.cost import macs_of
+from onnxmerge.graph.io import Model, save, serialise
+from onnxmerge.graph.rewrite import Removal, Replacement, apply
+from onnxmerge.graph.weights import parameters_of
+from onnxmerge.methods import METHODS, kept_count, replacements
+from onnxmerge.options import Options
+from onnxmerge.proof import prove
+from onnxmerge.results import Compression, GroupResult, Inspection, Refusal, Size
+from onnxmerge.runtime.shapes import Observations, observe
+from onnxmerge.understanding import Understanding, chosen_groups, measure, understand
+
+DEFAULT_RATIO = 0.25
+DEFAULT_SCOPE = "chains"
+PACKAGES = ("onnx", "onnx-graphsurgeon", "numpy")
+
+
+def inspect(source: str | Path) -> Inspection:
+    """The channel groups of a model, what each of them unlocks, and why the rest must stay."""
+    understood = understand(Path(source))
+    groups = tuple(_result(understood, group, group.size, "", group.reason) for group in understood.channels.groups)
+    return Inspection(str(source), understood.size, groups, understood.channels.refusals)
+
+
+def compress(source: str | Path, target: str | Path, options: Options | None = None) -> Compression:
+    """Write a smaller model to `target` and return what was done.
+
+    Raises ModelError, OptionError or InputError where the user can act, VerificationError where the candidate failed the
+    check; in all of these nothing is written. The target appears whole or not at all.
+    """
+    started = time.perf_counter()
+    options = options or Options()
+    source, target = Path(source), Path(target)
+    _check_target(target)
+    understood = understand(source)
+    decided = decide(understood, options)
+    model, observed, accepted, failed = _rewrite(source, understood, decided)
+    proto_bytes = serialise(model)
+    after = measure(model, {name: seen.shape for name, seen in observed.items()}, len(proto_bytes))
+    proof = prove(source, proto_bytes, understood.shapes, options) if options.verify else None
+    save(model, target)
+    return Compression(
+        source=str(source),
+        target=str(target),
+        before=understood.size,
+        after=Size(after.parameters, after.macs, target.stat().st_size),
+        groups=tuple(_result(understood, r.group, len(r.kept), r.method, r.group.reason) for r in accepted),
+        refusals=(*understood.channels.refusals, *decided.refusals, *failed),
+        fidelity=None if proof is None else proof.fidelity,
+        latency=None if proof is None else proof.latency,
+        warnings=() if proof is None else proof.warnings,
+        seconds=time.perf_counter() - started,
+        seed=options.seed,
+        versions=versions(),
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decided, and nothing done yet: what leaves, what replaces it (by key of the consumer), what stays and why."""
+
+    removals: tuple[Removal, ...]
+    replacements: dict[str, Replacement]
+    refusals: tuple[Refusal, ...]
+
+
+def decide(understood: Understanding, options: Options) -> Plan:
+    """What to keep of every chosen group; groups that the method refuses stay whole, with the reason."""
+    if options.ratio is None and not options.counts:
+        options = _with_defaults(options)
+    groups, refusals = chosen_groups(understood.channels, options)
+    counts = _counts(groups, options)
+    decisions = []
+    for group in groups:
+        count = counts[group.name]
+        if count == group.size:
+            continue
+        decision = METHODS[options.method](understood.channels, group, count, options)
+        if isinstance(decision, Refusal):
+            refusals.append(decision)
+        else:
+            decisions.append(decision)
+    replaced = replacements(understood.channels, decisions)
+    return Plan(tuple(decision.removal for decision in decisions), replaced, tuple(refusals))
+
+
+def _with_defaults(options: Options) -> Options:
+    return replace(options, ratio=DEFAULT_RATIO, scope=DEFAULT_SCOPE)
+
+
+def _counts(groups: list[ChannelGroup], options: Options) -> dict[str, int]:
+    """Group name -> channels to keep."""
+    wished = dict(options.counts)
+    names = {group.name for group in groups}
+    unknown = sorted(wished.keys() - names)
+    if unknown:
+        raise OptionError(f"no channel group is named {unknown[0]!r}; `onnxmerge inspect` lists them")
+    counts = {}
+    for group in groups:
+        ratio = options.ratio if options.ratio is not None else 0.0
+        if group.name in wished:
+            if not 1 <= wished[group.name] <= group.size:
+                raise OptionError(f"cannot keep {wished[group.name]} of the {group.size} channels of {group.name!r}")
+            ratio = 1.0 - wished[group.name] / group.size
+        counts[group.name] = kept_count(group, ratio)
+    return counts
+
+
+def _rewrite(
+    source: Path, understood: Understanding, plan: Plan
+) -> tuple[Model, Observations, tuple[Removal, ...], list[Refusal]]:
+    """Remove the channels and run the result once. What cannot be removed together is found group by group and refused."""
+    try:
+        return *_applied(understood, plan.removals, plan.replacements), plan.removals, []
+    except (ModelError, ValueError) as error:
+        if not plan.removals:
+            raise
+        first_error = error
+    accepted: tuple[Removal, ...] = ()
+    refused: list[Refusal] = []
+    for removal in plan.removals:
+        try:
+            _applied(fresh := understand(source), _moved(fresh, (*accepted, removal)), plan.replacements)
+            accepted = (*accepted, removal)
+        except (ModelError, ValueError) as error:
+            refused.append(Refusal(removal.group.name, f"the model would not run without its channels: {error}"))
+    if not refused:
+        raise first_error
+    fresh = understand(source)
+    return *_applied(fresh, _moved(fresh, accepted), plan.replacements), accepted, refused
+
+
+def _moved(fresh: Understanding, removals: tuple[Removal, ...]) -> tuple[Removal, ...]:
+    """The same removals on another load of the same file."""
+    groups = {group.producers[0].key: group for group in fresh.channels.groups}
+    return tuple(replace(removal, group=groups[removal.group.producers[0].key]) for removal in removals)
+
+
+def _applied(
+    understood: Understanding, removals: tuple[Removal, ...], replaced: dict[str, Replacement]
+) -> tuple[Model, Observations]:
+    """The rewritten model and its shapes in the same tiny run; its outputs must keep their shapes.
+
+    A consumer's replacement counts only if channels that it reads really go.
+    """
+    keys = {link.key for removal in removals for link in removal.group.consumers}
+    apply(understood.channels, removals, {key: value for key, value in replaced.items() if key in keys})
+    model = understood.model
+    observed = observe(serialise(model), understood.feeds, label="the compressed model")
+    for tensor in model.graph.outputs:
+        before, after = understood.observed.get(tensor.name), observed.get(tensor.name)
+        if before is not None and (after is None or after.shape != before.shape):
+            raise ModelError(f"output {tensor.name} would change its shape from {before.shape} to {after and after.shape}")
+    return model, observed
+
+
+def _result(understood: Understanding, group: ChannelGroup, kept: int, method: str, note: str) -> GroupResult:
+    flow, shapes, size = understood.channels.flow, understood.shapes, understood.size
+    links = {link.key: link for link in (*group.producers, *group.consumers)}.values()
+    return GroupResult(
+        name=group.name,
+        channels=group.size,
+        removable=int(group.removable.sum()),
+        kept=kept,
+        method=method,
+        producers=tuple(link.name for link in group.producers),
+        consumers=tuple(link.name for link in group.consumers),
+        parameters_share=sum(parameters_of(flow, link.node) for link in links) / max(1, size.parameters),
+        macs_share=sum(macs_of(link.node, shapes) for link in links) / max(1, size.macs),
+        note=note,
+    )
+
+
+def _check_target(target: Path) -> None:
+    folder = target.resolve().parent
+    if not folder.is_dir():
+        raise OptionError(f"the output folder {folder} does not exist; create it first")
+    if target.is_dir():
+        raise OptionError(f"the output {target} is a folder; name a file")
+
+
+def versions() -> dict[str, str]:
+    """What the figures were made with."""
+    found = {name: version(name) for name in PACKAGES}
+    return {"onnxmerge": __version__, "onnxruntime": onnxruntime.__version__, **found}

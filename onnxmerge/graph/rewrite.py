@@ -1,0 +1,186 @@
+"""The only mutation: channels leave the graph.
+
+A `Removal` says which units of a group stay, a `Replacement` what those that read them compute from then on; everything is
+computed before the first write, so a removal that cannot be done changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxmerge.graph.channels import ChannelGroup, Channels, label
+from onnxmerge.graph.flow import Flow, Rider, Weighted, collapse, varying
+from onnxmerge.graph.model import prune_dead, set_constant
+from onnxmerge.graph.operators import operator_of
+from onnxmerge.graph.shape_rules import Edit, Kept
+from onnxmerge.graph.weights import canonical, kernel_of, stored, weight_of
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What leaves one group: kept are the indices of the units that stay, method says who chose them."""
+
+    group: ChannelGroup
+    kept: np.ndarray
+    method: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """New numbers of one weighted node: its weight as stored, all channels still in it, and (out,) to add to its output."""
+
+    weight: np.ndarray
+    bias: np.ndarray | None = None
+
+
+def apply(channels: Channels, removals: Sequence[Removal], replacements: Mapping[str, Replacement]) -> None:
+    """Rewrite the model in place; replacements by key of the weighted node. Dead nodes and unused initializers go too."""
+    flow = channels.flow
+    stays = np.ones(len(flow.parents), bool)
+    for removal in removals:
+        going = np.ones(removal.group.size, bool)
+        going[removal.kept] = False
+        stays[removal.group.units[going]] = False
+    kept = Kept(flow, stays)
+    weights = {id(w.node): _weight(flow, w, kept, replacements) for w in flow.weighted}
+    edits = [(node, edit) for node in flow.model.graph.nodes if (edit := _edit(flow, node, kept)) is not None]
+    riders = [(rider, _shrink(flow, rider, kept)) for rider in flow.riders if not kept.mask(rider.ids).all()]
+    biases = _biases(flow, replacements, kept)
+    writer = _Writer(flow)
+    for weighted in flow.weighted:
+        weight = weights[id(weighted.node)]
+        if weight is not None:
+            writer.put(weighted.node, weighted.weight, weight)
+    for rider, value in riders:
+        writer.put(rider.node, rider.input, value)
+        if rider.input == 1 and rider.node.op in ("Conv", "ConvTranspose"):
+            rider.node.attrs["group"] = value.shape[0] // _multiplier(flow, rider)
+    for node, edit in edits:
+        writer.edit(node, edit)
+    for node, bias in biases:
+        writer.add_bias(node, bias)
+    prune_dead(flow.model)
+
+
+def _multiplier(flow: Flow, rider: Rider) -> int:
+    """Output channels for each input channel of a depthwise convolution."""
+    return rider.ids.size // int(rider.node.attrs["group"]) if rider.node.op == "Conv" else 1
+
+
+def _edit(flow: Flow, node: gs.Node, kept: Kept) -> Edit | None:
+    rule = operator_of(node).edit
+    touched = any(output.name in flow.tensors for output in node.outputs) or any(t.name in flow.tensors for t in node.inputs)
+    return rule(flow, node, kept) if rule is not None and touched else None
+
+
+def _weight(flow: Flow, weighted: Weighted, kept: Kept, replacements: Mapping[str, Replacement]) -> np.ndarray | None:
+    """The stored weight, replaced, without removed rows and columns; None where nothing changes."""
+    weight = original = weight_of(flow, weighted)
+    if weighted.key in replacements:
+        weight = replacements[weighted.key].weight
+    rows, columns = kept.mask(weighted.out_ids), kept.mask(weighted.in_ids)
+    if rows.all() and columns.all():
+        return None if weight is original else weight
+    _check_balance(weighted, rows, columns)
+    array = canonical(weighted, weight)
+    groups = [array[g][rows[g]][:, columns[g]] for g in range(len(array))]
+    return stored(weighted, np.stack(groups), kernel_of(weighted, weight))
+
+
+def _check_balance(weighted: Weighted, rows: np.ndarray, columns: np.ndarray) -> None:
+    for mask in (rows, columns):
+        counts = mask.sum(1)
+        if (counts != counts[0]).any() or counts[0] == 0:
+            raise ValueError(f"{label(weighted.node)}: groups of a convolution would keep {counts.tolist()} channels")
+
+
+def _shrink(flow: Flow, rider: Rider, kept: Kept) -> np.ndarray:
+    """A per-channel constant without the entries of removed channels."""
+    value = flow.constant(rider.node.inputs[rider.input])
+    assert value is not None
+    mask = collapse(kept.mask(rider.ids))
+    (axis,) = varying(mask)
+    return np.ascontiguousarray(np.compress(mask.reshape(-1), value, axis))
+
+
+def _biases(flow: Flow, replacements: Mapping[str, Replacement], kept: Kept) -> list[tuple[gs.Node, np.ndarray]]:
+    """Additions to outputs, for the output channels that stay."""
+    found = []
+    for weighted in flow.weighted:
+        bias = replacements[weighted.key].bias if weighted.key in replacements else None
+        if bias is not None:
+            found.append((weighted.node, bias[kept.mask(weighted.out_ids.reshape(-1))]))
+    return found
+
+
+@dataclass
+class _Writer:
+    """Puts new constants behind inputs; equal values for one old tensor stay one tensor."""
+
+    flow: Flow
+    written: dict[tuple[str, bytes], gs.Constant] = field(default_factory=dict)
+
+    def put(self, node: gs.Node, index: int, value: np.ndarray) -> None:
+        """Replace one input of one node, leaving other readers of the old tensor alone."""
+        old = node.inputs[index] if index < len(node.inputs) else None
+        name = old.name if old is not None and old.name else f"{label(node)}.{index}"
+        key = (name, str(value.dtype).encode() + str(value.shape).encode() + value.tobytes())
+        if key not in self.written:
+            self.written[key] = set_constant(self.flow.model.graph, name, value)
+        while len(node.inputs) <= index:
+            node.inputs.append(gs.Variable.empty())
+        node.inputs[index] = self.written[key]
+
+    def edit(self, node: gs.Node, edit: Edit) -> None:
+        """New literals; an attribute set to None is removed."""
+        for index, value in edit.inputs.items():
+            self.put(node, index, value)
+        for name, value in edit.attributes.items():
+            if value is None:
+                node.attrs.pop(name, None)
+            else:
+                node.attrs[name] = value
+
+    def add_bias(self, node: gs.Node, bias: np.ndarray) -> None:
+        """Add to the output of a weighted node, in its own bias where it has one."""
+        if node.op == "MatMul":
+            self._add_after(node, bias)
+            return
+        old = self.flow.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
+        scale = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
+        total = bias / scale if old is None else old.astype(np.float64) + bias / scale
+        self.put(node, 2, total.astype(self._dtype(node)))
+
+    def _dtype(self, node: gs.Node) -> np.dtype:
+        """The type that a weighted node computes in."""
+        values = [self.flow.constant(tensor) for tensor in node.inputs[:2]]
+        return next(value.dtype for value in values if value is not None)
+
+    def _add_after(self, node: gs.Node, bias: np.ndarray) -> None:
+        """MatMul has no bias: use the constant of the Add behind it, or put an Add there."""
+        graph, output = self.flow.model.graph, node.outputs[0]
+        on_left = self.flow.constant(node.inputs[0]) is not None
+        bias = bias[:, None] if on_left else bias
+        readers = output.outputs
+        if len(readers) == 1 and readers[0].op == "Add" and output not in graph.outputs:
+            index = next((i for i, tensor in enumerate(readers[0].inputs) if tensor is not output), 0)
+            old = self.flow.constant(readers[0].inputs[index])
+            if old is not None:
+                self.put(readers[0], index, (old.astype(np.float64) + bias).astype(old.dtype))
+                return
+        raw = gs.Variable(_fresh(graph, f"{output.name}_before_bias"), output.dtype)
+        node.outputs[0] = raw
+        added = set_constant(graph, f"{output.name}_bias", bias.astype(self._dtype(node)))
+        place = next(i for i, other in enumerate(graph.nodes) if other is node)
+        name = f"{node.name}_bias" if node.name else ""
+        graph.nodes.insert(place + 1, gs.Node("Add", name, inputs=[raw, added], outputs=[output]))
+
+
+def _fresh(graph: gs.Graph, hint: str) -> str:
+    taken = graph.tensors().keys()
+    return next(name for name in (hint, *(f"{hint}_{i}" for i in range(len(taken) + 1))) if name not in taken)

@@ -1,0 +1,204 @@
+"""What replaces the removed channels: least squares on second moments.
+
+For a consumer y = W x of which only the inputs s stay, the new weight and bias minimise
+
+    E|y - V s - b|^2 + ridge * mean(diag A) * |V - V0|^2,   A = cov(s),   V0 the prior
+
+so V = V0 + (A + ridge mean(diag A) I)^-1 (cov(s, y) - A V0^T), b = mean(y) - V mean(s); then every row of V is scaled by
+(std(y) / std(V s))^repair, because least squares shrinks what it cannot explain, and the shrinkage adds up over the layers.
+The prior is the channel mixing x ~ Z s + c, fitted on the channels alone. s are the unfolded patches of the compressed
+prefix and y the outputs of the reference, so that later layers repair what earlier ones lost (compare He, Zhang, Sun,
+"Channel Pruning for Accelerating Very Deep Neural Networks", 2017).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+RIDGE = 1e-3
+"""Pull towards the prior, relative to the mean variance of the inputs."""
+
+MIXING_RIDGE = 1e-3
+"""The same for the channel mixing, towards zero."""
+
+REPAIR = 0.5
+"""Exponent of the standard-deviation repair; 0 leaves the least squares as they are."""
+
+REPAIR_LIMIT = 2.0
+"""A row is never scaled by more than this, nor by less than its inverse."""
+
+LARGEST_SYSTEM = 6144
+"""Unknowns per output above which the patch system is not built (about 1.2 GB while it is solved): channel mixing then stays."""
+
+DEAD = 1e-12
+"""An input whose variance is below this share of the mean variance is constant: it keeps its prior weight."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over samples of inputs x (d) and targets y (o), float64; they add over batches and shards.
+
+    count: number of samples. sum_x (d,), sum_y (o,), xx (d, d) = sum x x^T, xy (d, o) = sum x y^T, yy (o,) = sum y^2.
+    """
+
+    count: float
+    sum_x: Floats
+    sum_y: Floats
+    xx: Floats
+    xy: Floats
+    yy: Floats
+
+    @staticmethod
+    def of(inputs: ArrayLike, targets: ArrayLike) -> Moments:
+        """Moments of samples in memory: inputs (samples, d), targets (samples, o)."""
+        x, y = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
+        return Moments(float(len(x)), x.sum(0), y.sum(0), x.T @ x, x.T @ y, (y * y).sum(0))
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.count + other.count,
+            self.sum_x + other.sum_x,
+            self.sum_y + other.sum_y,
+            self.xx + other.xx,
+            self.xy + other.xy,
+            self.yy + other.yy,
+        )
+
+    def centred(self) -> Centred:
+        """Means and covariances."""
+        mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
+        xx = self.xx / self.count - np.outer(mean_x, mean_x)
+        return Centred(
+            mean_x=mean_x,
+            mean_y=mean_y,
+            xx=0.5 * (xx + xx.T),
+            xy=self.xy / self.count - np.outer(mean_x, mean_y),
+            variance_y=np.maximum(self.yy / self.count - mean_y**2, 0.0),
+        )
+
+
+@dataclass(frozen=True)
+class Centred:
+    """mean_x (d,), mean_y (o,), xx (d, d) = cov(x), xy (d, o) = cov(x, y), variance_y (o,)."""
+
+    mean_x: Floats
+    mean_y: Floats
+    xx: Floats
+    xy: Floats
+    variance_y: Floats
+
+    def residual(self, weight: Floats) -> Floats:
+        """(o,) variance of y - weight x, for a weight (o, d)."""
+        cross = np.einsum("od,do->o", weight, self.xy)
+        return np.maximum(self.variance_y - 2.0 * cross + self.explained(weight), 0.0)
+
+    def explained(self, weight: Floats) -> Floats:
+        """(o,) variance of weight x."""
+        return np.maximum(np.einsum("od,od->o", weight @ self.xx, weight), 0.0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How well the consumer is reproduced, as shares of the summed variance of its outputs.
+
+    error_prior: with the prior and its best bias; error_solved: after the least squares; error: as returned, after the repair.
+    samples_per_unknown: below about 5 the errors are too good to be true. scale_lowest, scale_highest: of the repair.
+    """
+
+    error_prior: float
+    error_solved: float
+    error: float
+    samples_per_unknown: float
+    scale_lowest: float
+    scale_highest: float
+
+
+def mixing(covariance: ArrayLike, mean: ArrayLike, kept: ArrayLike, ridge: float = MIXING_RIDGE) -> tuple[Floats, Floats]:
+    """Z (n, k) and c (n,) with x ~ Z x[kept] + c, least squares; the rows of kept channels are exactly the identity.
+
+    covariance: (n, n) and mean: (n,) of the channels; kept: (k,) indices; ridge: relative to the mean variance of the kept ones.
+    """
+    full, centre, chosen = np.asarray(covariance, np.float64), np.asarray(mean, np.float64), np.asarray(kept)
+    inner = full[np.ix_(chosen, chosen)]
+    mixed = _solve_ridge(inner, full[chosen], ridge).T
+    mixed[chosen] = np.eye(len(chosen))
+    return mixed, centre - mixed @ centre[chosen]
+
+
+def solve(moments: Moments, prior: ArrayLike, ridge: float = RIDGE, repair: float = REPAIR) -> tuple[Floats, Floats, Outcome]:
+    """Weight (o, d), bias (o,) and how good they are: the weighted least squares of the module's head.
+
+    moments: x are the kept (patch) inputs, y the outputs wanted, the reference's own bias included if it has one.
+    prior: (o, d), see `mixed_weight`. Constant inputs keep their prior weight; more unknowns than samples is no error.
+    """
+    centred, start = moments.centred(), np.asarray(prior, np.float64)
+    gradient = centred.xy - centred.xx @ start.T
+    weight = start + _solve_ridge(centred.xx, gradient, ridge).T
+    scale = repair_scale(centred.variance_y, centred.explained(weight), repair)
+    repaired = weight * scale[:, None]
+    outcome = Outcome(
+        error_prior=_share(centred, start),
+        error_solved=_share(centred, weight),
+        error=_share(centred, repaired),
+        samples_per_unknown=moments.count / max(len(centred.xx), 1),
+        scale_lowest=float(scale.min(initial=1.0)),
+        scale_highest=float(scale.max(initial=1.0)),
+    )
+    return repaired, centred.mean_y - repaired @ centred.mean_x, outcome
+
+
+def mixed_weight(weight: ArrayLike, mixed: ArrayLike) -> Floats:
+    """The prior of a consumer: weight (o, n, *kernel) that reads Z s instead of x, (o, k, *kernel); mixed is Z (n, k)."""
+    return np.moveaxis(np.tensordot(np.asarray(weight, np.float64), np.asarray(mixed, np.float64), (1, 0)), -1, 1)
+
+
+def mixed_bias(weight: ArrayLike, shift: ArrayLike) -> Floats:
+    """(o,) to add to the bias when x = Z s + c goes into weight (o, n, *kernel); shift is c (n,). Exact away from padding."""
+    kernel = np.asarray(weight, np.float64)
+    return kernel.reshape(*kernel.shape[:2], -1).sum(2) @ np.asarray(shift, np.float64)
+
+
+def repair_scale(wanted: ArrayLike, reached: ArrayLike, repair: float = REPAIR) -> Floats:
+    """(o,) factor that takes variances towards the wanted: (wanted / reached)^(repair / 2), limited; 1 where either is zero."""
+    target, found = np.asarray(wanted, np.float64), np.asarray(reached, np.float64)
+    usable = (target > 0.0) & (found > DEAD * target)
+    ratio = np.sqrt(np.where(usable, target, 1.0) / np.where(usable, found, 1.0))
+    return np.clip(ratio, 1.0 / REPAIR_LIMIT, REPAIR_LIMIT) ** repair
+
+
+def relative_error(moments: Moments, weight: ArrayLike, bias: ArrayLike) -> float:
+    """E|y - weight x - bias|^2 as a share of the summed variance of y; of other moments than the solve's, an honest estimate."""
+    centred, matrix = moments.centred(), np.asarray(weight, np.float64)
+    offset = centred.mean_y - matrix @ centred.mean_x - np.asarray(bias, np.float64)
+    return float((centred.residual(matrix) + offset**2).sum() / max(centred.variance_y.sum(), np.finfo(float).tiny))
+
+
+def fits_in_memory(unknowns: int) -> bool:
+    """Whether the patch system of so many inputs is solved; otherwise channel mixing stays."""
+    return unknowns <= LARGEST_SYSTEM
+
+
+def _share(centred: Centred, weight: Floats) -> float:
+    return float(centred.residual(weight).sum() / max(centred.variance_y.sum(), np.finfo(float).tiny))
+
+
+def _solve_ridge(matrix: Floats, right: Floats, ridge: float) -> Floats:
+    """(matrix + ridge * mean(diag) I)^-1 right, with rows of constant inputs zero."""
+    variance = np.diag(matrix)
+    mean = max(float(variance.mean()) if len(variance) else 0.0, 0.0)
+    live = np.flatnonzero(variance > DEAD * mean) if mean > 0.0 else np.zeros(0, np.int64)
+    solution = np.zeros_like(right)
+    if not len(live):
+        return solution
+    regular = matrix[np.ix_(live, live)]
+    regular[np.diag_indices_from(regular)] += max(ridge, DEAD) * mean
+    try:
+        solution[live] = np.linalg.solve(regular, right[live])
+    except np.linalg.LinAlgError:
+        solution[live] = np.linalg.lstsq(regular, right[live], rcond=None)[0]
+    return solution

@@ -1,0 +1,88 @@
+"""What a user may set, in one frozen value; every check of a value on its own is here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from onnxmerge.errors import OptionError
+
+METHOD_NAMES = ("auto", "reconstruct", "merge", "prune")
+CRITERION_NAMES = ("auto", "reconstruction", "l1-norm", "l2-norm", "l2-gm")
+SCOPES = ("all", "chains")
+PROVIDERS = ("auto", "cuda", "cpu", "tensorrt")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `compress`; the names are those of the command line.
+
+    ratio: share of the channels removed from every group. threshold: cosine similarity below which merge drops a channel.
+    cosine_weight: the paper's lambda, how much the cosine distance counts beside the bias distance. include, exclude: globs
+    of node names, of the producers of a group. input_range (low, high), mean, std: how image pixels become model inputs.
+    samples: how many synthetic inputs, or at most how many calibration inputs, are used. counts: kept channels by group name,
+    in place of the ratio.
+    """
+
+    ratio: float | None = None
+    method: str = "auto"
+    criterion: str = "auto"
+    threshold: float = 0.1
+    cosine_weight: float = 0.85
+    scope: str = "all"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    counts: tuple[tuple[str, int], ...] = ()
+    calibration: Path | None = None
+    input_range: tuple[float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    samples: int | None = None
+    provider: str = "auto"
+    seed: int = 0
+    threads: int | None = None
+    verify: bool = True
+    bench: bool = True
+    min_fidelity: float | None = None
+    min_cosine: float | None = None
+    min_top1_agreement: float | None = None
+    max_relative_l2: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, check = getattr(self, field.name), CHECKS.get(field.name)
+            if check is not None and value is not None and not check.holds(value):
+                raise OptionError(f"--{field.name.replace('_', '-')} must be {check.needed}, not {value}")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What an option's value must be."""
+
+    needed: str
+    holds: Callable[[Any], bool]
+
+
+def _one_of(names: tuple[str, ...]) -> Check:
+    return Check("one of " + ", ".join(names), lambda value: value in names)
+
+
+_SHARE = Check("between 0 and 1", lambda value: 0.0 <= value <= 1.0)
+
+CHECKS = {
+    "ratio": Check("at least 0 and below 1 (the share of channels to remove)", lambda value: 0.0 <= value < 1.0),
+    "method": _one_of(METHOD_NAMES),
+    "criterion": _one_of(CRITERION_NAMES),
+    "scope": _one_of(SCOPES),
+    "provider": _one_of(PROVIDERS),
+    "threshold": Check("between -1 and 1 (a cosine)", lambda value: -1.0 <= value <= 1.0),
+    "cosine_weight": _SHARE,
+    "samples": Check("at least 2", lambda value: value >= 2),
+    "seed": Check("at least 0", lambda value: value >= 0),
+    "threads": Check("at least 1", lambda value: value >= 1),
+    "std": Check("above 0", lambda value: all(number > 0 for number in value)),
+    "input_range": Check("two numbers, the lower first", lambda value: len(value) == 2 and value[0] < value[1]),
+    "min_top1_agreement": _SHARE,
+}

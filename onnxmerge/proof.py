@@ -1,0 +1,126 @@
+"""How close and how much faster a candidate is: the part of the pipeline that measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from onnxmerge.errors import VerificationError
+from onnxmerge.options import Options
+from onnxmerge.results import Comparison, Fidelity
+from onnxmerge.runtime.fidelity import check_thresholds, compare
+from onnxmerge.runtime.latency import compare_latency
+from onnxmerge.runtime.providers import Provider, resolve_provider
+from onnxmerge.runtime.sessions import Session, open_session
+from onnxmerge.runtime.shapes import observe_twice
+from onnxmerge.statistics.inputs import ImageRange, Inputs, calibration_inputs, synthetic_inputs
+
+CHECK_INPUTS = 256
+CHECK_ELEMENTS = 64 * 3 * 224 * 224  # large inputs are checked with fewer of them
+BATCH = 32
+TIMING_SECONDS = 4.0
+DEFAULT_COSINE = 0.9  # `verify` without thresholds
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was measured, and what a user should know about it."""
+
+    fidelity: Fidelity
+    latency: Comparison | None
+    warnings: tuple[str, ...]
+
+
+def inputs_for(session: Session, shapes: Shapes, options: Options, count: int | None = None) -> Inputs:
+    """Calibration inputs where the user gave some, synthetic ones elsewhere."""
+    image_range = _image_range(options)
+    if options.calibration is not None:
+        return calibration_inputs(options.calibration, session.inputs, shapes, image_range)
+    return synthetic_inputs(session.inputs, shapes, count or _check_count(shapes, session), options.seed, image_range)
+
+
+def _image_range(options: Options) -> ImageRange | None:
+    """None where nothing was said of pixels."""
+    if options.input_range is None and options.mean is None and options.std is None:
+        return None
+    low, high = options.input_range or (0.0, 1.0)
+    return ImageRange(low, high, options.mean or (0.0,), options.std or (1.0,))
+
+
+def _check_count(shapes: Shapes, session: Session) -> int:
+    elements = sum(int(np.prod(shapes.get(spec.name, ())[1:])) for spec in session.inputs)
+    return int(np.clip(CHECK_ELEMENTS // max(1, elements), 8, CHECK_INPUTS))
+
+
+def prove(reference: Path | bytes, candidate: Path | bytes, shapes: Shapes, options: Options) -> Proof:
+    """Compare outputs without optimisation, then time both with it. VerificationError where a threshold is missed."""
+    provider = resolve_provider(options.provider)
+    pair = [_open(model, name, provider, options, optimise=False) for model, name in _named(reference, candidate)]
+    inputs = inputs_for(pair[0], shapes, options)
+    fidelity = compare(pair[0], pair[1], inputs.batches(BATCH), inputs.source)
+    failures = _failures(fidelity, options)
+    if failures:
+        raise VerificationError(f"{'; '.join(failures)} (nothing was written; --no-verify keeps the result all the same)")
+    latency = time_pair(reference, candidate, inputs, provider, options) if options.bench else None
+    warnings = [] if latency is None or latency.ratio_high < 1.0 else [_not_faster(latency)]
+    return Proof(fidelity, latency, tuple(warnings))
+
+
+def verify(reference: Path, candidate: Path, options: Options) -> tuple[Fidelity, list[str]]:
+    """Compare two files; also what missed its threshold, by default only a mean cosine below 0.9."""
+    wished = (options.min_fidelity, options.min_cosine, options.min_top1_agreement, options.max_relative_l2)
+    if all(threshold is None for threshold in wished):
+        options = replace(options, min_cosine=DEFAULT_COSINE)
+    provider = resolve_provider(options.provider)
+    pair = [_open(model, "", provider, options, optimise=False) for model in (reference, candidate)]
+    inputs = inputs_for(pair[0], _observed_shapes(reference), options)
+    fidelity = compare(pair[0], pair[1], inputs.batches(BATCH), inputs.source)
+    return fidelity, _failures(fidelity, options)
+
+
+def bench(reference: Path, candidate: Path, options: Options, batch: int = 1) -> Comparison:
+    """Time two files in turn."""
+    provider = resolve_provider(options.provider)
+    session = _open(reference, "", provider, options, optimise=False)
+    inputs = inputs_for(session, _observed_shapes(reference), options, count=max(2, batch))
+    return time_pair(reference, candidate, inputs, provider, options, batch)
+
+
+def _observed_shapes(model: Path) -> Shapes:
+    return {name: seen.shape for name, seen in observe_twice(model, label=str(model))[0].items()}
+
+
+def _failures(fidelity: Fidelity, options: Options) -> list[str]:
+    return check_thresholds(
+        fidelity, options.min_fidelity, options.min_cosine, options.min_top1_agreement, options.max_relative_l2
+    )
+
+
+def time_pair(
+    reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, provider: Provider, options: Options, batch: int = 1
+) -> Comparison:
+    """Latency of one call, reference and candidate in turn."""
+    pair = [_open(model, name, provider, options, optimise=True) for model, name in _named(reference, candidate)]
+    feeds = next(iter(inputs.batches(batch)))
+    return compare_latency(pair[0], pair[1], feeds, seconds=TIMING_SECONDS, seed=options.seed)
+
+
+def _named(reference: Path | bytes, candidate: Path | bytes) -> list[tuple[Path | bytes, str]]:
+    return [(reference, "the reference"), (candidate, "the candidate")]
+
+
+def _open(model: Path | bytes, name: str, provider: Provider, options: Options, *, optimise: bool) -> Session:
+    label = str(model) if isinstance(model, Path) else name
+    return open_session(model, provider, optimise=optimise, threads=options.threads, label=label)
+
+
+def _not_faster(latency: Comparison) -> str:
+    return (
+        f"the smaller model is not measurably faster here ({latency.provider}, batch {latency.batch}, "
+        f"{latency.threads} threads): {1 / latency.ratio_high:.2f}x to {1 / latency.ratio_low:.2f}x"
+    )

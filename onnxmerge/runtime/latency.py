@@ -1,0 +1,183 @@
+"""Latency of two models, measured in turn in one process.
+
+What was seen on identical models decides how it is done. Two sessions of the same model may differ by a third for as long as
+they live (where their threads ended up), so sessions are opened afresh for several rounds. Load comes in bursts, so runs are
+not independent: the interval resamples whole rounds, not runs. And medians of identical models still differ by one per cent,
+so the interval never claims to be finer than that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from onnxmerge.errors import ModelError, ProviderError
+from onnxmerge.results import Comparison, LatencySummary
+from onnxmerge.runtime.sessions import Feeds, Session, batch_size
+
+ROUNDS = 10
+RESOLUTION = 0.01  # of the ratio: what two sessions of one model differ by anyway
+_RESAMPLES = 1000
+_PERCENTILES = (0.5, 99.5)  # 95 % for about ten clusters: Hesterberg 2015, expanded percentiles
+_WARM_RUNS = (3, 50)
+_STABLE = 0.05
+
+Call = Callable[[], object]
+
+
+def compare_latency(
+    reference: Session,
+    candidate: Session,
+    feeds: Feeds,
+    *,
+    seconds: float = 5.0,
+    min_runs: int = 20,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+) -> Comparison:
+    """Pairs of calls, their order random, over rounds of freshly opened sessions; ratio of the medians, and its interval.
+
+    Takes about `seconds`, more where min_runs pairs need it; fewer rounds where opening takes more than half of that. No run
+    is thrown away. Raises ProviderError where the sessions run on different providers or with different numbers of threads.
+    """
+    if (reference.provider.name, reference.threads) != (candidate.provider.name, candidate.threads):
+        sides = " and ".join(f"{side.provider.name} with {side.threads} threads" for side in (reference, candidate))
+        raise ProviderError(f"latencies on {sides} cannot be compared: open both sessions alike")
+    generator = np.random.default_rng(seed)
+    with _collector_off():
+        measured = _rounds((reference, candidate), feeds, seconds, min_runs, max(rounds, 1), generator)
+    times = np.concatenate(measured)
+    ratio, low, high = ratio_interval(measured, generator)
+    return Comparison(
+        reference=_summary(times[:, 0]),
+        candidate=_summary(times[:, 1]),
+        ratio=ratio,
+        ratio_low=low,
+        ratio_high=high,
+        batch=batch_size(feeds),
+        provider=reference.provider.name,
+        threads=reference.threads,
+    )
+
+
+def latency(session: Session, feeds: Feeds, *, seconds: float = 2.0, min_runs: int = 20) -> LatencySummary:
+    """Median and p95 of one model; to say which of two is faster use compare_latency."""
+    call = session.bind(feeds)
+    with _collector_off():
+        _warm_up([call], seconds / 5)
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(times) < min_runs or time.perf_counter() < end:
+            times.append(_time(call))
+    return _summary(np.array(times))
+
+
+def ratio_interval(rounds: list[np.ndarray], generator: np.random.Generator) -> tuple[float, float, float]:
+    """Ratio of the pooled medians (second column by first) of rounds (pairs, 2), and its bootstrap interval over clusters.
+
+    A cluster is a round, or a stretch of one where there are fewer than ten. The interval is widened by RESOLUTION.
+    """
+    stretches = math.ceil(ROUNDS / len(rounds))
+    clusters = [part for times in rounds for part in np.array_split(times, stretches) if len(part)]
+    ratio = _ratio(np.concatenate(clusters))
+    draws = generator.integers(len(clusters), size=(_RESAMPLES, len(clusters)))
+    logs = [math.log(_ratio(np.concatenate([clusters[index] for index in draw]))) for draw in draws]
+    low, high = np.exp(np.percentile(logs, _PERCENTILES))
+    return ratio, float(min(low, ratio)) , float(max(high, ratio)) * (1 + RESOLUTION)
+
+
+def _ratio(times: np.ndarray) -> float:
+    first, second = np.median(times, axis=0)
+    return float(second / first)
+
+
+def _rounds(
+    sessions: tuple[Session, Session],
+    feeds: Feeds,
+    seconds: float,
+    min_runs: int,
+    rounds: int,
+    generator: np.random.Generator,
+) -> list[np.ndarray]:
+    """Times in seconds, one array (pairs, 2) a round. The number of rounds follows from what opening the first pair cost."""
+    started = time.perf_counter()
+    opened: tuple[Session, Session] | None = _reopened(sessions, generator) if rounds > 1 else sessions
+    cost = time.perf_counter() - started
+    if opened is None:
+        opened, rounds = sessions, 1
+    rounds = int(min(rounds, max(1, seconds / 2 / max(cost, 1e-9))))
+    share = max(seconds - rounds * cost, seconds / 2) / rounds
+    measured = []
+    for number in range(rounds):
+        if number:
+            opened = None  # frees the last pair before the next one opens
+            opened = _reopened(sessions, generator) or sessions
+        calls = [session.bind(feeds) for session in opened]
+        _warm_up(calls, share / 5)
+        measured.append(_pairs(calls, share, math.ceil(min_runs / rounds), generator))
+        del calls
+    return measured
+
+
+def _reopened(sessions: tuple[Session, Session], generator: np.random.Generator) -> tuple[Session, Session] | None:
+    """Both sessions afresh, opened in random order; None where there is no room for them."""
+    try:
+        if generator.integers(2):
+            second = sessions[1].reopen()
+            return sessions[0].reopen(), second
+        return sessions[0].reopen(), sessions[1].reopen()
+    except ModelError:
+        return None
+
+
+def _pairs(calls: list[Call], seconds: float, minimum: int, generator: np.random.Generator) -> np.ndarray:
+    pairs: list[tuple[float, float]] = []
+    end = time.perf_counter() + seconds
+    while len(pairs) < max(minimum, 1) or time.perf_counter() < end:
+        if generator.integers(2):
+            second = _time(calls[1])
+            pairs.append((_time(calls[0]), second))
+        else:
+            pairs.append((_time(calls[0]), _time(calls[1])))
+    return np.array(pairs)
+
+
+def _warm_up(calls: list[Call], seconds: float) -> None:
+    """Until the last three runs of each agree with the three before, or the time or fifty runs are over."""
+    end = time.perf_counter() + seconds
+    for call in calls:
+        times: list[float] = []
+        while len(times) < _WARM_RUNS[0] or (len(times) < _WARM_RUNS[1] and time.perf_counter() < end):
+            times.append(_time(call))
+            before, last = times[-6:-3], times[-3:]
+            if len(times) >= 6 and abs(np.median(last) / np.median(before) - 1) < _STABLE:
+                break
+
+
+def _time(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _summary(times: np.ndarray) -> LatencySummary:
+    median, p95 = (float(value) for value in np.percentile(times * 1e3, (50, 95)))
+    return LatencySummary(median, p95, len(times))
+
+
+@contextlib.contextmanager
+def _collector_off() -> Iterator[None]:
+    """No garbage collection in the middle of a run."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

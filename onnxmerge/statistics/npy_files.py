@@ -1,0 +1,100 @@
+"""Arrays of .npy and .npz files as maps into the files: nothing is read before it is used, no Python object is ever loaded."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+import numpy as np
+from numpy.lib import format as npy
+
+from onnxmerge.errors import InputError, OnnxMergeError
+
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_LOCAL_HEADER_BYTES = 30
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a .npy file says of its array."""
+
+    shape: tuple[int, ...]
+    column_major: bool
+    dtype: np.dtype
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """InputError in place of everything that a missing, broken or foreign file raises."""
+    try:
+        yield
+    except OnnxMergeError:
+        raise
+    except Exception as error:  # what parsers and decoders raise has no common root
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} cannot be read: {reason}") from error
+
+
+def open_npy(path: Path) -> np.ndarray:
+    """The array of a .npy file. Raises InputError."""
+    with readable(path), path.open("rb") as file:
+        return _mapped(file, path.stat().st_size)
+
+
+def npz_headers(path: Path) -> dict[str, Header]:
+    """The members of a .npz file by name. Raises InputError."""
+    headers = {}
+    with readable(path), zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.filename.endswith(".npy"):
+                with archive.open(info) as file:
+                    headers[info.filename.removesuffix(".npy")] = _header(file)
+    return headers
+
+
+def open_npz(path: Path, member: str) -> np.ndarray:
+    """One member: mapped where it lies if stored plainly, else unpacked once to an unnamed temporary file. Raises InputError."""
+    with readable(path), zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(f"{member}.npy")
+        if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
+            with path.open("rb") as file:
+                file.seek(info.header_offset)
+                lengths = struct.unpack("<HH", file.read(_LOCAL_HEADER_BYTES)[26:])
+                file.seek(sum(lengths), 1)
+                return _mapped(file, info.file_size)
+        with archive.open(info) as packed, tempfile.TemporaryFile() as unpacked:
+            shutil.copyfileobj(packed, unpacked, 1 << 20)
+            unpacked.seek(0)
+            return _mapped(unpacked, info.file_size)
+
+
+def _header(file: IO[bytes]) -> Header:
+    version = npy.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"version {version} of the .npy format is unknown")
+    header = Header(*_HEADERS[version](file))
+    if header.dtype.hasobject:
+        raise ValueError("it holds Python objects, which are never loaded: save numbers")
+    return header
+
+
+def _mapped(file: IO[bytes], size: int) -> np.ndarray:
+    """The array that starts here and has `size` bytes with its header."""
+    start = file.tell()
+    header = _header(file)
+    needed = math.prod(header.shape) * header.dtype.itemsize
+    found = size - (file.tell() - start)
+    if needed > found:
+        raise ValueError(f"{header.dtype} {header.shape} needs {needed} bytes, but only {found} are there")
+    if not needed:
+        return np.empty(header.shape, header.dtype)
+    order: Literal["F", "C"] = "F" if header.column_major else "C"
+    return np.asarray(np.memmap(file, header.dtype, "r", file.tell(), header.shape, order))

@@ -1,0 +1,157 @@
+"""Walk a model from node to node over many inputs, holding only the tensors that are still to be read.
+
+Running a network once for every layer that is looked at would cost the square of its depth. A `Walk` runs every node once for
+each input: `advance` computes the nodes up to a position and keeps what crosses it, in memory or, beyond a budget, on disk.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, ModelProto, NodeProto, helper, numpy_helper
+
+from onnxmerge.runtime.providers import CPU, Provider
+from onnxmerge.runtime.sessions import Session, open_session
+
+MEMORY_BUDGET_BYTES = 2 << 30
+
+
+def sub_model(model: ModelProto, nodes: Sequence[NodeProto], inputs: Mapping[str, np.ndarray], outputs: Iterable[str]) -> bytes:
+    """A model of some nodes: their initializers come along, inputs are typed by example, sizes stay open."""
+    read = {name for node in nodes for name in reads(node)}
+    graph = onnx.GraphProto(name="part")
+    graph.node.extend(nodes)
+    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in read)
+    graph.sparse_initializer.extend(tensor for tensor in model.graph.sparse_initializer if tensor.values.name in read)
+    for name, value in inputs.items():
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        graph.input.append(helper.make_tensor_value_info(name, kind, [None] * value.ndim))
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    part = ModelProto(ir_version=model.ir_version, graph=graph, opset_import=model.opset_import, functions=model.functions)
+    return part.SerializeToString()
+
+
+def reads(node: NodeProto) -> set[str]:
+    """Every tensor that a node reads, in its bodies too."""
+    found = {name for name in node.input if name}
+    for attribute in node.attribute:
+        bodies = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
+        for body in bodies:
+            found |= {name for inner in body.node for name in reads(inner)} | {output.name for output in body.output}
+    return found
+
+
+class Store:
+    """Arrays of many batches by (batch, name), in memory until the budget is spent, then in a temporary folder."""
+
+    def __init__(self, budget_bytes: int = MEMORY_BUDGET_BYTES) -> None:
+        self._budget, self._used, self._files = budget_bytes, 0, 0
+        self._held: dict[tuple[int, str], np.ndarray] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def put(self, batch: int, name: str, value: np.ndarray) -> None:
+        """Hold a value, replacing an older one."""
+        self.drop(batch, name)
+        if self._used + value.nbytes > self._budget:
+            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="onnxmerge-")
+            path = Path(self._folder.name) / f"{self._files}.npy"
+            self._files += 1
+            np.save(path, value, allow_pickle=False)
+            value = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            self._used += value.nbytes
+        self._held[batch, name] = value
+
+    def get(self, batch: int, name: str) -> np.ndarray:
+        """The value."""
+        return self._held[batch, name]
+
+    def drop(self, batch: int, name: str) -> None:
+        """Forget a value."""
+        value = self._held.pop((batch, name), None)
+        if isinstance(value, np.memmap):
+            Path(str(value.filename)).unlink(missing_ok=True)
+        elif value is not None:
+            self._used -= value.nbytes
+
+
+@dataclass
+class Walk:
+    """A model under way: nodes before `position` have been run on every batch of feeds."""
+
+    model: ModelProto
+    batches: Sequence[Mapping[str, np.ndarray]]
+    provider: Provider = CPU
+    threads: int | None = None
+    position: int = 0
+    nodes: list[list[NodeProto]] = field(init=False)
+    live: dict[str, int] = field(init=False)
+    store: Store = field(init=False, default_factory=Store)
+
+    def __post_init__(self) -> None:
+        self.nodes = [[node] for node in self.model.graph.node]
+        initializers = {tensor.name for tensor in self.model.graph.initializer}
+        initializers |= {tensor.values.name for tensor in self.model.graph.sparse_initializer}
+        self._last = {name: at for at, node in enumerate(self.model.graph.node) for name in reads(node)}
+        self._fixed = set(initializers)
+        for node in self.model.graph.node:
+            if reads(node) <= self._fixed:
+                self._fixed |= set(node.output)
+        self.live = {}
+        for name in self.batches[0]:
+            self.live[name] = self._last.get(name, -1)
+            for number, feeds in enumerate(self.batches):
+                self.store.put(number, name, feeds[name])
+
+    def replace(self, at: int, nodes: Sequence[NodeProto], constants: Mapping[str, np.ndarray]) -> None:
+        """Put other nodes in the place of one not yet run; `constants` are new initializers that they read."""
+        if at < self.position:
+            raise ValueError(f"node {at} has already been run")
+        self.nodes[at] = list(nodes)
+        for name, value in constants.items():
+            self.model.graph.initializer.append(numpy_helper.from_array(value, name))
+            self._fixed.add(name)
+
+    def advance(self, stop: int) -> None:
+        """Run the nodes before `stop` and keep what nodes from there on read."""
+        if stop <= self.position:
+            return
+        produced = [name for group in self.nodes[self.position : stop] for node in group for name in node.output if name]
+        wanted = [name for name in produced if self._last.get(name, -1) >= stop and name not in self._fixed]
+        if wanted:
+            self._run(stop, wanted)
+        for name in [name for name, last in self.live.items() if last < stop]:
+            del self.live[name]
+            for number in range(len(self.batches)):
+                self.store.drop(number, name)
+        self.position = stop
+
+    def tensor(self, batch: int, name: str) -> np.ndarray:
+        """A tensor that is live at the position."""
+        return self.store.get(batch, name)
+
+    def _run(self, stop: int, wanted: list[str]) -> None:
+        session = self._session(stop, wanted)
+        names = [spec.name for spec in session.inputs]
+        for number in range(len(self.batches)):
+            values = session.run({name: np.asarray(self.store.get(number, name)) for name in names})
+            for name in wanted:
+                self.store.put(number, name, values[name])
+        self.live.update({name: self._last[name] for name in wanted})
+
+    def _session(self, stop: int, wanted: list[str]) -> Session:
+        """The nodes that lead from what is held, and from constants, to what is wanted."""
+        chosen: list[NodeProto] = []
+        needed = set(wanted)
+        for node in reversed([node for group in self.nodes[:stop] for node in group]):
+            if needed & set(node.output):
+                chosen.append(node)
+                needed |= {name for name in reads(node) if name not in self.live}
+        inputs = {name: self.store.get(0, name) for node in chosen for name in sorted(reads(node)) if name in self.live}
+        part = sub_model(self.model, chosen[::-1], inputs, wanted)
+        return open_session(part, self.provider, optimise=True, threads=self.threads, label="a part of the model")

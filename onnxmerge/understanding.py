@@ -1,0 +1,84 @@
+"""A file understood: the model, its tensors' shapes in a tiny run, its channel groups and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from onnxmerge.errors import OptionError
+from onnxmerge.graph.channels import ChannelGroup, Channels, analyse
+from onnxmerge.graph.cost import total_macs, total_parameters
+from onnxmerge.graph.io import Model, load
+from onnxmerge.options import Options
+from onnxmerge.results import Refusal, Size
+from onnxmerge.runtime.shapes import Observations, observe_twice, random_values
+
+
+@dataclass(frozen=True)
+class Understanding:
+    """The model, ready to be decided on. shapes: concrete shapes of every tensor in the tiny run."""
+
+    model: Model
+    channels: Channels
+    observed: Observations
+    size: Size
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> concrete shape."""
+        return {name: seen.shape for name, seen in self.observed.items()}
+
+    @property
+    def feeds(self) -> dict[str, np.ndarray]:
+        """Random inputs of the shapes of the tiny run."""
+        generator = np.random.default_rng(0)
+        inputs = [tensor.name for tensor in self.model.graph.inputs]
+        return {name: random_values(generator, self.observed[name].shape, self.observed[name].dtype) for name in inputs}
+
+
+def understand(path: Path) -> Understanding:
+    """Load, run once or twice on tiny inputs, follow the channels. Raises ModelError with one clear line."""
+    model = load(path)
+    first, second = observe_twice(path, label=path.name)
+    shapes = {name: seen.shape for name, seen in first.items()}
+    others = None if second is None else {name: seen.shape for name, seen in second.items()}
+    values = {name: seen.value for name, seen in first.items() if seen.value is not None}
+    return Understanding(model, analyse(model, shapes, others, values), first, measure(model, shapes, path.stat().st_size))
+
+
+def measure(model: Model, shapes: dict[str, tuple[int, ...]], file_bytes: int) -> Size:
+    """Parameters, MACs for the shapes given, bytes."""
+    return Size(total_parameters(model), total_macs(model, shapes), file_bytes)
+
+
+def chosen_groups(channels: Channels, options: Options) -> tuple[list[ChannelGroup], list[Refusal]]:
+    """The groups that scope, include and exclude leave, and why the others are left out. OptionError for an idle pattern."""
+    names = [link.name for group in channels.groups for link in group.producers]
+    for pattern in (*options.include, *options.exclude):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise OptionError(f"no node that starts removable channels is named like {pattern!r}; `onnxmerge inspect` lists them")
+    chosen, refusals = [], []
+    for group in channels.groups:
+        reason = _left_out(group, options)
+        if reason:
+            refusals += [Refusal(link.name, reason) for link in group.producers]
+        else:
+            chosen.append(group)
+    return chosen, refusals
+
+
+def _left_out(group: ChannelGroup, options: Options) -> str:
+    names = [link.name for link in group.producers]
+    if options.scope == "chains" and len(names) > 1:
+        return f"--scope chains leaves groups with {len(names)} producers alone"
+    if options.include and not _any_match(names, options.include):
+        return "not named by --include"
+    return "named by --exclude" if _any_match(names, options.exclude) else ""
+
+
+def _any_match(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)

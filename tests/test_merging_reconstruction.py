@@ -1,0 +1,161 @@
+"""The least squares on moments against least squares on the samples themselves."""
+
+import functools
+import operator
+
+import numpy as np
+import pytest
+
+from onnxmerge.merging.reconstruction import (
+    LARGEST_SYSTEM,
+    Moments,
+    fits_in_memory,
+    mixed_bias,
+    mixed_weight,
+    mixing,
+    relative_error,
+    repair_scale,
+    solve,
+)
+
+
+def data(seed=0, count=300, d=7, o=4, noise=0.3):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, d)) @ rng.normal(size=(d, d)) + rng.normal(size=d)
+    return x, x @ rng.normal(size=(d, o)) + noise * rng.normal(size=(count, o)) + rng.normal(size=o)
+
+
+def oracle(x, y):
+    """Weight (o, d) and bias (o,) by lstsq with a column of ones."""
+    best = np.linalg.lstsq(np.c_[x, np.ones(len(x))], y, rcond=None)[0]
+    return best[:-1].T, best[-1]
+
+
+@pytest.mark.parametrize("prior", [0.0, 3.0])
+def test_without_ridge_it_is_lstsq(prior):
+    x, y = data()
+    weight, bias, outcome = solve(Moments.of(x, y), np.full((4, 7), prior), ridge=0.0, repair=0.0)
+    expected, offset = oracle(x, y)
+    np.testing.assert_allclose(weight, expected, atol=1e-8)
+    np.testing.assert_allclose(bias, offset, atol=1e-8)
+    left = ((y - x @ expected.T - offset) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
+    assert outcome.error_solved == pytest.approx(left, rel=1e-6)
+    assert outcome.error == outcome.error_solved <= outcome.error_prior
+
+
+def test_ridge_pulls_to_the_prior_as_extra_samples_would():
+    x, y = data()
+    prior = np.random.default_rng(1).normal(size=(4, 7))
+    xc, yc = x - x.mean(0), y - y.mean(0)
+    strength = 0.2 * np.mean(xc.var(0)) * len(x)
+    rows = np.r_[xc, np.sqrt(strength) * np.eye(7)]
+    expected = np.linalg.lstsq(rows, np.r_[yc, np.sqrt(strength) * prior.T], rcond=None)[0].T
+    np.testing.assert_allclose(solve(Moments.of(x, y), prior, ridge=0.2, repair=0.0)[0], expected, atol=1e-8)
+    np.testing.assert_allclose(solve(Moments.of(x, y), prior, ridge=1e12, repair=0.0)[0], prior, atol=1e-8)
+
+
+def test_shards_add_up_to_the_whole():
+    x, y = data()
+    whole = Moments.of(x, y)
+    parts = functools.reduce(operator.add, [Moments.of(x[i : i + 41], y[i : i + 41]) for i in range(0, 300, 41)])
+    for name in ("count", "sum_x", "sum_y", "xx", "xy", "yy"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-12)
+
+
+def test_centred_is_what_numpy_says():
+    x, y = data()
+    centred = Moments.of(x, y).centred()
+    np.testing.assert_allclose(centred.xx, np.cov(x.T, bias=True), atol=1e-10)
+    np.testing.assert_allclose(centred.xy, np.cov(x.T, y.T, bias=True)[:7, 7:], atol=1e-10)
+    np.testing.assert_allclose(centred.variance_y, y.var(0), atol=1e-10)
+
+
+@pytest.mark.parametrize("repair", [0.5, 1.0])
+def test_repair_restores_the_standard_deviation(repair):
+    x, y = data(noise=2.0)
+    plain = solve(Moments.of(x, y), np.zeros((4, 7)), repair=0.0)[0]
+    weight, bias, _ = solve(Moments.of(x, y), np.zeros((4, 7)), repair=repair)
+    fitted, shrunk = (x @ weight.T + bias).std(0), (x @ plain.T).std(0)
+    np.testing.assert_allclose(fitted, shrunk ** (1 - repair) * y.std(0) ** repair, rtol=1e-8)
+    np.testing.assert_allclose((x @ weight.T + bias).mean(0), y.mean(0), atol=1e-9)
+
+
+def test_repair_is_limited_and_leaves_dead_outputs_alone():
+    np.testing.assert_allclose(repair_scale([100.0, 1e-6, 0.0, 1.0], [1.0, 1.0, 1.0, 0.0], 1.0), [2.0, 0.5, 1.0, 1.0])
+
+
+def test_mixing_is_least_squares_and_exact_for_multiples():
+    x, _ = data(d=6)
+    x = np.c_[x, 2.0 * x[:, 1] + 5.0]
+    kept = np.array([0, 1, 4])
+    mixed, shift = mixing(np.cov(x.T, bias=True), x.mean(0), kept, ridge=0.0)
+    expected, offset = oracle(x[:, kept], x)
+    np.testing.assert_allclose(mixed, expected, atol=1e-8)
+    np.testing.assert_allclose(shift, offset, atol=1e-8)
+    np.testing.assert_array_equal(mixed[kept], np.eye(3))
+    np.testing.assert_allclose(mixed[6], [0.0, 2.0, 0.0], atol=1e-8)
+
+
+@pytest.mark.parametrize("kernel", [(), (3,), (3, 2), (2, 1, 2)], ids=str)
+def test_mixed_weight_reads_the_mixture(kernel):
+    rng = np.random.default_rng(2)
+    weight, mixed, shift, kept = (
+        rng.normal(size=(5, 4, *kernel)),
+        rng.normal(size=(4, 2)),
+        rng.normal(size=4),
+        rng.normal(size=(2, *kernel)),
+    )
+    full = np.tensordot(mixed, kept, 1) + shift.reshape(4, *[1] * len(kernel))
+    axes = tuple(range(1, 2 + len(kernel)))
+    reading = np.sum(mixed_weight(weight, mixed) * kept, axes) + mixed_bias(weight, shift)
+    np.testing.assert_allclose(reading, np.sum(weight * full, axes), atol=1e-10)
+
+
+CASES = {
+    "dead input": lambda x, y: (x * (np.arange(7) != 2), y),
+    "constant input": lambda x, y: (np.where(np.arange(7) == 2, 4.0, x), y),
+    "all inputs constant": lambda x, y: (np.ones_like(x), y),
+    "duplicated inputs": lambda x, y: (np.c_[x[:, :6], x[:, 0]], y),
+    "constant output": lambda x, y: (x, np.where(np.arange(4) == 1, -2.0, y)),
+    "zero output": lambda x, y: (x, 0.0 * y),
+    "fewer samples than unknowns": lambda x, y: (x[:3], y[:3]),
+    "one sample": lambda x, y: (x[:1], y[:1]),
+    "scales apart": lambda x, y: (x * 10.0 ** np.arange(-3, 4), y * 1e4),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_degenerate_samples_give_finite_weights_that_do_no_harm(case):
+    x, y = case(*data())
+    moments = Moments.of(x, y)
+    weight, bias, outcome = solve(moments, np.zeros((4, 7)), repair=0.0)
+    assert np.isfinite(weight).all()
+    assert np.isfinite(bias).all()
+    assert outcome.error_solved <= outcome.error_prior + 1e-9
+    np.testing.assert_allclose(x.mean(0) @ weight.T + bias, y.mean(0), atol=1e-6 * max(1.0, abs(y).max()))
+
+
+def test_constant_inputs_keep_the_prior():
+    x, y = data()
+    x[:, 3] = 1.5
+    prior = np.full((4, 7), 0.25)
+    np.testing.assert_array_equal(solve(Moments.of(x, y), prior, repair=0.0)[0][:, 3], 0.25)
+
+
+def test_relative_error_counts_the_bias():
+    x, y = data()
+    weight, bias, outcome = solve(Moments.of(x, y), np.zeros((4, 7)))
+    assert relative_error(Moments.of(x, y), weight, bias) == pytest.approx(outcome.error)
+    direct = ((y - x @ weight.T - bias - 1.0) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
+    assert relative_error(Moments.of(x, y), weight, bias + 1.0) == pytest.approx(direct)
+
+
+def test_same_input_same_bytes():
+    x, y = data()
+    first, second = (solve(Moments.of(x, y), np.zeros((4, 7))) for _ in range(2))
+    assert first[0].tobytes() + first[1].tobytes() == second[0].tobytes() + second[1].tobytes()
+
+
+def test_the_memory_rule():
+    assert fits_in_memory(LARGEST_SYSTEM)
+    assert not fits_in_memory(LARGEST_SYSTEM + 1)

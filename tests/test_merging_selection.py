@@ -1,0 +1,136 @@
+"""Backward elimination against the plain definition: refit after every removal."""
+
+import numpy as np
+import pytest
+
+from onnxmerge.merging.selection import BLOCK, eliminate, kept_after, reading_metric, weigh
+
+
+def samples(seed, count, n, rank=None):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(count, rank or n)) @ rng.normal(size=(rank or n, n))
+
+
+def covariance_of(x):
+    return np.cov(x.T, bias=True).reshape(x.shape[1], x.shape[1])
+
+
+def lost(covariance, weights, kept):
+    """Share of the output variance that the best use of the kept channels loses."""
+    inner = covariance[np.ix_(kept, kept)]
+    best = np.linalg.lstsq(inner, covariance[kept] @ weights.T, rcond=None)[0]
+    total = np.einsum("oi,ij,oj->", weights, covariance, weights)
+    return 1.0 - np.sum((covariance[kept] @ weights.T) * best) / total
+
+
+def greedy(consumers, steps):
+    n = len(consumers[0][0])
+    kept, order, cost = list(range(n)), [], []
+    for _ in range(steps):
+        trials = [np.mean([lost(c, w, [k for k in kept if k != i]) for c, w in consumers]) for i in kept]
+        order.append(kept.pop(int(np.argmin(trials))))
+        cost.append(min(trials))
+    return order, cost
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_follows_the_greedy_definition(readers):
+    rng = np.random.default_rng(1)
+    consumers = [(covariance_of(samples(s, 200, 9)), rng.normal(size=(4, 9)) * 10.0**s) for s in range(readers)]
+    order, cost = greedy(consumers, 8)
+    elimination = eliminate(consumers, damping=1e-12)
+    np.testing.assert_array_equal(elimination.order[:8], order)
+    np.testing.assert_allclose(elimination.cost[:8], cost, rtol=1e-6, atol=1e-9)
+    assert elimination.cost[-1] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_blocked_downdates_give_the_exact_cost():
+    n = 3 * BLOCK + 7
+    covariance = covariance_of(samples(3, 4 * n, n))
+    weights = np.random.default_rng(4).normal(size=(30, n))
+    elimination = eliminate([(covariance, weights)], damping=1e-12)
+    assert (np.diff(elimination.cost) >= 0).all()
+    for count in (n - 1, n - BLOCK, n - BLOCK - 1, n // 2, 5):
+        kept = kept_after(elimination, n, count)
+        assert elimination.cost[n - count - 1] == pytest.approx(lost(covariance, weights, kept), rel=1e-6)
+
+
+def test_dead_unread_constant_and_duplicated_channels_go_first_and_cost_nothing():
+    x = samples(5, 400, 8)
+    x[:, 1] = 0.0
+    x[:, 4] = 3.0
+    x[:, 6] = 2.5 * x[:, 0]
+    weights = np.random.default_rng(6).normal(size=(5, 8))
+    weights[:, 7] = 0.0
+    elimination = eliminate([(covariance_of(x), weights)])
+    assert np.isfinite(elimination.cost).all()
+    assert elimination.cost[3] < 1e-4
+    assert {1, 4}.issubset(elimination.order[:4])
+    assert len({0, 6} & set(elimination.order[:4])) == 1
+
+
+@pytest.mark.parametrize(
+    "x", [np.zeros((10, 6)), samples(7, 3, 6), samples(7, 200, 6, rank=2)], ids=["all dead", "few samples", "rank 2"]
+)
+def test_degenerate_statistics_give_a_whole_order(x):
+    elimination = eliminate([(covariance_of(x), np.ones((2, 6)))])
+    assert sorted(elimination.order) == list(range(6))
+    assert np.isfinite(elimination.cost).all()
+
+
+def test_only_removable_channels_go():
+    removable = np.array([True, False, True, True, False])
+    elimination = eliminate([(covariance_of(samples(8, 50, 5)), np.eye(5))], removable)
+    assert sorted(elimination.order) == [0, 2, 3]
+    with pytest.raises(ValueError, match="3 may be removed"):
+        kept_after(elimination, 5, 1)
+
+
+def test_cells_stay_balanced():
+    cells = np.array([7, 7, 7, 7, 9, 9, 9, 9, 11, 11, 11, 11])
+    removable = np.ones(12, bool)
+    removable[0] = False
+    elimination = eliminate([(covariance_of(samples(9, 60, 12)), np.ones((3, 12)))], removable, cells)
+    assert len(elimination.order) == 9
+    for round_ in range(3):
+        assert sorted(cells[elimination.order[3 * round_ : 3 * round_ + 3]]) == [7, 9, 11]
+
+
+def test_a_permutation_of_channels_permutes_the_order():
+    covariance, weights = covariance_of(samples(10, 90, 20)), np.random.default_rng(11).normal(size=(6, 20))
+    shuffle = np.random.default_rng(12).permutation(20)
+    plain = eliminate([(covariance, weights)])
+    moved = eliminate([(covariance[np.ix_(shuffle, shuffle)], weights[:, shuffle])])
+    np.testing.assert_array_equal(shuffle[moved.order], plain.order)
+
+
+def test_same_input_same_bytes_and_input_untouched():
+    covariance, weights = covariance_of(samples(13, 300, 64)), np.random.default_rng(14).normal(size=(9, 64))
+    before = covariance.tobytes(), weights.tobytes()
+    first, second = eliminate([(covariance, weights)]), eliminate([(covariance, weights)])
+    assert first.order.tobytes() + first.cost.tobytes() == second.order.tobytes() + second.cost.tobytes()
+    assert (covariance.tobytes(), weights.tobytes()) == before
+
+
+@pytest.mark.parametrize("kernel", [(), (3,), (2, 2)], ids=str)
+def test_weighed_rows_measure_the_error_as_the_readers_see_it(kernel):
+    rng = np.random.default_rng(15)
+    weights, scale, reader = rng.normal(size=(4, 6, *kernel)), rng.normal(size=4), rng.normal(size=(9, 4))
+    rows = weigh(weights, scale, reader.T @ reader)
+    error = rng.normal(size=6)
+    seen = np.tensordot(reader, scale.reshape(-1, *[1] * len(kernel)) * np.tensordot(weights, error, (1, 0)), 1)
+    assert np.sum((rows @ error) ** 2) == pytest.approx(np.sum(seen**2))
+    assert rows.shape == (4 * int(np.prod(kernel)), 6)
+
+
+def test_without_scale_and_metric_the_rows_are_the_weights():
+    weights = np.random.default_rng(16).normal(size=(4, 6, 3))
+    np.testing.assert_array_equal(weigh(weights), weights.transpose(0, 2, 1).reshape(12, 6))
+
+
+def test_reading_metric_gives_every_consumer_the_same_say():
+    rng = np.random.default_rng(17)
+    covariance, small = covariance_of(samples(18, 100, 5)), rng.normal(size=(3, 5))
+    once, twice = reading_metric([(covariance, small)]), reading_metric([(covariance, small), (covariance, 1e3 * small)])
+    np.testing.assert_allclose(twice, 2.0 * once, rtol=1e-10)
+    assert np.sum(once * covariance) == pytest.approx(1.0)

@@ -1,0 +1,265 @@
+"""Fidelity: against formulas written out on whole arrays, and every kind of failure seen."""
+
+import math
+
+import numpy as np
+import pytest
+from onnx import numpy_helper, parser
+
+from onnxmerge.errors import InputError, VerificationError
+from onnxmerge.results import Fidelity, OutputFidelity, as_json
+from onnxmerge.runtime.fidelity import accuracy, as_array, check_thresholds, compare
+from onnxmerge.runtime.sessions import open_session
+
+HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
+LINEAR = "g (float[N,4] x) => (float[N,K] y) { y = MatMul(x, w) }"
+BLAS_NOISE = 1e-6
+
+
+def session(text, **weights):
+    model = parser.parse_model(HEADER + text)
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items())
+    return open_session(model.SerializeToString(), optimise=False, threads=1)
+
+
+def linear(weight):
+    return session(LINEAR, w=np.asarray(weight, np.float32))
+
+
+def batches(array, size=7, name="x"):
+    return [{name: array[start : start + size]} for start in range(0, len(array), size)]
+
+
+@pytest.fixture
+def inputs():
+    return np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def weight():
+    return np.random.default_rng(1).standard_normal((4, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [1, 7, 50])
+def test_the_documented_formulas(inputs, weight, size):
+    other = weight + 1.5 * np.random.default_rng(2).standard_normal(weight.shape).astype(np.float32)
+    found = compare(linear(weight), linear(other), batches(inputs, size), "noise")
+    output = found.outputs[0]
+    y, z = (inputs.astype(np.float64) @ matrix.astype(np.float64) for matrix in (weight, other))
+    fidelity = 1 - ((y - z) ** 2).sum() / ((y - y.mean(axis=0)) ** 2).sum()
+    relative = np.linalg.norm(y - z, axis=1) / np.linalg.norm(y, axis=1)
+    cosine = (y * z).sum(axis=1) / np.linalg.norm(y, axis=1) / np.linalg.norm(z, axis=1)
+    best = z.argmax(axis=1)
+    five = np.argsort(-y, axis=1)[:, :5]
+    expected = {
+        "fidelity": fidelity,
+        "sqnr_db": -10 * math.log10(1 - fidelity),
+        "relative_l2_mean": relative.mean(),
+        "relative_l2_worst": relative.max(),
+        "cosine_mean": cosine.mean(),
+        "cosine_worst": cosine.min(),
+        "max_abs_error": np.abs(y - z).max(),
+        "worst_input": int(relative.argmax()),
+        "top1_agreement": (best == y.argmax(axis=1)).mean(),
+        "top5_agreement": (five == best[:, None]).any(axis=1).mean(),
+    }
+    assert {name: getattr(output, name) for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert output.finite
+    assert (found.inputs, found.source, found.provider) == (50, "noise", "CPUExecutionProvider")
+
+
+def test_a_large_mean_costs_no_digits(inputs):
+    offset = session("g (float[N,4] x) => (double[N,4] y) { d = Cast <to = 11> (x)\n y = Add(d, w) }", w=np.full(4, 1e7))
+    noisy = session("g (float[N,4] x) => (double[N,4] y) { d = Cast <to = 11> (x)\n y = Add(d, w) }", w=np.full(4, 1e7 + 0.5))
+    y = inputs.astype(np.float64)
+    expected = 1 - 0.25 * y.size / ((y - y.mean(axis=0)) ** 2).sum()
+    assert compare(offset, noisy, batches(inputs), "").outputs[0].fidelity == pytest.approx(expected, rel=1e-6)
+
+
+CHANGES = {
+    "same": (lambda w: w, 1.0, 1.0, 1.0),
+    "wrong sign": (lambda w: -w, -3.0, -1.0, 0.0),
+    "all zero": (lambda w: 0 * w, 0.0, 0.0, None),
+    "twice": (lambda w: 2 * w, 0.0, 1.0, 1.0),
+    "outputs swapped": (lambda w: w[:, ::-1], None, None, 0.0),
+}
+
+
+@pytest.mark.parametrize(("change", "fidelity", "cosine", "top1"), CHANGES.values(), ids=CHANGES.keys())
+def test_known_changes(inputs, weight, change, fidelity, cosine, top1):
+    both = np.concatenate([inputs, -inputs])  # mean zero, so that the wrong sign has fidelity -3 exactly
+    output = compare(linear(weight), linear(change(weight)), batches(both), "").outputs[0]
+    if fidelity is not None:
+        assert output.fidelity == pytest.approx(fidelity, abs=BLAS_NOISE)
+        assert output.cosine_mean == pytest.approx(cosine, abs=BLAS_NOISE)
+    else:
+        assert output.fidelity < 0.5
+    assert top1 is None or output.top1_agreement == top1
+
+
+def test_a_lost_candidate_has_no_nan_in_its_figures(inputs, weight):
+    broken = weight.copy()
+    broken[0, 3] = np.nan
+    found = compare(linear(weight), linear(broken), batches(inputs), "")
+    output = found.outputs[0]
+    assert not output.finite
+    assert (output.fidelity, output.cosine_mean, output.top1_agreement) == (-math.inf, 0.0, 0.0)
+    assert not any(isinstance(value, float) and math.isnan(value) for value in as_json(output).values())
+    assert check_thresholds(found) == ["output 'y' holds NaN or infinity"]
+
+
+def test_one_lost_input_is_the_worst(inputs):
+    text = "g (float[N,4] x) => (float[N,4] y) { y = Div(x, x) }"
+    kind = session("g (float[N,4] x) => (float[N,4] y) { one = Div(x, x)\n n = IsNaN(one)\n y = Where(n, x, one) }")
+    inputs[31, 2] = 0
+    output = compare(kind, session(text), batches(inputs), "").outputs[0]
+    assert (output.finite, output.worst_input) == (False, 31)
+    assert output.top1_agreement == pytest.approx(49 / 50)
+
+
+def test_where_the_reference_is_not_finite_nothing_is_compared(inputs):
+    text = "g (float[N,4] x) => (float[N,4] y) { l = Log(x)\n y = Mul(l, w) }"
+    same = compare(session(text, w=np.float32([1])), session(text, w=np.float32([1])), batches(inputs), "").outputs[0]
+    assert (same.finite, same.fidelity, same.cosine_worst) == (True, 1.0, pytest.approx(1.0))
+    half = compare(session(text, w=np.float32([1])), session(text, w=np.float32([0.5])), batches(inputs), "").outputs[0]
+    y = np.log(np.where(inputs > 0, inputs, np.nan).astype(np.float64))
+    expected = 1 - 0.25 * np.nansum(y**2) / np.nansum((y - np.nanmean(y, axis=0)) ** 2)
+    assert half.fidelity == pytest.approx(expected, rel=1e-5)
+
+
+CONSTANT = "g (float[N,4] x) => (float[1,3] y, float[N,4] z) { y = Identity(w)\n z = Relu(x) }"
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "low", "high"),
+    [
+        ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3], 1.0, 1.0),
+        ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3000001], 0.999, 1.0),
+        ([0.1, 0.2, 0.3], [0.3, 0.2, 0.1], -math.inf, 0.0),
+        ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], 1.0, 1.0),
+        ([0.0, 0.0, 0.0], [0.0, 0.0, 0.1], -math.inf, -math.inf),
+        ([2.0, 2.0, 2.0], [2.0, 2.0, 2.2], 0.99, 0.999),
+    ],
+    ids=["equal", "rounding", "swapped", "zero", "not zero", "all the same"],
+)
+def test_an_output_that_does_not_vary_over_the_inputs(inputs, reference, candidate, low, high):
+    pair = (session(CONSTANT, w=np.array([values], np.float32)) for values in (reference, candidate))
+    output = compare(*pair, batches(inputs), "").outputs[0]
+    assert low <= output.fidelity <= high
+    assert output.top1_agreement is None
+
+
+def test_a_constant_of_every_input_may_differ_by_rounding(inputs):
+    text = "g (float[N,4] x) => (float[N,4] y) { zero = Sub(x, x)\n y = Add(zero, w) }"
+    values = np.array([0.1, 0.2, 0.3, 0.7], np.float32)
+    pair = (session(text, w=constant) for constant in (values, np.nextafter(values, np.float32(1))))
+    assert compare(*pair, batches(inputs), "").outputs[0].fidelity == pytest.approx(1.0, abs=1e-9)
+
+
+NUMBERS = {
+    "integers": ("g (float[N,4] x) => (int64[N,1] y) { y = ArgMax <axis = 1> (x) }", 1.0),
+    "booleans": ("g (float[N,4] x) => (bool[N,4] y) { z = Sub(x, x)\n y = Greater(x, z) }", 1.0),
+    "float16": ("g (float[N,4] x) => (float16[N,4] y) { y = Cast <to = 10> (x) }", 1.0),
+    "sequence": ("g (float[N,4] x) => (seq(float[N,4]) y) { y = SplitToSequence <axis = 1> (x) }", 1.0),
+    "string": ("g (float[N,4] x) => (string[N,4] y) { y = Cast <to = 8> (x) }", 1.0),
+    "a scalar": ("g (float[N,4] x) => (float y) { y = ReduceMean <keepdims = 0> (x) }", 1.0),
+}
+
+
+@pytest.mark.parametrize(("text", "fidelity"), NUMBERS.values(), ids=NUMBERS.keys())
+def test_other_kinds_of_outputs(inputs, text, fidelity):
+    output = compare(session(text), session(text), batches(inputs), "").outputs[0]
+    assert (output.fidelity, output.finite) == (fidelity, True)
+    moved = session(text.replace("{", "{ x = Neg(x0)\n").replace("float[N,4] x)", "float[N,4] x0)", 1))
+    flipped = [{"x": batch["x"], "x0": batch["x"]} for batch in batches(inputs)]
+    assert compare(_Taking(session(text), "x"), _Taking(moved, "x0"), flipped, "").outputs[0].fidelity < 0.6
+
+
+class _Taking:
+    """A session that takes only one of the feeds."""
+
+    def __init__(self, inner, name):
+        self.inner, self.name = inner, name
+        self.output_names, self.label, self.provider = inner.output_names, inner.label, inner.provider
+
+    def run(self, feeds):
+        return self.inner.run({self.name: feeds[self.name]})
+
+
+MISMATCHES = {
+    "shape": ("g (float[N,4] x) => (float[N,M] y) { y = Concat <axis = 1> (x, x) }", r"output 'y' changed: .*4\).*8\)"),
+    "type": ("g (float[N,4] x) => (double[N,4] y) { y = Cast <to = 11> (x) }", "output 'y' changed: .*float32.*float64"),
+    "name": ("g (float[N,4] x) => (float[N,4] z) { z = Relu(x) }", "has y; .* has z"),
+    "one more": ("g (float[N,4] x) => (float[N,4] y, float[N,4] z) { y = Relu(x)\n z = Neg(x) }", "has y; .* has y, z"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), MISMATCHES.values(), ids=MISMATCHES.keys())
+def test_outputs_that_changed(inputs, text, message):
+    reference = session("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
+    with pytest.raises(VerificationError, match=message):
+        compare(reference, session(text), batches(inputs), "")
+
+
+def test_no_batches(weight):
+    with pytest.raises(InputError, match="no check inputs"):
+        compare(linear(weight), linear(weight), [], "")
+
+
+def test_scores_with_spatial_axes(inputs, weight):
+    text = "g (float[N,4] x) => (float[N,8,1,1] y) { m = MatMul(x, w)\n y = Unsqueeze(m, axes) }"
+    axes = np.array([2, 3])
+    pair = (session(text, w=matrix, axes=axes) for matrix in (weight, -weight))
+    output = compare(*pair, batches(inputs), "").outputs[0]
+    assert output.top1_agreement == 0.0
+    assert output.top5_agreement is not None
+    few = compare(linear(weight[:, :4]), linear(weight[:, :4]), batches(inputs), "").outputs[0]
+    assert (few.top1_agreement, few.top5_agreement) == (1.0, None)
+
+
+def test_maps_become_rows():
+    assert as_array([{"b": 2.0, "a": 1.0}, {"a": 3.0, "b": 4.0}]).tolist() == [[1, 2], [3, 4]]
+
+
+def output(name, fidelity=0.9, cosine=0.95, top1=None, relative=0.3, finite=True):
+    return OutputFidelity(name, fidelity, 10.0, relative, relative, cosine, cosine, 0.1, 0, top1, None, finite)
+
+
+THRESHOLDS = {
+    "none": ({}, []),
+    "all hold": ({"min_fidelity": 0.9, "min_cosine": 0.8, "min_top1": 0.5, "max_relative_l2": 0.3}, []),
+    "fidelity": ({"min_fidelity": 0.91}, ["output 'a': fidelity 0.9 is below 0.91"]),
+    "cosine of the worst": ({"min_cosine": 0.9}, ["output 'b': mean cosine 0.8 is below 0.9"]),
+    "top1": ({"min_top1": 0.7}, ["output 'b': top-1 agreement 0.5 is below 0.7"]),
+    "relative": ({"max_relative_l2": 0.2}, ["output 'a': mean relative L2 0.3 is above 0.2"]),
+}
+
+
+@pytest.mark.parametrize(("limits", "lines"), THRESHOLDS.values(), ids=THRESHOLDS.keys())
+def test_thresholds(limits, lines):
+    fidelity = Fidelity((output("a"), output("b", 0.95, 0.8, 0.5, 0.1)), 1, "", "")
+    assert check_thresholds(fidelity, **limits) == lines
+
+
+@pytest.mark.parametrize("limit", ["min_fidelity", "min_cosine"])
+def test_nan_holds_no_threshold(limit):
+    nan = float("nan")
+    assert check_thresholds(Fidelity((output("a", nan, nan),), 1, "", ""), **{limit: -10.0})
+
+
+def test_top1_without_class_scores():
+    assert check_thresholds(Fidelity((output("a"),), 1, "", ""), min_top1=0.5) == [
+        "top-1 agreement cannot be checked: no output looks like class scores"
+    ]
+
+
+def test_accuracy(inputs, weight):
+    labels = (inputs @ weight).argmax(axis=1)
+    labels[:5] = (labels[:5] + 1) % 8
+    assert accuracy(linear(weight), batches(inputs), labels) == pytest.approx(0.9)
+    classes = session("g (float[N,4] x) => (int64[N] y) { m = MatMul(x, w)\n y = ArgMax <axis = 1, keepdims = 0> (m) }", w=weight)
+    assert accuracy(classes, batches(inputs), labels) == pytest.approx(0.9)
+    with pytest.raises(InputError, match="49 labels do not fit 50 inputs"):
+        accuracy(linear(weight), batches(inputs), labels[:49])
+    with pytest.raises(InputError, match="no output of class scores"):
+        accuracy(linear(weight[:, :2]), batches(inputs), labels)

@@ -1,0 +1,111 @@
+"""Latency: the interval holds 1 for identical models and excludes it for different ones."""
+
+import gc
+import math
+
+import numpy as np
+import pytest
+from onnx import numpy_helper, parser
+
+from onnxmerge.errors import ModelError, ProviderError
+from onnxmerge.runtime.latency import RESOLUTION, compare_latency, latency, ratio_interval
+from onnxmerge.runtime.sessions import open_session
+
+
+def repeated(products: int):
+    """A model of so many matrix products in a row."""
+    lines = "\n".join(f"v{number + 1} = MatMul(v{number}, w)" for number in range(products))
+    text = f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[N,128] v0) => (float[N,128] v{products}) {{ {lines} }}'
+    model = parser.parse_model(text)
+    model.graph.initializer.append(numpy_helper.from_array(np.full((128, 128), 0.01, np.float32), "w"))
+    return open_session(model.SerializeToString(), optimise=True, threads=1, label="chain")
+
+
+FEEDS = {"v0": np.ones((16, 128), np.float32)}
+
+
+def test_identical_models_hold_one():
+    found = compare_latency(repeated(4), repeated(4), FEEDS, seconds=1.0)
+    assert found.ratio_low <= 1.0 <= found.ratio_high
+    assert found.ratio_low <= found.ratio <= found.ratio_high
+    assert (found.batch, found.threads, found.provider) == (16, 1, "CPUExecutionProvider")
+    assert found.reference.runs == found.candidate.runs >= 20
+
+
+def test_a_quarter_of_the_work_is_faster():
+    found = compare_latency(repeated(16), repeated(4), FEEDS, seconds=1.0)
+    assert found.ratio_high < 1.0
+    assert found.candidate.median_ms < found.reference.median_ms <= found.reference.p95_ms
+    assert compare_latency(repeated(4), repeated(16), FEEDS, seconds=1.0).ratio_low > 1.0
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 10])
+def test_enough_runs_whatever_the_time(rounds):
+    found = compare_latency(repeated(2), repeated(2), FEEDS, seconds=0.0, min_runs=12, rounds=rounds)
+    assert found.reference.runs >= 12
+
+
+def test_sessions_that_differ_are_not_compared():
+    one, two = (open_session(_identity(), optimise=True, threads=threads) for threads in (1, 2))
+    with pytest.raises(ProviderError, match=r"with 1 threads and .* with 2 threads cannot be compared"):
+        compare_latency(one, two, {"x": np.ones(1, np.float32)})
+
+
+def test_a_failing_model_says_so():
+    with pytest.raises(ModelError, match="chain does not run"):
+        compare_latency(repeated(2), repeated(2), {"v0": np.ones((1, 3), np.float32)}, seconds=0.1)
+
+
+def test_latency_of_one_model():
+    found = latency(repeated(2), FEEDS, seconds=0.05, min_runs=5)
+    assert 0 < found.median_ms <= found.p95_ms
+    assert found.runs >= 5
+    assert gc.isenabled()
+
+
+def synthetic(generator, rounds, ratio, burst, session_effect):
+    """Times with bursts of load that last, and a factor that each opened session keeps."""
+    measured = []
+    for _ in range(rounds):
+        load = np.where(np.repeat(generator.random(10) < 0.3, 10)[:, None], burst, 1.0)
+        kept = 1 + session_effect * generator.standard_normal(2)
+        measured.append(load * kept * (1.0, ratio) * (1 + 0.05 * generator.random((100, 2))))
+    return measured
+
+
+NOISE = {
+    "quiet": (10, 1.0, 0.0),
+    "bursts": (10, 1.5, 0.0),
+    "sessions": (10, 1.0, 0.05),
+    "both": (10, 1.5, 0.05),
+    "one round": (1, 1.5, 0.003),
+}
+
+
+@pytest.mark.parametrize(("rounds", "burst", "effect"), NOISE.values(), ids=NOISE.keys())
+@pytest.mark.parametrize("true", [1.0, 0.7])
+def test_the_interval_covers_the_true_ratio(rounds, burst, effect, true):
+    generator = np.random.default_rng(5)
+    held = 0
+    for _ in range(12):
+        _, low, high = ratio_interval(synthetic(generator, rounds, true, burst, effect), generator)
+        held += low <= true <= high
+    assert held >= 11
+
+
+def test_the_interval_narrows_to_the_resolution():
+    generator = np.random.default_rng(0)
+    ratio, low, high = ratio_interval(synthetic(generator, 10, 0.8, 1.0, 0.0), generator)
+    assert ratio == pytest.approx(0.8, rel=0.005)
+    assert math.log(high / ratio) == pytest.approx(RESOLUTION, rel=0.4)
+    assert math.log(ratio / low) == pytest.approx(RESOLUTION, rel=0.4)
+
+
+def test_same_seed_same_interval():
+    times = synthetic(np.random.default_rng(0), 10, 0.8, 1.5, 0.01)
+    assert ratio_interval(times, np.random.default_rng(3)) == ratio_interval(times, np.random.default_rng(3))
+
+
+def _identity() -> bytes:
+    text = '<ir_version: 8, opset_import: ["" : 17]>\ng (float[N] x) => (float[N] y) { y = Identity(x) }'
+    return parser.parse_model(text).SerializeToString()

@@ -1,0 +1,213 @@
+"""Providers and sessions: no silent fallback, one clear line for every failure."""
+
+import re
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+
+from onnxmerge.errors import ModelError, OptionError, ProviderError
+from onnxmerge.runtime import providers, sessions
+from onnxmerge.runtime.providers import CPU, NAMES, Obstacle, Provider, resolve_provider
+from onnxmerge.runtime.sessions import batch_size, one_line, open_session
+
+HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
+LINEAR = HEADER + "g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1,2,3,4}> { y = MatMul(x, w) }"
+RESHAPE = HEADER + "g (float[N,M] x) => (float[A,B] y) <int64[2] s = {7,3}> { y = Reshape(x, s) }"
+UNKNOWN = HEADER + "g (float[N,2] x) => (float[N,2] y) { y = Nonsense(x) }"
+KINDS = HEADER + "g (float16[N,2] a, int64[K,?] b, string[1] c, bool d) => (float16[N,2] y) { y = Identity(a) }"
+
+
+def model_bytes(text: str) -> bytes:
+    return parser.parse_model(text).SerializeToString()
+
+
+@pytest.fixture
+def broken_cuda(monkeypatch):
+    obstacle = Obstacle("no NVIDIA driver was found", "install NVIDIA's driver")
+    monkeypatch.setattr(providers, "find_obstacle", lambda short: obstacle)
+
+
+def test_auto_says_why_it_took_the_cpu(broken_cuda):
+    assert resolve_provider("auto") == Provider("CPUExecutionProvider", "cpu", "no NVIDIA driver was found")
+    assert resolve_provider("cpu").why == ""
+
+
+@pytest.mark.parametrize("choice", ["cuda", "tensorrt"])
+def test_a_provider_that_does_not_work_is_refused(broken_cuda, choice):
+    with pytest.raises(ProviderError, match=f"provider {choice} does not work here: no NVIDIA driver.*--provider cpu"):
+        resolve_provider(choice)
+
+
+@pytest.mark.parametrize(("choice", "short"), [("auto", "cuda"), ("cuda", "cuda"), ("tensorrt", "tensorrt")])
+def test_a_provider_that_works_is_taken(monkeypatch, choice, short):
+    monkeypatch.setattr(providers, "find_obstacle", lambda short: None)
+    assert resolve_provider(choice) == Provider(NAMES[short], short)
+
+
+def test_an_unknown_provider_is_refused():
+    with pytest.raises(OptionError, match="choose one of auto, cpu, cuda, tensorrt"):
+        resolve_provider("rocm")
+
+
+@pytest.mark.parametrize("choice", ["cuda", "tensorrt"])
+def test_the_probe_is_quiet_and_never_raises(capfd, choice):
+    providers.find_obstacle.cache_clear()
+    obstacle = providers.find_obstacle(choice)
+    assert obstacle is None or (obstacle.what and obstacle.remedy)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("short", ["cuda", "tensorrt"])
+def test_the_probe_session_does_not_mistake_the_cpu(capfd, short):
+    if resolve_provider("auto").short != "cpu":
+        pytest.skip("CUDA works here")
+    providers._preload_libraries(short)
+    assert providers._session_obstacle(short, "") is not None
+    assert capfd.readouterr() == ("", "")
+
+
+class Package:
+    def __init__(self, name):
+        self.metadata = {"Name": name}
+
+
+@pytest.mark.parametrize(
+    ("packages", "both"),
+    [(["onnxruntime"], False), (["onnxruntime", "onnxruntime-gpu"], True)],
+    ids=["the CPU package", "both packages"],
+)
+def test_a_runtime_without_cuda(monkeypatch, packages, both):
+    monkeypatch.setattr(providers.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(providers.importlib.metadata, "distributions", lambda: [Package(name) for name in packages])
+    providers.find_obstacle.cache_clear()
+    obstacle = providers.find_obstacle("cuda")
+    providers.find_obstacle.cache_clear()
+    assert "is built without cuda" in obstacle.what
+    assert ("are both installed" in obstacle.what, "uninstall" in obstacle.remedy) == (both, both)
+
+
+class Driver:
+    """Stands for libcuda: one GPU, and a version."""
+
+    def __init__(self, devices, version):
+        self.devices, self.version = devices, version
+
+    def cuInit(self, flags):
+        return 0
+
+    def cuDeviceGetCount(self, count):
+        count._obj.value = self.devices
+        return 0
+
+    def cuDriverGetVersion(self, version):
+        version._obj.value = self.version
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("driver", "what"),
+    [(Driver(0, 13000), "reports no GPU"), (Driver(1, 12020), "supports CUDA 12, .* needs CUDA 13"), (Driver(1, 13010), None)],
+    ids=["no GPU", "old driver", "fine"],
+)
+def test_what_the_driver_says(monkeypatch, driver, what):
+    monkeypatch.setattr(providers.ctypes, "CDLL", lambda name: driver)
+    monkeypatch.setattr(providers.onnxruntime, "cuda_version", "13.0", raising=False)
+    obstacle = providers._driver_obstacle()
+    assert obstacle is None if what is None else re.search(what, obstacle.what)
+
+
+def test_a_session_that_fell_back_is_refused(monkeypatch, capfd):
+    if resolve_provider("auto").short != "cpu":
+        pytest.skip("CUDA works here")
+    with pytest.raises(ProviderError, match="was to run on CUDAExecutionProvider but landed on CPUExecutionProvider"):
+        open_session(model_bytes(LINEAR), Provider(NAMES["cuda"], "cuda"), optimise=False)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("optimise", [True, False], ids=["speed", "correctness"])
+def test_a_session_runs(optimise):
+    session = open_session(model_bytes(LINEAR), optimise=optimise, threads=1)
+    x = np.array([[1, 1], [2, 0]], np.float32)
+    np.testing.assert_array_equal(session.run({"x": x})["y"], [[4, 6], [2, 4]])
+    assert session.bind({"x": x})()[0].shape == (2, 2)
+    assert (session.provider, session.threads, session.output_names) == (CPU, 1, ("y",))
+    assert session.reopen().run({"x": x}).keys() == {"y"}
+
+
+def test_optimise_decides_the_level():
+    levels = sessions.onnxruntime.GraphOptimizationLevel
+    assert sessions._options(True, 1, None).graph_optimization_level == levels.ORT_ENABLE_ALL
+    assert sessions._options(False, 1, None).graph_optimization_level == levels.ORT_DISABLE_ALL
+    assert sessions._providers(Provider(NAMES["cuda"], "cuda"), False)[0][1] == {"use_tf32": "0"}
+    assert sessions._providers(Provider(NAMES["cuda"], "cuda"), True)[0][1] == {}
+
+
+def test_inputs_are_described():
+    inputs = open_session(model_bytes(KINDS), optimise=False).inputs
+    assert [(spec.dtype, spec.dims, spec.shape) for spec in inputs] == [
+        (np.float16, ("N", 2), (None, 2)),
+        (np.int64, ("K", None), (None, None)),
+        (np.dtype(object), (1,), (1,)),
+        (np.bool_, (), ()),
+    ]
+
+
+CANNOT_OPEN = {
+    "junk": (b"junk", "protobuf parsing failed"),
+    "empty": (b"", "No graph was found"),
+    "unknown operator": (model_bytes(UNKNOWN), "No Op registered for Nonsense"),
+}
+
+
+@pytest.mark.parametrize(("model", "reason"), CANNOT_OPEN.values(), ids=CANNOT_OPEN.keys())
+def test_a_model_that_cannot_be_opened(model, reason, capfd):
+    with pytest.raises(ModelError, match=f"candidate cannot be opened by ONNX Runtime: .*{reason}") as caught:
+        open_session(model, optimise=False, label="candidate")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+CANNOT_RUN = {
+    "wrong extent": (LINEAR, {"x": np.ones((2, 3), np.float32)}, "x for the following indices index: 1 Got: 3 Expected: 2"),
+    "wrong type": (LINEAR, {"x": np.ones((2, 2))}, r"Actual: \(tensor\(double\)\)"),
+    "missing": (LINEAR, {}, r"Required inputs \(\['x'\]\) are missing"),
+    "inside": (RESHAPE, {"x": np.ones((2, 4), np.float32)}, "Reshape node. The input tensor cannot be reshaped"),
+}
+
+
+@pytest.mark.parametrize(("text", "feeds", "reason"), CANNOT_RUN.values(), ids=CANNOT_RUN.keys())
+def test_a_run_that_fails(text, feeds, reason, capfd):
+    session = open_session(model_bytes(text), optimise=False, label="reference")
+    with pytest.raises(ModelError, match=f"reference does not run: .*{reason}") as caught:
+        session.run(feeds)
+    assert "onnxruntime_src" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_long_messages_are_cut():
+    assert len(one_line(ValueError("x" * 5000))) < 410
+    assert one_line(ValueError()) == "ValueError"
+
+
+def test_external_weights(tmp_path):
+    model = parser.parse_model(LINEAR)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.eye(2, dtype=np.float32), "w"))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=0)
+    x = {"x": np.ones((1, 2), np.float32)}
+    for session in (open_session(path, optimise=False), open_session(path.read_bytes(), optimise=False, folder=tmp_path)):
+        np.testing.assert_array_equal(session.run(x)["y"], [[1, 1]])
+    with pytest.raises(ModelError, match="xternal data"):
+        open_session(path.read_bytes(), optimise=False)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "batch"),
+    [([(3, 2), (3,)], 3), ([(2, 3, 4), (3, 2), (3, 5)], 3), ([()], 1), ([], 1)],
+    ids=["same", "commonest", "scalar", "none"],
+)
+def test_batch_size(shapes, batch):
+    assert batch_size({str(number): np.zeros(shape) for number, shape in enumerate(shapes)}) == batch
