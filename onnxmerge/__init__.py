@@ -1,3 +1,10 @@
 """onnxmerge: a smaller, faster ONNX model without training code, data or fine-tuning."""
 
 __version__ = "0.1.0"
+
+from onnxmerge.compress import compress, inspect
+from onnxmerge.errors import OnnxMergeError, VerificationError
+from onnxmerge.options import Options
+from onnxmerge.proof import bench, verify
+
+__all__ = ["OnnxMergeError", "Options", "VerificationError", "bench", "compress", "inspect", "verify"]

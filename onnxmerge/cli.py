@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -16,18 +16,21 @@ from onnxmerge.compress import compress, inspect
 from onnxmerge.errors import OnnxMergeError, VerificationError
 from onnxmerge.options import CRITERION_NAMES, METHOD_NAMES, PROVIDERS, SCOPES, Options
 from onnxmerge.proof import bench, verify
+from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection, show_latency
+from onnxmerge.report.wording import printable
 from onnxmerge.results import as_json
 
 FILE = click.Path(path_type=Path)
+DONE, NOT_VERIFIED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 class _Numbers(click.ParamType):
     """Comma-separated numbers."""
 
-    name = "NUMBERS"
+    name = "numbers"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
         """'0.5,0.5,0.5' -> (0.5, 0.5, 0.5)."""
         if isinstance(value, tuple):
             return value
@@ -51,80 +54,109 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 JSON = click.option("--json", "as_json_text", is_flag=True, help="Print the result as JSON on stdout, and nothing else there.")
 INPUTS = _options(
     click.option("--calibration", type=FILE, help="Unlabelled inputs: .npz, .npy, or a folder of images or .npy."),
-    click.option("--input-range", type=(float, float), help="Range of raw pixels, for synthetic inputs and image files."),
-    click.option("--mean", type=_Numbers(), help="Subtracted from pixels, one number or one a channel: 0.485,0.456,0.406."),
-    click.option("--std", type=_Numbers(), help="Divides pixels, one number or one a channel."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same bytes."),
+    click.option("--input-range", type=(float, float), metavar="LOW HIGH", help="Pixels 0 to 255 become this.  [default: 0 1]"),
+    click.option("--mean", type=_Numbers(), metavar="M[,M,M]", help="Then subtracted, for all channels or each."),
+    click.option("--std", type=_Numbers(), metavar="S[,S,S]", help="Then divided by, for all channels or each."),
+    click.option("--seed", type=int, metavar="S", default=0, show_default=True, help="Same seed, same bytes."),
 )
 RUNTIME = _options(
-    click.option("--provider", type=click.Choice(PROVIDERS), default="auto", show_default=True),
-    click.option("--threads", type=int, help="Threads of one operator; default every processor this process may use."),
+    click.option("--provider", type=click.Choice(PROVIDERS), default="auto", show_default=True, help="Where models run."),
+    click.option("--threads", type=int, metavar="N", help="Threads of one operator.  [default: all processors at hand]"),
 )
 THRESHOLDS = _options(
-    click.option("--min-fidelity", type=float, help="Fail below this fidelity of the worst output."),
-    click.option("--min-cosine", type=float, help="Fail below this mean cosine."),
-    click.option("--min-top1-agreement", type=float, help="Fail below this share of equal best classes."),
-    click.option("--max-relative-l2", type=float, help="Fail above this mean relative L2 error."),
+    click.option("--min-fidelity", type=float, metavar="F", help="Fail below this fidelity of the worst output."),
+    click.option("--min-cosine", type=float, metavar="C", help="Fail below this mean cosine."),
+    click.option("--min-top1-agreement", type=float, metavar="A", help="Fail below this share of equal best classes."),
+    click.option("--max-relative-l2", type=float, metavar="E", help="Fail above this mean relative L2 error."),
 )
 CHOICE = _options(
-    click.option("--ratio", type=float, help="Share of the channels to remove from every group, 0 <= R < 1."),
-    click.option("--method", type=click.Choice(METHOD_NAMES), default="auto", show_default=True),
-    click.option("--criterion", type=click.Choice(CRITERION_NAMES), default="auto", show_default=True),
-    click.option("--threshold", type=float, default=0.1, show_default=True, help="merge: similarity threshold."),
-    click.option("--cosine-weight", type=float, default=0.85, show_default=True, help="merge: the paper's lambda."),
-    click.option("--scope", type=click.Choice(SCOPES), help="chains: only groups with one producer.  [default: all]"),
-    click.option("--include", multiple=True, metavar="GLOB", help="Only groups with a producer named like this."),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="No group with a producer named like this."),
+    click.option("--ratio", type=float, metavar="R", help="Share of every group's channels to remove, 0 <= R < 1."),
+    click.option("--method", type=click.Choice(METHOD_NAMES), default="auto", show_default=True, help="What replaces them."),
+    click.option(
+        "--criterion", type=click.Choice(CRITERION_NAMES), default="auto", show_default=True, help="Which of them go first."
+    ),
+    click.option("--threshold", type=float, metavar="T", default=0.1, show_default=True, help="merge: similarity threshold."),
+    click.option("--cosine-weight", type=float, metavar="L", default=0.85, show_default=True, help="merge: the paper's lambda."),
+    click.option("--scope", type=click.Choice(SCOPES), help="chains: only groups that one layer writes.  [default: all]"),
+    click.option("--include", multiple=True, metavar="GLOB", help="Only groups that a node named so writes; repeatable."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="No group that a node named so writes; repeatable."),
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _InOrder(click.Group):
+    """Commands listed in the order they are used in."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As defined below, not by the alphabet."""
+        return list(self.commands)
+
+
+@click.group(
+    cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, invoke_without_command=True
+)
 @click.version_option(__version__)
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Make an exported ONNX model smaller and faster: no training code, no data, no fine-tuning."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(BAD_USAGE)
 
 
-@cli.command("inspect")
+@cli.command("inspect", short_help="What could shrink, and why the rest must stay.")
 @click.argument("model", type=FILE)
 @JSON
 def inspect_command(model: Path, as_json_text: bool) -> None:
-    """Channel groups of MODEL, what each one unlocks, and why the rest must stay."""
+    """Channel groups of MODEL, what each unlocks, and why the rest must stay."""
     _show(inspect(model), as_json_text, show_inspection)
 
 
-@cli.command("compress")
+@cli.command("compress", short_help="Write a smaller model and prove it.")
 @click.argument("model", type=FILE)
 @click.argument("output", type=FILE)
 @_options(CHOICE, INPUTS, RUNTIME)
-@click.option("--verify/--no-verify", default=True, show_default=True, help="Compare and time the result before writing it.")
-@click.option("--bench/--no-bench", default=True, show_default=True, help="Time the result as part of verifying it.")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Compare the result with MODEL before writing it.")
+@click.option("--bench/--no-bench", default=True, show_default=True, help="And time both.")
 @_options(THRESHOLDS, JSON)
 def compress_command(model: Path, output: Path, as_json_text: bool, **settings: Any) -> None:
-    """Remove channels of MODEL, repair what they did, prove it, and write OUTPUT."""
-    _show(compress(model, output, _settings(settings)), as_json_text, show_compression)
+    """Remove channels of MODEL, repair what they did, prove it, and write OUTPUT.
+
+    Exit code 1, and no OUTPUT, where the result misses a threshold.
+    """
+    with progress_bar() as progress:
+        result = compress(model, output, _settings(settings), progress=progress)
+    _show(result, as_json_text, show_compression)
 
 
-@cli.command("verify")
+@cli.command("verify", short_help="How close one model's outputs are to another's.")
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
 @_options(INPUTS, RUNTIME, THRESHOLDS, JSON)
 def verify_command(reference: Path, candidate: Path, as_json_text: bool, **settings: Any) -> None:
-    """How close CANDIDATE's outputs are to REFERENCE's. Exit 1 below the thresholds (default: a mean cosine of 0.9)."""
-    fidelity, failures = verify(reference, candidate, _settings(settings))
+    """How close CANDIDATE's outputs are to those of REFERENCE.
+
+    Exit code 1 where a threshold is missed; without any, a mean cosine of 0.9 is asked for.
+    """
+    with progress_bar() as progress:
+        progress("comparing outputs", 0.0)
+        fidelity, failures = verify(reference, candidate, _settings(settings))
     _show(fidelity, as_json_text, show_fidelity)
     if failures:
         raise VerificationError("; ".join(failures))
 
 
-@cli.command("bench")
+@cli.command("bench", short_help="How much faster one model is than another.")
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
 @_options(INPUTS, RUNTIME)
-@click.option("--batch", type=int, default=1, show_default=True, help="Inputs in one call.")
+@click.option("--batch", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="Inputs in one call.")
 @JSON
 def bench_command(reference: Path, candidate: Path, batch: int, as_json_text: bool, **settings: Any) -> None:
-    """Latency of REFERENCE and CANDIDATE, measured in turn."""
-    _show(bench(reference, candidate, _settings(settings), batch), as_json_text, show_latency)
+    """Latency and throughput of REFERENCE and CANDIDATE, measured in turn."""
+    with progress_bar() as progress:
+        progress("timing both models", 0.0)
+        latency = bench(reference, candidate, _settings(settings), batch)
+    _show(latency, as_json_text, show_latency)
 
 
 def _settings(settings: dict[str, Any]) -> Options:
@@ -135,22 +167,26 @@ def _show(result: Any, as_json_text: bool, show: Callable[[Console, Any], None])
     if as_json_text:
         click.echo(json.dumps(as_json(result), indent=2))
     else:
-        show(Console(soft_wrap=False), result)
+        show(Console(), result)
 
 
-def main() -> None:
-    """Entry point: errors that a user can act on are one line and an exit code."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point: what a user can act on is one line on stderr and an exit code."""
     try:
-        cli(standalone_mode=False)
+        sys.exit(cli(arguments, standalone_mode=False))
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "onnxmerge"
+        _fail(BAD_USAGE, f"{error.format_message().rstrip('.')} (see {command} --help)")
     except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except click.Abort:
-        click.echo("interrupted; nothing was written", err=True)
-        sys.exit(130)
+        _fail(BAD_USAGE, error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        _fail(INTERRUPTED, "interrupted")
     except VerificationError as error:
-        click.echo(f"onnxmerge: verification failed: {error}", err=True)
-        sys.exit(1)
+        _fail(NOT_VERIFIED, f"verification failed: {error}")
     except OnnxMergeError as error:
-        click.echo(f"onnxmerge: {error}", err=True)
-        sys.exit(2)
+        _fail(BAD_USAGE, str(error))
+
+
+def _fail(code: int, message: str) -> NoReturn:
+    click.echo(f"onnxmerge: {printable(message)}", err=True)
+    sys.exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -35,8 +36,13 @@ def inspect(source: str | Path) -> Inspection:
     return Inspection(str(source), understood.size, groups, understood.channels.refusals)
 
 
-def compress(source: str | Path, target: str | Path, options: Options | None = None) -> Compression:
-    """Write a smaller model to `target` and return what was done.
+def compress(
+    source: str | Path,
+    target: str | Path,
+    options: Options | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> Compression:
+    """Write a smaller model to `target` and return what was done. progress: told the stage and the share done, 0 to 1.
 
     Raises ModelError, OptionError or InputError where the user can act, VerificationError where the candidate failed the
     check; in all of these nothing is written. The target appears whole or not at all.

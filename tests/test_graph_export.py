@@ -346,6 +346,23 @@ def test_value_info_that_inference_cannot_find_keeps_its_dtype_only() -> None:
     assert not value.type.tensor_type.HasField("shape")
 
 
+def test_names_that_inference_makes_up_are_left_out() -> None:
+    proto = parser.parse_model(CHAIN.replace("active = Relu(hidden)", "active = Relu(hidden) places = NonZero(active)"))
+    values = {each.name: each for each in io.export(io.from_proto(proto)).graph.value_info}
+    sizes = [dim.WhichOneof("value") for dim in values["places"].type.tensor_type.shape.dim]
+    assert sizes == ["dim_value", None]
+    assert values["active"].type.tensor_type.shape.dim[0].dim_param == "N"
+
+
+def test_renamed_initializer() -> None:
+    proto = parser.parse_model(CHAIN)
+    model = io.from_proto(proto)
+    model.graph.nodes[0].inputs[1].name = "renamed"
+    exported = io.export(model)
+    assert {each.name for each in exported.graph.initializer} == {"renamed", "v"}
+    assert proto.graph.initializer[0].name == "w"
+
+
 def test_two_constants_of_one_name_are_a_bug() -> None:
     model = io.from_proto(parser.parse_model(CHAIN))
     model.graph.nodes[0].inputs[1] = gs.Constant("v", np.ones((4, 5), np.float32))

@@ -121,7 +121,7 @@ INLINE = {
 OUTSIDE = {
     "data missing": (lambda path: (path.parent / "weights" / "w.bin").unlink(), "does not exist"),
     "data cut off": (lambda path: resize(path.parent / "weights" / "w.bin", 50), "has 50"),
-    "data linked": (make_link, "symbolic link"),
+    "data linked": (make_link, "Hugging Face"),
     "offset past the end": (set_entry("offset", "1000000"), "offset 1000000"),
     "offset negative": (set_entry("offset", "-8"), "offset -8"),
     "offset no number": (set_entry("offset", "zero"), "no number"),

@@ -185,6 +185,13 @@ def test_image_range_gives_pixels_of_photographs_in_the_range_asked_for():
     low_high = whole(synthesise(one, count=200, image_range=ImageRange(-1, 3, CIFAR.mean, CIFAR.std)))["x"]
     mean, std = (np.reshape(values, (1, 3, 1, 1)) for values in (CIFAR.mean, CIFAR.std))
     np.testing.assert_allclose(low_high, (pixels * 4 - 1 - mean) / std, atol=1e-4)
+    raw = whole(synthesise(spec("x", ("N", 3, 32, 32), "uint8"), count=200))["x"]
+    np.testing.assert_allclose(raw, 255 * pixels, atol=0.501)
+
+
+def test_inputs_of_one_shape_are_fed_differently():
+    values = whole(synthesise(IMAGE, spec("y", IMAGE.dims)))
+    assert (values["x"] != values["y"]).mean() > 0.9
 
 
 RANGES = {
@@ -264,6 +271,7 @@ def test_inputs_given_whole_are_the_same_in_every_run_beside_a_free_batch_and_di
     beside = list(synthesise(IMAGE, spec("state", (1, 4))).batches(2))
     assert len({feeds["state"].tobytes() for feeds in beside}) == 1
     alone = list(synthesise(spec("x", (1, 3, 8, 8)), spec("state", (2, 4))).batches(2))
+    assert len({row.tobytes() for feeds in alone for row in feeds["state"]}) == 12
     assert len({feeds["state"].tobytes() for feeds in alone}) == len({feeds["x"].tobytes() for feeds in alone}) == 6
 
 
@@ -361,9 +369,10 @@ def test_arrays_feed_the_only_input(tmp_path, one, array, expected, file):
 
 def test_pixels_go_through_the_image_range(tmp_path):
     np.save(tmp_path / "a.npy", HWC)
-    found = whole(calibrate(tmp_path / "a.npy", IMAGE, image_range=ImageRange(0, 255, CIFAR.mean, CIFAR.std)))["x"]
     mean, std = (np.reshape(values, (1, 3, 1, 1)) for values in (CIFAR.mean, CIFAR.std))
-    np.testing.assert_allclose(found, (PIXELS - mean) / std, rtol=1e-5, atol=1e-4)
+    for one, axis in ((IMAGE, 1), (LAST, -1)):
+        found = whole(calibrate(tmp_path / "a.npy", one, image_range=ImageRange(0, 255, CIFAR.mean, CIFAR.std)))["x"]
+        np.testing.assert_allclose(np.moveaxis(found, axis, 1), (PIXELS - mean) / std, rtol=1e-5, atol=1e-4)
 
 
 def test_members_feed_the_inputs_of_their_names(tmp_path):

@@ -41,11 +41,12 @@ def constant(model: Model, tensor: gs.Tensor) -> np.ndarray | None:
     """
     if isinstance(tensor, gs.Constant):
         return _value(model, held(tensor))
-    nodes = _sources(tensor)
+    nodes = _sources(tensor) if tensor.name else None
     if nodes is None:
         return None
-    if sum(array.nbytes for _, outputs in model.folded.values() if isinstance(outputs, tuple) for array in outputs) > LIMIT_BYTES:
+    if model.folded_bytes > LIMIT_BYTES:
         model.folded.clear()
+        model.folded_bytes = 0
     known: Known = {}
     for node in nodes:
         if not _compute(model, node, known):
@@ -128,6 +129,7 @@ def _compute(model: Model, node: gs.Node, known: Known) -> bool:
     key = (node.op, len(node.outputs), attributes, tuple(identity for identity, _ in inputs))
     if key not in model.folded:
         model.folded[key] = (len(model.folded), _evaluated(model, proto, [array for _, array in inputs]))
+        model.folded_bytes += sum(array.nbytes for array in model.folded[key][1])
     number, outputs = model.folded[key]
     for position, (tensor, array) in enumerate(zip(node.outputs, outputs, strict=False)):
         known[tensor.name] = ((number, position), array)

@@ -86,6 +86,7 @@ class Flow:
     pins: dict[int, Refusal] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
     parents: list[int] = field(default_factory=lambda: [0])
+    _table: np.ndarray | None = None
 
     def shape(self, tensor: gs.Tensor) -> tuple[int, ...] | None:
         """Concrete shape in the run that was observed, None where it could not be."""
@@ -96,7 +97,7 @@ class Flow:
 
     def constant(self, tensor: gs.Tensor) -> np.ndarray | None:
         """The value of a tensor that depends on nothing but the file."""
-        return constant(self.model, tensor)
+        return constant(self.model, tensor) if tensor.name else None
 
     def value(self, tensor: gs.Tensor) -> np.ndarray | None:
         """A constant, or a small integer value seen in the run (a shape that the graph computes)."""
@@ -113,7 +114,7 @@ class Flow:
         """New ids, one dimension. A single channel gets none: it cannot go, and it may be broadcast over other channels."""
         if count < 2:
             return np.zeros(count, np.int64)
-        start = len(self.parents)
+        start, self._table = len(self.parents), None
         self.parents.extend(range(start, start + count))
         return np.arange(start, start + count)
 
@@ -127,8 +128,12 @@ class Flow:
 
     def roots(self, ids: Ids) -> Ids:
         """Every id replaced by its representative."""
-        table = np.array([self.find(channel) for channel in range(len(self.parents))])
-        return table[ids]
+        if self._table is None:
+            table = np.array(self.parents)
+            while (table != table[table]).any():
+                table = table[table]
+            self._table = table
+        return self._table[ids]
 
     def unite(self, left: Ids, right: Ids) -> None:
         """Ids at the same position go or stay together; a pair with 0 is left alone."""
@@ -139,6 +144,7 @@ class Flow:
         for one, other in np.unique(np.stack([left[different], right[different]]), axis=1).T.tolist():
             one, other = self.find(one), self.find(other)
             self.parents[max(one, other)] = min(one, other)
+        self._table = None
 
     def pin(self, ids: Ids, refusal: Refusal) -> None:
         """These ids stay; the first reason is the one that is told."""

@@ -31,6 +31,7 @@ class Model:
     graph: gs.Graph
     path: Path
     folded: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    folded_bytes: int = field(default=0, repr=False, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -141,14 +142,25 @@ def _names_read(node: gs.Node) -> list[str]:
     return [*(tensor.name for tensor in node.inputs), *captured]
 
 
-def set_constant(graph: gs.Graph, name_hint: str, array: np.ndarray) -> gs.Constant:
-    """A new constant with a name that nothing in the model has, holding a copy of the array (any dtype that ONNX has)."""
-    # Names as read stay taken: what was said about the tensor of that name (annotations, metadata) is not true of this one.
-    taken = (names_used(graph), graph.__dict__.get("names_as_read", ()))
+def names_taken(graph: gs.Graph) -> set[str]:
+    """The names that a new tensor cannot have.
+
+    Names as read stay taken: what was said about the tensor of that name (annotations, metadata) is not true of a new one.
+    """
+    return names_used(graph).union(graph.__dict__.get("names_as_read", ()))
+
+
+def set_constant(graph: gs.Graph, name_hint: str, array: np.ndarray, taken: set[str] | None = None) -> gs.Constant:
+    """A new constant with a name that nothing in the model has, holding a copy of the array (any dtype that ONNX has).
+
+    taken: `names_taken(graph)`, kept by callers that make many; the new name is added to it.
+    """
+    taken = names_taken(graph) if taken is None else taken
     name, number = name_hint, 0
-    while not name or any(name in names for names in taken):
+    while not name or name in taken:
         number += 1
         name = f"{name_hint}_{number}"
+    taken.add(name)
     native = array.dtype.newbyteorder("=")
     onnx.helper.np_dtype_to_tensor_dtype(native)  # raises here, not at export, for a dtype that ONNX lacks
     return gs.Constant(name, np.array(array, native, order="C"))

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from onnxmerge.graph.channels import ChannelGroup, Channels, label
 from onnxmerge.graph.flow import Flow, Rider, Weighted, collapse, varying
-from onnxmerge.graph.model import prune_dead, set_constant
+from onnxmerge.graph.model import names_taken, prune_dead, set_constant
 from onnxmerge.graph.operators import operator_of
 from onnxmerge.graph.shape_rules import Edit, Kept
 from onnxmerge.graph.weights import canonical, kernel_of, stored, weight_of
@@ -124,6 +124,10 @@ class _Writer:
 
     flow: Flow
     written: dict[tuple[str, bytes], gs.Constant] = field(default_factory=dict)
+    taken: set[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.taken = names_taken(self.flow.model.graph)
 
     def put(self, node: gs.Node, index: int, value: np.ndarray) -> None:
         """Replace one input of one node, leaving other readers of the old tensor alone."""
@@ -131,7 +135,7 @@ class _Writer:
         name = old.name if old is not None and old.name else f"{label(node)}.{index}"
         key = (name, str(value.dtype).encode() + str(value.shape).encode() + value.tobytes())
         if key not in self.written:
-            self.written[key] = set_constant(self.flow.model.graph, name, value)
+            self.written[key] = set_constant(self.flow.model.graph, name, value, self.taken)
         while len(node.inputs) <= index:
             node.inputs.append(gs.Variable.empty())
         node.inputs[index] = self.written[key]
@@ -173,14 +177,15 @@ class _Writer:
             if old is not None:
                 self.put(readers[0], index, (old.astype(np.float64) + bias).astype(old.dtype))
                 return
-        raw = gs.Variable(_fresh(graph, f"{output.name}_before_bias"), output.dtype)
+        raw = gs.Variable(self._fresh(f"{output.name}_before_bias"), output.dtype)
         node.outputs[0] = raw
-        added = set_constant(graph, f"{output.name}_bias", bias.astype(self._dtype(node)))
+        added = set_constant(graph, f"{output.name}_bias", bias.astype(self._dtype(node)), self.taken)
         place = next(i for i, other in enumerate(graph.nodes) if other is node)
         name = f"{node.name}_bias" if node.name else ""
         graph.nodes.insert(place + 1, gs.Node("Add", name, inputs=[raw, added], outputs=[output]))
 
-
-def _fresh(graph: gs.Graph, hint: str) -> str:
-    taken = graph.tensors().keys()
-    return next(name for name in (hint, *(f"{hint}_{i}" for i in range(len(taken) + 1))) if name not in taken)
+    def _fresh(self, hint: str) -> str:
+        names = (hint, *(f"{hint}_{number}" for number in range(len(self.taken) + 1)))
+        name = next(name for name in names if name not in self.taken)
+        self.taken.add(name)
+        return name

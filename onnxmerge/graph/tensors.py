@@ -27,9 +27,7 @@ def is_external(tensor: TensorProto) -> bool:
 
 
 def byte_count(tensor: TensorProto) -> int:
-    """What shape and dtype ask for, in bytes. Strings count as nothing: they have no fixed size."""
-    if tensor.data_type == TensorProto.STRING:
-        return 0
+    """What shape and dtype ask for, in bytes; meaningless for strings, which are never raw bytes."""
     return (math.prod(tensor.dims) * bits_of(tensor.data_type) + 7) // 8
 
 

@@ -17,6 +17,10 @@ Indices = NDArray[np.int64]
 
 # The cosine of a row with a multiple of itself falls short of 1 by this much at most.
 _ROUNDING = 1e-12
+# A channel whose mean after ReLU is below this share of its standard deviation is silent: no ratio can be taken of it.
+_SILENT = 1e-3
+_NORMAL_GRID = np.linspace(-8.0, 8.0, 321)
+_NORMAL_WEIGHTS = np.exp(-0.5 * _NORMAL_GRID**2) / np.exp(-0.5 * _NORMAL_GRID**2).sum()
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ def decompose(rows: NDArray[np.floating], kept: NDArray[np.integer], threshold: 
     removed = np.setdiff1d(np.arange(values.shape[0]), kept)
     norms = np.linalg.norm(values, axis=1)
     cosines = _cosines(values, norms, removed, kept)
-    return _merge(norms, removed, kept, cosines.argmax(axis=1), cosines, threshold)
+    ratios = _ratios(norms[removed][:, None], norms[kept])
+    return _merge(values.shape[0], removed, kept, cosines.argmax(axis=1), cosines, ratios, threshold)
 
 
 def decompose_affine(
@@ -55,6 +60,7 @@ def decompose_affine(
     kept: NDArray[np.integer],
     threshold: float,
     cosine_weight: float,
+    moments: tuple[NDArray[np.floating], NDArray[np.floating]] | None = None,
 ) -> Decomposition:
     """Merge channels y_i = a_i (W_i x) + t_i: Conv, then BatchNormalization or any per-channel affine.
 
@@ -66,16 +72,29 @@ def decompose_affine(
 
     is chosen, and merged where its cosine similarity reaches the threshold and is positive. Source: the paper's section on
     batch normalization.
+
+    moments, ours: mean and standard deviation (n,), (n,) of y, which BatchNormalization tells: beta and |a| sqrt(running_var).
+    Then d_ij = |mean_i / std_i - mean_j / std_j|, stretched: channels that fire alike. And since a scale that is right for equal
+    rows is too large for rows that are only similar, it becomes c^2 S + (1 - c^2) min(S, E relu(y_i) / E relu(y_j)), with
+    c = cos(A_i, A_j) and y normal. Exact multiples (c = 1) keep S.
     """
     values, kept = _checked(rows, kept)
     affine = values * np.asarray(scale, dtype=np.float64)[:, None]
     removed = np.setdiff1d(np.arange(values.shape[0]), kept)
     norms = np.linalg.norm(affine, axis=1)
     cosines = _cosines(affine, norms, removed, kept)
-    distances = _bias_distances(norms, np.asarray(offset, dtype=np.float64), removed, kept)
-    scores = cosine_weight * (1.0 - cosines) + (1.0 - cosine_weight) * distances
+    scales = _ratios(norms[removed][:, None], norms[kept])
+    if moments is None:
+        shift = np.asarray(offset, dtype=np.float64)
+        distances = np.abs(shift[removed][:, None] * _ratios(norms[kept], norms[removed][:, None]) - shift[kept])
+    else:
+        mean, deviation = (np.asarray(moment, dtype=np.float64) for moment in moments)
+        standard = _ratios(mean, deviation)
+        distances = np.abs(standard[removed][:, None] - standard[kept])
+        scales = _damped(scales, cosines, _mean_after_relu(mean, deviation), removed, kept)
+    scores = cosine_weight * (1.0 - cosines) + (1.0 - cosine_weight) * _stretched(distances, norms[kept] > 0.0)
     scores[:, norms[kept] == 0.0] = np.inf
-    return _merge(norms, removed, kept, scores.argmin(axis=1), cosines, threshold)
+    return _merge(values.shape[0], removed, kept, scores.argmin(axis=1), cosines, scales, threshold)
 
 
 def absorb(weight: NDArray[np.floating], scaling: NDArray[np.floating]) -> Floats:
@@ -100,44 +119,54 @@ def _checked(rows: NDArray[np.floating], kept: NDArray[np.integer]) -> tuple[Flo
     return values, indices
 
 
+def _ratios(above: Floats, below: Floats) -> Floats:
+    """above / below with broadcasting, zero where below is zero."""
+    shape = np.broadcast_shapes(above.shape, below.shape)
+    ratios: Floats = np.divide(above, below, out=np.zeros(shape), where=np.broadcast_to(below != 0.0, shape))
+    return ratios
+
+
 def _cosines(rows: Floats, norms: Floats, removed: Indices, kept: Indices) -> Floats:
     """Cosine similarity of removed rows (r, d) with kept rows (k, d): (r, k). Zero where either row is zero."""
-    products = norms[removed][:, None] * norms[kept][None, :]
-    cosines = np.divide(rows[removed] @ rows[kept].T, products, out=np.zeros_like(products), where=products > 0.0)
+    cosines = _ratios(rows[removed] @ rows[kept].T, norms[removed][:, None] * norms[kept])
     return np.clip(cosines, -1.0, 1.0)
 
 
-def _bias_distances(norms: Floats, offset: Floats, removed: Indices, kept: Indices) -> Floats:
-    """|t_i - S t_j| / S for removed i and kept j, stretched to 0..1 over the usable j of each i: (r, k).
-
-    Written as |t_i |A_j| / |A_i| - t_j|, which needs no S. Kept channels with a zero row have no S and do not set the range;
-    removed channels with a zero row get zeros, and so do those whose candidates are all equally far.
-    """
-    lengths = norms[removed][:, None]
-    inverse_scale = np.divide(norms[kept][None, :], lengths, out=np.zeros((removed.size, kept.size)), where=lengths > 0.0)
-    distances = np.abs(offset[removed][:, None] * inverse_scale - offset[kept][None, :])
-    usable = (norms[kept] > 0.0)[None, :]
+def _stretched(distances: Floats, usable: NDArray[np.bool_]) -> Floats:
+    """Distances (r, k) mapped to 0..1 over the usable columns (k,) of each row; zeros where those are all equal."""
     lowest = distances.min(axis=1, keepdims=True, where=usable, initial=np.inf)
     highest = distances.max(axis=1, keepdims=True, where=usable, initial=-np.inf)
-    spread = highest - lowest
-    stretched: Floats = np.divide(distances - lowest, spread, out=np.zeros_like(distances), where=(spread > 0.0) & usable)
-    return stretched
+    return np.where(usable, _ratios(distances - lowest, highest - lowest), 0.0)
 
 
-def _merge(norms: Floats, removed: Indices, kept: Indices, choice: Indices, cosines: Floats, threshold: float) -> Decomposition:
-    """Write Z: identity for kept, |row_i| / |row_choice| for removed that are similar enough, zero for the others.
+def _mean_after_relu(mean: Floats, deviation: Floats) -> Floats:
+    """E max(y, 0) for y normal: (n,), (n,) -> (n,). Zero where it is below a thousandth of the deviation.
 
-    norms (n,) of the rows compared; choice (r,) is the column of each removed channel's candidate in cosines (r, k).
+    By quadrature on one grid, so that it is exactly homogeneous: channels that are multiples have means that are multiples.
     """
-    channels = norms.size
+    means = np.maximum(mean[:, None] + deviation[:, None] * _NORMAL_GRID, 0.0) @ _NORMAL_WEIGHTS
+    return np.where(means > _SILENT * deviation, means, 0.0)
+
+
+def _damped(scales: Floats, cosines: Floats, means: Floats, removed: Indices, kept: Indices) -> Floats:
+    """c^2 S + (1 - c^2) min(S, mean_i / mean_j), S where the kept channel is silent: (r, k) -> (r, k)."""
+    same_mean = np.where(means[kept] > 0.0, _ratios(means[removed][:, None], means[kept]), np.inf)
+    return cosines**2 * scales + (1.0 - cosines**2) * np.minimum(scales, same_mean)
+
+
+def _merge(
+    channels: int, removed: Indices, kept: Indices, choice: Indices, cosines: Floats, scales: Floats, threshold: float
+) -> Decomposition:
+    """Write Z: identity for kept, the scale for removed channels that are similar enough, zero for the others.
+
+    choice (r,): the column of each removed channel's candidate in cosines and scales (r, k).
+    """
+    similarity, partner, scaling = np.ones(channels), np.full(channels, -1, dtype=np.int64), np.zeros((channels, kept.size))
     chosen = cosines[np.arange(removed.size), choice]
-    merged = (chosen > 0.0) & (chosen >= threshold - _ROUNDING)
-    scaling = np.zeros((channels, kept.size))
+    merged = np.flatnonzero((chosen > 0.0) & (chosen >= threshold - _ROUNDING))
     scaling[kept, np.arange(kept.size)] = 1.0
-    scaling[removed[merged], choice[merged]] = norms[removed[merged]] / norms[kept[choice[merged]]]
-    partner = np.full(channels, -1, dtype=np.int64)
+    scaling[removed[merged], choice[merged]] = scales[merged, choice[merged]]
     partner[kept] = kept
     partner[removed[merged]] = kept[choice[merged]]
-    similarity = np.ones(channels)
     similarity[removed] = chosen
     return Decomposition(scaling, kept, partner, similarity)

@@ -1,120 +1,225 @@
-"""Tables for people, in the width of their terminal."""
+"""Results for people, in the width of their terminal. What matters most comes last, where the eye is when a command ends."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
 
-from onnxmerge.results import Comparison, Compression, Fidelity, GroupResult, Inspection, Refusal
+from onnxmerge.report.tables import Column, fits, fitted
+from onnxmerge.report.wording import (
+    closeness,
+    decibels,
+    file_size,
+    listed,
+    milliseconds,
+    percent,
+    printable,
+    reasons,
+    shortened,
+    small,
+)
+from onnxmerge.results import Comparison, Compression, Fidelity, GroupResult, Inspection, OutputFidelity, Refusal
 
-MANY = 40  # refusals of one reason beyond this many are counted, not listed
-
-
-def show_compression(console: Console, result: Compression) -> None:
-    """What was removed and where, what could not be and why, how close, how much faster."""
-    console.print(_sizes(result))
-    console.print(_groups(result.groups, compressed=True))
-    _show_refusals(console, result.refusals)
-    if result.fidelity is not None:
-        show_fidelity(console, result.fidelity)
-    for warning in result.warnings:
-        console.print(f"[yellow]warning:[/] {escape(warning)}")
-    console.print(f"wrote {escape(result.target)} in {result.seconds:.1f} s", highlight=False)
+MANY_NAMES = 12  # of one reason; --json lists them all
+MANY_OUTPUTS = 3  # more get a row each
+_NAME = 36
 
 
 def show_inspection(console: Console, result: Inspection) -> None:
-    """Groups, what each unlocks, reasons for what must stay."""
-    console.print(f"{escape(result.model)}: {result.size.parameters:,} parameters, {result.size.macs:,} MACs", highlight=False)
-    console.print(_groups(result.groups, compressed=False))
-    _show_refusals(console, result.refusals)
+    """What must stay and why, the groups and what each unlocks, the whole."""
+    _show_refusals(console, "Must stay whole", result.refusals)
+    _show_groups(console, result.groups, compressed=False)
+    size = result.size
+    figures = f"{size.parameters:,} parameters, {size.macs:,} MACs for one input, {file_size(size.file_bytes)}"
+    _line(console, shortened(result.model, console.width), "bold")
+    _line(console, figures)
+
+
+def show_compression(console: Console, result: Compression) -> None:
+    """What could not be removed and why, what was removed and where, how close, how much smaller and faster."""
+    _show_refusals(console, "Left as it was", result.refusals)
+    _show_groups(console, result.groups, compressed=True)
+    if result.fidelity is not None:
+        show_fidelity(console, result.fidelity)
+        console.print()
+    _show_sizes(console, result)
+    for warning in result.warnings:
+        _line(console, f"warning: {printable(warning)}", "yellow")
+    _line(console, f"wrote {printable(result.target)} in {result.seconds:.1f} s", "green")
 
 
 def show_fidelity(console: Console, fidelity: Fidelity) -> None:
-    """One row an output."""
-    table = Table(title=f"closeness on {escape(fidelity.source)}, {fidelity.provider}", title_justify="left")
-    table.add_column("output")
-    for name in ("fidelity", "SQNR dB", "cosine mean", "worst", "relative L2 mean", "worst", "max |error|", "top-1", "top-5"):
-        table.add_column(name, justify="right")
-    for output in fidelity.outputs:
-        numbers = (output.cosine_mean, output.cosine_worst, output.relative_l2_mean, output.relative_l2_worst)
-        table.add_row(
-            escape(output.name),
-            f"{output.fidelity:.4f}" if output.finite else "[red]not finite[/]",
-            f"{output.sqnr_db:.1f}",
-            *(f"{number:.4f}" for number in numbers),
-            f"{output.max_abs_error:.3g}",
-            _share(output.top1_agreement),
-            _share(output.top5_agreement),
-        )
-    console.print(table)
+    """How close the outputs stayed: a column an output, or a row an output where there are many."""
+    outputs = fidelity.outputs
+    title = f"Outputs against the reference's, on {fidelity.inputs} inputs"
+    columns = _measures_down(outputs)
+    if len(outputs) > MANY_OUTPUTS or not fits(columns, console.width):
+        columns = _measures_across(outputs)
+    _line(console, title, "bold")
+    console.print(fitted(columns, console.width))
+    _line(console, f"inputs: {printable(fidelity.source)}; {fidelity.provider}", "dim")
+    for output in outputs:
+        if not output.finite:
+            _line(console, f"output {printable(output.name)} holds NaN or infinity", "red")
 
 
 def show_latency(console: Console, latency: Comparison) -> None:
-    """Both medians and the ratio with its interval."""
-    console.print(_latency_line(latency), highlight=False)
+    """Latency and throughput of both, and the ratio with its interval."""
+    per_second = [latency.batch / side.median_ms * 1e3 for side in (latency.reference, latency.candidate)]
+    rows = [*_latency_rows(latency), ("throughput", *(f"{value:,.0f} /s" for value in per_second), percent(1 / latency.ratio))]
+    _line(console, "Latency of one call, measured in turn", "bold")
+    console.print(fitted(_columns(("", "reference", "candidate", "ratio"), rows), console.width))
+    _show_speed(console, latency)
 
 
-def _latency_line(latency: Comparison) -> str:
-    reference, candidate = latency.reference, latency.candidate
-    return (
-        f"latency {reference.median_ms:.2f} -> {candidate.median_ms:.2f} ms (median; p95 {reference.p95_ms:.2f} -> "
-        f"{candidate.p95_ms:.2f}), {latency.speedup:.2f}x faster [{1 / latency.ratio_high:.2f}, {1 / latency.ratio_low:.2f}], "
-        f"{latency.provider}, batch {latency.batch}, {latency.threads} threads"
-    )
-
-
-def _sizes(result: Compression) -> Table:
-    table = Table(title=escape(f"{result.source} -> {result.target}"), title_justify="left")
-    for name, side in (("", "left"), ("before", "right"), ("after", "right"), ("left", "right")):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
+def _show_sizes(console: Console, result: Compression) -> None:
     before, after = result.before, result.after
-    rows = [("parameters", before.parameters, after.parameters), ("MACs", before.macs, after.macs)]
-    for name, old, new in [*rows, ("file bytes", before.file_bytes, after.file_bytes)]:
-        table.add_row(name, f"{old:,}", f"{new:,}", f"{new / max(1, old):.1%}")
+    rows = [
+        ("parameters", f"{before.parameters:,}", f"{after.parameters:,}", _left(before.parameters, after.parameters)),
+        ("MACs", f"{before.macs:,}", f"{after.macs:,}", _left(before.macs, after.macs)),
+        ("file", file_size(before.file_bytes), file_size(after.file_bytes), _left(before.file_bytes, after.file_bytes)),
+        *([] if result.latency is None else _latency_rows(result.latency)),
+    ]
+    half = (console.width - 3) // 2
+    _line(console, f"{shortened(result.source, half)} → {shortened(result.target, half)}", "bold")
+    console.print(fitted(_columns(("", "before", "after", "left"), rows), console.width))
     if result.latency is not None:
-        latency = result.latency
-        spread = f"{latency.ratio:.1%} [{latency.ratio_low:.1%}, {latency.ratio_high:.1%}]"
-        where = f"latency ms ({latency.provider}, batch {latency.batch}, {latency.threads} threads)"
-        table.add_row(where, f"{latency.reference.median_ms:.3f}", f"{latency.candidate.median_ms:.3f}", spread)
-    return table
+        _show_speed(console, result.latency)
 
 
-def _groups(groups: tuple[GroupResult, ...], *, compressed: bool) -> Table:
-    table = Table(title=f"{len(groups)} channel groups", title_justify="left")
-    table.add_column("group (its first producer)", overflow="fold")
-    names = ("kept", "channels", "method") if compressed else ("channels", "removable")
-    for name in (*names, "producers", "consumers", "parameters", "MACs", "note"):
-        table.add_column(name, justify="left" if name in ("method", "note") else "right", overflow="fold")
-    for group in groups:
-        own = (
-            (str(group.kept), str(group.channels), group.method) if compressed else (str(group.channels), str(group.removable))
-        )
-        ends = (str(len(group.producers)), str(len(group.consumers)))
-        table.add_row(
-            escape(group.name), *own, *ends, f"{group.parameters_share:.1%}", f"{group.macs_share:.1%}", escape(group.note)
-        )
-    return table
+def _latency_rows(latency: Comparison) -> list[tuple[str, str, str, str]]:
+    reference, candidate = latency.reference, latency.candidate
+    return [
+        ("latency, median", milliseconds(reference.median_ms), milliseconds(candidate.median_ms), percent(latency.ratio)),
+        ("latency, p95", milliseconds(reference.p95_ms), milliseconds(candidate.p95_ms), ""),
+    ]
 
 
-def _show_refusals(console: Console, refusals: Iterable[Refusal]) -> None:
-    by_reason: dict[str, list[str]] = {}
-    for refusal in refusals:
-        by_reason.setdefault(refusal.reason, []).append(refusal.where)
-    if not by_reason:
+def _show_speed(console: Console, latency: Comparison) -> None:
+    """One line with the verdict, one with what was measured."""
+    low, high = 1 / latency.ratio_high, 1 / latency.ratio_low
+    verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference that can be measured"
+    style = {"faster": "green", "slower": "red"}.get(verdict, "yellow")
+    _line(console, f"{latency.speedup:.2f}x as fast, 95 % interval {low:.2f}x to {high:.2f}x: {verdict}", style)
+    runs, batch = latency.candidate.runs, f"batch {latency.batch}"
+    threads = f"{latency.threads} thread{'s' * (latency.threads != 1)}"
+    _line(console, f"timed: {runs:,} calls of each, {batch}, {latency.provider}, {threads}", "dim")
+
+
+def _show_groups(console: Console, groups: Sequence[GroupResult], *, compressed: bool) -> None:
+    if not groups:
+        _line(console, "No channel group can shrink." if not compressed else "No channel group was made smaller.", "yellow")
+        console.print()
         return
-    table = Table(title="left as it was", title_justify="left")
-    table.add_column("why", overflow="fold")
-    table.add_column("where", overflow="fold")
-    for reason, places in by_reason.items():
-        named = list(Counter(place for place in places if place))
-        more = f" and {len(named) - MANY} more" if len(named) > MANY else ""
-        table.add_row(escape(reason), escape(", ".join(named[:MANY]) + more))
-    console.print(table)
+    note = Column("note", [printable(group.note) for group in groups], left=True)
+    columns = _group_columns(groups, compressed=compressed)
+    inline = any(group.note for group in groups) and fits([*columns, note], console.width)
+    groups_named = f"{len(groups)} channel group{'s' * (len(groups) != 1)}"
+    title = f"{groups_named} made smaller" if compressed else f"{groups_named} can shrink"
+    _line(console, title, "bold")
+    console.print(fitted([*columns, note] if inline else columns, console.width))
+    if not compressed:
+        _line(console, "shares: the layers that write or read the group's channels; groups overlap", "dim")
+    console.print()
+    if not inline:
+        _show_refusals(console, "Notes on these groups", [Refusal(group.name, group.note) for group in groups if group.note])
+
+
+def _group_columns(groups: Sequence[GroupResult], *, compressed: bool) -> list[Column]:
+    if compressed:
+        counts = [
+            Column("kept", [f"{group.kept:,}" for group in groups]),
+            Column("of", [f"{group.channels:,}" for group in groups]),
+            Column("method", [group.method for group in groups], left=True),
+        ]
+    else:
+        counts = [
+            Column("channels", [f"{group.channels:,}" for group in groups]),
+            Column("may go", [f"{group.removable:,}" for group in groups]),
+        ]
+    return [
+        Column("group", [group.name for group in groups], name=True),
+        *counts,
+        Column("writers", [str(len(group.producers)) for group in groups], extra=True),
+        Column("readers", [str(len(group.consumers)) for group in groups], extra=True),
+        Column("params", [percent(group.parameters_share) for group in groups]),
+        Column("MACs", [percent(group.macs_share) for group in groups]),
+    ]
+
+
+def _show_refusals(console: Console, title: str, refusals: Iterable[Refusal]) -> None:
+    """A list, reason by reason: a table of these would be mostly air."""
+    found = reasons(refusals)
+    if not found:
+        return
+    _line(console, title, "bold")
+    for reason in found:
+        lone = reason.obstacles[0] if len(reason.obstacles) == 1 else ""
+        at = f" ({shortened(lone, _NAME)})" if lone and printable(lone) not in reason.text and reason.layers else ""
+        _line(console, reason.text + at, indent=2)
+        names = listed(reason.layers or reason.obstacles, MANY_NAMES, _NAME)
+        if names:
+            _line(console, names, "dim", indent=4)
+    console.print()
+
+
+def _measures_down(outputs: Sequence[OutputFidelity]) -> list[Column]:
+    measures = [(output.name, _measures(output)) for output in outputs]
+    names = list(dict.fromkeys(key for _, found in measures for key in found))
+    columns = [Column(shortened(name, _NAME), [found.get(key, "-") for key in names]) for name, found in measures]
+    return [Column("", names, left=True), *columns]
+
+
+def _measures(output: OutputFidelity) -> dict[str, str]:
+    found = {
+        "fidelity": closeness(output.fidelity),
+        "SQNR": decibels(output.sqnr_db),
+        "cosine, mean": closeness(output.cosine_mean),
+        "cosine, worst": closeness(output.cosine_worst),
+        "relative L2, mean": small(output.relative_l2_mean),
+        "relative L2, worst": small(output.relative_l2_worst),
+        "largest error": small(output.max_abs_error),
+        "worst input": f"no. {output.worst_input}",
+    }
+    if output.top1_agreement is not None:
+        found["same best class"] = percent(output.top1_agreement)
+    if output.top5_agreement is not None:
+        found["best class in top 5"] = percent(output.top5_agreement)
+    return found
+
+
+def _measures_across(outputs: Sequence[OutputFidelity]) -> list[Column]:
+    columns = [
+        Column("output", [output.name for output in outputs], name=True),
+        Column("fidelity", [closeness(output.fidelity) for output in outputs]),
+        Column("SQNR", [decibels(output.sqnr_db) for output in outputs]),
+        Column("cosine", [closeness(output.cosine_mean) for output in outputs]),
+        Column("worst", [closeness(output.cosine_worst) for output in outputs]),
+        Column("rel. L2", [small(output.relative_l2_mean) for output in outputs]),
+        Column("worst", [small(output.relative_l2_worst) for output in outputs], extra=True),
+        Column("max error", [small(output.max_abs_error) for output in outputs], extra=True),
+    ]
+    if any(output.top1_agreement is not None for output in outputs):
+        columns.append(Column("top-1", [_share(output.top1_agreement) for output in outputs]))
+        columns.append(Column("top-5", [_share(output.top5_agreement) for output in outputs], extra=True))
+    return columns
+
+
+def _columns(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[Column]:
+    cells = list(zip(*rows, strict=True))
+    return [Column(header, cells[index], left=index == 0) for index, header in enumerate(headers)]
+
+
+def _left(before: int, after: int) -> str:
+    return percent(after / before) if before else "-"
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"
+    return "-" if value is None else percent(value)
+
+
+def _line(console: Console, text: str, style: str = "", indent: int = 0) -> None:
+    console.print(Padding(Text(text, style=style), (0, 0, 0, indent), expand=False))

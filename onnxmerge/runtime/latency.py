@@ -88,7 +88,7 @@ def ratio_interval(rounds: list[np.ndarray], generator: np.random.Generator) -> 
     draws = generator.integers(len(clusters), size=(_RESAMPLES, len(clusters)))
     logs = [math.log(_ratio(np.concatenate([clusters[index] for index in draw]))) for draw in draws]
     low, high = np.exp(np.percentile(logs, _PERCENTILES))
-    return ratio, float(min(low, ratio)) , float(max(high, ratio)) * (1 + RESOLUTION)
+    return ratio, float(min(low, ratio)) * (1 - RESOLUTION), float(max(high, ratio)) * (1 + RESOLUTION)
 
 
 def _ratio(times: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxmerge.runtime.providers import CPU, Provider
 from onnxmerge.runtime.sessions import Session, open_session
@@ -131,9 +131,17 @@ class Walk:
                 self.store.drop(number, name)
         self.position = stop
 
+    def initializer(self, name: str) -> TensorProto:
+        """An initializer by name."""
+        return next(tensor for tensor in self.model.graph.initializer if tensor.name == name)
+
     def tensor(self, batch: int, name: str) -> np.ndarray:
         """A tensor that is live at the position."""
         return self.store.get(batch, name)
+
+    def session_for(self, at: int) -> Session:
+        """The nodes at one position, to be fed with `tensor`s while the walk stands there."""
+        return self._session(at + 1, [name for node in self.nodes[at] for name in node.output if name][-1:])
 
     def _run(self, stop: int, wanted: list[str]) -> None:
         session = self._session(stop, wanted)

@@ -1,0 +1,114 @@
+"""Names, numbers and reasons as people read them.
+
+Node names come from strangers' files: nothing of them reaches a terminal raw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rich.filesize import decimal
+
+from onnxmerge.results import Refusal
+
+_LOUD = ("it is ", "it ")  # openings that a list of reasons does not need
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One reason, the layers that it keeps whole, and the nodes and tensors where it was met ("" where nothing was said)."""
+
+    text: str
+    layers: tuple[str, ...]
+    obstacles: tuple[str, ...]
+
+
+def printable(text: str) -> str:
+    """One line without control characters."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in " ".join(text.split()))
+
+
+def shortened(text: str, width: int) -> str:
+    """At most `width` characters, the middle left out: the end of a node's name says more than its middle."""
+    text = printable(text)
+    if len(text) <= width:
+        return text
+    if width < 3:
+        return text[:width]
+    tail = (width - 1) * 2 // 3
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.7571 -> '75.7%'; what is not all never reads as 100 %."""
+    text = f"{share:.{digits}%}"
+    return f"{share:.{digits + 2}%}" if text == f"{1:.{digits}%}" and share < 1 else text
+
+
+def closeness(value: float) -> str:
+    """A number that is 1 at best: four decimals, and near 1 what is missing from it."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"1 - {1 - value:.1e}" if 0.99995 <= value < 1 else f"{value:.4f}"
+
+
+def small(value: float) -> str:
+    """A number that is 0 at best."""
+    return "0" if value == 0 else f"{value:.4f}" if 0.001 <= value < 1000 else f"{value:.2g}"
+
+
+def decibels(value: float) -> str:
+    """A level, endless where nothing differs."""
+    return "identical" if value == math.inf else f"{value:.1f} dB"
+
+
+def milliseconds(value: float) -> str:
+    """Three significant digits or more."""
+    return f"{value:.3f} ms" if value < 10 else f"{value:.2f} ms" if value < 100 else f"{value:,.1f} ms"
+
+
+def file_size(count: int) -> str:
+    """715293 -> '715.3 kB'."""
+    return decimal(count)
+
+
+def reasons(refusals: Iterable[Refusal]) -> list[Reason]:
+    """Refusals with the same reason together, in the order they came.
+
+    A reason may open with the place where it was met ("/8/Softmax: Softmax mixes channels"). A place that only gives its own
+    reason is no layer that stayed whole, so it is listed as an obstacle.
+    """
+    layers: dict[str, list[str]] = {}
+    obstacles: dict[str, list[str]] = {}
+    for refusal in refusals:
+        place, text = _parted(refusal.reason)
+        text = _quiet(text)
+        layers.setdefault(text, []).append(refusal.where)
+        obstacles.setdefault(text, []).extend([place] if place else [])
+    found = []
+    for text, wheres in layers.items():
+        places = tuple(dict.fromkeys(obstacles[text]))
+        stuck = [where for where in dict.fromkeys(wheres) if where and where not in places]
+        found.append(Reason(printable(text), tuple(stuck), places))
+    return found
+
+
+def listed(names: Iterable[str], most: int, width: int) -> str:
+    """Names with commas between, long ones shortened, those beyond `most` counted."""
+    names = list(names)
+    shown = ", ".join(shortened(name, width) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def _parted(reason: str) -> tuple[str, str]:
+    place, separator, text = reason.partition(": ")
+    return (place, text) if separator and " " not in place else ("", reason)
+
+
+def _quiet(text: str) -> str:
+    for opening in _LOUD:
+        if text.startswith(opening):
+            return text.removeprefix(opening)
+    return text

@@ -1,0 +1,190 @@
+"""How a weighted node reads its input, and the second moments that its reconstruction needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto
+
+from onnxmerge.graph.flow import Flow, Weighted
+from onnxmerge.graph.weights import canonical, kernel_of, weight_of
+from onnxmerge.merging.reconstruction import Moments
+from onnxmerge.runtime.providers import Provider
+from onnxmerge.statistics.gram import Network, outputs_of, patches_of, rows_of, sums_of, thinning, window_of
+from onnxmerge.statistics.walk import Walk
+
+BATCH_BYTES = 1 << 28  # of patches at a time
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A consumer: what it reads and how.
+
+    at: its position among the nodes; source: its input tensor; axis: the axis it contracts; weight (g, out/g, in/g, positions)
+    float64; columns (channels, t): places of each channel on the flattened contracted axis, several where Flatten put the
+    positions of a channel side by side; kernel: spatial extents of a convolution.
+    """
+
+    weighted: Weighted
+    at: int
+    source: str
+    axis: int
+    weight: np.ndarray
+    columns: np.ndarray
+    kernel: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """The key of the weighted node."""
+        return self.weighted.key
+
+    @property
+    def groups(self) -> int:
+        """Groups of a grouped convolution, 1 elsewhere."""
+        return len(self.weight)
+
+    @property
+    def channel_of(self) -> np.ndarray:
+        """(in,) the channel that each place belongs to."""
+        owner = np.zeros(self.columns.size, np.int64)
+        owner[self.columns.reshape(-1)] = np.repeat(np.arange(len(self.columns)), self.columns.shape[1])
+        return owner
+
+    @property
+    def solvable(self) -> bool:
+        """False for ConvTranspose, where what an output position reads depends on where it is: channel mixing only."""
+        return self.weighted.layout != "conv_transpose"
+
+
+def reader_of(flow: Flow, weighted: Weighted, at: int) -> Reader:
+    """The reader of a weighted node at a position of the node list."""
+    node = weighted.node
+    source = node.inputs[1 - weighted.weight] if node.op == "MatMul" else node.inputs[0]
+    rank = len(flow.shape(source) or ())
+    stored_weight = weight_of(flow, weighted)
+    return Reader(
+        weighted,
+        at,
+        source.name,
+        _contracted(weighted, rank),
+        canonical(weighted, stored_weight).astype(np.float64),
+        _columns(weighted.in_ids.reshape(-1)),
+        kernel_of(weighted, stored_weight),
+    )
+
+
+def _contracted(weighted: Weighted, rank: int) -> int:
+    node = weighted.node
+    if node.op == "Gemm":
+        return 0 if node.attrs.get("transA", 0) else 1
+    if node.op == "MatMul":
+        return rank - 1 if weighted.weight == 1 else rank - 2
+    return 1
+
+
+def _columns(ids: np.ndarray) -> np.ndarray:
+    """(channels, t) places with the same id; each place for itself where the ids do not stand equally often."""
+    alone = np.arange(len(ids))[:, None]
+    if (ids == 0).any():
+        return alone
+    _, counts = np.unique(ids, return_counts=True)
+    if len(set(counts.tolist())) > 1 or counts[0] == 1:
+        return alone
+    order = np.argsort(ids, kind="stable").reshape(-1, int(counts[0]))
+    return order[np.argsort(order[:, 0])]
+
+
+def channel_moments(walk: Walk, reader: Reader, provider: Provider, threads: int | None) -> Moments:
+    """Moments of the reader's input per channel, pooled over positions; the walk stands at the reader."""
+    example = walk.tensor(0, reader.source)
+    net = Network()
+    rows = rows_of(net, "x", reader.axis, example.ndim)
+    count, places = reader.columns.shape
+    if places > 1:
+        ordered = net.op("Gather", rows, net.constant(reader.columns.reshape(-1)), axis=2)
+        split = net.op("Reshape", ordered, net.constant([-1, count, places]))
+        rows = net.op("Reshape", net.op("Transpose", split, perm=[0, 2, 1]), net.constant([1, -1, count]))
+    session = net.session({"x": example}, sums_of(net, rows, None), provider, threads)
+    total = None
+    for number in range(len(walk.batches)):
+        x = walk.tensor(number, reader.source)
+        values = session.run({"x": np.asarray(x)})
+        part = _moments(values, 0, x.size // reader.columns.size * places)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def solve_moments(
+    reference: Walk, compressed: Walk, reader: Reader, kept: np.ndarray, provider: Provider, threads: int | None
+) -> list[Moments]:
+    """For each group of the reader: moments of its kept inputs in the compressed prefix against the reference's outputs.
+
+    kept (g, in/g) bool, equally many in each group. Inputs are laid out (position, kept place). Both walks stand at the reader.
+    """
+    node = reference.nodes[reader.at][-1]
+    outputs, output_example = _reference_outputs(reference, reader, node)
+    net = Network()
+    groups, per_group = kept.shape[0], int(kept[0].sum())
+    places = np.flatnonzero(kept.reshape(-1))
+    example = compressed.tensor(0, reader.source)
+    unknowns = per_group * int(np.prod(reader.kernel))
+    gathered = net.op("Gather", "x", net.constant(places), axis=reader.axis)
+    count = sum(compressed.tensor(n, reader.source).shape[0] for n in range(len(compressed.batches)))
+    step = 1
+    if reader.weighted.layout == "conv":
+        window = window_of(node, example.shape, reader.kernel, output_example.shape)
+        pixels = int(np.prod(window.extents))
+        step = thinning(count * pixels, unknowns, len(reader.kernel))
+        x = patches_of(net, gathered, window, groups, per_group, step)
+        y = outputs_of(net, "y", window, groups, reader.weight.shape[1], step)
+    else:
+        x = rows_of(net, gathered, reader.axis, example.ndim)
+        y = rows_of(net, "y", reader.axis, output_example.ndim)
+    samples = net.op("Shape", x)
+    session = net.session({"x": example, "y": output_example}, {**sums_of(net, x, y), "shape": samples}, provider, threads)
+    totals: list[Moments] = []
+    for number, y_value in enumerate(outputs):
+        for x_part, y_part in _parts(np.asarray(compressed.tensor(number, reader.source)), y_value, unknowns):
+            values = session.run({"x": x_part, "y": y_part})
+            parts = [_moments(values, g, int(values["shape"][1])) for g in range(groups)]
+            totals = parts if not totals else [a + b for a, b in zip(totals, parts, strict=True)]
+    return totals
+
+
+def _reference_outputs(reference: Walk, reader: Reader, node: NodeProto) -> tuple[Iterator[np.ndarray], np.ndarray]:
+    """The reference node's own outputs, batch by batch, and the first of them as an example."""
+    session = reference.session_for(reader.at)
+
+    def run(number: int) -> np.ndarray:
+        feeds = {spec.name: np.asarray(reference.tensor(number, spec.name)) for spec in session.inputs}
+        return session.run(feeds)[node.output[0]]
+
+    return (run(number) for number in range(len(reference.batches))), run(0)
+
+
+def _parts(x: np.ndarray, y: np.ndarray, unknowns: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A batch in pieces whose patches fit the memory set aside for them."""
+    if not x.ndim or x.shape[0] != y.shape[0]:
+        yield x, y
+        return
+    pixels = y.size // max(1, y.shape[0] * y.shape[1]) if y.ndim > 1 else 1
+    size = max(1, int(BATCH_BYTES // max(1, 4 * pixels * unknowns)))
+    for start in range(0, x.shape[0], size):
+        yield x[start : start + size], y[start : start + size]
+
+
+def _moments(values: dict[str, np.ndarray], group: int, count: int) -> Moments:
+    """One group's sums as float64."""
+    sums = {name: np.asarray(value[group], np.float64) for name, value in values.items() if name != "shape"}
+    size = len(sums["sum_x"])
+    return Moments(
+        float(count),
+        sums["sum_x"],
+        sums.get("sum_y", np.zeros(0)),
+        sums["xx"],
+        sums.get("xy", np.zeros((size, 0))),
+        sums.get("yy", np.zeros(0)),
+    )
