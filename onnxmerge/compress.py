@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,15 +17,18 @@ from onnxmerge.graph.cost import macs_of
 from onnxmerge.graph.io import Model, save, serialise
 from onnxmerge.graph.rewrite import Removal, Replacement, apply
 from onnxmerge.graph.weights import parameters_of
-from onnxmerge.methods import METHODS, kept_count, replacements
+from onnxmerge.methods.planning import Plan, decide
 from onnxmerge.options import Options
-from onnxmerge.proof import prove
+from onnxmerge.proof import inputs_for, prove
 from onnxmerge.results import Compression, GroupResult, Inspection, Refusal, Size
+from onnxmerge.runtime.sessions import open_session
 from onnxmerge.runtime.shapes import Observations, observe
-from onnxmerge.understanding import Understanding, chosen_groups, measure, understand
+from onnxmerge.statistics.inputs import Inputs
+from onnxmerge.understanding import Understanding, measure, understand
 
-DEFAULT_RATIO = 0.25
-DEFAULT_SCOPE = "chains"
+SOLVE_INPUTS = 512
+SMALLEST_SPLIT = 16
+HELD_BACK, HELD_BACK_SHARE = 128, 0.1
 PACKAGES = ("onnx", "onnx-graphsurgeon", "numpy")
 
 
@@ -52,11 +55,13 @@ def compress(
     source, target = Path(source), Path(target)
     _check_target(target)
     understood = understand(source)
-    decided = decide(understood, options)
+    tell = progress or _silent
+    solving, checking = _inputs(source, understood, options)
+    decided = decide(understood, options, solving, tell)
     model, observed, accepted, failed = _rewrite(source, understood, decided)
     proto_bytes = serialise(model)
     after = measure(model, {name: seen.shape for name, seen in observed.items()}, len(proto_bytes))
-    proof = prove(source, proto_bytes, understood.shapes, options) if options.verify else None
+    proof = prove(source, proto_bytes, checking, options) if options.verify else None
     save(model, target)
     return Compression(
         source=str(source),
@@ -74,55 +79,20 @@ def compress(
     )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Decided, and nothing done yet: what leaves, what replaces it (by key of the consumer), what stays and why."""
-
-    removals: tuple[Removal, ...]
-    replacements: dict[str, Replacement]
-    refusals: tuple[Refusal, ...]
-
-
-def decide(understood: Understanding, options: Options) -> Plan:
-    """What to keep of every chosen group; groups that the method refuses stay whole, with the reason."""
-    if options.ratio is None and not options.counts:
-        options = _with_defaults(options)
-    groups, refusals = chosen_groups(understood.channels, options)
-    counts = _counts(groups, options)
-    decisions = []
-    for group in groups:
-        count = counts[group.name]
-        if count == group.size:
-            continue
-        decision = METHODS[options.method](understood.channels, group, count, options)
-        if isinstance(decision, Refusal):
-            refusals.append(decision)
-        else:
-            decisions.append(decision)
-    replaced = replacements(understood.channels, decisions)
-    return Plan(tuple(decision.removal for decision in decisions), replaced, tuple(refusals))
+def _inputs(source: Path, understood: Understanding, options: Options) -> tuple[Inputs, Inputs]:
+    """Inputs to solve on and inputs to check on: other seeds of synthetic ones, a part held back of the user's."""
+    session = open_session(source, optimise=False, label=str(source))
+    if options.calibration is None:
+        solving = inputs_for(session, understood.shapes, options, SOLVE_INPUTS)
+        return solving, inputs_for(session, understood.shapes, replace(options, seed=options.seed + 1))
+    given = inputs_for(session, understood.shapes, options)
+    if not options.verify or given.count < SMALLEST_SPLIT:
+        return given, given
+    return given.split(min(HELD_BACK, given.count * HELD_BACK_SHARE))
 
 
-def _with_defaults(options: Options) -> Options:
-    return replace(options, ratio=DEFAULT_RATIO, scope=DEFAULT_SCOPE)
-
-
-def _counts(groups: list[ChannelGroup], options: Options) -> dict[str, int]:
-    """Group name -> channels to keep."""
-    wished = dict(options.counts)
-    names = {group.name for group in groups}
-    unknown = sorted(wished.keys() - names)
-    if unknown:
-        raise OptionError(f"no channel group is named {unknown[0]!r}; `onnxmerge inspect` lists them")
-    counts = {}
-    for group in groups:
-        ratio = options.ratio if options.ratio is not None else 0.0
-        if group.name in wished:
-            if not 1 <= wished[group.name] <= group.size:
-                raise OptionError(f"cannot keep {wished[group.name]} of the {group.size} channels of {group.name!r}")
-            ratio = 1.0 - wished[group.name] / group.size
-        counts[group.name] = kept_count(group, ratio)
-    return counts
+def _silent(stage: str, share: float) -> None:
+    """No progress is wanted."""
 
 
 def _rewrite(
@@ -142,7 +112,8 @@ def _rewrite(
             _applied(fresh := understand(source), _moved(fresh, (*accepted, removal)), plan.replacements)
             accepted = (*accepted, removal)
         except (ModelError, ValueError) as error:
-            refused.append(Refusal(removal.group.name, f"the model would not run without its channels: {error}"))
+            reason = f"the model would not run without its channels: {error}"
+            refused += [Refusal(name, reason) for name in removal.group.layers]
     if not refused:
         raise first_error
     fresh = understand(source)

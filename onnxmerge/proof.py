@@ -19,7 +19,7 @@ from onnxmerge.runtime.shapes import observe_twice
 from onnxmerge.statistics.inputs import ImageRange, Inputs, calibration_inputs, synthetic_inputs
 
 CHECK_INPUTS = 256
-CHECK_ELEMENTS = 64 * 3 * 224 * 224  # large inputs are checked with fewer of them
+INPUT_ELEMENTS = 64 * 3 * 224 * 224  # large inputs are checked with fewer of them
 BATCH = 32
 TIMING_SECONDS = 4.0
 DEFAULT_COSINE = 0.9  # `verify` without thresholds
@@ -36,12 +36,13 @@ class Proof:
     warnings: tuple[str, ...]
 
 
-def inputs_for(session: Session, shapes: Shapes, options: Options, count: int | None = None) -> Inputs:
+def inputs_for(session: Session, shapes: Shapes, options: Options, count: int = CHECK_INPUTS) -> Inputs:
     """Calibration inputs where the user gave some, synthetic ones elsewhere."""
     image_range = _image_range(options)
     if options.calibration is not None:
         return calibration_inputs(options.calibration, session.inputs, shapes, image_range)
-    return synthetic_inputs(session.inputs, shapes, count or _check_count(shapes, session), options.seed, image_range)
+    count = min(options.samples or count, _affordable(shapes, session))
+    return synthetic_inputs(session.inputs, shapes, count, options.seed, image_range)
 
 
 def _image_range(options: Options) -> ImageRange | None:
@@ -52,16 +53,15 @@ def _image_range(options: Options) -> ImageRange | None:
     return ImageRange(low, high, options.mean or (0.0,), options.std or (1.0,))
 
 
-def _check_count(shapes: Shapes, session: Session) -> int:
+def _affordable(shapes: Shapes, session: Session) -> int:
     elements = sum(int(np.prod(shapes.get(spec.name, ())[1:])) for spec in session.inputs)
-    return int(np.clip(CHECK_ELEMENTS // max(1, elements), 8, CHECK_INPUTS))
+    return max(8, INPUT_ELEMENTS // max(1, elements))
 
 
-def prove(reference: Path | bytes, candidate: Path | bytes, shapes: Shapes, options: Options) -> Proof:
+def prove(reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, options: Options) -> Proof:
     """Compare outputs without optimisation, then time both with it. VerificationError where a threshold is missed."""
     provider = resolve_provider(options.provider)
     pair = [_open(model, name, provider, options, optimise=False) for model, name in _named(reference, candidate)]
-    inputs = inputs_for(pair[0], shapes, options)
     fidelity = compare(pair[0], pair[1], inputs.batches(BATCH), inputs.source)
     failures = _failures(fidelity, options)
     if failures:

@@ -65,7 +65,7 @@ def chosen_groups(channels: Channels, options: Options) -> tuple[list[ChannelGro
     for group in channels.groups:
         reason = _left_out(group, options)
         if reason:
-            refusals += [Refusal(link.name, reason) for link in group.producers]
+            refusals += [Refusal(name, reason) for name in group.layers]
         else:
             chosen.append(group)
     return chosen, refusals

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.flow import Flow, Ids, Weighted, along, collapse, padded, varying
+from onnxmerge.graph.flow import Flow, Ids, Weighted, along, collapse, label, padded, varying
 from onnxmerge.results import Refusal
 
 Outcome = list[Ids] | str
@@ -75,7 +75,7 @@ def _meet(flow: Flow, node: gs.Node, index: int, result: Ids) -> None:
     if not carried or not bare.any():
         return
     if flow.constant(tensor) is None:
-        flow.pin(left[bare], Refusal(node.name, f"{node.op} joins it with {tensor.name}, whose channels cannot go"))
+        flow.pin(left[bare], Refusal(label(node), f"{node.op} joins it with {tensor.name}, whose channels cannot go"))
         return
     ids = flow.flatten_to(result, carried)
     flow.ride(node, index, ids.reshape(ids.shape[rank - len(shape) :]))
@@ -129,13 +129,20 @@ def conv(flow: Flow, node: gs.Node) -> Outcome:
     groups, rank = int(node.attrs.get("group", 1)), weight.ndim
     channels = flow.per_channel(node.inputs[0], 1)
     if groups > 1 and weight.shape[1] == 1 and groups == len(channels):
-        out = np.repeat(channels, weight.shape[0] // groups)
-        flow.ride(node, 1, along(out, 0, rank))
+        out = _depthwise(flow, node, np.repeat(channels, weight.shape[0] // groups), rank)
     else:
         out = _weighted(flow, node, 1, "conv", channels.reshape(groups, -1), weight.shape[0])
     if not _bias(flow, node, 2, out):
         return "the bias of this Conv is computed by the graph"
     return [along(out, 1, rank)]
+
+
+def _depthwise(flow: Flow, node: gs.Node, out: Ids, rank: int) -> Ids:
+    """The weight rides on the channels that enter."""
+    if not out.any():
+        flow.refusals.append(Refusal(label(node), "it is depthwise, and no channel that enters it can go"))
+    flow.ride(node, 1, along(out, 0, rank))
+    return out
 
 
 def conv_transpose(flow: Flow, node: gs.Node) -> Outcome:
@@ -146,8 +153,7 @@ def conv_transpose(flow: Flow, node: gs.Node) -> Outcome:
     groups, rank = int(node.attrs.get("group", 1)), weight.ndim
     channels = flow.per_channel(node.inputs[0], 1)
     if groups > 1 and weight.shape[1] == 1 and groups == len(channels):
-        out = channels
-        flow.ride(node, 1, along(out, 0, rank))
+        out = _depthwise(flow, node, channels, rank)
     else:
         out = _weighted(flow, node, 1, "conv_transpose", channels.reshape(groups, -1), weight.shape[1] * groups)
     if not _bias(flow, node, 2, out):
@@ -183,6 +189,7 @@ def matmul(flow: Flow, node: gs.Node) -> Outcome:
     contracted = len(shape) - (1 if index == 1 else 2)
     free = varying(flow.ids(data))
     if free and contracted not in free:
+        flow.refusals.append(Refusal(label(node), "it mixes positions, and leaves the channels that enter it apart"))
         return [flow.ids(data)]
     channels = flow.per_channel(data, contracted)
     layout = "columns" if index == 1 else "rows"

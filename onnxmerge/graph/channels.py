@@ -7,18 +7,24 @@ of united ids: it is kept or removed as a whole.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.flow import Flow, Ids, Rider, Weighted, collapse, varying
+from onnxmerge.graph.flow import Flow, Ids, Rider, Weighted, collapse, label, varying
 from onnxmerge.graph.model import Model
 from onnxmerge.graph.operators import operator_of
 from onnxmerge.graph.sharing import unite_shared_weights
 from onnxmerge.results import Refusal
+
+T = TypeVar("T")
+
+# Operators with weights of their own: each that stays as it is has a reason.
+LAYERS = frozenset("Conv ConvTranspose Gemm MatMul LSTM GRU RNN ConvInteger MatMulInteger QLinearConv QLinearMatMul".split())
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,12 @@ class ChannelGroup:
         return len(self.units)
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the nodes whose outputs are the group's channels: producers and depthwise convolutions."""
+        depthwise = (label(rider.node) for rider in self.riders if rider.depthwise)
+        return (*(link.name for link in self.producers), *depthwise)
+
+    @property
     def profiles(self) -> np.ndarray:
         """(n,) int: units with the same number are read by the same consumers in the same way, within the same cell."""
         counts = np.stack([self.cells, *((link.places >= 0).sum(1) for link in self.consumers)], axis=1)
@@ -84,11 +96,6 @@ class Channels:
     flow: Flow
     groups: tuple[ChannelGroup, ...]
     refusals: tuple[Refusal, ...]
-
-
-def label(node: gs.Node) -> str:
-    """A node's name; unnamed nodes go by operator and first output."""
-    return node.name or f"{node.op}({node.outputs[0].name})"
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -112,9 +119,11 @@ def analyse(model: Model, shapes: Shapes, other_shapes: Shapes | None, values: M
 
 def _visit(flow: Flow, node: gs.Node) -> None:
     """Apply the operator's rule; a reason in place of ids pins all that enters."""
-    captured = [tensor for value in node.attrs.values() if isinstance(value, gs.Graph) for tensor in _captured(value)]
-    for tensor in captured:
-        flow.pin(flow.ids(tensor), Refusal(label(node), f"it is read inside the body of {node.op}"))
+    for body in node.subgraphs():
+        for tensor in _captured(body):
+            flow.pin(flow.ids(tensor), Refusal(label(node), f"it is read inside the body of {node.op}"))
+        inside = [inner for inner in _nodes(body) if inner.op in LAYERS]
+        flow.refusals += [Refusal(label(inner), f"it is inside the body of {label(node)}, which stays whole") for inner in inside]
     if all(flow.constant(output) is not None for output in node.outputs if output.name):
         return
     unseen = [t.name for t in (*node.inputs, *node.outputs) if t.name and flow.shape(t) is None]
@@ -138,6 +147,11 @@ def _captured(graph: gs.Graph) -> list[gs.Tensor]:
         for value in node.attrs.values():
             read += _captured(value) if isinstance(value, gs.Graph) else []
     return [tensor for tensor in read if tensor.name and tensor.name not in own]
+
+
+def _nodes(graph: gs.Graph) -> list[gs.Node]:
+    """The nodes of a body, at any depth."""
+    return [*graph.nodes, *(inner for node in graph.nodes for body in node.subgraphs() for inner in _nodes(body))]
 
 
 def _tie(flow: Flow) -> None:
@@ -173,18 +187,46 @@ def _grouped(flow: Flow) -> Channels:
     members: dict[int, list[int]] = defaultdict(list)
     for channel in np.unique(roots[1:]).tolist():
         members[components[channel]].append(channel)
+    parts = _Parts(np.array([components.get(int(root), -1) for root in roots]), weighted, riders, partitions)
     groups, refusals = [], list(flow.refusals)
-    for units in members.values():
-        group = _group(np.array(units), len(roots), weighted, riders, partitions, pins)
+    for number, units in members.items():
+        group = _group(np.array(units), len(roots), parts, number, pins)
         if group.producers and group.removable.any() and group.size > 1:
             groups.append(group)
-        refusals += [Refusal(link.name, group.reason) for link in group.producers if group.reason]
+        refusals += [Refusal(name, group.reason) for name in group.layers if group.reason]
     flow.riders = riders
     flow.weighted = weighted
     refusals += [Refusal(label(w.node), "it has a single output channel") for w in weighted if not w.out_ids.any()]
     order = {id(node): position for position, node in enumerate(flow.model.graph.nodes)}
     groups.sort(key=lambda group: order[id(group.producers[0].node)])
-    return Channels(flow, tuple(groups), tuple(dict.fromkeys(refusals)))
+    return Channels(flow, tuple(_named_apart(groups)), tuple(dict.fromkeys(refusals)))
+
+
+def _named_apart(groups: list[ChannelGroup]) -> list[ChannelGroup]:
+    """Node names need not be unique; names of groups are."""
+    many = Counter(group.name for group in groups)
+    return [
+        replace(group, name=f"{group.name}({group.producers[0].key})") if many[group.name] > 1 else group for group in groups
+    ]
+
+
+class _Parts:
+    """What touches each group, by the number of the group."""
+
+    def __init__(self, number: np.ndarray, weighted: list[Weighted], riders: list[Rider], partitions: list[Ids]) -> None:
+        self.number = number
+        self.producing = self._sorted(weighted, lambda each: each.out_ids)
+        self.consuming = self._sorted(weighted, lambda each: each.in_ids)
+        self.riding = self._sorted(riders, lambda each: each.ids)
+        self.binding = self._sorted(partitions, lambda each: each)
+
+    def _sorted(self, parts: list[T], ids_of: Callable[[T], Ids]) -> dict[int, list[T]]:
+        found: dict[int, list[T]] = defaultdict(list)
+        for part in parts:
+            ids = ids_of(part)
+            for number in np.unique(self.number[ids[ids > 0]]).tolist():
+                found[number].append(part)
+        return found
 
 
 def unit_places(flow: Flow, group: ChannelGroup, ids: Ids) -> np.ndarray:
@@ -211,20 +253,20 @@ def _components(roots: Ids, together: list[Ids]) -> dict[int, int]:
     return {channel: find(channel) for channel in parents}
 
 
-def _group(
-    units: Ids, count: int, weighted: list[Weighted], riders: list[Rider], partitions: list[Ids], pins: dict[int, Refusal]
-) -> ChannelGroup:
+def _group(units: Ids, count: int, parts: _Parts, number: int, pins: dict[int, Refusal]) -> ChannelGroup:
     """One group from its units."""
     index = np.full(count, -1)
     index[units] = np.arange(len(units))
-    producers = tuple(Link(w, _places(index, w.out_ids)) for w in weighted if (index[w.out_ids] >= 0).any())
-    consumers = tuple(Link(w, _places(index, w.in_ids)) for w in weighted if (index[w.in_ids] >= 0).any())
-    own = tuple(rider for rider in riders if (index[rider.ids] >= 0).any())
+    producers = tuple(Link(w, _places(index, w.out_ids)) for w in parts.producing[number])
+    consumers = tuple(Link(w, _places(index, w.in_ids)) for w in parts.consuming[number])
+    own = tuple(parts.riding[number])
     pinned = [pins[channel] for channel in units.tolist() if channel in pins]
     removable = np.array([channel not in pins for channel in units.tolist()])
-    cells = _cells(index, len(units), partitions)
+    cells = _cells(index, len(units), parts.binding[number])
     if isinstance(cells, str):
         pinned, removable, cells = [Refusal("", cells)], np.zeros(len(units), bool), np.zeros(len(units), np.int64)
+    if not pinned and len(units) == 1:
+        pinned = [Refusal("", "its channels can only go all at once: something after it reads them as positions")]
     reason = f"{pinned[0].where}: {pinned[0].reason}" if pinned and pinned[0].where else pinned[0].reason if pinned else ""
     name = label(producers[0].node) if producers else ""
     return ChannelGroup(name, units, removable, cells, producers, consumers, own, reason)

@@ -43,6 +43,11 @@ def along(ids: Ids, axis: int, rank: int) -> Ids:
     return ids.reshape(shape)
 
 
+def label(node: gs.Node) -> str:
+    """A node's name; unnamed nodes go by operator and first output."""
+    return node.name or f"{node.op}({node.outputs[0].name})"
+
+
 @dataclass(frozen=True)
 class Weighted:
     """A node whose constant weight ends the ids that enter it and starts new ones.
@@ -69,6 +74,11 @@ class Rider:
     node: gs.Node
     input: int
     ids: Ids
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether it is the weight of a depthwise convolution."""
+        return self.node.op in ("Conv", "ConvTranspose") and self.input == 1
 
 
 @dataclass

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.channels import ChannelGroup, Channels, label, unit_places
-from onnxmerge.graph.flow import Flow
+from onnxmerge.graph.channels import ChannelGroup, Channels, unit_places
+from onnxmerge.graph.flow import Flow, label
 from onnxmerge.graph.operators import Path, operator_of
 from onnxmerge.graph.weights import producer_bias, producer_rows
 from onnxmerge.results import Refusal

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.channels import ChannelGroup, Channels, label
-from onnxmerge.graph.flow import Flow, Rider, Weighted, collapse, varying
+from onnxmerge.graph.channels import ChannelGroup, Channels
+from onnxmerge.graph.flow import Flow, Rider, Weighted, collapse, label, varying
 from onnxmerge.graph.model import names_taken, prune_dead, set_constant
 from onnxmerge.graph.operators import operator_of
 from onnxmerge.graph.shape_rules import Edit, Kept
@@ -58,7 +58,7 @@ def apply(channels: Channels, removals: Sequence[Removal], replacements: Mapping
             writer.put(weighted.node, weighted.weight, weight)
     for rider, value in riders:
         writer.put(rider.node, rider.input, value)
-        if rider.input == 1 and rider.node.op in ("Conv", "ConvTranspose"):
+        if rider.depthwise:
             rider.node.attrs["group"] = value.shape[0] // _multiplier(flow, rider)
     for node, edit in edits:
         writer.edit(node, edit)

@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.flow import Flow, Ids, Weighted
+from onnxmerge.graph.flow import Flow, Ids, Weighted, label
 from onnxmerge.results import Refusal
 
 _SMALL = 2  # initializers of fewer elements (scalars) are shared by chance and copied without harm
@@ -32,7 +32,7 @@ def unite_shared_weights(flow: Flow) -> None:
         first = users[0]
         for user in users:
             if others:
-                _pin(flow, user, f"its weight {leaf} is also read by {others[0].name or others[0].op}")
+                _pin(flow, user, f"its weight {leaf} is also read by {label(others[0])}")
             elif (user.layout, user.in_ids.shape, user.out_ids.shape) != (first.layout, first.in_ids.shape, first.out_ids.shape):
                 _pin(flow, user, f"its weight {leaf} is read in two ways")
                 _pin(flow, first, f"its weight {leaf} is read in two ways")
@@ -42,7 +42,7 @@ def unite_shared_weights(flow: Flow) -> None:
 
 
 def _pin(flow: Flow, weighted: Weighted, reason: str) -> None:
-    refusal = Refusal(weighted.node.name, reason)
+    refusal = Refusal(label(weighted.node), reason)
     flow.pin(weighted.in_ids, refusal)
     flow.pin(weighted.out_ids, refusal)
 

@@ -42,10 +42,11 @@ def weight_of(flow: Flow, weighted: Weighted) -> np.ndarray:
 
 def producer_rows(flow: Flow, group: ChannelGroup, link: Link) -> np.ndarray:
     """(n, d) float64: for each unit the weights that compute it, zeros where this producer has no row for it."""
-    weight = canonical(link.weighted, weight_of(flow, link.weighted)).astype(np.float64)
+    weight = canonical(link.weighted, weight_of(flow, link.weighted))
     rows = weight.reshape(weight.shape[0] * weight.shape[1], -1)
-    padded = np.concatenate([rows, np.zeros((1, rows.shape[1]))])
-    return padded[link.places].reshape(group.size, -1)
+    if (link.places < 0).any():
+        rows = np.concatenate([rows, np.zeros((1, rows.shape[1]), rows.dtype)])
+    return rows[link.places].reshape(group.size, -1).astype(np.float64)
 
 
 def producer_bias(flow: Flow, link: Link) -> np.ndarray | None:

@@ -47,7 +47,7 @@ def decompose(rows: NDArray[np.floating], kept: NDArray[np.integer], threshold: 
     """
     values, kept = _checked(rows, kept)
     removed = np.setdiff1d(np.arange(values.shape[0]), kept)
-    norms = np.linalg.norm(values, axis=1)
+    norms = _norms(values)
     cosines = _cosines(values, norms, removed, kept)
     ratios = _ratios(norms[removed][:, None], norms[kept])
     return _merge(values.shape[0], removed, kept, cosines.argmax(axis=1), cosines, ratios, threshold)
@@ -81,7 +81,7 @@ def decompose_affine(
     values, kept = _checked(rows, kept)
     affine = values * np.asarray(scale, dtype=np.float64)[:, None]
     removed = np.setdiff1d(np.arange(values.shape[0]), kept)
-    norms = np.linalg.norm(affine, axis=1)
+    norms = _norms(affine)
     cosines = _cosines(affine, norms, removed, kept)
     scales = _ratios(norms[removed][:, None], norms[kept])
     if moments is None:
@@ -119,6 +119,12 @@ def _checked(rows: NDArray[np.floating], kept: NDArray[np.integer]) -> tuple[Flo
     return values, indices
 
 
+def _norms(rows: Floats) -> Floats:
+    """Euclidean length of each row: (n, d) -> (n,), without a second array of the rows' size."""
+    lengths: Floats = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+    return lengths
+
+
 def _ratios(above: Floats, below: Floats) -> Floats:
     """above / below with broadcasting, zero where below is zero."""
     shape = np.broadcast_shapes(above.shape, below.shape)
@@ -136,7 +142,7 @@ def _stretched(distances: Floats, usable: NDArray[np.bool_]) -> Floats:
     """Distances (r, k) mapped to 0..1 over the usable columns (k,) of each row; zeros where those are all equal."""
     lowest = distances.min(axis=1, keepdims=True, where=usable, initial=np.inf)
     highest = distances.max(axis=1, keepdims=True, where=usable, initial=-np.inf)
-    return np.where(usable, _ratios(distances - lowest, highest - lowest), 0.0)
+    return np.where(usable, _ratios(distances - lowest, np.maximum(highest - lowest, 0.0)), 0.0)
 
 
 def _mean_after_relu(mean: Floats, deviation: Floats) -> Floats:

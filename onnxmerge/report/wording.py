@@ -65,8 +65,9 @@ def decibels(value: float) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """Three significant digits or more."""
-    return f"{value:.3f} ms" if value < 10 else f"{value:.2f} ms" if value < 100 else f"{value:,.1f} ms"
+    """Three significant digits, for calls of microseconds as well."""
+    digits = next((digits for limit, digits in ((0.01, 5), (0.1, 4), (10, 3), (100, 2)) if value < limit), 1)
+    return f"{value:,.{digits}f} ms"
 
 
 def file_size(count: int) -> str:

@@ -1,4 +1,4 @@
-"""The methods: what to keep of a group and what becomes of those that read it. One function a method, one table."""
+"""Methods that look at nothing but weights: `prune` and `merge`. One function a method, one table."""
 
 from __future__ import annotations
 
@@ -26,14 +26,6 @@ class Decision:
 
 
 Method = Callable[[Channels, ChannelGroup, int, Options], Decision | Refusal]
-
-
-def kept_count(group: ChannelGroup, ratio: float) -> int:
-    """max(1, round(n (1 - ratio))) in every cell, but never fewer than must stay."""
-    sizes = np.bincount(group.cells)
-    pinned = np.bincount(group.cells[~group.removable], minlength=len(sizes)).max()
-    quota = max(1, round(int(sizes[0]) * (1.0 - ratio)), int(pinned))
-    return quota * len(sizes)
 
 
 def select(channels: Channels, group: ChannelGroup, count: int, criterion: str) -> np.ndarray:
@@ -87,14 +79,8 @@ def replacements(channels: Channels, decisions: Sequence[Decision]) -> dict[str,
     return found
 
 
-def auto(channels: Channels, group: ChannelGroup, count: int, options: Options) -> Decision | Refusal:
-    """Merge where it is valid, prune elsewhere."""
-    found = merge(channels, group, count, options)
-    return prune(channels, group, count, options) if isinstance(found, Refusal) else found
-
-
 def _weight_criterion(options: Options) -> str:
     return "l2-norm" if options.criterion == "auto" else options.criterion
 
 
-METHODS: dict[str, Method] = {"prune": prune, "merge": merge, "auto": auto}
+BY_WEIGHTS: dict[str, Method] = {"prune": prune, "merge": merge}

@@ -13,17 +13,24 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxmerge.graph.channels import ChannelGroup, Channels, Link
+from onnxmerge.graph.io import export
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.graph.weights import consumer_columns, stored, weight_of
+from onnxmerge.merging.criteria import CRITERIA
 from onnxmerge.merging.reconstruction import Centred, fits_in_memory, mixed_bias, mixed_weight, mixing, solve
-from onnxmerge.merging.selection import Elimination, eliminate
-from onnxmerge.runtime.providers import Provider
+from onnxmerge.merging.selection import Elimination, eliminate, kept_after
+from onnxmerge.methods.by_weights import select
+from onnxmerge.options import Options
+from onnxmerge.runtime.providers import Provider, resolve_provider
+from onnxmerge.statistics.inputs import Inputs
 from onnxmerge.statistics.readers import Reader, channel_moments, reader_of, solve_moments
 from onnxmerge.statistics.walk import Walk
+from onnxmerge.understanding import Understanding
 
 Feeds = Mapping[str, np.ndarray]
 Progress = Callable[[str, float], None]
 
+BATCH_ELEMENTS, LARGEST_BATCH = 1 << 21, 128
 LOWEST_VARIANCE = 1e-4  # of the stored one: a channel that synthetic inputs leave constant must not be blown up
 
 
@@ -141,7 +148,7 @@ def _solve(
     """Canonical weight with zeros at removed places, and what to add to the output (out,)."""
     alpha = float(reader.weighted.node.attrs.get("alpha", 1.0)) if reader.weighted.node.op == "Gemm" else 1.0
     priors, shift = _priors(reader, kept, statistics.moments[reader.key], alpha)
-    groups, out, inside, positions = reader.weight.shape
+    groups, out, _, positions = reader.weight.shape
     weight = np.zeros(reader.weight.shape)
     unknowns = int(kept[0].sum()) * positions
     if not reader.solvable or not fits_in_memory(unknowns):
@@ -161,7 +168,7 @@ def _priors(reader: Reader, kept: np.ndarray, moments: Centred, alpha: float) ->
     """Channel mixing: for each group (out, kept, positions), and (g, out) to add to the output."""
     groups, out, inside, positions = reader.weight.shape
     weights, shifts = [], np.zeros((groups, out))
-    channels, places = reader.columns.shape
+    places = reader.columns.shape[1]
     for g in range(groups):
         own = np.flatnonzero(np.isin(reader.columns[:, 0] // inside, [g]))
         local = reader.columns[own] - g * inside
@@ -202,8 +209,9 @@ def _install(walk: Walk, reader: Reader, new: Replacement) -> None:
         node.output[0] = raw
     elif bias is not None:
         beta = next((a.f for a in node.attribute if a.name == "beta"), 1.0) if node.op_type == "Gemm" else 1.0
-        old = numpy_helper.to_array(walk.initializer(node.input[2])) if len(node.input) > 2 and node.input[2] else 0.0
-        constants[f"{reader.key}//bias"] = (old + bias / beta).astype(new.weight.dtype)
+        has_bias = len(node.input) > 2 and bool(node.input[2])
+        old = numpy_helper.to_array(walk.initializer(node.input[2])) if has_bias else np.zeros(1)
+        constants[f"{reader.key}//bias"] = (old.astype(np.float64) + bias / beta).astype(new.weight.dtype)
         del node.input[2:]
         node.input.append(f"{reader.key}//bias")
     walk.replace(reader.at, nodes, constants)
@@ -238,3 +246,36 @@ def _copy(model: ModelProto) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(model)
     return copy
+
+
+def reconstruct(
+    understood: Understanding,
+    groups: Sequence[ChannelGroup],
+    counts: Mapping[str, int],
+    inputs: Inputs,
+    options: Options,
+    progress: Progress,
+) -> tuple[list[Removal], dict[str, Replacement]]:
+    """Decide all groups from the first walk, then solve all consumers in the second."""
+    elements = sum(int(np.prod(understood.shapes[tensor.name][1:])) for tensor in understood.model.graph.inputs)
+    size = int(np.clip(BATCH_ELEMENTS // max(1, elements), 1, LARGEST_BATCH))
+    engine = Engine(
+        channels=understood.channels,
+        model=export(understood.model),
+        batches=list(inputs.batches(size)),
+        synthetic=options.calibration is None,
+        provider=resolve_provider(options.provider),
+        threads=options.threads,
+        progress=progress,
+    )
+    statistics = observe_reference(engine, groups)
+    removals = []
+    for group in groups:
+        elimination = elimination_of(statistics, group)
+        count = counts[group.name]
+        if options.criterion in CRITERIA or elimination is None:
+            criterion = options.criterion if options.criterion in CRITERIA else "l2-norm"
+            removals.append(Removal(group, select(understood.channels, group, count, criterion), "reconstruct"))
+        else:
+            removals.append(Removal(group, kept_after(elimination, group.size, count), "reconstruct"))
+    return removals, solve_consumers(engine, statistics, removals)

@@ -1,0 +1,63 @@
+# Two commands matter: `make demo` and `make test`. All of it works on a fresh clone with Python 3.11+ and make.
+
+# The first Python on the path that is new enough; another one: make demo PYTHON=/path/to/python
+CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(firstword $(foreach python,$(CANDIDATES),$(shell $(python) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(python))))
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+TOOLS := $(VENV)/tools-installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# demo, verify_models and transcript have targets of their own, digits is a module
+BENCHMARKS = $(filter-out $(addprefix benchmarks/,demo.py verify_models.py transcript.py digits.py),$(sort $(wildcard benchmarks/*.py)))
+
+.PHONY: help demo test lint verify bench readme clean
+
+help:
+	@echo 'make demo     compress a trained model: size, speed and accuracy on real digits, before and after'
+	@echo 'make test     the tests'
+	@echo 'make lint     ruff, mypy, imports one way'
+	@echo 'make verify   compress, verify and time every model in models/'
+	@echo 'make bench    the benchmarks'
+	@echo 'make readme   write the transcript in README.md afresh'
+	@echo 'make clean    remove the virtual environment and everything built'
+
+demo: $(INSTALLED)
+	@$(BIN)/python benchmarks/demo.py
+
+verify: $(INSTALLED)
+	@$(BIN)/python benchmarks/verify_models.py
+
+test: $(TOOLS)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(TOOLS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+readme: $(INSTALLED)
+	$(BIN)/python benchmarks/transcript.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n '$(PYTHON)' || { echo 'no Python 3.11 or newer found; name one: make PYTHON=/path/to/python' >&2; exit 1; }
+	@'$(PYTHON)' -c '$(NEW_ENOUGH)' || { echo '$(PYTHON) is not Python 3.11 or newer' >&2; exit 1; }
+	'$(PYTHON)' -m venv $(VENV)
+
+$(INSTALLED): setup.cfg pyproject.toml | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(TOOLS): $(INSTALLED)
+	$(PIP) -e '.[test,lint]'
+	@touch $@

@@ -1,0 +1,85 @@
+"""`make demo`: compress a trained model, then judge it on real labelled digits. `--model` and `--ratio` try other ones."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+from digits import FACTS, MODELS, ROOT, DigitsModel, digits_accuracy, models
+from rich.console import Console
+from rich.text import Text
+
+import onnxmerge
+from onnxmerge.report.progress import progress_bar
+from onnxmerge.report.tables import Column, fitted
+from onnxmerge.report.terminal import show_compression
+from onnxmerge.report.wording import file_size, milliseconds, percent
+from onnxmerge.results import Comparison, Compression
+
+BATCH = 64
+
+
+def main() -> None:
+    """Compress, show the report of the program, then size, speed and accuracy side by side."""
+    known = {model.path.stem: model for model in models()}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=sorted(known), default="digits-resnet-bn")
+    parser.add_argument("--ratio", type=float, default=0.5)
+    arguments = parser.parse_args()
+    model = known[arguments.model]
+    target = ROOT / "build" / "demo" / model.path.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    options = model.options(ratio=arguments.ratio, bench=False)
+    console = Console()
+    console.print(Text(f"$ {_command(model, target.relative_to(ROOT), arguments.ratio)}\n", style="bold"))
+    with progress_bar() as progress:
+        result = onnxmerge.compress(model.path, target, options, progress)
+    show_compression(console, result)
+    with progress_bar() as progress:
+        progress("timing both models", 0.0)
+        latencies = [onnxmerge.bench(model.path, target, options, batch) for batch in (1, BATCH)]
+    accuracies = digits_accuracy(model, model.path), digits_accuracy(model, target)
+    console.print(Text(f"\nOn {FACTS['data']['test_images']} real labelled digits that neither saw", style="bold"))
+    console.print(fitted(_table(result, latencies, accuracies), console.width))
+    console.print(
+        Text(f"timed on {latencies[0].provider}, {latencies[0].threads} threads; low, high: 95 % interval", style="dim")
+    )
+
+
+def _command(model: DigitsModel, target: object, ratio: float) -> str:
+    words = ["onnxmerge", "compress", f"{MODELS.name}/{model.path.name}", str(target), "--ratio", str(ratio), "--no-bench"]
+    words += ["--mean", ",".join(map(str, model.mean)), "--std", ",".join(map(str, model.std))]
+    return shlex.join(words)
+
+
+def _table(result: Compression, latencies: list[Comparison], accuracies: tuple[float, float]) -> list[Column]:
+    before, after = result.before, result.after
+    rows = [
+        (
+            "parameters",
+            f"{before.parameters:,}",
+            f"{after.parameters:,}",
+            f"{percent(after.parameters / before.parameters)} left",
+        ),
+        ("MACs", f"{before.macs:,}", f"{after.macs:,}", f"{percent(after.macs / before.macs)} left"),
+        (
+            "file",
+            file_size(before.file_bytes),
+            file_size(after.file_bytes),
+            f"{percent(after.file_bytes / before.file_bytes)} left",
+        ),
+        *(_latency_row(latency) for latency in latencies),
+        ("accuracy", *(percent(value, 2) for value in accuracies), f"{100 * (accuracies[1] - accuracies[0]):+.2f} points"),
+    ]
+    cells = list(zip(*rows, strict=True))
+    return [Column(header, cells[index], left=index == 0) for index, header in enumerate(("", "before", "after", ""))]
+
+
+def _latency_row(latency: Comparison) -> tuple[str, str, str, str]:
+    medians = milliseconds(latency.reference.median_ms), milliseconds(latency.candidate.median_ms)
+    low, high = 1 / latency.ratio_high, 1 / latency.ratio_low
+    return (f"latency, batch {latency.batch}", *medians, f"{latency.speedup:.2f}x as fast [{low:.2f}, {high:.2f}]")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""From options to a plan: how many channels of which groups stay, which ones, and what replaces the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxmerge.errors import OptionError
+from onnxmerge.graph.channels import ChannelGroup
+from onnxmerge.graph.rewrite import Removal, Replacement
+from onnxmerge.methods.by_weights import BY_WEIGHTS, Decision, replacements
+from onnxmerge.methods.reconstruct import reconstruct
+from onnxmerge.options import Options
+from onnxmerge.results import Refusal
+from onnxmerge.statistics.inputs import Inputs
+from onnxmerge.understanding import Understanding, chosen_groups
+
+DEFAULT_RATIO = 0.25
+DEFAULT_SCOPE = "chains"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decided, and nothing done yet: what leaves, what replaces it (by key of the consumer), what stays and why."""
+
+    removals: tuple[Removal, ...]
+    replacements: dict[str, Replacement]
+    refusals: tuple[Refusal, ...]
+
+
+def decide(
+    understood: Understanding, options: Options, inputs: Inputs | None, progress: Callable[[str, float], None]
+) -> Plan:
+    """What to keep of every chosen group; groups that the method refuses stay whole, with the reason.
+
+    inputs: what the statistics are taken from; only `reconstruct` and `auto` need them.
+    """
+    if options.ratio is None and not options.counts:
+        options = replace(options, ratio=DEFAULT_RATIO, scope=DEFAULT_SCOPE)
+    groups, refusals = chosen_groups(understood.channels, options)
+    counts = _counts(groups, options)
+    shrinking = [group for group in groups if counts[group.name] < group.size]
+    if options.method in BY_WEIGHTS:
+        method = BY_WEIGHTS[options.method]
+        outcomes = [method(understood.channels, group, counts[group.name], options) for group in shrinking]
+        refusals += [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+        decisions = [outcome for outcome in outcomes if isinstance(outcome, Decision)]
+        return Plan(tuple(d.removal for d in decisions), replacements(understood.channels, decisions), tuple(refusals))
+    assert inputs is not None
+    removals, replaced = reconstruct(understood, shrinking, counts, inputs, options, progress)
+    return Plan(tuple(removals), replaced, tuple(refusals))
+
+
+def kept_count(group: ChannelGroup, ratio: float) -> int:
+    """max(1, round(n (1 - ratio))) in every cell, but never fewer than must stay."""
+    sizes = np.bincount(group.cells)
+    pinned = np.bincount(group.cells[~group.removable], minlength=len(sizes)).max()
+    quota = max(1, round(int(sizes[0]) * (1.0 - ratio)), int(pinned))
+    return quota * len(sizes)
+
+
+def _counts(groups: Sequence[ChannelGroup], options: Options) -> dict[str, int]:
+    """Group name -> channels to keep."""
+    wished = dict(options.counts)
+    unknown = sorted(wished.keys() - {group.name for group in groups})
+    if unknown:
+        raise OptionError(f"no channel group is named {unknown[0]!r}; `onnxmerge inspect` lists them")
+    counts = {}
+    for group in groups:
+        ratio = options.ratio if options.ratio is not None else 0.0
+        if group.name in wished:
+            if not 1 <= wished[group.name] <= group.size:
+                raise OptionError(f"cannot keep {wished[group.name]} of the {group.size} channels of {group.name!r}")
+            ratio = 1.0 - wished[group.name] / group.size
+        counts[group.name] = kept_count(group, ratio)
+    return counts
