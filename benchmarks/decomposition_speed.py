@@ -1,7 +1,8 @@
 """`decompose` against a loop over pairs of channels, the way the published neuron-merging code works. Prints the ratio.
 
 The loop goes over removed channels, kept channels and the quantities of each pair, each of them one numpy call; its result is
-checked against the vectorised one. Both on one thread, since the loop can use no more. Fails where the ratio is below what is asked of it.
+checked against the vectorised one. Both on one thread, since the loop can use no more. Fails where the ratio is below what is
+asked of it.
 
     python benchmarks/decomposition_speed.py [channels] [weights]
 """
@@ -14,10 +15,10 @@ import time
 
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from onnxmerge.merging.criteria import CRITERIA, keep_best  # noqa: E402
-from onnxmerge.merging.decomposition import decompose  # noqa: E402
+from onnxmerge.merging.criteria import CRITERIA, keep_best
+from onnxmerge.merging.decomposition import decompose
 
 THRESHOLD = 0.0
 RATIO_NEEDED = 20.0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+from pathlib import Path
 
-from digits import FACTS, MODELS, ROOT, DigitsModel, digits_accuracy, models
+from digits import FACTS, ROOT, DigitsModel, digits_accuracy, models
 from rich.console import Console
 from rich.text import Text
 
@@ -27,13 +29,13 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.5)
     arguments = parser.parse_args()
     model = known[arguments.model]
-    target = ROOT / "build" / "demo" / model.path.name
+    source, target = Path(os.path.relpath(model.path)), Path(os.path.relpath(ROOT / "build" / "demo" / model.path.name))
     target.parent.mkdir(parents=True, exist_ok=True)
     options = model.options(ratio=arguments.ratio, bench=False)
     console = Console()
-    console.print(Text(f"$ {_command(model, target.relative_to(ROOT), arguments.ratio)}\n", style="bold"))
+    console.print(Text(f"$ {_command(model, source, target, arguments.ratio)}\n", style="bold"))
     with progress_bar() as progress:
-        result = onnxmerge.compress(model.path, target, options, progress)
+        result = onnxmerge.compress(source, target, options, progress)
     show_compression(console, result)
     with progress_bar() as progress:
         progress("timing both models", 0.0)
@@ -46,10 +48,9 @@ def main() -> None:
     )
 
 
-def _command(model: DigitsModel, target: object, ratio: float) -> str:
-    words = ["onnxmerge", "compress", f"{MODELS.name}/{model.path.name}", str(target), "--ratio", str(ratio), "--no-bench"]
-    words += ["--mean", ",".join(map(str, model.mean)), "--std", ",".join(map(str, model.std))]
-    return shlex.join(words)
+def _command(model: DigitsModel, source: Path, target: Path, ratio: float) -> str:
+    words = ["--ratio", str(ratio), "--mean", ",".join(map(str, model.mean)), "--std", ",".join(map(str, model.std))]
+    return f"onnxmerge compress {source} \\\n      {target} \\\n      {shlex.join([*words, '--no-bench'])}"
 
 
 def _table(result: Compression, latencies: list[Comparison], accuracies: tuple[float, float]) -> list[Column]:

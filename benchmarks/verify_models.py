@@ -14,7 +14,7 @@ from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.tables import Column, fitted
 from onnxmerge.report.wording import closeness, percent
 
-HEADERS = ("model", "params", "MACs", "fidelity", "cosine", "speed-up", "accuracy", "", "verdict")
+HEADERS = ("model", "params", "MACs", "fidelity", "speed", "accuracy", "after", "")
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
             rows.append(_row(model, model.options(ratio=arguments.ratio), arguments.most_points_lost))
     console = Console()
     columns = [
-        Column(header, cells, name=header == "model", left=header in ("model", "verdict"))
+        Column(header, cells, name=header == "model", left=header in ("model", ""))
         for header, cells in zip(HEADERS, zip(*rows, strict=True), strict=True)
     ]
     console.print(Text(f"--ratio {arguments.ratio}; what is left of parameters and MACs; accuracy on real digits", style="bold"))
@@ -47,13 +47,12 @@ def _row(model: DigitsModel, options: onnxmerge.Options, most_lost: float) -> tu
     latency = onnxmerge.bench(model.path, target, options)
     before, after = digits_accuracy(model, model.path), digits_accuracy(model, target)
     lost = 100 * (before - after)
-    verdict = "outputs differ" if failures else f"lost {lost:.1f} points" if lost > most_lost else "ok"
+    verdict = "outputs differ" if failures else f"{-lost:+.1f} points" if lost > most_lost else "ok"
     return (
-        model.path.stem,
+        model.path.stem.removeprefix("digits-"),
         percent(result.after.parameters / result.before.parameters),
         percent(result.after.macs / result.before.macs),
         closeness(fidelity.worst.fidelity),
-        closeness(fidelity.worst.cosine_mean),
         f"{latency.speedup:.2f}x",
         percent(before, 2),
         percent(after, 2),

@@ -107,6 +107,25 @@ def test_equal_rows_get_equal_scores_far_from_the_origin(criterion, dtype):
     assert scores[1] == scores[5]
 
 
+def test_geometric_median_is_exact_far_from_the_origin_and_among_many_equal_rows():
+    far = random_rows(2) * 1e-3 + 1e3
+    np.testing.assert_allclose(CRITERIA["l2-gm"](far), SLOW_CRITERIA["l2-gm"](far), rtol=1e-9)
+    rows = random_rows(2, 3, 50)[[0] * 40 + [1] * 2 + [2]]
+    scores = CRITERIA["l2-gm"](rows)
+    np.testing.assert_allclose(scores, SLOW_CRITERIA["l2-gm"](rows), rtol=1e-11)
+    assert np.unique(scores).size == 3
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("weights", [3, 27, 401, 1152])
+def test_equal_rows_get_equal_scores_wherever_they_stand(weights, criterion):
+    for channels in (5, 9, 13, 17, 33, 65, 101):
+        order = np.random.default_rng(weights).permutation(2 * channels) % channels
+        scores = CRITERIA[criterion](random_rows(channels, channels, weights)[order] + 1.0)
+        assert np.isfinite(scores).all()
+        assert np.unique(scores).size == channels
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_equal_rows_only_keep_the_lowest_indices(criterion):
     scores = CRITERIA[criterion](np.tile(random_rows(3, 1, 400), (6, 1)))
@@ -285,6 +304,38 @@ def test_zeros_and_constants_give_no_nan(zero, kept, threshold, with_moments):
         assert np.isfinite(result.similarity).all()
     dead = np.flatnonzero(~((arrays["rows"] * arrays["scale"][:, None]) ** 2).sum(axis=1).astype(bool))
     assert (result.partner[np.setdiff1d(dead, kept)] == -1).all()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("dead_offset", [0.0, -40.0, 40.0])
+@pytest.mark.parametrize("with_moments", [False, True], ids=["paper", "moments"])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_dead_kept_channel_changes_nothing_for_the_others(seed, with_moments, dead_offset, weight):
+    rng = np.random.default_rng(seed)
+    rows, scale, offset, kept = random_rows(seed), rng.uniform(0.5, 2.0, 12), rng.normal(size=12), np.array([1, 3, 4, 6, 10])
+    rows[4], offset[4] = 0.0, dead_offset
+    mean, deviation = offset.copy(), rng.uniform(0.5, 2.0, 12)
+    moments = (mean, deviation) if with_moments else None
+    with_dead = decompose_affine(rows, scale, offset, kept, 0.0, weight, moments)
+    without = decompose_affine(rows, scale, offset, kept[kept != 4], 0.0, weight, moments)
+    others = np.arange(12) != 4
+    np.testing.assert_array_equal(np.delete(with_dead.scaling, 2, axis=1)[others], without.scaling[others])
+    assert not with_dead.scaling[others, 2].any()
+
+
+def test_moments_damp_a_scale_that_would_raise_the_mean_activation():
+    rows, kept = np.array([[1.0, 0.0], [0.6, 0.8]]), np.array([0])
+    equal, weaker = np.array([0.5, 0.5]), np.array([0.5, 0.0])
+    deviations, silent = np.ones(2), np.array([-4.0, 0.5])
+
+    def scale_with(mean):
+        return decompose_affine(rows, np.ones(2), np.zeros(2), kept, 0.1, 0.85, (mean, deviations)).scaling[1, 0]
+
+    assert scale_with(equal) == pytest.approx(1.0)
+    ratio = normal_relu_mean(0.0, 1.0) / normal_relu_mean(0.5, 1.0)
+    assert scale_with(weaker) == pytest.approx(0.36 + 0.64 * ratio, rel=1e-3)  # cosine 0.6
+    assert scale_with(silent) == 1.0
+    assert scale_with(silent[::-1]) == pytest.approx(0.36)
 
 
 BAD_KEPT = {"none": [], "twice": [1, 1], "outside": [12], "negative": [-1], "two axes": [[1]]}

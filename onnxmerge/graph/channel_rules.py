@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.flow import Flow, Ids, Weighted, along, collapse, label, padded, varying
+from onnxmerge.graph.flow import Flow, Ids, Partition, Weighted, along, collapse, label, padded, varying
 from onnxmerge.results import Refusal
 
 Outcome = list[Ids] | str
@@ -203,5 +203,5 @@ def _weighted(flow: Flow, node: gs.Node, index: int, layout: str, in_ids: Ids, o
     out = flow.fresh(outputs)
     flow.weighted.append(Weighted(node, index, layout, in_ids, out.reshape(groups, -1)))
     if groups > 1:
-        flow.partitions += [in_ids, out.reshape(groups, -1)]
+        flow.partitions += [Partition(node, in_ids), Partition(node, out.reshape(groups, -1))]
     return out

@@ -7,15 +7,15 @@ of united ids: it is kept or removed as a whole.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.flow import Flow, Ids, Rider, Weighted, collapse, label, varying
+from onnxmerge.graph.flow import Flow, Ids, Partition, Rider, Weighted, collapse, label, varying
 from onnxmerge.graph.model import Model
 from onnxmerge.graph.operators import operator_of
 from onnxmerge.graph.sharing import unite_shared_weights
@@ -24,7 +24,12 @@ from onnxmerge.results import Refusal
 T = TypeVar("T")
 
 # Operators with weights of their own: each that stays as it is has a reason.
-LAYERS = frozenset("Conv ConvTranspose Gemm MatMul LSTM GRU RNN ConvInteger MatMulInteger QLinearConv QLinearMatMul".split())
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"}) | {
+    "ConvInteger",
+    "MatMulInteger",
+    "QLinearConv",
+    "QLinearMatMul",
+}
 
 
 @dataclass(frozen=True)
@@ -182,8 +187,8 @@ def _grouped(flow: Flow) -> Channels:
         pins.setdefault(int(roots[channel]), refusal)
     weighted = [Weighted(w.node, w.weight, w.layout, roots[w.in_ids], roots[w.out_ids]) for w in flow.weighted]
     riders = [Rider(rider.node, rider.input, roots[rider.ids]) for rider in flow.riders]
-    partitions = [roots[ids] for ids in flow.partitions]
-    components = _components(roots, [w.out_ids for w in weighted] + partitions)
+    partitions = [Partition(each.node, roots[each.ids]) for each in flow.partitions]
+    components = _components(roots, [each.out_ids for each in weighted] + [each.ids for each in partitions])
     members: dict[int, list[int]] = defaultdict(list)
     for channel in np.unique(roots[1:]).tolist():
         members[components[channel]].append(channel)
@@ -199,26 +204,18 @@ def _grouped(flow: Flow) -> Channels:
     refusals += [Refusal(label(w.node), "it has a single output channel") for w in weighted if not w.out_ids.any()]
     order = {id(node): position for position, node in enumerate(flow.model.graph.nodes)}
     groups.sort(key=lambda group: order[id(group.producers[0].node)])
-    return Channels(flow, tuple(_named_apart(groups)), tuple(dict.fromkeys(refusals)))
-
-
-def _named_apart(groups: list[ChannelGroup]) -> list[ChannelGroup]:
-    """Node names need not be unique; names of groups are."""
-    many = Counter(group.name for group in groups)
-    return [
-        replace(group, name=f"{group.name}({group.producers[0].key})") if many[group.name] > 1 else group for group in groups
-    ]
+    return Channels(flow, tuple(groups), tuple(dict.fromkeys(refusals)))
 
 
 class _Parts:
     """What touches each group, by the number of the group."""
 
-    def __init__(self, number: np.ndarray, weighted: list[Weighted], riders: list[Rider], partitions: list[Ids]) -> None:
+    def __init__(self, number: np.ndarray, weighted: list[Weighted], riders: list[Rider], partitions: list[Partition]) -> None:
         self.number = number
         self.producing = self._sorted(weighted, lambda each: each.out_ids)
         self.consuming = self._sorted(weighted, lambda each: each.in_ids)
         self.riding = self._sorted(riders, lambda each: each.ids)
-        self.binding = self._sorted(partitions, lambda each: each)
+        self.binding = self._sorted(partitions, lambda each: each.ids)
 
     def _sorted(self, parts: list[T], ids_of: Callable[[T], Ids]) -> dict[int, list[T]]:
         found: dict[int, list[T]] = defaultdict(list)
@@ -286,10 +283,11 @@ def _places(index: np.ndarray, ids: Ids) -> np.ndarray:
     return places
 
 
-def _cells(index: np.ndarray, count: int, partitions: list[Ids]) -> np.ndarray | str:
+def _cells(index: np.ndarray, count: int, partitions: list[Partition]) -> np.ndarray | str:
     """Labels such that equal numbers kept in every label keep every block of every partition equal; a reason if none do."""
     labels = np.zeros(count, np.int64)
-    for ids in partitions:
+    for partition in partitions:
+        ids = partition.ids
         owner = np.where(ids > 0, index[ids], -1)
         if (owner < 0).all():
             continue
@@ -300,10 +298,11 @@ def _cells(index: np.ndarray, count: int, partitions: list[Ids]) -> np.ndarray |
         single = (table > 0).sum(1) == 1
         even = (table == table[:, :1]).all(1)
         if (fixed != fixed[0]).any() or not (single | even).all() or (even.any() and not even.all()):
-            return "a grouped convolution would get unequal groups"
+            return f"the groups of {label(partition.node)} would keep different numbers of channels"
         if not even.all():
             labels = labels * len(ids) + table.argmax(1)
     labels = np.unique(labels, return_inverse=True)[1].reshape(-1)
     if len(set(np.bincount(labels).tolist())) > 1:
-        return "grouped convolutions and channel shuffles bind its channels in unequal numbers"
+        bound = ", ".join(dict.fromkeys(label(partition.node) for partition in partitions))
+        return f"grouped convolutions ({bound}) bind its channels in unequal numbers"
     return labels

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
+from onnx import SparseTensorProto, TensorProto
 
-from onnxmerge.graph.constants import constant
-from onnxmerge.graph.model import Model
+from onnxmerge.graph.model import Held, Model, constants, held
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+FLOATING = frozenset(number for name, number in TensorProto.DataType.items() if "FLOAT" in name or name == "DOUBLE")
 
 
 def macs_of(node: gs.Node, shapes: Shapes) -> int:
@@ -55,12 +59,22 @@ def total_macs(model: Model, shapes: Shapes) -> int:
 
 
 def total_parameters(model: Model) -> int:
-    """Numbers in the floating-point initializers and Constant nodes of the main graph, each tensor counted once."""
-    total = 0
-    for tensor in model.graph.tensors().values():
-        if not isinstance(tensor, gs.Constant) and not (tensor.inputs and tensor.inputs[0].op == "Constant"):
-            continue
-        value = constant(model, tensor)
-        if value is not None and value.dtype.kind in "fV":
-            total += value.size
-    return total
+    """Floating-point numbers in the initializers and Constant nodes that are read, those of bodies too; each tensor once."""
+    found = {id(held(tensor)): held(tensor) for tensor in [*constants(model.graph), *_constant_nodes(model.graph)]}
+    return sum(_floats(values) for values in found.values())
+
+
+def _constant_nodes(graph: gs.Graph) -> Iterator[gs.Constant]:
+    for node in graph.nodes:
+        if node.op == "Constant" and isinstance(node.attrs.get("value"), gs.Constant):
+            yield node.attrs["value"]
+        for body in node.subgraphs():
+            yield from _constant_nodes(body)
+
+
+def _floats(values: Held) -> int:
+    """How many numbers, without loading them; 0 where they are integers."""
+    if isinstance(values, np.ndarray):
+        return values.size if onnx.helper.np_dtype_to_tensor_dtype(values.dtype) in FLOATING else 0
+    kind = values.values.data_type if isinstance(values, SparseTensorProto) else values.data_type
+    return math.prod(values.dims) if kind in FLOATING else 0

@@ -81,6 +81,14 @@ class Rider:
         return self.node.op in ("Conv", "ConvTranspose") and self.input == 1
 
 
+@dataclass(frozen=True)
+class Partition:
+    """ids (g, n/g) of the channels that enter or leave a grouped convolution: every row keeps equally many."""
+
+    node: gs.Node
+    ids: Ids
+
+
 @dataclass
 class Flow:
     """Everything the rules of the operator table read and note while the graph is walked once."""
@@ -92,7 +100,7 @@ class Flow:
     tensors: dict[str, Ids] = field(default_factory=dict)
     weighted: list[Weighted] = field(default_factory=list)
     riders: list[Rider] = field(default_factory=list)
-    partitions: list[Ids] = field(default_factory=list)
+    partitions: list[Partition] = field(default_factory=list)
     pins: dict[int, Refusal] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
     parents: list[int] = field(default_factory=lambda: [0])

@@ -139,10 +139,10 @@ def _cosines(rows: Floats, norms: Floats, removed: Indices, kept: Indices) -> Fl
 
 
 def _stretched(distances: Floats, usable: NDArray[np.bool_]) -> Floats:
-    """Distances (r, k) mapped to 0..1 over the usable columns (k,) of each row; zeros where those are all equal."""
+    """Distances (r, k) mapped to 0..1 over the usable columns (k,) of each row; zeros where those are all equal or none."""
     lowest = distances.min(axis=1, keepdims=True, where=usable, initial=np.inf)
     highest = distances.max(axis=1, keepdims=True, where=usable, initial=-np.inf)
-    return np.where(usable, _ratios(distances - lowest, np.maximum(highest - lowest, 0.0)), 0.0)
+    return _ratios(distances - lowest, np.maximum(highest - lowest, 0.0))
 
 
 def _mean_after_relu(mean: Floats, deviation: Floats) -> Floats:

@@ -44,7 +44,7 @@ def shortened(text: str, width: int) -> str:
 def percent(share: float, digits: int = 1) -> str:
     """0.7571 -> '75.7%'; what is not all never reads as 100 %."""
     text = f"{share:.{digits}%}"
-    return f"{share:.{digits + 2}%}" if text == f"{1:.{digits}%}" and share < 1 else text
+    return f"{min(share, 0.9999):.2%}" if text == f"{1:.{digits}%}" and share < 1 else text
 
 
 def closeness(value: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,11 +118,18 @@ def channel_moments(walk: Walk, reader: Reader, provider: Provider, threads: int
 
 
 def solve_moments(
-    reference: Walk, compressed: Walk, reader: Reader, kept: np.ndarray, provider: Provider, threads: int | None
+    reference: Walk,
+    compressed: Walk,
+    reader: Reader,
+    kept: np.ndarray,
+    lost: Callable[[int], np.ndarray] | None,
+    provider: Provider,
+    threads: int | None,
 ) -> list[Moments]:
     """For each group of the reader: moments of its kept inputs in the compressed prefix against the reference's outputs.
 
-    kept (g, in/g) bool, equally many in each group. Inputs are laid out (position, kept place). Both walks stand at the reader.
+    kept (g, in/g) bool, equally many in each group; lost: by batch, what is to be added to the reference's outputs. Inputs are
+    laid out (position, kept place). Both walks stand at the reader.
     """
     node = reference.nodes[reader.at][-1]
     outputs, output_example = _reference_outputs(reference, reader, node)
@@ -147,6 +154,8 @@ def solve_moments(
     session = net.session({"x": example, "y": output_example}, {**sums_of(net, x, y), "shape": samples}, provider, threads)
     totals: list[Moments] = []
     for number, y_value in enumerate(outputs):
+        extra = lost(number) if lost is not None else None
+        y_value = y_value + extra if extra is not None and extra.shape == y_value.shape else y_value
         for x_part, y_part in _parts(np.asarray(compressed.tensor(number, reader.source)), y_value, unknowns):
             values = session.run({"x": x_part, "y": y_part})
             parts = [_moments(values, g, int(values["shape"][1])) for g in range(groups)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, helper, numpy_helper
 
 from onnxmerge.runtime.providers import CPU, Provider
 from onnxmerge.runtime.sessions import Session, open_session
@@ -130,10 +130,6 @@ class Walk:
             for number in range(len(self.batches)):
                 self.store.drop(number, name)
         self.position = stop
-
-    def initializer(self, name: str) -> TensorProto:
-        """An initializer by name."""
-        return next(tensor for tensor in self.model.graph.initializer if tensor.name == name)
 
     def tensor(self, batch: int, name: str) -> np.ndarray:
         """A tensor that is live at the position."""

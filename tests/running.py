@@ -1,0 +1,66 @@
+"""Running small models and taking them apart, for the tests of the road from file to file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import numpy_helper
+from topologies import Topology
+
+from onnxmerge.understanding import Understanding, understand
+
+PRODUCERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+LAYERS = PRODUCERS | {"LSTM", "GRU", "RNN", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
+
+
+def run(model: onnx.ModelProto | Path, feeds: dict[str, np.ndarray], extra: tuple[str, ...] = ()) -> list[np.ndarray]:
+    """The graph outputs, then the tensors named in `extra`; one thread and nothing optimised, so that bits can be compared."""
+    proto = onnx.load(model) if isinstance(model, Path) else onnx.ModelProto.FromString(model.SerializeToString())
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)
+
+
+def built(topology: Topology, seed: int = 1) -> onnx.ModelProto:
+    """The topology's model, which is the same for the same seed."""
+    return topology.build(np.random.default_rng(seed))
+
+
+def written(model: onnx.ModelProto, folder: Path, name: str = "model.onnx") -> Path:
+    """The model in a file."""
+    path = folder / name
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def understood(model: onnx.ModelProto, folder: Path) -> Understanding:
+    """The program's understanding of a model from memory."""
+    return understand(written(model, folder, "understood.onnx"))
+
+
+def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Initializers and Constant nodes of the main graph by name."""
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                found[node.output[0]] = numpy_helper.to_array(attribute.t)
+    return found
+
+
+def relative_error(reference: list[np.ndarray], outputs: list[np.ndarray]) -> float:
+    """The largest |y - y'| / |y| (L2) over the outputs."""
+    pairs = [(one.astype(np.float64), other.astype(np.float64)) for one, other in zip(reference, outputs, strict=True)]
+    return max(float(np.linalg.norm(one - other) / np.linalg.norm(one)) for one, other in pairs)
+
+
+def tolerance_of(topology: Topology, single: float) -> float:
+    """`single` for float32, what half precision allows for float16."""
+    return 5e-3 if topology.dtype == "float16" else single

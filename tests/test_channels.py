@@ -1,0 +1,102 @@
+"""The channels that the program finds are those that were worked out by hand, for every topology of the table."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from running import LAYERS, built, understood, weights_of
+from topologies import TOPOLOGIES, Topology
+from topologies.net import Net
+
+from onnxmerge.graph.channels import Channels, analyse
+from onnxmerge.graph.io import from_proto
+from onnxmerge.graph.paths import neurons
+from onnxmerge.results import Refusal
+
+ROWS = [pytest.param(topology, id=topology.id) for topology in TOPOLOGIES.values() if topology.runnable]
+
+# Tied by the program, and not by necessity: one weight used twice in a row, and halves that are interleaved.
+TIED_ALL_THE_SAME = {"shared-weight-in-sequence", "shuffle-v2-unit"}
+
+
+def free_channels(channels: Channels) -> dict[str, int]:
+    """Producer -> how many of its output channels could go."""
+    return {
+        link.name: int((link.places[group.removable] >= 0).sum()) for group in channels.groups for link in group.producers
+    }
+
+
+@pytest.mark.parametrize("topology", ROWS)
+def test_channels_ties_and_reasons(topology: Topology, tmp_path: Path) -> None:
+    model = built(topology)
+    channels = understood(model, tmp_path).channels
+    free, names = free_channels(channels), [{link.name for link in group.producers} for group in channels.groups]
+    expected = {name: free.get(name, 0) for name in topology.removable}
+    assert expected == topology.removable
+    assert all(free.get(name, 0) <= most for name, most in topology.at_most.items())
+    assert all(any(set(tied) <= found for found in names) for tied in topology.tied if free.keys() & set(tied))
+    apart = [found for found in names if len(found) > 1 and not any(found <= set(tied) for tied in topology.tied)]
+    assert not apart or topology.id in TIED_ALL_THE_SAME
+    reasons = {refusal.where: refusal.reason for refusal in channels.refusals}
+    assert all(reasons.get(name) for name in {*topology.removable, *topology.at_most} if not free.get(name, 0))
+    assert all(refusal.where and refusal.reason for refusal in channels.refusals)
+    assert len({group.name for group in channels.groups}) == len(channels.groups)
+
+
+@pytest.mark.parametrize("topology", ROWS)
+def test_merging_is_accepted_where_it_is_valid(topology: Topology, tmp_path: Path) -> None:
+    channels = understood(built(topology), tmp_path).channels
+    refused = [found for group in channels.groups if isinstance(found := neurons(channels, group), Refusal)]
+    assert topology.merge is not True or not refused
+    assert topology.merge is not False or len(refused) == len(channels.groups) > 0
+    assert all(refusal.where and refusal.reason for refusal in refused)
+
+
+@pytest.mark.parametrize("topology", ROWS)
+def test_every_layer_can_shrink_or_has_a_reason(topology: Topology, tmp_path: Path) -> None:
+    model = built(topology)
+    channels = understood(model, tmp_path).channels
+    touched = {link.name for group in channels.groups for link in (*group.producers, *group.consumers)}
+    touched |= {name for group in channels.groups for name in group.layers}
+    constants = weights_of(model).keys()
+    layers = [node for node in model.graph.node if node.op_type in LAYERS and set(node.input) & constants]
+    missing = {node.name for node in layers} - touched - {refusal.where for refusal in channels.refusals}
+    assert not missing
+
+
+def test_an_unknown_operator_pins_what_enters_it() -> None:
+    """ONNX Runtime cannot run it, so the shapes are told here."""
+    topology = TOPOLOGIES["unknown-custom-operator"]
+    model = built(topology)
+    shapes = {name: (2, 8, 8, 8) for name in ("conv_a_y", "relu_1_y", "mystery_2_y")}
+    shapes |= {"x": (2, 3, 8, 8), "conv_b_y": (2, 6, 8, 8), "relu_4_y": (2, 6, 8, 8), "out_y": (2, 4, 8, 8)}
+    channels = analyse(from_proto(model), shapes, None, {})
+    assert {name: free_channels(channels).get(name, 0) for name in topology.removable} == topology.removable
+    reason = next(refusal.reason for refusal in channels.refusals if refusal.where == "conv_a")
+    assert "Mystery" in reason
+    assert "com.example" in reason
+
+
+def test_nodes_without_names_go_by_operator_and_output(tmp_path: Path) -> None:
+    model = built(TOPOLOGIES["conv-bn-relu"])
+    for node in model.graph.node:
+        node.name = ""
+    channels = understood(model, tmp_path).channels
+    assert [group.name for group in channels.groups] == ["Conv(conv_a_y)", "Conv(conv_b_y)"]
+    assert [refusal.where for refusal in channels.refusals] == ["Conv(out_y)"]
+
+
+def test_layers_in_a_body_have_a_reason(tmp_path: Path) -> None:
+    net = Net(np.random.default_rng(0))
+    y = net.relu(net.conv(net.input("x", 3, 8, 8), "conv_a", 3, 8))
+    branches = {
+        f"{name}_branch": net.body(name, f"{name}_y", lambda inner, name=name: inner.conv(y, f"{name}_conv", 8, 4, 1))
+        for name in ("then", "else")
+    }
+    condition = net.op("Greater", net.op("ReduceMean", "x", keepdims=0), net.const("zero", 0.0))
+    net.output(net.op("If", condition, name="choose", **branches), 4, 8, 8)
+    reasons = {refusal.where: refusal.reason for refusal in understood(net.model(), tmp_path).channels.refusals}
+    assert "choose" in reasons["then_conv"]
+    assert "choose" in reasons["else_conv"]
+    assert "body" in reasons["conv_a"]

@@ -1,0 +1,368 @@
+"""The command line's contract: exit codes, one clear line, JSON and nothing else on stdout, nothing half written."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import onnx
+import pytest
+
+import onnxmerge
+from onnxmerge import cli, proof
+from onnxmerge.errors import ModelError
+from onnxmerge.options import Options
+from onnxmerge.results import (
+    Comparison,
+    Compression,
+    Fidelity,
+    GroupResult,
+    Inspection,
+    LatencySummary,
+    OutputFidelity,
+    Refusal,
+    Size,
+)
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+MLP, RESNET = MODELS / "digits-mlp.onnx", MODELS / "digits-resnet-bn.onnx"
+PRUNE = ("--method", "prune", "--ratio", "0.25")
+ANSI = re.compile(r"\x1b")
+COMMANDS = {
+    "inspect": ("MODEL",),
+    "compress": ("MODEL", "OUTPUT"),
+    "verify": ("REFERENCE", "CANDIDATE"),
+    "bench": ("REFERENCE", "CANDIDATE"),
+}
+
+
+@pytest.fixture(autouse=True)
+def quick_timing(monkeypatch):
+    monkeypatch.setattr(proof, "TIMING_SECONDS", 0.1)
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command line in this process -> (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ending:
+            cli.main([str(argument) for argument in arguments])
+        code = ending.value.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def smaller(tmp_path_factory) -> Path:
+    """The MLP with a quarter of its neurons gone."""
+    path = tmp_path_factory.mktemp("smaller") / "mlp.onnx"
+    onnxmerge.compress(MLP, path, Options(method="prune", ratio=0.25, verify=False))
+    return path
+
+
+def subprocess_run(*arguments: object, **settings) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "onnxmerge", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **settings)
+
+
+def check_schema(value: dict, kind: type) -> None:
+    """The JSON object has the dataclass's fields, and so have the objects within."""
+    assert list(value) == [field.name for field in dataclasses.fields(kind)]
+
+
+def check_one_line(text: str) -> None:
+    assert text.startswith("onnxmerge: ")
+    assert text.count("\n") == 1
+    assert "Traceback" not in text
+
+
+# what each command does
+
+
+def test_inspect(run):
+    code, out, err = run("inspect", RESNET)
+    assert (code, err) == (0, "")
+    assert "9 channel groups can shrink" in out
+    assert "written to the graph output y" in out
+
+
+def test_compress_writes_a_smaller_model_that_runs(run, tmp_path):
+    code, out, err = run("compress", MLP, tmp_path / "out.onnx", *PRUNE)
+    assert (code, err) == (0, "")
+    assert "50,826" in out
+    assert f"wrote {tmp_path}/out.onnx" in out
+    onnx.checker.check_model(str(tmp_path / "out.onnx"), full_check=True)
+    assert (tmp_path / "out.onnx").stat().st_size < MLP.stat().st_size
+    assert os.listdir(tmp_path) == ["out.onnx"]
+
+
+def test_compress_reads_calibration_and_pixel_options(run, tmp_path):
+    with np.load(MODELS / "digits.npz") as archive:
+        np.save(tmp_path / "calibration.npy", archive["calibration"])
+    pixels = ("--input-range", "0", "1", "--mean", "0.3054", "--std", "0.3758")
+    code, out, _ = run("compress", MLP, tmp_path / "o.onnx", *PRUNE, "--calibration", tmp_path / "calibration.npy", *pixels)
+    assert code == 0
+    assert "calibration.npy" in out
+
+
+def test_same_seed_same_bytes(run, tmp_path):
+    for name in ("a", "b"):
+        assert run("compress", MLP, tmp_path / name, "--ratio", "0.5", "--no-verify", "--seed", "3")[0] == 0
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_verify_passes_on_the_same_model(run):
+    code, out, err = run("verify", MLP, MLP)
+    assert (code, err) == (0, "")
+    assert "identical" in out
+
+
+def test_bench_of_two_models(run, smaller):
+    code, out, err = run("bench", MLP, smaller, "--batch", "4", "--threads", "1", "--provider", "cpu")
+    assert (code, err) == (0, "")
+    assert "batch 4, CPUExecutionProvider, 1 thread" in out
+
+
+# machines read it
+
+
+def test_json_of_inspect(run):
+    code, out, err = run("inspect", MLP, "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    check_schema(found, Inspection)
+    check_schema(found["size"], Size)
+    check_schema(found["groups"][0], GroupResult)
+    check_schema(found["refusals"][0], Refusal)
+
+
+def test_json_of_compress(run, tmp_path):
+    code, out, err = run("compress", MLP, tmp_path / "o.onnx", *PRUNE, "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    check_schema(found, Compression)
+    check_schema(found["after"], Size)
+    check_schema(found["fidelity"], Fidelity)
+    check_schema(found["fidelity"]["outputs"][0], OutputFidelity)
+    check_schema(found["latency"], Comparison)
+    check_schema(found["latency"]["candidate"], LatencySummary)
+    assert found["after"]["file_bytes"] == (tmp_path / "o.onnx").stat().st_size
+
+
+def test_json_of_verify_also_below_the_threshold(run, smaller):
+    code, out, err = run("verify", MLP, smaller, "--min-fidelity", "1", "--json")
+    assert code == 1
+    check_schema(json.loads(out), Fidelity)
+    check_one_line(err)
+
+
+def test_json_of_bench(run, smaller):
+    code, out, _ = run("bench", MLP, smaller, "--json")
+    assert code == 0
+    check_schema(json.loads(out), Comparison)
+
+
+def test_json_and_python_give_the_same(run):
+    _, out, _ = run("inspect", MLP, "--json")
+    assert json.loads(out) == json.loads(json.dumps(dataclasses.asdict(onnxmerge.inspect(str(MLP)))))
+
+
+# exit codes and their one line
+
+
+def test_failed_verification_writes_nothing(run, tmp_path):
+    code, out, err = run("compress", MLP, tmp_path / "o.onnx", "--method", "prune", "--ratio", "0.9", "--min-cosine", "0.999")
+    assert (code, out) == (1, "")
+    check_one_line(err)
+    assert "mean cosine" in err
+    assert "--no-verify" in err
+    assert os.listdir(tmp_path) == []
+
+
+def test_failed_verification_keeps_what_was_there(run, tmp_path):
+    target = tmp_path / "o.onnx"
+    target.write_bytes(b"precious")
+    assert run("compress", MLP, target, "--method", "prune", "--ratio", "0.9", "--min-fidelity", "0.9999")[0] == 1
+    assert target.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (("--min-cosine", "0.99999"), 1),
+        (("--min-fidelity", "0.99999"), 1),
+        (("--max-relative-l2", "0.00001"), 1),
+        (("--min-top1-agreement", "1"), 1),
+        (("--min-cosine", "-1"), 0),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_thresholds_of_verify(run, smaller, options, code):
+    found, out, err = run("verify", MLP, smaller, *options)
+    assert found == code
+    assert "fidelity" in out
+    assert (err == "") is (code == 0)
+
+
+BAD = {
+    "no such command": (("squash",), "No such command"),
+    "no such option": (("inspect", MLP, "--fast"), "No such option"),
+    "argument missing": (("compress", MLP), "Missing argument 'OUTPUT'"),
+    "argument too many": (("inspect", MLP, MLP), "unexpected extra argument"),
+    "no such file": (("inspect", "no-such.onnx"), "no-such.onnx"),
+    "not a model": (("inspect", MODELS / "README.md"), "README.md"),
+    "folder as model": (("inspect", MODELS), "models"),
+    "ratio of 1": (("compress", MLP, "o.onnx", "--ratio", "1"), "--ratio must be at least 0 and below 1"),
+    "ratio of words": (("compress", MLP, "o.onnx", "--ratio", "half"), "'half' is not a valid float"),
+    "unknown method": (("compress", MLP, "o.onnx", "--method", "magic"), "--method"),
+    "no output folder": (("compress", MLP, "no/such/folder/o.onnx"), "does not exist"),
+    "output is a folder": (("compress", MLP, MODELS), "folder"),
+    "pattern that names nothing": (("compress", MLP, "o.onnx", "--include", "no-such-*"), "no-such-*"),
+    "mean of words": (("compress", MLP, "o.onnx", "--mean", "grey"), "'grey' is not a list of numbers"),
+    "std of zero": (("compress", MLP, "o.onnx", "--std", "0"), "--std must be above 0"),
+    "no such calibration": (("compress", MLP, "o.onnx", "--calibration", "no-such.npz"), "no-such.npz does not exist"),
+    "batch of 0": (("bench", MLP, MLP, "--batch", "0"), "--batch"),
+    "no threads": (("bench", MLP, MLP, "--threads", "0"), "--threads must be at least 1"),
+    "negative seed": (("compress", MLP, "o.onnx", "--seed", "-1"), "--seed must be at least 0"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_usage_and_bad_input(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    check_one_line(err)
+    assert message in err
+    assert os.listdir(tmp_path) == []
+
+
+def test_truncated_model(run, tmp_path):
+    (tmp_path / "cut.onnx").write_bytes(MLP.read_bytes()[:5000])
+    code, out, err = run("compress", tmp_path / "cut.onnx", tmp_path / "o.onnx")
+    assert (code, out) == (2, "")
+    check_one_line(err)
+    assert not (tmp_path / "o.onnx").exists()
+
+
+@pytest.mark.skipif(proof.resolve_provider("auto").short == "cuda", reason="CUDA works here")
+def test_cuda_that_is_not_there(run, smaller):
+    code, out, err = run("bench", MLP, smaller, "--provider", "cuda")
+    assert (code, out) == (2, "")
+    check_one_line(err)
+    assert "--provider cpu" in err
+
+
+def test_bug_of_ours_keeps_its_traceback(monkeypatch):
+    def broken(_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "inspect", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["inspect", str(MLP)])
+
+
+def test_message_of_several_lines_becomes_one(run, monkeypatch):
+    def refuse(_):
+        raise ModelError("first\nsecond\x1b[31m")
+
+    monkeypatch.setattr(cli, "inspect", refuse)
+    code, _, err = run("inspect", MLP)
+    assert code == 2
+    assert err == "onnxmerge: first second\N{REPLACEMENT CHARACTER}[31m\n"
+
+
+# help, version, the module, the shell
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(run, command):
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith("Usage: ")
+    assert all(argument in out for argument in COMMANDS[command])
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_every_option_has_a_help_text():
+    for name, command in cli.cli.commands.items():
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help, f"{name} {option.name}"
+
+
+def test_every_setting_of_the_command_line_is_an_option_of_the_program():
+    known = {field.name for field in dataclasses.fields(Options)} | {"as_json_text", "batch"}
+    for command in cli.cli.commands.values():
+        options = {option.name for option in command.params if isinstance(option, click.Option)}
+        assert options <= known
+
+
+def test_table_of_commands_is_complete():
+    assert set(cli.cli.commands) == set(COMMANDS)
+
+
+def test_version(run):
+    code, out, _ = run("--version")
+    assert code == 0
+    assert onnxmerge.__version__ in out
+
+
+def test_no_command_shows_the_help_and_fails(run):
+    code, out, err = run()
+    assert (code, out) == (2, "")
+    assert "compress" in err
+
+
+def test_module_without_a_terminal_prints_no_escape_codes(tmp_path):
+    done = subprocess_run(
+        "compress", MLP, tmp_path / "o.onnx", *PRUNE, "--no-bench", env={**os.environ, "TERM": "xterm-256color"}
+    )
+    assert done.returncode == 0
+    assert not ANSI.search(done.stdout + done.stderr)
+    assert done.stderr == ""
+
+
+def test_module_prints_only_json_on_stdout():
+    done = subprocess_run("inspect", MLP, "--json")
+    assert done.returncode == 0
+    check_schema(json.loads(done.stdout), Inspection)
+    assert done.stderr == ""
+
+
+def test_reader_that_leaves_early_gets_no_traceback():
+    command = f"{sys.executable} -m onnxmerge inspect {RESNET} | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("\n") == 1
+
+
+def test_shell_completion():
+    settings = {"_ONNXMERGE_COMPLETE": "bash_complete", "COMP_WORDS": "onnxmerge compress --min-f", "COMP_CWORD": "2"}
+    script = Path(sys.executable).with_name("onnxmerge")
+    if not script.exists():
+        pytest.skip("the onnxmerge script is not installed beside this Python")
+    done = subprocess.run([script], capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **settings})
+    assert "--min-fidelity" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
+def test_interruption_leaves_nothing_behind(tmp_path):
+    command = [sys.executable, "-m", "onnxmerge", "compress", str(MLP), str(tmp_path / "o.onnx"), *PRUNE]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(2.5)  # imports are over, and the four seconds of timing are not
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out) == (130, "")
+    assert err.strip() == "onnxmerge: interrupted"
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,276 @@
+"""What people read: no number is cut, nothing is folded into single letters, reasons are sentences."""
+
+import io
+import math
+import re
+from dataclasses import replace
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from onnxmerge.report import progress
+from onnxmerge.report.progress import progress_bar
+from onnxmerge.report.tables import Column, fitted
+from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection, show_latency
+from onnxmerge.report.wording import (
+    closeness,
+    decibels,
+    file_size,
+    listed,
+    milliseconds,
+    percent,
+    printable,
+    reasons,
+    shortened,
+    small,
+)
+from onnxmerge.results import (
+    Comparison,
+    Compression,
+    Fidelity,
+    GroupResult,
+    Inspection,
+    LatencySummary,
+    OutputFidelity,
+    Refusal,
+    Size,
+)
+
+LONG = "/backbone/stage_3/block_17/attention/projection/pointwise/expand_1x1/fused_conv_bn/Conv"
+OUTPUT = OutputFidelity("logits", 0.98764, 19.1, 0.1234, 0.4321, 0.9912, 0.8765, 1.2345, 17, 0.953, 0.9999, True)
+FIDELITY = Fidelity((OUTPUT,), 256, "256 synthetic dead-leaves images (seed 0)", "CPUExecutionProvider")
+LATENCY = Comparison(
+    LatencySummary(12.345, 15.5, 400), LatencySummary(8.23, 9.75, 400), 0.667, 0.65, 0.69, 4, "CPUExecutionProvider", 2
+)
+GROUPS = (
+    GroupResult(LONG, 1024, 1024, 512, "reconstruct", ("a", "b"), ("c",), 0.123, 0.456),
+    GroupResult("stem", 8, 6, 7, "prune", ("stem",), ("c", "d"), 0.01, 0.02, "merge is not valid behind HardSwish"),
+)
+REFUSALS = (Refusal("fc", "y: it is written to the graph output y"), Refusal("p1", "/8/Softmax: Softmax mixes channels"))
+COMPRESSION = Compression(
+    source="models/in.onnx",
+    target="out.onnx",
+    before=Size(25_557_032, 4_089_184_256, 102_442_450),
+    after=Size(12_345_678, 1_234_567_890, 49_382_712),
+    groups=GROUPS,
+    refusals=REFUSALS,
+    fidelity=FIDELITY,
+    latency=LATENCY,
+    warnings=("the smaller model is not measurably faster here",),
+    seconds=12.3,
+    seed=0,
+    versions={},
+)
+INSPECTION = Inspection("models/in.onnx", COMPRESSION.before, GROUPS, REFUSALS)
+WIDTHS = pytest.mark.parametrize("width", [60, 80, 100, 140])
+
+
+def text_of(show, value, width: int) -> str:
+    stream = io.StringIO()
+    show(Console(file=stream, width=width), value)
+    return stream.getvalue()
+
+
+@WIDTHS
+@pytest.mark.parametrize(
+    ("show", "value"),
+    [(show_compression, COMPRESSION), (show_inspection, INSPECTION), (show_fidelity, FIDELITY), (show_latency, LATENCY)],
+    ids=["compression", "inspection", "fidelity", "latency"],
+)
+def test_no_line_is_wider_than_the_terminal(show, value, width):
+    assert max(cell_len(line) for line in text_of(show, value, width).splitlines()) <= width
+
+
+@WIDTHS
+def test_compression_shows_every_figure_whole(width):
+    text = text_of(show_compression, COMPRESSION, width)
+    figures = ["25,557,032", "12,345,678", "48.3%", "4,089,184,256", "1,234,567,890", "30.2%", "102.4 MB", "49.4 MB", "48.2%"]
+    figures += ["12.35 ms", "8.230 ms", "66.7%", "1.50x", "0.9876", "19.1 dB", "0.9912", "0.8765", "95.3%", "99.99%", "1,024"]
+    assert [figure for figure in figures if figure not in text] == []
+    assert "1.2345" in text
+    assert not re.search(r"\d…", text)
+
+
+@WIDTHS
+def test_long_names_give_way_in_their_middle(width):
+    text = text_of(show_inspection, INSPECTION, width)
+    (row,) = [line for line in text.splitlines() if line.startswith("/backbone")]
+    assert row.split()[0].endswith("Conv")
+    assert (LONG in text) is (width >= 140)
+
+
+def test_extra_columns_come_with_the_room_for_them():
+    narrow, wide = (text_of(show_inspection, INSPECTION, width) for width in (80, 160))
+    assert "writers" not in narrow
+    assert "writers" in wide
+
+
+@WIDTHS
+def test_notes_appear_once_beside_or_below_the_groups(width):
+    joined = " ".join(text_of(show_compression, COMPRESSION, width).split())
+    assert joined.count("merge is not valid behind HardSwish") == 1
+
+
+def test_groups_without_notes_have_no_note_column():
+    assert "note" not in text_of(show_inspection, replace(INSPECTION, groups=GROUPS[:1]), 160)
+
+
+def test_no_group_at_all_is_said():
+    assert "No channel group can shrink." in text_of(show_inspection, replace(INSPECTION, groups=()), 80)
+    assert "No channel group was made smaller." in text_of(show_compression, replace(COMPRESSION, groups=()), 80)
+
+
+def test_without_proof_sizes_are_still_shown():
+    text = text_of(show_compression, replace(COMPRESSION, fidelity=None, latency=None), 80)
+    assert "25,557,032" in text
+    assert "latency" not in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.5, 0.9, ": faster"), (0.9, 1.2, "no difference that can be measured"), (1.1, 1.3, ": slower")],
+)
+def test_verdict_follows_the_interval(low, high, verdict):
+    latency = replace(LATENCY, ratio=(low + high) / 2, ratio_low=low, ratio_high=high)
+    assert verdict in text_of(show_latency, latency, 80)
+
+
+def test_warnings_are_shown():
+    assert "warning: the smaller model is not measurably faster here" in text_of(show_compression, COMPRESSION, 80)
+
+
+@WIDTHS
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 20])
+def test_every_output_is_shown(count, width):
+    outputs = tuple(replace(OUTPUT, name=f"output_{number}", fidelity=0.5 + number / 100) for number in range(count))
+    text = text_of(show_fidelity, replace(FIDELITY, outputs=outputs), width)
+    assert all(f"output_{number}" in text and f"{0.5 + number / 100:.4f}" in text for number in range(count))
+    assert "…" not in text
+
+
+def test_outputs_without_classes_show_no_agreement():
+    output = replace(OUTPUT, top1_agreement=None, top5_agreement=None)
+    assert "class" not in text_of(show_fidelity, replace(FIDELITY, outputs=(output,)), 80)
+
+
+def test_output_that_is_not_finite_is_named():
+    output = replace(OUTPUT, finite=False, fidelity=math.nan)
+    assert "output logits holds NaN or infinity" in text_of(show_fidelity, replace(FIDELITY, outputs=(output,)), 80)
+
+
+def test_names_cannot_reach_the_terminal_raw():
+    evil = replace(GROUPS[0], name="conv\x1b[31m[red]\nnew", note="\x1b]0;title\x07")
+    refusals = (Refusal("a\x1b[2J", "b\x07: it is [bold]written"),)
+    text = text_of(show_inspection, replace(INSPECTION, model="m\x1b[1m.onnx", groups=(evil,), refusals=refusals), 140)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)
+    assert "[red]" in text
+
+
+def test_many_names_of_one_reason_are_counted():
+    refusals = tuple(Refusal(f"layer{number}", "it has a single output channel") for number in range(30))
+    text = text_of(show_inspection, replace(INSPECTION, refusals=refusals), 80)
+    assert "layer11 and 18 more" in text
+
+
+@pytest.mark.parametrize(
+    ("refusals", "expected"),
+    [
+        ([], []),
+        ([Refusal("fc", "y: it is written to the graph output y")], [("written to the graph output y", ("fc",), ("y",))]),
+        (
+            [
+                Refusal("s", "Softmax mixes channels"),
+                Refusal("a", "s: Softmax mixes channels"),
+                Refusal("b", "s: Softmax mixes channels"),
+            ],
+            [("Softmax mixes channels", ("a", "b"), ("s",))],
+        ),
+        ([Refusal("", "shares a channel"), Refusal("x", "other")], [("shares a channel", (), ()), ("other", ("x",), ())]),
+        ([Refusal("Identity", "Identity:0: it is read")], [("read", ("Identity",), ("Identity:0",))]),
+        ([Refusal("g", "it would not run: too small")], [("would not run: too small", ("g",), ())]),
+    ],
+    ids=["none", "output", "obstacle and its layers", "no place", "colon in a name", "colon in a sentence"],
+)
+def test_reasons_are_grouped(refusals, expected):
+    assert [(found.text, found.layers, found.obstacles) for found in reasons(refusals)] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "expected"),
+    [("short", 10, "short"), ("abcdefghij", 10, "abcdefghij"), ("abcdefghijk", 10, "abc…fghijk"), ("abc", 2, "ab")],
+)
+def test_shortened(text, width, expected):
+    assert shortened(text, width) == expected
+    assert len(shortened(text, width)) <= width
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "expected"),
+    [
+        (percent, 0.75714, "75.7%"),
+        (percent, 1.0, "100.0%"),
+        (percent, 0.9996, "99.96%"),
+        (percent, 0.9999999, "99.99%"),
+        (percent, 1.0004, "100.0%"),
+        (percent, 0.0, "0.0%"),
+        (closeness, 0.58774, "0.5877"),
+        (closeness, 1.0, "1.0000"),
+        (closeness, 0.99999979, "1 - 2.1e-07"),
+        (closeness, -0.5, "-0.5000"),
+        (closeness, math.nan, "nan"),
+        (small, 0.0, "0"),
+        (small, 0.5652, "0.5652"),
+        (small, 2.1e-7, "2.1e-07"),
+        (small, 12345.0, "1.2e+04"),
+        (decibels, math.inf, "identical"),
+        (decibels, 3.84, "3.8 dB"),
+        (milliseconds, 0.00812, "0.00812 ms"),
+        (milliseconds, 0.0812, "0.0812 ms"),
+        (milliseconds, 0.1234, "0.123 ms"),
+        (milliseconds, 12.345, "12.35 ms"),
+        (milliseconds, 1234.56, "1,234.6 ms"),
+        (file_size, 715_293, "715.3 kB"),
+        (file_size, 3_000_000_000, "3.0 GB"),
+        (printable, "a\nb\x1b[31m", "a b\N{REPLACEMENT CHARACTER}[31m"),
+    ],
+)
+def test_wording(function, value, expected):
+    assert function(value) == expected
+
+
+def test_listed_counts_the_rest():
+    assert listed(["a", "b", "c"], 2, 10) == "a, b and 1 more"
+    assert listed(["a", "b"], 2, 10) == "a, b"
+
+
+def test_table_keeps_numbers_when_nothing_fits():
+    stream = io.StringIO()
+    columns = [Column("name", ["x" * 50], name=True), Column("n", ["123,456,789"]), Column("more", ["1"], extra=True)]
+    Console(file=stream, width=30).print(fitted(columns, 30))
+    assert "123,456,789" in stream.getvalue()
+    assert "more" not in stream.getvalue()
+
+
+def test_progress_says_nothing_where_there_is_no_terminal():
+    stream = io.StringIO()
+    with progress_bar(Console(file=stream, force_terminal=False)) as show:
+        show("solving", 0.5)
+    assert stream.getvalue() == ""
+
+
+def test_progress_says_nothing_of_short_work():
+    stream = io.StringIO()
+    with progress_bar(Console(file=stream, force_terminal=True)) as show:
+        show("solving", 0.5)
+    assert "solving" not in stream.getvalue()
+
+
+def test_progress_is_shown_when_it_takes_longer(monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE_SECONDS", 0.0)
+    stream = io.StringIO()
+    with progress_bar(Console(file=stream, force_terminal=True, width=80)) as show:
+        for step in range(100):
+            show("solving", step / 50 - 0.5)
+    assert "solving" in stream.getvalue()
+    assert "100 %" in stream.getvalue()
