@@ -26,7 +26,7 @@ def main() -> None:
     known = {model.path.stem: model for model in models()}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=sorted(known), default="digits-resnet-bn")
-    parser.add_argument("--ratio", type=float, default=0.5)
+    parser.add_argument("--ratio", type=float, default=0.25)
     arguments = parser.parse_args()
     model = known[arguments.model]
     source, target = Path(os.path.relpath(model.path)), Path(os.path.relpath(ROOT / "build" / "demo" / model.path.name))

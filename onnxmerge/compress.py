@@ -17,16 +17,18 @@ from onnxmerge.graph.cost import macs_of
 from onnxmerge.graph.io import Model, save, serialise
 from onnxmerge.graph.rewrite import Removal, Replacement, apply
 from onnxmerge.graph.weights import parameters_of
+from onnxmerge.methods.by_weights import BY_WEIGHTS
 from onnxmerge.methods.planning import Plan, decide
 from onnxmerge.options import Options
-from onnxmerge.proof import inputs_for, prove
+from onnxmerge.proof import BATCH, CHECK_INPUTS, inputs_for, prove
 from onnxmerge.results import Compression, GroupResult, Inspection, Refusal, Size
 from onnxmerge.runtime.sessions import open_session
 from onnxmerge.runtime.shapes import Observations, observe
+from onnxmerge.statistics.balance import balanced
 from onnxmerge.statistics.inputs import Inputs
 from onnxmerge.understanding import Understanding, measure, understand
 
-SOLVE_INPUTS = 512
+SOLVE_INPUTS, POOL_SHARE = 384, 5
 SMALLEST_SPLIT = 16
 HELD_BACK, HELD_BACK_SHARE = 128, 0.1
 PACKAGES = ("onnx", "onnx-graphsurgeon", "numpy")
@@ -81,10 +83,14 @@ def compress(
 
 def _inputs(source: Path, understood: Understanding, options: Options) -> tuple[Inputs, Inputs]:
     """Inputs to solve on and inputs to check on: other seeds of synthetic ones, a part held back of the user's."""
-    session = open_session(source, optimise=False, label=str(source))
+    session = open_session(source, optimise=True, label=str(source))
     if options.calibration is None:
-        solving = inputs_for(session, understood.shapes, options, SOLVE_INPUTS)
-        return solving, inputs_for(session, understood.shapes, replace(options, seed=options.seed + 1))
+        check = inputs_for(session, understood.shapes, replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS)
+        if options.method in BY_WEIGHTS:
+            return check, check
+        wanted = options.samples or SOLVE_INPUTS
+        pool = inputs_for(session, understood.shapes, replace(options, samples=None), POOL_SHARE * wanted)
+        return balanced(pool, session, min(wanted, pool.count // 2), BATCH), check
     given = inputs_for(session, understood.shapes, options)
     if not options.verify or given.count < SMALLEST_SPLIT:
         return given, given

@@ -19,7 +19,7 @@ from onnxmerge.runtime.shapes import observe_twice
 from onnxmerge.statistics.inputs import ImageRange, Inputs, calibration_inputs, synthetic_inputs
 
 CHECK_INPUTS = 256
-INPUT_ELEMENTS = 64 * 3 * 224 * 224  # large inputs are checked with fewer of them
+INPUT_ELEMENTS = 128 * 3 * 224 * 224  # large inputs are checked with fewer of them
 BATCH = 32
 TIMING_SECONDS = 4.0
 DEFAULT_COSINE = 0.9  # `verify` without thresholds

@@ -9,6 +9,7 @@ import pytest
 from onnxmerge.merging.reconstruction import (
     LARGEST_SYSTEM,
     Moments,
+    aim,
     fits_in_memory,
     mixed_bias,
     mixed_weight,
@@ -159,3 +160,19 @@ def test_same_input_same_bytes():
 def test_the_memory_rule():
     assert fits_in_memory(LARGEST_SYSTEM)
     assert not fits_in_memory(LARGEST_SYSTEM + 1)
+
+
+def test_aim_hits_the_wanted_sum():
+    rng = np.random.default_rng(3)
+    output, other, wanted = rng.normal(size=(3, 2, 5, 4, 4))
+    scale, shift = np.array([0.5, -2.0, 1.0, 3.0, 0.0]), rng.normal(size=5)
+    through = lambda y: scale.reshape(-1, 1, 1) * y + shift.reshape(-1, 1, 1) + other  # noqa: E731
+    target = aim(output, through(output), wanted, scale)
+    np.testing.assert_allclose(through(target)[:, :4], wanted[:, :4], atol=1e-12)
+    np.testing.assert_array_equal(target[:, 4], output[:, 4])
+
+
+def test_aim_before_a_relu_changes_only_what_the_relu_lets_through():
+    reached, wanted = np.array([[-1.0, -1.0, 2.0, 2.0]]), np.array([[-3.0, 4.0, -3.0, 4.0]])
+    np.testing.assert_array_equal(aim(reached, reached, wanted, rectified=True), [[-1.0, 4.0, 0.0, 4.0]])
+    np.testing.assert_array_equal(aim(reached, reached, wanted), wanted)

@@ -38,6 +38,9 @@ LARGEST_SYSTEM = 6144
 DEAD = 1e-12
 """An input whose variance is below this share of the mean variance is constant: it keeps its prior weight."""
 
+LEAST_SCALE = 1e-3
+"""A BatchNormalization scale below this cannot be aimed through."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -176,6 +179,30 @@ def relative_error(moments: Moments, weight: ArrayLike, bias: ArrayLike) -> floa
     centred, matrix = moments.centred(), np.asarray(weight, np.float64)
     offset = centred.mean_y - matrix @ centred.mean_x - np.asarray(bias, np.float64)
     return float((centred.residual(matrix) + offset**2).sum() / max(centred.variance_y.sum(), np.finfo(float).tiny))
+
+
+def aim(
+    output: NDArray[np.floating],
+    reached: NDArray[np.floating],
+    wanted: NDArray[np.floating],
+    scale: ArrayLike | None = None,
+    rectified: bool = False,
+) -> NDArray[np.floating]:
+    """Targets (N, o, *space), dtype of output, for a consumer whose output goes through a scale and joins before an activation.
+
+    output: what the consumer gives (N, o, *space); reached: the pre-activation this leads to, scale * output + shift + the other
+    branches of the compressed model; wanted: the reference's. The target is output + (wanted - reached) / scale, so that the
+    consumer also makes good what the other branches lost; an output with a vanishing scale is left. rectified: a ReLU follows,
+    and where wanted is negative any negative value will do (Zhang, Zou, He, Sun, "Accelerating Very Deep Convolutional Networks
+    for Classification and Detection", 2015): there min(reached, 0) is wanted. First from the reference's output, then the solved.
+    """
+    if rectified:
+        wanted = np.where(wanted > 0, wanted, np.minimum(reached, 0))
+    if scale is None:
+        return output + (wanted - reached)
+    factor = np.asarray(scale, output.dtype)
+    inverse = np.divide(1, factor, out=np.zeros_like(factor), where=np.abs(factor) > LEAST_SCALE)
+    return output + (wanted - reached) * inverse.reshape(-1, *[1] * (output.ndim - 2))
 
 
 def fits_in_memory(unknowns: int) -> bool:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxmerge.errors import OptionError
-from onnxmerge.graph.channels import ChannelGroup
+from onnxmerge.graph.channels import ChannelGroup, Channels
 from onnxmerge.graph.rewrite import Removal, Replacement
+from onnxmerge.graph.weights import producer_rows
 from onnxmerge.methods.by_weights import BY_WEIGHTS, Decision, replacements
 from onnxmerge.methods.reconstruct import reconstruct
 from onnxmerge.options import Options
@@ -40,17 +41,33 @@ def decide(
     if options.ratio is None and not options.counts:
         options = replace(options, ratio=DEFAULT_RATIO, scope=DEFAULT_SCOPE)
     groups, refusals = chosen_groups(understood.channels, options)
+    groups = [_feeding(understood.channels, group) for group in groups]
     counts = _counts(groups, options)
     shrinking = [group for group in groups if counts[group.name] < group.size]
+    whole = f"a ratio of {options.ratio} removes none of its channels"
+    refusals += [Refusal(name, whole) for group in groups if counts[group.name] == group.size for name in group.layers]
     if options.method in BY_WEIGHTS:
         method = BY_WEIGHTS[options.method]
         outcomes = [method(understood.channels, group, counts[group.name], options) for group in shrinking]
-        refusals += [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+        refused = [(group, each) for group, each in zip(shrinking, outcomes, strict=True) if isinstance(each, Refusal)]
+        refusals += [Refusal(name, outcome.reason) for group, outcome in refused for name in group.layers]
         decisions = [outcome for outcome in outcomes if isinstance(outcome, Decision)]
         return Plan(tuple(d.removal for d in decisions), replacements(understood.channels, decisions), tuple(refusals))
     assert inputs is not None
     removals, replaced = reconstruct(understood, shrinking, counts, inputs, options, progress)
     return Plan(tuple(removals), replaced, tuple(refusals))
+
+
+def _feeding(channels: Channels, group: ChannelGroup) -> ChannelGroup:
+    """The group with the strongest unit pinned of every consumer that reads only a part of it, so that none is left empty."""
+    removable = group.removable.copy()
+    for link in group.consumers:
+        reads = (link.places >= 0).any(1)
+        if reads.all() or (link.weighted.in_ids == 0).any() or (reads & ~removable).any():
+            continue
+        strength = sum(np.square(producer_rows(channels.flow, group, each)).sum(1) for each in group.producers)
+        removable[np.argmax(np.where(reads, strength, -1.0))] = False
+    return replace(group, removable=removable)
 
 
 def kept_count(group: ChannelGroup, ratio: float) -> int:

@@ -18,7 +18,7 @@ from onnxmerge.graph.io import export
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.graph.weights import consumer_columns, stored, weight_of
 from onnxmerge.merging.criteria import CRITERIA
-from onnxmerge.merging.reconstruction import Centred, fits_in_memory, mixed_bias, mixed_weight, mixing, solve
+from onnxmerge.merging.reconstruction import RIDGE, Centred, fits_in_memory, mixed_bias, mixed_weight, mixing, solve
 from onnxmerge.merging.selection import Elimination, eliminate, kept_after
 from onnxmerge.methods.by_weights import select
 from onnxmerge.methods.downstream import Sensitivity, join_after, root_of
@@ -34,6 +34,7 @@ Progress = Callable[[str, float], None]
 
 BATCH_ELEMENTS, LARGEST_BATCH = 1 << 21, 128
 SMALLEST_SCALE = 1e-3  # a BatchNormalization that scales by less cannot repair a join
+REFIT_RIDGE = 1e-2  # consumers that lose no input keep closer to what they were
 LOWEST_VARIANCE = 1e-4  # of the stored one: a channel that synthetic inputs leave constant must not be blown up
 
 
@@ -144,12 +145,16 @@ def _columns(group: ChannelGroup, link: Link, reader: Reader) -> np.ndarray:
 
 
 def solve_consumers(engine: Engine, statistics: Statistics, removals: Sequence[Removal]) -> dict[str, Replacement]:
-    """Second walk: new weights and biases of every consumer that loses inputs, in topological order."""
+    """Second walk, in topological order: new weights and biases of every consumer from the first one that loses inputs on.
+
+    Those that lose none are fitted to what the compressed prefix now gives them.
+    """
     stays = np.ones(len(engine.channels.flow.parents), bool)
     for removal in removals:
         stays[removal.group.units] = False
         stays[removal.group.units[removal.kept]] = True
-    readers = [r for r in statistics.readers.values() if not stays[r.weighted.in_ids].all()]
+    losing = [reader.at for reader in statistics.readers.values() if not stays[reader.weighted.in_ids].all()]
+    readers = [reader for reader in statistics.readers.values() if losing and reader.at >= min(losing)]
     readers.sort(key=lambda reader: reader.at)
     reference = Walk(_copy(statistics.matched), engine.batches, engine.provider, engine.threads)
     compressed = Walk(_copy(statistics.matched), engine.batches, engine.provider, engine.threads)
@@ -186,7 +191,7 @@ def _solve(
     lost = _lost_beside(statistics, reader, reference, compressed)
     for g, moments in enumerate(solve_moments(reference, compressed, reader, kept, lost, engine.provider, engine.threads)):
         prior = priors[g].transpose(0, 2, 1).reshape(out, -1)
-        solved, bias[g], _ = solve(moments, prior)
+        solved, bias[g], _ = solve(moments, prior, REFIT_RIDGE if kept.all() else RIDGE)
         weight[g][:, kept[g]] = solved.reshape(out, positions, -1).transpose(0, 2, 1)
     return weight, bias.reshape(-1) - old_bias
 

@@ -59,6 +59,11 @@ class Inputs:
         chosen[np.random.default_rng(self.count).permutation(self.count)[:number]] = True
         return self._part(self.indices[~chosen]), self._part(self.indices[chosen])
 
+    def chosen(self, positions: Indices, how: str) -> Inputs:
+        """Only the inputs at these positions; `how` goes into the source."""
+        part = self._part(self.indices[positions])
+        return replace(part, source=f"{len(positions)} {how} out of {self.source}")
+
     def _part(self, indices: Indices) -> Inputs:
         return replace(self, count=len(indices), source=f"{len(indices)} of {self.source}", indices=indices)
 

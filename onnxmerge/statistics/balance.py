@@ -1,0 +1,37 @@
+"""Synthetic inputs chosen so that the reference sees all of its classes in them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxmerge.runtime.moments import looks_like_scores
+from onnxmerge.runtime.sessions import Session
+from onnxmerge.statistics.inputs import Inputs
+
+
+def balanced(pool: Inputs, session: Session, wanted: int, batch: int) -> Inputs:
+    """`wanted` inputs out of a larger pool, as evenly over the predicted classes as the pool allows, earlier ones first.
+
+    Classes are those of the first output that looks like class scores. The first `wanted` are taken as they are where there is
+    none, or where the model takes only whole batches.
+    """
+    if pool.count <= wanted or pool.batch_size is not None:
+        return pool
+    classes = []
+    for feeds in pool.batches(batch):
+        outputs = session.run(feeds)
+        scores = next((value for value in outputs.values() if isinstance(value, np.ndarray) and looks_like_scores(value)), None)
+        if scores is None:
+            return pool.chosen(np.arange(wanted), "first")
+        classes.append(scores.reshape(len(scores), -1).argmax(1))
+    return pool.chosen(pick_evenly(np.concatenate(classes), wanted), "balanced over predicted classes")
+
+
+def pick_evenly(classes: np.ndarray, wanted: int) -> np.ndarray:
+    """Ascending positions (wanted,): of classes (n,), one of each class in turn until there are enough."""
+    order = np.argsort(classes, kind="stable")
+    ordered = classes[order]
+    rank = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    turn = np.empty(len(order), np.int64)
+    turn[order] = rank
+    return np.sort(np.lexsort((np.arange(len(classes)), turn))[:wanted])

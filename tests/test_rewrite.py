@@ -1,0 +1,221 @@
+"""Channels leave, and nothing else changes: for every topology of the table, against oracles that do not ask the program."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from running import PRODUCERS, built, relative_error, run, tolerance_of, understood, weights_of, written
+from topologies import TOPOLOGIES, Topology, feeds_of
+
+from onnxmerge.compress import compress
+from onnxmerge.graph.channels import ChannelGroup, Channels
+from onnxmerge.graph.io import export
+from onnxmerge.graph.rewrite import Removal, Replacement, apply
+from onnxmerge.graph.weights import consumer_columns, put_columns, weight_of
+from onnxmerge.options import Options
+
+RUNNABLE = [topology for topology in TOPOLOGIES.values() if topology.runnable]
+SHRINKING = [topology for topology in RUNNABLE if any(topology.removable.values())]
+
+
+def rows(topologies: Sequence[Topology]) -> list:
+    return [pytest.param(topology, id=topology.id) for topology in topologies]
+
+
+def pruned(model: onnx.ModelProto, folder: Path, ratio: float, method: str = "prune"):
+    """The model compressed, and what `compress` says of it."""
+    source, target = written(model, folder), folder / "out.onnx"
+    result = compress(source, target, Options(ratio=ratio, method=method, verify=False))
+    return onnx.load(target), result
+
+
+@pytest.mark.parametrize("topology", rows(SHRINKING))
+def test_a_ratio_of_zero_changes_no_bit(topology: Topology, tmp_path: Path) -> None:
+    model, feeds = built(topology), feeds_of(topology)
+    same, result = pruned(model, tmp_path, 0.0, "merge" if topology.merge else "prune")
+    before, after = weights_of(model), weights_of(same)
+    assert after.keys() <= before.keys()
+    assert all(after[name].tobytes() == before[name].tobytes() and after[name].shape == before[name].shape for name in after)
+    assert [y.tobytes() for y in run(same, feeds)] == [y.tobytes() for y in run(model, feeds)]
+    assert result.after.parameters == result.before.parameters
+    assert result.after.macs == result.before.macs
+
+
+def half_of(group: ChannelGroup) -> Removal:
+    """Every second unit that may go leaves, equally many of every cell, never all of one."""
+    cells = [np.flatnonzero(group.removable & (group.cells == cell)) for cell in np.unique(group.cells)]
+    count = min(min(len(cell), (group.cells == group.cells[cell[0]]).sum() - 1) for cell in cells) if cells else 0
+    going = np.concatenate([cell[:: 2][: (count + 1) // 2] for cell in cells])
+    return Removal(group, np.setdiff1d(np.arange(group.size), going), "prune")
+
+
+def without_readers(channels: Channels, removals: Sequence[Removal]) -> dict[str, Replacement]:
+    """Every consumer with zeros where it reads what is going to leave."""
+    weights: dict[str, np.ndarray] = {}
+    for removal in removals:
+        going = np.setdiff1d(np.arange(removal.group.size), removal.kept)
+        for link in removal.group.consumers:
+            weight = weights.get(link.key, weight_of(channels.flow, link.weighted))
+            columns = consumer_columns(removal.group, link, weight)
+            columns[:, going] = 0.0
+            weights[link.key] = put_columns(link, weight, columns)
+    return {key: Replacement(weight) for key, weight in weights.items()}
+
+
+@pytest.mark.parametrize("topology", rows(SHRINKING))
+def test_removing_what_nobody_reads_changes_nothing(topology: Topology, tmp_path: Path) -> None:
+    """Zeros are written into the columns of every reader; then the channels are really removed: the same outputs."""
+    model, feeds = built(topology), feeds_of(topology)
+    groups = understood(model, tmp_path).channels.groups
+    assert groups
+    for chosen in [[number] for number in range(len(groups))] + [list(range(len(groups)))] * (len(groups) > 1):
+        reference, candidate = understood(model, tmp_path), understood(model, tmp_path)
+        removals = [half_of(reference.channels.groups[number]) for number in chosen]
+        assert all(0 < len(removal.kept) < removal.group.size for removal in removals)
+        zeroed = without_readers(reference.channels, removals)
+        apply(reference.channels, [], zeroed)
+        apply(candidate.channels, [half_of(candidate.channels.groups[number]) for number in chosen], zeroed)
+        small, whole = export(candidate.model), export(reference.model)
+        assert size(small) < size(whole) == size(model)
+        error = relative_error(run(whole, feeds), run(small, feeds))
+        assert error < tolerance_of(topology, 1e-5), groups[chosen[0]].name
+
+
+def size(model: onnx.ModelProto) -> int:
+    """Floating-point parameters, counted in the file."""
+    return sum(array.size for array in weights_of(model).values() if array.dtype.kind == "f")
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.7])
+@pytest.mark.parametrize("topology", rows(SHRINKING))
+def test_pruned_models_run_as_declared(topology: Topology, ratio: float, tmp_path: Path) -> None:
+    model = built(topology)
+    model.doc_string, model.model_version, model.graph.doc_string = "what it is", 3, "the graph"
+    model.metadata_props.add(key="author", value="somebody")
+    small, result = pruned(model, tmp_path, ratio)
+    onnx.checker.check_model(small, full_check=True)
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    for of in ("input", "output"):
+        declared = [[value for value in getattr(m.graph, of) if value.name not in initializers] for m in (model, small)]
+        declared[1] = [value for value in declared[1] if value.name in {one.name for one in declared[0]}]
+        assert declared[0] == declared[1]
+    for of in ("doc_string", "model_version", "metadata_props", "producer_name", "ir_version", "opset_import"):
+        assert getattr(small, of) == getattr(model, of)
+    assert small.graph.doc_string == "the graph"
+    for batch in (2, 3):
+        feeds = batch_of(topology, model, batch)
+        before, after = run(model, feeds), run(small, feeds)
+        assert [(y.shape, y.dtype) for y in after] == [(y.shape, y.dtype) for y in before]
+        assert all(np.isfinite(y).all() for y in after)
+    assert result.groups
+    assert not [refusal for refusal in result.refusals if "would not run" in refusal.reason]
+    assert result.after.parameters == size(small) < size(model) == result.before.parameters
+    assert result.after.macs == counted_macs(small, tiny(model)) < result.before.macs == counted_macs(model, tiny(model))
+    assert result.after.file_bytes == (tmp_path / "out.onnx").stat().st_size
+
+
+def batch_of(topology: Topology, model: onnx.ModelProto, batch: int) -> dict[str, np.ndarray]:
+    """Inputs with another batch where the model allows one."""
+    dims = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    return {
+        name: np.concatenate([value, value])[:batch] if dims[name][0].dim_param else value
+        for name, value in feeds_of(topology).items()
+    }
+
+
+def tiny(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Inputs as the program's own run has them: batch 1, extent 32."""
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    feeds = {}
+    for value in model.graph.input:
+        if value.name not in initializers:
+            dims = value.type.tensor_type.shape.dim
+            shape = [dim.dim_value or (32 if axis else 1) for axis, dim in enumerate(dims)]
+            feeds[value.name] = np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+    return feeds
+
+
+def counted_macs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> int:
+    """One multiplication for each output value and each number that it is the sum of, from a run."""
+    layers = [node for node in model.graph.node if node.op_type in PRODUCERS]
+    names = list(dict.fromkeys(name for node in layers for name in (*node.input[:2], node.output[0])))
+    names = [name for name in names if name not in feeds and name not in weights_of(model)]
+    seen = dict(zip(names, run(model, feeds, tuple(names))[len(model.graph.output) :], strict=True))
+    shapes = {name: value.shape for name, value in (weights_of(model) | seen | feeds).items()}
+    total = 0
+    for node in layers:
+        left, right, out = (shapes[name] for name in (*node.input[:2], node.output[0]))
+        transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+        summed = {"Conv": right[1:], "Gemm": left[:1] if transposed else left[1:], "MatMul": left[-1:]}
+        values = left if node.op_type == "ConvTranspose" else out
+        total += int(np.prod(values)) * int(np.prod(summed.get(node.op_type, right[1:])))
+    return total
+
+
+# By hand: a 3 x 3 convolution of n to m channels on p positions has 9 n m weights, m biases and 9 n m p multiplications.
+@pytest.mark.parametrize(
+    ("name", "ratio", "widths", "parameters", "macs"),
+    [
+        ("conv-relu-conv", 0.0, {"conv_a": 8}, 9 * 24 + 8 + 9 * 32 + 4, 64 * (9 * 24 + 9 * 32)),
+        ("conv-relu-conv", 0.3, {"conv_a": 6}, 9 * 18 + 6 + 9 * 24 + 4, 64 * (9 * 18 + 9 * 24)),
+        ("conv-relu-conv-strided", 0.5, {"conv_a": 4}, 9 * 12 + 4 + 9 * 16 + 4, 16 * (9 * 12 + 9 * 16)),
+        ("gemm-relu-gemm-transb0", 0.25, {"fc_a": 18, "fc_b": 9}, 17 * 18 + 19 * 9 + 10 * 4, 16 * 18 + 18 * 9 + 9 * 4),
+        ("matmul-add-3d", 0.5, {"fc_a": 12}, 17 * 12 + 13 * 4, 5 * (16 * 12 + 12 * 4)),
+        ("flatten-spatial", 0.5, {"conv_a": 4}, 9 * 12 + 4 + 64 * 4 + 4, 64 * 9 * 12 + 64 * 4),
+        ("grouped-conv", 0.5, {"conv_a": 4, "grouped": 8}, 16 + 8 * 9 + 8 + 36, 64 * (12 + 8 * 9 + 32)),
+        ("depthwise", 0.75, {"conv_a": 2}, 8 + 20 + 12, 64 * (6 + 18 + 8)),
+        ("conv-transpose", 0.5, {"conv_a": 4, "up": 3}, 112 + 4 * 3 * 4 + 3 + 112, 64 * (108 + 48) + 256 * 108),
+    ],
+)
+def test_sizes_are_those_worked_out_by_hand(
+    name: str, ratio: float, widths: dict[str, int], parameters: int, macs: int, tmp_path: Path
+) -> None:
+    _, result = pruned(built(TOPOLOGIES[name]), tmp_path, ratio)
+    assert (result.after.parameters, result.after.macs) == (parameters, macs)
+    assert {group.name: group.kept for group in result.groups} == (widths if ratio else {})
+
+
+# Which axis of which tensor holds the channels of a layer, by hand.
+CHAINS = [
+    ("conv-bn-relu", {"conv_a_w": 0, "bn_a_scale": 0, "bn_a_bias": 0, "bn_a_mean": 0, "bn_a_var": 0, "conv_b_w": 1}),
+    ("gemm-relu-gemm-transb0", {"fc_a_w": 1, "fc_a_b": 0, "fc_b_w": 0}),
+    ("gemm-relu-gemm-transb1", {"fc_a_w": 0, "fc_a_b": 0, "fc_b_w": 1}),
+    ("matmul-add-3d", {"fc_a_w": 1, "fc_a_b": 0, "out_w": 0}),
+    ("matmul-weight-left", {"mix_a_w": 0, "mix_a_b": 0, "out_w": 1}),
+    ("bn-as-mul-add-1c11", {"conv_a_w": 0, "scale": 1, "shift": 1, "out_w": 1}),
+    ("conv-transpose", {"conv_a_w": 0, "conv_a_b": 0, "up_w": 0}),
+    ("residual-identity", {"stem_w": 0, "stem_b": 0, "block_conv1_w": 1, "block_conv2_w": 0, "block_conv2_b": 0, "out_w": 1}),
+    ("depthwise", {"conv_a_w": 0, "conv_a_b": 0, "depthwise_w": 0, "depthwise_b": 0, "out_w": 1}),
+]
+
+
+@pytest.mark.parametrize("method", ["prune", "merge"])
+@pytest.mark.parametrize(("name", "axes"), [pytest.param(*chain, id=chain[0]) for chain in CHAINS])
+def test_the_order_of_channels_does_not_matter(name: str, axes: dict[str, int], method: str, tmp_path: Path) -> None:
+    topology = TOPOLOGIES[name]
+    model, feeds = built(topology), feeds_of(topology)
+    shuffled = onnx.ModelProto.FromString(model.SerializeToString())
+    tensors = {tensor.name: tensor for tensor in shuffled.graph.initializer}
+    order = None
+    for tensor, axis in axes.items():
+        values = numpy_helper.to_array(tensors[tensor])
+        order = np.random.default_rng(5).permutation(values.shape[axis]) if order is None else order
+        tensors[tensor].CopyFrom(numpy_helper.from_array(values.take(order, axis), tensor))
+    assert relative_error(run(model, feeds), run(shuffled, feeds)) < 1e-5
+    (one, result), (other, _) = pruned(model, tmp_path, 0.3, method), pruned(shuffled, tmp_path, 0.3, method)
+    assert bool(result.groups) == (method == "prune" or topology.merge is not False)
+    outputs = run(one, feeds), run(other, feeds)
+    assert relative_error(*outputs) < 1e-5
+    assert not result.groups or relative_error(run(model, feeds), outputs[0]) > 1e-3
+
+
+def test_a_shared_weight_is_not_changed_for_one_reader_alone(tmp_path: Path) -> None:
+    """`weight-also-read-as-data`: what reads the weight as a number still reads all of it."""
+    model = built(TOPOLOGIES["weight-also-read-as-data"])
+    before = weights_of(model)["conv_a_w"]
+    small, _ = pruned(model, tmp_path, 0.5)
+    reader = next(node for node in small.graph.node if node.op_type == "Abs")
+    assert np.array_equal(weights_of(small)[reader.input[0]], before)
