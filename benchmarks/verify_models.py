@@ -20,9 +20,10 @@ HEADERS = ("model", "params", "MACs", "fidelity", "speed", "accuracy", "after", 
 def main() -> None:
     """A row a model."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ratio", type=float, default=0.25)
+    parser.add_argument("--ratio", type=float, help="default: what the program does when nothing is asked of it")
     parser.add_argument("--most-points-lost", type=float, default=2.0, help="accuracy on the real digits")
     arguments = parser.parse_args()
+    asked = "default options" if arguments.ratio is None else f"--ratio {arguments.ratio}"
     folder = ROOT / "build" / "verify"
     folder.mkdir(parents=True, exist_ok=True)
     rows, found = [], models()
@@ -35,7 +36,7 @@ def main() -> None:
         Column(header, cells, name=header == "model", left=header in ("model", ""))
         for header, cells in zip(HEADERS, zip(*rows, strict=True), strict=True)
     ]
-    console.print(Text(f"--ratio {arguments.ratio}; what is left of parameters and MACs; accuracy on real digits", style="bold"))
+    console.print(Text(f"{asked}: what is left of parameters and MACs; accuracy on real digits", style="bold"))
     console.print(fitted(columns, console.width))
     sys.exit(any(row[-1] != "ok" for row in rows))
 

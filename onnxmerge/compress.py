@@ -14,6 +14,7 @@ from onnxmerge import __version__
 from onnxmerge.errors import ModelError, OptionError
 from onnxmerge.graph.channels import ChannelGroup
 from onnxmerge.graph.cost import macs_of
+from onnxmerge.graph.flow import label
 from onnxmerge.graph.io import Model, save, serialise
 from onnxmerge.graph.rewrite import Removal, Replacement, apply
 from onnxmerge.graph.weights import parameters_of
@@ -57,6 +58,8 @@ def compress(
     source, target = Path(source), Path(target)
     _check_target(target)
     understood = understand(source)
+    if not understood.channels.groups:
+        raise ModelError(_nothing_to_remove(source, understood))
     tell = progress or _silent
     solving, checking = _inputs(source, understood, options)
     decided = decide(understood, options, solving, tell)
@@ -79,6 +82,16 @@ def compress(
         seed=options.seed,
         versions=versions(),
     )
+
+
+def _nothing_to_remove(source: Path, understood: Understanding) -> str:
+    """One line that says why."""
+    layers = {label(weighted.node) for weighted in understood.channels.flow.weighted}
+    refusals = sorted(understood.channels.refusals, key=lambda refusal: refusal.where not in layers)
+    if not refusals:
+        return f"{source}: nothing can be removed: it has no Conv, ConvTranspose, Gemm or MatMul with weights in the file"
+    others = f", and {len(refusals) - 1} more reasons" if len(refusals) > 1 else ""
+    return f"{source}: nothing can be removed: {refusals[0].where}: {refusals[0].reason}{others} (`onnxmerge inspect` lists them)"
 
 
 def _inputs(source: Path, understood: Understanding, options: Options) -> tuple[Inputs, Inputs]:
@@ -115,7 +128,7 @@ def _rewrite(
     refused: list[Refusal] = []
     for removal in plan.removals:
         try:
-            _applied(fresh := understand(source), _moved(fresh, (*accepted, removal)), plan.replacements)
+            _applied(fresh := understand(source), _moved(fresh, (*accepted, removal)), _left(plan, (*accepted, removal)))
             accepted = (*accepted, removal)
         except (ModelError, ValueError) as error:
             reason = f"the model would not run without its channels: {error}"
@@ -123,7 +136,14 @@ def _rewrite(
     if not refused:
         raise first_error
     fresh = understand(source)
-    return *_applied(fresh, _moved(fresh, accepted), plan.replacements), accepted, refused
+    return *_applied(fresh, _moved(fresh, accepted), _left(plan, accepted)), accepted, refused
+
+
+def _left(plan: Plan, removals: tuple[Removal, ...]) -> dict[str, Replacement]:
+    """The replacements that still fit when only some removals are done: none of a consumer that keeps reading all of a group."""
+    refused = [removal for removal in plan.removals if all(removal is not other for other in removals)]
+    keys = {link.key for removal in refused for link in removal.group.consumers}
+    return {key: value for key, value in plan.replacements.items() if key not in keys}
 
 
 def _moved(fresh: Understanding, removals: tuple[Removal, ...]) -> tuple[Removal, ...]:
@@ -135,12 +155,8 @@ def _moved(fresh: Understanding, removals: tuple[Removal, ...]) -> tuple[Removal
 def _applied(
     understood: Understanding, removals: tuple[Removal, ...], replaced: dict[str, Replacement]
 ) -> tuple[Model, Observations]:
-    """The rewritten model and its shapes in the same tiny run; its outputs must keep their shapes.
-
-    A consumer's replacement counts only if channels that it reads really go.
-    """
-    keys = {link.key for removal in removals for link in removal.group.consumers}
-    apply(understood.channels, removals, {key: value for key, value in replaced.items() if key in keys})
+    """The rewritten model and its shapes in the same tiny run; its outputs must keep their shapes."""
+    apply(understood.channels, removals, replaced)
     model = understood.model
     observed = observe(serialise(model), understood.feeds, label="the compressed model")
     for tensor in model.graph.outputs:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from running import LAYERS, built, understood, weights_of
 from topologies import TOPOLOGIES, Topology
@@ -22,9 +21,7 @@ TIED_ALL_THE_SAME = {"shared-weight-in-sequence", "shuffle-v2-unit"}
 
 def free_channels(channels: Channels) -> dict[str, int]:
     """Producer -> how many of its output channels could go."""
-    return {
-        link.name: int((link.places[group.removable] >= 0).sum()) for group in channels.groups for link in group.producers
-    }
+    return {link.name: int((link.places[group.removable] >= 0).sum()) for group in channels.groups for link in group.producers}
 
 
 @pytest.mark.parametrize("topology", ROWS)

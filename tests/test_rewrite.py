@@ -48,7 +48,7 @@ def half_of(group: ChannelGroup) -> Removal:
     """Every second unit that may go leaves, equally many of every cell, never all of one."""
     cells = [np.flatnonzero(group.removable & (group.cells == cell)) for cell in np.unique(group.cells)]
     count = min(min(len(cell), (group.cells == group.cells[cell[0]]).sum() - 1) for cell in cells) if cells else 0
-    going = np.concatenate([cell[:: 2][: (count + 1) // 2] for cell in cells])
+    going = np.concatenate([cell[::2][: (count + 1) // 2] for cell in cells])
     return Removal(group, np.setdiff1d(np.arange(group.size), going), "prune")
 
 

@@ -228,7 +228,7 @@ def slice_edit(flow: Flow, node: gs.Node, kept: Kept) -> Edit | None:
         ends.append(-(2**31) if end is None else end)
     if "starts" in node.attrs:
         return Edit(attributes={"starts": starts, "ends": ends})
-    kind = (flow.value(node.inputs[1]) if len(node.inputs) > 1 else np.zeros(0, np.int64))
+    kind = flow.value(node.inputs[1]) if len(node.inputs) > 1 else np.zeros(0, np.int64)
     dtype = np.int64 if kind is None else kind.dtype
     return Edit({1: np.array(starts, dtype), 2: np.array(ends, dtype)})
 
@@ -350,8 +350,13 @@ def pad(flow: Flow, node: gs.Node) -> Outcome:
         mode = node.attrs.get("mode", "constant")
         if min(front, back) < 0 or mode not in ("constant", b"constant") or _computed(flow, node):
             return "Pad of the channel axis is not by a constant"
-        side = [np.broadcast_to(_laid(flow.fresh(n) if n > 1 else np.zeros(n, np.int64), axis, ids.ndim),
-                                [n if a == axis else e for a, e in enumerate(ids.shape)]) for n in (front, back)]
+        side = [
+            np.broadcast_to(
+                _laid(flow.fresh(n) if n > 1 else np.zeros(n, np.int64), axis, ids.ndim),
+                [n if a == axis else e for a, e in enumerate(ids.shape)],
+            )
+            for n in (front, back)
+        ]
         ids = np.concatenate([side[0], ids, side[1]], axis)
     return [ids]
 

@@ -31,9 +31,7 @@ class Plan:
     refusals: tuple[Refusal, ...]
 
 
-def decide(
-    understood: Understanding, options: Options, inputs: Inputs | None, progress: Callable[[str, float], None]
-) -> Plan:
+def decide(understood: Understanding, options: Options, inputs: Inputs | None, progress: Callable[[str, float], None]) -> Plan:
     """What to keep of every chosen group; groups that the method refuses stay whole, with the reason.
 
     inputs: what the statistics are taken from; only `reconstruct` and `auto` need them.
@@ -44,7 +42,7 @@ def decide(
     groups = [_feeding(understood.channels, group) for group in groups]
     counts = _counts(groups, options)
     shrinking = [group for group in groups if counts[group.name] < group.size]
-    whole = f"a ratio of {options.ratio} removes none of its channels"
+    whole = f"a ratio of {options.ratio or 0} removes none of its channels"
     refusals += [Refusal(name, whole) for group in groups if counts[group.name] == group.size for name in group.layers]
     if options.method in BY_WEIGHTS:
         method = BY_WEIGHTS[options.method]

@@ -32,7 +32,7 @@ def progress_bar(console: Console | None = None) -> Iterator[Report]:
 
 @contextmanager
 def _patient(bar: Progress) -> Iterator[Report]:
-    task: TaskID = bar.add_task("", total=1.0)
+    task: TaskID = bar.add_task("reading the model", total=1.0)
     lock, over = threading.Lock(), threading.Event()
 
     def start() -> None:

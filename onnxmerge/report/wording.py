@@ -78,21 +78,25 @@ def file_size(count: int) -> str:
 def reasons(refusals: Iterable[Refusal]) -> list[Reason]:
     """Refusals with the same reason together, in the order they came.
 
-    A reason may open with the place where it was met ("/8/Softmax: Softmax mixes channels"). A place that only gives its own
-    reason is no layer that stayed whole, so it is listed as an obstacle.
+    A reason may open with the place where it was met ("/8/Softmax: Softmax mixes channels"). Beside such reasons, one without a
+    place speaks of its own node, which is then no layer that stayed whole but one more place.
     """
     layers: dict[str, list[str]] = {}
     obstacles: dict[str, list[str]] = {}
+    bare: dict[str, list[str]] = {}
     for refusal in refusals:
         place, text = _parted(refusal.reason)
         text = _quiet(text)
-        layers.setdefault(text, []).append(refusal.where)
+        layers.setdefault(text, []).extend([refusal.where] if place else [])
         obstacles.setdefault(text, []).extend([place] if place else [])
+        bare.setdefault(text, []).extend([] if place else [refusal.where])
     found = []
-    for text, wheres in layers.items():
-        places = tuple(dict.fromkeys(obstacles[text]))
-        stuck = [where for where in dict.fromkeys(wheres) if where and where not in places]
-        found.append(Reason(printable(text), tuple(stuck), places))
+    for text, stuck in layers.items():
+        places = [*obstacles[text], *bare[text]] if stuck else []
+        names = stuck or bare[text]
+        found.append(
+            Reason(printable(text), tuple(dict.fromkeys(filter(None, names))), tuple(dict.fromkeys(filter(None, places))))
+        )
     return found
 
 

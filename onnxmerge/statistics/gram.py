@@ -19,7 +19,7 @@ from onnxmerge.runtime.sessions import Session, open_session
 
 OPSET = 17
 SAMPLES_PER_UNKNOWN = 64
-FEWEST_SAMPLES = 1 << 17
+FEWEST_SAMPLES = 1 << 15
 
 
 @dataclass
@@ -77,8 +77,8 @@ def rows_of(net: Network, tensor: str, axis: int, rank: int) -> str:
     return net.op("Unsqueeze", flat, net.constant([0]))
 
 
-def patches_of(net: Network, tensor: str, window: Window, groups: int, channels: int, step: int) -> str:
-    """(groups, samples, positions * channels) float32 from (N, groups * channels, *spatial), every `step`-th output."""
+def patches_of(net: Network, tensor: str, window: Window, groups: int, channels: int, thin: Sequence[int]) -> str:
+    """(groups, samples, positions * channels) float32 from (N, groups * channels, *spatial), every `thin`-th output."""
     axes = len(window.kernel)
     tensor = net.op("Cast", tensor, to=1)
     if any(window.before) or any(window.after):
@@ -88,20 +88,20 @@ def patches_of(net: Network, tensor: str, window: Window, groups: int, channels:
     for offset in np.ndindex(*window.kernel):
         starts = [offset[a] * window.dilations[a] for a in range(axes)]
         ends = [starts[a] + (window.extents[a] - 1) * window.strides[a] + 1 for a in range(axes)]
-        steps = [stride * step for stride in window.strides]
+        steps = [stride * every for stride, every in zip(window.strides, thin, strict=True)]
         piece = net.op("Slice", tensor, net.constant(starts), net.constant(ends), spatial, net.constant(steps))
         pieces.append(net.op("Unsqueeze", piece, net.constant([1])))
     stacked = net.op("Concat", *pieces, axis=1) if len(pieces) > 1 else pieces[0]
     return _by_group(net, stacked, len(pieces), groups, channels)
 
 
-def outputs_of(net: Network, tensor: str, window: Window, groups: int, channels: int, step: int) -> str:
-    """(groups, samples, channels) float32 from (N, groups * channels, *spatial), every `step`-th position."""
+def outputs_of(net: Network, tensor: str, window: Window, groups: int, channels: int, thin: Sequence[int]) -> str:
+    """(groups, samples, channels) float32 from (N, groups * channels, *spatial), every `thin`-th position."""
     axes = len(window.kernel)
     tensor = net.op("Cast", tensor, to=1)
-    if step > 1:
+    if max(thin, default=1) > 1:
         bounds = [net.constant([0] * axes), net.constant(window.extents), net.constant(range(2, 2 + axes))]
-        tensor = net.op("Slice", tensor, *bounds, net.constant([step] * axes))
+        tensor = net.op("Slice", tensor, *bounds, net.constant(thin))
     return _by_group(net, net.op("Unsqueeze", tensor, net.constant([1])), 1, groups, channels)
 
 
@@ -112,11 +112,11 @@ def _by_group(net: Network, tensor: str, positions: int, groups: int, channels: 
     return net.op("Reshape", moved, net.constant([groups, -1, positions * channels]))
 
 
-def sums_of(net: Network, x: str, y: str | None) -> dict[str, str]:
+def sums_of(net: Network, x: str, y: str | None, *, inputs_too: bool = True) -> dict[str, str]:
     """The sums over samples of x (g, s, d) and y (g, s, o): sum_x, xx and, with y, sum_y, xy, yy."""
     axis = net.constant([1])
     turned = net.op("Transpose", x, perm=[0, 2, 1])
-    found = {"sum_x": net.op("ReduceSum", x, axis, keepdims=0), "xx": net.op("MatMul", turned, x)}
+    found = {"sum_x": net.op("ReduceSum", x, axis, keepdims=0), "xx": net.op("MatMul", turned, x)} if inputs_too else {}
     if y is not None:
         squares = net.op("Mul", y, y)
         found |= {"sum_y": net.op("ReduceSum", y, axis, keepdims=0), "xy": net.op("MatMul", turned, y)}
@@ -124,26 +124,34 @@ def sums_of(net: Network, x: str, y: str | None) -> dict[str, str]:
     return found
 
 
-def window_of(node: NodeProto, input_shape: Sequence[int], kernel: Sequence[int], output_shape: Sequence[int]) -> Window:
-    """The window of a Conv for concrete shapes; auto_pad is worked out."""
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+def window_of(
+    attributes: Mapping[str, Any], input_shape: Sequence[int], kernel: Sequence[int], output_shape: Sequence[int]
+) -> Window:
+    """The window of a Conv with these attributes for concrete shapes; auto_pad is worked out."""
     axes = len(kernel)
     strides = tuple(attributes.get("strides", [1] * axes))
     dilations = tuple(attributes.get("dilations", [1] * axes))
     pads = list(attributes.get("pads", [0] * 2 * axes))
     extents = tuple(output_shape[2:])
-    mode = attributes.get("auto_pad", b"NOTSET")
-    if mode in (b"SAME_UPPER", b"SAME_LOWER"):
+    mode = attributes.get("auto_pad", "NOTSET")
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
         reach = [(extents[a] - 1) * strides[a] + (kernel[a] - 1) * dilations[a] + 1 for a in range(axes)]
         total = [max(0, reach[a] - input_shape[2 + a]) for a in range(axes)]
         less, more = [n // 2 for n in total], [n - n // 2 for n in total]
-        pads = less + more if mode == b"SAME_UPPER" else more + less
-    elif mode == b"VALID":
+        pads = less + more if mode == "SAME_UPPER" else more + less
+    elif mode == "VALID":
         pads = [0] * 2 * axes
     return Window(tuple(kernel), strides, dilations, tuple(pads[:axes]), tuple(pads[axes:]), extents)
 
 
-def thinning(samples: int, unknowns: int, axes: int) -> int:
-    """Every how many-th position along each axis is enough: many more samples than unknowns add nothing but time."""
+def thinning(samples: int, unknowns: int, extents: Sequence[int]) -> tuple[int, ...]:
+    """Every how many-th output along each axis is enough: many more samples than unknowns add nothing but time."""
     enough = max(FEWEST_SAMPLES, SAMPLES_PER_UNKNOWN * unknowns)
-    return max(1, int((samples / enough) ** (1.0 / max(1, axes))))
+    steps = [1] * len(extents)
+    while extents:
+        axis = min(range(len(extents)), key=lambda a: (steps[a], a))
+        left = samples / (np.prod(steps) // steps[axis] * (steps[axis] + 1))
+        if left < enough or steps[axis] + 1 > extents[axis] // 4:
+            break
+        steps[axis] += 1
+    return tuple(steps)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import NodeProto
 
 from onnxmerge.graph.flow import Flow, Weighted
 from onnxmerge.graph.weights import canonical, kernel_of, weight_of
@@ -51,6 +50,11 @@ class Reader:
         owner = np.zeros(self.columns.size, np.int64)
         owner[self.columns.reshape(-1)] = np.repeat(np.arange(len(self.columns)), self.columns.shape[1])
         return owner
+
+    @property
+    def written_axis(self) -> int:
+        """The channel axis of the output."""
+        return 1 if self.weighted.node.op == "Gemm" else self.axis
 
     @property
     def solvable(self) -> bool:
@@ -118,60 +122,56 @@ def channel_moments(walk: Walk, reader: Reader, provider: Provider, threads: int
 
 
 def solve_moments(
-    reference: Walk,
     compressed: Walk,
     reader: Reader,
     kept: np.ndarray,
-    lost: Callable[[int], np.ndarray] | None,
+    targets: Callable[[int], np.ndarray],
+    known: list[Moments] | None,
     provider: Provider,
     threads: int | None,
 ) -> list[Moments]:
-    """For each group of the reader: moments of its kept inputs in the compressed prefix against the reference's outputs.
+    """For each group of the reader: moments of its kept inputs in the compressed prefix against the targets.
 
-    kept (g, in/g) bool, equally many in each group; lost: by batch, what is to be added to the reference's outputs. Inputs are
-    laid out (position, kept place). Both walks stand at the reader.
+    kept (g, in/g) bool, equally many in each group; targets: batch -> wanted outputs, shaped like the reader's; known: moments
+    of the same inputs against other targets, whose sums over the inputs alone are taken over. Inputs are laid out
+    (position, kept place). The walk stands at the reader.
     """
-    node = reference.nodes[reader.at][-1]
-    outputs, output_example = _reference_outputs(reference, reader, node)
+    first = targets(0)
     net = Network()
-    groups, per_group = kept.shape[0], int(kept[0].sum())
-    places = np.flatnonzero(kept.reshape(-1))
-    example = compressed.tensor(0, reader.source)
-    unknowns = per_group * int(np.prod(reader.kernel))
-    gathered = net.op("Gather", "x", net.constant(places), axis=reader.axis)
-    count = sum(compressed.tensor(n, reader.source).shape[0] for n in range(len(compressed.batches)))
-    step = 1
-    if reader.weighted.layout == "conv":
-        window = window_of(node, example.shape, reader.kernel, output_example.shape)
-        pixels = int(np.prod(window.extents))
-        step = thinning(count * pixels, unknowns, len(reader.kernel))
-        x = patches_of(net, gathered, window, groups, per_group, step)
-        y = outputs_of(net, "y", window, groups, reader.weight.shape[1], step)
-    else:
-        x = rows_of(net, gathered, reader.axis, example.ndim)
-        y = rows_of(net, "y", reader.axis, output_example.ndim)
-    samples = net.op("Shape", x)
-    session = net.session({"x": example, "y": output_example}, {**sums_of(net, x, y), "shape": samples}, provider, threads)
+    example = np.asarray(compressed.tensor(0, reader.source))
+    x, y = _samples(net, reader, kept, example, first, sum(len(compressed.tensor(n, reader.source)) for n in _all(compressed)))
+    outputs = sums_of(net, x, y, inputs_too=known is None) | {"shape": net.op("Shape", x)}
+    session = net.session({"x": example, "y": first}, outputs, provider, threads)
     totals: list[Moments] = []
-    for number, y_value in enumerate(outputs):
-        extra = lost(number) if lost is not None else None
-        y_value = y_value + extra if extra is not None and extra.shape == y_value.shape else y_value
-        for x_part, y_part in _parts(np.asarray(compressed.tensor(number, reader.source)), y_value, unknowns):
+    unknowns = int(kept[0].sum()) * reader.weight.shape[3]
+    for number in _all(compressed):
+        value = first if number == 0 else targets(number)
+        for x_part, y_part in _parts(np.asarray(compressed.tensor(number, reader.source)), value, unknowns):
             values = session.run({"x": x_part, "y": y_part})
-            parts = [_moments(values, g, int(values["shape"][1])) for g in range(groups)]
+            parts = [_moments(values, g, int(values["shape"][1])) for g in range(len(kept))]
             totals = parts if not totals else [a + b for a, b in zip(totals, parts, strict=True)]
-    return totals
+    if known is None:
+        return totals
+    return [replace(new, sum_x=old.sum_x, xx=old.xx) for new, old in zip(totals, known, strict=True)]
 
 
-def _reference_outputs(reference: Walk, reader: Reader, node: NodeProto) -> tuple[Iterator[np.ndarray], np.ndarray]:
-    """The reference node's own outputs, batch by batch, and the first of them as an example."""
-    session = reference.session_for(reader.at)
+def _all(walk: Walk) -> range:
+    return range(len(walk.batches))
 
-    def run(number: int) -> np.ndarray:
-        feeds = {spec.name: np.asarray(reference.tensor(number, spec.name)) for spec in session.inputs}
-        return session.run(feeds)[node.output[0]]
 
-    return (run(number) for number in range(len(reference.batches))), run(0)
+def _samples(
+    net: Network, reader: Reader, kept: np.ndarray, example: np.ndarray, output: np.ndarray, count: int
+) -> tuple[str, str]:
+    """The samples x (g, s, d) and y (g, s, o) of the tensors "x" and "y"; count: inputs in all, for thinning."""
+    groups, per_group = kept.shape[0], int(kept[0].sum())
+    gathered = net.op("Gather", "x", net.constant(np.flatnonzero(kept.reshape(-1))), axis=reader.axis)
+    if reader.weighted.layout != "conv":
+        return rows_of(net, gathered, reader.axis, example.ndim), rows_of(net, "y", reader.written_axis, output.ndim)
+    window = window_of(reader.weighted.node.attrs, example.shape, reader.kernel, output.shape)
+    unknowns = per_group * int(np.prod(reader.kernel))
+    thin = thinning(count * int(np.prod(window.extents)), unknowns, window.extents)
+    x = patches_of(net, gathered, window, groups, per_group, thin)
+    return x, outputs_of(net, "y", window, groups, reader.weight.shape[1], thin)
 
 
 def _parts(x: np.ndarray, y: np.ndarray, unknowns: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -186,14 +186,8 @@ def _parts(x: np.ndarray, y: np.ndarray, unknowns: int) -> Iterator[tuple[np.nda
 
 
 def _moments(values: dict[str, np.ndarray], group: int, count: int) -> Moments:
-    """One group's sums as float64."""
+    """One group's sums as float64; zeros in place of those that were not asked for."""
     sums = {name: np.asarray(value[group], np.float64) for name, value in values.items() if name != "shape"}
-    size = len(sums["sum_x"])
-    return Moments(
-        float(count),
-        sums["sum_x"],
-        sums.get("sum_y", np.zeros(0)),
-        sums["xx"],
-        sums.get("xy", np.zeros((size, 0))),
-        sums.get("yy", np.zeros(0)),
-    )
+    size = len(sums["sum_x"] if "sum_x" in sums else sums["xy"])
+    empty = {"sum_x": (0,), "sum_y": (0,), "xx": (0, 0), "xy": (size, 0), "yy": (0,)}
+    return Moments(float(count), **{name: sums.get(name, np.zeros(shape)) for name, shape in empty.items()})

@@ -92,6 +92,7 @@ class Walk:
     nodes: list[list[NodeProto]] = field(init=False)
     live: dict[str, int] = field(init=False)
     store: Store = field(init=False, default_factory=Store)
+    constants: dict[str, np.ndarray] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.nodes = [[node] for node in self.model.graph.node]
@@ -113,7 +114,11 @@ class Walk:
         if at < self.position:
             raise ValueError(f"node {at} has already been run")
         self.nodes[at] = list(nodes)
+        self.constants.update(constants)
         for name, value in constants.items():
+            if name in self._fixed:
+                old = next(at for at, tensor in enumerate(self.model.graph.initializer) if tensor.name == name)
+                del self.model.graph.initializer[old]
             self.model.graph.initializer.append(numpy_helper.from_array(value, name))
             self._fixed.add(name)
 

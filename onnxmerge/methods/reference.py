@@ -1,0 +1,120 @@
+"""The first walk: the reference on the inputs at hand, with the moments of whatever its consumers read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from onnx import ModelProto, NodeProto
+
+from onnxmerge.graph.channels import Channels
+from onnxmerge.merging.reconstruction import Centred
+from onnxmerge.methods.downstream import Outlook, outlook_of
+from onnxmerge.runtime.providers import Provider
+from onnxmerge.statistics.readers import Reader, channel_moments, reader_of
+from onnxmerge.statistics.walk import Walk
+
+Feeds = Mapping[str, np.ndarray]
+Progress = Callable[[str, float], None]
+
+LOWEST_VARIANCE = 1e-4  # of the stored one: a channel that synthetic inputs leave constant must not be blown up
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What both walks need: the exported model, where its nodes stand, and what it is run on."""
+
+    channels: Channels
+    model: ModelProto
+    batches: Sequence[Feeds]
+    synthetic: bool
+    provider: Provider
+    threads: int | None
+    progress: Progress
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """First output of a node -> its position."""
+        return {node.output[0]: at for at, node in enumerate(self.model.graph.node)}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The reference with BatchNormalization matched to the inputs; by key of each consumer what it reads and what follows it."""
+
+    matched: ModelProto
+    readers: dict[str, Reader]
+    moments: dict[str, Centred]
+    outlooks: dict[str, Outlook]
+
+
+def observe_reference(engine: Engine) -> Statistics:
+    """First walk: moments of the inputs of every consumer.
+
+    On synthetic inputs every BatchNormalization gets the statistics of its own input on the way, so that each channel has the
+    mean and standard deviation that training gave it.
+    """
+    flow, positions = engine.channels.flow, engine.positions
+    consumers = [weighted for weighted in flow.weighted if weighted.in_ids.any()]
+    readers = {weighted.key: reader_of(flow, weighted, positions[weighted.key]) for weighted in consumers}
+    walk = Walk(copy_of(engine.model), engine.batches, engine.provider, engine.threads)
+    stops: dict[int, list[Reader]] = {reader.at: [] for reader in readers.values()}
+    for reader in readers.values():
+        stops[reader.at].append(reader)
+    normal = _normalisations(engine) if engine.synthetic else {}
+    moments: dict[str, Centred] = {}
+    seen: dict[tuple[str, bytes], Centred] = {}
+    ordered = sorted(stops.keys() | normal.keys())
+    for number, at in enumerate(ordered):
+        walk.advance(at)
+        if at in normal:
+            _match(walk, at, normal[at])
+        for reader in stops.get(at, []):
+            same = (reader.source, reader.columns.tobytes())
+            if same not in seen:
+                seen[same] = channel_moments(walk, reader, engine.provider, engine.threads).centred()
+            moments[reader.key] = seen[same]
+        engine.progress("statistics", (number + 1) / len(ordered))
+    outlooks = {key: outlook_of(flow, reader.weighted, walk.constants) for key, reader in readers.items()}
+    matched = walk.model
+    del matched.graph.node[:]
+    matched.graph.node.extend(node for nodes in walk.nodes for node in nodes)
+    return Statistics(matched, readers, moments, outlooks)
+
+
+def _normalisations(engine: Engine) -> dict[int, np.ndarray]:
+    """Position of each BatchNormalization with stored statistics -> its variance."""
+    found = {}
+    for node in engine.channels.flow.model.graph.nodes:
+        if node.op == "BatchNormalization" and node.domain in (None, "", "ai.onnx"):
+            variance = engine.channels.flow.constant(node.inputs[4])
+            if variance is not None:
+                found[engine.positions[node.outputs[0].name]] = variance
+    return found
+
+
+def _match(walk: Walk, at: int, before: np.ndarray) -> None:
+    """Give a BatchNormalization the mean and variance of what it reads in this run; before: the stored variance."""
+    node = NodeProto()
+    node.CopyFrom(walk.nodes[at][0])
+    count, total, squares = 0, np.zeros(len(before)), np.zeros(len(before))
+    for number in range(len(walk.batches)):
+        x = np.asarray(walk.tensor(number, node.input[0]), np.float64)
+        axes = tuple(axis for axis in range(x.ndim) if axis != 1)
+        count += x.size // x.shape[1]
+        total += x.sum(axes)
+        squares += np.square(x).sum(axes)
+    mean = total / count
+    variance = np.maximum(squares / count - mean**2, LOWEST_VARIANCE * before.astype(np.float64))
+    names = [f"{node.output[0]}//mean", f"{node.output[0]}//variance"]
+    node.input[3], node.input[4] = names
+    walk.replace(at, [node], {names[0]: mean.astype(before.dtype), names[1]: variance.astype(before.dtype)})
+
+
+def copy_of(model: ModelProto) -> ModelProto:
+    """A copy that a walk may change."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy

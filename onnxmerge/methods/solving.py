@@ -1,0 +1,184 @@
+"""The second walk: reference and compressed prefix side by side, a least squares for every consumer in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from onnxmerge.graph.rewrite import Removal, Replacement
+from onnxmerge.graph.weights import stored, weight_of
+from onnxmerge.merging.reconstruction import RIDGE, Centred, Moments, aim, fits_in_memory, mixed_bias, mixed_weight, mixing, solve
+from onnxmerge.methods.downstream import Outlook
+from onnxmerge.methods.reference import Engine, Statistics, copy_of
+from onnxmerge.runtime.sessions import Session
+from onnxmerge.statistics.readers import Reader, solve_moments
+from onnxmerge.statistics.walk import Walk
+
+SYNTHETIC_REPAIR = 0.5  # with real inputs the least squares need no repair
+REFIT_RIDGE = 1e-2  # consumers that lose no input keep closer to what they were
+
+
+def solve_consumers(engine: Engine, statistics: Statistics, removals: Sequence[Removal]) -> dict[str, Replacement]:
+    """New weights and biases, in topological order, of every consumer from the first one that loses inputs on.
+
+    Those that lose none are fitted to what the compressed prefix now gives them; without data, not those that nothing
+    follows, since synthetic inputs say little about the last layer's outputs.
+    """
+    stays = np.ones(len(engine.channels.flow.parents), bool)
+    for removal in removals:
+        stays[removal.group.units] = False
+        stays[removal.group.units[removal.kept]] = True
+    readers = sorted(statistics.readers.values(), key=lambda reader: reader.at)
+    losing = [reader.at for reader in readers if not stays[reader.weighted.in_ids].all()]
+    due = [reader for reader in readers if losing and reader.at >= min(losing) and _is_due(engine, statistics, reader, losing)]
+    reference = Walk(copy_of(statistics.matched), engine.batches, engine.provider, engine.threads)
+    compressed = Walk(copy_of(statistics.matched), engine.batches, engine.provider, engine.threads)
+    found: dict[str, Replacement] = {}
+    for number, reader in enumerate(due):
+        reference.advance(reader.at)
+        compressed.advance(reader.at)
+        found[reader.key] = _Consumer(engine, statistics, reader, stays, reference, compressed).solve()
+        engine.progress("reconstruction", (number + 1) / len(due))
+    return found
+
+
+def _is_due(engine: Engine, statistics: Statistics, reader: Reader, losing: list[int]) -> bool:
+    return reader.at in losing or not engine.synthetic or statistics.outlooks[reader.key].is_followed
+
+
+class _Consumer:
+    """One consumer at which both walks stand."""
+
+    def __init__(
+        self, engine: Engine, statistics: Statistics, reader: Reader, stays: np.ndarray, reference: Walk, compressed: Walk
+    ) -> None:
+        self.engine, self.reader, self.reference, self.compressed = engine, reader, reference, compressed
+        self.kept = stays[reader.weighted.in_ids]
+        self.moments = statistics.moments[reader.key]
+        outlook = statistics.outlooks[reader.key]
+        self.outlook = outlook if outlook.is_reachable(reference, compressed) else Outlook(is_followed=outlook.is_followed)
+        node = reader.weighted.node
+        self.alpha = float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0
+        self.old_bias = _old_bias(engine, reader)
+
+    def solve(self) -> Replacement:
+        """Install and return what replaces the consumer: against the reference's outputs, then once as its ReLU sees them."""
+        reader = self.reader
+        priors, shift = _priors(reader, self.kept, self.moments, self.alpha)
+        unknowns = int(self.kept[0].sum()) * reader.weight.shape[3]
+        if not reader.solvable or not fits_in_memory(unknowns):
+            return self._install(priors, shift.reshape(-1))
+        outputs = self.reference.session_for(reader.at)
+        ridge = REFIT_RIDGE if self.kept.all() else RIDGE
+        known = self._moments(partial(self._first_target, outputs), None)
+        weights, bias = self._least_squares(known, priors, ridge)
+        new = self._install(weights, bias - self.old_bias)
+        if self.outlook.rectified:
+            current = self.compressed.session_for(reader.at)
+            known = self._moments(partial(self._next_target, outputs, current), known)
+            weights, bias = self._least_squares(known, weights, ridge)
+            new = self._install(weights, bias - self.old_bias)
+        return new
+
+    def _first_target(self, outputs: Session, number: int) -> np.ndarray:
+        """The reference's own output, and what the other side of a join has lost."""
+        output = _run(outputs, self.reference, number)
+        if self.outlook.other is None:
+            return output
+        reached, wanted = (np.asarray(walk.tensor(number, self.outlook.other)) for walk in (self.compressed, self.reference))
+        return aim(output, reached, wanted, self.outlook.scale)
+
+    def _next_target(self, outputs: Session, current: Session, number: int) -> np.ndarray:
+        """The same, forgiven where a ReLU follows and anything negative will do."""
+        now = _run(current, self.compressed, number)
+        reached = self.outlook.ahead(now, self.compressed, number)
+        wanted = self.outlook.ahead(_run(outputs, self.reference, number), self.reference, number)
+        return aim(now, reached, wanted, self.outlook.scale, rectified=True)
+
+    def _moments(self, targets: Callable[[int], np.ndarray], known: list[Moments] | None) -> list[Moments]:
+        return solve_moments(self.compressed, self.reader, self.kept, targets, known, self.engine.provider, self.engine.threads)
+
+    def _least_squares(
+        self, moments: list[Moments], priors: list[np.ndarray], ridge: float
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """For each group of the consumer (out, kept, positions), and the bias (out,) of all."""
+        _, out, _, positions = self.reader.weight.shape
+        repair = SYNTHETIC_REPAIR if self.engine.synthetic else 0.0
+        weights, biases = [], []
+        for part, prior in zip(moments, priors, strict=True):
+            solved, bias, _ = solve(part, prior.transpose(0, 2, 1).reshape(out, -1), ridge, repair)
+            weights.append(solved.reshape(out, positions, -1).transpose(0, 2, 1))
+            biases.append(bias)
+        return weights, np.concatenate(biases)
+
+    def _install(self, weights: list[np.ndarray], bias: np.ndarray) -> Replacement:
+        """Into the compressed walk, with zeros at removed places; bias (out,): what is added to the output."""
+        reader = self.reader
+        full = np.zeros(reader.weight.shape)
+        for g, weight in enumerate(weights):
+            full[g][:, self.kept[g]] = weight / self.alpha
+        dtype = weight_of(self.engine.channels.flow, reader.weighted).dtype
+        new = Replacement(stored(reader.weighted, full, reader.kernel).astype(dtype), bias)
+        _install(self.compressed, reader, new, self.old_bias)
+        return new
+
+
+def _run(session: Session, walk: Walk, number: int) -> np.ndarray:
+    """The one output of a node's session on a batch of a walk."""
+    values = session.run({spec.name: np.asarray(walk.tensor(number, spec.name)) for spec in session.inputs})
+    return next(iter(values.values()))
+
+
+def _priors(reader: Reader, kept: np.ndarray, moments: Centred, alpha: float) -> tuple[list[np.ndarray], np.ndarray]:
+    """Channel mixing: for each group (out, kept, positions), and (g, out) to add to the output."""
+    groups, out, inside, positions = reader.weight.shape
+    weights, shifts = [], np.zeros((groups, out))
+    places = reader.columns.shape[1]
+    for g in range(groups):
+        own = np.flatnonzero(np.isin(reader.columns[:, 0] // inside, [g]))
+        local = reader.columns[own] - g * inside
+        stays = kept[g][local[:, 0]]
+        mixed, shift = mixing(moments.xx[np.ix_(own, own)], moments.mean_x[own], np.flatnonzero(stays))
+        ordered = alpha * reader.weight[g][:, local].reshape(out, len(own), places * positions)
+        prior = mixed_weight(ordered, mixed).reshape(out, int(stays.sum()), places, positions)
+        flat = np.zeros((out, inside, positions))
+        flat[:, local[stays]] = prior
+        weights.append(flat[:, kept[g]])
+        shifts[g] = mixed_bias(ordered, shift)
+    return weights, shifts
+
+
+def _old_bias(engine: Engine, reader: Reader) -> np.ndarray:
+    """(out,) the bias inside the reference's node, as it is added to the output."""
+    node, count = reader.weighted.node, reader.weight.shape[0] * reader.weight.shape[1]
+    if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
+        return np.zeros(count)
+    value = engine.channels.flow.constant(node.inputs[2])
+    assert value is not None
+    beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
+    return np.broadcast_to(beta * value.astype(np.float64).reshape(-1), count)
+
+
+def _install(walk: Walk, reader: Reader, new: Replacement, old_bias: np.ndarray) -> None:
+    """Put the replaced consumer into a walk that stands before it; old_bias: what its own bias adds to the output."""
+    node = NodeProto()
+    node.CopyFrom(walk.nodes[reader.at][0])
+    weight_name, bias_name, raw = (f"{reader.key}//{part}" for part in ("weight", "bias", "raw"))
+    constants = {weight_name: new.weight}
+    node.input[reader.weighted.weight] = weight_name
+    nodes = [node]
+    bias = old_bias + (0.0 if new.bias is None else new.bias)
+    if node.op_type == "MatMul":
+        shape = (-1, 1) if reader.weighted.weight == 0 else (-1,)
+        constants[bias_name] = bias.reshape(shape).astype(new.weight.dtype)
+        nodes.append(helper.make_node("Add", [raw, bias_name], [node.output[0]]))
+        node.output[0] = raw
+    else:
+        beta = float(reader.weighted.node.attrs.get("beta", 1.0)) if node.op_type == "Gemm" else 1.0
+        constants[bias_name] = (bias / beta).astype(new.weight.dtype)
+        del node.input[2:]
+        node.input.append(bias_name)
+    walk.replace(reader.at, nodes, constants)

@@ -1,0 +1,129 @@
+"""The README's commands run, what it names exists, and its transcript is what the program prints."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import onnxmerge
+from onnxmerge import cli, proof
+from onnxmerge.options import METHOD_NAMES
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+COMMANDS = [
+    line.removeprefix("$ ") for kind, block in BLOCKS if kind == "console" for line in block.splitlines() if line.startswith("$ ")
+]
+PROGRAM = [command for command in COMMANDS if command.startswith("onnxmerge ")]
+TRANSCRIPT = next(block for kind, block in BLOCKS if kind == "text")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+MEAN, STD = 0.3054, 0.3758
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the README's reader would be: model.onnx, inputs.npy, and smaller.onnx once it was made."""
+    path = tmp_path_factory.mktemp("reader")
+    shutil.copy(ROOT / "models" / "digits-mlp.onnx", path / "model.onnx")
+    with np.load(ROOT / "models" / "digits.npz") as archive:
+        np.save(path / "inputs.npy", (archive["calibration"].astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD))
+    return path
+
+
+@pytest.fixture
+def reader(folder, monkeypatch) -> Path:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(proof, "TIMING_SECONDS", 0.1)
+    return folder
+
+
+@pytest.mark.parametrize("command", PROGRAM)
+def test_command_runs(reader, capsys, command):
+    with pytest.raises(SystemExit) as ending:
+        cli.main(shlex.split(command)[1:])
+    assert (ending.value.code or 0) == 0, capsys.readouterr().err
+
+
+def test_commands_are_there_to_be_run():
+    assert {command.split()[1] for command in PROGRAM} == set(cli.cli.commands)
+
+
+def test_pipeline_recipe_runs(reader):
+    (recipe,) = [block for kind, block in BLOCKS if kind == "sh"]
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    if shutil.which("onnxmerge", path=search) is None:
+        pytest.skip("the onnxmerge script is not installed beside this Python")
+    environment = {**os.environ, "PATH": search}
+    done = subprocess.run(["bash", "-c", recipe], capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\d+% of the parameters left, \d+\.\d\dx as fast, fidelity 0\.\d{3}\n", done.stdout)
+
+
+def test_pipeline_recipe_fails_below_the_threshold(reader, capsys):
+    (recipe,) = [block for kind, block in BLOCKS if kind == "sh"]
+    step = re.search(r"^onnxmerge compress (.*?) > ", recipe, re.DOTALL | re.MULTILINE)[1].replace("\\\n", " ")
+    with pytest.raises(SystemExit) as ending:
+        cli.main(["compress", *shlex.split(step.replace("smaller.onnx", "failed.onnx")), "--min-fidelity", "1"])
+    assert ending.value.code == 1
+    assert not (reader / "failed.onnx").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_python_example_runs(reader, capsys):
+    (example,) = [block for kind, block in BLOCKS if kind == "python"]
+    exec(compile(example, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "channels kept" in printed
+    assert "/5/Gemm stays whole" in printed
+
+
+def test_every_option_named_exists():
+    options = {name for command in cli.cli.commands.values() for option in command.params for name in option.opts}
+    options |= {name for command in cli.cli.commands.values() for option in command.params for name in option.secondary_opts}
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", README))
+    assert named - options == set()
+
+
+def test_every_command_and_method_is_told():
+    for name in [*cli.cli.commands, *METHOD_NAMES]:
+        assert f"`{name}`" in README or f"onnxmerge {name} " in README
+
+
+def test_every_make_target_named_exists():
+    targets = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
+    named = set(re.findall(r"(?:`|\$ )make ([a-z]+)", README))
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_every_link_leads_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_python_names_exist():
+    for name in re.findall(r"onnxmerge\.(\w+)", re.sub(r"onnxmerge/\S+", "", README)):
+        assert hasattr(onnxmerge, name), name
+
+
+def test_transcript_is_still_true(tmp_path):
+    """Counts to the digit; what is measured or computed in floating point is not compared."""
+    command = re.match(r"\$ (onnxmerge .*?)\n\n", TRANSCRIPT, re.DOTALL)[1].replace("\\\n", " ")
+    source, options = shlex.split(command)[2], shlex.split(command)[4:]
+    context = cli.compress_command.make_context("compress", [source, "unused", *options])
+    settings = {name: value for name, value in context.params.items() if name not in ("model", "output", "as_json_text")}
+    result = onnxmerge.compress(ROOT / source, tmp_path / "out.onnx", cli._settings({**settings, "verify": False}))
+    for before, after in [(result.before.macs, result.after.macs), (result.before.parameters, result.after.parameters)]:
+        assert re.search(rf" {before:,} +{after:,} ", TRANSCRIPT), f"{before:,} -> {after:,}: `make readme` writes it anew"
+    for group in result.groups:
+        assert re.search(rf"^{re.escape(group.name)} +{group.kept} +{group.channels} +{group.method} ", TRANSCRIPT, re.MULTILINE)
+
+
+def test_readme_has_no_line_that_a_terminal_would_fold_in_the_transcript():
+    assert max(map(len, TRANSCRIPT.splitlines())) <= 80
