@@ -27,9 +27,11 @@ from onnxmerge.runtime.sessions import open_session
 from onnxmerge.runtime.shapes import Observations, observe
 from onnxmerge.statistics.balance import balanced
 from onnxmerge.statistics.inputs import Inputs
+from onnxmerge.statistics.shaped import dense_first_layer, with_shaped_noise
 from onnxmerge.understanding import Understanding, measure, understand
 
-SOLVE_INPUTS, POOL_SHARE = 384, 5
+SOLVE_INPUTS, POOL_SHARE = 384, 5  # synthetic inputs, out of a pool so many times larger
+DENSE_INPUTS = 2048  # a dense network gives one sample an input, and costs little
 SMALLEST_SPLIT = 16
 HELD_BACK, HELD_BACK_SHARE = 128, 0.1
 PACKAGES = ("onnx", "onnx-graphsurgeon", "numpy")
@@ -101,8 +103,12 @@ def _inputs(source: Path, understood: Understanding, options: Options) -> tuple[
         check = inputs_for(session, understood.shapes, replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS)
         if options.method in BY_WEIGHTS:
             return check, check
-        wanted = options.samples or SOLVE_INPUTS
-        pool = inputs_for(session, understood.shapes, replace(options, samples=None), POOL_SHARE * wanted)
+        dense = dense_first_layer(understood.channels)
+        wanted = options.samples or (SOLVE_INPUTS if dense is None else DENSE_INPUTS)
+        share = POOL_SHARE if dense is None else 2
+        pool = inputs_for(session, understood.shapes, replace(options, samples=None), share * wanted)
+        if dense is not None:
+            pool = with_shaped_noise(pool, *dense, options.seed)
         return balanced(pool, session, min(wanted, pool.count // 2), BATCH), check
     given = inputs_for(session, understood.shapes, options)
     if not options.verify or given.count < SMALLEST_SPLIT:

@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from running import LAYERS, built, understood, weights_of
-from topologies import TOPOLOGIES, Topology
+from running import LAYERS, built, run, understood, weights_of
+from topologies import TOPOLOGIES, Topology, feeds_of
 from topologies.net import Net
 
+from onnxmerge.compress import compress
 from onnxmerge.graph.channels import Channels, analyse
 from onnxmerge.graph.io import from_proto
 from onnxmerge.graph.paths import neurons
+from onnxmerge.options import Options
 from onnxmerge.results import Refusal
 
 ROWS = [pytest.param(topology, id=topology.id) for topology in TOPOLOGIES.values() if topology.runnable]
@@ -97,3 +100,74 @@ def test_layers_in_a_body_have_a_reason(tmp_path: Path) -> None:
     assert "choose" in reasons["then_conv"]
     assert "choose" in reasons["else_conv"]
     assert "body" in reasons["conv_a"]
+
+
+# Where the activation of each producer is, before anything that is not affine, and what the producer multiplies by on its own.
+@pytest.mark.parametrize(
+    ("name", "producer", "activation", "factor"),
+    [
+        ("conv-relu-conv", "conv_a", "conv_a_y", 1.0),
+        ("conv-bias-bn-relu", "conv_a", "bn_a_y", 1.0),
+        ("conv-bias-as-add-first", "conv_a", "add_1_y", 1.0),
+        ("bn-as-mul-add-c11", "conv_a", "add_2_y", 1.0),
+        ("bn-as-sub-div", "conv_a", "div_2_y", 1.0),
+        ("gemm-bn-relu", "fc_a", "bn_a_y", 1.0),
+        ("gemm-relu-gemm-alpha-beta", "fc_a", "fc_a_y", 0.5),
+        ("matmul-add-2d", "fc_a", "add_1_y", 1.0),
+    ],
+)
+def test_neurons_are_what_the_activation_sees(name: str, producer: str, activation: str, factor: float, tmp_path: Path) -> None:
+    """scale * (row . x) + offset, at the upper left 3 x 3 patch of an image or on a vector, is the observed activation."""
+    model, feeds = built(TOPOLOGIES[name]), feeds_of(TOPOLOGIES[name])
+    channels = understood(model, tmp_path).channels
+    found = neurons(channels, next(group for group in channels.groups if group.name == producer))
+    assert not isinstance(found, Refusal)
+    seen = run(model, feeds, (activation,))[-1]
+    x = feeds["x"][:, :, :3, :3] if seen.ndim == 4 else feeds["x"]
+    seen = seen[:, :, 1, 1] if seen.ndim == 4 else seen
+    predicted = found.scale * (x.reshape(2, -1) @ found.rows.T) + found.offset
+    np.testing.assert_allclose(factor * predicted, seen, rtol=1e-4, atol=1e-5)
+
+
+def forked(net: Net, y: str) -> str:
+    """Straight and behind a BatchNormalization."""
+    return net.op("Add", net.conv(net.relu(net.batch_norm(y, "bn", 8)), "out", 8, 4), net.conv(net.relu(y), "other", 8, 4))
+
+
+def shared(net: Net, y: str) -> str:
+    """`second` has the weight of `first`, reads the same, and nothing joins what they write."""
+    weight = net.const("shared_w", net.he((6, 8, 3, 3), 72))
+    first, second = (net.relu(net.conv(y, name, 8, 6, weight=weight)) for name in ("first", "second"))
+    return net.op("Add", net.conv(first, "out", 6, 4), net.conv(second, "other", 6, 4))
+
+
+def behind_stem(make) -> onnx.ModelProto:
+    net = Net(np.random.default_rng(0))
+    net.output(make(net, net.conv(net.input("x", 3, 8, 8), "stem", 3, 8)), 4, 8, 8)
+    return net.model()
+
+
+def test_two_readers_of_differently_scaled_channels_do_not_merge(tmp_path: Path) -> None:
+    channels = understood(behind_stem(forked), tmp_path).channels
+    (group,) = channels.groups
+    refused = neurons(channels, group)
+    assert isinstance(refused, Refusal)
+    assert "another scale" in refused.reason
+
+
+def test_users_of_one_weight_shrink_together(tmp_path: Path) -> None:
+    groups = understood(behind_stem(shared), tmp_path).channels.groups
+    assert [{link.name for link in group.producers} for group in groups] == [{"stem"}, {"first", "second"}]
+    result = compress(tmp_path / "understood.onnx", tmp_path / "out.onnx", Options(ratio=0.5, method="prune", verify=False))
+    small = onnx.load(tmp_path / "out.onnx")
+    first, second = ({node.name: node for node in small.graph.node}[name].input[1] for name in ("first", "second"))
+    assert first == second
+    assert weights_of(small)[first].shape == (3, 4, 3, 3)
+    assert [group.kept for group in result.groups] == [4, 3]
+
+
+def test_a_weight_that_is_also_read_as_data_stays(tmp_path: Path) -> None:
+    channels = understood(built(TOPOLOGIES["weight-also-read-as-data"]), tmp_path).channels
+    reason = next(refusal.reason for refusal in channels.refusals if refusal.where == "conv_a")
+    assert "conv_a_w" in reason
+    assert "abs" in reason

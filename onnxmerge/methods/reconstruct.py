@@ -7,6 +7,7 @@ decided; the second runs reference and compressed prefix side by side, so that e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,8 +16,9 @@ from onnxmerge.graph.io import export
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.graph.weights import consumer_columns, stored
 from onnxmerge.merging.criteria import CRITERIA
+from onnxmerge.merging.reconstruction import mixing
 from onnxmerge.merging.selection import Elimination, eliminate, kept_after, weigh
-from onnxmerge.methods.by_weights import select
+from onnxmerge.methods.by_weights import Decision, merge, prune, replacements, select
 from onnxmerge.methods.downstream import Sensitivity, scaled
 from onnxmerge.methods.reference import Engine, Progress, Statistics, observe_reference
 from onnxmerge.methods.solving import solve_consumers
@@ -24,6 +26,7 @@ from onnxmerge.options import Options
 from onnxmerge.runtime.providers import resolve_provider
 from onnxmerge.statistics.inputs import Inputs
 from onnxmerge.statistics.readers import Reader
+from onnxmerge.statistics.shaped import dense_first_layer
 from onnxmerge.understanding import Understanding
 
 BATCH_ELEMENTS, LARGEST_BATCH = 1 << 21, 128
@@ -37,30 +40,84 @@ def reconstruct(
     options: Options,
     progress: Progress,
 ) -> tuple[list[Removal], dict[str, Replacement]]:
-    """Decide all groups from the first walk, then solve all consumers in the second."""
+    """Decide all groups from the first walk, then solve all consumers in the second.
+
+    With --method auto, a group whose expected error is lower with merge or prune gets that instead.
+    """
+    engine = engine_of(understood, inputs, options, progress)
+    statistics = observe_reference(engine)
+    sensitivity = sensitivity_of(engine, statistics)
+    decisions = [_decide(engine, statistics, sensitivity, group, counts[group.name], options) for group in groups]
+    by_weights = replacements(engine.channels, [decision for decision in decisions if decision.removal.method != "reconstruct"])
+    removals = [decision.removal for decision in decisions]
+    solved = {link.key for removal in removals if removal.method == "reconstruct" for link in removal.group.consumers}
+    fixed = {link.key for removal in removals for link in removal.group.consumers} - solved
+    return removals, solve_consumers(engine, statistics, removals, {key: by_weights.get(key) for key in fixed})
+
+
+def engine_of(understood: Understanding, inputs: Inputs, options: Options, progress: Progress) -> Engine:
+    """The model and the inputs, ready to be walked."""
     elements = sum(int(np.prod(understood.shapes[tensor.name][1:])) for tensor in understood.model.graph.inputs)
     size = int(np.clip(BATCH_ELEMENTS // max(1, elements), 1, LARGEST_BATCH))
-    engine = Engine(
+    return Engine(
         channels=understood.channels,
         model=export(understood.model),
         batches=list(inputs.batches(size)),
         synthetic=options.calibration is None,
+        repair=_repair(understood, options),
         provider=resolve_provider(options.provider),
         threads=options.threads,
         progress=progress,
     )
-    statistics = observe_reference(engine)
-    sensitivity = sensitivity_of(engine, statistics)
-    removals = []
-    for group in groups:
-        elimination = elimination_of(statistics, group, sensitivity)
-        count = counts[group.name]
-        if options.criterion in CRITERIA or elimination is None:
-            criterion = options.criterion if options.criterion in CRITERIA else "l2-norm"
-            removals.append(Removal(group, select(understood.channels, group, count, criterion), "reconstruct"))
-        else:
-            removals.append(Removal(group, kept_after(elimination, group.size, count), "reconstruct"))
-    return removals, solve_consumers(engine, statistics, removals)
+
+
+def _repair(understood: Understanding, options: Options) -> float:
+    """Exponent of the standard-deviation repair: real inputs need none, networks that are dense from the start the most."""
+    if options.calibration is not None:
+        return 0.0
+    return 0.5 if dense_first_layer(understood.channels) is None else 1.0
+
+
+def _decide(
+    engine: Engine, statistics: Statistics, sensitivity: Sensitivity, group: ChannelGroup, count: int, options: Options
+) -> Decision:
+    """The method with the lowest expected error, or what --method asks for; weights that several nodes share stay shared."""
+    candidates = [prune(engine.channels, group, count, options), merge(engine.channels, group, count, options)]
+    by_weights = [candidate for candidate in candidates if isinstance(candidate, Decision)]
+    expected = {each.removal.method: expected_error(statistics, group, each) for each in by_weights}
+    least = min(by_weights, key=lambda each: expected[each.removal.method])
+    if any(statistics.is_shared(link.key) for link in group.consumers):
+        return replace(least, removal=replace(least.removal, note="its readers share one weight"))
+    elimination = elimination_of(statistics, group, sensitivity)
+    kept = least.removal.kept if elimination is None else kept_after(elimination, group.size, count)
+    if options.criterion in CRITERIA:
+        kept = select(engine.channels, group, count, options.criterion)
+    ours = Decision(Removal(group, kept, "reconstruct"))
+    expected["reconstruct"] = expected_error(statistics, group, ours)
+    note = "expected error " + ", ".join(f"{name} {error:.1%}" for name, error in sorted(expected.items(), key=lambda e: e[1]))
+    chosen = ours if options.method == "reconstruct" or expected["reconstruct"] <= expected[least.removal.method] else least
+    return replace(chosen, removal=replace(chosen.removal, note=note))
+
+
+def expected_error(statistics: Statistics, group: ChannelGroup, decision: Decision) -> float:
+    """Mean over the consumers of E|W x - W Z x[kept] - c|^2 as a share of the variance of W x, c the best constant.
+
+    Z is the scaling matrix of merge, the least squares over channels for reconstruct, and keeps alone for prune.
+    """
+    kept, shares = decision.removal.kept, []
+    for link in group.consumers:
+        covariance = _covariance(statistics, group, link)
+        columns = _columns(group, link, statistics.readers[link.key])
+        flat = np.moveaxis(columns, 1, 2).reshape(-1, group.size)
+        reading = flat.T @ flat
+        scaling = decision.scaling if decision.scaling is not None else np.eye(group.size)[:, kept]
+        if decision.removal.method == "reconstruct":
+            scaling = mixing(covariance, np.zeros(group.size), kept)[0]
+        lost = np.eye(group.size)
+        lost[:, kept] -= scaling
+        total = max(float(np.sum(reading * covariance)), np.finfo(float).tiny)
+        shares.append(float(np.sum((lost.T @ reading @ lost) * covariance)) / total)
+    return float(np.mean(shares)) if shares else 0.0
 
 
 def sensitivity_of(engine: Engine, statistics: Statistics) -> Sensitivity:
@@ -78,22 +135,24 @@ def sensitivity_of(engine: Engine, statistics: Statistics) -> Sensitivity:
 
 
 def elimination_of(statistics: Statistics, group: ChannelGroup, sensitivity: Sensitivity | None = None) -> Elimination | None:
-    """The removal order and error curve of a group, joint over its consumers; None where it has none that can be looked at."""
+    """The removal order and error curve of a group, joint over its consumers; None where nothing reads it."""
     consumers = []
     for link in group.consumers:
-        reader = statistics.readers[link.key]
-        counts = (link.places >= 0).sum(1)
-        if (counts == 0).any():
-            continue
-        channel = reader.channel_of[link.places[:, 0]]
-        covariance = statistics.moments[link.key].xx[np.ix_(channel, channel)].copy()
-        if reader.groups > 1:
-            block = link.places[:, 0] // (reader.weight.shape[2])
-            covariance[block[:, None] != block[None, :]] = 0.0
-        columns = _columns(group, link, reader)
-        metric = None if sensitivity is None else sensitivity.metric(reader.weighted)
-        consumers.append((covariance, weigh(columns, statistics.outlooks[reader.key].scale, metric)))
+        metric = None if sensitivity is None else sensitivity.metric(link.weighted)
+        columns = _columns(group, link, statistics.readers[link.key])
+        weights = weigh(columns, statistics.outlooks[link.key].scale, metric)
+        consumers.append((_covariance(statistics, group, link), weights))
     return eliminate(consumers, group.removable, group.cells) if consumers else None
+
+
+def _covariance(statistics: Statistics, group: ChannelGroup, link: Link) -> np.ndarray:
+    """(n, n) of the units as a consumer reads them; zero for those it does not read, and between groups of a convolution."""
+    reader = statistics.readers[link.key]
+    places = link.places.max(1)
+    channel = np.where(places < 0, 0, reader.channel_of[places])
+    covariance = statistics.moments[link.key].xx[np.ix_(channel, channel)]
+    block = np.where(places < 0, -1 - np.arange(group.size), places // reader.weight.shape[2])
+    return np.where((block[:, None] == block) & (places >= 0), covariance, 0.0)
 
 
 def _columns(group: ChannelGroup, link: Link, reader: Reader) -> np.ndarray:

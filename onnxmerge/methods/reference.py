@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ class Engine:
     model: ModelProto
     batches: Sequence[Feeds]
     synthetic: bool
+    repair: float
     provider: Provider
     threads: int | None
     progress: Progress
@@ -48,6 +50,14 @@ class Statistics:
     readers: dict[str, Reader]
     moments: dict[str, Centred]
     outlooks: dict[str, Outlook]
+
+    @cached_property
+    def _users(self) -> Counter[bytes]:
+        return Counter(reader.weight.tobytes() for reader in self.readers.values())
+
+    def is_shared(self, key: str) -> bool:
+        """Whether another consumer has the same weight: solving both on their own would store it twice."""
+        return self._users[self.readers[key].weight.tobytes()] > 1
 
 
 def observe_reference(engine: Engine) -> Statistics:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 from onnx import NodeProto, helper
 
 from onnxmerge.graph.rewrite import Removal, Replacement
-from onnxmerge.graph.weights import stored, weight_of
+from onnxmerge.graph.weights import canonical, stored, weight_of
 from onnxmerge.merging.reconstruction import RIDGE, Centred, Moments, aim, fits_in_memory, mixed_bias, mixed_weight, mixing, solve
 from onnxmerge.methods.downstream import Outlook
 from onnxmerge.methods.reference import Engine, Statistics, copy_of
@@ -17,15 +17,17 @@ from onnxmerge.runtime.sessions import Session
 from onnxmerge.statistics.readers import Reader, solve_moments
 from onnxmerge.statistics.walk import Walk
 
-SYNTHETIC_REPAIR = 0.5  # with real inputs the least squares need no repair
 REFIT_RIDGE = 1e-2  # consumers that lose no input keep closer to what they were
 
 
-def solve_consumers(engine: Engine, statistics: Statistics, removals: Sequence[Removal]) -> dict[str, Replacement]:
+def solve_consumers(
+    engine: Engine, statistics: Statistics, removals: Sequence[Removal], fixed: Mapping[str, Replacement | None]
+) -> dict[str, Replacement]:
     """New weights and biases, in topological order, of every consumer from the first one that loses inputs on.
 
     Those that lose none are fitted to what the compressed prefix now gives them; without data, not those that nothing
-    follows, since synthetic inputs say little about the last layer's outputs.
+    follows, since synthetic inputs say little about the last layer's outputs. fixed: by key, what was decided otherwise for
+    consumers that are not to be solved (None: they only lose their inputs).
     """
     stays = np.ones(len(engine.channels.flow.parents), bool)
     for removal in removals:
@@ -40,13 +42,19 @@ def solve_consumers(engine: Engine, statistics: Statistics, removals: Sequence[R
     for number, reader in enumerate(due):
         reference.advance(reader.at)
         compressed.advance(reader.at)
-        found[reader.key] = _Consumer(engine, statistics, reader, stays, reference, compressed).solve()
+        consumer = _Consumer(engine, statistics, reader, stays, reference, compressed)
+        if reader.key not in fixed:
+            found[reader.key] = consumer.solve()
+        elif (new := consumer.accept(fixed[reader.key])) is not None:
+            found[reader.key] = new
         engine.progress("reconstruction", (number + 1) / len(due))
     return found
 
 
 def _is_due(engine: Engine, statistics: Statistics, reader: Reader, losing: list[int]) -> bool:
-    return reader.at in losing or not engine.synthetic or statistics.outlooks[reader.key].is_followed
+    if reader.at in losing:
+        return True
+    return not statistics.is_shared(reader.key) and (not engine.synthetic or statistics.outlooks[reader.key].is_followed)
 
 
 class _Consumer:
@@ -83,6 +91,12 @@ class _Consumer:
             new = self._install(weights, bias - self.old_bias)
         return new
 
+    def accept(self, given: Replacement | None) -> Replacement | None:
+        """Install what was decided without statistics; returns it as it was given."""
+        weight = self.reader.weight if given is None else canonical(self.reader.weighted, given.weight).astype(np.float64)
+        self._install([self.alpha * part[:, stay] for part, stay in zip(weight, self.kept, strict=True)], np.zeros(1))
+        return given
+
     def _first_target(self, outputs: Session, number: int) -> np.ndarray:
         """The reference's own output, and what the other side of a join has lost."""
         output = _run(outputs, self.reference, number)
@@ -106,10 +120,9 @@ class _Consumer:
     ) -> tuple[list[np.ndarray], np.ndarray]:
         """For each group of the consumer (out, kept, positions), and the bias (out,) of all."""
         _, out, _, positions = self.reader.weight.shape
-        repair = SYNTHETIC_REPAIR if self.engine.synthetic else 0.0
         weights, biases = [], []
         for part, prior in zip(moments, priors, strict=True):
-            solved, bias, _ = solve(part, prior.transpose(0, 2, 1).reshape(out, -1), ridge, repair)
+            solved, bias, _ = solve(part, prior.transpose(0, 2, 1).reshape(out, -1), ridge, self.engine.repair)
             weights.append(solved.reshape(out, positions, -1).transpose(0, 2, 1))
             biases.append(bias)
         return weights, np.concatenate(biases)
