@@ -57,6 +57,7 @@ INPUTS = _options(
     click.option("--input-range", type=(float, float), metavar="LOW HIGH", help="Pixels 0 to 255 become this.  [default: 0 1]"),
     click.option("--mean", type=_Numbers(), metavar="M[,M,M]", help="Then subtracted, for all channels or each."),
     click.option("--std", type=_Numbers(), metavar="S[,S,S]", help="Then divided by, for all channels or each."),
+    click.option("--samples", type=int, metavar="N", help="How many synthetic inputs, or at most how many of --calibration."),
     click.option("--seed", type=int, metavar="S", default=0, show_default=True, help="Same seed, same bytes."),
 )
 RUNTIME = _options(

@@ -22,7 +22,7 @@ from onnxmerge.methods.by_weights import BY_WEIGHTS
 from onnxmerge.methods.planning import Plan, decide
 from onnxmerge.options import Options
 from onnxmerge.proof import BATCH, CHECK_INPUTS, inputs_for, prove
-from onnxmerge.results import Compression, GroupResult, Inspection, Refusal, Size
+from onnxmerge.results import Compression, Fidelity, GroupResult, Inspection, Refusal, Size
 from onnxmerge.runtime.sessions import open_session
 from onnxmerge.runtime.shapes import Observations, observe
 from onnxmerge.statistics.balance import balanced
@@ -34,13 +34,14 @@ SOLVE_INPUTS, POOL_SHARE = 384, 5  # synthetic inputs, out of a pool so many tim
 DENSE_INPUTS = 2048  # a dense network gives one sample an input, and costs little
 SMALLEST_SPLIT = 16
 HELD_BACK, HELD_BACK_SHARE = 128, 0.1
+DOUBTFUL_FIDELITY = 0.5
 PACKAGES = ("onnx", "onnx-graphsurgeon", "numpy")
 
 
 def inspect(source: str | Path) -> Inspection:
     """The channel groups of a model, what each of them unlocks, and why the rest must stay."""
     understood = understand(Path(source))
-    groups = tuple(_result(understood, group, group.size, "", group.reason) for group in understood.channels.groups)
+    groups = tuple(_unlocked(understood, group) for group in understood.channels.groups)
     return Inspection(str(source), understood.size, groups, understood.channels.refusals)
 
 
@@ -65,6 +66,7 @@ def compress(
     tell = progress or _silent
     solving, checking = _inputs(source, understood, options)
     decided = decide(understood, options, solving, tell)
+    results = {id(removal): _result(understood, removal) for removal in decided.removals}
     model, observed, accepted, failed = _rewrite(source, understood, decided)
     proto_bytes = serialise(model)
     after = measure(model, {name: seen.shape for name, seen in observed.items()}, len(proto_bytes))
@@ -75,15 +77,24 @@ def compress(
         target=str(target),
         before=understood.size,
         after=Size(after.parameters, after.macs, target.stat().st_size),
-        groups=tuple(_result(understood, r.group, len(r.kept), r.method, r.group.reason) for r in accepted),
+        groups=tuple(results[id(removal)] for removal in accepted),
         refusals=(*understood.channels.refusals, *decided.refusals, *failed),
         fidelity=None if proof is None else proof.fidelity,
         latency=None if proof is None else proof.latency,
-        warnings=() if proof is None else proof.warnings,
+        warnings=() if proof is None else (*proof.warnings, *_doubts(proof.fidelity, options)),
         seconds=time.perf_counter() - started,
         seed=options.seed,
         versions=versions(),
     )
+
+
+def _doubts(fidelity: Fidelity, options: Options) -> list[str]:
+    """What a user should know before deploying a result that drifted."""
+    worst = fidelity.worst
+    if worst.fidelity >= DOUBTFUL_FIDELITY:
+        return []
+    remedy = "a lower --ratio" if options.calibration is not None else "a lower --ratio, or --calibration with real inputs"
+    return [f"output {worst.name} keeps only {max(0.0, worst.fidelity):.0%} of the reference's variance; try {remedy}"]
 
 
 def _nothing_to_remove(source: Path, understood: Understanding) -> str:
@@ -172,20 +183,32 @@ def _applied(
     return model, observed
 
 
-def _result(understood: Understanding, group: ChannelGroup, kept: int, method: str, note: str) -> GroupResult:
+def _unlocked(understood: Understanding, group: ChannelGroup) -> GroupResult:
+    """What a group is and what shrinks with it."""
     flow, shapes, size = understood.channels.flow, understood.shapes, understood.size
     links = {link.key: link for link in (*group.producers, *group.consumers)}.values()
     return GroupResult(
         name=group.name,
         channels=group.size,
         removable=int(group.removable.sum()),
-        kept=kept,
-        method=method,
+        kept=group.size,
+        method="",
         producers=tuple(link.name for link in group.producers),
         consumers=tuple(link.name for link in group.consumers),
         parameters_share=sum(parameters_of(flow, link.node) for link in links) / max(1, size.parameters),
         macs_share=sum(macs_of(link.node, shapes) for link in links) / max(1, size.macs),
-        note=note,
+        note=group.reason,
+    )
+
+
+def _result(understood: Understanding, removal: Removal) -> GroupResult:
+    """The same with what became of it; asked for before anything is rewritten."""
+    return replace(
+        _unlocked(understood, removal.group),
+        kept=len(removal.kept),
+        method=removal.method,
+        expected_error=dict(removal.expected_error),
+        note=removal.note or removal.group.reason,
     )
 
 

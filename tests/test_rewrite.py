@@ -210,12 +210,3 @@ def test_the_order_of_channels_does_not_matter(name: str, axes: dict[str, int], 
     outputs = run(one, feeds), run(other, feeds)
     assert relative_error(*outputs) < 1e-5
     assert not result.groups or relative_error(run(model, feeds), outputs[0]) > 1e-3
-
-
-def test_a_shared_weight_is_not_changed_for_one_reader_alone(tmp_path: Path) -> None:
-    """`weight-also-read-as-data`: what reads the weight as a number still reads all of it."""
-    model = built(TOPOLOGIES["weight-also-read-as-data"])
-    before = weights_of(model)["conv_a_w"]
-    small, _ = pruned(model, tmp_path, 0.5)
-    reader = next(node for node in small.graph.node if node.op_type == "Abs")
-    assert np.array_equal(weights_of(small)[reader.input[0]], before)

@@ -22,11 +22,15 @@ from onnxmerge.graph.weights import canonical, kernel_of, stored, weight_of
 
 @dataclass(frozen=True)
 class Removal:
-    """What leaves one group: kept are the indices of the units that stay, method says who chose them."""
+    """What leaves one group: kept are the indices of the units that stay, method says who chose them.
+
+    expected_error: by method, the share of the consumers' output variance that is lost.
+    """
 
     group: ChannelGroup
     kept: np.ndarray
     method: str
+    expected_error: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
 
 

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-DAMPING = 1e-6
+DAMPING = 1e-4
 """Added to the diagonal of the correlation matrix: what a channel without any variance of its own is taken to have."""
 
 BLOCK = 48
@@ -51,8 +51,7 @@ class _Consumer:
 
     def __init__(self, covariance: Floats, weights: Floats, damping: float) -> None:
         deviation, correlation = _standardise(covariance)
-        correlation[np.diag_indices_from(correlation)] += damping
-        self.precision = np.linalg.inv(correlation)
+        self.precision = _inverse(correlation, damping)
         scaled = weights * deviation
         self.metric = scaled.T @ scaled
         self.metric /= max(float(np.sum(self.metric * correlation)), np.finfo(float).tiny)
@@ -162,6 +161,19 @@ class _Turns:
         self.waiting[self.cells[channel]] = False
         if not self.waiting.any():
             self._next_round()
+
+
+def _inverse(correlation: Floats, damping: float) -> Floats:
+    """Inverse of a correlation matrix, in place damped until it is positive definite: sums in float32 may leave it just short."""
+    diagonal = np.diag_indices_from(correlation)
+    correlation[diagonal] += damping
+    while True:
+        try:
+            np.linalg.cholesky(correlation)
+            return np.asarray(np.linalg.inv(correlation), np.float64)
+        except np.linalg.LinAlgError:
+            damping = 10.0 * max(damping, np.finfo(float).eps)
+            correlation[diagonal] += damping
 
 
 def _standardise(covariance: Floats) -> tuple[Floats, Floats]:

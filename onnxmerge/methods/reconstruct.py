@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def engine_of(understood: Understanding, inputs: Inputs, options: Options, progr
     return Engine(
         channels=understood.channels,
         model=export(understood.model),
-        batches=list(inputs.batches(size)),
+        batches=partial(inputs.batches, size),
         synthetic=options.calibration is None,
         repair=_repair(understood, options),
         provider=resolve_provider(options.provider),
@@ -87,16 +88,15 @@ def _decide(
     expected = {each.removal.method: expected_error(statistics, group, each) for each in by_weights}
     least = min(by_weights, key=lambda each: expected[each.removal.method])
     if any(statistics.is_shared(link.key) for link in group.consumers):
-        return replace(least, removal=replace(least.removal, note="its readers share one weight"))
+        return replace(least, removal=replace(least.removal, expected_error=expected, note="its readers share one weight"))
     elimination = elimination_of(statistics, group, sensitivity)
     kept = least.removal.kept if elimination is None else kept_after(elimination, group.size, count)
     if options.criterion in CRITERIA:
         kept = select(engine.channels, group, count, options.criterion)
     ours = Decision(Removal(group, kept, "reconstruct"))
     expected["reconstruct"] = expected_error(statistics, group, ours)
-    note = "expected error " + ", ".join(f"{name} {error:.1%}" for name, error in sorted(expected.items(), key=lambda e: e[1]))
     chosen = ours if options.method == "reconstruct" or expected["reconstruct"] <= expected[least.removal.method] else least
-    return replace(chosen, removal=replace(chosen.removal, note=note))
+    return replace(chosen, removal=replace(chosen.removal, expected_error=expected))
 
 
 def expected_error(statistics: Statistics, group: ChannelGroup, decision: Decision) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,7 +29,7 @@ class Engine:
 
     channels: Channels
     model: ModelProto
-    batches: Sequence[Feeds]
+    batches: Callable[[], Iterable[Feeds]]
     synthetic: bool
     repair: float
     provider: Provider
@@ -69,7 +69,7 @@ def observe_reference(engine: Engine) -> Statistics:
     flow, positions = engine.channels.flow, engine.positions
     consumers = [weighted for weighted in flow.weighted if weighted.in_ids.any()]
     readers = {weighted.key: reader_of(flow, weighted, positions[weighted.key]) for weighted in consumers}
-    walk = Walk(copy_of(engine.model), engine.batches, engine.provider, engine.threads)
+    walk = Walk(copy_of(engine.model), engine.batches(), engine.provider, engine.threads)
     stops: dict[int, list[Reader]] = {reader.at: [] for reader in readers.values()}
     for reader in readers.values():
         stops[reader.at].append(reader)
@@ -84,7 +84,7 @@ def observe_reference(engine: Engine) -> Statistics:
         for reader in stops.get(at, []):
             same = (reader.source, reader.columns.tobytes())
             if same not in seen:
-                seen[same] = channel_moments(walk, reader, engine.provider, engine.threads).centred()
+                seen[same] = channel_moments(walk, reader, engine.provider, engine.threads)
             moments[reader.key] = seen[same]
         engine.progress("statistics", (number + 1) / len(ordered))
     outlooks = {key: outlook_of(flow, reader.weighted, walk.constants) for key, reader in readers.items()}
@@ -110,7 +110,7 @@ def _match(walk: Walk, at: int, before: np.ndarray) -> None:
     node = NodeProto()
     node.CopyFrom(walk.nodes[at][0])
     count, total, squares = 0, np.zeros(len(before)), np.zeros(len(before))
-    for number in range(len(walk.batches)):
+    for number in range(walk.count):
         x = np.asarray(walk.tensor(number, node.input[0]), np.float64)
         axes = tuple(axis for axis in range(x.ndim) if axis != 1)
         count += x.size // x.shape[1]

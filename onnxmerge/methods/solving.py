@@ -36,8 +36,8 @@ def solve_consumers(
     readers = sorted(statistics.readers.values(), key=lambda reader: reader.at)
     losing = [reader.at for reader in readers if not stays[reader.weighted.in_ids].all()]
     due = [reader for reader in readers if losing and reader.at >= min(losing) and _is_due(engine, statistics, reader, losing)]
-    reference = Walk(copy_of(statistics.matched), engine.batches, engine.provider, engine.threads)
-    compressed = Walk(copy_of(statistics.matched), engine.batches, engine.provider, engine.threads)
+    reference = Walk(copy_of(statistics.matched), engine.batches(), engine.provider, engine.threads)
+    compressed = Walk(copy_of(statistics.matched), engine.batches(), engine.provider, engine.threads)
     found: dict[str, Replacement] = {}
     for number, reader in enumerate(due):
         reference.advance(reader.at)

@@ -128,12 +128,25 @@ def _show_groups(console: Console, groups: Sequence[GroupResult], *, compressed:
         _show_refusals(console, "Notes on these groups", [Refusal(group.name, group.note) for group in groups if group.note])
 
 
+def _error_columns(groups: Sequence[GroupResult]) -> list[Column]:
+    """The expected error of the method taken, and of pruning alone beside it."""
+    if not any(group.expected_error for group in groups):
+        return []
+    taken = [group.expected_error.get(group.method) for group in groups]
+    pruned = [group.expected_error.get("prune") for group in groups]
+    return [
+        Column("error", ["-" if error is None else percent(error) for error in taken]),
+        Column("pruned", ["-" if error is None else percent(error) for error in pruned]),
+    ]
+
+
 def _group_columns(groups: Sequence[GroupResult], *, compressed: bool) -> list[Column]:
     if compressed:
         counts = [
             Column("kept", [f"{group.kept:,}" for group in groups]),
             Column("of", [f"{group.channels:,}" for group in groups]),
             Column("method", [group.method for group in groups], left=True),
+            *_error_columns(groups),
         ]
     else:
         counts = [

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxmerge.graph.flow import Flow, Weighted
 from onnxmerge.graph.weights import canonical, kernel_of, weight_of
-from onnxmerge.merging.reconstruction import Moments
+from onnxmerge.merging.reconstruction import Centred, Moments
 from onnxmerge.runtime.providers import Provider
 from onnxmerge.statistics.gram import Network, outputs_of, patches_of, rows_of, sums_of, thinning, window_of
 from onnxmerge.statistics.walk import Walk
@@ -100,25 +100,34 @@ def _columns(ids: np.ndarray) -> np.ndarray:
     return order[np.argsort(order[:, 0])]
 
 
-def channel_moments(walk: Walk, reader: Reader, provider: Provider, threads: int | None) -> Moments:
-    """Moments of the reader's input per channel, pooled over positions; the walk stands at the reader."""
+def channel_moments(walk: Walk, reader: Reader, provider: Provider, threads: int | None) -> Centred:
+    """Mean and covariance of the reader's input per channel, pooled over positions; the walk stands at the reader."""
     example = walk.tensor(0, reader.source)
     net = Network()
-    rows = rows_of(net, "x", reader.axis, example.ndim)
+    shift = _means(np.asarray(example), reader)
+    middle = shift[reader.channel_of].astype(np.float32)[None, None]
+    rows = net.op("Sub", rows_of(net, "x", reader.axis, example.ndim), "middle")
     count, places = reader.columns.shape
     if places > 1:
         ordered = net.op("Gather", rows, net.constant(reader.columns.reshape(-1)), axis=2)
         split = net.op("Reshape", ordered, net.constant([-1, count, places]))
         rows = net.op("Reshape", net.op("Transpose", split, perm=[0, 2, 1]), net.constant([1, -1, count]))
-    session = net.session({"x": example}, sums_of(net, rows, None), provider, threads)
+    session = net.session({"x": example, "middle": middle}, sums_of(net, rows, None), provider, threads)
     total = None
-    for number in range(len(walk.batches)):
+    for number in range(walk.count):
         x = walk.tensor(number, reader.source)
-        values = session.run({"x": np.asarray(x)})
+        values = session.run({"x": np.asarray(x), "middle": middle})
         part = _moments(values, 0, x.size // reader.columns.size * places)
         total = part if total is None else total + part
     assert total is not None
-    return total
+    centred = total.centred()
+    return replace(centred, mean_x=centred.mean_x + shift)
+
+
+def _means(x: np.ndarray, reader: Reader) -> np.ndarray:
+    """(channels,) close to the means: products of values around zero lose less in float32."""
+    places = x.mean(tuple(axis for axis in range(x.ndim) if axis != reader.axis), dtype=np.float64)
+    return np.asarray(places[reader.columns].mean(1).astype(np.float32), np.float64)
 
 
 def solve_moments(
@@ -156,7 +165,7 @@ def solve_moments(
 
 
 def _all(walk: Walk) -> range:
-    return range(len(walk.batches))
+    return range(walk.count)
 
 
 def _samples(

@@ -18,7 +18,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, helper, numpy_helper
 from onnxmerge.runtime.providers import CPU, Provider
 from onnxmerge.runtime.sessions import Session, open_session
 
-MEMORY_BUDGET_BYTES = 2 << 30
+MEMORY_BUDGET_BYTES = 1 << 30
 
 
 def sub_model(model: ModelProto, nodes: Sequence[NodeProto], inputs: Mapping[str, np.ndarray], outputs: Iterable[str]) -> bytes:
@@ -50,8 +50,9 @@ class Store:
     """Arrays of many batches by (batch, name), in memory until the budget is spent, then in a temporary folder."""
 
     def __init__(self, budget_bytes: int = MEMORY_BUDGET_BYTES) -> None:
-        self._budget, self._used, self._files = budget_bytes, 0, 0
+        self._budget, self._used, self._written = budget_bytes, 0, 0
         self._held: dict[tuple[int, str], np.ndarray] = {}
+        self._files: dict[tuple[int, str], Path] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def put(self, batch: int, name: str, value: np.ndarray) -> None:
@@ -59,10 +60,11 @@ class Store:
         self.drop(batch, name)
         if self._used + value.nbytes > self._budget:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="onnxmerge-")
-            path = Path(self._folder.name) / f"{self._files}.npy"
-            self._files += 1
+            path = Path(self._folder.name) / f"{self._written}.npy"
+            self._written += 1
             np.save(path, value, allow_pickle=False)
             value = np.load(path, mmap_mode="r", allow_pickle=False)
+            self._files[batch, name] = path
         else:
             self._used += value.nbytes
         self._held[batch, name] = value
@@ -72,23 +74,24 @@ class Store:
         return self._held[batch, name]
 
     def drop(self, batch: int, name: str) -> None:
-        """Forget a value."""
-        value = self._held.pop((batch, name), None)
-        if isinstance(value, np.memmap):
-            Path(str(value.filename)).unlink(missing_ok=True)
+        """Forget a value. Only files of the store's own are deleted: a value may itself be mapped from a file of the user's."""
+        value, path = self._held.pop((batch, name), None), self._files.pop((batch, name), None)
+        if path is not None:
+            path.unlink(missing_ok=True)
         elif value is not None:
             self._used -= value.nbytes
 
 
 @dataclass
 class Walk:
-    """A model under way: nodes before `position` have been run on every batch of feeds."""
+    """A model under way: nodes before `position` have been run on all `count` batches of feeds."""
 
     model: ModelProto
-    batches: Sequence[Mapping[str, np.ndarray]]
+    batches: Iterable[Mapping[str, np.ndarray]]
     provider: Provider = CPU
     threads: int | None = None
     position: int = 0
+    count: int = field(init=False, default=0)
     nodes: list[list[NodeProto]] = field(init=False)
     live: dict[str, int] = field(init=False)
     store: Store = field(init=False, default_factory=Store)
@@ -104,10 +107,11 @@ class Walk:
             if reads(node) <= self._fixed:
                 self._fixed |= set(node.output)
         self.live = {}
-        for name in self.batches[0]:
-            self.live[name] = self._last.get(name, -1)
-            for number, feeds in enumerate(self.batches):
-                self.store.put(number, name, feeds[name])
+        for feeds in self.batches:
+            for name, value in feeds.items():
+                self.live[name] = self._last.get(name, -1)
+                self.store.put(self.count, name, value)
+            self.count += 1
 
     def replace(self, at: int, nodes: Sequence[NodeProto], constants: Mapping[str, np.ndarray]) -> None:
         """Put other nodes in the place of one not yet run; `constants` are new initializers that they read."""
@@ -132,7 +136,7 @@ class Walk:
             self._run(stop, wanted)
         for name in [name for name, last in self.live.items() if last < stop]:
             del self.live[name]
-            for number in range(len(self.batches)):
+            for number in range(self.count):
                 self.store.drop(number, name)
         self.position = stop
 
@@ -147,7 +151,7 @@ class Walk:
     def _run(self, stop: int, wanted: list[str]) -> None:
         session = self._session(stop, wanted)
         names = [spec.name for spec in session.inputs]
-        for number in range(len(self.batches)):
+        for number in range(self.count):
             values = session.run({name: np.asarray(self.store.get(number, name)) for name in names})
             for name in wanted:
                 self.store.put(number, name, values[name])
