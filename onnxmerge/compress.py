@@ -81,11 +81,15 @@ def compress(
         refusals=(*understood.channels.refusals, *decided.refusals, *failed),
         fidelity=None if proof is None else proof.fidelity,
         latency=None if proof is None else proof.latency,
-        warnings=() if proof is None else (*proof.warnings, *_doubts(proof.fidelity, options)),
+        warnings=(*_nothing_removed(accepted), *(() if proof is None else (*proof.warnings, *_doubts(proof.fidelity, options)))),
         seconds=time.perf_counter() - started,
         seed=options.seed,
         versions=versions(),
     )
+
+
+def _nothing_removed(accepted: tuple[Removal, ...]) -> list[str]:
+    return [] if accepted else ["nothing was removed: the output is the model as it was; the reasons are listed"]
 
 
 def _doubts(fidelity: Fidelity, options: Options) -> list[str]:

@@ -69,6 +69,7 @@ def _one_of(names: tuple[str, ...]) -> Check:
     return Check("one of " + ", ".join(names), lambda value: value in names)
 
 
+_AT_MOST_ONE = Check("at most 1", lambda value: value <= 1.0)
 _SHARE = Check("between 0 and 1", lambda value: 0.0 <= value <= 1.0)
 
 CHECKS = {
@@ -84,5 +85,8 @@ CHECKS = {
     "threads": Check("at least 1", lambda value: value >= 1),
     "std": Check("above 0", lambda value: all(number > 0 for number in value)),
     "input_range": Check("two numbers, the lower first", lambda value: len(value) == 2 and value[0] < value[1]),
+    "min_fidelity": _AT_MOST_ONE,
+    "min_cosine": _AT_MOST_ONE,
     "min_top1_agreement": _SHARE,
+    "max_relative_l2": Check("at least 0", lambda value: value >= 0.0),
 }

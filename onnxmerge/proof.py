@@ -40,7 +40,10 @@ def inputs_for(session: Session, shapes: Shapes, options: Options, count: int = 
     """Calibration inputs where the user gave some, synthetic ones elsewhere."""
     image_range = _image_range(options)
     if options.calibration is not None:
-        return calibration_inputs(options.calibration, session.inputs, shapes, image_range)
+        given = calibration_inputs(options.calibration, session.inputs, shapes, image_range)
+        if options.samples is None or given.count <= options.samples or given.batch_size is not None:
+            return given
+        return given.chosen(np.linspace(0, given.count - 1, options.samples).astype(np.int64), "evenly chosen")
     count = min(options.samples or count, _affordable(shapes, session))
     return synthetic_inputs(session.inputs, shapes, count, options.seed, image_range)
 

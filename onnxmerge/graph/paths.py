@@ -18,28 +18,36 @@ from onnxmerge.graph.operators import Path, operator_of
 from onnxmerge.graph.weights import producer_bias, producer_rows
 from onnxmerge.results import Refusal
 
+Moments = tuple[np.ndarray, np.ndarray]
+
 
 @dataclass(frozen=True)
 class Affine:
-    """y = scale * (row . x) + offset for one producer, (n, r) each; r values a unit; `normalised`: more than a bias was seen."""
+    """y = scale * (row . x) + offset for one producer, (n, r) each; r values a unit; `normalised`: more than a bias was seen.
+
+    moments: mean and standard deviation of y, (n, r) each, where a BatchNormalization told them.
+    """
 
     producer: int
     scale: np.ndarray
     offset: np.ndarray
     normalised: bool = False
+    moments: Moments | None = None
 
 
 @dataclass(frozen=True)
 class Neurons:
     """What merging compares: y = scale (n,) * (rows (n, d) . x) + offset (n,).
 
-    Of several producers, or several values a unit, the scaled rows and offsets stand side by side in `rows`.
+    Of several producers, or several values a unit, the scaled rows and offsets stand side by side in `rows`. moments: mean and
+    standard deviation (n,) of y, where a BatchNormalization tells them.
     """
 
     rows: np.ndarray
     scale: np.ndarray
     offset: np.ndarray
     normalised: bool
+    moments: Moments | None = None
 
 
 class _Refused(Exception):
@@ -75,7 +83,8 @@ class _Walk:
             parts.append((producer_rows(self.flow, self.group, link), affine))
         rows, affine = parts[0]
         if len(parts) == 1 and affine.scale.shape[1] == 1:
-            return Neurons(rows, affine.scale[:, 0], affine.offset[:, 0], affine.normalised)
+            moments = None if affine.moments is None else (affine.moments[0][:, 0], affine.moments[1][:, 0])
+            return Neurons(rows, affine.scale[:, 0], affine.offset[:, 0], affine.normalised, moments)
         count = self.group.size
         columns = []
         for rows, affine in parts:
@@ -148,8 +157,10 @@ class _Walk:
             if float(node.attrs.get("value", 0.0)) or (fill is not None and fill.any()):
                 raise _Refused(f"{label(node)}: Pad with another value than 0")
 
-    def _affine(self, entering: Affine | None, node: gs.Node, scale: np.ndarray, offset: np.ndarray) -> Affine:
-        """y -> scale y + offset on every unit; scale and offset lie on the channel axis."""
+    def _affine(
+        self, entering: Affine | None, node: gs.Node, scale: np.ndarray, offset: np.ndarray, moments: Moments | None = None
+    ) -> Affine:
+        """y -> scale y + offset on every unit; scale, offset and moments of the outcome, if known, lie on the channel axis."""
         if entering is None:
             raise _Refused(f"{label(node)}: {node.op} scales or shifts channels after an activation or a join")
         ids = self._channel_ids(node)
@@ -159,7 +170,12 @@ class _Walk:
             raise _Refused(f"{label(node)}: {node.op} meets only a part of each channel")
         a, t = np.append(scale, 1.0)[places], np.append(offset, 0.0)[places]
         normalised = entering.normalised or bool((a != 1).any())
-        return Affine(entering.producer, a * entering.scale, a * entering.offset + t, normalised)
+        after: Moments | None = None
+        if moments is not None and (places >= 0).all():
+            after = np.append(moments[0], 0.0)[places], np.append(moments[1], 0.0)[places]
+        elif entering.moments is not None:
+            after = a * entering.moments[0] + t, np.abs(a) * entering.moments[1]
+        return Affine(entering.producer, a * entering.scale, a * entering.offset + t, normalised, after)
 
     def _channel_ids(self, node: gs.Node) -> np.ndarray:
         tensor = next(tensor for tensor in node.inputs if self._carries(tensor))
@@ -190,12 +206,12 @@ class _Walk:
         return self._affine(entering, node, 1.0 / factor if node.op == "Div" else factor, np.zeros(1))
 
 
-def _batch_normalization(flow: Flow, node: gs.Node) -> tuple[np.ndarray, np.ndarray]:
-    """BatchNormalization as scale and offset: gamma / std and beta - gamma mean / std."""
+def _batch_normalization(flow: Flow, node: gs.Node) -> tuple[np.ndarray, np.ndarray, Moments]:
+    """BatchNormalization as scale and offset, gamma / std and beta - gamma mean / std, and the moments of what comes out."""
     values = [flow.constant(tensor) for tensor in node.inputs[1:5]]
     gamma, beta, mean, variance = (value.astype(np.float64) for value in values if value is not None)
     scale = gamma / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
-    return scale, beta - scale * mean
+    return scale, beta - scale * mean, (beta, np.abs(scale) * np.sqrt(variance))
 
 
 def _proportional(known: Affine, other: Affine) -> bool:

@@ -17,6 +17,8 @@ Indices = NDArray[np.int64]
 
 # The cosine of a row with a multiple of itself falls short of 1 by this much at most.
 _ROUNDING = 1e-12
+# Offsets of exact multiples differ by this share of their size at most.
+_FLOAT32_ROUNDING = 1e-5
 # A channel whose mean after ReLU is below this share of its standard deviation is silent: no ratio can be taken of it.
 _SILENT = 1e-3
 _NORMAL_GRID = np.linspace(-8.0, 8.0, 321)
@@ -76,16 +78,16 @@ def decompose_affine(
     moments, ours: mean and standard deviation (n,), (n,) of y, which BatchNormalization tells: beta and |a| sqrt(running_var).
     Then d_ij = |mean_i / std_i - mean_j / std_j|, stretched: channels that fire alike. And since a scale that is right for equal
     rows is too large for rows that are only similar, it becomes c^2 S + (1 - c^2) min(S, E relu(y_i) / E relu(y_j)), with
-    c = cos(A_i, A_j) and y normal. Exact multiples (c = 1) keep S.
+    c = cos(A_i, A_j) and y normal. Exact multiples (c = 1) keep S, and where t_i = S t_j too they are chosen before all others.
     """
     values, kept = _checked(rows, kept)
     affine = values * np.asarray(scale, dtype=np.float64)[:, None]
     removed = np.setdiff1d(np.arange(values.shape[0]), kept)
     norms = _norms(affine)
     cosines = _cosines(affine, norms, removed, kept)
-    scales = _ratios(norms[removed][:, None], norms[kept])
+    scales = exact_scales = _ratios(norms[removed][:, None], norms[kept])
+    shift = np.asarray(offset, dtype=np.float64)
     if moments is None:
-        shift = np.asarray(offset, dtype=np.float64)
         distances = np.abs(shift[removed][:, None] * _ratios(norms[kept], norms[removed][:, None]) - shift[kept])
     else:
         mean, deviation = (np.asarray(moment, dtype=np.float64) for moment in moments)
@@ -93,6 +95,7 @@ def decompose_affine(
         distances = np.abs(standard[removed][:, None] - standard[kept])
         scales = _damped(scales, cosines, _mean_after_relu(mean, deviation), removed, kept)
     scores = cosine_weight * (1.0 - cosines) + (1.0 - cosine_weight) * _stretched(distances, norms[kept] > 0.0)
+    scores[_exact(cosines, exact_scales, shift, removed, kept)] = -1.0
     scores[:, norms[kept] == 0.0] = np.inf
     return _merge(values.shape[0], removed, kept, scores.argmin(axis=1), cosines, scales, threshold)
 
@@ -143,6 +146,13 @@ def _stretched(distances: Floats, usable: NDArray[np.bool_]) -> Floats:
     lowest = distances.min(axis=1, keepdims=True, where=usable, initial=np.inf)
     highest = distances.max(axis=1, keepdims=True, where=usable, initial=-np.inf)
     return _ratios(distances - lowest, np.maximum(highest - lowest, 0.0))
+
+
+def _exact(cosines: Floats, scales: Floats, offset: Floats, removed: Indices, kept: Indices) -> NDArray[np.bool_]:
+    """Where channel i is S times channel j, offset (n,) included, up to the rounding of float32: (r, k)."""
+    wanted, found = np.abs(offset[removed])[:, None], scales * offset[kept]
+    same: NDArray[np.bool_] = np.abs(offset[removed][:, None] - found) <= _FLOAT32_ROUNDING * (wanted + np.abs(found))
+    return same & (cosines >= 1.0 - _FLOAT32_ROUNDING**2)
 
 
 def _mean_after_relu(mean: Floats, deviation: Floats) -> Floats:

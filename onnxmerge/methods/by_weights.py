@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxmerge.graph.channels import ChannelGroup, Channels
-from onnxmerge.graph.paths import neurons
+from onnxmerge.graph.paths import Moments, Neurons, neurons
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.graph.weights import consumer_columns, producer_rows, put_columns, weight_of
 from onnxmerge.merging.criteria import CRITERIA, keep_best
 from onnxmerge.merging.decomposition import absorb, decompose, decompose_affine
+from onnxmerge.merging.folded import multiples, recovered_moments, restored_rows
 from onnxmerge.options import Options
 from onnxmerge.results import Refusal
 
@@ -45,7 +46,12 @@ def merge(channels: Channels, group: ChannelGroup, count: int, options: Options)
     found = neurons(channels, group)
     if isinstance(found, Refusal):
         return found
-    kept = select(channels, group, count, _weight_criterion(options))
+    criterion, moments = _weight_criterion(options), found.moments
+    folded = _folded_moments(group, found)
+    if folded is None:
+        kept = select(channels, group, count, criterion)
+    else:
+        kept, moments = _select_folded(channels, group, found, count, criterion), folded
     scaling = np.zeros((group.size, len(kept)))
     profiles = group.profiles
     for profile in np.unique(profiles):
@@ -54,13 +60,32 @@ def merge(channels: Channels, group: ChannelGroup, count: int, options: Options)
         if not len(staying):
             continue
         rows, scale, offset = found.rows[members], found.scale[members], found.offset[members]
-        if found.normalised:
-            part = decompose_affine(rows, scale, offset, staying, options.threshold, options.cosine_weight)
+        if found.normalised or moments is not None:
+            told = None if moments is None else (moments[0][members], moments[1][members])
+            part = decompose_affine(rows, scale, offset, staying, options.threshold, options.cosine_weight, told)
         else:
             joined = np.concatenate([rows * scale[:, None], offset[:, None]], axis=1)
             part = decompose(joined, staying, options.threshold)
         scaling[np.ix_(members, np.searchsorted(kept, members[part.kept]))] = part.scaling
     return Decision(Removal(group, kept, "merge"), scaling)
+
+
+def _folded_moments(group: ChannelGroup, found: Neurons) -> Moments | None:
+    """Estimated moments, where one convolution feeds the group and its biases look as if a BatchNormalization was folded in."""
+    if found.normalised or len(group.producers) > 1 or group.producers[0].node.op != "Conv":
+        return None
+    return recovered_moments(found.rows, found.offset)
+
+
+def _select_folded(channels: Channels, group: ChannelGroup, found: Neurons, count: int, criterion: str) -> np.ndarray:
+    """As `select`, on rows with the lengths that they had before folding; what is a multiple of another channel goes first."""
+    joined = np.concatenate([found.rows, found.offset[:, None]], axis=1)
+    origin = multiples(joined, group.profiles, group.removable)
+    columns = [consumer_columns(group, link, weight_of(channels.flow, link.weighted)) for link in group.consumers]
+    read = np.concatenate([each.swapaxes(0, 1).reshape(group.size, -1) for each in columns], axis=1)
+    scores = CRITERIA[criterion](restored_rows(found.rows, read))
+    scores[origin != np.arange(group.size)] = -1.0
+    return keep_best(scores, count, group.removable, group.cells)
 
 
 def replacements(channels: Channels, decisions: Sequence[Decision]) -> dict[str, Replacement]:

@@ -13,7 +13,7 @@ import onnx
 from onnxmerge.errors import InputError, ModelError
 from onnxmerge.runtime.sessions import Feeds, Model, Session, TensorSpec, one_line, open_session
 
-EXTENTS = (32, 64, 224, 16, 8, 128, 256, 1)
+EXTENTS = (32, 64, 224, 16, 8, 128, 256, 1, 512, 4096, 16000)
 VALUE_LIMIT = 64
 
 
