@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from onnxmerge.errors import OptionError
-from onnxmerge.graph.channels import ChannelGroup, Channels, analyse
+from onnxmerge.graph.analysis import analyse
+from onnxmerge.graph.channels import ChannelGroup, Channels
 from onnxmerge.graph.cost import total_macs, total_parameters
 from onnxmerge.graph.io import Model, load
 from onnxmerge.options import Options

@@ -10,7 +10,8 @@ from topologies import TOPOLOGIES, Topology, feeds_of
 from topologies.net import Net
 
 from onnxmerge.compress import compress
-from onnxmerge.graph.channels import Channels, analyse
+from onnxmerge.graph.analysis import analyse
+from onnxmerge.graph.channels import Channels
 from onnxmerge.graph.io import from_proto
 from onnxmerge.graph.paths import neurons
 from onnxmerge.options import Options

@@ -11,12 +11,14 @@ from enum import Enum
 
 import onnx_graphsurgeon as gs
 
+from onnxmerge.graph import axis_rules as axis
 from onnxmerge.graph import channel_rules as channel
+from onnxmerge.graph import literals
 from onnxmerge.graph import shape_rules as shape
 from onnxmerge.graph.flow import Flow
 
 Rule = Callable[[Flow, gs.Node], channel.Outcome]
-EditRule = Callable[[Flow, gs.Node, shape.Kept], shape.Edit | None]
+EditRule = Callable[[Flow, gs.Node, literals.Kept], literals.Edit | None]
 
 
 class Path(Enum):
@@ -75,25 +77,25 @@ OPERATORS = _table(
     # normalisation
     {"BatchNormalization": Operator(channel.batch_normalization, Path.AFFINE)},
     {"InstanceNormalization": Operator(channel.instance_normalization)},
-    _rows("LayerNormalization RMSNormalization", Operator(shape.over_axes(shape.last_axes))),
-    _rows("LRN GroupNormalization MeanVarianceNormalization", Operator(shape.over_axes(shape.channel_axis))),
-    _rows("LpNormalization Hardmax ArgMax ArgMin TopK", Operator(shape.over_axes(shape.axis_of(-1)))),
-    _rows("Softmax LogSoftmax", Operator(shape.over_axes(shape.from_axis))),
-    {"CumSum": Operator(shape.over_axes(shape.axis_input))},
+    _rows("LayerNormalization RMSNormalization", Operator(axis.over_axes(axis.last_axes))),
+    _rows("LRN GroupNormalization MeanVarianceNormalization", Operator(axis.over_axes(axis.channel_axis))),
+    _rows("LpNormalization Hardmax ArgMax ArgMin TopK", Operator(axis.over_axes(axis.axis_of(-1)))),
+    _rows("Softmax LogSoftmax", Operator(axis.over_axes(axis.from_axis))),
+    {"CumSum": Operator(axis.over_axes(axis.axis_input))},
     # positions of a channel
     _rows("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool", Operator(channel.pool, _H)),
-    _rows("ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2", Operator(shape.over_axes(shape.axes_of), _H)),
-    _rows("ReduceProd ReduceLogSum ReduceLogSumExp ReduceSumSquare", Operator(shape.over_axes(shape.axes_of))),
-    _rows("Resize", Operator(shape.resize, _H, shape.literal_extents(3, "Resize"))),
+    _rows("ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2", Operator(axis.over_axes(axis.axes_of), _H)),
+    _rows("ReduceProd ReduceLogSum ReduceLogSumExp ReduceSumSquare", Operator(axis.over_axes(axis.axes_of))),
+    _rows("Resize", Operator(shape.resize, _H, literals.literal_extents(3, "Resize"))),
     {"Upsample": Operator(shape.resize, _H)},
     # moving values
-    _rows("Reshape", Operator(shape.reshape, _H, shape.reshape_edit)),
+    _rows("Reshape", Operator(shape.reshape, _H, literals.reshape_edit)),
     _rows("Flatten Squeeze Unsqueeze", Operator(shape.reshape, _H)),
     {"Transpose": Operator(shape.transpose, _H), "Concat": Operator(shape.concat, _H)},
-    {"Split": Operator(shape.split, _H, shape.split_edit), "Slice": Operator(shape.slice_, _H, shape.slice_edit)},
-    {"Gather": Operator(shape.gather, _H, shape.gather_edit)},
-    {"Expand": Operator(shape.expand, _H, shape.literal_extents(1, "Expand")), "Tile": Operator(shape.tile, _H)},
-    {"Pad": Operator(shape.pad, Path.PAD, shape.pad_edit)},
+    {"Split": Operator(shape.split, _H, literals.split_edit), "Slice": Operator(shape.slice_, _H, literals.slice_edit)},
+    {"Gather": Operator(shape.gather, _H, literals.gather_edit)},
+    {"Expand": Operator(shape.expand, _H, literals.literal_extents(1, "Expand")), "Tile": Operator(shape.tile, _H)},
+    {"Pad": Operator(shape.pad, Path.PAD, literals.pad_edit)},
     _rows("DepthToSpace SpaceToDepth", Operator(shape.depth_to_space, _H)),
     # no channels come out
     _rows("Shape Size Constant ConstantOfShape Range RandomNormal RandomUniform EyeLike", Operator(channel.shape_only)),

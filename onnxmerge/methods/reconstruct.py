@@ -31,6 +31,7 @@ from onnxmerge.statistics.shaped import dense_first_layer
 from onnxmerge.understanding import Understanding
 
 BATCH_ELEMENTS, LARGEST_BATCH = 1 << 21, 128
+CONSTANT = 1e-10  # a variance below this share of the second moments is rounding
 
 
 def reconstruct(
@@ -121,16 +122,18 @@ def expected_error(statistics: Statistics, group: ChannelGroup, decision: Decisi
 
 
 def sensitivity_of(engine: Engine, statistics: Statistics) -> Sensitivity:
-    """What errors at outputs do further on, with the variances of the first walk."""
+    """What errors at outputs do further on, with the variances of the first walk; readers that give constants do not count."""
     variance = {}
     for key, reader in statistics.readers.items():
-        covariance, total = statistics.moments[key].xx, 0.0
+        moments, total, power = statistics.moments[key], 0.0, 0.0
         for g, weight in enumerate(scaled(reader.weight, statistics.outlooks[key])):
             inside = weight.shape[1]
             channel = reader.channel_of[g * inside : (g + 1) * inside]
-            own = covariance[np.ix_(channel, channel)]
+            own = moments.xx[np.ix_(channel, channel)]
             total += sum(float(np.sum((weight[:, :, p] @ own) * weight[:, :, p])) for p in range(weight.shape[2]))
-        variance[key] = max(total, np.finfo(float).tiny)
+            power += float(np.square(weight).sum((0, 2)) @ (np.diag(own) + moments.mean_x[channel] ** 2))
+        if total > CONSTANT * power:
+            variance[key] = total
     return Sensitivity(engine.channels.flow, engine.positions, variance, statistics.outlooks)
 
 

@@ -74,7 +74,7 @@ def reader_of(flow: Flow, weighted: Weighted, at: int) -> Reader:
         source.name,
         _contracted(weighted, rank),
         canonical(weighted, stored_weight).astype(np.float64),
-        _columns(weighted.in_ids.reshape(-1)),
+        _columns(weighted.in_ids),
         kernel_of(weighted, stored_weight),
     )
 
@@ -89,9 +89,13 @@ def _contracted(weighted: Weighted, rank: int) -> int:
 
 
 def _columns(ids: np.ndarray) -> np.ndarray:
-    """(channels, t) places with the same id; each place for itself where the ids do not stand equally often."""
+    """(channels, t) places with the same id; each place for itself where the ids do not stand equally often.
+
+    So too in grouped convolutions, where an id may stand in several groups.
+    """
+    grouped, ids = len(ids) > 1, ids.reshape(-1)
     alone = np.arange(len(ids))[:, None]
-    if (ids == 0).any():
+    if grouped or (ids == 0).any():
         return alone
     _, counts = np.unique(ids, return_counts=True)
     if len(set(counts.tolist())) > 1 or counts[0] == 1:

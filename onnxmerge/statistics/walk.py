@@ -94,7 +94,7 @@ class Walk:
     count: int = field(init=False, default=0)
     nodes: list[list[NodeProto]] = field(init=False)
     live: dict[str, int] = field(init=False)
-    store: Store = field(init=False, default_factory=Store)
+    store: Store = field(default_factory=Store)
     constants: dict[str, np.ndarray] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,125 @@
+"""From ids to groups: what is united, written by one node or bound by a grouped convolution is decided together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from onnxmerge.graph.channels import ChannelGroup, Channels, Link, places_of
+from onnxmerge.graph.flow import Flow, Ids, Partition, Rider, Weighted, collapse, label
+from onnxmerge.results import Refusal
+
+T = TypeVar("T")
+
+
+def grouped(flow: Flow) -> Channels:
+    """Representatives, pins and links, gathered into groups."""
+    roots = flow.roots(np.arange(len(flow.parents)))
+    for name, ids in flow.tensors.items():
+        flow.tensors[name] = collapse(roots[ids])
+    pins: dict[int, Refusal] = {}
+    for channel, refusal in flow.pins.items():
+        pins.setdefault(int(roots[channel]), refusal)
+    weighted = [Weighted(w.node, w.weight, w.layout, roots[w.in_ids], roots[w.out_ids]) for w in flow.weighted]
+    riders = [Rider(rider.node, rider.input, roots[rider.ids]) for rider in flow.riders]
+    partitions = [Partition(each.node, roots[each.ids]) for each in flow.partitions]
+    components = _components(roots, [each.out_ids for each in weighted] + [each.ids for each in partitions])
+    members: dict[int, list[int]] = defaultdict(list)
+    for channel in np.unique(roots[1:]).tolist():
+        members[components[channel]].append(channel)
+    parts = _Parts(np.array([components.get(int(root), -1) for root in roots]), weighted, riders, partitions)
+    groups, refusals = [], list(flow.refusals)
+    for number, units in members.items():
+        group = _group(np.array(units), len(roots), parts, number, pins)
+        if group.producers and group.removable.any() and group.size > 1:
+            groups.append(group)
+        refusals += [Refusal(name, group.reason) for name in group.layers if group.reason]
+    flow.riders = riders
+    flow.weighted = weighted
+    refusals += [Refusal(label(w.node), "it has a single output channel") for w in weighted if not w.out_ids.any()]
+    order = {id(node): position for position, node in enumerate(flow.model.graph.nodes)}
+    groups.sort(key=lambda group: order[id(group.producers[0].node)])
+    return Channels(flow, tuple(groups), tuple(dict.fromkeys(refusals)))
+
+
+class _Parts:
+    """What touches each group, by the number of the group."""
+
+    def __init__(self, number: np.ndarray, weighted: list[Weighted], riders: list[Rider], partitions: list[Partition]) -> None:
+        self.number = number
+        self.producing = self._sorted(weighted, lambda each: each.out_ids)
+        self.consuming = self._sorted(weighted, lambda each: each.in_ids)
+        self.riding = self._sorted(riders, lambda each: each.ids)
+        self.binding = self._sorted(partitions, lambda each: each.ids)
+
+    def _sorted(self, parts: list[T], ids_of: Callable[[T], Ids]) -> dict[int, list[T]]:
+        found: dict[int, list[T]] = defaultdict(list)
+        for part in parts:
+            ids = ids_of(part)
+            for number in np.unique(self.number[ids[ids > 0]]).tolist():
+                found[number].append(part)
+        return found
+
+
+def _components(roots: Ids, together: list[Ids]) -> dict[int, int]:
+    """Representative id -> number of its group: whatever one node writes or one partition binds is one group."""
+    parents = {int(channel): int(channel) for channel in np.unique(roots)}
+
+    def find(channel: int) -> int:
+        while parents[channel] != channel:
+            parents[channel] = parents[parents[channel]]
+            channel = parents[channel]
+        return channel
+
+    for ids in together:
+        present = np.unique(ids[ids > 0]).tolist()
+        for channel in present[1:]:
+            parents[find(channel)] = find(present[0])
+    return {channel: find(channel) for channel in parents}
+
+
+def _group(units: Ids, count: int, parts: _Parts, number: int, pins: dict[int, Refusal]) -> ChannelGroup:
+    """One group from its units."""
+    index = np.full(count, -1)
+    index[units] = np.arange(len(units))
+    producers = tuple(Link(w, places_of(index, w.out_ids)) for w in parts.producing[number])
+    consumers = tuple(Link(w, places_of(index, w.in_ids)) for w in parts.consuming[number])
+    own = tuple(parts.riding[number])
+    pinned = [pins[channel] for channel in units.tolist() if channel in pins]
+    removable = np.array([channel not in pins for channel in units.tolist()])
+    cells = _cells(index, len(units), parts.binding[number])
+    if isinstance(cells, str):
+        pinned, removable, cells = [Refusal("", cells)], np.zeros(len(units), bool), np.zeros(len(units), np.int64)
+    if not pinned and len(units) == 1:
+        pinned = [Refusal("", "its channels can only go all at once: something after it reads them as positions")]
+    reason = f"{pinned[0].where}: {pinned[0].reason}" if pinned and pinned[0].where else pinned[0].reason if pinned else ""
+    name = label(producers[0].node) if producers else ""
+    return ChannelGroup(name, units, removable, cells, producers, consumers, own, reason)
+
+
+def _cells(index: np.ndarray, count: int, partitions: list[Partition]) -> np.ndarray | str:
+    """Labels such that equal numbers kept in every label keep every block of every partition equal; a reason if none do."""
+    labels = np.zeros(count, np.int64)
+    for partition in partitions:
+        ids = partition.ids
+        owner = np.where(ids > 0, index[ids], -1)
+        if (owner < 0).all():
+            continue
+        table = np.zeros((count, len(ids)), np.int64)
+        block = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
+        np.add.at(table, (owner[owner >= 0], block[owner >= 0]), 1)
+        fixed = (owner < 0).sum(1)
+        single = (table > 0).sum(1) == 1
+        even = (table == table[:, :1]).all(1)
+        if (fixed != fixed[0]).any() or not (single | even).all() or (even.any() and not even.all()):
+            return f"the groups of {label(partition.node)} would keep different numbers of channels"
+        if not even.all():
+            labels = labels * len(ids) + table.argmax(1)
+    labels = np.unique(labels, return_inverse=True)[1].reshape(-1)
+    if len(set(np.bincount(labels).tolist())) > 1:
+        bound = ", ".join(dict.fromkeys(label(partition.node) for partition in partitions))
+        return f"grouped convolutions ({bound}) bind its channels in unequal numbers"
+    return labels

@@ -1,0 +1,233 @@
+"""A walk gives at every position what one run of the whole model gives, whatever its stops and wherever it keeps tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from running import built, run
+from topologies import TOPOLOGIES, feeds_of
+
+from onnxmerge.statistics import walk as walk_module
+from onnxmerge.statistics.walk import Store, Walk, reads
+
+MODELS = [
+    "residual-two-blocks-bn",
+    "concat-same-twice",
+    "densenet-bn",
+    "unet",
+    "if-body-capture",
+    "attention-block",
+    "shuffle-v2-unit",
+    "lstm-after-conv",
+    "two-inputs",
+    "squeeze-excite-gemm",
+    "reshape-shape-subgraph",
+    "weight-behind-transpose",
+    "weights-in-constant-nodes",
+    "split-input",
+    "initializers-as-inputs-ir3-opset7",
+    "float16",
+    "output-also-consumed",
+]
+
+
+def sequence_model() -> onnx.ModelProto:
+    """A list of tensors crosses between two convolutions, as PyTorch writes a split into a number of parts that it does not know."""
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": rng.normal(size=shape).astype(np.float32) for i, shape in enumerate([(8, 3, 1, 1), (4, 4, 1, 1)])}
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], name="conv_a"),
+        helper.make_node("SplitToSequence", ["a", "size"], ["parts"], axis=1),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("SequenceAt", ["parts", "zero"], ["part"]),
+        helper.make_node("Conv", ["part", "w1"], ["y"], name="out"),
+        helper.make_node("ReduceMean", ["b"], ["z"], axes=[1]),
+    ]
+    constants = {**weights, "size": np.array(4), "zero": np.array(0)}
+    graph = helper.make_graph(
+        nodes,
+        "sequence",
+        [helper.make_tensor_value_info("x", 1, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info(name, 1, None) for name in "yz"],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def model_and_batches(name: str) -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
+    if name == "sequence":
+        return sequence_model(), [{"x": np.random.default_rng(seed).normal(size=(2, 3, 8, 8)).astype("f")} for seed in range(2)]
+    topology = TOPOLOGIES[name]
+    return built(topology), [feeds_of(topology, seed) for seed in range(2)]
+
+
+def constants_of(model: onnx.ModelProto) -> set[str]:
+    """Initializers and what is computed from them alone."""
+    found = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if reads(node) <= found:
+            found |= set(node.output)
+    return found
+
+
+def all_tensors(model: onnx.ModelProto, batches: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """Every tensor of the main graph, by one run of the whole model a batch."""
+    given = {value.name for value in model.graph.output} | constants_of(model)
+    names = tuple(name for node in model.graph.node for name in node.output if name and name not in given)
+    results = []
+    for feeds in batches:
+        values = run(model, feeds, names)
+        keys = (*[value.name for value in model.graph.output], *names)
+        results.append({**feeds, **dict(zip(keys, values, strict=True))})
+    return results
+
+
+def check_standing(walk: Walk, at: int, expected: list[dict[str, np.ndarray]]) -> None:
+    """What is held equals the one run, and is all that the node at this position needs."""
+    assert walk.position == at
+    for number, tensors in enumerate(expected):
+        for name in walk.live:
+            assert_same(walk.tensor(number, name), tensors[name])
+        (output,) = [name for name in walk.nodes[at][-1].output if name][-1:]
+        if output in tensors:
+            session = walk.session_for(at)
+            feeds = {spec.name: walk.tensor(number, spec.name) for spec in session.inputs}
+            assert_same(session.run(feeds)[output], tensors[output])
+
+
+def assert_same(found: object, expected: object) -> None:
+    for one, other in zip(found, expected, strict=True) if isinstance(expected, list) else [(found, expected)]:
+        tolerance = 2e-3 if np.asarray(other).dtype == np.float16 else 1e-5
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "sequence"])
+def test_every_position_holds_what_one_run_gives(name: str) -> None:
+    model, batches = model_and_batches(name)
+    expected = all_tensors(model, batches)
+    walk = Walk(model, batches)
+    for at in range(len(model.graph.node)):
+        walk.advance(at)
+        check_standing(walk, at, expected)
+
+
+@pytest.mark.parametrize("stride", [2, 3, 100])
+@pytest.mark.parametrize("name", ["residual-two-blocks-bn", "unet", "if-body-capture", "sequence"])
+def test_it_does_not_matter_where_it_stops(name: str, stride: int) -> None:
+    model, batches = model_and_batches(name)
+    expected = all_tensors(model, batches)
+    walk, last = Walk(model, batches), len(model.graph.node) - 1
+    for at in [*range(0, last, stride), last]:
+        walk.advance(at)
+        check_standing(walk, at, expected)
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_node_runs_once_for_each_batch(name: str, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: Counter[str] = Counter()
+    opened = walk_module.open_session
+
+    class Counting:
+        def __init__(self, part: bytes, *arguments: object, **options: object) -> None:
+            self.session = opened(part, *arguments, **options)
+            self.nodes = [node.output[0] for node in onnx.ModelProto.FromString(part).graph.node]
+            self.inputs = self.session.inputs
+
+        def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            runs.update(self.nodes)
+            return self.session.run(feeds)
+
+    monkeypatch.setattr(walk_module, "open_session", Counting)
+    model, batches = model_and_batches(name)
+    walk = Walk(model, batches)
+    for at in [*range(0, len(model.graph.node), stride), len(model.graph.node)]:
+        walk.advance(at)
+    last = {name for node in model.graph.node for name in reads(node)}
+    computed = {node.output[0] for node in model.graph.node if last & set(node.output)} - constants_of(model)
+    assert {name: runs[name] for name in computed if runs[name] > len(batches)} == {}
+    if stride == 1:
+        assert {name: runs[name] for name in computed if runs[name] != len(batches)} == {}
+
+
+@pytest.mark.parametrize("name", ["residual-two-blocks-bn", "unet", "two-inputs"])
+def test_beyond_the_budget_tensors_are_kept_on_disk(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model, batches = model_and_batches(name)
+    expected, budget, spilled = all_tensors(model, batches), 3000, 0
+    walk = Walk(model, batches, store=Store(budget))
+    for at in range(len(model.graph.node)):
+        walk.advance(at)
+        check_standing(walk, at, expected)
+        held = [walk.tensor(number, live) for number in range(2) for live in walk.live]
+        assert sum(value.nbytes for value in held if not isinstance(value, np.memmap)) <= budget
+        files = list(tmp_path.rglob("*.npy"))
+        assert len(files) == sum(isinstance(value, np.memmap) for value in held)
+        spilled = max(spilled, len(files))
+    assert spilled > 0
+    held.clear()
+    walk.advance(len(model.graph.node))
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_the_store_counts_what_it_holds_and_deletes_only_its_own_files(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs.npy"
+    np.save(theirs, np.ones(100, np.float32))
+    store = Store(1000)
+    store.put(0, "mapped", np.load(theirs, mmap_mode="r"))
+    store.put(0, "large", np.arange(300, dtype=np.float32))
+    store.put(0, "small", np.arange(100, dtype=np.float32))
+    assert [isinstance(store.get(0, name), np.memmap) for name in ("large", "small")] == [True, False]
+    np.testing.assert_array_equal(store.get(0, "large"), np.arange(300))
+    store.put(0, "small", np.zeros(150, np.float32))
+    assert not isinstance(store.get(0, "small"), np.memmap)
+    for name in ("mapped", "large", "small"):
+        store.drop(0, name)
+    store.put(0, "again", np.zeros(250, np.float32))
+    assert not isinstance(store.get(0, "again"), np.memmap)
+    assert theirs.exists()
+
+
+def test_replaced_nodes_are_what_is_run() -> None:
+    model, batches = model_and_batches("residual-two-blocks")
+    at = next(at for at, node in enumerate(model.graph.node) if node.name == "one_conv2")
+    node = onnx.NodeProto.FromString(model.graph.node[at].SerializeToString())
+    weight = np.random.default_rng(5).normal(size=(8, 6, 3, 3)).astype(np.float32)
+    output, node.input[1], node.output[0] = node.output[0], "new", "raw"
+    added = helper.make_node("Add", ["raw", "shift"], [output])
+    shift = np.arange(8, dtype=np.float32).reshape(-1, 1, 1)
+    changed = onnx.ModelProto.FromString(model.SerializeToString())
+    del changed.graph.node[at]
+    for number, other in enumerate((node, added)):
+        changed.graph.node.insert(at + number, other)
+    changed.graph.initializer.extend([numpy_helper.from_array(weight, "new"), numpy_helper.from_array(shift, "shift")])
+    expected = all_tensors(changed, batches)
+
+    walk = Walk(onnx.ModelProto.FromString(model.SerializeToString()), batches)
+    walk.advance(at)
+    walk.replace(at, [node, added], {"new": np.zeros_like(weight), "shift": shift})
+    walk.replace(at, [node, added], {"new": weight, "shift": shift})
+    check_standing(walk, at, expected)
+    for stop in range(at + 1, len(model.graph.node)):
+        walk.advance(stop)
+        for number in range(2):
+            for name in walk.live:
+                assert_same(walk.tensor(number, name), expected[number][name])
+    with pytest.raises(ValueError, match="already been run"):
+        walk.replace(at, [node], {})
+
+
+def test_the_model_given_is_the_model_walked_over_without_batches_left_behind() -> None:
+    """Inputs that nothing reads any more are dropped like every other tensor."""
+    model, batches = model_and_batches("two-inputs")
+    walk = Walk(model, batches)
+    assert set(walk.live) == {"image", "state"}
+    walk.advance(len(model.graph.node))
+    assert not walk.live
+    with pytest.raises(KeyError):
+        walk.tensor(0, "image")
