@@ -31,7 +31,7 @@ class Options:
     criterion: str = "auto"
     threshold: float = 0.1
     cosine_weight: float = 0.85
-    scope: str = "all"
+    scope: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     counts: tuple[tuple[str, int], ...] = ()

@@ -44,7 +44,7 @@ def inputs_for(session: Session, shapes: Shapes, options: Options, count: int = 
         if options.samples is None or given.count <= options.samples or given.batch_size is not None:
             return given
         return given.chosen(np.linspace(0, given.count - 1, options.samples).astype(np.int64), "evenly chosen")
-    count = min(options.samples or count, _affordable(shapes, session))
+    count = options.samples or min(count, _affordable(shapes, session))
     return synthetic_inputs(session.inputs, shapes, count, options.seed, image_range)
 
 
@@ -61,11 +61,17 @@ def _affordable(shapes: Shapes, session: Session) -> int:
     return max(8, INPUT_ELEMENTS // max(1, elements))
 
 
+def fidelity_of(reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, options: Options) -> Fidelity:
+    """Compare outputs, both models without optimisation."""
+    provider = resolve_provider(options.provider)
+    pair = [_open(model, name, provider, options, optimise=False) for model, name in _named(reference, candidate)]
+    return compare(pair[0], pair[1], inputs.batches(BATCH), inputs.source)
+
+
 def prove(reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, options: Options) -> Proof:
     """Compare outputs without optimisation, then time both with it. VerificationError where a threshold is missed."""
     provider = resolve_provider(options.provider)
-    pair = [_open(model, name, provider, options, optimise=False) for model, name in _named(reference, candidate)]
-    fidelity = compare(pair[0], pair[1], inputs.batches(BATCH), inputs.source)
+    fidelity = fidelity_of(reference, candidate, inputs, options)
     failures = _failures(fidelity, options)
     if failures:
         raise VerificationError(f"{'; '.join(failures)} (nothing was written; --no-verify keeps the result all the same)")

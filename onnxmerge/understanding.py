@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxmerge.errors import OptionError
+from onnxmerge.errors import ModelError, OptionError
 from onnxmerge.graph.analysis import analyse
 from onnxmerge.graph.channels import ChannelGroup, Channels
 from onnxmerge.graph.cost import total_macs, total_parameters
+from onnxmerge.graph.flow import label
 from onnxmerge.graph.io import Model, load
+from onnxmerge.graph.weights import weight_of
 from onnxmerge.options import Options
 from onnxmerge.results import Refusal, Size
 from onnxmerge.runtime.shapes import Observations, observe_twice, random_values
@@ -48,7 +50,11 @@ def understand(path: Path) -> Understanding:
     shapes = {name: seen.shape for name, seen in first.items()}
     others = None if second is None else {name: seen.shape for name, seen in second.items()}
     values = {name: seen.value for name, seen in first.items() if seen.value is not None}
-    return Understanding(model, analyse(model, shapes, others, values), first, measure(model, shapes, path.stat().st_size))
+    channels = analyse(model, shapes, others, values)
+    for weighted in channels.flow.weighted:
+        if not np.isfinite(weight_of(channels.flow, weighted)).all():
+            raise ModelError(f"{path}: the weight of {label(weighted.node)} holds NaN or infinity; export the model anew")
+    return Understanding(model, channels, first, measure(model, shapes, path.stat().st_size))
 
 
 def measure(model: Model, shapes: dict[str, tuple[int, ...]], file_bytes: int) -> Size:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxmerge.merging.selection import BLOCK, eliminate, kept_after, reading_metric, weigh
+from onnxmerge.merging.selection import BLOCK, eliminate, kept_after, weigh
 
 
 def samples(seed, count, n, rank=None):
@@ -126,11 +126,3 @@ def test_weighed_rows_measure_the_error_as_the_readers_see_it(kernel):
 def test_without_scale_and_metric_the_rows_are_the_weights():
     weights = np.random.default_rng(16).normal(size=(4, 6, 3))
     np.testing.assert_array_equal(weigh(weights), weights.transpose(0, 2, 1).reshape(12, 6))
-
-
-def test_reading_metric_gives_every_consumer_the_same_say():
-    rng = np.random.default_rng(17)
-    covariance, small = covariance_of(samples(18, 100, 5)), rng.normal(size=(3, 5))
-    once, twice = reading_metric([(covariance, small)]), reading_metric([(covariance, small), (covariance, 1e3 * small)])
-    np.testing.assert_allclose(twice, 2.0 * once, rtol=1e-10)
-    assert np.sum(once * covariance) == pytest.approx(1.0)

@@ -13,7 +13,7 @@ from running import built, run
 from topologies import TOPOLOGIES, feeds_of
 
 from onnxmerge.statistics import walk as walk_module
-from onnxmerge.statistics.walk import Store, Walk, reads
+from onnxmerge.statistics.walk import Store, Walk, reads, shallow_first
 
 MODELS = [
     "residual-two-blocks-bn",
@@ -37,7 +37,7 @@ MODELS = [
 
 
 def sequence_model() -> onnx.ModelProto:
-    """A list of tensors crosses between two convolutions, as PyTorch writes a split into a number of parts that it does not know."""
+    """A list of tensors crosses between two convolutions, as PyTorch writes a split into parts whose number it does not know."""
     rng = np.random.default_rng(0)
     weights = {f"w{i}": rng.normal(size=shape).astype(np.float32) for i, shape in enumerate([(8, 3, 1, 1), (4, 4, 1, 1)])}
     nodes = [
@@ -53,7 +53,7 @@ def sequence_model() -> onnx.ModelProto:
         nodes,
         "sequence",
         [helper.make_tensor_value_info("x", 1, ["N", 3, 8, 8])],
-        [helper.make_tensor_value_info(name, 1, None) for name in "yz"],
+        [helper.make_tensor_value_info(name, 1, ["N", channels, 8, 8]) for name, channels in (("y", 4), ("z", 1))],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -92,11 +92,11 @@ def check_standing(walk: Walk, at: int, expected: list[dict[str, np.ndarray]]) -
     assert walk.position == at
     for number, tensors in enumerate(expected):
         for name in walk.live:
-            assert_same(walk.tensor(number, name), tensors[name])
+            assert_same(walk.store.get(number, name), tensors[name])
         (output,) = [name for name in walk.nodes[at][-1].output if name][-1:]
         if output in tensors:
             session = walk.session_for(at)
-            feeds = {spec.name: walk.tensor(number, spec.name) for spec in session.inputs}
+            feeds = {spec.name: walk.store.get(number, spec.name) for spec in session.inputs}
             assert_same(session.run(feeds)[output], tensors[output])
 
 
@@ -222,8 +222,7 @@ def test_replaced_nodes_are_what_is_run() -> None:
         walk.replace(at, [node], {})
 
 
-def test_the_model_given_is_the_model_walked_over_without_batches_left_behind() -> None:
-    """Inputs that nothing reads any more are dropped like every other tensor."""
+def test_inputs_that_nothing_reads_any_more_are_dropped() -> None:
     model, batches = model_and_batches("two-inputs")
     walk = Walk(model, batches)
     assert set(walk.live) == {"image", "state"}
@@ -231,3 +230,21 @@ def test_the_model_given_is_the_model_walked_over_without_batches_left_behind() 
     assert not walk.live
     with pytest.raises(KeyError):
         walk.tensor(0, "image")
+
+
+@pytest.mark.parametrize("name", [*MODELS, "sequence", "residual-two-blocks", "residual-projection", "inverted-residual-bn"])
+def test_shallow_first_reorders_and_changes_nothing_else(name: str) -> None:
+    model, batches = model_and_batches(name)
+    ordered = onnx.ModelProto.FromString(model.SerializeToString())
+    shallow_first(ordered)
+    assert sorted(str(node) for node in ordered.graph.node) == sorted(str(node) for node in model.graph.node)
+    onnx.checker.check_model(ordered)
+    for one, other in zip(run(ordered, batches[0]), run(model, batches[0]), strict=True):
+        assert_same(one, other)
+
+
+def test_shallow_first_puts_the_projection_before_the_branch_it_is_added_to() -> None:
+    model, _ = model_and_batches("residual-projection")
+    shallow_first(model)
+    names = [node.name for node in model.graph.node]
+    assert names.index("projection") < names.index("block_conv2")

@@ -110,11 +110,11 @@ def pool(flow: Flow, node: gs.Node) -> Outcome:
 
 
 def _bias(flow: Flow, node: gs.Node, index: int, ids: Ids) -> bool:
-    """Slice the bias along; False when it is computed by the graph."""
+    """Slice the bias along; False when it is computed by the graph, or differs from row to row."""
     if len(node.inputs) <= index or not node.inputs[index].name:
         return True
     value = flow.constant(node.inputs[index])
-    if value is None:
+    if value is None or value.size not in (1, ids.size):
         return False
     if value.size > 1:
         flow.ride(node, index, along(ids, value.ndim - 1, value.ndim))
@@ -133,7 +133,7 @@ def conv(flow: Flow, node: gs.Node) -> Outcome:
     else:
         out = _weighted(flow, node, 1, "conv", channels.reshape(groups, -1), weight.shape[0])
     if not _bias(flow, node, 2, out):
-        return "the bias of this Conv is computed by the graph"
+        return "the bias of this Conv is not one constant per channel"
     return [along(out, 1, rank)]
 
 
@@ -157,7 +157,7 @@ def conv_transpose(flow: Flow, node: gs.Node) -> Outcome:
     else:
         out = _weighted(flow, node, 1, "conv_transpose", channels.reshape(groups, -1), weight.shape[1] * groups)
     if not _bias(flow, node, 2, out):
-        return "the bias of this ConvTranspose is computed by the graph"
+        return "the bias of this ConvTranspose is not one constant per channel"
     return [along(out, 1, rank)]
 
 
@@ -173,7 +173,7 @@ def gemm(flow: Flow, node: gs.Node) -> Outcome:
     rows = bool(node.attrs.get("transB", 0))
     out = _weighted(flow, node, 1, "rows" if rows else "columns", channels[None], weight.shape[0 if rows else 1])
     if not _bias(flow, node, 2, out):
-        return "the bias of this Gemm is computed by the graph"
+        return "the bias of this Gemm is not one constant per channel"
     return [out[None]]
 
 

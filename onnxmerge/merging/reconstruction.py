@@ -72,6 +72,18 @@ class Moments:
             self.yy + other.yy,
         )
 
+    def moved(self, by_x: ArrayLike, by_y: ArrayLike) -> Moments:
+        """The moments of x + by_x (d,) and y + by_y (o,)."""
+        x, y, n = np.asarray(by_x, np.float64), np.asarray(by_y, np.float64), self.count
+        return Moments(
+            n,
+            self.sum_x + n * x,
+            self.sum_y + n * y,
+            self.xx + np.outer(self.sum_x, x) + np.outer(x, self.sum_x) + n * np.outer(x, x),
+            self.xy + np.outer(self.sum_x, y) + np.outer(x, self.sum_y) + n * np.outer(x, y),
+            self.yy + 2.0 * y * self.sum_y + n * y * y,
+        )
+
     def centred(self) -> Centred:
         """Means and covariances."""
         mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
@@ -160,25 +172,12 @@ def mixed_weight(weight: ArrayLike, mixed: ArrayLike) -> Floats:
     return np.moveaxis(np.tensordot(np.asarray(weight, np.float64), np.asarray(mixed, np.float64), (1, 0)), -1, 1)
 
 
-def mixed_bias(weight: ArrayLike, shift: ArrayLike) -> Floats:
-    """(o,) to add to the bias when x = Z s + c goes into weight (o, n, *kernel); shift is c (n,). Exact away from padding."""
-    kernel = np.asarray(weight, np.float64)
-    return kernel.reshape(*kernel.shape[:2], -1).sum(2) @ np.asarray(shift, np.float64)
-
-
 def repair_scale(wanted: ArrayLike, reached: ArrayLike, repair: float = REPAIR) -> Floats:
     """(o,) factor that takes variances towards the wanted: (wanted / reached)^(repair / 2), limited; 1 where either is zero."""
     target, found = np.asarray(wanted, np.float64), np.asarray(reached, np.float64)
     usable = (target > 0.0) & (found > DEAD * target)
     ratio = np.sqrt(np.where(usable, target, 1.0) / np.where(usable, found, 1.0))
     return np.clip(ratio, 1.0 / REPAIR_LIMIT, REPAIR_LIMIT) ** repair
-
-
-def relative_error(moments: Moments, weight: ArrayLike, bias: ArrayLike) -> float:
-    """E|y - weight x - bias|^2 as a share of the summed variance of y; of other moments than the solve's, an honest estimate."""
-    centred, matrix = moments.centred(), np.asarray(weight, np.float64)
-    offset = centred.mean_y - matrix @ centred.mean_x - np.asarray(bias, np.float64)
-    return float((centred.residual(matrix) + offset**2).sum() / max(centred.variance_y.sum(), np.finfo(float).tiny))
 
 
 def aim(

@@ -167,13 +167,14 @@ def _inverse(correlation: Floats, damping: float) -> Floats:
     """Inverse of a correlation matrix, in place damped until it is positive definite: sums in float32 may leave it just short."""
     diagonal = np.diag_indices_from(correlation)
     correlation[diagonal] += damping
-    while True:
+    while damping < 1.0:  # a correlation matrix damped by 1 is diagonally safe, whatever rounding did to it
         try:
             np.linalg.cholesky(correlation)
-            return np.asarray(np.linalg.inv(correlation), np.float64)
+            break
         except np.linalg.LinAlgError:
             damping = 10.0 * max(damping, np.finfo(float).eps)
             correlation[diagonal] += damping
+    return np.asarray(np.linalg.inv(correlation), np.float64)
 
 
 def _standardise(covariance: Floats) -> tuple[Floats, Floats]:
@@ -191,7 +192,7 @@ def weigh(weights: ArrayLike, scale: ArrayLike | None = None, metric: ArrayLike 
     """Consumer rows (m, n) for `eliminate`, in which an output counts by what comes after it.
 
     weights: (o, n, *kernel). scale: (o,) of a BatchNormalization that follows (gamma / its standard deviation). metric: (o, o),
-    see `reading_metric`, of the group the outputs belong to. The rows R satisfy sum |R e|^2 = sum over kernel positions of
+    how errors in the outputs matter further on. The rows R satisfy sum |R e|^2 = sum over kernel positions of
     (S W e)^T metric (S W e): an error of the inputs, as its readers see it when the activation between is taken as linear.
     """
     rows = np.asarray(weights, np.float64)
@@ -201,13 +202,3 @@ def weigh(weights: ArrayLike, scale: ArrayLike | None = None, metric: ArrayLike 
         values, vectors = np.linalg.eigh(np.asarray(metric, np.float64))
         rows = np.tensordot((vectors * np.sqrt(np.maximum(values, 0.0))).T, rows, 1)
     return np.moveaxis(rows, 1, -1).reshape(-1, rows.shape[1])
-
-
-def reading_metric(consumers: Sequence[tuple[ArrayLike, ArrayLike]]) -> Floats:
-    """(n, n) sum over consumers of W^T W / trace(W C W^T): how much an error in the channels is of what is computed from them.
-
-    consumers as for `eliminate`. For a stream, give only the consumers after the place where the error enters.
-    """
-    parts = [(np.asarray(covariance, np.float64), np.asarray(weights, np.float64)) for covariance, weights in consumers]
-    tiny = np.finfo(float).tiny
-    return sum((w.T @ w / max(float(np.sum((w @ c) * w)), tiny) for c, w in parts), np.zeros((parts[0][0].shape[0],) * 2))

@@ -105,7 +105,7 @@ def replacements(channels: Channels, decisions: Sequence[Decision]) -> dict[str,
 
 
 def _weight_criterion(options: Options) -> str:
-    return "l2-norm" if options.criterion == "auto" else options.criterion
+    return options.criterion if options.criterion in CRITERIA else "l2-norm"
 
 
 BY_WEIGHTS: dict[str, Method] = {"prune": prune, "merge": merge}

@@ -37,7 +37,7 @@ def decide(understood: Understanding, options: Options, inputs: Inputs | None, p
     inputs: what the statistics are taken from; only `reconstruct` and `auto` need them.
     """
     if options.ratio is None and not options.counts:
-        options = replace(options, ratio=DEFAULT_RATIO, scope=DEFAULT_SCOPE)
+        options = replace(options, ratio=DEFAULT_RATIO, scope=options.scope or DEFAULT_SCOPE)
     groups, refusals = chosen_groups(understood.channels, options)
     groups = [_feeding(understood.channels, group) for group in groups]
     counts = _counts(groups, options)

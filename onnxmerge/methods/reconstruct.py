@@ -28,6 +28,7 @@ from onnxmerge.runtime.providers import resolve_provider
 from onnxmerge.statistics.inputs import Inputs
 from onnxmerge.statistics.readers import Reader
 from onnxmerge.statistics.shaped import dense_first_layer
+from onnxmerge.statistics.walk import shallow_first
 from onnxmerge.understanding import Understanding
 
 BATCH_ELEMENTS, LARGEST_BATCH = 1 << 21, 128
@@ -61,9 +62,11 @@ def engine_of(understood: Understanding, inputs: Inputs, options: Options, progr
     """The model and the inputs, ready to be walked."""
     elements = sum(int(np.prod(understood.shapes[tensor.name][1:])) for tensor in understood.model.graph.inputs)
     size = int(np.clip(BATCH_ELEMENTS // max(1, elements), 1, LARGEST_BATCH))
+    model = export(understood.model)
+    shallow_first(model)
     return Engine(
         channels=understood.channels,
-        model=export(understood.model),
+        model=model,
         batches=partial(inputs.batches, size),
         synthetic=options.calibration is None,
         repair=_repair(understood, options),

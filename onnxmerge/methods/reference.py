@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from onnx import ModelProto, NodeProto
 
+from onnxmerge.errors import InputError
 from onnxmerge.graph.channels import Channels
 from onnxmerge.merging.reconstruction import Centred
 from onnxmerge.methods.downstream import Outlook, outlook_of
@@ -86,6 +87,11 @@ def observe_reference(engine: Engine) -> Statistics:
             if same not in seen:
                 seen[same] = channel_moments(walk, reader, engine.provider, engine.threads)
             moments[reader.key] = seen[same]
+            if not np.isfinite(seen[same].xx).all():
+                raise InputError(
+                    f"tensor {reader.source} holds NaN or infinity on these inputs; give real ones with --calibration, "
+                    "or take --method prune"
+                )
         engine.progress("statistics", (number + 1) / len(ordered))
     outlooks = {key: outlook_of(flow, reader.weighted, walk.constants) for key, reader in readers.items()}
     matched = walk.model

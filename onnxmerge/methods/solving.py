@@ -10,7 +10,7 @@ from onnx import NodeProto, helper
 
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.graph.weights import canonical, stored, weight_of
-from onnxmerge.merging.reconstruction import RIDGE, Centred, Moments, aim, fits_in_memory, mixed_bias, mixed_weight, mixing, solve
+from onnxmerge.merging.reconstruction import RIDGE, Centred, Moments, aim, fits_in_memory, mixed_weight, mixing, solve
 from onnxmerge.methods.downstream import Outlook
 from onnxmerge.methods.reference import Engine, Statistics, copy_of
 from onnxmerge.runtime.sessions import Session
@@ -75,10 +75,10 @@ class _Consumer:
     def solve(self) -> Replacement:
         """Install and return what replaces the consumer: against the reference's outputs, then once as its ReLU sees them."""
         reader = self.reader
-        priors, shift = _priors(reader, self.kept, self.moments, self.alpha)
+        priors = _priors(reader, self.kept, self.moments, self.alpha)
         unknowns = int(self.kept[0].sum()) * reader.weight.shape[3]
         if not reader.solvable or not fits_in_memory(unknowns):
-            return self._install(priors, shift.reshape(-1))
+            return self._mixed(priors)
         outputs = self.reference.session_for(reader.at)
         ridge = REFIT_RIDGE if self.kept.all() else RIDGE
         known = self._moments(partial(self._first_target, outputs), None)
@@ -90,6 +90,19 @@ class _Consumer:
             weights, bias = self._least_squares(known, weights, ridge)
             new = self._install(weights, bias - self.old_bias)
         return new
+
+    def _mixed(self, priors: list[np.ndarray]) -> Replacement:
+        """Channel mixing alone, with the bias that gives every output the reference's mean."""
+        axis = self.reader.written_axis
+        outputs = self.reference.session_for(self.reader.at)
+        self._install(priors, np.zeros(1))
+        current = self.compressed.session_for(self.reader.at)
+        lost = 0.0
+        for number in range(self.reference.count):
+            difference = self._first_target(outputs, number) - _run(current, self.compressed, number)
+            others = tuple(a for a in range(difference.ndim) if a != axis)
+            lost = lost + difference.mean(others, dtype=np.float64) / self.reference.count
+        return self._install(priors, np.asarray(lost))
 
     def accept(self, given: Replacement | None) -> Replacement | None:
         """Install what was decided without statistics; returns it as it was given."""
@@ -145,23 +158,22 @@ def _run(session: Session, walk: Walk, number: int) -> np.ndarray:
     return next(iter(values.values()))
 
 
-def _priors(reader: Reader, kept: np.ndarray, moments: Centred, alpha: float) -> tuple[list[np.ndarray], np.ndarray]:
-    """Channel mixing: for each group (out, kept, positions), and (g, out) to add to the output."""
-    groups, out, inside, positions = reader.weight.shape
-    weights, shifts = [], np.zeros((groups, out))
+def _priors(reader: Reader, kept: np.ndarray, moments: Centred, alpha: float) -> list[np.ndarray]:
+    """Channel mixing: for each group (out, kept, positions)."""
+    _, out, inside, positions = reader.weight.shape
+    weights = []
     places = reader.columns.shape[1]
-    for g in range(groups):
-        own = np.flatnonzero(np.isin(reader.columns[:, 0] // inside, [g]))
+    for g in range(reader.groups):
+        own = np.flatnonzero(reader.columns[:, 0] // inside == g)
         local = reader.columns[own] - g * inside
         stays = kept[g][local[:, 0]]
-        mixed, shift = mixing(moments.xx[np.ix_(own, own)], moments.mean_x[own], np.flatnonzero(stays))
+        mixed, _ = mixing(moments.xx[np.ix_(own, own)], moments.mean_x[own], np.flatnonzero(stays))
         ordered = alpha * reader.weight[g][:, local].reshape(out, len(own), places * positions)
         prior = mixed_weight(ordered, mixed).reshape(out, int(stays.sum()), places, positions)
         flat = np.zeros((out, inside, positions))
         flat[:, local[stays]] = prior
         weights.append(flat[:, kept[g]])
-        shifts[g] = mixed_bias(ordered, shift)
-    return weights, shifts
+    return weights
 
 
 def _old_bias(engine: Engine, reader: Reader) -> np.ndarray:

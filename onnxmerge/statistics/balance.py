@@ -12,11 +12,13 @@ from onnxmerge.statistics.inputs import Inputs
 def balanced(pool: Inputs, session: Session, wanted: int, batch: int) -> Inputs:
     """`wanted` inputs out of a larger pool, as evenly over the predicted classes as the pool allows, earlier ones first.
 
-    Classes are those of the first output that looks like class scores. The first `wanted` are taken as they are where there is
-    none, or where the model takes only whole batches.
+    Classes are those of the first output that looks like class scores. The first ones are taken where there is none, or where
+    the model takes only whole batches of several.
     """
-    if pool.count <= wanted or pool.batch_size is not None:
+    if pool.count <= wanted:
         return pool
+    if pool.batch_size not in (None, 1):
+        return pool.chosen(np.arange(-(-wanted // pool.batch_size) * pool.batch_size), "first")
     classes = []
     for feeds in pool.batches(batch):
         outputs = session.run(feeds)

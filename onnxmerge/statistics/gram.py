@@ -116,7 +116,7 @@ def sums_of(net: Network, x: str, y: str | None, *, inputs_too: bool = True) -> 
     """The sums over samples of x (g, s, d) and y (g, s, o): sum_x, xx and, with y, sum_y, xy, yy."""
     axis = net.constant([1])
     turned = net.op("Transpose", x, perm=[0, 2, 1])
-    found = {"sum_x": net.op("ReduceSum", x, axis, keepdims=0), "xx": net.op("MatMul", turned, x)} if inputs_too else {}
+    found = {"sum_x": net.op("ReduceSum", x, axis, keepdims=0)} | ({"xx": net.op("MatMul", turned, x)} if inputs_too else {})
     if y is not None:
         squares = net.op("Mul", y, y)
         found |= {"sum_y": net.op("ReduceSum", y, axis, keepdims=0), "xy": net.op("MatMul", turned, y)}
@@ -145,13 +145,16 @@ def window_of(
 
 
 def thinning(samples: int, unknowns: int, extents: Sequence[int]) -> tuple[int, ...]:
-    """Every how many-th output along each axis is enough: many more samples than unknowns add nothing but time."""
+    """Every how many-th output along each axis is enough: many more samples than unknowns add nothing but time.
+
+    Odd steps only: behind an upsampling by two, every second output would be of one kind.
+    """
     enough = max(FEWEST_SAMPLES, SAMPLES_PER_UNKNOWN * unknowns)
     steps = [1] * len(extents)
     while extents:
         axis = min(range(len(extents)), key=lambda a: (steps[a], a))
-        left = samples / (np.prod(steps) // steps[axis] * (steps[axis] + 1))
-        if left < enough or steps[axis] + 1 > extents[axis] // 4:
+        left = samples / (np.prod(steps) // steps[axis] * (steps[axis] + 2))
+        if left < enough or steps[axis] + 2 > extents[axis] // 4:
             break
-        steps[axis] += 1
+        steps[axis] += 2
     return tuple(steps)

@@ -153,19 +153,29 @@ def solve_moments(
     net = Network()
     example = np.asarray(compressed.tensor(0, reader.source))
     x, y = _samples(net, reader, kept, example, first, sum(len(compressed.tensor(n, reader.source)) for n in _all(compressed)))
+    middles = _middles(reader, kept, example, first)
+    x, y = net.op("Sub", x, "middle_x"), net.op("Sub", y, "middle_y")
     outputs = sums_of(net, x, y, inputs_too=known is None) | {"shape": net.op("Shape", x)}
-    session = net.session({"x": example, "y": first}, outputs, provider, threads)
+    session = net.session({"x": example, "y": first, **middles}, outputs, provider, threads)
     totals: list[Moments] = []
-    unknowns = int(kept[0].sum()) * reader.weight.shape[3]
+    unknowns = int(kept.sum()) * reader.weight.shape[3]
     for number in _all(compressed):
         value = first if number == 0 else targets(number)
         for x_part, y_part in _parts(np.asarray(compressed.tensor(number, reader.source)), value, unknowns):
-            values = session.run({"x": x_part, "y": y_part})
+            values = session.run({"x": x_part, "y": y_part, **middles})
             parts = [_moments(values, g, int(values["shape"][1])) for g in range(len(kept))]
             totals = parts if not totals else [a + b for a, b in zip(totals, parts, strict=True)]
-    if known is None:
-        return totals
-    return [replace(new, sum_x=old.sum_x, xx=old.xx) for new, old in zip(totals, known, strict=True)]
+    shifts = zip(middles["middle_x"][:, 0], middles["middle_y"][:, 0], strict=True)
+    totals = [total.moved(by_x, by_y) for total, (by_x, by_y) in zip(totals, shifts, strict=True)]
+    return totals if known is None else [replace(new, xx=old.xx) for new, old in zip(totals, known, strict=True)]
+
+
+def _middles(reader: Reader, kept: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """(g, 1, d) and (g, 1, o) float32 close to the means of the samples, so that products lose little in float32."""
+    inputs = x.mean(tuple(axis for axis in range(x.ndim) if axis != reader.axis), dtype=np.float64)[kept.reshape(-1)]
+    outputs = y.mean(tuple(axis for axis in range(y.ndim) if axis != reader.written_axis), dtype=np.float64)
+    repeated = np.tile(inputs.reshape(len(kept), 1, -1), (1, 1, reader.weight.shape[3]))
+    return {"middle_x": repeated.astype(np.float32), "middle_y": outputs.reshape(len(kept), 1, -1).astype(np.float32)}
 
 
 def _all(walk: Walk) -> range:
@@ -193,7 +203,7 @@ def _parts(x: np.ndarray, y: np.ndarray, unknowns: int) -> Iterator[tuple[np.nda
         yield x, y
         return
     pixels = y.size // max(1, y.shape[0] * y.shape[1]) if y.ndim > 1 else 1
-    size = max(1, int(BATCH_BYTES // max(1, 4 * pixels * unknowns)))
+    size = max(1, int(BATCH_BYTES // max(1, 4 * pixels * unknowns)))  # patches are copied about three times on their way
     for start in range(0, x.shape[0], size):
         yield x[start : start + size], y[start : start + size]
 
@@ -201,6 +211,6 @@ def _parts(x: np.ndarray, y: np.ndarray, unknowns: int) -> Iterator[tuple[np.nda
 def _moments(values: dict[str, np.ndarray], group: int, count: int) -> Moments:
     """One group's sums as float64; zeros in place of those that were not asked for."""
     sums = {name: np.asarray(value[group], np.float64) for name, value in values.items() if name != "shape"}
-    size = len(sums["sum_x"] if "sum_x" in sums else sums["xy"])
-    empty = {"sum_x": (0,), "sum_y": (0,), "xx": (0, 0), "xy": (size, 0), "yy": (0,)}
+    size = len(sums["sum_x"])
+    empty = {"sum_x": (0,), "sum_y": (0,), "xx": (size, size), "xy": (size, 0), "yy": (0,)}
     return Moments(float(count), **{name: sums.get(name, np.zeros(shape)) for name, shape in empty.items()})

@@ -17,7 +17,7 @@ from onnxmerge.graph.weights import canonical, weight_of
 from onnxmerge.statistics.inputs import Inputs
 from onnxmerge.statistics.slots import Indices
 
-AMPLITUDE = 0.5  # root mean square of the noise, for inputs of about unit variance
+AMPLITUDE = 0.5  # root mean square of the noise, as a share of the other inputs' standard deviation
 SHAPE_ONLY = ("Reshape", "Flatten", "Squeeze", "Identity", "Cast", "Dropout")
 
 
@@ -30,7 +30,8 @@ def dense_first_layer(channels: Channels) -> tuple[str, np.ndarray] | None:
         shape = channels.flow.shape(source)
         weight = canonical(weighted, weight_of(channels.flow, weighted))[0, :, :, 0]
         is_input = any(source is tensor for tensor in channels.flow.model.graph.inputs)
-        if is_input and shape is not None and int(np.prod(shape[1:])) == weight.shape[1]:
+        is_float = source.dtype is not None and np.issubdtype(np.dtype(source.dtype), np.floating)
+        if is_input and is_float and shape is not None and int(np.prod(shape[1:])) == weight.shape[1]:
             return str(source.name), weight.astype(np.float64)
     return None
 
@@ -42,9 +43,11 @@ def _origin(tensor: gs.Tensor) -> gs.Tensor:
 
 
 def with_shaped_noise(inputs: Inputs, name: str, weight: np.ndarray, seed: int) -> Inputs:
-    """Every second input of the feed `name` is noise x = A V^T (s z) / rms, weight (out, in) = U diag(s) V^T, z ~ N(0, 1)."""
+    """Every second input of the feed `name` is noise c + A V^T (s z) / rms(s); weight (out, in) = U diag(s) V^T."""
     _, scales, directions = np.linalg.svd(weight, full_matrices=False)
-    factor = (scales[:, None] * directions) * (AMPLITUDE * np.sqrt(weight.shape[1]) / max(float(np.linalg.norm(scales)), 1e-30))
+    leaves = inputs.take(inputs.indices[:64])[name].astype(np.float64)
+    amplitude = AMPLITUDE * float(leaves.std()) * np.sqrt(weight.shape[1]) / max(float(np.linalg.norm(scales)), 1e-30)
+    factor, centre = amplitude * scales[:, None] * directions, float(leaves.mean())
 
     def take(indices: Indices) -> dict[str, np.ndarray]:
         feeds = inputs.take(indices)
@@ -52,7 +55,7 @@ def with_shaped_noise(inputs: Inputs, name: str, weight: np.ndarray, seed: int) 
         for row, index in enumerate(indices):
             if index % 2:
                 noise = np.random.default_rng([seed, int(index)]).standard_normal(len(factor))
-                value[row] = (noise @ factor).reshape(value.shape[1:]).astype(value.dtype)
+                value[row] = (centre + noise @ factor).reshape(value.shape[1:]).astype(value.dtype)
         return {**feeds, name: value}
 
     return replace(inputs, take=take, source=f"{inputs.source}, half of them noise shaped by the first layer")

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,19 +22,27 @@ from onnxmerge.runtime.sessions import Session, open_session
 MEMORY_BUDGET_BYTES = 1 << 30
 
 
-def sub_model(model: ModelProto, nodes: Sequence[NodeProto], inputs: Mapping[str, np.ndarray], outputs: Iterable[str]) -> bytes:
+Value = np.ndarray | list[np.ndarray]  # a list where the model has a sequence of tensors
+
+
+def sub_model(model: ModelProto, nodes: Sequence[NodeProto], inputs: Mapping[str, Value], outputs: Iterable[str]) -> bytes:
     """A model of some nodes: their initializers come along, inputs are typed by example, sizes stay open."""
     read = {name for node in nodes for name in reads(node)}
     graph = onnx.GraphProto(name="part")
     graph.node.extend(nodes)
     graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in read)
     graph.sparse_initializer.extend(tensor for tensor in model.graph.sparse_initializer if tensor.values.name in read)
-    for name, value in inputs.items():
-        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-        graph.input.append(helper.make_tensor_value_info(name, kind, [None] * value.ndim))
+    graph.input.extend(_typed(name, value) for name, value in inputs.items())
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     part = ModelProto(ir_version=model.ir_version, graph=graph, opset_import=model.opset_import, functions=model.functions)
     return part.SerializeToString()
+
+
+def _typed(name: str, value: Value) -> onnx.ValueInfoProto:
+    if isinstance(value, list):
+        kind = helper.np_dtype_to_tensor_dtype(value[0].dtype) if value else onnx.TensorProto.FLOAT
+        return helper.make_tensor_sequence_value_info(name, kind, None)
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
 
 
 def reads(node: NodeProto) -> set[str]:
@@ -46,40 +55,74 @@ def reads(node: NodeProto) -> set[str]:
     return found
 
 
+def shallow_first(model: ModelProto) -> None:
+    """Reorder the nodes so that of branches that meet the shorter comes first: a skip connection is then known to the longer."""
+    nodes = list(model.graph.node)
+    makers = {name: at for at, node in enumerate(nodes) for name in node.output if name}
+    sources = [sorted({makers[name] for name in reads(node) if name in makers}) for node in nodes]
+    depth = [0] * len(nodes)
+    for at in range(len(nodes)):
+        depth[at] = 1 + max((depth[source] for source in sources[at]), default=0)
+    order: list[int] = []
+    done = [False] * len(nodes)
+    for end in sorted(set(range(len(nodes))).difference(*sources)):
+        stack = [end]
+        while stack:
+            at = stack[-1]
+            waiting = [source for source in sources[at] if not done[source]]
+            if done[at] or not waiting:
+                stack.pop()
+                order += [] if done[at] else [at]
+                done[at] = True
+            else:
+                stack.append(min(waiting, key=lambda source: depth[source]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[at] for at in order)
+
+
 class Store:
-    """Arrays of many batches by (batch, name), in memory until the budget is spent, then in a temporary folder."""
+    """Values of many batches by (batch, name), in memory until the budget is spent, then arrays go to a temporary folder."""
 
     def __init__(self, budget_bytes: int = MEMORY_BUDGET_BYTES) -> None:
         self._budget, self._used, self._written = budget_bytes, 0, 0
-        self._held: dict[tuple[int, str], np.ndarray] = {}
+        self._held: dict[tuple[int, str], Value] = {}
         self._files: dict[tuple[int, str], Path] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def put(self, batch: int, name: str, value: np.ndarray) -> None:
+    def put(self, batch: int, name: str, value: Value) -> None:
         """Hold a value, replacing an older one."""
         self.drop(batch, name)
-        if self._used + value.nbytes > self._budget:
+        if isinstance(value, np.ndarray) and self._used + value.nbytes > self._budget:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="onnxmerge-")
             path = Path(self._folder.name) / f"{self._written}.npy"
             self._written += 1
             np.save(path, value, allow_pickle=False)
-            value = np.load(path, mmap_mode="r", allow_pickle=False)
             self._files[batch, name] = path
         else:
-            self._used += value.nbytes
-        self._held[batch, name] = value
+            self._used += _bytes(value)
+            self._held[batch, name] = value
 
-    def get(self, batch: int, name: str) -> np.ndarray:
+    def get(self, batch: int, name: str) -> Value:
         """The value."""
-        return self._held[batch, name]
+        path = self._files.get((batch, name))
+        return self._held[batch, name] if path is None else np.load(path, mmap_mode="r", allow_pickle=False)
 
     def drop(self, batch: int, name: str) -> None:
-        """Forget a value. Only files of the store's own are deleted: a value may itself be mapped from a file of the user's."""
+        """Forget a value."""
         value, path = self._held.pop((batch, name), None), self._files.pop((batch, name), None)
         if path is not None:
             path.unlink(missing_ok=True)
         elif value is not None:
-            self._used -= value.nbytes
+            self._used -= _bytes(value)
+
+
+def _bytes(value: Value) -> int:
+    return sum(part.nbytes for part in value) if isinstance(value, list) else value.nbytes
+
+
+def _plain(value: Value) -> Any:
+    """As ONNX Runtime takes it."""
+    return value if isinstance(value, list) else np.asarray(value)
 
 
 @dataclass
@@ -142,7 +185,9 @@ class Walk:
 
     def tensor(self, batch: int, name: str) -> np.ndarray:
         """A tensor that is live at the position."""
-        return self.store.get(batch, name)
+        value = self.store.get(batch, name)
+        assert isinstance(value, np.ndarray)
+        return value
 
     def session_for(self, at: int) -> Session:
         """The nodes at one position, to be fed with `tensor`s while the walk stands there."""
@@ -152,7 +197,7 @@ class Walk:
         session = self._session(stop, wanted)
         names = [spec.name for spec in session.inputs]
         for number in range(self.count):
-            values = session.run({name: np.asarray(self.store.get(number, name)) for name in names})
+            values = session.run({name: _plain(self.store.get(number, name)) for name in names})
             for name in wanted:
                 self.store.put(number, name, values[name])
         self.live.update({name: self._last[name] for name in wanted})

@@ -1,0 +1,360 @@
+"""Sums of products computed inside ONNX Runtime against dense samples made by loops in numpy."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+from running import built, run, understood
+from topologies import TOPOLOGIES
+
+from onnxmerge.merging.reconstruction import Moments
+from onnxmerge.runtime.providers import CPU
+from onnxmerge.statistics import gram as gram_module
+from onnxmerge.statistics import readers as readers_module
+from onnxmerge.statistics.gram import Network, outputs_of, patches_of, rows_of, sums_of, thinning, window_of
+from onnxmerge.statistics.readers import Reader, channel_moments, reader_of, solve_moments
+from onnxmerge.statistics.walk import Walk
+
+
+@dataclass(frozen=True)
+class Case:
+    """A convolution: input (N, channels, *extents), out channels, kernel, groups, attributes, every how many-th output."""
+
+    extents: tuple[int, ...]
+    kernel: tuple[int, ...]
+    attributes: dict[str, object] = field(default_factory=dict)
+    groups: int = 1
+    thin: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+
+CASES = {
+    "1x1": Case((4, 5), (1, 1)),
+    "3x3-padded": Case((5, 6), (3, 3), {"pads": [1, 1, 1, 1]}),
+    "3x3-no-attributes": Case((5, 6), (3, 3)),
+    "5x2": Case((7, 6), (5, 2)),
+    "1d": Case((9,), (3,), {"pads": [1, 1]}),
+    "1d-strided-dilated": Case((14,), (4,), {"strides": [3], "dilations": [2], "pads": [2, 1]}),
+    "3d": Case((4, 3, 5), (2, 3, 2), {"pads": [1, 1, 0, 0, 1, 1], "strides": [2, 1, 2]}),
+    "strides": Case((9, 8), (3, 3), {"strides": [2, 3]}),
+    "strides-padded": Case((8, 8), (3, 3), {"strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    "dilations": Case((9, 10), (3, 2), {"dilations": [2, 3]}),
+    "asymmetric-pads": Case((6, 5), (3, 3), {"pads": [0, 1, 3, 2]}),
+    "strides-dilations-pads": Case((11, 9), (3, 2), {"strides": [2, 2], "dilations": [2, 3], "pads": [2, 0, 1, 3]}),
+    "same-upper-even": Case((7, 8), (3, 4), {"auto_pad": "SAME_UPPER", "strides": [2, 3]}),
+    "same-lower-even": Case((7, 8), (4, 3), {"auto_pad": "SAME_LOWER", "strides": [2, 3]}),
+    "same-upper-stride-beyond-kernel": Case((9, 8), (1, 2), {"auto_pad": "SAME_UPPER", "strides": [3, 3]}),
+    "valid": Case((7, 8), (3, 3), {"auto_pad": "VALID", "strides": [2, 1]}),
+    "groups": Case((5, 5), (3, 3), {"pads": [1, 1, 1, 1]}, groups=3),
+    "groups-1d": Case((7,), (2,), {}, groups=2),
+    "thinned": Case((12, 13), (3, 3), {"pads": [1, 1, 1, 1]}, thin=(2, 3)),
+    "thinned-groups-strides": Case((15, 14), (3, 2), {"strides": [2, 1], "pads": [1, 0, 1, 1]}, groups=2, thin=(3, 2)),
+    "thinned-1d": Case((20,), (3,), {"dilations": [2]}, thin=(4,)),
+    "float16": Case((5, 6), (3, 3), {"pads": [1, 1, 1, 1]}, dtype="float16"),
+}
+INSIDE, OUT = 2, 3  # channels of a group
+
+
+def convolution(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """x, weight, bias and what ONNX Runtime's own Conv makes of them."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, case.groups * INSIDE, *case.extents)).astype(case.dtype)
+    weight = rng.normal(size=(case.groups * OUT, INSIDE, *case.kernel)).astype(case.dtype)
+    bias = rng.normal(size=case.groups * OUT).astype(case.dtype)
+    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], group=case.groups, **case.attributes)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(case.dtype))
+    infos = [helper.make_tensor_value_info(name, kind, None) for name in "xy"]
+    weights = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
+    graph = helper.make_graph([node], "conv", infos[:1], infos[1:], weights)
+    (y,) = run(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), {"x": x})
+    return x, weight, bias, y
+
+
+def pads_of(case: Case, output: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(before, after) an axis, from the definition in the operator's documentation."""
+    strides, dilations = (case.attributes.get(name, [1] * len(case.kernel)) for name in ("strides", "dilations"))
+    mode, given = case.attributes.get("auto_pad"), case.attributes.get("pads", [0] * 2 * len(case.kernel))
+    pairs = []
+    for axis, (size, kernel) in enumerate(zip(case.extents, case.kernel, strict=True)):
+        needed = max(0, (output[axis] - 1) * strides[axis] + (kernel - 1) * dilations[axis] + 1 - size)
+        small, large = needed // 2, needed - needed // 2
+        explicit = (given[axis], given[axis + len(case.kernel)])
+        pairs.append({"SAME_UPPER": (small, large), "SAME_LOWER": (large, small), "VALID": (0, 0)}.get(mode, explicit))
+    return pairs
+
+
+def im2col(x: np.ndarray, case: Case, output: tuple[int, ...], groups: int) -> np.ndarray:
+    """(groups, N * pixels, positions * channels) by loops over every number."""
+    strides, dilations = (case.attributes.get(name, [1] * len(case.kernel)) for name in ("strides", "dilations"))
+    padded = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *pads_of(case, output)])
+    inside, thin = x.shape[1] // groups, case.thin or (1,) * len(output)
+    result = []
+    for group in range(groups):
+        rows = []
+        for n, *place in itertools.product(range(len(x)), *(range(0, o, t) for o, t in zip(output, thin, strict=True))):
+            row = []
+            for offset in itertools.product(*map(range, case.kernel)):
+                at = tuple(p * s + o * d for p, s, o, d in zip(place, strides, offset, dilations, strict=True))
+                row += [padded[(n, group * inside + channel, *at)] for channel in range(inside)]
+            rows.append(row)
+        result.append(rows)
+    return np.array(result)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_patches_and_outputs_are_what_the_convolution_reads_and_writes(case: Case) -> None:
+    x, weight, bias, y = convolution(case)
+    thin = case.thin or (1,) * len(case.extents)
+    window = window_of(case.attributes, x.shape, case.kernel, y.shape)
+    net = Network()
+    patches = patches_of(net, "x", window, case.groups, INSIDE, thin)
+    outputs = outputs_of(net, "y", window, case.groups, OUT, thin)
+    found = net.session({"x": x, "y": y}, {"patches": patches, "outputs": outputs}, CPU, None).run({"x": x, "y": y})
+    assert all(value.dtype == np.float32 for value in found.values())
+    np.testing.assert_array_equal(found["patches"], im2col(x, case, y.shape[2:], case.groups))
+    flat = np.moveaxis(weight.reshape(case.groups, OUT, INSIDE, -1), 2, 3).reshape(case.groups, OUT, -1).astype(np.float64)
+    computed = found["patches"] @ flat.swapaxes(1, 2) + bias.reshape(case.groups, 1, OUT)
+    tolerance = 1e-2 if case.dtype == "float16" else 1e-5
+    np.testing.assert_allclose(found["outputs"], computed, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((4, 5), 1), ((4, 5), 0), ((2, 3, 4), 2), ((2, 3, 4), 1), ((2, 3, 4, 5), 2)], ids=lambda value: str(value)
+)
+def test_rows_put_one_axis_last(shape: tuple[int, ...], axis: int) -> None:
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    net = Network()
+    found = net.session({"x": x}, {"rows": rows_of(net, "x", axis, x.ndim)}, CPU, None).run({"x": x})["rows"]
+    np.testing.assert_array_equal(found, np.moveaxis(x, axis, -1).reshape(1, -1, shape[axis]))
+
+
+@pytest.mark.parametrize("inputs_too", [True, False])
+def test_sums_are_sums(inputs_too: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(3, 50, 4)).astype(np.float32), rng.normal(size=(3, 50, 2)).astype(np.float32)
+    net = Network()
+    found = net.session({"x": x, "y": y}, sums_of(net, "x", "y", inputs_too=inputs_too), CPU, None).run({"x": x, "y": y})
+    assert ("xx" in found) == inputs_too
+    for group in range(3):
+        expected = Moments.of(x[group], y[group])
+        for name, value in found.items():
+            np.testing.assert_allclose(value[group], getattr(expected, name), rtol=1e-4, atol=1e-4)
+
+
+# Topology and consumer -> the samples that it reads and writes: x (N, ...) -> (samples, in), y -> (samples, out).
+Samples = Callable[[np.ndarray], np.ndarray]
+LAST, FIRST = (lambda t: t.reshape(-1, t.shape[-1])), (lambda t: t.T)
+MIDDLE: Samples = lambda t: np.concatenate([one.T for one in t])  # noqa: E731
+DENSE: dict[tuple[str, str], tuple[Samples, Samples]] = {
+    ("gemm-relu-gemm-transb0", "fc_b"): (LAST, LAST),
+    ("gemm-relu-gemm-transb1", "fc_b"): (LAST, LAST),
+    ("gemm-relu-gemm-alpha-beta", "fc_b"): (LAST, LAST),
+    ("gemm-transa", "out"): (FIRST, LAST),
+    ("matmul-add-2d", "out"): (LAST, LAST),
+    ("matmul-add-3d", "out"): (LAST, LAST),
+    ("matmul-weight-left", "out"): (MIDDLE, MIDDLE),
+    ("flatten-spatial", "out"): (LAST, LAST),
+    ("flatten-channel-minor", "out"): (LAST, LAST),
+    ("concat-flatten", "out"): (LAST, LAST),
+    ("weight-behind-transpose", "out"): (LAST, LAST),
+}
+CONVOLUTIONS = {
+    ("conv-relu-conv", "out"): ((3, 3), {"pads": [1] * 4}),
+    ("resize-scales", "out"): ((3, 3), {"pads": [1] * 4}),
+    ("residual-projection", "projection"): ((1, 1), {"strides": [2, 2]}),
+    ("residual-projection", "block_conv1"): ((3, 3), {"strides": [2, 2], "pads": [1] * 4}),
+    ("conv1d", "out"): ((3,), {"pads": [1] * 2}),
+    ("conv3d", "out"): ((3, 3, 3), {"pads": [1] * 6}),
+    ("grouped-conv", "grouped"): ((3, 3), {"pads": [1] * 4}),
+    ("concat-two-producers", "out"): ((3, 3), {"pads": [1] * 4}),
+    ("concat-same-twice", "out"): ((3, 3), {"pads": [1] * 4}),
+    ("channel-shuffle-uneven", "grouped_b"): ((3, 3), {"pads": [1] * 4}),
+    ("float16", "conv_b"): ((3, 3), {"pads": [1] * 4}),
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A consumer at which a walk stands, and all of its samples: x (g, samples, d) patches, y (g, samples, out)."""
+
+    walk: Walk
+    reader: Reader
+    x: np.ndarray
+    y: np.ndarray
+    targets: list[np.ndarray]
+
+
+def standing(name: str, consumer: str, folder: Path, sizes: tuple[int, ...] = (4, 3), thin: tuple[int, ...] = ()) -> Standing:
+    topology = TOPOLOGIES[name]
+    model = built(topology)
+    flow = understood(model, folder).channels.flow
+    (at,) = [at for at, node in enumerate(model.graph.node) if node.name == consumer]
+    (weighted,) = [each for each in flow.weighted if each.node.name == consumer]
+    reader = reader_of(flow, weighted, at)
+    rng = np.random.default_rng(7)
+    whole = {key: rng.normal(size=(sum(sizes), *shape[1:])).astype(topology.dtype) for key, shape in topology.feeds.items()}
+    starts = np.cumsum([0, *sizes])
+    pairs = list(itertools.pairwise(starts))
+    batches = [{key: value[a:b] for key, value in whole.items()} for a, b in pairs]
+    extra = tuple(tensor for tensor in (reader.source, reader.key) if tensor not in {value.name for value in model.graph.output})
+    names = [*(value.name for value in model.graph.output), *extra]
+    runs = [dict(zip(names, run(model, feeds, extra), strict=True)) for feeds in batches]
+    inputs, targets = ([each[tensor] for each in runs] for tensor in (reader.source, reader.key))
+    walk = Walk(model, batches)
+    walk.advance(at)
+    samples = [dense(name, consumer, reader, thin, *pair) for pair in zip(inputs, targets, strict=True)]
+    x, y = (np.concatenate(side, 1) for side in zip(*samples, strict=True))
+    return Standing(walk, reader, x, y, targets)
+
+
+def dense(
+    name: str, consumer: str, reader: Reader, thin: tuple[int, ...], x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """All samples of a batch, by the tables above."""
+    if (name, consumer) in DENSE:
+        return tuple(take(value)[None].astype(np.float64) for take, value in zip(DENSE[name, consumer], (x, y), strict=True))
+    kernel, attributes = CONVOLUTIONS[name, consumer]
+    case = Case(x.shape[2:], kernel, attributes, reader.groups, thin)
+    one = Case(y.shape[2:], (1,) * len(kernel), {}, reader.groups, case.thin)
+    return im2col(x, case, y.shape[2:], reader.groups), im2col(y, one, y.shape[2:], reader.groups)
+
+
+READERS = [pytest.param(*key, id="-".join(key)) for key in (*DENSE, *CONVOLUTIONS)]
+
+
+def kept_of(reader: Reader) -> np.ndarray:
+    """(g, in/g) about half of the places, equally many in each group."""
+    rng = np.random.default_rng(3)
+    count = reader.weight.shape[2]
+    return np.stack([rng.permutation(count) < max(1, count // 2) for _ in range(reader.groups)])
+
+
+def assert_moments(found: Moments, x: np.ndarray, y: np.ndarray, scale: float = 1e-5) -> None:
+    expected = Moments.of(x, y)
+    assert found.count == expected.count
+    for part in ("sum_x", "sum_y", "xx", "xy", "yy"):
+        one, other = getattr(found, part), getattr(expected, part)
+        np.testing.assert_allclose(one, other, rtol=scale, atol=scale * max(1.0, np.abs(other).max()))
+
+
+def places(standing: Standing, kept: np.ndarray, group: int) -> np.ndarray:
+    """The patch columns of the kept places of a group: (position, place)."""
+    inside, positions = standing.reader.weight.shape[2:]
+    return (np.arange(positions)[:, None] * inside + np.flatnonzero(kept[group])).reshape(-1)
+
+
+@pytest.mark.parametrize(("name", "consumer"), READERS)
+def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consumer: str, tmp_path: Path) -> None:
+    at = standing(name, consumer, tmp_path)
+    weight = np.moveaxis(at.reader.weight, 2, 3).reshape(at.reader.groups, at.reader.weight.shape[1], -1)
+    alpha = 0.5 if "alpha" in name else 1.0
+    offset = at.y - alpha * at.x @ weight.swapaxes(1, 2)
+    tolerance = 2e-2 if name == "float16" else 1e-4
+    np.testing.assert_allclose(offset, np.broadcast_to(offset[:, :1], offset.shape), atol=tolerance)
+    kept = kept_of(at.reader)
+    found = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, CPU, None)
+    for group, moments in enumerate(found):
+        x = at.x[group][:, places(at, kept, group)]
+        assert_moments(moments, x, at.y[group], 1e-3 if name == "float16" else 1e-5)
+
+
+@pytest.mark.parametrize(("name", "consumer"), READERS)
+def test_channel_moments_pool_all_places_of_a_channel(name: str, consumer: str, tmp_path: Path) -> None:
+    at = standing(name, consumer, tmp_path)
+    found = channel_moments(at.walk, at.reader, CPU, None)
+    source = [np.asarray(at.walk.tensor(number, at.reader.source), np.float64) for number in range(at.walk.count)]
+    axis = {LAST: -1, FIRST: 0, MIDDLE: 1}[DENSE[name, consumer][0]] if (name, consumer) in DENSE else 1
+    rows = np.concatenate([np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in source])
+    ids = at.reader.weighted.in_ids.reshape(-1)
+    owners = at.reader.channel_of
+    samples = [np.stack([rows[:, place] for place in np.flatnonzero(owners == owner)]) for owner in range(owners.max() + 1)]
+    pooled = np.stack([each.reshape(-1) for each in samples], 1)
+    assert all(len(set(ids[owners == owner])) == 1 for owner in range(owners.max() + 1))
+    np.testing.assert_allclose(found.mean_x, pooled.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.xx, np.cov(pooled.T, bias=True), rtol=1e-4, atol=1e-6)
+
+
+def test_places_of_a_channel_that_flatten_apart_are_pooled(tmp_path: Path) -> None:
+    for name, columns in (
+        ("flatten-spatial", np.arange(128).reshape(8, 16)),
+        ("flatten-channel-minor", np.arange(128).reshape(16, 8).T),
+    ):
+        np.testing.assert_array_equal(standing(name, "out", tmp_path).reader.columns, columns)
+
+
+def test_moments_far_from_zero_keep_their_digits(tmp_path: Path) -> None:
+    """A covariance is the small difference of large sums: inputs a hundred deviations from zero."""
+    at = standing("conv-relu-conv", "out", tmp_path)
+    for number in range(2):
+        at.walk.store.put(number, at.reader.source, np.asarray(at.walk.tensor(number, at.reader.source)) + np.float32(100))
+    source = np.concatenate([at.walk.tensor(number, at.reader.source) for number in range(2)]).astype(np.float64)
+    found = channel_moments(at.walk, at.reader, CPU, None)
+    np.testing.assert_allclose(found.xx, np.cov(np.moveaxis(source, 1, 0).reshape(8, -1), bias=True), rtol=1e-3, atol=1e-5)
+
+
+SHARDS = [("conv-relu-conv", "out"), ("grouped-conv", "grouped"), ("gemm-relu-gemm-transb1", "fc_b"), ("flatten-spatial", "out")]
+
+
+@pytest.mark.parametrize(("name", "consumer"), SHARDS, ids=["conv", "grouped", "gemm", "flatten"])
+def test_shards_add_up_to_the_whole(name: str, consumer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of other sizes, and batches in pieces, give the same moments."""
+    whole = standing(name, consumer, tmp_path, (7,))
+    kept = kept_of(whole.reader)
+    expected = solve_moments(whole.walk, whole.reader, kept, whole.targets.__getitem__, None, CPU, None)
+    channels = channel_moments(whole.walk, whole.reader, CPU, None)
+    for budget in (1 << 28, 1):
+        monkeypatch.setattr(readers_module, "BATCH_BYTES", budget)
+        parts = standing(name, consumer, tmp_path, (1, 4, 2))
+        found = solve_moments(parts.walk, parts.reader, kept, parts.targets.__getitem__, None, CPU, None)
+        for one, other in zip(found, expected, strict=True):
+            assert one.count == other.count
+            for part in ("sum_x", "sum_y", "xx", "xy", "yy"):
+                np.testing.assert_allclose(getattr(one, part), getattr(other, part), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(channel_moments(parts.walk, parts.reader, CPU, None).xx, channels.xx, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "consumer"), SHARDS, ids=["conv", "grouped", "gemm", "flatten"])
+def test_other_targets_reuse_the_sums_over_the_inputs(name: str, consumer: str, tmp_path: Path) -> None:
+    at = standing(name, consumer, tmp_path)
+    kept = kept_of(at.reader)
+    first = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, CPU, None)
+    others = [2 * target + 1 for target in at.targets]
+    again = solve_moments(at.walk, at.reader, kept, others.__getitem__, first, CPU, None)
+    for group, moments in enumerate(again):
+        assert_moments(moments, at.x[group][:, places(at, kept, group)], 2 * at.y[group] + 1)
+
+
+def test_many_samples_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The upper convolution of a 16 x 16 map."""
+    monkeypatch.setattr(gram_module, "FEWEST_SAMPLES", 60)
+    monkeypatch.setattr(gram_module, "SAMPLES_PER_UNKNOWN", 1)
+    at = standing("resize-scales", "out", tmp_path, thin=(3, 3))
+    kept = kept_of(at.reader)
+    (found,) = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, CPU, None)
+    assert found.count == 7 * 6 * 6
+    assert_moments(found, at.x[0][:, places(at, kept, 0)], at.y[0])
+
+
+@pytest.mark.parametrize(
+    ("samples", "unknowns", "extents", "steps"),
+    [
+        (1 << 15, 10, (32, 32), (1, 1)),
+        (3 << 15, 10, (32, 32), (3, 1)),
+        (9 << 15, 10, (32, 32), (3, 3)),
+        (15 << 15, 10, (32, 32), (5, 3)),
+        (9 << 15, 1 << 11, (32, 32), (1, 1)),
+        (1 << 30, 10, (12, 11), (3, 1)),
+        (9 << 15, 10, (64,), (9,)),
+        (1 << 20, 10, (), ()),
+    ],
+)
+def test_thinning_leaves_enough_and_takes_odd_steps(
+    samples: int, unknowns: int, extents: tuple[int, ...], steps: tuple[int, ...]
+) -> None:
+    assert thinning(samples, unknowns, extents) == steps
