@@ -13,7 +13,7 @@ from onnxmerge.graph.rewrite import Removal, Replacement, apply
 from onnxmerge.graph.weights import parameters_of
 from onnxmerge.methods.planning import Plan
 from onnxmerge.results import GroupResult, Refusal, Size
-from onnxmerge.runtime.shapes import observe
+from onnxmerge.runtime.shapes import Observations, observe
 from onnxmerge.understanding import Understanding, measure, understand
 
 
@@ -30,7 +30,7 @@ class Candidate:
 
 def candidate_of(source: Path, understood: Understanding, plan: Plan) -> Candidate:
     """Remove the channels and run the result once. What cannot be removed together is found group by group and refused."""
-    results = {removal.group.producers[0].key: _result(understood, removal) for removal in plan.removals}
+    results = {id(removal): _result(understood, removal) for removal in plan.removals}
     accepted, refused = plan.removals, plan.refusals
     try:
         model, content, size = _applied(understood, accepted, plan.replacements)
@@ -43,7 +43,7 @@ def candidate_of(source: Path, understood: Understanding, plan: Plan) -> Candida
         refused = (*refused, *more)
         fresh = understand(source)
         model, content, size = _applied(fresh, _moved(fresh, accepted), _left(plan, accepted))
-    groups = tuple(results[removal.group.producers[0].key] for removal in accepted)
+    groups = tuple(results[id(removal)] for removal in accepted)
     return Candidate(model, content, size, groups, (*understood.channels.refusals, *refused))
 
 
@@ -81,12 +81,20 @@ def _applied(
     apply(understood.channels, removals, replaced)
     model = understood.model
     content = serialise(model)
-    observed = observe(content, understood.feeds, label="the compressed model")
-    for tensor in model.graph.outputs:
-        before, after = understood.observed.get(tensor.name), observed.get(tensor.name)
+    observed = _observed(content, understood, understood.observed)
+    if understood.elsewhere is not None:
+        _observed(content, understood, understood.elsewhere)
+    return model, content, measure(model, {name: seen.shape for name, seen in observed.items()}, len(content))
+
+
+def _observed(content: bytes, understood: Understanding, reference: Observations) -> Observations:
+    """A run on inputs of the reference's sizes; ModelError where an output has another shape than there."""
+    observed = observe(content, understood.feeds(reference), label="the compressed model")
+    for tensor in understood.model.graph.outputs:
+        before, after = reference.get(tensor.name), observed.get(tensor.name)
         if before is not None and (after is None or after.shape != before.shape):
             raise ModelError(f"output {tensor.name} would change its shape from {before.shape} to {after and after.shape}")
-    return model, content, measure(model, {name: seen.shape for name, seen in observed.items()}, len(content))
+    return observed
 
 
 def unlocked_by(understood: Understanding, group: ChannelGroup) -> GroupResult:

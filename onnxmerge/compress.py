@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from onnxmerge import __version__
 from onnxmerge.candidates import Candidate, candidate_of, unlocked_by
 from onnxmerge.errors import ModelError, OptionError
 from onnxmerge.graph.flow import label
-from onnxmerge.graph.io import save
+from onnxmerge.graph.io import external_files, save
 from onnxmerge.methods.by_weights import BY_WEIGHTS
 from onnxmerge.methods.planning import decide
 from onnxmerge.options import Options
@@ -61,6 +62,7 @@ def compress(
     understood = understand(source)
     if not understood.channels.groups:
         raise ModelError(_nothing_to_remove(source, understood))
+    _check_not_needed(target, understood, options)
     tell = progress or _silent
     solving, checking = _inputs(source, understood, options)
     plan = decide(understood, options, solving, tell)
@@ -161,6 +163,17 @@ def _check_target(target: Path) -> None:
         raise OptionError(f"the output folder {folder} does not exist; create it first")
     if target.is_dir():
         raise OptionError(f"the output {target} is a folder; name a file")
+    if not os.access(folder, os.W_OK):
+        raise OptionError(f"the output folder {folder} is not writable")
+
+
+def _check_not_needed(target: Path, understood: Understanding, options: Options) -> None:
+    """OptionError where writing the target would destroy weights of the source, or the calibration inputs."""
+    needed = [(location, "the weights of the model") for location in external_files(understood.model)]
+    needed += [(options.calibration, "the calibration inputs")] if options.calibration is not None else []
+    for path, what in needed:
+        if target.exists() and path.exists() and target.samefile(path):
+            raise OptionError(f"the output {target} holds {what}; name another file")
 
 
 def versions() -> dict[str, str]:

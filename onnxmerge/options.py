@@ -55,6 +55,9 @@ class Options:
             value, check = getattr(self, field.name), CHECKS.get(field.name)
             if check is not None and value is not None and not check.holds(value):
                 raise OptionError(f"--{field.name.replace('_', '-')} must be {check.needed}, not {value}")
+        thresholds = (self.min_fidelity, self.min_cosine, self.min_top1_agreement, self.max_relative_l2)
+        if not self.verify and any(value is not None for value in thresholds):
+            raise OptionError("--no-verify measures nothing, so that thresholds cannot be held: drop one of the two")
 
 
 @dataclass(frozen=True)

@@ -23,24 +23,27 @@ from onnxmerge.runtime.shapes import Observations, observe_twice, random_values
 
 @dataclass(frozen=True)
 class Understanding:
-    """The model, ready to be decided on. shapes: concrete shapes of every tensor in the tiny run."""
+    """The model, ready to be decided on.
+
+    observed: every tensor in the tiny run, elsewhere: in a run with other dynamic sizes, None where there is none.
+    """
 
     model: Model
     channels: Channels
     observed: Observations
     size: Size
+    elsewhere: Observations | None = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensor name -> concrete shape."""
         return {name: seen.shape for name, seen in self.observed.items()}
 
-    @property
-    def feeds(self) -> dict[str, np.ndarray]:
-        """Random inputs of the shapes of the tiny run."""
+    def feeds(self, seen: Observations) -> dict[str, np.ndarray]:
+        """Random inputs of the shapes of a run."""
         generator = np.random.default_rng(0)
         inputs = [tensor.name for tensor in self.model.graph.inputs]
-        return {name: random_values(generator, self.observed[name].shape, self.observed[name].dtype) for name in inputs}
+        return {name: random_values(generator, seen[name].shape, seen[name].dtype) for name in inputs}
 
 
 def understand(path: Path) -> Understanding:
@@ -54,7 +57,7 @@ def understand(path: Path) -> Understanding:
     for weighted in channels.flow.weighted:
         if not np.isfinite(weight_of(channels.flow, weighted)).all():
             raise ModelError(f"{path}: the weight of {label(weighted.node)} holds NaN or infinity; export the model anew")
-    return Understanding(model, channels, first, measure(model, shapes, path.stat().st_size))
+    return Understanding(model, channels, first, measure(model, shapes, path.stat().st_size), second)
 
 
 def measure(model: Model, shapes: dict[str, tuple[int, ...]], file_bytes: int) -> Size:

@@ -266,6 +266,17 @@ def test_an_affine_that_flips_the_sign_must_not_merge(with_moments):
     assert not result.scaling[5:].any()
 
 
+@pytest.mark.parametrize("factor", [0.3, 4.0])
+def test_an_exact_multiple_is_chosen_before_channels_that_fire_more_alike(factor):
+    """Its moments were taken from other inputs, so they fit less well than those of a channel that is merely similar."""
+    rows = np.array([[1.0, 0.0], [1.0, 0.02], [factor, 0.0]]).astype(np.float32)
+    offset, moments = np.array([0.3, 0.3, 0.3 * factor]), (np.array([-3.0, 0.5, 0.5]), np.ones(3))
+    result = decompose_affine(rows, np.ones(3), offset, np.array([0, 1]), 0.5, 0.5, moments)
+    np.testing.assert_allclose(result.scaling[2], [factor, 0.0], rtol=1e-6)
+    offset[2] += 0.5
+    assert decompose_affine(rows, np.ones(3), offset, np.array([0, 1]), 0.5, 0.5, moments).partner[2] == 1
+
+
 def test_the_bias_decides_between_equally_similar_channels():
     rows, kept = np.array([[1.0, 0.0], [2.0, 0.0], [1.0, 0.0]]), np.array([0, 1])
     result = decompose_affine(rows, np.ones(3), np.array([5.0, 2.0, 1.0]), kept, 0.5, 0.85)

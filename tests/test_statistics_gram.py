@@ -153,8 +153,10 @@ LAST, FIRST = (lambda t: t.reshape(-1, t.shape[-1])), (lambda t: t.T)
 MIDDLE: Samples = lambda t: np.concatenate([one.T for one in t])  # noqa: E731
 DENSE: dict[tuple[str, str], tuple[Samples, Samples]] = {
     ("gemm-relu-gemm-transb0", "fc_b"): (LAST, LAST),
+    ("gemm-relu-gemm-transb0", "out"): (LAST, LAST),
     ("gemm-relu-gemm-transb1", "fc_b"): (LAST, LAST),
     ("gemm-relu-gemm-alpha-beta", "fc_b"): (LAST, LAST),
+    ("gemm-relu-gemm-alpha-beta", "out"): (LAST, LAST),
     ("gemm-transa", "out"): (FIRST, LAST),
     ("matmul-add-2d", "out"): (LAST, LAST),
     ("matmul-add-3d", "out"): (LAST, LAST),
@@ -167,6 +169,8 @@ DENSE: dict[tuple[str, str], tuple[Samples, Samples]] = {
 CONVOLUTIONS = {
     ("conv-relu-conv", "out"): ((3, 3), {"pads": [1] * 4}),
     ("resize-scales", "out"): ((3, 3), {"pads": [1] * 4}),
+    ("silu", "out"): ((3, 3), {"pads": [1] * 4}),
+    ("grouped-conv-output", "out"): ((3, 3), {"pads": [1] * 4}),
     ("residual-projection", "projection"): ((1, 1), {"strides": [2, 2]}),
     ("residual-projection", "block_conv1"): ((3, 3), {"strides": [2, 2], "pads": [1] * 4}),
     ("conv1d", "out"): ((3,), {"pads": [1] * 2}),

@@ -67,6 +67,8 @@ def _visit(flow: Flow, node: gs.Node) -> None:
     for output, ids in zip(node.outputs, outcome, strict=True):
         if output.name and varying(ids):
             flow.tensors[output.name] = ids
+        elif output.name:
+            flow.pin(ids, Refusal(label(node), "it is read on its own"))
 
 
 def _captured(graph: gs.Graph) -> list[gs.Tensor]:

@@ -92,8 +92,9 @@ def instance_normalization(flow: Flow, node: gs.Node) -> Outcome:
 
 
 def _per_channel_affine(flow: Flow, node: gs.Node, inputs: tuple[int, ...]) -> Outcome:
-    if any(flow.constant(node.inputs[index]) is None for index in inputs):
-        return f"{node.op} has parameters that are not constant"
+    values = [flow.constant(node.inputs[index]) for index in inputs]
+    if any(value is None or value.ndim != 1 for value in values):
+        return f"{node.op} has parameters that are not one constant per channel"
     channel = flow.per_channel(node.inputs[0], 1)
     for index in inputs:
         flow.ride(node, index, channel)
@@ -104,6 +105,8 @@ def _per_channel_affine(flow: Flow, node: gs.Node, inputs: tuple[int, ...]) -> O
 def pool(flow: Flow, node: gs.Node) -> Outcome:
     """Pooling and resampling over the positions of each channel."""
     tensor = node.inputs[0]
+    if any(output.outputs for output in node.outputs[1:]):
+        return f"the positions that {node.op} found are read"
     rank = len(flow.shape(tensor) or ())
     ids = along(flow.per_channel(tensor, 1), 1, rank)
     return [collapse(ids), *(none(flow, output) for output in node.outputs[1:])]
@@ -114,7 +117,8 @@ def _bias(flow: Flow, node: gs.Node, index: int, ids: Ids) -> bool:
     if len(node.inputs) <= index or not node.inputs[index].name:
         return True
     value = flow.constant(node.inputs[index])
-    if value is None or value.size not in (1, ids.size):
+    if value is None or (value.size > 1 and value.shape[-1] != value.size) or value.size not in (1, ids.size):
+        flow.pin(ids, Refusal(label(node), "its bias is not one constant per channel"))
         return False
     if value.size > 1:
         flow.ride(node, index, along(ids, value.ndim - 1, value.ndim))

@@ -15,17 +15,39 @@ from onnxmerge.errors import ModelError, OptionError
 from onnxmerge.graph.constants import constant, is_quantised
 from onnxmerge.graph.data_file import DataFile
 from onnxmerge.graph.export import bare, export, export_with
-from onnxmerge.graph.model import Model, from_proto, prune_dead, set_constant
+from onnxmerge.graph.model import Model, from_proto, graphs, prune_dead, set_constant
 from onnxmerge.graph.placing import fits_inside, weight_bytes
-from onnxmerge.graph.tensors import one_line
+from onnxmerge.graph.tensors import is_external, one_line
 from onnxmerge.graph.validation import read
 
-__all__ = ["Model", "constant", "export", "from_proto", "is_quantised", "load", "prune_dead", "save", "serialise", "set_constant"]
+__all__ = [
+    "Model",
+    "constant",
+    "export",
+    "external_files",
+    "from_proto",
+    "is_quantised",
+    "load",
+    "prune_dead",
+    "save",
+    "serialise",
+    "set_constant",
+]
 
 
 def load(path: str | Path) -> Model:
     """The model of a file, its external weights left where they are. ModelError, one line, for anything else."""
     return from_proto(read(Path(path)), path)
+
+
+def external_files(model: Model) -> set[Path]:
+    """The files beside the model that hold weights of it."""
+    tensors = [tensor for graph in graphs(model.proto.graph) for tensor in graph.initializer]
+    tensors += [a.t for graph in graphs(model.proto.graph) for node in graph.node for a in node.attribute if a.HasField("t")]
+    locations = [
+        entry.value for tensor in tensors if is_external(tensor) for entry in tensor.external_data if entry.key == "location"
+    ]
+    return {model.folder / location for location in locations}
 
 
 def serialise(model: Model | ModelProto) -> bytes:

@@ -123,8 +123,8 @@ def slice_edit(flow: Flow, node: gs.Node, kept: Kept) -> Edit | None:
     """Slice: bounds count what is left before them."""
     found = kept.axis_mask(node.inputs[0])
     slices = slices_of(flow, node)
-    if found is None or isinstance(slices, str):
-        return None
+    if found is None or isinstance(slices, str) or found[0] not in [axis for axis, _ in slices]:
+        return None  # bounds along other axes may be computed, and stay as they are
     starts, ends = [], []
     for axis, part in slices:
         start, end = part.start, part.stop
@@ -150,8 +150,8 @@ def gather_edit(flow: Flow, node: gs.Node, kept: Kept) -> Edit | None:
     assert indices is not None
     flat = np.where(indices < 0, indices + len(found[1]), indices)
     staying = found[1][flat]
-    position = np.cumsum(found[1]) - 1
-    return Edit({1: position[flat[staying]].astype(indices.dtype)})
+    position = (np.cumsum(found[1]) - 1).astype(indices.dtype)
+    return Edit({1: position[flat] if staying.all() else position[flat[staying]]})
 
 
 def literal_extents(index: int, name: str) -> Any:
@@ -190,6 +190,8 @@ def pad_edit(flow: Flow, node: gs.Node, kept: Kept) -> Edit | None:
         return None
     place, half = places.index(axis), len(pads) // 2
     front, back = int(pads[place]), int(pads[half + place])
+    if (front, back) == (0, 0):
+        return None  # widths along other axes may be computed, and stay as they are
     changed = pads.copy()
     changed[place], changed[half + place] = mask[:front].sum(), mask[len(mask) - back :].sum()
     return Edit(attributes={"pads": changed.tolist()}) if "pads" in node.attrs else Edit({1: changed})

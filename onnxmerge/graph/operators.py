@@ -79,7 +79,8 @@ OPERATORS = _table(
     {"InstanceNormalization": Operator(channel.instance_normalization)},
     _rows("LayerNormalization RMSNormalization", Operator(axis.over_axes(axis.last_axes))),
     _rows("LRN GroupNormalization MeanVarianceNormalization", Operator(axis.over_axes(axis.channel_axis))),
-    _rows("LpNormalization Hardmax ArgMax ArgMin TopK", Operator(axis.over_axes(axis.axis_of(-1)))),
+    _rows("LpNormalization Hardmax TopK", Operator(axis.over_axes(axis.axis_of(-1)))),
+    _rows("ArgMax ArgMin", Operator(axis.over_axes(axis.axis_of(0)))),
     _rows("Softmax LogSoftmax", Operator(axis.over_axes(axis.from_axis))),
     {"CumSum": Operator(axis.over_axes(axis.axis_input))},
     # positions of a channel

@@ -181,6 +181,14 @@ class _Walk:
         tensor = next(tensor for tensor in node.inputs if self._carries(tensor))
         return self.flow.tensors[tensor.name].reshape(-1)
 
+    def _per_channel(self, node: gs.Node, value: np.ndarray) -> np.ndarray:
+        """(1,) or (channels,) float64: a constant of a join that varies along the channel axis only."""
+        ids = self.flow.tensors[next(tensor for tensor in node.inputs if self._carries(tensor)).name]
+        extents = (1,) * (ids.ndim - value.ndim) + value.shape
+        if any(extent > 1 and ids.shape[axis] == 1 for axis, extent in enumerate(extents[-ids.ndim :])) or value.ndim > ids.ndim:
+            raise _Refused(f"{label(node)}: {node.op} with a constant that is not one number per channel")
+        return value.astype(np.float64).reshape(-1)
+
     def _join(self, node: gs.Node, path: Path, carried: list[gs.Tensor], entering: Affine | None) -> Affine | None:
         others = [tensor for tensor in node.inputs if tensor.name and not self._carries(tensor)]
         constants = [value for tensor in others if (value := self.flow.constant(tensor)) is not None]
@@ -198,11 +206,11 @@ class _Walk:
             sign = -1.0 if node.op == "Sub" else 1.0
             if node.op == "Sub" and node.inputs[0] is not carried[0]:
                 raise _Refused(f"{label(node)}: Sub from a constant")
-            return self._affine(entering, node, np.ones(1), sign * constants[0].astype(np.float64).reshape(-1))
+            return self._affine(entering, node, np.ones(1), sign * self._per_channel(node, constants[0]))
         raise _Refused(f"{label(node)}: {node.op} with values that do not scale along")
 
     def _scaled(self, node: gs.Node, factor: np.ndarray, entering: Affine | None) -> Affine:
-        factor = factor.astype(np.float64).reshape(-1)
+        factor = self._per_channel(node, factor)
         return self._affine(entering, node, 1.0 / factor if node.op == "Div" else factor, np.zeros(1))
 
 

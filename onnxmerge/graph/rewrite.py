@@ -161,7 +161,9 @@ class _Writer:
             return
         old = self.flow.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
         scale = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
-        total = bias / scale if old is None else old.astype(np.float64) + bias / scale
+        total = bias if old is None else scale * old.astype(np.float64) + bias
+        if node.op == "Gemm":
+            node.attrs["beta"] = 1.0
         self.put(node, 2, total.astype(self._dtype(node)))
 
     def _dtype(self, node: gs.Node) -> np.dtype:

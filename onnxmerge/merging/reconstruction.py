@@ -23,6 +23,12 @@ Floats = NDArray[np.float64]
 RIDGE = 1e-3
 """Pull towards the prior, relative to the mean variance of the inputs."""
 
+FEW_SAMPLES = 10.0
+"""With fewer samples an unknown the ridge is chosen by cross-validation: near one the plain solution is at its worst."""
+
+RIDGES = 10.0 ** np.arange(7)
+"""What is tried then, as multiples of the ridge that was asked for."""
+
 MIXING_RIDGE = 1e-3
 """The same for the channel mixing, towards zero."""
 
@@ -149,10 +155,12 @@ def solve(moments: Moments, prior: ArrayLike, ridge: float = RIDGE, repair: floa
     """Weight (o, d), bias (o,) and how good they are: the weighted least squares of the module's head.
 
     moments: x are the kept (patch) inputs, y the outputs wanted, the reference's own bias included if it has one.
-    prior: (o, d), see `mixed_weight`. Constant inputs keep their prior weight; more unknowns than samples is no error.
+    prior: (o, d), see `mixed_weight`. Constant inputs keep their prior weight. With few samples an unknown, ridge is the least.
     """
     centred, start = moments.centred(), np.asarray(prior, np.float64)
     gradient = centred.xy - centred.xx @ start.T
+    if moments.count < FEW_SAMPLES * len(start.T):
+        ridge = _cross_validated(centred.xx, gradient, float(centred.residual(start).sum()), moments.count, ridge)
     weight = start + _solve_ridge(centred.xx, gradient, ridge).T
     scale = repair_scale(centred.variance_y, centred.explained(weight), repair)
     repaired = weight * scale[:, None]
@@ -207,6 +215,26 @@ def aim(
 def fits_in_memory(unknowns: int) -> bool:
     """Whether the patch system of so many inputs is solved; otherwise channel mixing stays."""
     return unknowns <= LARGEST_SYSTEM
+
+
+def _cross_validated(matrix: Floats, right: Floats, start: float, count: float, least: float) -> float:
+    """The ridge from `least` on with the lowest error by generalised cross-validation (Golub, Heath, Wahba 1979).
+
+    That is residual / (1 - freedom / count)^2, freedom = trace(A (A + ridge)^-1) + 1; start: the residual without any step.
+    """
+    mean = float(np.diag(matrix).mean())
+    live = np.flatnonzero(np.diag(matrix) > DEAD * mean) if mean > 0.0 else np.zeros(0, np.int64)
+    inner, gradient = matrix[np.ix_(live, live)], right[live]
+    errors: list[float] = []
+    for ridge in least * RIDGES if len(live) and least > 0.0 else ():
+        inverse = np.linalg.inv(inner + ridge * mean * np.eye(len(live)))
+        step = inverse @ gradient
+        residual = max(start - float(np.sum(step * (2.0 * gradient - inner @ step))), 0.0)
+        left = 1.0 - (len(live) - ridge * mean * float(np.trace(inverse)) + 1.0) / count
+        errors.append(residual / left**2 if left > 0.0 else np.inf)
+        if len(errors) > 2 and errors[-3] < errors[-2] < errors[-1]:
+            break
+    return least * float(RIDGES[int(np.argmin(errors))]) if errors else least
 
 
 def _share(centred: Centred, weight: Floats) -> float:

@@ -152,13 +152,19 @@ def elimination_of(statistics: Statistics, group: ChannelGroup, sensitivity: Sen
 
 
 def _covariance(statistics: Statistics, group: ChannelGroup, link: Link) -> np.ndarray:
-    """(n, n) of the units as a consumer reads them; zero for those it does not read, and between groups of a convolution."""
-    reader = statistics.readers[link.key]
+    """(n, n) of the units as a consumer reads them, averaged over the places where one stands several times.
+
+    Zero for those it does not read, and between groups of a convolution.
+    """
+    reader, total = statistics.readers[link.key], np.zeros((group.size, group.size))
+    channels = np.where(link.places < 0, -1, reader.channel_of[link.places])
+    columns, counts = np.unique(channels.T, axis=0, return_counts=True)
+    for channel, count in zip(columns, counts, strict=True):
+        covariance = statistics.moments[link.key].xx[np.ix_(channel, channel)]
+        total += np.where((channel[:, None] >= 0) & (channel >= 0), covariance, 0.0) * (count / counts.sum())
     places = link.places.max(1)
-    channel = np.where(places < 0, 0, reader.channel_of[places])
-    covariance = statistics.moments[link.key].xx[np.ix_(channel, channel)]
     block = np.where(places < 0, -1 - np.arange(group.size), places // reader.weight.shape[2])
-    return np.where((block[:, None] == block) & (places >= 0), covariance, 0.0)
+    return np.where((block[:, None] == block) & (places >= 0), total, 0.0)
 
 
 def _columns(group: ChannelGroup, link: Link, reader: Reader) -> np.ndarray:

@@ -106,7 +106,7 @@ def _normalisations(engine: Engine) -> dict[int, np.ndarray]:
     for node in engine.channels.flow.model.graph.nodes:
         if node.op == "BatchNormalization" and node.domain in (None, "", "ai.onnx"):
             variance = engine.channels.flow.constant(node.inputs[4])
-            if variance is not None:
+            if variance is not None and variance.ndim == 1:
                 found[engine.positions[node.outputs[0].name]] = variance
     return found
 

@@ -194,6 +194,7 @@ def _install(walk: Walk, reader: Reader, new: Replacement, old_bias: np.ndarray)
     weight_name, bias_name, raw = (f"{reader.key}//{part}" for part in ("weight", "bias", "raw"))
     constants = {weight_name: new.weight}
     node.input[reader.weighted.weight] = weight_name
+    node.output[0] = reader.key
     nodes = [node]
     bias = old_bias + (0.0 if new.bias is None else new.bias)
     if node.op_type == "MatMul":
@@ -202,8 +203,10 @@ def _install(walk: Walk, reader: Reader, new: Replacement, old_bias: np.ndarray)
         nodes.append(helper.make_node("Add", [raw, bias_name], [node.output[0]]))
         node.output[0] = raw
     else:
-        beta = float(reader.weighted.node.attrs.get("beta", 1.0)) if node.op_type == "Gemm" else 1.0
-        constants[bias_name] = (bias / beta).astype(new.weight.dtype)
+        constants[bias_name] = bias.astype(new.weight.dtype)
+        others = [attribute for attribute in node.attribute if attribute.name != "beta"]
+        del node.attribute[:]
+        node.attribute.extend(others)
         del node.input[2:]
         node.input.append(bias_name)
     walk.replace(reader.at, nodes, constants)

@@ -15,6 +15,7 @@ from onnxmerge.runtime.sessions import Feeds, Model, Session, TensorSpec, one_li
 
 EXTENTS = (32, 64, 224, 16, 8, 128, 256, 1, 512, 4096, 16000)
 VALUE_LIMIT = 64
+SKEW = 32  # height and width apart, so that a computed shape cannot take one for the other
 
 
 @dataclass(frozen=True)
@@ -61,19 +62,20 @@ def observe_twice(
     raise ModelError(f"no input size tried makes it run (axes other than the first: {EXTENTS}): {reason}")
 
 
-def tiny_feeds(inputs: Sequence[TensorSpec], batch: int, extent: int, seed: int = 0) -> dict[str, np.ndarray]:
+def tiny_feeds(inputs: Sequence[TensorSpec], batch: int, extent: int, seed: int = 0, skew: int = 0) -> dict[str, np.ndarray]:
     """Random inputs: floats N(0, 1), integers 0 or 1 (safe as indices of embeddings), booleans at random, strings "a".
 
-    Dynamic axes: the first is batch, the others extent; a name has one size everywhere; "a + b" is the sum of its terms.
+    Dynamic axes: the first is batch, the others extent, each further one larger by skew; a name has one size everywhere;
+    "a + b" is the sum of its terms.
     Raises InputError for an input that is not a tensor.
     """
     generator = np.random.default_rng(seed)
-    sizes = _symbol_sizes(inputs, batch, extent)
+    sizes = _symbol_sizes(inputs, batch, extent, skew)
     feeds = {}
     for spec in inputs:
         if not spec.is_tensor:
             raise InputError(f"input {spec.name!r} is {spec.type}: only tensors can be fed")
-        shape = [_size(dim, axis, sizes, batch, extent) for axis, dim in enumerate(spec.dims)]
+        shape = [_size(dim, axis, sizes, batch, extent + skew * max(0, axis - 2)) for axis, dim in enumerate(spec.dims)]
         feeds[spec.name] = random_values(generator, shape, spec.dtype)
     return feeds
 
@@ -89,14 +91,16 @@ def _second(traced: Session, batch: int, extent: int, seed: int) -> Observations
     batches, extents = dynamic_axes(traced.inputs)
     others = [extent + 32, extent // 2, 2 * extent] if extents else []
     other_batch = 3 - batch
-    sizes = [(other_batch, other) for other in others] if batches else []
-    sizes += [(other_batch, extent)] if batches else []
-    sizes += [(batch, other) for other in others]
-    for size in sizes:
-        if size[1] < 1:
+    sizes = [(other_batch, other, SKEW) for other in others] if batches else []
+    sizes += [(batch, other, SKEW) for other in others]
+    sizes += [(other_batch, other, 0) for other in others] if batches else []
+    sizes += [(other_batch, extent, 0)] if batches else []
+    sizes += [(batch, other, 0) for other in others]
+    for number, other, skew in sizes:
+        if other < 1:
             continue
         try:
-            return _observe(traced, tiny_feeds(traced.inputs, *size, seed))
+            return _observe(traced, tiny_feeds(traced.inputs, number, other, seed, skew))
         except ModelError:
             continue
     return None
@@ -166,14 +170,15 @@ def _read(model: Model, label: str) -> onnx.ModelProto:
         raise ModelError(f"{label} cannot be read: {one_line(error)}") from error
 
 
-def _symbol_sizes(inputs: Sequence[TensorSpec], batch: int, extent: int) -> dict[str, int]:
+def _symbol_sizes(inputs: Sequence[TensorSpec], batch: int, extent: int, skew: int) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for spec in inputs:
         sizes.update({dim: batch for dim in spec.dims[:1] if isinstance(dim, str)})
+    named = len(sizes)
     for spec in inputs:
         for dim in spec.dims[1:]:
             if isinstance(dim, str):
-                sizes.setdefault(dim, extent)
+                sizes.setdefault(dim, extent + skew * (len(sizes) - named))
     return sizes
 
 

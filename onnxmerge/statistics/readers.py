@@ -89,18 +89,15 @@ def _contracted(weighted: Weighted, rank: int) -> int:
 
 
 def _columns(ids: np.ndarray) -> np.ndarray:
-    """(channels, t) places with the same id; each place for itself where the ids do not stand equally often.
+    """(channels, t) places with the same id; t: what the numbers of places that ids have are all divisible by.
 
-    So too in grouped convolutions, where an id may stand in several groups.
+    A channel that has more than t places counts as several. In grouped convolutions each place counts for itself, since an id
+    may stand in several groups.
     """
     grouped, ids = len(ids) > 1, ids.reshape(-1)
-    alone = np.arange(len(ids))[:, None]
-    if grouped or (ids == 0).any():
-        return alone
-    _, counts = np.unique(ids, return_counts=True)
-    if len(set(counts.tolist())) > 1 or counts[0] == 1:
-        return alone
-    order = np.argsort(ids, kind="stable").reshape(-1, int(counts[0]))
+    places = 1 if grouped else int(np.gcd.reduce(np.unique(ids, return_counts=True)[1]))
+    order = np.argsort(ids, kind="stable") if places > 1 else np.arange(len(ids))
+    order = order.reshape(-1, places)
     return order[np.argsort(order[:, 0])]
 
 
