@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,7 +23,7 @@ from onnxmerge.report.wording import printable
 from onnxmerge.results import as_json
 
 FILE = click.Path(path_type=Path)
-DONE, NOT_VERIFIED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, NOT_VERIFIED, BAD_USAGE, OWN_BUG, INTERRUPTED = 0, 1, 2, 70, 130
 
 
 class _Numbers(click.ParamType):
@@ -186,6 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(NOT_VERIFIED, f"verification failed: {error}")
     except OnnxMergeError as error:
         _fail(BAD_USAGE, str(error))
+    except Exception:  # a bug of ours: told whole, with a code that means neither bad input nor a failed check
+        traceback.print_exc()
+        sys.exit(OWN_BUG)
 
 
 def _fail(code: int, message: str) -> NoReturn:

@@ -31,6 +31,7 @@ from onnxmerge.understanding import Understanding, understand
 
 SOLVE_INPUTS, POOL_SHARE = 384, 5  # synthetic inputs, out of a pool so many times larger
 DENSE_INPUTS, DENSE_POOL_SHARE = 2048, 2  # a dense network gives one sample an input, and costs little
+STAGES = {"inputs": (0.0, 0.1), "statistics": (0.1, 0.25), "reconstruction": (0.25, 0.85), "checking": (0.85, 1.0)}
 SMALLEST_SPLIT = 16
 HELD_BACK, HELD_BACK_SHARE = 128, 0.1
 DOUBTFUL_FIDELITY = 0.5
@@ -63,11 +64,13 @@ def compress(
     if not understood.channels.groups:
         raise ModelError(_nothing_to_remove(source, understood))
     _check_not_needed(target, understood, options)
-    tell = progress or _silent
+    tell = _overall(progress) if progress is not None else _silent
+    tell("inputs", 0.0)
     solving, checking = _inputs(source, understood, options)
     plan = decide(understood, options, solving, tell)
     candidate = candidate_of(source, understood, plan)
     chosen = candidate if options.method != "auto" else _no_worse_than_pruned(source, candidate, solving, options)
+    tell("checking", 0.0)
     proof = prove(source, chosen.content, checking, options) if options.verify else None
     save(chosen.model, target)
     return Compression(
@@ -155,6 +158,16 @@ def _inputs(source: Path, understood: Understanding, options: Options) -> tuple[
 
 def _silent(stage: str, share: float) -> None:
     """No progress is wanted."""
+
+
+def _overall(progress: Callable[[str, float], None]) -> Callable[[str, float], None]:
+    """Shares of stages as shares of the whole, so that the time left can be told."""
+
+    def tell(stage: str, share: float) -> None:
+        start, end = STAGES[stage]
+        progress(stage, start + (end - start) * share)
+
+    return tell
 
 
 def _check_target(target: Path) -> None:

@@ -263,13 +263,15 @@ def test_cuda_that_is_not_there(run, smaller):
     assert "--provider cpu" in err
 
 
-def test_bug_of_ours_keeps_its_traceback(monkeypatch):
+def test_bug_of_ours_keeps_its_traceback(run, monkeypatch):
     def broken(_):
         raise ZeroDivisionError
 
     monkeypatch.setattr(cli, "inspect", broken)
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["inspect", str(MLP)])
+    code, out, err = run("inspect", MLP)
+    assert (code, out) == (70, "")
+    assert "Traceback" in err
+    assert "ZeroDivisionError" in err
 
 
 def test_message_of_several_lines_becomes_one(run, monkeypatch):

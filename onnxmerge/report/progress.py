@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Report = Callable[[str, float], None]  # name of the stage, share of it that is done
 PATIENCE_SECONDS = 2.0
@@ -24,8 +24,15 @@ def progress_bar(console: Console | None = None) -> Iterator[Report]:
     if not console.is_terminal:
         yield lambda stage, share: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
-    bar = Progress(*columns, console=console, transient=True, auto_refresh=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
+    )
+    bar = Progress(*columns, console=console, transient=True, auto_refresh=False, speed_estimate_period=3600.0)
     with _patient(bar) as show:
         yield show
 
