@@ -25,6 +25,7 @@ from onnxmerge.results import Compression, Fidelity, Inspection, Size
 from onnxmerge.runtime.providers import resolve_provider
 from onnxmerge.runtime.sessions import open_session
 from onnxmerge.statistics.balance import balanced
+from onnxmerge.statistics.hints import hints_of
 from onnxmerge.statistics.inputs import Inputs
 from onnxmerge.statistics.shaped import dense_first_layer, with_shaped_noise
 from onnxmerge.understanding import Understanding, understand
@@ -136,14 +137,15 @@ def _inputs(source: Path, understood: Understanding, options: Options) -> tuple[
     provider = resolve_provider(options.provider)
     session = open_session(source, provider, optimise=True, threads=options.threads, label=str(source))
     if options.calibration is None:
-        check = inputs_for(session, understood.shapes, replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS)
+        hints = hints_of(understood.channels)
+        check = inputs_for(session, understood.shapes, replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS, hints)
         if options.method in BY_WEIGHTS:
             return check, check
         dense = dense_first_layer(understood.channels)
         wanted = SOLVE_INPUTS if dense is None else DENSE_INPUTS
         share = POOL_SHARE if dense is None else DENSE_POOL_SHARE
         samples = None if options.samples is None else share * options.samples
-        pool = inputs_for(session, understood.shapes, replace(options, samples=samples), share * wanted)
+        pool = inputs_for(session, understood.shapes, replace(options, samples=samples), share * wanted, hints)
         wanted = options.samples or min(wanted, pool.count // 2)
         if dense is not None:
             pool = with_shaped_noise(pool, *dense, options.seed)

@@ -16,6 +16,7 @@ from onnxmerge.runtime.latency import compare_latency
 from onnxmerge.runtime.providers import Provider, resolve_provider
 from onnxmerge.runtime.sessions import Session, open_session
 from onnxmerge.runtime.shapes import observe_twice
+from onnxmerge.statistics.hints import Hints, spread
 from onnxmerge.statistics.inputs import ImageRange, Inputs, calibration_inputs, synthetic_inputs
 
 CHECK_INPUTS = 256
@@ -36,8 +37,11 @@ class Proof:
     warnings: tuple[str, ...]
 
 
-def inputs_for(session: Session, shapes: Shapes, options: Options, count: int = CHECK_INPUTS) -> Inputs:
-    """Calibration inputs where the user gave some, synthetic ones elsewhere."""
+def inputs_for(
+    session: Session, shapes: Shapes, options: Options, count: int = CHECK_INPUTS, hints: Hints | None = None
+) -> Inputs:
+    """Calibration inputs where the user gave some, synthetic ones elsewhere; hints: what the graph says of its inputs."""
+    hints = hints or Hints()
     image_range = _image_range(options)
     if options.calibration is not None:
         given = calibration_inputs(options.calibration, session.inputs, shapes, image_range)
@@ -45,7 +49,8 @@ def inputs_for(session: Session, shapes: Shapes, options: Options, count: int = 
             return given
         return given.chosen(np.linspace(0, given.count - 1, options.samples).astype(np.int64), "evenly chosen")
     count = options.samples or min(count, _affordable(shapes, session))
-    return synthetic_inputs(session.inputs, shapes, count, options.seed, image_range)
+    made = synthetic_inputs(session.inputs, shapes, count, options.seed, image_range, hints.limits)
+    return made if image_range is not None else spread(made, hints)
 
 
 def _image_range(options: Options) -> ImageRange | None:

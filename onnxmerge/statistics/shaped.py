@@ -10,15 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxmerge.graph.channels import Channels
 from onnxmerge.graph.weights import canonical, weight_of
+from onnxmerge.statistics.hints import origin
 from onnxmerge.statistics.inputs import Inputs
 from onnxmerge.statistics.slots import Indices
 
 AMPLITUDE = 0.5  # root mean square of the noise, as a share of the other inputs' standard deviation
-SHAPE_ONLY = ("Reshape", "Flatten", "Squeeze", "Identity", "Cast", "Dropout")
 
 
 def dense_first_layer(channels: Channels) -> tuple[str, np.ndarray] | None:
@@ -26,7 +25,7 @@ def dense_first_layer(channels: Channels) -> tuple[str, np.ndarray] | None:
     for weighted in channels.flow.weighted:
         if weighted.layout not in ("rows", "columns") or weighted.in_ids.any():
             continue
-        source = _origin(weighted.node.inputs[1 - weighted.weight if weighted.node.op == "MatMul" else 0])
+        source = origin(weighted.node.inputs[1 - weighted.weight if weighted.node.op == "MatMul" else 0])
         shape = channels.flow.shape(source)
         weight = canonical(weighted, weight_of(channels.flow, weighted))[0, :, :, 0]
         is_input = any(source is tensor for tensor in channels.flow.model.graph.inputs)
@@ -34,12 +33,6 @@ def dense_first_layer(channels: Channels) -> tuple[str, np.ndarray] | None:
         if is_input and is_float and shape is not None and int(np.prod(shape[1:])) == weight.shape[1]:
             return str(source.name), weight.astype(np.float64)
     return None
-
-
-def _origin(tensor: gs.Tensor) -> gs.Tensor:
-    while isinstance(tensor, gs.Variable) and len(tensor.inputs) == 1 and tensor.inputs[0].op in SHAPE_ONLY:
-        tensor = tensor.inputs[0].inputs[0]
-    return tensor
 
 
 def with_shaped_noise(inputs: Inputs, name: str, weight: np.ndarray, seed: int) -> Inputs:

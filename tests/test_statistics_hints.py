@@ -1,0 +1,61 @@
+"""What a graph says of its inputs."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import parser
+
+from onnxmerge import Options, compress
+from onnxmerge.proof import inputs_for
+from onnxmerge.runtime.sessions import open_session
+from onnxmerge.statistics.hints import hints_of
+from onnxmerge.understanding import understand
+
+EMBEDDING = """<ir_version: 8, opset_import: ["" : 17]>
+g (int64[N,5] ids) => (float[N,4] y)
+<float[37,12] table, float[12,16] a, float[16,4] b>
+{ e = Gather(table, ids)  m = ReduceMean<axes=[1], keepdims=0>(e)  h = MatMul(m, a)  r = Relu(h)  y = MatMul(r, b) }"""
+NORMALISED = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,3,16,16] x) => (float[N,4,14,14] y)
+<float[3] one, float[3] zero, float[3] mean, float[3] variance, float[8,3,1,1] a, float[4,8,3,3] b>
+{ n = BatchNormalization(x, one, zero, mean, variance)  c = Conv(n, a)  r = Relu(c)  y = Conv(r, b) }"""
+
+
+def written(text: str, folder: Path, **values: list[float]) -> Path:
+    """The model with random weights, or the values given."""
+    model, rng = parser.parse_model(text), np.random.default_rng(0)
+    for info in model.graph.value_info:
+        shape = tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim)
+        value = np.array(values.get(info.name, rng.normal(size=shape)), np.float32).reshape(shape)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, info.name))
+    del model.graph.value_info[:]
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_ids_range_over_the_whole_embedding(tmp_path):
+    path = written(EMBEDDING, tmp_path)
+    understood = understand(path)
+    hints = hints_of(understood.channels)
+    assert hints.limits == {"ids": 37}
+    inputs = inputs_for(open_session(path, optimise=False), understood.shapes, Options(), 256, hints)
+    ids = np.concatenate([feeds["ids"] for feeds in inputs.batches(64)])
+    assert (ids.min(), ids.max()) == (0, 36)
+    assert compress(path, tmp_path / "small.onnx", Options(ratio=0.25, bench=False)).groups
+
+
+def test_images_are_what_a_first_normalisation_expects(tmp_path):
+    mean, deviation = [120.0, 100.0, 90.0], [60.0, 50.0, 40.0]
+    variance = [value**2 for value in deviation]
+    path = written(NORMALISED, tmp_path, mean=mean, variance=variance, one=[1, 1, 1], zero=[0, 0, 0])
+    understood = understand(path)
+    inputs = inputs_for(open_session(path, optimise=False), understood.shapes, Options(), 200, hints_of(understood.channels))
+    images = np.concatenate([feeds["x"] for feeds in inputs.batches(50)])
+    np.testing.assert_allclose(images.mean((0, 2, 3)), mean, rtol=0.1)
+    np.testing.assert_allclose(images.std((0, 2, 3)), deviation, rtol=0.1)
+    given = inputs_for(
+        open_session(path, optimise=False), understood.shapes, Options(mean=(0.0,)), 8, hints_of(understood.channels)
+    )
+    assert next(iter(given.batches(8)))["x"].max() <= 1.0
