@@ -1,4 +1,4 @@
-"""Models whose sizes are computed by the graph, and others that once came out wrong: all sizes, not only those of the tiny run."""
+"""Models whose sizes the graph computes, and others that once came out wrong: every size, not only that of the tiny run."""
 
 from pathlib import Path
 
