@@ -1,12 +1,15 @@
 """Sums of products over samples, computed inside ONNX Runtime: only d x d matrices come back.
 
+On the CPU provider the samples come back instead, and numpy multiplies: 1.3 to 1.9 times as fast, since BLAS knows that x^T x
+is symmetric (benchmarks/reconstruction_cost.py).
+
 A consumer is looked at as a linear map of samples: y (samples, out) = x (samples, d) W^T + b. For a convolution a sample is one
 output position and x its patch, laid out (position in the kernel, channel); elsewhere it is one row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +17,11 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from onnxmerge.runtime.providers import Provider
+from onnxmerge.runtime.providers import CPU, Provider
 from onnxmerge.runtime.sessions import Session, open_session
 
 OPSET = 17
+MULTIPLIED_BY_NUMPY = (CPU.name,)
 SAMPLES_PER_UNKNOWN = 64
 FEWEST_SAMPLES = 1 << 15
 
@@ -121,6 +125,35 @@ def sums_of(net: Network, x: str, y: str | None, *, inputs_too: bool = True) -> 
         squares = net.op("Mul", y, y)
         found |= {"sum_y": net.op("ReduceSum", y, axis, keepdims=0), "xy": net.op("MatMul", turned, y)}
         found |= {"yy": net.op("ReduceSum", squares, axis, keepdims=0)}
+    return found
+
+
+def summing(
+    net: Network,
+    inputs: Mapping[str, np.ndarray],
+    samples: tuple[str, str | None],
+    provider: Provider,
+    threads: int | None,
+    *,
+    inputs_too: bool = True,
+) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """feeds -> the sums of `sums_of` for the samples x and y of a network, and "shape", that of x (g, s, d)."""
+    x, y = samples
+    if provider.name in MULTIPLIED_BY_NUMPY:
+        session = net.session(inputs, {"x": x} | ({} if y is None else {"y": y}), provider, threads)
+        return lambda feeds: _products(session.run(feeds), inputs_too)
+    outputs = sums_of(net, x, y, inputs_too=inputs_too) | {"shape": net.op("Shape", x)}
+    return net.session(inputs, outputs, provider, threads).run
+
+
+def _products(samples: Mapping[str, np.ndarray], inputs_too: bool) -> dict[str, np.ndarray]:
+    """The same by numpy, float32."""
+    x, y = samples["x"], samples.get("y")
+    found = {"shape": np.array(x.shape), "sum_x": x.sum(1)}
+    if inputs_too:
+        found["xx"] = np.stack([part.T @ part for part in x])
+    if y is not None:
+        found |= {"sum_y": y.sum(1), "xy": x.swapaxes(1, 2) @ y, "yy": np.einsum("gso,gso->go", y, y)}
     return found
 
 

@@ -11,7 +11,7 @@ from onnxmerge.graph.flow import Flow, Weighted
 from onnxmerge.graph.weights import canonical, kernel_of, weight_of
 from onnxmerge.merging.reconstruction import Centred, Moments
 from onnxmerge.runtime.providers import Provider
-from onnxmerge.statistics.gram import Network, outputs_of, patches_of, rows_of, sums_of, thinning, window_of
+from onnxmerge.statistics.gram import Network, outputs_of, patches_of, rows_of, summing, thinning, window_of
 from onnxmerge.statistics.walk import Walk
 
 BATCH_BYTES = 1 << 28  # of patches at a time
@@ -113,11 +113,11 @@ def channel_moments(walk: Walk, reader: Reader, provider: Provider, threads: int
         ordered = net.op("Gather", rows, net.constant(reader.columns.reshape(-1)), axis=2)
         split = net.op("Reshape", ordered, net.constant([-1, count, places]))
         rows = net.op("Reshape", net.op("Transpose", split, perm=[0, 2, 1]), net.constant([1, -1, count]))
-    session = net.session({"x": example, "middle": middle}, sums_of(net, rows, None), provider, threads)
+    sums = summing(net, {"x": example, "middle": middle}, (rows, None), provider, threads)
     total = None
     for number in range(walk.count):
         x = walk.tensor(number, reader.source)
-        values = session.run({"x": np.asarray(x), "middle": middle})
+        values = sums({"x": np.asarray(x), "middle": middle})
         part = _moments(values, 0, x.size // reader.columns.size * places)
         total = part if total is None else total + part
     assert total is not None
@@ -152,14 +152,13 @@ def solve_moments(
     x, y = _samples(net, reader, kept, example, first, sum(len(compressed.tensor(n, reader.source)) for n in _all(compressed)))
     middles = _middles(reader, kept, example, first)
     x, y = net.op("Sub", x, "middle_x"), net.op("Sub", y, "middle_y")
-    outputs = sums_of(net, x, y, inputs_too=known is None) | {"shape": net.op("Shape", x)}
-    session = net.session({"x": example, "y": first, **middles}, outputs, provider, threads)
+    sums = summing(net, {"x": example, "y": first, **middles}, (x, y), provider, threads, inputs_too=known is None)
     totals: list[Moments] = []
     unknowns = int(kept.sum()) * reader.weight.shape[3]
     for number in _all(compressed):
         value = first if number == 0 else targets(number)
         for x_part, y_part in _parts(np.asarray(compressed.tensor(number, reader.source)), value, unknowns):
-            values = session.run({"x": x_part, "y": y_part, **middles})
+            values = sums({"x": x_part, "y": y_part, **middles})
             parts = [_moments(values, g, int(values["shape"][1])) for g in range(len(kept))]
             totals = parts if not totals else [a + b for a, b in zip(totals, parts, strict=True)]
     shifts = zip(middles["middle_x"][:, 0], middles["middle_y"][:, 0], strict=True)
