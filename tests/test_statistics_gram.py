@@ -253,8 +253,15 @@ def places(standing: Standing, kept: np.ndarray, group: int) -> np.ndarray:
     return (np.arange(positions)[:, None] * inside + np.flatnonzero(kept[group])).reshape(-1)
 
 
+@pytest.fixture(params=[True, False], ids=["by-numpy", "in-onnxruntime"])
+def by_numpy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two ways of multiplying: numpy's on the CPU provider, ONNX Runtime's elsewhere."""
+    if not request.param:
+        monkeypatch.setattr(gram_module, "MULTIPLIED_BY_NUMPY", ())
+
+
 @pytest.mark.parametrize(("name", "consumer"), READERS)
-def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consumer: str, tmp_path: Path) -> None:
+def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consumer: str, by_numpy: None, tmp_path: Path) -> None:
     at = standing(name, consumer, tmp_path)
     weight = np.moveaxis(at.reader.weight, 2, 3).reshape(at.reader.groups, at.reader.weight.shape[1], -1)
     alpha = 0.5 if "alpha" in name else 1.0
@@ -269,7 +276,7 @@ def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consume
 
 
 @pytest.mark.parametrize(("name", "consumer"), READERS)
-def test_channel_moments_pool_all_places_of_a_channel(name: str, consumer: str, tmp_path: Path) -> None:
+def test_channel_moments_pool_all_places_of_a_channel(name: str, consumer: str, by_numpy: None, tmp_path: Path) -> None:
     at = standing(name, consumer, tmp_path)
     found = channel_moments(at.walk, at.reader, CPU, None)
     source = [np.asarray(at.walk.tensor(number, at.reader.source), np.float64) for number in range(at.walk.count)]

@@ -151,15 +151,18 @@ def mixing(covariance: ArrayLike, mean: ArrayLike, kept: ArrayLike, ridge: float
     return mixed, centre - mixed @ centre[chosen]
 
 
-def solve(moments: Moments, prior: ArrayLike, ridge: float = RIDGE, repair: float = REPAIR) -> tuple[Floats, Floats, Outcome]:
+def solve(
+    moments: Moments, prior: ArrayLike, ridge: float = RIDGE, repair: float = REPAIR, independent: bool = True
+) -> tuple[Floats, Floats, Outcome]:
     """Weight (o, d), bias (o,) and how good they are: the weighted least squares of the module's head.
 
     moments: x are the kept (patch) inputs, y the outputs wanted, the reference's own bias included if it has one.
     prior: (o, d), see `mixed_weight`. Constant inputs keep their prior weight. With few samples an unknown, ridge is the least.
+    independent: False where samples overlap (patches of an image), which cross-validation would take for more than they are.
     """
     centred, start = moments.centred(), np.asarray(prior, np.float64)
     gradient = centred.xy - centred.xx @ start.T
-    if moments.count < FEW_SAMPLES * len(start.T):
+    if independent and moments.count < FEW_SAMPLES * len(start.T):
         ridge = _cross_validated(centred.xx, gradient, float(centred.residual(start).sum()), moments.count, ridge)
     weight = start + _solve_ridge(centred.xx, gradient, ridge).T
     scale = repair_scale(centred.variance_y, centred.explained(weight), repair)

@@ -199,6 +199,15 @@ def weigh(weights: ArrayLike, scale: ArrayLike | None = None, metric: ArrayLike 
     if scale is not None:
         rows = rows * np.asarray(scale, np.float64).reshape(-1, *[1] * (rows.ndim - 1))
     if metric is not None:
-        values, vectors = np.linalg.eigh(np.asarray(metric, np.float64))
-        rows = np.tensordot((vectors * np.sqrt(np.maximum(values, 0.0))).T, rows, 1)
+        rows = np.tensordot(_root(np.asarray(metric, np.float64)), rows, 1)
     return np.moveaxis(rows, 1, -1).reshape(-1, rows.shape[1])
+
+
+def _root(metric: Floats) -> Floats:
+    """S with S^T S = metric (o, o), which is positive semi-definite up to rounding."""
+    rounding = 1e-12 * max(float(np.trace(metric)), np.finfo(float).tiny)
+    try:
+        return np.asarray(np.linalg.cholesky(metric + rounding * np.eye(len(metric))).T, np.float64)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(metric)
+        return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))).T, np.float64)

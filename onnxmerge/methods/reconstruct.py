@@ -109,18 +109,22 @@ def expected_error(statistics: Statistics, group: ChannelGroup, decision: Decisi
     Z is the scaling matrix of merge, the least squares over channels for reconstruct, and keeps alone for prune.
     """
     kept, shares = decision.removal.kept, []
+    gone = np.setdiff1d(np.arange(group.size), kept)
     for link in group.consumers:
         covariance = _covariance(statistics, group, link)
         columns = _columns(group, link, statistics.readers[link.key])
         flat = np.moveaxis(columns, 1, 2).reshape(-1, group.size)
         reading = flat.T @ flat
-        scaling = decision.scaling if decision.scaling is not None else np.eye(group.size)[:, kept]
+        left = covariance[np.ix_(gone, gone)]
+        scaling = decision.scaling
         if decision.removal.method == "reconstruct":
             scaling = mixing(covariance, np.zeros(group.size), kept)[0]
-        lost = np.eye(group.size)
-        lost[:, kept] -= scaling
+        if scaling is not None:
+            made = scaling[gone]
+            crossed = made @ covariance[np.ix_(kept, gone)]
+            left = left - crossed - crossed.T + made @ covariance[np.ix_(kept, kept)] @ made.T
         total = max(float(np.sum(reading * covariance)), np.finfo(float).tiny)
-        shares.append(float(np.sum((lost.T @ reading @ lost) * covariance)) / total)
+        shares.append(float(np.sum(reading[np.ix_(gone, gone)] * left)) / total)
     return float(np.mean(shares)) if shares else 0.0
 
 

@@ -134,8 +134,9 @@ class _Consumer:
         """For each group of the consumer (out, kept, positions), and the bias (out,) of all."""
         _, out, _, positions = self.reader.weight.shape
         weights, biases = [], []
+        rows = self.reader.weighted.layout != "conv"
         for part, prior in zip(moments, priors, strict=True):
-            solved, bias, _ = solve(part, prior.transpose(0, 2, 1).reshape(out, -1), ridge, self.engine.repair)
+            solved, bias, _ = solve(part, prior.transpose(0, 2, 1).reshape(out, -1), ridge, self.engine.repair, rows)
             weights.append(solved.reshape(out, positions, -1).transpose(0, 2, 1))
             biases.append(bias)
         return weights, np.concatenate(biases)

@@ -140,7 +140,7 @@ def summing(
     """feeds -> the sums of `sums_of` for the samples x and y of a network, and "shape", that of x (g, s, d)."""
     x, y = samples
     if provider.name in MULTIPLIED_BY_NUMPY:
-        session = net.session(inputs, {"x": x} | ({} if y is None else {"y": y}), provider, threads)
+        session = net.session(inputs, {"inputs": x} | ({} if y is None else {"outputs": y}), provider, threads)
         return lambda feeds: _products(session.run(feeds), inputs_too)
     outputs = sums_of(net, x, y, inputs_too=inputs_too) | {"shape": net.op("Shape", x)}
     return net.session(inputs, outputs, provider, threads).run
@@ -148,7 +148,7 @@ def summing(
 
 def _products(samples: Mapping[str, np.ndarray], inputs_too: bool) -> dict[str, np.ndarray]:
     """The same by numpy, float32."""
-    x, y = samples["x"], samples.get("y")
+    x, y = samples["inputs"], samples.get("outputs")
     found = {"shape": np.array(x.shape), "sum_x": x.sum(1)}
     if inputs_too:
         found["xx"] = np.stack([part.T @ part for part in x])
