@@ -15,7 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +27,8 @@ from onnx import helper, numpy_helper
 from onnxmerge import Options, compress
 from onnxmerge.runtime.providers import CPU
 from onnxmerge.runtime.sessions import default_threads
-from onnxmerge.statistics.gram import Network, outputs_of, patches_of, sums_of, window_of
+from onnxmerge.statistics import gram
+from onnxmerge.statistics.gram import Network, outputs_of, patches_of, summing, window_of
 
 GROWTH_ALLOWED = 1.5  # seconds a layer, deepest against shallowest
 MEMORY_ALLOWED_MIB = 1536  # more memory for sixteen times the inputs: the budget of what is held, and some
@@ -159,22 +163,29 @@ def memory(full: bool) -> bool:
 
 
 def both_ways() -> None:
-    """Seconds for the moments of one layer inside ONNX Runtime, and by numpy on the same cores."""
-    print("layer                          in ONNX Runtime   numpy   ratio")
+    """Seconds for the moments of one layer: products inside ONNX Runtime, products by numpy, and all of it by numpy."""
+    print("layer                          ONNX Runtime   its patches, numpy's products   numpy alone")
     for name, (channels, extent, count) in LAYERS.items():
         x = np.random.default_rng(0).standard_normal((count, channels, extent, extent), np.float32)
+        feeds = {"x": x, "y": x}
         window = window_of({"pads": [1] * 4}, x.shape, (3, 3), x.shape)
-        net = Network()
-        patches = patches_of(net, "x", window, 1, channels, (1, 1))
-        sums = sums_of(net, patches, outputs_of(net, "y", window, 1, channels, (1, 1)))
-        session = net.session({"x": x, "y": x}, sums, CPU, None)
-        inside, found = best_of(lambda session=session, x=x: session.run({"x": x, "y": x}))
-        outside, expected = best_of(lambda x=x: numpy_sums(x, x))
-        np.testing.assert_allclose(found["xx"][0], expected, rtol=1e-2, atol=1.0)
-        print(f"{name:30} {inside:12.2f} s {outside:8.2f} s {outside / inside:6.2f}x", flush=True)
+        found = []
+        for by_numpy in ((), (CPU.name,)):
+            gram.MULTIPLIED_BY_NUMPY = by_numpy
+            net = Network()
+            samples = patches_of(net, "x", window, 1, channels, (1, 1)), outputs_of(net, "y", window, 1, channels, (1, 1))
+            found.append(best_of(partial(summing(net, feeds, samples, CPU, None), feeds)))
+        (inside, sums), (mixed, same) = found
+        alone, expected = best_of(partial(numpy_sums, x, x))
+        for other in (sums["xx"][0], same["xx"][0]):
+            np.testing.assert_allclose(other, expected, rtol=1e-2, atol=1.0)
+        print(
+            f"{name:30} {inside:10.2f} s {mixed:17.2f} s {inside / mixed:5.2f}x {alone:17.2f} s {inside / alone:5.2f}x",
+            flush=True,
+        )
 
 
-def best_of(call: object, repeats: int = 3) -> tuple[float, object]:
+def best_of(call: Callable[[], Any], repeats: int = 3) -> tuple[float, Any]:
     """The fastest of a few calls, and its result."""
     times = []
     for _ in range(repeats):

@@ -15,6 +15,7 @@ from onnxmerge.statistics.gram import Network, outputs_of, patches_of, rows_of, 
 from onnxmerge.statistics.walk import Walk
 
 BATCH_BYTES = 1 << 28  # of patches at a time
+FAR = 8.0  # standard deviations from zero
 
 
 @dataclass(frozen=True)
@@ -167,11 +168,20 @@ def solve_moments(
 
 
 def _middles(reader: Reader, kept: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """(g, 1, d) and (g, 1, o) float32 close to the means of the samples, so that products lose little in float32."""
-    inputs = x.mean(tuple(axis for axis in range(x.ndim) if axis != reader.axis), dtype=np.float64)[kept.reshape(-1)]
-    outputs = y.mean(tuple(axis for axis in range(y.ndim) if axis != reader.written_axis), dtype=np.float64)
-    repeated = np.tile(inputs.reshape(len(kept), 1, -1), (1, 1, reader.weight.shape[3]))
-    return {"middle_x": repeated.astype(np.float32), "middle_y": outputs.reshape(len(kept), 1, -1).astype(np.float32)}
+    """(g, 1, d) and (g, 1, o) float32: the means of samples far from zero, whose products would lose too much in float32.
+
+    Zero for all others: moving them too cost 3 to 50 points on VGG-16, where samples are fewer than unknowns.
+    """
+    inputs = _far(x, reader.axis)[kept.reshape(-1)].reshape(len(kept), 1, -1)
+    outputs = _far(y, reader.written_axis).reshape(len(kept), 1, -1)
+    return {"middle_x": np.tile(inputs, (1, 1, reader.weight.shape[3])), "middle_y": outputs}
+
+
+def _far(values: np.ndarray, axis: int) -> np.ndarray:
+    """(channels,) float32: the mean where it is many standard deviations from zero, else 0."""
+    others = tuple(a for a in range(values.ndim) if a != axis)
+    mean, deviation = values.mean(others, dtype=np.float64), values.std(others, dtype=np.float64)
+    return np.where((deviation > 0) & (np.abs(mean) > FAR * deviation), mean, 0.0).astype(np.float32)
 
 
 def _all(walk: Walk) -> range:
