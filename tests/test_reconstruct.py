@@ -148,6 +148,7 @@ LESS_EXACT = {
     "fan-out-conv-and-gemm-conv_a": 1e-3,
     "densenet-layer_2": 1e-3,
     "two-inputs-conv_a": 1e-3,
+    "two-inputs-fc_a": 1e-3,
     "concat-flatten-conv_a": 2e-3,
     "concat-flatten-conv_b": 2e-3,
     **{f"{name}-conv_a": 5e-4 for name in ("flatten-spatial", "flatten-two-layers")},
