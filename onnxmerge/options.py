@@ -51,6 +51,8 @@ class Options:
     max_relative_l2: float | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.calibration, str):
+            object.__setattr__(self, "calibration", Path(self.calibration))
         for field in fields(self):
             value, check = getattr(self, field.name), CHECKS.get(field.name)
             if check is not None and value is not None and not check.holds(value):

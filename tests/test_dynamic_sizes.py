@@ -124,6 +124,6 @@ def test_the_output_may_not_be_what_the_model_still_needs(tmp_path):
     inputs = tmp_path / "inputs.npy"
     np.save(inputs, np.zeros((32, 6), np.float32))
     with pytest.raises(OptionError, match="holds the calibration"):
-        compress(source, inputs, Options(ratio=0.3, verify=False, calibration=inputs))
+        compress(source, inputs, Options(ratio=0.3, verify=False, calibration=str(inputs)))
     assert (tmp_path / "weights.bin").read_bytes() == content
     assert np.load(inputs).shape == (32, 6)

@@ -169,3 +169,13 @@ def test_aim_before_a_relu_changes_only_what_the_relu_lets_through():
     reached, wanted = np.array([[-1.0, -1.0, 2.0, 2.0]]), np.array([[-3.0, 4.0, -3.0, 4.0]])
     np.testing.assert_array_equal(aim(reached, reached, wanted, rectified=True), [[-1.0, 4.0, 0.0, 4.0]])
     np.testing.assert_array_equal(aim(reached, reached, wanted), wanted)
+
+
+@pytest.mark.parametrize(("count", "ridge"), [(35, 0.5 * 7 / 35), (69, 0.5 * 7 / 69), (70, 1e-3)])
+def test_few_overlapping_samples_raise_the_ridge(count, ridge):
+    x, y = data(count=count)
+    centred = x - x.mean(0)
+    damped = centred.T @ centred + ridge * (centred**2).sum(0).mean() * np.eye(7)
+    expected = np.linalg.solve(damped, centred.T @ (y - y.mean(0))).T
+    found = solve(Moments.of(x, y), np.zeros((4, 7)), ridge=1e-3, repair=0.0, independent=False)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-10)

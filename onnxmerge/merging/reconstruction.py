@@ -24,7 +24,10 @@ RIDGE = 1e-3
 """Pull towards the prior, relative to the mean variance of the inputs."""
 
 FEW_SAMPLES = 10.0
-"""With fewer samples an unknown the ridge is chosen by cross-validation: near one the plain solution is at its worst."""
+"""With fewer samples an unknown the ridge is raised: near one sample an unknown the plain solution is at its worst."""
+
+OVERLAPPING_RIDGE = 0.5
+"""Then, where samples overlap: the ridge is at least this for one unknown a sample, and more in proportion."""
 
 RIDGES = 10.0 ** np.arange(7)
 """What is tried then, as multiples of the ridge that was asked for."""
@@ -157,12 +160,16 @@ def solve(
     """Weight (o, d), bias (o,) and how good they are: the weighted least squares of the module's head.
 
     moments: x are the kept (patch) inputs, y the outputs wanted, the reference's own bias included if it has one.
-    prior: (o, d), see `mixed_weight`. Constant inputs keep their prior weight. With few samples an unknown, ridge is the least.
-    independent: False where samples overlap (patches of an image), which cross-validation would take for more than they are.
+    prior: (o, d), see `mixed_weight`. Constant inputs keep their prior weight. ridge: the least; with few samples an unknown it
+    is chosen by cross-validation, or, where samples are not independent (overlapping patches of an image, which cross-validation
+    would take for more than they are), raised in proportion to unknowns / samples.
     """
     centred, start = moments.centred(), np.asarray(prior, np.float64)
     gradient = centred.xy - centred.xx @ start.T
-    if independent and moments.count < FEW_SAMPLES * len(start.T):
+    unknowns = len(start.T)
+    if moments.count < FEW_SAMPLES * unknowns and not independent:
+        ridge = max(ridge, OVERLAPPING_RIDGE * unknowns / moments.count)
+    elif moments.count < FEW_SAMPLES * unknowns:
         ridge = _cross_validated(centred.xx, gradient, float(centred.residual(start).sum()), moments.count, ridge)
     weight = start + _solve_ridge(centred.xx, gradient, ridge).T
     scale = repair_scale(centred.variance_y, centred.explained(weight), repair)
