@@ -42,7 +42,7 @@ def candidate_of(source: Path, understood: Understanding, plan: Plan) -> Candida
             raise error
         refused = (*refused, *more)
         fresh = understand(source)
-        model, content, size = _applied(fresh, _moved(fresh, accepted), _left(plan, accepted))
+        model, content, size = _applied(fresh, moved(fresh, accepted), _left(plan, accepted))
     groups = tuple(results[id(removal)] for removal in accepted)
     return Candidate(model, content, size, groups, (*understood.channels.refusals, *refused))
 
@@ -53,7 +53,7 @@ def _accepted(source: Path, plan: Plan) -> tuple[tuple[Removal, ...], list[Refus
     refused: list[Refusal] = []
     for removal in plan.removals:
         try:
-            _applied(fresh := understand(source), _moved(fresh, (*accepted, removal)), _left(plan, (*accepted, removal)))
+            _applied(fresh := understand(source), moved(fresh, (*accepted, removal)), _left(plan, (*accepted, removal)))
             accepted = (*accepted, removal)
         except (ModelError, ValueError) as error:
             reason = f"the model would not run without its channels: {error}"
@@ -68,8 +68,8 @@ def _left(plan: Plan, removals: tuple[Removal, ...]) -> dict[str, Replacement]:
     return {key: value for key, value in plan.replacements.items() if key not in keys}
 
 
-def _moved(fresh: Understanding, removals: tuple[Removal, ...]) -> tuple[Removal, ...]:
-    """The same removals on another load of the same file."""
+def moved(fresh: Understanding, removals: tuple[Removal, ...]) -> tuple[Removal, ...]:
+    """The same removals on another load of the same file, by the key of each group's first producer."""
     groups = {group.producers[0].key: group for group in fresh.channels.groups}
     return tuple(replace(removal, group=groups[removal.group.producers[0].key]) for removal in removals)
 

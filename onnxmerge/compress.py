@@ -9,21 +9,20 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 
 from onnxmerge import __version__
-from onnxmerge.candidates import Candidate, candidate_of, unlocked_by
+from onnxmerge.candidates import Candidate, unlocked_by
 from onnxmerge.errors import ModelError, OptionError
 from onnxmerge.graph.flow import label
 from onnxmerge.graph.io import external_files, save
 from onnxmerge.methods.by_weights import BY_WEIGHTS
-from onnxmerge.methods.planning import decide
 from onnxmerge.options import Options
-from onnxmerge.proof import BATCH, CHECK_INPUTS, fidelity_of, inputs_for, prove
-from onnxmerge.results import Compression, Fidelity, Inspection, Size
+from onnxmerge.proof import BATCH, CHECK_INPUTS, Proof, inputs_for, prove
+from onnxmerge.results import Compression, Inspection, Size
 from onnxmerge.runtime.providers import resolve_provider
 from onnxmerge.runtime.sessions import open_session
+from onnxmerge.searching import Search, search
 from onnxmerge.statistics.balance import balanced
 from onnxmerge.statistics.hints import hints_of
 from onnxmerge.statistics.inputs import Inputs
@@ -32,7 +31,13 @@ from onnxmerge.understanding import Understanding, understand
 
 SOLVE_INPUTS, POOL_SHARE = 384, 5  # synthetic inputs, out of a pool so many times larger
 DENSE_INPUTS, DENSE_POOL_SHARE = 2048, 2  # a dense network gives one sample an input, and costs little
-STAGES = {"inputs": (0.0, 0.1), "statistics": (0.1, 0.25), "reconstruction": (0.25, 0.85), "checking": (0.85, 1.0)}
+STAGES = {
+    "inputs": (0.0, 0.1),
+    "statistics": (0.1, 0.2),
+    "probes": (0.2, 0.3),
+    "reconstruction": (0.3, 0.9),
+    "checking": (0.9, 1.0),
+}
 SMALLEST_SPLIT = 16
 HELD_BACK, HELD_BACK_SHARE = 128, 0.1
 DOUBTFUL_FIDELITY = 0.5
@@ -58,19 +63,18 @@ def compress(
     check; in all of these nothing is written. The target appears whole or not at all.
     """
     started = time.perf_counter()
-    options = options or Options()
+    options = (options or Options()).sized()
     source, target = Path(source), Path(target)
     _check_target(target)
     understood = understand(source)
     if not understood.channels.groups:
         raise ModelError(_nothing_to_remove(source, understood))
     _check_not_needed(target, understood, options)
-    tell = _overall(progress) if progress is not None else _silent
+    tell = _overall(progress, options.fidelity is not None) if progress is not None else _silent
     tell("inputs", 0.0)
     solving, checking = _inputs(source, understood, options)
-    plan = decide(understood, options, solving, tell)
-    candidate = candidate_of(source, understood, plan)
-    chosen = candidate if options.method != "auto" else _no_worse_than_pruned(source, candidate, solving, options)
+    found = search(Search(source, understood, options, solving, checking, tell))
+    chosen = found.candidate
     tell("checking", 0.0)
     proof = prove(source, chosen.content, checking, options) if options.verify else None
     save(chosen.model, target)
@@ -83,43 +87,32 @@ def compress(
         refusals=chosen.refusals,
         fidelity=None if proof is None else proof.fidelity,
         latency=None if proof is None else proof.latency,
-        warnings=(*_nothing_removed(chosen), *(() if proof is None else (*proof.warnings, *_doubts(proof.fidelity, options)))),
+        warnings=(
+            *found.warnings,
+            *_nothing_removed(chosen),
+            *_told_by(proof, options),
+        ),
         seconds=time.perf_counter() - started,
         seed=options.seed,
         versions=versions(),
     )
 
 
-def _no_worse_than_pruned(source: Path, candidate: Candidate, solving: Inputs, options: Options) -> Candidate:
-    """The candidate, or what pruning alone gives if the outputs are closer then, measured on inputs that were solved on.
-
-    Synthetic inputs do not look like data to a network that keeps its BatchNormalization statistics (the solve matched them):
-    there pruning must also be better than a constant output to be believed.
-    """
-    fresh = understand(source)
-    normalised = any(node.op == "BatchNormalization" for node in fresh.model.graph.nodes)
-    least = 0.0 if normalised and options.calibration is None else -np.inf
-    silent = replace(options, method="prune")
-    pruned = candidate_of(source, fresh, decide(fresh, silent, None, _silent))
-    some = solving.chosen(np.arange(min(solving.count, CHECK_INPUTS)), "first") if solving.batch_size is None else solving
-    reached = [fidelity_of(source, each.content, some, options).worst.fidelity for each in (candidate, pruned)]
-    if reached[1] <= max(reached[0], least):
-        return candidate
-    note = f"pruning alone stays closer: fidelity {reached[1]:.3f}, not {reached[0]:.3f}"
-    return replace(pruned, groups=tuple(replace(group, note=group.note or note) for group in pruned.groups))
-
-
 def _nothing_removed(chosen: Candidate) -> list[str]:
     return [] if chosen.groups else ["nothing was removed: the output is the model as it was; the reasons are listed"]
 
 
-def _doubts(fidelity: Fidelity, options: Options) -> list[str]:
-    """What a user should know before deploying a result that drifted."""
-    worst = fidelity.worst
-    if worst.fidelity >= DOUBTFUL_FIDELITY:
+def _told_by(proof: Proof | None, options: Options) -> list[str]:
+    """What a user should know before deploying: of the time, and of a result that drifted."""
+    if proof is None:
         return []
-    remedy = "a lower --ratio" if options.calibration is not None else "a lower --ratio, or --calibration with real inputs"
-    return [f"output {worst.name} keeps only {max(0.0, worst.fidelity):.0%} of the reference's variance; try {remedy}"]
+    worst = proof.fidelity.worst
+    if worst.fidelity >= DOUBTFUL_FIDELITY:
+        return list(proof.warnings)
+    less = "a lower --ratio" if options.ratio is not None else "a larger model"
+    remedy = less if options.calibration is not None else f"{less}, or --calibration with real inputs"
+    kept = f"output {worst.name} keeps only {max(0.0, worst.fidelity):.0%} of the reference's variance"
+    return [*proof.warnings, f"{kept}; try {remedy}"]
 
 
 def _nothing_to_remove(source: Path, understood: Understanding) -> str:
@@ -162,11 +155,19 @@ def _silent(stage: str, share: float) -> None:
     """No progress is wanted."""
 
 
-def _overall(progress: Callable[[str, float], None]) -> Callable[[str, float], None]:
-    """Shares of stages as shares of the whole, so that the time left can be told."""
+def _overall(progress: Callable[[str, float], None], repeated: bool) -> Callable[[str, float], None]:
+    """Shares of stages as shares of the whole, so that the time left can be told.
+
+    repeated: nobody knows how often the reconstruction will run, so every run takes half of what is left of its stage.
+    """
+    reached, left = {"share": 0.0}, {"whole": 1.0}
 
     def tell(stage: str, share: float) -> None:
         start, end = STAGES[stage]
+        if repeated and stage == "reconstruction":
+            left["whole"] *= 0.5 if share < reached["share"] else 1.0
+            reached["share"] = share
+            share = 1.0 - left["whole"] + 0.5 * left["whole"] * share
         progress(stage, start + (end - start) * share)
 
     return tell

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,10 @@ from onnxmerge.errors import OptionError
 METHOD_NAMES = ("auto", "reconstruct", "merge", "prune")
 CRITERION_NAMES = ("auto", "reconstruction", "l1-norm", "l2-norm", "l2-gm")
 SCOPES = ("all", "chains")
+TARGETS = ("params", "macs", "latency")
+SIZES = ("ratio", "target", "fidelity", "plan", "counts")  # ways to say how small
+DEFAULT_FIDELITY = 0.95
+TARGET_NEEDED = f"one of {', '.join(TARGETS)}, and the share that may remain, above 0 and at most 1, such as macs=0.5"
 PROVIDERS = ("auto", "cuda", "cpu", "tensorrt")
 
 
@@ -19,14 +23,21 @@ PROVIDERS = ("auto", "cuda", "cpu", "tensorrt")
 class Options:
     """Options of `compress`; the names are those of the command line.
 
-    ratio: share of the channels removed from every group. threshold: cosine similarity below which merge drops a channel.
+    ratio: share of the channels removed from every group. target: what is limited (TARGETS) and the share of it that may
+    remain, also as text, "macs=0.5". fidelity: the least that the worst output keeps, in as small a model as that allows. Of
+    SIZES at most one is given; without any, DEFAULT_FIDELITY holds. round_to: channel counts in multiples of it, or "auto".
+    plan: a file of `--save-plan`. threshold: cosine similarity below which merge drops a channel.
     cosine_weight: the paper's lambda, how much the cosine distance counts beside the bias distance. include, exclude: globs
     of node names, of the producers of a group. input_range (low, high), mean, std: how image pixels become model inputs.
     samples: how many synthetic inputs, or at most how many calibration inputs, are used. counts: kept channels by group name,
-    in place of the ratio.
+    in place of the ratio; kept: the channels themselves, by group name.
     """
 
     ratio: float | None = None
+    target: tuple[str, float] | None = None
+    fidelity: float | None = None
+    round_to: int | str | None = None
+    plan: Path | None = None
     method: str = "auto"
     criterion: str = "auto"
     threshold: float = 0.1
@@ -35,6 +46,7 @@ class Options:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     counts: tuple[tuple[str, int], ...] = ()
+    kept: tuple[tuple[str, tuple[int, ...]], ...] = ()
     calibration: Path | None = None
     input_range: tuple[float, float] | None = None
     mean: tuple[float, ...] | None = None
@@ -51,15 +63,23 @@ class Options:
     max_relative_l2: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.calibration, str):
-            object.__setattr__(self, "calibration", Path(self.calibration))
+        for name, read in READ_FROM_TEXT.items():
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, read(getattr(self, name)))
         for field in fields(self):
             value, check = getattr(self, field.name), CHECKS.get(field.name)
             if check is not None and value is not None and not check.holds(value):
                 raise OptionError(f"--{field.name.replace('_', '-')} must be {check.needed}, not {value}")
+        given = [name for name in SIZES if getattr(self, name) not in (None, ())]
+        if len(given) > 1:
+            raise OptionError(f"--{given[0]} and --{given[1]} both say how small the model becomes: drop one of the two")
         thresholds = (self.min_fidelity, self.min_cosine, self.min_top1_agreement, self.max_relative_l2)
         if not self.verify and any(value is not None for value in thresholds):
             raise OptionError("--no-verify measures nothing, so that thresholds cannot be held: drop one of the two")
+
+    def sized(self) -> Options:
+        """With the default fidelity where nothing says how small the model becomes."""
+        return self if any(getattr(self, name) not in (None, ()) for name in SIZES) else replace(self, fidelity=DEFAULT_FIDELITY)
 
 
 @dataclass(frozen=True)
@@ -74,10 +94,37 @@ def _one_of(names: tuple[str, ...]) -> Check:
     return Check("one of " + ", ".join(names), lambda value: value in names)
 
 
+def _target(text: str) -> tuple[str, float]:
+    """'macs=0.5' -> ('macs', 0.5)."""
+    kind, _, value = text.partition("=")
+    try:
+        return kind.strip(), float(value)
+    except ValueError:
+        raise OptionError(
+            f"--target must be one of {', '.join(TARGETS)}, = and a share, such as macs=0.5, not {text!r}"
+        ) from None
+
+
+def _multiple(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+READ_FROM_TEXT: dict[str, Callable[[str], Any]] = {
+    "target": _target,
+    "round_to": _multiple,
+    "calibration": Path,
+    "plan": Path,
+}
+
 _AT_MOST_ONE = Check("at most 1", lambda value: value <= 1.0)
 _SHARE = Check("between 0 and 1", lambda value: 0.0 <= value <= 1.0)
 
 CHECKS = {
+    "target": Check(TARGET_NEEDED, lambda value: value[0] in TARGETS and 0.0 < value[1] <= 1.0),
+    "fidelity": Check("above 0 and below 1", lambda value: 0.0 < value < 1.0),
+    "round_to": Check(
+        "a number of at least 1, or auto", lambda value: value == "auto" or (isinstance(value, int) and value >= 1)
+    ),
     "ratio": Check("at least 0 and below 1 (the share of channels to remove)", lambda value: 0.0 <= value < 1.0),
     "method": _one_of(METHOD_NAMES),
     "criterion": _one_of(CRITERION_NAMES),

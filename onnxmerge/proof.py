@@ -116,12 +116,18 @@ def _failures(fidelity: Fidelity, options: Options) -> list[str]:
 
 
 def time_pair(
-    reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, provider: Provider, options: Options, batch: int = 1
+    reference: Path | bytes,
+    candidate: Path | bytes,
+    inputs: Inputs,
+    provider: Provider,
+    options: Options,
+    batch: int = 1,
+    seconds: float | None = None,
 ) -> Comparison:
     """Latency of one call, reference and candidate in turn."""
     pair = [_open(model, name, provider, options, optimise=True) for model, name in _named(reference, candidate)]
     feeds = next(iter(inputs.batches(batch)))
-    return compare_latency(pair[0], pair[1], feeds, seconds=TIMING_SECONDS, seed=options.seed)
+    return compare_latency(pair[0], pair[1], feeds, seconds=seconds or TIMING_SECONDS, seed=options.seed)
 
 
 def _named(reference: Path | bytes, candidate: Path | bytes) -> list[tuple[Path | bytes, str]]:

@@ -23,12 +23,12 @@ from topologies.net import Net
 from onnxmerge.compress import compress
 from onnxmerge.errors import ModelError
 from onnxmerge.graph.weights import canonical
-from onnxmerge.methods import reconstruct as reconstruct_module
 from onnxmerge.methods import reference as reference_module
 from onnxmerge.methods import solving as solving_module
 from onnxmerge.methods.downstream import Outlook
 from onnxmerge.methods.planning import decide
 from onnxmerge.methods.reference import Statistics, observe_reference
+from onnxmerge.methods.study import engine_of, study_of
 from onnxmerge.options import Options
 from onnxmerge.proof import inputs_for
 from onnxmerge.results import Compression
@@ -243,7 +243,7 @@ def test_one_consumer_gets_what_lstsq_finds(
     understanding = understand(source)
     inputs = Inputs(count, "", None, np.arange(count), lambda rows: {key: value[rows] for key, value in feeds.items()})
     given = Options(ratio=0.5, method="reconstruct", include=(producer,), calibration=Path("given"), threads=1)
-    plan = decide(understanding, given, inputs, lambda stage, share: None)
+    plan = decide(understanding, given, study_of(understanding, inputs, given, lambda stage, share: None))
     (removal,) = plan.removals
     (weighted,) = [each for each in understanding.channels.flow.weighted if each.node.name == consumer]
     reader = reader_of(understanding.channels.flow, weighted, 0)
@@ -289,7 +289,7 @@ def observed(source: Path, options: Options) -> tuple[Statistics, Inputs]:
     """The first walk over synthetic inputs."""
     understanding = understand(source)
     inputs = inputs_for(open_session(source, optimise=False, threads=1), understanding.shapes, replace(options, calibration=None))
-    engine = reconstruct_module.engine_of(understanding, inputs, options, lambda stage, share: None)
+    engine = engine_of(understanding, inputs, options, lambda stage, share: None)
     return observe_reference(engine), inputs
 
 

@@ -29,6 +29,12 @@ class Decision:
 Method = Callable[[Channels, ChannelGroup, int, Options], Decision | Refusal]
 
 
+def given(group: ChannelGroup, options: Options) -> np.ndarray | None:
+    """The units that a plan names, ascending."""
+    named = dict(options.kept).get(group.name)
+    return None if named is None else np.array(sorted(named), np.int64)
+
+
 def select(channels: Channels, group: ChannelGroup, count: int, criterion: str) -> np.ndarray:
     """Indices of the units that a weight criterion keeps; rows of several producers side by side."""
     rows = [producer_rows(channels.flow, group, link) for link in group.producers]
@@ -38,7 +44,9 @@ def select(channels: Channels, group: ChannelGroup, count: int, criterion: str) 
 
 def prune(channels: Channels, group: ChannelGroup, count: int, options: Options) -> Decision | Refusal:
     """Drop, replace nothing."""
-    return Decision(Removal(group, select(channels, group, count, _weight_criterion(options)), "prune"))
+    kept = given(group, options)
+    kept = select(channels, group, count, _weight_criterion(options)) if kept is None else kept
+    return Decision(Removal(group, kept, "prune"))
 
 
 def merge(channels: Channels, group: ChannelGroup, count: int, options: Options) -> Decision | Refusal:
@@ -52,6 +60,8 @@ def merge(channels: Channels, group: ChannelGroup, count: int, options: Options)
         kept = select(channels, group, count, criterion)
     else:
         kept, moments = _select_folded(channels, group, found, count, criterion), folded
+    named = given(group, options)
+    kept = kept if named is None else named
     scaling = np.zeros((group.size, len(kept)))
     profiles = group.profiles
     for profile in np.unique(profiles):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,13 +13,10 @@ from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.graph.weights import producer_rows
 from onnxmerge.methods.by_weights import BY_WEIGHTS, Decision, replacements
 from onnxmerge.methods.reconstruct import reconstruct
+from onnxmerge.methods.study import Study
 from onnxmerge.options import Options
 from onnxmerge.results import Refusal
-from onnxmerge.statistics.inputs import Inputs
 from onnxmerge.understanding import Understanding, chosen_groups
-
-DEFAULT_RATIO = 0.25
-DEFAULT_SCOPE = "chains"
 
 
 @dataclass(frozen=True)
@@ -31,18 +28,24 @@ class Plan:
     refusals: tuple[Refusal, ...]
 
 
-def decide(understood: Understanding, options: Options, inputs: Inputs | None, progress: Callable[[str, float], None]) -> Plan:
+def selected(understood: Understanding, options: Options) -> tuple[list[ChannelGroup], list[Refusal]]:
+    """The groups that may shrink, none of whose readers can end without inputs, and why the others may not."""
+    groups, refusals = chosen_groups(understood.channels, options)
+    return [_feeding(understood.channels, group) for group in groups], refusals
+
+
+def decide(understood: Understanding, options: Options, study: Study | None, counts: Mapping[str, int] | None = None) -> Plan:
     """What to keep of every chosen group; groups that the method refuses stay whole, with the reason.
 
-    inputs: what the statistics are taken from; only `reconstruct` and `auto` need them.
+    study: what was observed of the model; only `reconstruct` and `auto` need it. counts: kept channels by name of the group, in
+    place of what the options say.
     """
-    if options.ratio is None and not options.counts:
-        options = replace(options, ratio=DEFAULT_RATIO, scope=options.scope or DEFAULT_SCOPE)
-    groups, refusals = chosen_groups(understood.channels, options)
-    groups = [_feeding(understood.channels, group) for group in groups]
-    counts = _counts(groups, options)
+    groups, refusals = selected(understood, options)
+    counts = counts_of(groups, options) if counts is None else counts
     shrinking = [group for group in groups if counts[group.name] < group.size]
-    whole = f"a ratio of {options.ratio or 0} removes none of its channels"
+    whole = (
+        "all of its channels are kept" if options.ratio is None else f"a ratio of {options.ratio} removes none of its channels"
+    )
     refusals += [Refusal(name, whole) for group in groups if counts[group.name] == group.size for name in group.layers]
     if options.method in BY_WEIGHTS:
         method = BY_WEIGHTS[options.method]
@@ -51,8 +54,8 @@ def decide(understood: Understanding, options: Options, inputs: Inputs | None, p
         refusals += [Refusal(name, outcome.reason) for group, outcome in refused for name in group.layers]
         decisions = [outcome for outcome in outcomes if isinstance(outcome, Decision)]
         return Plan(tuple(d.removal for d in decisions), replacements(understood.channels, decisions), tuple(refusals))
-    assert inputs is not None
-    removals, replaced = reconstruct(understood, shrinking, counts, inputs, options, progress)
+    assert study is not None
+    removals, replaced = reconstruct(study, shrinking, counts, options)
     return Plan(tuple(removals), replaced, tuple(refusals))
 
 
@@ -76,8 +79,8 @@ def kept_count(group: ChannelGroup, ratio: float) -> int:
     return quota * len(sizes)
 
 
-def _counts(groups: Sequence[ChannelGroup], options: Options) -> dict[str, int]:
-    """Group name -> channels to keep."""
+def counts_of(groups: Sequence[ChannelGroup], options: Options) -> dict[str, int]:
+    """Group name -> channels to keep, by the options' ratio and counts. OptionError where a count does not fit."""
     wished = dict(options.counts)
     unknown = sorted(wished.keys() - {group.name for group in groups})
     if unknown:

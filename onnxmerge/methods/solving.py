@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-from onnx import NodeProto, helper
 
 from onnxmerge.graph.rewrite import Removal, Replacement
-from onnxmerge.graph.weights import canonical, stored, weight_of
-from onnxmerge.merging.reconstruction import RIDGE, Centred, Moments, aim, fits_in_memory, mixed_weight, mixing, solve
+from onnxmerge.graph.weights import canonical
+from onnxmerge.merging.reconstruction import RIDGE, Moments, aim, fits_in_memory, solve
 from onnxmerge.methods.downstream import Outlook
+from onnxmerge.methods.installing import alpha_of, install, mixed_priors, old_bias, spread_out
 from onnxmerge.methods.reference import Engine, Statistics, copy_of
 from onnxmerge.runtime.sessions import Session
 from onnxmerge.statistics.readers import Reader, solve_moments
@@ -68,14 +68,13 @@ class _Consumer:
         self.moments = statistics.moments[reader.key]
         outlook = statistics.outlooks[reader.key]
         self.outlook = outlook if outlook.is_reachable(reference, compressed) else Outlook(is_followed=outlook.is_followed)
-        node = reader.weighted.node
-        self.alpha = float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0
-        self.old_bias = _old_bias(engine, reader)
+        self.alpha = alpha_of(reader)
+        self.old_bias = old_bias(engine.channels.flow, reader)
 
     def solve(self) -> Replacement:
         """Install and return what replaces the consumer: against the reference's outputs, then once as its ReLU sees them."""
         reader = self.reader
-        priors = _priors(reader, self.kept, self.moments, self.alpha)
+        priors = mixed_priors(reader, self.kept, self.moments)
         unknowns = int(self.kept[0].sum()) * reader.weight.shape[3]
         if not reader.solvable or not fits_in_memory(unknowns):
             return self._mixed(priors)
@@ -144,70 +143,11 @@ class _Consumer:
     def _install(self, weights: list[np.ndarray], bias: np.ndarray) -> Replacement:
         """Into the compressed walk, with zeros at removed places; bias (out,): what is added to the output."""
         reader = self.reader
-        full = np.zeros(reader.weight.shape)
-        for g, weight in enumerate(weights):
-            full[g][:, self.kept[g]] = weight / self.alpha
-        dtype = weight_of(self.engine.channels.flow, reader.weighted).dtype
-        new = Replacement(stored(reader.weighted, full, reader.kernel).astype(dtype), bias)
-        _install(self.compressed, reader, new, self.old_bias)
+        new = spread_out(self.engine.channels.flow, reader, self.kept, weights, bias)
+        install(self.compressed, reader, new, self.old_bias)
         return new
 
 
 def _run(session: Session, walk: Walk, number: int) -> np.ndarray:
     """The one output of a node's session on a batch of a walk."""
-    values = session.run({spec.name: np.asarray(walk.tensor(number, spec.name)) for spec in session.inputs})
-    return next(iter(values.values()))
-
-
-def _priors(reader: Reader, kept: np.ndarray, moments: Centred, alpha: float) -> list[np.ndarray]:
-    """Channel mixing: for each group (out, kept, positions)."""
-    _, out, inside, positions = reader.weight.shape
-    weights = []
-    places = reader.columns.shape[1]
-    for g in range(reader.groups):
-        own = np.flatnonzero(reader.columns[:, 0] // inside == g)
-        local = reader.columns[own] - g * inside
-        stays = kept[g][local[:, 0]]
-        mixed, _ = mixing(moments.xx[np.ix_(own, own)], moments.mean_x[own], np.flatnonzero(stays))
-        ordered = alpha * reader.weight[g][:, local].reshape(out, len(own), places * positions)
-        prior = mixed_weight(ordered, mixed).reshape(out, int(stays.sum()), places, positions)
-        flat = np.zeros((out, inside, positions))
-        flat[:, local[stays]] = prior
-        weights.append(flat[:, kept[g]])
-    return weights
-
-
-def _old_bias(engine: Engine, reader: Reader) -> np.ndarray:
-    """(out,) the bias inside the reference's node, as it is added to the output."""
-    node, count = reader.weighted.node, reader.weight.shape[0] * reader.weight.shape[1]
-    if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
-        return np.zeros(count)
-    value = engine.channels.flow.constant(node.inputs[2])
-    assert value is not None
-    beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
-    return np.broadcast_to(beta * value.astype(np.float64).reshape(-1), count)
-
-
-def _install(walk: Walk, reader: Reader, new: Replacement, old_bias: np.ndarray) -> None:
-    """Put the replaced consumer into a walk that stands before it; old_bias: what its own bias adds to the output."""
-    node = NodeProto()
-    node.CopyFrom(walk.nodes[reader.at][0])
-    weight_name, bias_name, raw = (f"{reader.key}//{part}" for part in ("weight", "bias", "raw"))
-    constants = {weight_name: new.weight}
-    node.input[reader.weighted.weight] = weight_name
-    node.output[0] = reader.key
-    nodes = [node]
-    bias = old_bias + (0.0 if new.bias is None else new.bias)
-    if node.op_type == "MatMul":
-        shape = (-1, 1) if reader.weighted.weight == 0 else (-1,)
-        constants[bias_name] = bias.reshape(shape).astype(new.weight.dtype)
-        nodes.append(helper.make_node("Add", [raw, bias_name], [node.output[0]]))
-        node.output[0] = raw
-    else:
-        constants[bias_name] = bias.astype(new.weight.dtype)
-        others = [attribute for attribute in node.attribute if attribute.name != "beta"]
-        del node.attribute[:]
-        node.attribute.extend(others)
-        del node.input[2:]
-        node.input.append(bias_name)
-    walk.replace(reader.at, nodes, constants)
+    return next(iter(walk.run(session, number).values()))

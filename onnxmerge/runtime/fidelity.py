@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from onnxmerge.errors import InputError, VerificationError
-from onnxmerge.results import Fidelity
+from onnxmerge.results import Fidelity, OutputFidelity
 from onnxmerge.runtime.moments import OutputMoments, looks_like_scores
 from onnxmerge.runtime.sessions import Feeds, Session, batch_size
 
@@ -22,18 +22,24 @@ def compare(reference: Session, candidate: Session, batches: Iterable[Feeds], so
     Raises VerificationError where an output's name, shape or type changed, InputError without any batch.
     """
     _check_names(reference, candidate)
-    moments = {name: OutputMoments(name) for name in reference.output_names}
+    runs = ((batch_size(feeds), reference.run(feeds), candidate.run(feeds)) for feeds in batches)
+    outputs, inputs = compare_outputs(runs, reference.output_names)
+    return Fidelity(outputs, inputs, source, candidate.provider.name)
+
+
+def compare_outputs(
+    runs: Iterable[tuple[int, Mapping[str, Any], Mapping[str, Any]]], names: Sequence[str]
+) -> tuple[tuple[OutputFidelity, ...], int]:
+    """The same for outputs at hand: runs of (inputs, what the reference gives, what the candidate gives). And how many inputs."""
+    moments = {name: OutputMoments(name) for name in names}
     inputs = 0
-    for feeds in batches:
-        size = batch_size(feeds)
-        expected, found = reference.run(feeds), candidate.run(feeds)
+    for size, expected, found in runs:
         for name, accumulated in moments.items():
             _add(accumulated, as_array(expected[name]), as_array(found[name]), size, inputs)
         inputs += size
     if not inputs:
         raise InputError("there are no check inputs: at least one batch is needed")
-    outputs = tuple(accumulated.result() for accumulated in moments.values())
-    return Fidelity(outputs, inputs, source, candidate.provider.name)
+    return tuple(accumulated.result() for accumulated in moments.values()), inputs
 
 
 def check_thresholds(

@@ -30,7 +30,7 @@ def sub_model(model: ModelProto, nodes: Sequence[NodeProto], inputs: Mapping[str
     read = {name for node in nodes for name in reads(node)}
     graph = onnx.GraphProto(name="part")
     graph.node.extend(nodes)
-    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in read)
+    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in read and tensor.name not in inputs)
     graph.sparse_initializer.extend(tensor for tensor in model.graph.sparse_initializer if tensor.values.name in read)
     graph.input.extend(_typed(name, value) for name, value in inputs.items())
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
@@ -189,20 +189,31 @@ class Walk:
         assert isinstance(value, np.ndarray)
         return value
 
+    def run(self, session: Session, batch: int, opened: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+        """A session's outputs on what is held of a batch, and on the constants that it has as inputs."""
+        opened = opened or {}
+        names = [spec.name for spec in session.inputs]
+        return session.run({name: opened[name] if name in opened else _plain(self.store.get(batch, name)) for name in names})
+
+    def ending(self, opened: Mapping[str, np.ndarray]) -> Session:
+        """From here to those outputs that are still to come, with some constants (by name, with an example) as further inputs."""
+        ahead = {name for group in self.nodes[self.position :] for node in group for name in node.output}
+        wanted = [output.name for output in self.model.graph.output if output.name in ahead]
+        return self._session(len(self.nodes), wanted, opened)
+
     def session_for(self, at: int) -> Session:
         """The nodes at one position, to be fed with `tensor`s while the walk stands there."""
         return self._session(at + 1, [name for node in self.nodes[at] for name in node.output if name][-1:])
 
     def _run(self, stop: int, wanted: list[str]) -> None:
         session = self._session(stop, wanted)
-        names = [spec.name for spec in session.inputs]
         for number in range(self.count):
-            values = session.run({name: _plain(self.store.get(number, name)) for name in names})
+            values = self.run(session, number)
             for name in wanted:
                 self.store.put(number, name, values[name])
         self.live.update({name: self._last[name] for name in wanted})
 
-    def _session(self, stop: int, wanted: list[str]) -> Session:
+    def _session(self, stop: int, wanted: list[str], opened: Mapping[str, np.ndarray] | None = None) -> Session:
         """The nodes that lead from what is held, and from constants, to what is wanted."""
         chosen: list[NodeProto] = []
         needed = set(wanted)
@@ -211,5 +222,5 @@ class Walk:
                 chosen.append(node)
                 needed |= {name for name in reads(node) if name not in self.live}
         inputs = {name: self.store.get(0, name) for node in chosen for name in sorted(reads(node)) if name in self.live}
-        part = sub_model(self.model, chosen[::-1], inputs, wanted)
+        part = sub_model(self.model, chosen[::-1], {**inputs, **(opened or {})}, wanted)
         return open_session(part, self.provider, optimise=True, threads=self.threads, label="a part of the model")

@@ -1,0 +1,201 @@
+"""How a budget is spent: kept counts of all groups at once, with the least damage that a cost allows.
+
+The damage of a group, as a function of the channels it keeps, is what the model's output loses with that group alone; damages
+add. Parameters and MACs are bilinear in the counts, sum over layers of weight * rows(k) * columns(k), because a layer shrinks
+with the group that it writes and with those that it reads. Minimise
+
+    sum over groups of damage_g(k_g)  +  price * cost(k)
+
+by coordinate descent, each step exact over all counts of a group, for prices between which bisection finds the one that meets the
+budget (Everett, "Generalized Lagrange Multiplier Method", 1963); what is left of the budget then goes where a step saves most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+BISECTIONS = 50
+SWEEPS = 50
+TINY = 1e-12
+
+SATURATED = 0.5
+"""A damage from which on an output is closer to noise than to what it was."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """cost(k) = sum over t of weight[t] * (rows[t] . k1) * (columns[t] . k1), k1 the counts and a 1 behind them.
+
+    weight (t,), rows and columns (t, groups + 1).
+    """
+
+    weight: Floats
+    rows: Floats
+    columns: Floats
+
+    def total(self, counts: ArrayLike) -> float:
+        """Of kept counts (groups,)."""
+        extended = np.append(np.asarray(counts, np.float64), 1.0)
+        return float(np.sum(self.weight * (self.rows @ extended) * (self.columns @ extended)))
+
+    def along(self, counts: ArrayLike, group: int, candidates: ArrayLike) -> Floats:
+        """(c,) cost of the terms that one group touches, with the others as in counts, for each of its candidate counts (c,)."""
+        touching = np.flatnonzero((self.rows[:, group] != 0.0) | (self.columns[:, group] != 0.0))
+        extended = np.append(np.asarray(counts, np.float64), 1.0)
+        extended[group] = 0.0
+        rows, columns, tried = self.rows[touching], self.columns[touching], np.asarray(candidates, np.float64)[:, None]
+        product = (rows @ extended + tried * rows[:, group]) * (columns @ extended + tried * columns[:, group])
+        return np.asarray(product @ self.weight[touching], np.float64)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One group: counts (c,) that it may keep, ascending, and the damage (c,) of each, not rising."""
+
+    counts: Integers
+    damage: Floats
+
+
+def damage_curve(errors: ArrayLike, probed_errors: ArrayLike, probed_damage: ArrayLike) -> Floats:
+    """(c,) damage for errors (c,) of the elimination, through probes (p,) of both, ascending.
+
+    Between probes the damage is a power of the error, elsewhere proportional to it. An output that is as bad as a constant cannot
+    get much worse, which must not make further removals look free: behind the last probe that lost less than SATURATED the damage
+    grows at least in proportion to the error.
+    """
+    error = np.asarray(errors, np.float64)
+    points = np.maximum(np.asarray(probed_errors, np.float64), TINY)
+    values = np.maximum.accumulate(np.maximum(np.asarray(probed_damage, np.float64), TINY))
+    if not len(points):
+        return error.copy()
+    x, px, py = np.log(np.maximum(error, TINY)), np.log(points), np.log(values)
+    inside = np.interp(x, px, py)
+    below, behind = py[0] + x - px[0], py[-1] + x - px[-1]
+    result = np.where(x < px[0], below, np.where(x > px[-1], behind, inside))
+    sound = max(int((values < SATURATED).sum()) - 1, 0)
+    result = np.where(x > px[sound], np.maximum(result, py[sound] + x - px[sound]), result)
+    return np.where(error > 0.0, np.exp(result), 0.0)
+
+
+def allocate(curves: Sequence[Curve], cost: Cost, budget: float) -> Integers:
+    """(groups,) kept counts of least summed damage with cost at most `budget`; the smallest counts where nothing fits it."""
+    least = np.array([curve.counts[0] for curve in curves], np.int64)
+    most = np.array([curve.counts[-1] for curve in curves], np.int64)
+    if cost.total(most) <= budget:
+        return most
+    if cost.total(least) > budget:
+        return least
+    low, high = 0.0, 1.0 / max(cost.total(most), TINY)
+    fitting, above = _descended(curves, cost, high, most), most
+    while cost.total(fitting) > budget:
+        low, high = high, 4.0 * high
+        if high > 1.0 / TINY:
+            fitting = least
+            break
+        fitting = _descended(curves, cost, high, fitting)
+    for _ in range(BISECTIONS):
+        price = np.sqrt(low * high) if low > 0.0 else 0.25 * high
+        found = _descended(curves, cost, price, most)
+        if cost.total(found) <= budget:
+            high, fitting = price, found
+        else:
+            low, above = price, found
+    both = [_filled(curves, cost, budget, start) for start in (fitting, _lowered(curves, cost, budget, above))]
+    return min(both, key=lambda counts: spent(curves, counts))
+
+
+def spent(curves: Sequence[Curve], counts: ArrayLike) -> float:
+    """The summed damage of kept counts (groups,)."""
+    chosen = zip(curves, np.asarray(counts), strict=True)
+    return float(sum(curve.damage[int(np.searchsorted(curve.counts, count))] for curve, count in chosen))
+
+
+def _descended(curves: Sequence[Curve], cost: Cost, price: float, start: Integers) -> Integers:
+    """Coordinate descent on damage + price * cost."""
+    counts = start.copy()
+    for _ in range(SWEEPS):
+        before = counts.copy()
+        for group, curve in enumerate(curves):
+            total = curve.damage + price * cost.along(counts, group, curve.counts)
+            counts[group] = curve.counts[int(np.argmin(total))]
+        if (counts == before).all():
+            break
+    return counts
+
+
+def _lowered(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integers) -> Integers:
+    """Fewer channels until the budget is met: again and again the smaller count that does least damage for what it saves."""
+    counts = counts.copy()
+    while cost.total(counts) > budget:
+        best, step = np.inf, None
+        for group, curve in enumerate(curves):
+            here = int(np.searchsorted(curve.counts, counts[group]))
+            if here == 0:
+                continue
+            prices = cost.along(counts, group, curve.counts)
+            saved = np.maximum(prices[here] - prices[:here], TINY)
+            loss = (curve.damage[:here] - curve.damage[here]) / saved
+            at = here - 1 - int(np.argmin(loss[::-1]))
+            if loss[at] < best:
+                best, step = float(loss[at]), (group, curve.counts[at])
+        if step is None:
+            break
+        counts[step[0]] = step[1]
+    return counts
+
+
+def _filled(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integers) -> Integers:
+    """Spend what is left: again and again the larger count that saves most damage for its cost and still fits."""
+    counts = counts.copy()
+    while True:
+        left, best, step = budget - cost.total(counts), -1.0, None
+        for group, curve in enumerate(curves):
+            here = int(np.searchsorted(curve.counts, counts[group]))
+            if here + 1 == len(curve.counts):
+                continue
+            prices = cost.along(counts, group, curve.counts)
+            dearer = prices[here + 1 :] - prices[here]
+            gain = (curve.damage[here] - curve.damage[here + 1 :]) / np.maximum(dearer, TINY)
+            gain = np.where(dearer <= left, gain, -1.0)
+            at = int(np.argmax(gain))
+            if gain[at] > best:
+                best, step = float(gain[at]), (group, curve.counts[here + 1 + at])
+        if step is None:
+            return counts
+        counts[step[0]] = step[1]
+
+
+def frontier(curves: Sequence[Curve], cost: Cost, prices: int = 160) -> list[Integers]:
+    """Kept counts (groups,) for rising prices without repeats, the smallest cost first: the lower hull of damage against cost."""
+    most = np.array([curve.counts[-1] for curve in curves], np.int64)
+    least = np.array([curve.counts[0] for curve in curves], np.int64)
+    found = {tuple(counts.tolist()): counts for counts in (most, least)}
+    scale = 1.0 / max(cost.total(most), TINY)
+    counts = most
+    for price in scale * np.geomspace(1e-6, 1e4, prices):
+        counts = _descended(curves, cost, price, counts)
+        found.setdefault(tuple(counts.tolist()), counts)
+    best: list[Integers] = []
+    least_damage = np.inf
+    for counts in sorted(found.values(), key=lambda each: (cost.total(each), spent(curves, each))):
+        damage = spent(curves, counts)
+        if damage < least_damage:
+            best.append(counts)
+            least_damage = damage
+    return best
+
+
+def joined(costs: Sequence[Cost]) -> Cost:
+    """The mean of several costs of the same groups."""
+    return Cost(
+        np.concatenate([cost.weight for cost in costs]) / len(costs),
+        np.concatenate([cost.rows for cost in costs]),
+        np.concatenate([cost.columns for cost in costs]),
+    )

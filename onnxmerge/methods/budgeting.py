@@ -1,0 +1,93 @@
+"""From a budget to counts: the curves of all groups, what they cost, and the counts that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxmerge.graph.channels import ChannelGroup
+from onnxmerge.graph.cost_terms import COST_TERMS
+from onnxmerge.merging.budget import Cost, Curve, allocate, damage_curve, frontier, joined, spent
+from onnxmerge.methods.probing import Probe
+from onnxmerge.methods.study import Study
+from onnxmerge.understanding import Understanding
+
+BOTH = "both"  # parameters and MACs, each as a share of what there was
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to spend: kept channels by group, the share of the cost that is left, and the damage that is predicted."""
+
+    counts: dict[str, int]
+    share: float
+    damage: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What groups may keep and what that does to the output (curves), and to the size (costs, as shares of the whole)."""
+
+    groups: tuple[ChannelGroup, ...]
+    curves: tuple[Curve, ...]
+    costs: Mapping[str, Cost]
+
+    def counts_for(self, kind: str, share: float, multiple: int = 1) -> Point:
+        """The counts of least damage that leave at most `share` of the cost; the smallest there are where none do.
+
+        multiple: groups that shrink keep multiples of it.
+        """
+        curves = rounded(self.curves, multiple)
+        return self._point(allocate(curves, self.costs[kind], share), kind)
+
+    def points(self, multiple: int = 1) -> list[Point]:
+        """Ways to spend that no other beats in both size and damage, the smallest model first."""
+        curves = rounded(self.curves, multiple)
+        return [self._point(counts, BOTH) for counts in frontier(curves, self.costs[BOTH])]
+
+    def point_of(self, counts: Mapping[str, int], kind: str) -> Point:
+        """What counts decided elsewhere cost and do."""
+        return self._point(np.array([counts[group.name] for group in self.groups]), kind)
+
+    def _point(self, counts: np.ndarray, kind: str) -> Point:
+        named = {group.name: int(count) for group, count in zip(self.groups, counts, strict=True)}
+        return Point(named, self.costs[kind].total(counts), spent(self.curves, counts))
+
+
+def budget_of(
+    study: Study, understood: Understanding, groups: Sequence[ChannelGroup], probes: Mapping[str, Sequence[Probe]]
+) -> Budget:
+    """Curves from removal orders and probes, costs from the graph."""
+    curves = tuple(_curve(study, group, probes[group.name]) for group in groups)
+    costs = {}
+    for kind, terms in COST_TERMS.items():
+        weight, rows, columns = terms(understood.channels, groups, understood.shapes)
+        whole = Cost(weight, rows, columns).total([group.size for group in groups])
+        costs[kind] = Cost(weight / max(whole, 1.0), rows, columns)
+    return Budget(tuple(groups), curves, {**costs, BOTH: joined(list(costs.values()))})
+
+
+def _curve(study: Study, group: ChannelGroup, probes: Sequence[Probe]) -> Curve:
+    """Counts are whole quotas: the same number in every cell, and never less than what must stay."""
+    sizes = np.bincount(group.cells)
+    pinned = int(np.bincount(group.cells[~group.removable], minlength=len(sizes)).max())
+    counts = len(sizes) * np.arange(max(1, pinned), int(sizes[0]) + 1)
+    elimination = study.elimination(group)
+    removed = group.size - counts
+    if elimination is None:
+        return Curve(counts, np.zeros(len(counts)))
+    cost = np.concatenate([[0.0], elimination.cost])
+    errors = cost[np.minimum(removed, len(cost) - 1)]
+    damage = damage_curve(errors, cost[[group.size - each.kept for each in probes]], [each.damage for each in probes])
+    return Curve(counts, np.maximum.accumulate(damage[::-1])[::-1])
+
+
+def rounded(curves: Sequence[Curve], multiple: int) -> tuple[Curve, ...]:
+    """Only multiples, and each group's own size."""
+    found = []
+    for curve in curves:
+        fits = (curve.counts % multiple == 0) | (curve.counts == curve.counts[-1])
+        found.append(Curve(curve.counts[fits], curve.damage[fits]))
+    return tuple(found)

@@ -1,0 +1,136 @@
+"""How much each group matters to the model's outputs: a few removals of each, measured, the rest of the model as it is.
+
+A probe removes a share of one group's channels from the reference, compensates by channel mixing (or as `--method` says) and
+runs what follows. Only the part behind the group's first reader is run, on inputs that have been walked up to there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxmerge.graph.channels import ChannelGroup
+from onnxmerge.graph.rewrite import Replacement
+from onnxmerge.graph.weights import canonical
+from onnxmerge.methods.by_weights import Decision, replacements
+from onnxmerge.methods.installing import alpha_of, install, mixed_priors, old_bias, replaced, spread_out
+from onnxmerge.methods.planning import kept_count
+from onnxmerge.methods.reconstruct import decision_of
+from onnxmerge.methods.reference import Feeds, copy_of
+from onnxmerge.methods.study import Study
+from onnxmerge.options import Options
+from onnxmerge.runtime.fidelity import compare_outputs
+from onnxmerge.runtime.sessions import batch_size
+from onnxmerge.statistics.readers import Reader
+from onnxmerge.statistics.walk import Walk
+
+LEVELS = (0.25, 0.5, 0.75)
+MOST_INPUTS, FEWEST_INPUTS = 64, 8
+MAC_BUDGET = 4e11  # of all probes together, about ten seconds on two cores
+LOST = 1e3  # damage of outputs that are not finite any more
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One group at one level: removed is the share asked for; damage = 1 - fidelity of the output that suffers most."""
+
+    removed: float
+    kept: int
+    damage: float
+
+
+def probe(study: Study, groups: Sequence[ChannelGroup], macs: int, options: Options) -> dict[str, tuple[Probe, ...]]:
+    """By group, probes of ascending shares removed. macs: of one input, decides how many inputs are afforded."""
+    engine = study.engine
+    count = int(np.clip(MAC_BUDGET / max(1, macs * len(groups) * len(LEVELS)), FEWEST_INPUTS, MOST_INPUTS))
+    batches = _first(study.inputs.batches(count), count)
+    walk = Walk(copy_of(study.statistics.matched), batches, engine.provider, engine.threads)
+    reading = [group for group in groups if group.consumers]
+    found: dict[str, tuple[Probe, ...]] = {group.name: () for group in groups}
+    for number, group in enumerate(sorted(reading, key=lambda each: _start(study, each))):
+        walk.advance(_start(study, group))
+        found[group.name] = _Opened(study, group, walk, [batch_size(feeds) for feeds in batches]).probes(options)
+        engine.progress("probes", (number + 1) / len(reading))
+    return found
+
+
+def _first(batches: Iterable[Feeds], count: int) -> list[Feeds]:
+    """Batches until there are `count` inputs."""
+    found: list[Feeds] = []
+    for feeds in batches:
+        if sum(map(batch_size, found)) >= count:
+            break
+        found.append(feeds)
+    return found
+
+
+def _start(study: Study, group: ChannelGroup) -> int:
+    return min(study.statistics.readers[link.key].at for link in group.consumers)
+
+
+class _Opened:
+    """The rest of the model from a group's first reader on, with the weights of its readers as inputs."""
+
+    def __init__(self, study: Study, group: ChannelGroup, walk: Walk, sizes: Sequence[int]) -> None:
+        self.study, self.group, self.walk, self.sizes = study, group, walk, sizes
+        self.readers = {link.key: study.statistics.readers[link.key] for link in group.consumers}
+        opened = {name: value for reader in self.readers.values() for name, value in self._open(reader).items()}
+        self.session = walk.ending(opened)
+        self.expected = [walk.run(self.session, number, opened) for number in range(walk.count)]
+
+    def probes(self, options: Options) -> tuple[Probe, ...]:
+        """One for each level at which something goes."""
+        made: dict[int, Probe] = {}
+        for level in LEVELS:
+            count = kept_count(self.group, level)
+            if count < self.group.size and count not in made:
+                made[count] = Probe(level, count, self._damage(decision_of(self.study, self.group, count, options)))
+        return tuple(made.values())
+
+    def _damage(self, decision: Decision) -> float:
+        absorbed = replacements(self.study.engine.channels, [decision])
+        kept = np.ones(len(self.study.engine.channels.flow.parents), bool)
+        kept[self.group.units] = False
+        kept[self.group.units[decision.removal.kept]] = True
+        opened: dict[str, np.ndarray] = {}
+        for key, reader in self.readers.items():
+            if decision.removal.method == "reconstruct":
+                new = self._mixed(reader, kept[reader.weighted.in_ids])
+            else:
+                new = self._bare(reader, kept[reader.weighted.in_ids], absorbed.get(key))
+            opened |= self._constants(reader, new)
+        runs = ((self.sizes[n], self.expected[n], self.walk.run(self.session, n, opened)) for n in range(self.walk.count))
+        outputs, _ = compare_outputs(runs, self.session.output_names)
+        return max(float(np.clip(1.0 - output.fidelity, 0.0, LOST)) for output in outputs)
+
+    def _mixed(self, reader: Reader, kept: np.ndarray) -> Replacement:
+        """Channel mixing, with the bias that keeps the means."""
+        moments = self.study.statistics.moments[reader.key]
+        weights = mixed_priors(reader, kept, moments)
+        means = moments.mean_x[reader.channel_of].reshape(reader.groups, -1)
+        lost = [
+            (alpha_of(reader) * full.sum(-1)) @ mean - weight.sum(-1) @ mean[stay]
+            for full, weight, mean, stay in zip(reader.weight, weights, means, kept, strict=True)
+        ]
+        return spread_out(self.study.engine.channels.flow, reader, kept, weights, np.concatenate(lost))
+
+    def _bare(self, reader: Reader, kept: np.ndarray, given: Replacement | None) -> Replacement:
+        """Removed inputs dropped from the weight as given, or as it was."""
+        weight = reader.weight if given is None else canonical(reader.weighted, given.weight).astype(np.float64)
+        parts = [alpha_of(reader) * part[:, stay] for part, stay in zip(weight, kept, strict=True)]
+        return spread_out(self.study.engine.channels.flow, reader, kept, parts, np.zeros(1))
+
+    def _constants(self, reader: Reader, new: Replacement) -> dict[str, np.ndarray]:
+        """The constants of a reader, named as in the walk."""
+        before = old_bias(self.study.engine.channels.flow, reader)
+        return replaced(self.walk.nodes[reader.at][0], reader, new, before)[1]
+
+    def _open(self, reader: Reader) -> dict[str, np.ndarray]:
+        """Put the reader into the walk as it is, with constants of its own."""
+        flow = self.study.engine.channels.flow
+        parts = [alpha_of(reader) * part for part in reader.weight]
+        same = spread_out(flow, reader, np.ones(reader.weighted.in_ids.shape, bool), parts, np.zeros(1))
+        install(self.walk, reader, same, old_bias(flow, reader))
+        return self._constants(reader, same)

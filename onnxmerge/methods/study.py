@@ -1,0 +1,152 @@
+"""What the first walk tells of a model: moments of all that its consumers read, removal orders, expected errors.
+
+Everything that is decided later (which channels go, how many of each group, by which method) is decided from one `Study`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from onnxmerge.graph.channels import ChannelGroup, Link
+from onnxmerge.graph.io import export
+from onnxmerge.graph.weights import consumer_columns, stored
+from onnxmerge.merging.reconstruction import mixing
+from onnxmerge.merging.selection import Elimination, eliminate, weigh
+from onnxmerge.methods.by_weights import Decision
+from onnxmerge.methods.downstream import Sensitivity, scaled
+from onnxmerge.methods.reference import Engine, Progress, Statistics, observe_reference
+from onnxmerge.options import Options
+from onnxmerge.runtime.providers import resolve_provider
+from onnxmerge.statistics.inputs import Inputs
+from onnxmerge.statistics.readers import Reader
+from onnxmerge.statistics.shaped import dense_first_layer
+from onnxmerge.statistics.walk import shallow_first
+from onnxmerge.understanding import Understanding
+
+BATCH_ELEMENTS, LARGEST_BATCH = 1 << 21, 128
+CONSTANT = 1e-10  # a variance below this share of the second moments is rounding
+
+
+@dataclass(frozen=True)
+class Study:
+    """The model, what was observed of it, and how much errors matter further on; eliminations by group, made when asked for."""
+
+    engine: Engine
+    inputs: Inputs
+    statistics: Statistics
+    sensitivity: Sensitivity
+    known: dict[str, Elimination | None] = field(default_factory=dict)
+
+    def elimination(self, group: ChannelGroup) -> Elimination | None:
+        """The removal order and error curve of a group, joint over its consumers; None where nothing reads it."""
+        if group.name not in self.known:
+            self.known[group.name] = elimination_of(self.statistics, group, self.sensitivity)
+        return self.known[group.name]
+
+
+def study_of(understood: Understanding, inputs: Inputs, options: Options, progress: Progress) -> Study:
+    """Walk the reference once."""
+    engine = engine_of(understood, inputs, options, progress)
+    statistics = observe_reference(engine)
+    return Study(engine, inputs, statistics, sensitivity_of(engine, statistics))
+
+
+def engine_of(understood: Understanding, inputs: Inputs, options: Options, progress: Progress) -> Engine:
+    """The model and the inputs, ready to be walked."""
+    elements = sum(int(np.prod(understood.shapes[tensor.name][1:])) for tensor in understood.model.graph.inputs)
+    size = int(np.clip(BATCH_ELEMENTS // max(1, elements), 1, LARGEST_BATCH))
+    model = export(understood.model)
+    shallow_first(model)
+    return Engine(
+        channels=understood.channels,
+        model=model,
+        batches=partial(inputs.batches, size),
+        synthetic=options.calibration is None,
+        repair=_repair(understood, options),
+        provider=resolve_provider(options.provider),
+        threads=options.threads,
+        progress=progress,
+    )
+
+
+def _repair(understood: Understanding, options: Options) -> float:
+    """Exponent of the standard-deviation repair: real inputs need none, networks that are dense from the start the most."""
+    if options.calibration is not None:
+        return 0.0
+    return 0.5 if dense_first_layer(understood.channels) is None else 1.0
+
+
+def expected_error(statistics: Statistics, group: ChannelGroup, decision: Decision) -> float:
+    """Mean over the consumers of E|W x - W Z x[kept] - c|^2 as a share of the variance of W x, c the best constant.
+
+    Z is the scaling matrix of merge, the least squares over channels for reconstruct, and keeps alone for prune.
+    """
+    kept, shares = decision.removal.kept, []
+    gone = np.setdiff1d(np.arange(group.size), kept)
+    for link in group.consumers:
+        covariance = _covariance(statistics, group, link)
+        columns = _columns(group, link, statistics.readers[link.key])
+        flat = np.moveaxis(columns, 1, 2).reshape(-1, group.size)
+        reading = flat.T @ flat
+        left = covariance[np.ix_(gone, gone)]
+        scaling = decision.scaling
+        if decision.removal.method == "reconstruct":
+            scaling = mixing(covariance, np.zeros(group.size), kept)[0]
+        if scaling is not None:
+            made = scaling[gone]
+            crossed = made @ covariance[np.ix_(kept, gone)]
+            left = left - crossed - crossed.T + made @ covariance[np.ix_(kept, kept)] @ made.T
+        total = max(float(np.sum(reading * covariance)), np.finfo(float).tiny)
+        shares.append(float(np.sum(reading[np.ix_(gone, gone)] * left)) / total)
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def sensitivity_of(engine: Engine, statistics: Statistics) -> Sensitivity:
+    """What errors at outputs do further on, with the variances of the first walk; readers that give constants do not count."""
+    variance = {}
+    for key, reader in statistics.readers.items():
+        moments, total, power = statistics.moments[key], 0.0, 0.0
+        for g, weight in enumerate(scaled(reader.weight, statistics.outlooks[key])):
+            inside = weight.shape[1]
+            channel = reader.channel_of[g * inside : (g + 1) * inside]
+            own = moments.xx[np.ix_(channel, channel)]
+            total += sum(float(np.sum((weight[:, :, p] @ own) * weight[:, :, p])) for p in range(weight.shape[2]))
+            power += float(np.square(weight).sum((0, 2)) @ (np.diag(own) + moments.mean_x[channel] ** 2))
+        if total > CONSTANT * power:
+            variance[key] = total
+    return Sensitivity(engine.channels.flow, engine.positions, variance, statistics.outlooks)
+
+
+def elimination_of(statistics: Statistics, group: ChannelGroup, sensitivity: Sensitivity | None = None) -> Elimination | None:
+    """The removal order and error curve of a group, joint over its consumers; None where nothing reads it."""
+    consumers = []
+    for link in group.consumers:
+        metric = None if sensitivity is None else sensitivity.metric(link.weighted)
+        columns = _columns(group, link, statistics.readers[link.key])
+        weights = weigh(columns, statistics.outlooks[link.key].scale, metric)
+        consumers.append((_covariance(statistics, group, link), weights))
+    return eliminate(consumers, group.removable, group.cells) if consumers else None
+
+
+def _covariance(statistics: Statistics, group: ChannelGroup, link: Link) -> np.ndarray:
+    """(n, n) of the units as a consumer reads them, averaged over the places where one stands several times.
+
+    Zero for those it does not read, and between groups of a convolution.
+    """
+    reader, total = statistics.readers[link.key], np.zeros((group.size, group.size))
+    channels = np.where(link.places < 0, -1, reader.channel_of[link.places])
+    columns, counts = np.unique(channels.T, axis=0, return_counts=True)
+    for channel, count in zip(columns, counts, strict=True):
+        covariance = statistics.moments[link.key].xx[np.ix_(channel, channel)]
+        total += np.where((channel[:, None] >= 0) & (channel >= 0), covariance, 0.0) * (count / counts.sum())
+    places = link.places.max(1)
+    block = np.where(places < 0, -1 - np.arange(group.size), places // reader.weight.shape[2])
+    return np.where((block[:, None] == block) & (places >= 0), total, 0.0)
+
+
+def _columns(group: ChannelGroup, link: Link, reader: Reader) -> np.ndarray:
+    weight = stored(reader.weighted, reader.weight, reader.kernel)
+    return consumer_columns(group, link, weight)

@@ -1,0 +1,233 @@
+"""From what was asked for to a candidate: a ratio, counts or a plan at once; a budget or a fidelity by trying a few."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from onnxmerge.candidates import Candidate, candidate_of, moved
+from onnxmerge.graph.channels import ChannelGroup
+from onnxmerge.methods.budgeting import Budget, Point, budget_of
+from onnxmerge.methods.by_weights import BY_WEIGHTS
+from onnxmerge.methods.planning import Plan, counts_of, decide, selected
+from onnxmerge.methods.probing import probe
+from onnxmerge.methods.study import Study, study_of
+from onnxmerge.options import Options
+from onnxmerge.proof import CHECK_INPUTS, fidelity_of, time_pair
+from onnxmerge.results import Comparison
+from onnxmerge.runtime.providers import resolve_provider
+from onnxmerge.statistics.inputs import Inputs
+from onnxmerge.understanding import Understanding, understand
+
+Counts = Mapping[str, int]
+Tell = Callable[[str, float], None]
+
+MULTIPLES = (4, 8, 16, 32)  # what --round-to auto tries beside no rounding
+LATENCY_TOLERANCE = 0.05  # of the ratio that was asked for
+LATENCY_TRIALS, FIDELITY_TRIALS = 8, 5
+TRIAL_SECONDS = 1.5
+SMALLEST_SHARE = 0.02
+CLOSE_ENOUGH = 0.75  # of the loss that is allowed
+
+
+@dataclass(frozen=True)
+class Found:
+    """A candidate, and what the user should know of how it was found."""
+
+    candidate: Candidate
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Search:
+    """What every attempt needs; the understanding is that of the study and is never rewritten."""
+
+    source: Path
+    understood: Understanding
+    options: Options
+    solving: Inputs
+    checking: Inputs
+    tell: Tell
+
+    @cached_property
+    def groups(self) -> list[ChannelGroup]:
+        """Those that may shrink."""
+        return selected(self.understood, self.options)[0]
+
+    @cached_property
+    def study(self) -> Study:
+        """One walk over the reference, when something is first decided from it."""
+        return study_of(self.understood, self.solving, self.options, self.tell)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """What each group's channels are worth, measured."""
+        probes = probe(self.study, self.groups, self.understood.size.macs, self.options)
+        return budget_of(self.study, self.understood, self.groups, probes)
+
+    def candidate(self, counts: Counts) -> Candidate:
+        """The model with these counts, or what pruning alone gives where that stays closer."""
+        study = None if self.options.method in BY_WEIGHTS else self.study
+        made = self._made(decide(self.understood, self.options, study, counts))
+        return made if self.options.method != "auto" else self._no_worse_than_pruned(made, counts)
+
+    def time(self, counts: Counts, against: Counts | None = None) -> Comparison:
+        """Latency of a model with these counts against the source, or other counts; what its weights hold does not matter."""
+        reference = self.source if against is None else self._outline(against)
+        provider = resolve_provider(self.options.provider)
+        return time_pair(reference, self._outline(counts), self.checking, provider, self.options, seconds=TRIAL_SECONDS)
+
+    def fidelity(self, candidate: Candidate) -> float:
+        """Of the worst output, on the check inputs."""
+        return fidelity_of(self.source, candidate.content, self.checking, self.options).worst.fidelity
+
+    def _outline(self, counts: Counts) -> bytes:
+        return self._made(decide(self.understood, replace(self.options, method="prune", kept=()), None, counts)).content
+
+    def _made(self, plan: Plan) -> Candidate:
+        fresh = understand(self.source)
+        return candidate_of(self.source, fresh, replace(plan, removals=moved(fresh, plan.removals)))
+
+    def _no_worse_than_pruned(self, candidate: Candidate, counts: Counts) -> Candidate:
+        """The candidate, or what pruning alone gives if the outputs are closer then, measured on inputs that were solved on.
+
+        Synthetic inputs do not look like data to a network that keeps its BatchNormalization statistics (the solve matched
+        them): there pruning must also be better than a constant output to be believed.
+        """
+        normalised = any(node.op == "BatchNormalization" for node in self.understood.model.graph.nodes)
+        least = 0.0 if normalised and self.options.calibration is None else -np.inf
+        pruned = self._made(decide(self.understood, replace(self.options, method="prune"), None, counts))
+        inputs = self.solving
+        some = inputs.chosen(np.arange(min(inputs.count, CHECK_INPUTS)), "first") if inputs.batch_size is None else inputs
+        reached = [fidelity_of(self.source, each.content, some, self.options).worst.fidelity for each in (candidate, pruned)]
+        if reached[1] <= max(reached[0], least):
+            return candidate
+        note = f"pruning alone stays closer: fidelity {reached[1]:.3f}, not {reached[0]:.3f}"
+        return replace(pruned, groups=tuple(replace(group, note=group.note or note) for group in pruned.groups))
+
+
+def search(wanted: Search) -> Found:
+    """The candidate that the options ask for."""
+    options = wanted.options
+    if options.target is not None:
+        return _within(wanted, *options.target)
+    if options.fidelity is not None:
+        return _faithful(wanted, options.fidelity)
+    return Found(wanted.candidate(_rounded(wanted, counts_of(wanted.groups, options))))
+
+
+def _within(wanted: Search, kind: str, share: float) -> Found:
+    """As close as possible at a size or a latency."""
+    if kind == "latency":
+        return _fast(wanted, share)
+    point = _allocated(wanted, kind, share)
+    found = wanted.candidate(point.counts)
+    missed = point.share > share
+    note = f"{kind}={share:g} cannot be reached: at least {point.share:.1%} must stay" if missed else ""
+    return Found(found, (note,) if note else ())
+
+
+def _allocated(wanted: Search, kind: str, share: float) -> Point:
+    """The best counts at a size, in the multiples that run fastest where these are to be found."""
+    plain = wanted.budget.counts_for(kind, share, _multiple(wanted.options))
+    if wanted.options.round_to != "auto":
+        return plain
+    return _fastest(wanted, plain, [wanted.budget.counts_for(kind, share, multiple) for multiple in MULTIPLES])
+
+
+def _fastest(wanted: Search, plain: Point, rounded: list[Point]) -> Point:
+    """The rounded counts that are measurably faster than plain ones, if any."""
+    best, least = plain, 1.0
+    tried = [plain.counts]
+    for point in rounded:
+        if point.counts in tried:
+            continue
+        tried.append(point.counts)
+        measured = wanted.time(point.counts, plain.counts)
+        if measured.ratio_high < 1.0 and measured.ratio < least:
+            best, least = point, measured.ratio
+    return best
+
+
+def _multiple(options: Options) -> int:
+    return options.round_to if isinstance(options.round_to, int) else 1
+
+
+def _rounded(wanted: Search, counts: Counts) -> Counts:
+    """Counts that were asked for, in multiples: the nearest, never none."""
+
+    def nearest(multiple: int) -> dict[str, int]:
+        sizes = {group.name: (group.size, len(np.unique(group.cells))) for group in wanted.groups}
+        found = {}
+        for name, count in counts.items():
+            size, cells = sizes[name]
+            step = multiple * cells // math.gcd(multiple, cells)
+            found[name] = min(size, max(step, step * round(count / step))) if count < size else size
+        return found
+
+    if wanted.options.round_to is None:
+        return counts
+    if wanted.options.round_to != "auto":
+        return nearest(_multiple(wanted.options))
+    points = [Point(nearest(multiple), 0.0, 0.0) for multiple in MULTIPLES]
+    return _fastest(wanted, Point(dict(counts), 0.0, 0.0), points).counts
+
+
+def _fast(wanted: Search, share: float) -> Found:
+    """The largest model whose measured latency is `share` of the reference's: bisection over MACs, on models that are timed only.
+
+    The ratio that counts is the last one, taken of the candidate itself.
+    """
+    low, high = SMALLEST_SHARE, 1.0
+    best: tuple[float, Point, float] | None = None
+    aim = share
+    for _ in range(LATENCY_TRIALS):
+        point = _allocated(wanted, "macs", aim)
+        ratio = wanted.time(point.counts).ratio
+        off = abs(ratio / share - 1.0)
+        if best is None or off < best[0]:
+            best = (off, point, ratio)
+        if off <= 0.5 * LATENCY_TOLERANCE:
+            break
+        low, high = (aim, high) if ratio < share else (low, aim)
+        aim = 0.5 * (low + high)
+    assert best is not None
+    off, point, ratio = best
+    found = wanted.candidate(point.counts)
+    note = f"latency={share:g} was not reached within {LATENCY_TOLERANCE:.0%}: the best found takes {ratio:.2f} of the time"
+    return Found(found, (note,) if off > LATENCY_TOLERANCE else ())
+
+
+def _faithful(wanted: Search, fidelity: float) -> Found:
+    """The smallest model whose outputs keep the fidelity on the check inputs.
+
+    Points of the frontier are tried: first where the predicted damage is what may be lost, then where the losses measured so far
+    say that it will be, between the largest loss that passed and the smallest that did not.
+    """
+    allowed = 1.0 - fidelity
+    points = wanted.budget.points(_multiple(wanted.options))
+    passing, failing = len(points) - 1, -1  # the last point removes nothing
+    best: Candidate | None = None
+    scale = 1.0
+    for _ in range(FIDELITY_TRIALS):
+        inside = range(failing + 1, passing)
+        if not inside:
+            break
+        at = next((i for i in inside if points[i].damage * scale <= CLOSE_ENOUGH**0.5 * allowed), inside[-1])
+        candidate = wanted.candidate(points[at].counts)
+        lost = max(1.0 - wanted.fidelity(candidate), 1e-9)
+        if lost <= allowed:
+            passing, best = at, candidate
+            if lost >= CLOSE_ENOUGH * allowed:
+                break
+        else:
+            failing = at
+        scale = lost / max(points[at].damage, 1e-9)
+    if best is None:
+        return Found(wanted.candidate(points[-1].counts), (f"no smaller model keeps a fidelity of {fidelity:g}",))
+    return Found(best)
