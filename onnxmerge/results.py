@@ -55,11 +55,12 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class LatencySummary:
-    """Milliseconds of one call of a model."""
+    """Milliseconds of one call of a model; quantiles_ms: the 0th, 5th, 10th ... 100th percentile of all calls."""
 
     median_ms: float
     p95_ms: float
     runs: int
+    quantiles_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

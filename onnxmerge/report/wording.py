@@ -6,13 +6,17 @@ Node names come from strangers' files: nothing of them reaches a terminal raw.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.filesize import decimal
 
-from onnxmerge.results import Refusal
+from onnxmerge.results import Comparison, GroupResult, Refusal, Size
 
+MUST_STAY, LEFT = "Must stay whole", "Left as it was"
+COMPARED = "Outputs against the reference's"
+TIMED = "Latency of one call, measured in turn"
+SHARES = "shares: the layers that write or read the group's channels; groups overlap"
 _LOUD = ("it is ", "it ")  # openings that a list of reasons does not need
 
 
@@ -23,6 +27,11 @@ class Reason:
     text: str
     layers: tuple[str, ...]
     obstacles: tuple[str, ...]
+
+    def told(self, width: int) -> str:
+        """The reason, with the only place where it was met; layers are listed apart."""
+        lone = self.obstacles[0] if len(self.obstacles) == 1 and self.layers else ""
+        return f"{self.text} ({shortened(lone, width)})" if lone and printable(lone) not in self.text else self.text
 
 
 def printable(text: str) -> str:
@@ -98,6 +107,42 @@ def reasons(refusals: Iterable[Refusal]) -> list[Reason]:
             Reason(printable(text), tuple(dict.fromkeys(filter(None, names))), tuple(dict.fromkeys(filter(None, places))))
         )
     return found
+
+
+def groups_title(groups: Sequence[GroupResult], *, compressed: bool) -> str:
+    """How many groups there are, or that there is none."""
+    if not groups:
+        return "No channel group was made smaller." if compressed else "No channel group can shrink."
+    named = f"{len(groups)} channel group{'s' * (len(groups) != 1)}"
+    return f"{named} made smaller" if compressed else f"{named} can shrink"
+
+
+def size_line(size: Size) -> str:
+    """What a model weighs."""
+    return f"{size.parameters:,} parameters, {size.macs:,} MACs for one input, {file_size(size.file_bytes)}"
+
+
+def speed_interval(latency: Comparison) -> tuple[float, float]:
+    """How many times as fast, low and high."""
+    return 1 / latency.ratio_high, 1 / latency.ratio_low
+
+
+def verdict_of(latency: Comparison) -> str:
+    """What the interval allows to say."""
+    low, high = speed_interval(latency)
+    return "faster" if low > 1 else "slower" if high < 1 else "no difference that can be measured"
+
+
+def speed_line(latency: Comparison) -> str:
+    """The ratio, its interval and the verdict."""
+    low, high = speed_interval(latency)
+    return f"{latency.speedup:.2f}x as fast, 95 % interval {low:.2f}x to {high:.2f}x: {verdict_of(latency)}"
+
+
+def timing_line(latency: Comparison) -> str:
+    """What was timed, and where."""
+    threads = f"{latency.threads} thread{'s' * (latency.threads != 1)}"
+    return f"timed: {latency.candidate.runs:,} calls of each, batch {latency.batch}, {latency.provider}, {threads}"
 
 
 def listed(names: Iterable[str], most: int, width: int) -> str:

@@ -166,8 +166,8 @@ def _time(call: Call) -> float:
 
 
 def _summary(times: np.ndarray) -> LatencySummary:
-    median, p95 = (float(value) for value in np.percentile(times * 1e3, (50, 95)))
-    return LatencySummary(median, p95, len(times))
+    quantiles = tuple(float(value) for value in np.percentile(times * 1e3, range(0, 101, 5)))
+    return LatencySummary(quantiles[10], quantiles[19], len(times), quantiles)
 
 
 @contextlib.contextmanager
