@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,14 +14,15 @@ import click
 from rich.console import Console
 
 from onnxmerge import __version__
-from onnxmerge.compress import compress, inspect
+from onnxmerge.compress import compress, inspect, versions
 from onnxmerge.errors import OnnxMergeError, VerificationError
 from onnxmerge.options import CRITERION_NAMES, METHOD_NAMES, PROVIDERS, SCOPES, Options
 from onnxmerge.proof import bench, verify
+from onnxmerge.report.documents import Result, Run, json_text
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection, show_latency
 from onnxmerge.report.wording import printable
-from onnxmerge.results import as_json
+from onnxmerge.report.writing import check_reports, write_report
 
 FILE = click.Path(path_type=Path)
 DONE, NOT_VERIFIED, BAD_USAGE, OWN_BUG, INTERRUPTED = 0, 1, 2, 70, 130
@@ -53,6 +55,14 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 JSON = click.option("--json", "as_json_text", is_flag=True, help="Print the result as JSON on stdout, and nothing else there.")
+REPORT = click.option(
+    "--report",
+    "reports",
+    type=FILE,
+    multiple=True,
+    metavar="FILE",
+    help="Also write it as a page (.html) or data (.json); repeatable.",
+)
 INPUTS = _options(
     click.option("--calibration", type=FILE, help="Unlabelled inputs: .npz, .npy, or a folder of images or .npy."),
     click.option("--input-range", type=(float, float), metavar="LOW HIGH", help="Pixels 0 to 255 become this.  [default: 0 1]"),
@@ -107,10 +117,11 @@ def cli(context: click.Context) -> None:
 
 @cli.command("inspect", short_help="What could shrink, and why the rest must stay.")
 @click.argument("model", type=FILE)
-@JSON
-def inspect_command(model: Path, as_json_text: bool) -> None:
+@_options(REPORT, JSON)
+def inspect_command(model: Path, reports: tuple[Path, ...], as_json_text: bool) -> None:
     """Channel groups of MODEL, what each unlocks, and why the rest must stay."""
-    _show(inspect(model), as_json_text, show_inspection)
+    check_reports(reports, {"the model": model})
+    _show(inspect(model), as_json_text, show_inspection, reports)
 
 
 @cli.command("compress", short_help="Write a smaller model and prove it.")
@@ -119,30 +130,32 @@ def inspect_command(model: Path, as_json_text: bool) -> None:
 @_options(CHOICE, INPUTS, RUNTIME)
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare the result with MODEL before writing it.")
 @click.option("--bench/--no-bench", default=True, show_default=True, help="And time both.")
-@_options(THRESHOLDS, JSON)
-def compress_command(model: Path, output: Path, as_json_text: bool, **settings: Any) -> None:
+@_options(THRESHOLDS, REPORT, JSON)
+def compress_command(model: Path, output: Path, reports: tuple[Path, ...], as_json_text: bool, **settings: Any) -> None:
     """Remove channels of MODEL, repair what they did, prove it, and write OUTPUT.
 
     Exit code 1, and no OUTPUT, where the result misses a threshold.
     """
+    check_reports(reports, {"the model": model, "the output": output, "the calibration inputs": settings["calibration"]})
     with progress_bar() as progress:
         result = compress(model, output, _settings(settings), progress=progress)
-    _show(result, as_json_text, show_compression)
+    _show(result, as_json_text, show_compression, reports)
 
 
 @cli.command("verify", short_help="How close one model's outputs are to another's.")
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
-@_options(INPUTS, RUNTIME, THRESHOLDS, JSON)
-def verify_command(reference: Path, candidate: Path, as_json_text: bool, **settings: Any) -> None:
+@_options(INPUTS, RUNTIME, THRESHOLDS, REPORT, JSON)
+def verify_command(reference: Path, candidate: Path, reports: tuple[Path, ...], as_json_text: bool, **settings: Any) -> None:
     """How close CANDIDATE's outputs are to those of REFERENCE.
 
     Exit code 1 where a threshold is missed; without any, a mean cosine of 0.9 is asked for.
     """
+    check_reports(reports, _pair(reference, candidate, settings))
     with progress_bar() as progress:
         progress("comparing outputs", 0.0)
         fidelity, failures = verify(reference, candidate, _settings(settings))
-    _show(fidelity, as_json_text, show_fidelity)
+    _show(fidelity, as_json_text, show_fidelity, reports, (reference, candidate), failures)
     if failures:
         raise VerificationError("; ".join(failures))
 
@@ -152,30 +165,53 @@ def verify_command(reference: Path, candidate: Path, as_json_text: bool, **setti
 @click.argument("candidate", type=FILE)
 @_options(INPUTS, RUNTIME)
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="Inputs in one call.")
-@JSON
-def bench_command(reference: Path, candidate: Path, batch: int, as_json_text: bool, **settings: Any) -> None:
+@_options(REPORT, JSON)
+def bench_command(
+    reference: Path, candidate: Path, batch: int, reports: tuple[Path, ...], as_json_text: bool, **settings: Any
+) -> None:
     """Latency and throughput of REFERENCE and CANDIDATE, measured in turn."""
+    check_reports(reports, _pair(reference, candidate, settings))
     with progress_bar() as progress:
         progress("timing both models", 0.0)
         latency = bench(reference, candidate, _settings(settings), batch)
-    _show(latency, as_json_text, show_latency)
+    _show(latency, as_json_text, show_latency, reports, (reference, candidate))
 
 
 def _settings(settings: dict[str, Any]) -> Options:
     return Options(**{name: value for name, value in settings.items() if value is not None})
 
 
-def _show(result: Any, as_json_text: bool, show: Callable[[Console, Any], None]) -> None:
+def _pair(reference: Path, candidate: Path, settings: dict[str, Any]) -> dict[str, Path | None]:
+    return {"the reference": reference, "the candidate": candidate, "the calibration inputs": settings["calibration"]}
+
+
+def _show(
+    result: Result,
+    as_json_text: bool,
+    show: Callable[[Console, Any], None],
+    reports: Sequence[Path],
+    models: Sequence[Path] = (),
+    failures: Sequence[str] = (),
+) -> None:
+    """On stdout, then in report files."""
+    command = shlex.join(["onnxmerge", *click.get_current_context().obj])
+    made_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    run = Run(command, made_at, tuple(map(str, models)), versions(), tuple(failures))
     if as_json_text:
-        click.echo(json.dumps(as_json(result), indent=2))
+        click.echo(json_text(result, run))
     else:
         show(Console(), result)
+    for report in reports:
+        write_report(result, report, run)
+        if not as_json_text:
+            click.echo(f"wrote {printable(str(report))}")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point: what a user can act on is one line on stderr and an exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        sys.exit(cli(arguments, standalone_mode=False))
+        sys.exit(cli(arguments, standalone_mode=False, obj=arguments))
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "onnxmerge"
         _fail(BAD_USAGE, f"{error.format_message().rstrip('.')} (see {command} --help)")

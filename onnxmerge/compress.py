@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -194,4 +195,5 @@ def _check_not_needed(target: Path, understood: Understanding, options: Options)
 def versions() -> dict[str, str]:
     """What the figures were made with."""
     found = {name: version(name) for name in PACKAGES}
-    return {"onnxmerge": __version__, "onnxruntime": onnxruntime.__version__, **found}
+    system = {"python": platform.python_version(), "system": platform.platform()}
+    return {"onnxmerge": __version__, "onnxruntime": onnxruntime.__version__, **found, **system}

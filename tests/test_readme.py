@@ -117,7 +117,9 @@ def test_transcript_is_still_true(tmp_path):
     command = re.match(r"\$ (onnxmerge .*?)\n\n", TRANSCRIPT, re.DOTALL)[1].replace("\\\n", " ")
     source, options = shlex.split(command)[2], shlex.split(command)[4:]
     context = cli.compress_command.make_context("compress", [source, "unused", *options])
-    settings = {name: value for name, value in context.params.items() if name not in ("model", "output", "as_json_text")}
+    settings = {
+        name: value for name, value in context.params.items() if name not in ("model", "output", "reports", "as_json_text")
+    }
     result = onnxmerge.compress(ROOT / source, tmp_path / "out.onnx", cli._settings({**settings, "verify": False}))
     for before, after in [(result.before.macs, result.after.macs), (result.before.parameters, result.after.parameters)]:
         assert re.search(rf" {before:,} +{after:,} ", TRANSCRIPT), f"{before:,} -> {after:,}: `make readme` writes it anew"

@@ -10,7 +10,17 @@ from pathlib import PurePath
 from onnxmerge.report import sections
 from onnxmerge.report.documents import Result, Run
 from onnxmerge.report.elements import Markup, element, joined, named
-from onnxmerge.report.wording import LEFT, MUST_STAY, closeness, file_size, percent, speed_interval, verdict_of
+from onnxmerge.report.wording import (
+    LEFT,
+    MUST_STAY,
+    closeness,
+    file_size,
+    milliseconds,
+    percent,
+    small,
+    speed_interval,
+    verdict_of,
+)
 from onnxmerge.results import Comparison, Compression, Fidelity, Inspection, Size
 
 STYLESHEET = files("onnxmerge.report").joinpath("page.css").read_text(encoding="utf-8")
@@ -109,12 +119,12 @@ def _inspection(result: Inspection, run: Run) -> Story:
 def _fidelity(result: Fidelity, run: Run) -> Story:
     headline = f"{'Failed' if run.failures else 'Passed'}: fidelity {closeness(result.worst.fidelity)}"
     parts = [_warnings(run.failures, "failed"), sections.fidelity(result), sections.origin(run, _measured(result, None))]
-    return Story("Outputs of two models", headline, run.models, [_fidelity_tile(result)], parts)
+    return Story("Outputs of two models", headline, run.models, _fidelity_tiles(result), parts)
 
 
 def _comparison(result: Comparison, run: Run) -> Story:
     parts = [sections.latency(result, alone=True), sections.origin(run, _measured(None, result))]
-    return Story("Latency of two models", _speed(result), run.models, [_speed_tile(result)], parts)
+    return Story("Latency of two models", _speed(result), run.models, _latency_tiles(result), parts)
 
 
 def _size_tiles(before: Size, after: Size) -> list[Tile]:
@@ -139,6 +149,23 @@ def _fidelity_tile(result: Fidelity) -> Tile:
     worst = result.worst
     beside = f"the worst of {len(result.outputs)} outputs" if len(result.outputs) > 1 else f"on {result.inputs:,} inputs"
     return ("fidelity", closeness(worst.fidelity), beside)
+
+
+def _fidelity_tiles(result: Fidelity) -> list[Tile]:
+    worst = result.worst
+    tiles = [
+        _fidelity_tile(result),
+        ("cosine", closeness(worst.cosine_mean), f"worst {closeness(worst.cosine_worst)}"),
+        ("relative L2", small(worst.relative_l2_mean), f"worst {small(worst.relative_l2_worst)}"),
+    ]
+    agreement = worst.top1_agreement
+    return tiles if agreement is None else [*tiles, ("same best class", percent(agreement), "share of the inputs")]
+
+
+def _latency_tiles(latency: Comparison) -> list[Tile]:
+    sides = (("reference", latency.reference), ("candidate", latency.candidate))
+    medians = [(f"{name}, median", milliseconds(side.median_ms), f"p95 {milliseconds(side.p95_ms)}") for name, side in sides]
+    return [_speed_tile(latency), *medians]
 
 
 def _measured(fidelity: Fidelity | None, latency: Comparison | None) -> dict[str, str]:

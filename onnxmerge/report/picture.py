@@ -35,11 +35,19 @@ _LEGEND = {
 }
 
 
-def legend(*, compressed: bool) -> Markup:
-    """What the marks of the picture say."""
+def legend(groups: Sequence[GroupResult], *, compressed: bool) -> Markup:
+    """What the marks that the picture holds say."""
     words = _LEGEND if compressed else {**_LEGEND, "before": "channels that may go", "kept": "channels that must stay"}
-    marks = {kind: element("svg", _SAMPLES[kind], width=24, height=15, aria_hidden="true") for kind in words}
-    return element("ul", *(element("li", marks[kind], said) for kind, said in words.items()), class_="legend")
+    found = {
+        "before": True,
+        "kept": any(_solid(group, compressed) for group in groups),
+        "link": any(end > start for start, end in links(groups)),
+        "back": any(end < start for start, end in links(groups)),
+        "ring": bool(_rings(groups)),
+    }
+    shown = [kind for kind in words if found[kind]]
+    marks = {kind: element("svg", _SAMPLES[kind], width=24, height=15, aria_hidden="true") for kind in shown}
+    return element("ul", *(element("li", marks[kind], words[kind]) for kind in shown), class_="legend")
 
 
 def groups_picture(groups: Sequence[GroupResult], *, compressed: bool) -> Markup:
@@ -103,9 +111,12 @@ def _figure(top: int, *content: str, class_: str | None = None) -> Markup:
 
 def _lines(groups: Sequence[GroupResult]) -> list[Markup]:
     """Curves for links, dashed where they lead back up; a ring where a reader keeps all channels of its own."""
+    return [*(_curve(*pair) for pair in links(groups)), *(_ring(index) for index in _rings(groups))]
+
+
+def _rings(groups: Sequence[GroupResult]) -> list[int]:
     written = {producer for group in groups for producer in group.producers}
-    rings = [index for index, group in enumerate(groups) if any(reader not in written for reader in group.consumers)]
-    return [*(_curve(*pair) for pair in links(groups)), *(_ring(index) for index in rings)]
+    return [index for index, group in enumerate(groups) if any(reader not in written for reader in group.consumers)]
 
 
 def _curve(start: int, end: int) -> Markup:

@@ -87,7 +87,9 @@ def groups(found: Sequence[GroupResult], *, compressed: bool) -> Markup:
     explained = f"{ERRORS}; {SHARES}" if any(group.expected_error for group in found) else SHARES
     return section(
         title,
-        element("figure", groups_picture(found, compressed=compressed), element("figcaption", legend(compressed=compressed))),
+        element(
+            "figure", groups_picture(found, compressed=compressed), element("figcaption", legend(found, compressed=compressed))
+        ),
         table(title, columns, errors),
         element("p", explained, class_="quiet"),
     )
