@@ -12,7 +12,7 @@ WIDTHS = pytest.mark.parametrize("width", [1280, 390])
 SCHEMES = pytest.mark.parametrize("scheme", ["light", "dark"])
 WIDEST = """Math.max(document.documentElement.scrollWidth, ...[...document.querySelectorAll('body *')]
     .filter(found => !found.closest('.scrolls, svg')).map(found => found.getBoundingClientRect().right))"""
-OVERLAPS = """[...document.querySelectorAll('svg.picture > g')].filter(row => {
+OVERLAPS = """[...document.querySelectorAll('svg.picture > g > g')].filter(row => {
     const [name, figure] = [...row.querySelectorAll('text')].map(found => found.getBoundingClientRect());
     return name.right > figure.left;
 }).length"""

@@ -113,7 +113,7 @@ def test_every_output_has_every_measure(count):
         (replace(COMPRESSION, latency=None), "Latency of one call"),
         (replace(COMPRESSION, warnings=()), "warning"),
         (replace(COMPRESSION, refusals=()), "Left as it was"),
-        (replace(COMPRESSION, groups=GROUPS[:1]), "note"),
+        (replace(COMPRESSION, groups=GROUPS[:1]), "Notes on these groups"),
     ],
     ids=["no proof", "no bench", "no warnings", "no refusals", "no notes"],
 )
@@ -231,7 +231,9 @@ def test_a_hundred_groups_have_a_row_each():
     assert len(bars(picture)) == 100
     heights = [float(height) for height in re.findall(r'class="name" x="46" y="(\d+)"', picture)]
     assert heights == sorted(set(heights))
-    assert f'height="{38 * 100}"' in picture
+    assert re.findall(r'role="img".*? height="(\d+)"', picture) == ["304"] * 12 + ["152"]
+    assert picture.count("<title id=") == len(set(re.findall(r'<title id="([^"]+)"', picture))) == 13
+    assert "Channel groups 97 to 100 of 100" in picture
 
 
 @pytest.mark.parametrize(

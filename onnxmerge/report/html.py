@@ -17,6 +17,7 @@ from onnxmerge.report.wording import (
     file_size,
     milliseconds,
     percent,
+    shortened,
     small,
     speed_interval,
     verdict_of,
@@ -95,7 +96,7 @@ def _compression(result: Compression, run: Run) -> Story:
             {"seed": str(result.seed), "took": f"{result.seconds:.1f} s", **_measured(result.fidelity, result.latency)},
         ),
     ]
-    title = f"{PurePath(result.source).name}, made smaller"
+    title = f"{_file_name(result.source)}, made smaller"
     return Story(title, ", ".join(said), (result.source, result.target), tiles, parts)
 
 
@@ -113,7 +114,7 @@ def _inspection(result: Inspection, run: Run) -> Story:
         sections.refusals(MUST_STAY, result.refusals),
         sections.origin(run, {}),
     ]
-    return Story(f"{PurePath(result.model).name}, what could shrink", headline, (result.model,), tiles, parts)
+    return Story(f"{_file_name(result.model)}, what could shrink", headline, (result.model,), tiles, parts)
 
 
 def _fidelity(result: Fidelity, run: Run) -> Story:
@@ -189,6 +190,10 @@ def _warnings(found: Sequence[str], word: str = "warning") -> Markup | None:
         return None
     lines = [element("li", element("strong", f"{word}: "), line) for line in found]
     return element("ul", *lines, class_=f"told {'bad' if word == 'failed' else 'warn'}")
+
+
+def _file_name(path: str) -> str:
+    return shortened(PurePath(path).name, 80)
 
 
 def _arrowed(paths: Sequence[str]) -> list[Markup]:

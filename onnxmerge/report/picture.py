@@ -13,6 +13,7 @@ from onnxmerge.report.wording import listed, percent, shortened
 from onnxmerge.results import GroupResult
 
 _ROW, _NAME_LINE, _BAR, _BAR_HEIGHT = 38, 13, 19, 9  # pixels: of a row, then from its top
+_PART = 8  # rows of one <svg>
 _GUTTER = 46  # pixels, for the lines
 _WIDEST = 84  # per cent of the width, for the group with the most channels
 _NAME, _NAMES = 28, 6
@@ -51,21 +52,33 @@ def legend(groups: Sequence[GroupResult], *, compressed: bool) -> Markup:
 
 
 def groups_picture(groups: Sequence[GroupResult], *, compressed: bool) -> Markup:
-    """One <svg> with a row a group."""
-    before, after = sum(group.channels for group in groups), sum(_solid(group, compressed) for group in groups)
-    said = f"{after:,} of {before:,} channels kept" if compressed else f"{before - after:,} of {before:,} channels may go"
+    """A row a group; an <svg> for every eight rows, one below the other without a gap, so that paper can break between them."""
     widest = max(group.channels for group in groups)
+    rows = [_row(index, group, widest, compressed) for index, group in enumerate(groups)]
+    lines = _lines(groups)
+    parts = []
+    for first in range(0, len(groups), _PART):
+        last = min(first + _PART, len(groups)) - 1
+        crossing = [line for start, end, line in lines if start <= last and end >= first]
+        parts.append(_part(groups, first, last, [*crossing, *rows[first : last + 1]], compressed))
+    return joined(*parts)
+
+
+def _part(groups: Sequence[GroupResult], first: int, last: int, marks: Sequence[Markup], compressed: bool) -> Markup:
+    shown = groups[first : last + 1]
+    before, solid = sum(group.channels for group in shown), sum(_solid(group, compressed) for group in shown)
+    said = f"{solid:,} of {before:,} channels kept" if compressed else f"{before - solid:,} of {before:,} channels may go"
+    title, told = f"picture-title-{first}", f"picture-told-{first}"
     return element(
         "svg",
-        element("title", "Channel groups from the input to the output", id="picture-title"),
-        element("desc", f"{len(groups)} groups: {said}. The table below holds the same figures.", id="picture-desc"),
-        *_lines(groups),
-        *(_row(index, group, widest, compressed) for index, group in enumerate(groups)),
+        element("title", f"Channel groups {first + 1} to {last + 1} of {len(groups)}, from the input to the output", id=title),
+        element("desc", f"{said}. The table below holds the same figures.", id=told),
+        element("g", *marks, transform=f"translate(0 {-first * _ROW})"),
         class_="picture",
         role="img",
-        aria_labelledby="picture-title picture-desc",
+        aria_labelledby=f"{title} {told}",
         width="100%",
-        height=_ROW * len(groups),
+        height=_ROW * len(shown),
     )
 
 
@@ -109,9 +122,10 @@ def _figure(top: int, *content: str, class_: str | None = None) -> Markup:
     return element("text", *content, x="100%", y=top + _NAME_LINE, text_anchor="end", class_=class_)
 
 
-def _lines(groups: Sequence[GroupResult]) -> list[Markup]:
-    """Curves for links, dashed where they lead back up; a ring where a reader keeps all channels of its own."""
-    return [*(_curve(*pair) for pair in links(groups)), *(_ring(index) for index in _rings(groups))]
+def _lines(groups: Sequence[GroupResult]) -> list[tuple[int, int, Markup]]:
+    """(first row, last row, line): links, dashed where they lead back up; a ring where a reader keeps all its own channels."""
+    curves = [(min(pair), max(pair), _curve(*pair)) for pair in links(groups)]
+    return [*curves, *((index, index, _ring(index)) for index in _rings(groups))]
 
 
 def _rings(groups: Sequence[GroupResult]) -> list[int]:

@@ -17,7 +17,7 @@ from onnxmerge.report.documents import Run
 from onnxmerge.report.elements import Markup, element, joined, named
 from onnxmerge.report.picture import groups_picture, legend
 from onnxmerge.report.tables import Column
-from onnxmerge.report.wording import COMPARED, SHARES, TIMED, groups_title, reasons, speed_line, timing_line
+from onnxmerge.report.wording import COMPARED, NOTES, SHARES, TIMED, groups_title, reasons, speed_line, timing_line
 from onnxmerge.results import Comparison, Compression, Fidelity, GroupResult, OutputFidelity, Refusal
 
 ERRORS = (
@@ -78,8 +78,6 @@ def groups(found: Sequence[GroupResult], *, compressed: bool) -> Markup:
     if not found:
         return section("Channel groups", element("p", title))
     columns = group_columns(found, compressed=compressed)
-    if any(group.note for group in found):
-        columns.append(Column("note", [group.note for group in found], left=True))
     errors = {
         "error": [group.expected_error.get(group.method) for group in found],
         "pruned": [group.expected_error.get("prune") for group in found],
@@ -92,6 +90,7 @@ def groups(found: Sequence[GroupResult], *, compressed: bool) -> Markup:
         ),
         table(title, columns, errors),
         element("p", explained, class_="quiet"),
+        *_told("h3", NOTES, [Refusal(group.name, group.note) for group in found if group.note]),
     )
 
 
@@ -120,16 +119,17 @@ def latency(result: Comparison, *, alone: bool) -> Markup:
 
 def refusals(title: str, found: Sequence[Refusal]) -> Markup | None:
     """Reasons, and under each the layers that it keeps whole."""
-    told = reasons(found)
-    if not told:
-        return None
+    return element("section", *_told("h2", title, found)) if found else None
+
+
+def _told(heading: str, title: str, found: Sequence[Refusal]) -> list[Markup]:
     rows = []
-    for reason in told:
+    for reason in reasons(found):
         names = reason.layers or reason.obstacles
         more = f" and {len(names) - MANY_NAMES} more" if len(names) > MANY_NAMES else None
         shown = [joined(", " if index else None, named(name, _NAME)) for index, name in enumerate(names[:MANY_NAMES])]
         rows += [element("dt", reason.told(_NAME)), element("dd", *shown, more)]
-    return section(title, element("dl", *rows, class_="reasons"))
+    return [element(heading, title), element("dl", *rows, class_="reasons")] if rows else []
 
 
 def origin(run: Run, facts: Mapping[str, str]) -> Markup:

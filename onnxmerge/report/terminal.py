@@ -21,6 +21,7 @@ from onnxmerge.report.wording import (
     COMPARED,
     LEFT,
     MUST_STAY,
+    NOTES,
     SHARES,
     TIMED,
     groups_title,
@@ -110,7 +111,7 @@ def _show_groups(console: Console, groups: Sequence[GroupResult], *, compressed:
         _line(console, SHARES, "dim")
     console.print()
     if not inline:
-        _show_refusals(console, "Notes on these groups", [Refusal(group.name, group.note) for group in groups if group.note])
+        _show_refusals(console, NOTES, [Refusal(group.name, group.note) for group in groups if group.note])
 
 
 def _show_refusals(console: Console, title: str, refusals: Iterable[Refusal]) -> None:

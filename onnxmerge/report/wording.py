@@ -13,7 +13,7 @@ from rich.filesize import decimal
 
 from onnxmerge.results import Comparison, GroupResult, Refusal, Size
 
-MUST_STAY, LEFT = "Must stay whole", "Left as it was"
+MUST_STAY, LEFT, NOTES = "Must stay whole", "Left as it was", "Notes on these groups"
 COMPARED = "Outputs against the reference's"
 TIMED = "Latency of one call, measured in turn"
 SHARES = "shares: the layers that write or read the group's channels; groups overlap"
