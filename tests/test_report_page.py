@@ -187,6 +187,7 @@ def test_element_escapes_what_is_text():
     assert built == '<p title="&quot;&#x27;&lt;&amp;" x="0.33">&lt;b&gt;<i></i></p>'
     assert element("p", str(built)[:3] + "x") == "<p>&lt;p x</p>"
     assert named("a/b") == "<bdi><code>a/<wbr>b</code></bdi>"
+    assert named("n" * 500, 10) == "<bdi><code>nnn…nnnnnn</code></bdi>"
 
 
 # pictures
