@@ -1,6 +1,7 @@
 """Report files: refused before any work, whole or not there, the same content as the page's for programs, a schema that holds."""
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -111,6 +112,22 @@ def test_changes_that_break_readers_are_found(changed, expected):
     kind = next(iter(KINDS.values()))
     old, new = (schema_of(dataclasses.replace(kind, result=result)) for result in (Size, changed))
     assert breaks(old, new) == expected
+
+
+def test_broken_readers_need_a_new_version(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("write_schemas", ROOT / "docs" / "write_schemas.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "FOLDER", tmp_path)
+    script.main()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        path.name: path.read_bytes() for path in SCHEMAS.iterdir()
+    }
+    old = (tmp_path / "fidelity-1.json").read_text().replace('"sqnr_db"', '"noise_db"')
+    (tmp_path / "fidelity-1.json").write_text(old)
+    with pytest.raises(SystemExit, match=r"onnxmerge\.fidelity/1: OutputFidelity\.noise_db is gone: raise its version"):
+        script.main()
+    assert (tmp_path / "fidelity-1.json").read_text() == old
 
 
 # files

@@ -137,7 +137,7 @@ def origin(run: Run, facts: Mapping[str, str]) -> Markup:
     versions = ", ".join(f"{package} {version}" for package, version in run.versions.items())
     told = {**facts, "versions": versions, "made at": run.made_at}
     rows = [part for key, value in told.items() if value for part in (element("dt", key), element("dd", value))]
-    command = element("pre", element("code", run.command), tabindex="0") if run.command else None
+    command = element("pre", element("code", run.command)) if run.command else None
     return section("To make it again", command, element("dl", *rows, class_="facts"))
 
 
