@@ -13,7 +13,8 @@ SCHEMES = pytest.mark.parametrize("scheme", ["light", "dark"])
 WIDEST = """Math.max(document.documentElement.scrollWidth, ...[...document.querySelectorAll('body *')]
     .filter(found => !found.closest('.scrolls, svg')).map(found => found.getBoundingClientRect().right))"""
 OVERLAPS = """[...document.querySelectorAll('svg.picture > g > g')].filter(row => {
-    const [name, figure] = [...row.querySelectorAll('text')].map(found => found.getBoundingClientRect());
+    const [name, figure] = [...row.querySelectorAll('text')].map(found => found.getBoundingClientRect())
+        .filter(found => found.width);
     return name.right > figure.left;
 }).length"""
 

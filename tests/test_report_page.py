@@ -230,7 +230,7 @@ def test_lines_lead_from_readers_to_what_they_write(groups, expected, dashed, ri
 def test_a_hundred_groups_have_a_row_each():
     picture = groups_picture(deep(100).groups, compressed=True)
     assert len(bars(picture)) == 100
-    heights = [float(height) for height in re.findall(r'class="name" x="46" y="(\d+)"', picture)]
+    heights = [float(height) for height in re.findall(r'class="name wide" x="46" y="(\d+)"', picture)]
     assert heights == sorted(set(heights))
     assert re.findall(r'role="img".*? height="(\d+)"', picture) == ["304"] * 12 + ["152"]
     assert picture.count("<title id=") == len(set(re.findall(r'<title id="([^"]+)"', picture))) == 13
@@ -252,7 +252,17 @@ def test_strips_stand_where_the_calls_fell():
     margin = 0.06 * (high - low)
     expected = [100 * (value - low + margin) / (high - low + 2 * margin) for value in (12.345, 8.23)]
     assert medians == pytest.approx(expected, abs=0.01)
-    assert picture.count('class="band"') == 18
+    assert picture.count('class="band"') == 2 * 18
+
+
+def test_bands_are_darker_where_more_calls_fell():
+    """Half of the calls near 1 ms, half near 2 ms: nothing in the middle, where their common median is."""
+    two = (*(1 + step / 100 for step in range(11)), *(2 + step / 100 for step in range(10)))
+    side = replace(LATENCY.reference, quantiles_ms=two, median_ms=two[10])
+    picture = distribution_picture(replace(LATENCY, reference=side, candidate=side))
+    opacities = [float(value) for value in re.findall(r'fill-opacity="([\d.]+)"', picture)][:18]
+    assert [value for index, value in enumerate(opacities) if index != 9] == [1.0] * 17
+    assert opacities[9] == pytest.approx(0.08 + 0.92 * math.sqrt(0.01 / 0.9), abs=0.01)
 
 
 def test_equal_calls_and_missing_quantiles_draw_what_they_can():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from onnxmerge.report.elements import Markup, element
 from onnxmerge.report.wording import milliseconds
@@ -12,7 +13,7 @@ from onnxmerge.results import Comparison, LatencySummary
 _ROW, _NAME_LINE, _STRIP, _STRIP_HEIGHT = 50, 13, 20, 18  # pixels: of a row, then from its top
 _AXIS = 26
 _EDGE = 10  # per cent of the width at both ends, where text must not stand across a tick
-_HALF_BANDS = 10  # bands of the same middle: 5 to 95 per cent of the calls, 10 to 90 ...
+_FAINTEST, _NARROWEST = 0.08, 0.002  # opacity of a band; width of one, as a share of the axis
 _TICKS = 5
 _MARGIN = 0.06
 
@@ -57,11 +58,7 @@ def _limits(sides: Sequence[LatencySummary]) -> tuple[float, float]:
 
 def _row(index: int, name: str, side: LatencySummary, limits: tuple[float, float]) -> list[Markup]:
     top = index * _ROW
-    quantiles, middle = side.quantiles_ms, len(side.quantiles_ms) // 2
-    bands = [
-        _band(quantiles[middle - reach], quantiles[middle + reach], limits, top)
-        for reach in range(min(_HALF_BANDS, middle) - 1, 0, -1)
-    ]
+    quantiles = side.quantiles_ms
     beyond = milliseconds(quantiles[-1])
     figures = f"median {milliseconds(side.median_ms)}, slowest {beyond}"
     line = top + _STRIP + _STRIP_HEIGHT / 2
@@ -70,7 +67,7 @@ def _row(index: int, name: str, side: LatencySummary, limits: tuple[float, float
         element("text", name, class_="count", x=_at(limits[0], limits), y=top + _NAME_LINE),
         element("text", figures, x=_at(limits[1], limits), y=top + _NAME_LINE, text_anchor="end"),
         element("line", class_="range", x1=_at(quantiles[0], limits), x2=_at(quantiles[-1], limits), y1=line, y2=line),
-        *bands,
+        *_bands(quantiles[1:-1], limits, top),
         element(
             "line",
             class_="median",
@@ -82,9 +79,22 @@ def _row(index: int, name: str, side: LatencySummary, limits: tuple[float, float
     ]
 
 
-def _band(low: float, high: float, limits: tuple[float, float], top: int) -> Markup:
-    start, end = (_share(value, limits) for value in (low, high))
-    return element("rect", class_="band", x=f"{start:.2f}%", width=f"{end - start:.2f}%", y=top + _STRIP, height=_STRIP_HEIGHT)
+def _bands(quantiles: Sequence[float], limits: tuple[float, float], top: int) -> list[Markup]:
+    """Between neighbours lie equally many calls, so density = 1 / width; opacity goes with its root, which faint ends need."""
+    narrowest = _NARROWEST * (limits[1] - limits[0])
+    widths = [max(after - before, narrowest) for before, after in pairwise(quantiles)]
+    return [
+        element(
+            "rect",
+            class_="band",
+            x=_at(start, limits),
+            width=f"{100 * width / (limits[1] - limits[0]):.2f}%",
+            y=top + _STRIP,
+            height=_STRIP_HEIGHT,
+            fill_opacity=_FAINTEST + (1 - _FAINTEST) * math.sqrt(min(widths) / width),
+        )
+        for start, width in zip(quantiles, widths, strict=False)
+    ]
 
 
 def _tick(value: float, limits: tuple[float, float], height: int) -> list[Markup]:

@@ -16,7 +16,7 @@ _ROW, _NAME_LINE, _BAR, _BAR_HEIGHT = 38, 13, 19, 9  # pixels: of a row, then fr
 _PART = 8  # rows of one <svg>
 _GUTTER = 46  # pixels, for the lines
 _WIDEST = 84  # per cent of the width, for the group with the most channels
-_NAME, _NAMES = 28, 6
+_WIDE, _NARROW, _NAMES = 60, 28, 6  # characters of a name on a wide and a narrow page; names in a list
 _OUT, _IN = 7, 2.5  # where lines leave a bar and where they arrive, from its top
 
 _ARROW = element("polygon", points="17,4.5 23,7.5 17,10.5", class_="head")
@@ -111,11 +111,16 @@ def _row(index: int, group: GroupResult, widest: int, compressed: bool) -> Marku
     return element(
         "g",
         element("title", f"{shortened(group.name, 60)}: {count}. Written by {writers}; read by {readers or 'nothing'}."),
-        element("text", shortened(group.name, _NAME), class_="name", x=_GUTTER, y=top + _NAME_LINE),
+        *(_named(top, shortened(group.name, width), kind) for width, kind in ((_WIDE, "wide"), (_NARROW, "narrow"))),
         _figure(top, count, class_="count" if error is None else "count beside"),
         None if error is None else _figure(top, element("tspan", "error ", class_="word"), percent(error)),
         bar,
     )
+
+
+def _named(top: int, name: str, kind: str) -> Markup:
+    """The style sheet shows one of two, by the width of the page."""
+    return element("text", name, class_=f"name {kind}", x=_GUTTER, y=top + _NAME_LINE)
 
 
 def _figure(top: int, *content: str, class_: str | None = None) -> Markup:

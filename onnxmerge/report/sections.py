@@ -25,7 +25,7 @@ ERRORS = (
     "and if its channels were merely dropped"
 )
 _STRIPS = (
-    "Darker where more calls fell, from the 5th to the 95th percentile; the upright line is the median, "
+    "Darker where more calls fell: each band holds a twentieth of them. The upright line is the median, "
     "the thin one reaches from the fastest call to the slowest."
 )
 MANY_NAMES = 100  # of one reason; the JSON report lists them all
