@@ -133,11 +133,17 @@ def compress_command(model: Path, output: Path, as_json_text: bool, **settings: 
 @cli.command("verify", short_help="How close one model's outputs are to another's.")
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
-@_options(INPUTS, RUNTIME, THRESHOLDS, JSON)
+@_options(INPUTS)
+@click.option("--labels", type=FILE, help="Classes of the calibration inputs, .npy or .npz: accuracy before and after.")
+@click.option("--layers", is_flag=True, help="Compare layer by layer too: where CANDIDATE first drifts.")
+@click.option("--save-worst", type=FILE, metavar="FILE.npz", help="Write the worst input, to look at or give to --calibration.")
+@_options(RUNTIME, THRESHOLDS, JSON)
 def verify_command(reference: Path, candidate: Path, as_json_text: bool, **settings: Any) -> None:
     """How close CANDIDATE's outputs are to those of REFERENCE.
 
-    Exit code 1 where a threshold is missed; without any, a mean cosine of 0.9 is asked for.
+    Exit code 1 where a threshold is missed, or NaN or infinity appear. Without thresholds a mean cosine of 0.9 is asked for,
+    and where no channel was removed outputs that are equal to rounding. --layers also fails where a sign flips, and where
+    no channel was removed at any drift beyond rounding.
     """
     with progress_bar() as progress:
         progress("comparing outputs", 0.0)

@@ -39,13 +39,66 @@ class OutputFidelity:
 
 
 @dataclass(frozen=True)
+class NodeDrift:
+    """A node whose output differs from the reference's beyond rounding.
+
+    error_in, error_out: relative L2 |y - y'| / |y| of the nearest comparable tensors in front of it (the worst) and of its
+    output `tensor`; infinite for NaN. note: what of the node's own is different, where that explains it.
+    """
+
+    node: str
+    operator: str
+    tensor: str
+    error_in: float
+    error_out: float
+    note: str = ""
+
+    @property
+    def jump(self) -> float:
+        """How much error this node adds."""
+        return self.error_out - self.error_in if self.error_out != self.error_in else 0.0
+
+
+@dataclass(frozen=True)
+class LayerDrift:
+    """The candidate against the reference, tensor by tensor, on the CPU without optimisation.
+
+    same_layers: no layer lost channels, so that only rounding may differ; compared: tensors of the same name and shape in
+    both; not_comparable: those that lost channels; first: where the drift starts, None without any; nodes: all that drift, in
+    the order they run; mistakes: what no removal of channels explains.
+    """
+
+    same_layers: bool
+    compared: int
+    not_comparable: int
+    inputs: int
+    first: NodeDrift | None
+    nodes: tuple[NodeDrift, ...]
+    mistakes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of the inputs whose best class is the label, of the reference (before) and of the candidate (after)."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class Fidelity:
-    """All outputs of a candidate against the reference; `source` says what the inputs were."""
+    """All outputs of a candidate against the reference; `source` says what the inputs were.
+
+    same_layers: no layer lost channels, None where this was not asked; accuracy with --labels, layers with --layers.
+    """
 
     outputs: tuple[OutputFidelity, ...]
     inputs: int
     source: str
     provider: str
+    same_layers: bool | None = None
+    accuracy: Accuracy | None = None
+    layers: LayerDrift | None = None
 
     @property
     def worst(self) -> OutputFidelity:

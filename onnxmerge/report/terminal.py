@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from onnxmerge.report.layers import show_layers
 from onnxmerge.report.tables import Column, fits, fitted
 from onnxmerge.report.wording import (
     closeness,
@@ -61,6 +62,12 @@ def show_fidelity(console: Console, fidelity: Fidelity) -> None:
     _line(console, title, "bold")
     console.print(fitted(columns, console.width))
     _line(console, f"inputs: {printable(fidelity.source)}; {fidelity.provider}", "dim")
+    if fidelity.accuracy is not None:
+        before, after = fidelity.accuracy.before, fidelity.accuracy.after
+        points = f"{100 * (after - before):+.2f} points"
+        _line(console, f"accuracy by the labels: {percent(before, 2)} before, {percent(after, 2)} after ({points})")
+    if fidelity.layers is not None:
+        show_layers(console, fidelity.layers)
     for output in outputs:
         if not output.finite:
             _line(console, f"output {printable(output.name)} holds NaN or infinity", "red")
