@@ -74,7 +74,7 @@ def test_swapped_outputs(tmp_path):
     assert verify(reference, candidate, Options(**QUICK))[1]
     fidelity, failures = verify(reference, candidate, Options(**QUICK, layers=True))
     first = fidelity.layers.first
-    other = [value.name for value in model.graph.output if value.name != first.tensor][0]
+    other = next(value.name for value in model.graph.output if value.name != first.tensor)
     assert first.node in touched
     assert f"it holds what the reference calls {other}" in first.note
     assert failures

@@ -29,8 +29,8 @@ def difference(before: np.ndarray | None, after: np.ndarray | None, name: str, r
 def _how(one: np.ndarray, other: np.ndarray, changed: np.ndarray, tolerance: float, rows_last: bool) -> str:
     if np.allclose(other, -one, rtol=tolerance, atol=0.0):
         return "has the opposite sign"
-    rows = [np.moveaxis(array, -1, 0) if rows_last and array.ndim > 1 else array for array in (one, other, changed)]
-    exchanged = _exchanged(*rows, tolerance)
+    first, second, astray = (np.moveaxis(each, -1, 0) if rows_last and each.ndim > 1 else each for each in (one, other, changed))
+    exchanged = _exchanged(first, second, astray, tolerance)
     if exchanged:
         return exchanged
     moved = np.abs(other[changed] - one[changed]) / np.maximum(np.abs(one[changed]), 1e-30)

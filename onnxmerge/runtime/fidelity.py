@@ -97,9 +97,8 @@ def as_array(value: Any) -> np.ndarray:
 def _check_names(reference: Session, candidate: Session) -> None:
     if reference.output_names != candidate.output_names:
         expected, found = ", ".join(reference.output_names), ", ".join(candidate.output_names)
-        what = (
-            "the outputs differ" if set(reference.output_names) != set(candidate.output_names) else "the outputs' order differs"
-        )
+        same = set(reference.output_names) == set(candidate.output_names)
+        what = "the outputs' order differs" if same else "the outputs differ"
         raise VerificationError(f"{what}: {reference.label} has {expected}; {candidate.label} has {found}")
 
 

@@ -65,7 +65,7 @@ def compare_layers(
     pair = (reference, candidate)
     wirings = [wiring_of(model, label) for model, label in zip(pair, labels, strict=True)]
     sessions = [open_traced(model, label, None) for model, label in zip(pair, labels, strict=True)]
-    traces, runs = _Traces(*wirings), 0
+    traces, runs = _Traces(wirings[0], wirings[1]), 0
     for feeds in batches:
         values = [_arrays(session, feeds) for session in sessions]
         traces.add(*values)
@@ -134,7 +134,10 @@ def _drifts(traces: _Traces, wire: Wire, tensor: str, front: tuple[str, ...]) ->
 
 def _same_shapes(traces: _Traces, wire: Wire, other: Wire) -> bool:
     """Whether both sum up the same terms, so that equal numbers would give equal bits."""
-    sides = [[np.shape(traces.number(side, name)) for name in each.constants.values()] for side, each in enumerate((wire, other))]
+    sides = []
+    for side, each in enumerate((wire, other)):
+        numbers = [traces.number(side, name) for name in each.constants.values()]
+        sides.append([None if number is None else number.shape for number in numbers])
     return sides[0] == sides[1]
 
 
