@@ -15,10 +15,11 @@ from rich.console import Console
 from onnxmerge import __version__
 from onnxmerge.compress import compress, inspect
 from onnxmerge.errors import OnnxMergeError, VerificationError
-from onnxmerge.options import CRITERION_NAMES, METHOD_NAMES, PROVIDERS, SCOPES, Options
-from onnxmerge.proof import bench, verify
+from onnxmerge.options import CRITERION_NAMES, CUDNN_SEARCHES, METHOD_NAMES, PROVIDERS, SCOPES, Options
+from onnxmerge.proof import bench_batches, verify
+from onnxmerge.report.latency import show_latency
 from onnxmerge.report.progress import progress_bar
-from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection, show_latency
+from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection
 from onnxmerge.report.wording import printable
 from onnxmerge.results import as_json
 
@@ -39,6 +40,21 @@ class _Numbers(click.ParamType):
             return tuple(float(part) for part in value.split(","))
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406", param, ctx)
+
+
+class _Counts(click.ParamType):
+    """Comma-separated whole numbers of at least 1."""
+
+    name = "counts"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """'1,8,32' -> (1, 8, 32)."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in value.split(",")]
+        if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+            self.fail(f"{value!r} is no batch size of at least 1, and no list of them such as 1,8,32", param, ctx)
+        return tuple(int(part) for part in parts)
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -64,7 +80,10 @@ INPUTS = _options(
 RUNTIME = _options(
     click.option("--provider", type=click.Choice(PROVIDERS), default="auto", show_default=True, help="Where models run."),
     click.option("--threads", type=int, metavar="N", help="Threads of one operator.  [default: all processors at hand]"),
+    click.option("--tf32/--no-tf32", default=None, help="CUDA: TF32.  [default: for timing, not for comparing]"),
+    click.option("--cudnn-search", type=click.Choice(CUDNN_SEARCHES), help="CUDA: how cuDNN algorithms are found.  [exhaustive]"),
 )
+CUDA_GRAPH = click.option("--cuda-graph", is_flag=True, help="CUDA: time replays of a CUDA graph.")
 THRESHOLDS = _options(
     click.option("--min-fidelity", type=float, metavar="F", help="Fail below this fidelity of the worst output."),
     click.option("--min-cosine", type=float, metavar="C", help="Fail below this mean cosine."),
@@ -119,7 +138,7 @@ def inspect_command(model: Path, as_json_text: bool) -> None:
 @_options(CHOICE, INPUTS, RUNTIME)
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare the result with MODEL before writing it.")
 @click.option("--bench/--no-bench", default=True, show_default=True, help="And time both.")
-@_options(THRESHOLDS, JSON)
+@_options(CUDA_GRAPH, THRESHOLDS, JSON)
 def compress_command(model: Path, output: Path, as_json_text: bool, **settings: Any) -> None:
     """Remove channels of MODEL, repair what they did, prove it, and write OUTPUT.
 
@@ -157,14 +176,17 @@ def verify_command(reference: Path, candidate: Path, as_json_text: bool, **setti
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
 @_options(INPUTS, RUNTIME)
-@click.option("--batch", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="Inputs in one call.")
-@JSON
-def bench_command(reference: Path, candidate: Path, batch: int, as_json_text: bool, **settings: Any) -> None:
-    """Latency and throughput of REFERENCE and CANDIDATE, measured in turn."""
+@click.option("--batch", type=_Counts(), metavar="N[,N]", help="Inputs in one call, or several numbers to time.  [default: 1]")
+@_options(CUDA_GRAPH, JSON)
+def bench_command(reference: Path, candidate: Path, batch: tuple[int, ...] | None, as_json_text: bool, **settings: Any) -> None:
+    """Latency and throughput of REFERENCE and CANDIDATE, measured in turn.
+
+    --json gives one comparison, or with several batch sizes an object that lists them as `batches`.
+    """
     with progress_bar() as progress:
         progress("timing both models", 0.0)
-        latency = bench(reference, candidate, _settings(settings), batch)
-    _show(latency, as_json_text, show_latency)
+        found = bench_batches(reference, candidate, _settings(settings), batch or (None,))
+    _show(found if len(found.batches) > 1 else found.batches[0], as_json_text, show_latency)
 
 
 def _settings(settings: dict[str, Any]) -> Options:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from onnxmerge.errors import VerificationError
+from onnxmerge.errors import InputError, ModelError, VerificationError
+from onnxmerge.graph.cost import total_macs
+from onnxmerge.graph.io import load
 from onnxmerge.options import Options
-from onnxmerge.results import Accuracy, Comparison, Fidelity, LayerDrift
+from onnxmerge.results import Accuracy, Bench, Comparison, Fidelity, LayerDrift
+from onnxmerge.runtime.execution import execution_of
 from onnxmerge.runtime.fidelity import accuracy, check_thresholds, compare
 from onnxmerge.runtime.latency import compare_latency
 from onnxmerge.runtime.layers import compare_layers
-from onnxmerge.runtime.providers import Provider, resolve_provider
+from onnxmerge.runtime.providers import CudaSettings, Provider, resolve_provider
 from onnxmerge.runtime.sessions import Session, open_session
 from onnxmerge.runtime.shapes import observe_twice
 from onnxmerge.runtime.wiring import wiring_of
@@ -59,6 +62,13 @@ def inputs_for(
     return made if image_range is not None else spread(made, hints)
 
 
+def provider_of(options: Options) -> Provider:
+    """Where models run. CUDA graphs need inputs of one shape, so that only `time_pair` uses them."""
+    settings = CudaSettings(options.tf32, options.cudnn_search, options.cuda_graph)
+    provider = resolve_provider(options.provider, settings)
+    return replace(provider, settings=replace(settings, cuda_graph=False))
+
+
 def _image_range(options: Options) -> ImageRange | None:
     """None where nothing was said of pixels."""
     if options.input_range is None and options.mean is None and options.std is None:
@@ -74,14 +84,19 @@ def _affordable(shapes: Shapes, session: Session) -> int:
 
 def fidelity_of(reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, options: Options) -> Fidelity:
     """Compare outputs, both models without optimisation."""
-    provider = resolve_provider(options.provider)
+    provider = provider_of(options)
     pair = [_open(model, name, provider, options, optimise=False) for model, name in _named(reference, candidate)]
-    return compare(pair[0], pair[1], inputs.batches(BATCH), inputs.source)
+    return _compared(pair, inputs)
+
+
+def _compared(pair: Sequence[Session], inputs: Inputs) -> Fidelity:
+    measured = compare(pair[0], pair[1], inputs.batches(BATCH), inputs.source)
+    return replace(measured, execution=execution_of(pair[0], pair[1]))
 
 
 def prove(reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, options: Options) -> Proof:
     """Compare outputs without optimisation, then time both with it. VerificationError where a threshold is missed."""
-    provider = resolve_provider(options.provider)
+    provider = provider_of(options)
     fidelity = fidelity_of(reference, candidate, inputs, options)
     failures = _failures(fidelity, options)
     if failures:
@@ -97,14 +112,13 @@ def verify(reference: Path, candidate: Path, options: Options) -> tuple[Fidelity
     Without thresholds a mean cosine of 0.9 is asked for, and where no channel was removed outputs that are equal to rounding.
     """
     _check_place(reference, candidate, options)
-    provider = resolve_provider(options.provider)
+    provider = provider_of(options)
     pair = [_open(model, "", provider, options, optimise=False) for model in (reference, candidate)]
     wirings = [wiring_of(model, str(model)) for model in (reference, candidate)]
     inputs = inputs_for(pair[0], _observed_shapes(reference), options)
     labels = None if options.labels is None else read_labels(options.labels, inputs)
-    measured = compare(pair[0], pair[1], inputs.batches(BATCH), inputs.source)
     fidelity = replace(
-        measured,
+        _compared(pair, inputs),
         same_layers=wirings[0].layers == wirings[1].layers,
         accuracy=None if labels is None else Accuracy(*(accuracy(side, inputs.batches(BATCH), labels) for side in pair)),
         layers=_layers(reference, candidate, inputs) if options.layers else None,
@@ -151,12 +165,46 @@ def _layer_failures(layers: LayerDrift | None) -> list[str]:
     return list(layers.mistakes)
 
 
-def bench(reference: Path, candidate: Path, options: Options, batch: int = 1) -> Comparison:
-    """Time two files in turn."""
-    provider = resolve_provider(options.provider)
+def bench(reference: Path, candidate: Path, options: Options, batch: int | None = None) -> Comparison:
+    """Time two files in turn, `batch` inputs a call: 1 unless told otherwise, or as many as the model takes."""
+    return bench_batches(reference, candidate, options, (batch,)).batches[0]
+
+
+def bench_batches(reference: Path, candidate: Path, options: Options, batches: Sequence[int | None]) -> Bench:
+    """A comparison for each batch size. Raises InputError where the model takes another one, or too few inputs are there."""
+    provider = provider_of(options)
     session = _open(reference, "", provider, options, optimise=False)
-    inputs = inputs_for(session, _observed_shapes(reference), options, count=max(2, batch))
-    return time_pair(reference, candidate, inputs, provider, options, batch)
+    _open(candidate, "", provider, options, optimise=False)
+    shapes = _observed_shapes(reference)
+    inputs = inputs_for(session, shapes, options, count=max(2, *(batch or 1 for batch in batches)))
+    for batch in batches:
+        _check_batch(str(reference), inputs, batch)
+    macs = _macs(reference, shapes), _macs(candidate, _observed_shapes(candidate))
+    found = [time_pair(reference, candidate, inputs, provider, options, batch or inputs.batch_size or 1) for batch in batches]
+    return Bench(tuple(with_macs(latency, *macs) for latency in found))
+
+
+def _check_batch(model: str, inputs: Inputs, batch: int | None) -> None:
+    if batch is not None and inputs.batch_size not in (None, batch):
+        raise InputError(f"{model} takes exactly {inputs.batch_size} inputs a call: --batch {batch} cannot be timed")
+    if batch is not None and batch > inputs.count:
+        raise InputError(f"--batch {batch} needs {batch} inputs, and there are {inputs.source}")
+
+
+def _macs(model: Path, shapes: Shapes) -> int | None:
+    """Multiply-accumulates of one tiny run; None for a model that runs but cannot be understood."""
+    try:
+        return total_macs(load(model), shapes)
+    except ModelError:
+        return None
+
+
+def with_macs(latency: Comparison, before: int | None, after: int | None) -> Comparison:
+    """The comparison with the MACs beside it: how much of the work saved became time saved."""
+    if not before or after is None:
+        return latency
+    ratio = after / before
+    return replace(latency, macs_ratio=ratio, realised=(1 - latency.ratio) / (1 - ratio) if ratio < 1 else None)
 
 
 def _observed_shapes(model: Path) -> Shapes:
@@ -173,6 +221,7 @@ def time_pair(
     reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, provider: Provider, options: Options, batch: int = 1
 ) -> Comparison:
     """Latency of one call, reference and candidate in turn."""
+    provider = replace(provider, settings=replace(provider.settings, cuda_graph=options.cuda_graph))
     pair = [_open(model, name, provider, options, optimise=True) for model, name in _named(reference, candidate)]
     feeds = next(iter(inputs.batches(batch)))
     return compare_latency(pair[0], pair[1], feeds, seconds=TIMING_SECONDS, seed=options.seed)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from onnxmerge.drift import LayerDrift
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -39,42 +41,17 @@ class OutputFidelity:
 
 
 @dataclass(frozen=True)
-class NodeDrift:
-    """A node whose output differs from the reference's beyond rounding.
+class Execution:
+    """How both models were run.
 
-    error_in, error_out: relative L2 |y - y'| / |y| of the nearest comparable tensors in front of it (the worst) and of its
-    output `tensor`; infinite for NaN. note: what of the node's own is different, where that explains it.
+    fallback: why `auto` took the CPU, "" elsewhere; settings: what was set of the provider, nothing for the CPU; reference,
+    candidate: execution provider of every node of the graph as it ran, empty where this ONNX Runtime does not tell.
     """
 
-    node: str
-    operator: str
-    tensor: str
-    error_in: float
-    error_out: float
-    note: str = ""
-
-    @property
-    def jump(self) -> float:
-        """How much error this node adds."""
-        return self.error_out - self.error_in if self.error_out != self.error_in else 0.0
-
-
-@dataclass(frozen=True)
-class LayerDrift:
-    """The candidate against the reference, tensor by tensor, on the CPU without optimisation.
-
-    same_layers: no layer lost channels, so that only rounding may differ; compared: tensors of the same name and shape in
-    both; not_comparable: those that lost channels; first: where the drift starts, None without any; nodes: all that drift, in
-    the order they run; mistakes: what no removal of channels explains.
-    """
-
-    same_layers: bool
-    compared: int
-    not_comparable: int
-    inputs: int
-    first: NodeDrift | None
-    nodes: tuple[NodeDrift, ...]
-    mistakes: tuple[str, ...]
+    fallback: str
+    settings: dict[str, str]
+    reference: dict[str, str]
+    candidate: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -99,6 +76,7 @@ class Fidelity:
     same_layers: bool | None = None
     accuracy: Accuracy | None = None
     layers: LayerDrift | None = None
+    execution: Execution | None = None
 
     @property
     def worst(self) -> OutputFidelity:
@@ -119,7 +97,9 @@ class LatencySummary:
 class Comparison:
     """Latency of reference and candidate, measured in turn in the same process.
 
-    ratio = candidate / reference (below 1 is faster); low and high are its 95 % bootstrap interval.
+    ratio = candidate / reference (below 1 is faster); low and high are its 95 % bootstrap interval. Calls of each in warm-up are
+    not in `runs`. throughput: inputs a second at the median. macs_ratio = candidate / reference, None where it was not counted;
+    realised = (1 - ratio) / (1 - macs_ratio): how much of the work saved became time saved, None where none was saved.
     """
 
     reference: LatencySummary
@@ -130,11 +110,25 @@ class Comparison:
     batch: int
     provider: str
     threads: int
+    warm_up_runs: int = 0
+    rounds: int = 1
+    reference_per_second: float | None = None
+    candidate_per_second: float | None = None
+    macs_ratio: float | None = None
+    realised: float | None = None
+    execution: Execution | None = None
 
     @property
     def speedup(self) -> float:
         """How many times faster the candidate is."""
         return 1.0 / self.ratio
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A comparison for each of several batch sizes."""
+
+    batches: tuple[Comparison, ...]
 
 
 @dataclass(frozen=True)

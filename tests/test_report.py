@@ -10,9 +10,10 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from onnxmerge.report import progress
+from onnxmerge.report.latency import show_latency
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.tables import Column, fitted
-from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection, show_latency
+from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection
 from onnxmerge.report.wording import (
     closeness,
     decibels,

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from onnxmerge.report.latency import latency_rows, show_execution, show_speed
 from onnxmerge.report.layers import show_layers
 from onnxmerge.report.tables import Column, fits, fitted
 from onnxmerge.report.wording import (
@@ -15,14 +16,13 @@ from onnxmerge.report.wording import (
     decibels,
     file_size,
     listed,
-    milliseconds,
     percent,
     printable,
     reasons,
     shortened,
     small,
 )
-from onnxmerge.results import Comparison, Compression, Fidelity, GroupResult, Inspection, OutputFidelity, Refusal
+from onnxmerge.results import Compression, Fidelity, GroupResult, Inspection, OutputFidelity, Refusal
 
 MANY_NAMES = 12  # of one reason; --json lists them all
 MANY_OUTPUTS = 3  # more get a row each
@@ -62,6 +62,7 @@ def show_fidelity(console: Console, fidelity: Fidelity) -> None:
     _line(console, title, "bold")
     console.print(fitted(columns, console.width))
     _line(console, f"inputs: {printable(fidelity.source)}; {fidelity.provider}", "dim")
+    show_execution(console, fidelity.execution, fidelity.provider)
     if fidelity.accuracy is not None:
         before, after = fidelity.accuracy.before, fidelity.accuracy.after
         points = f"{100 * (after - before):+.2f} points"
@@ -73,47 +74,19 @@ def show_fidelity(console: Console, fidelity: Fidelity) -> None:
             _line(console, f"output {printable(output.name)} holds NaN or infinity", "red")
 
 
-def show_latency(console: Console, latency: Comparison) -> None:
-    """Latency and throughput of both, and the ratio with its interval."""
-    per_second = [latency.batch / side.median_ms * 1e3 for side in (latency.reference, latency.candidate)]
-    rows = [*_latency_rows(latency), ("throughput", *(f"{value:,.0f} /s" for value in per_second), percent(1 / latency.ratio))]
-    _line(console, "Latency of one call, measured in turn", "bold")
-    console.print(fitted(_columns(("", "reference", "candidate", "ratio"), rows), console.width))
-    _show_speed(console, latency)
-
-
 def _show_sizes(console: Console, result: Compression) -> None:
     before, after = result.before, result.after
     rows = [
         ("parameters", f"{before.parameters:,}", f"{after.parameters:,}", _left(before.parameters, after.parameters)),
         ("MACs", f"{before.macs:,}", f"{after.macs:,}", _left(before.macs, after.macs)),
         ("file", file_size(before.file_bytes), file_size(after.file_bytes), _left(before.file_bytes, after.file_bytes)),
-        *([] if result.latency is None else _latency_rows(result.latency)),
+        *([] if result.latency is None else latency_rows(result.latency)),
     ]
     half = (console.width - 3) // 2
     _line(console, f"{shortened(result.source, half)} → {shortened(result.target, half)}", "bold")
     console.print(fitted(_columns(("", "before", "after", "left"), rows), console.width))
     if result.latency is not None:
-        _show_speed(console, result.latency)
-
-
-def _latency_rows(latency: Comparison) -> list[tuple[str, str, str, str]]:
-    reference, candidate = latency.reference, latency.candidate
-    return [
-        ("latency, median", milliseconds(reference.median_ms), milliseconds(candidate.median_ms), percent(latency.ratio)),
-        ("latency, p95", milliseconds(reference.p95_ms), milliseconds(candidate.p95_ms), ""),
-    ]
-
-
-def _show_speed(console: Console, latency: Comparison) -> None:
-    """One line with the verdict, one with what was measured."""
-    low, high = 1 / latency.ratio_high, 1 / latency.ratio_low
-    verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference that can be measured"
-    style = {"faster": "green", "slower": "red"}.get(verdict, "yellow")
-    _line(console, f"{latency.speedup:.2f}x as fast, 95 % interval {low:.2f}x to {high:.2f}x: {verdict}", style)
-    runs, batch = latency.candidate.runs, f"batch {latency.batch}"
-    threads = f"{latency.threads} thread{'s' * (latency.threads != 1)}"
-    _line(console, f"timed: {runs:,} calls of each, {batch}, {latency.provider}, {threads}", "dim")
+        show_speed(console, result.latency)
 
 
 def _show_groups(console: Console, groups: Sequence[GroupResult], *, compressed: bool) -> None:

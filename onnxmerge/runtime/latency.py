@@ -18,10 +18,12 @@ import numpy as np
 
 from onnxmerge.errors import ModelError, ProviderError
 from onnxmerge.results import Comparison, LatencySummary
+from onnxmerge.runtime.execution import execution_of
 from onnxmerge.runtime.sessions import Feeds, Session, batch_size
 
 ROUNDS = 10
 RESOLUTION = 0.01  # of the ratio: what two sessions of one model differ by anyway
+QUANTILES = 501
 _RESAMPLES = 1000
 _PERCENTILES = (0.5, 99.5)  # 95 % for about ten clusters: Hesterberg 2015, expanded percentiles
 _WARM_RUNS = (3, 50)
@@ -50,18 +52,25 @@ def compare_latency(
         raise ProviderError(f"latencies on {sides} cannot be compared: open both sessions alike")
     generator = np.random.default_rng(seed)
     with _collector_off():
-        measured = _rounds((reference, candidate), feeds, seconds, min_runs, max(rounds, 1), generator)
+        measured, warm_up = _rounds((reference, candidate), feeds, seconds, min_runs, max(rounds, 1), generator)
     times = np.concatenate(measured)
     ratio, low, high = ratio_interval(measured, generator)
+    before, after = _summary(times[:, 0]), _summary(times[:, 1])
+    batch = batch_size(feeds)
     return Comparison(
-        reference=_summary(times[:, 0]),
-        candidate=_summary(times[:, 1]),
+        reference=before,
+        candidate=after,
         ratio=ratio,
         ratio_low=low,
         ratio_high=high,
-        batch=batch_size(feeds),
+        batch=batch,
         provider=reference.provider.name,
         threads=reference.threads,
+        warm_up_runs=warm_up,
+        rounds=len(measured),
+        reference_per_second=batch / before.median_ms * 1e3,
+        candidate_per_second=batch / after.median_ms * 1e3,
+        execution=execution_of(reference, candidate),
     )
 
 
@@ -85,10 +94,18 @@ def ratio_interval(rounds: list[np.ndarray], generator: np.random.Generator) -> 
     stretches = math.ceil(ROUNDS / len(rounds))
     clusters = [part for times in rounds for part in np.array_split(times, stretches) if len(part)]
     ratio = _ratio(np.concatenate(clusters))
+    clusters = [_condensed(part) for part in clusters]
     draws = generator.integers(len(clusters), size=(_RESAMPLES, len(clusters)))
     logs = [math.log(_ratio(np.concatenate([clusters[index] for index in draw]))) for draw in draws]
     low, high = np.exp(np.percentile(logs, _PERCENTILES))
     return ratio, float(min(low, ratio)) * (1 - RESOLUTION), float(max(high, ratio)) * (1 + RESOLUTION)
+
+
+def _condensed(times: np.ndarray) -> np.ndarray:
+    """(pairs, 2) -> at most QUANTILES order statistics of each column, evenly spaced: short calls come by the hundred thousand."""
+    if len(times) <= QUANTILES:
+        return times
+    return np.quantile(times, np.linspace(0.0, 1.0, QUANTILES), axis=0)
 
 
 def _ratio(times: np.ndarray) -> float:
@@ -103,8 +120,11 @@ def _rounds(
     min_runs: int,
     rounds: int,
     generator: np.random.Generator,
-) -> list[np.ndarray]:
-    """Times in seconds, one array (pairs, 2) a round. The number of rounds follows from what opening the first pair cost."""
+) -> tuple[list[np.ndarray], int]:
+    """Times in seconds, one array (pairs, 2) a round, and the calls of warm-up of the side that needed more.
+
+    The number of rounds follows from what opening the first pair cost.
+    """
     started = time.perf_counter()
     opened: tuple[Session, Session] | None = _reopened(sessions, generator) if rounds > 1 else sessions
     cost = time.perf_counter() - started
@@ -112,16 +132,16 @@ def _rounds(
         opened, rounds = sessions, 1
     rounds = int(min(rounds, max(1, seconds / 2 / max(cost, 1e-9))))
     share = max(seconds - rounds * cost, seconds / 2) / rounds
-    measured = []
+    measured, warm_up = [], 0
     for number in range(rounds):
         if number:
             opened = None  # frees the last pair before the next one opens
             opened = _reopened(sessions, generator) or sessions
         calls = [session.bind(feeds) for session in opened]
-        _warm_up(calls, share / 5)
+        warm_up += _warm_up(calls, share / 5)
         measured.append(_pairs(calls, share, math.ceil(min_runs / rounds), generator))
         del calls
-    return measured
+    return measured, warm_up
 
 
 def _reopened(sessions: tuple[Session, Session], generator: np.random.Generator) -> tuple[Session, Session] | None:
@@ -147,9 +167,9 @@ def _pairs(calls: list[Call], seconds: float, minimum: int, generator: np.random
     return np.array(pairs)
 
 
-def _warm_up(calls: list[Call], seconds: float) -> None:
-    """Until the last three runs of each agree with the three before, or the time or fifty runs are over."""
-    end = time.perf_counter() + seconds
+def _warm_up(calls: list[Call], seconds: float) -> int:
+    """Until the last three runs of each agree with the three before, or the time or fifty runs are over; the most runs of one."""
+    end, most = time.perf_counter() + seconds, 0
     for call in calls:
         times: list[float] = []
         while len(times) < _WARM_RUNS[0] or (len(times) < _WARM_RUNS[1] and time.perf_counter() < end):
@@ -157,6 +177,8 @@ def _warm_up(calls: list[Call], seconds: float) -> None:
             before, last = times[-6:-3], times[-3:]
             if len(times) >= 6 and abs(np.median(last) / np.median(before) - 1) < _STABLE:
                 break
+        most = max(most, len(times))
+    return most
 
 
 def _time(call: Call) -> float:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxmerge.drift import LayerDrift, NodeDrift
 from onnxmerge.errors import InputError
-from onnxmerge.results import LayerDrift, NodeDrift
 from onnxmerge.runtime.channelwise import ChannelSums
 from onnxmerge.runtime.differences import difference
 from onnxmerge.runtime.sessions import Feeds, Session
