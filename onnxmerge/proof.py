@@ -11,12 +11,12 @@ import numpy as np
 from onnxmerge.errors import InputError, ModelError, VerificationError
 from onnxmerge.graph.cost import total_macs
 from onnxmerge.graph.io import load
+from onnxmerge.judging import failures_of, layer_drift, missed_thresholds, mistakes_of, small_enough, thresholds_wished
 from onnxmerge.options import Options
-from onnxmerge.results import Accuracy, Bench, Comparison, Fidelity, LayerDrift
+from onnxmerge.results import Accuracy, Bench, Comparison, Fidelity
 from onnxmerge.runtime.execution import execution_of
-from onnxmerge.runtime.fidelity import accuracy, check_thresholds, compare
+from onnxmerge.runtime.fidelity import accuracy, compare
 from onnxmerge.runtime.latency import compare_latency
-from onnxmerge.runtime.layers import compare_layers
 from onnxmerge.runtime.providers import CudaSettings, Provider, resolve_provider
 from onnxmerge.runtime.sessions import Session, open_session
 from onnxmerge.runtime.shapes import observe_twice
@@ -30,9 +30,6 @@ CHECK_INPUTS = 256
 INPUT_ELEMENTS = 128 * 3 * 224 * 224  # large inputs are checked with fewer of them
 BATCH = 32
 TIMING_SECONDS = 4.0
-DEFAULT_COSINE = 0.9  # `verify` without thresholds
-ROUNDING = {"DOUBLE": 1e-10, "FLOAT": 1e-4, "FLOAT16": 1e-2, "BFLOAT16": 5e-2}  # mean relative L2 at the outputs
-LAYER_INPUTS = 8
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -98,7 +95,7 @@ def prove(reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, opti
     """Compare outputs without optimisation, then time both with it. VerificationError where a threshold is missed."""
     provider = provider_of(options)
     fidelity = fidelity_of(reference, candidate, inputs, options)
-    failures = _failures(fidelity, options)
+    failures = missed_thresholds(fidelity, options)
     if failures:
         raise VerificationError(f"{'; '.join(failures)} (nothing was written; --no-verify keeps the result all the same)")
     latency = time_pair(reference, candidate, inputs, provider, options) if options.bench else None
@@ -115,18 +112,22 @@ def verify(reference: Path, candidate: Path, options: Options) -> tuple[Fidelity
     provider = provider_of(options)
     pair = [_open(model, "", provider, options, optimise=False) for model in (reference, candidate)]
     wirings = [wiring_of(model, str(model)) for model in (reference, candidate)]
-    inputs = inputs_for(pair[0], _observed_shapes(reference), options)
+    shapes = _observed_shapes(reference)
+    inputs = inputs_for(pair[0], shapes, options)
     labels = None if options.labels is None else read_labels(options.labels, inputs)
+    same_layers = wirings[0].layers == wirings[1].layers
+    suspected = not same_layers and not thresholds_wished(options) and small_enough(shapes)
+    drift = layer_drift(reference, candidate, inputs, shapes) if options.layers or suspected else None
     fidelity = replace(
         _compared(pair, inputs),
-        same_layers=wirings[0].layers == wirings[1].layers,
+        same_layers=same_layers,
         accuracy=None if labels is None else Accuracy(*(accuracy(side, inputs.batches(BATCH), labels) for side in pair)),
-        layers=_layers(reference, candidate, inputs) if options.layers else None,
+        layers=drift if options.layers else None,
     )
     if options.save_worst is not None:
         save_feeds(options.save_worst, inputs.feeds_with(fidelity.worst.worst_input))
     new = [place for place in wirings[1].not_finite() if place not in wirings[0].not_finite()]
-    return fidelity, [*new, *_verify_failures(fidelity, options, wirings[1].float_types), *_layer_failures(fidelity.layers)]
+    return fidelity, [*new, *failures_of(fidelity, options, wirings[1].float_types), *mistakes_of(drift)]
 
 
 def _check_place(reference: Path, candidate: Path, options: Options) -> None:
@@ -135,34 +136,6 @@ def _check_place(reference: Path, candidate: Path, options: Options) -> None:
     files |= {"the labels": options.labels} if options.labels is not None else {}
     if options.save_worst is not None:
         check_place(options.save_worst, files)
-
-
-def _verify_failures(fidelity: Fidelity, options: Options, float_types: frozenset[str]) -> list[str]:
-    wished = (options.min_fidelity, options.min_cosine, options.min_top1_agreement, options.max_relative_l2)
-    if any(threshold is not None for threshold in wished):
-        return _failures(fidelity, options)
-    if not fidelity.same_layers:
-        return _failures(fidelity, replace(options, min_cosine=DEFAULT_COSINE))
-    coarsest = max((ROUNDING[kind] for kind in float_types & ROUNDING.keys()), default=ROUNDING["FLOAT"])
-    why = "no channel was removed, so that only rounding may differ; a threshold of your own allows more"
-    failures = _failures(fidelity, replace(options, max_relative_l2=coarsest))
-    return [*failures[:-1], f"{failures[-1]} ({why})"] if failures else []
-
-
-def _layers(reference: Path, candidate: Path, inputs: Inputs) -> LayerDrift:
-    """On a few inputs, one a run: the tensors of one run of both models are in memory at a time."""
-    step = inputs.batch_size or 1
-    some = inputs.chosen(np.arange(min(inputs.count, max(step, LAYER_INPUTS))), "first")
-    return compare_layers(reference, candidate, some.batches(1), (str(reference), str(candidate)))
-
-
-def _layer_failures(layers: LayerDrift | None) -> list[str]:
-    if layers is None:
-        return []
-    if layers.first is not None and layers.same_layers:
-        note = f": {layers.first.note}" if layers.first.note else ""
-        return [f"no channel was removed, but the outputs drift from {layers.first.node} on{note}"]
-    return list(layers.mistakes)
 
 
 def bench(reference: Path, candidate: Path, options: Options, batch: int | None = None) -> Comparison:
@@ -209,12 +182,6 @@ def with_macs(latency: Comparison, before: int | None, after: int | None) -> Com
 
 def _observed_shapes(model: Path) -> Shapes:
     return {name: seen.shape for name, seen in observe_twice(model, label=str(model))[0].items()}
-
-
-def _failures(fidelity: Fidelity, options: Options) -> list[str]:
-    return check_thresholds(
-        fidelity, options.min_fidelity, options.min_cosine, options.min_top1_agreement, options.max_relative_l2
-    )
 
 
 def time_pair(

@@ -1,5 +1,6 @@
 """A candidate broken on purpose fails `verify`, and the layer-wise comparison names the node."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from topologies.net import Net
 
 from onnxmerge import Options, compress, verify
 from onnxmerge.runtime.differences import difference
+from onnxmerge.runtime.twins import TwinSums
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 QUICK = {"samples": 16, "provider": "cpu"}
@@ -126,14 +128,63 @@ def test_a_compressed_model_drifts_where_channels_went(tmp_path):
     assert fidelity.layers.not_comparable > 0
 
 
-def test_a_wrong_sign_in_a_compressed_model_is_a_mistake(tmp_path):
-    reference, candidate = MODELS / "digits-mobile.onnx", tmp_path / "out.onnx"
-    compress(reference, candidate, Options(ratio=0.25, method="prune", scope="chains", verify=False))
-    model = onnx.load(candidate)
-    node = wrong_sign(model, len(layers(model)) // 2)
-    onnx.save(model, candidate)
-    _, failures = verify(reference, candidate, Options(**QUICK, layers=True, min_cosine=-1.0))
-    assert failures == [f"{node} gives the opposite sign"]
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("compressed") / "smaller.onnx"
+    compress(MODELS / "digits-resnet-bn.onnx", path, Options(ratio=0.1, method="merge", scope="chains", verify=False))
+    return path
+
+
+BROKEN_SMALLER = {
+    "wrong sign": (wrong_sign, "gives the opposite sign"),
+    "swapped channels": (swapped_channels, "has its channels 0 and {last} exchanged"),
+    "one NaN": (one_nan, "gives NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize("position", [0, 1, 2, 8])
+@pytest.mark.parametrize(("how", "text"), BROKEN_SMALLER.values(), ids=BROKEN_SMALLER.keys())
+def test_a_broken_compressed_model(compressed, tmp_path, how, text, position):
+    model = onnx.load(compressed)
+    node = how(model, position)
+    onnx.save(model, tmp_path / "broken.onnx")
+    (weight,) = [tensor for tensor in model.graph.initializer if tensor.name == layers(model)[position].input[1]]
+    text = text.format(last=weight.dims[0] - 1)
+    asked = Options(**QUICK)
+    for options in (asked, replace(asked, layers=True, min_cosine=-1.0)):
+        _, failures = verify(MODELS / "digits-resnet-bn.onnx", tmp_path / "broken.onnx", options)
+        assert f"{node} {text}" in failures
+
+
+def test_a_compressed_model_without_a_mistake(compressed):
+    fidelity, failures = verify(MODELS / "digits-resnet-bn.onnx", compressed, Options(**QUICK))
+    assert (failures, fidelity.same_layers, fidelity.layers) == ([], False, None)
+
+
+def twins(reference: np.ndarray, candidate: np.ndarray) -> str:
+    sums = TwinSums(1)
+    sums.add(reference, candidate)
+    return sums.mistake()
+
+
+CHANNELS = np.random.default_rng(0).standard_normal((400, 8, 1, 1)).astype(np.float32)
+NOISE = 0.1 * np.random.default_rng(1).standard_normal((400, 8, 1, 1)).astype(np.float32)
+TWINS = {
+    "fewer channels": (CHANNELS[:, [0, 2, 3, 5, 7]], ""),
+    "with an error": ((CHANNELS + NOISE)[:, [0, 2, 3, 5, 7]], ""),
+    "exchanged": ((CHANNELS + NOISE)[:, [0, 5, 3, 2, 7]], "has its channels 1 and 3 exchanged"),
+    "opposite": (-(CHANNELS + NOISE)[:, [0, 2, 3, 5, 7]], "gives the opposite sign"),
+    "one of them opposite": (CHANNELS * np.float32([1, -1, 1, 1, 1, 1, 1, 1])[:, None, None], ""),
+    "another order": (CHANNELS[:, ::-1], ""),
+    "too few values": (CHANNELS[:100, [0, 5, 3, 2, 7]], ""),
+    "nothing alike": (NOISE, ""),
+    "nothing varies": (np.zeros_like(CHANNELS), ""),
+}
+
+
+@pytest.mark.parametrize(("candidate", "text"), TWINS.values(), ids=TWINS.keys())
+def test_whose_twin_a_channel_is(candidate, text):
+    assert twins(CHANNELS[: len(candidate)], candidate) == text
 
 
 ONE = np.arange(1.0, 13.0, dtype=np.float32).reshape(4, 3)

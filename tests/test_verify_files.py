@@ -120,5 +120,5 @@ def test_layers_on_the_terminal_and_as_json(run, folder):
     assert "drift from /5/Gemm on" in err
     _, out, _ = run("verify", MLP, folder / "swapped.onnx", "--layers", "--samples", "16", "--json")
     layers = json.loads(out)["layers"]
-    assert (layers["first"]["node"], layers["same_layers"], layers["inputs"]) == ("/5/Gemm", True, 8)
+    assert (layers["first"]["node"], layers["same_layers"], layers["inputs"]) == ("/5/Gemm", True, 16)
     assert [node["tensor"] for node in layers["nodes"]] == ["y"]

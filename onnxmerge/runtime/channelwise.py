@@ -12,13 +12,13 @@ _SAME = 1e-5  # relative, of sums that belong to the same channel
 
 @dataclass
 class ChannelSums:
-    """axis: of the channels. For each channel: sums of both, of their squares, of the squared difference, of the product."""
+    """axis: of the channels. For each channel: sums of both, of their squares, of the squared difference."""
 
     axis: int
     exact: bool = True
     finite: bool = True
     count: int = 0
-    sums: np.ndarray = field(default_factory=lambda: np.zeros((6, 1)))
+    sums: np.ndarray = field(default_factory=lambda: np.zeros((5, 1)))
 
     def add(self, expected: np.ndarray, found: np.ndarray) -> None:
         """Two arrays of one shape. Where the reference is not finite nothing is compared."""
@@ -27,7 +27,7 @@ class ChannelSums:
         valid = np.isfinite(one)
         self.finite = self.finite and bool(np.isfinite(other[valid]).all())
         one, other = (np.where(valid & np.isfinite(other), array, 0.0) for array in (one, other))
-        parts = (one, other, one**2, other**2, (other - one) ** 2, one * other)
+        parts = (one, other, one**2, other**2, (other - one) ** 2)
         self.sums = self.sums + np.stack([part.sum(axis=1) for part in parts])
         self.count += one.shape[1]
 
@@ -45,16 +45,6 @@ class ChannelSums:
             return math.inf
         error, energy = float(self.sums[4].sum()), float(self.sums[2].sum())
         return 0.0 if error == 0.0 else math.sqrt(error / energy) if energy > 0.0 else math.inf
-
-    @property
-    def correlation(self) -> float:
-        """The median over the channels of the correlation of both; 1 where fewer than half of the channels vary."""
-        a, b, aa, bb, _, ab = self.sums / max(self.count, 1)
-        spread = (aa - a**2) * (bb - b**2)
-        alive = spread > (1e-12 * aa * bb).clip(min=1e-300)
-        if not self.finite or 2 * alive.sum() < len(alive):
-            return 1.0
-        return float(np.median((ab - a * b)[alive] / np.sqrt(spread[alive])))
 
     def same_as(self, other: ChannelSums) -> bool:
         """Whether the candidate's tensor here is what the reference has there."""

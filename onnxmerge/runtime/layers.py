@@ -8,9 +8,9 @@ node's own numbers differ, and rounding is forgiven elsewhere.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,11 @@ from onnxmerge.runtime.channelwise import ChannelSums
 from onnxmerge.runtime.differences import difference
 from onnxmerge.runtime.sessions import Feeds, Session
 from onnxmerge.runtime.shapes import open_traced
+from onnxmerge.runtime.twins import NOT_FINITE, TwinSums
 from onnxmerge.runtime.wiring import WEIGHTED, Wire, Wiring, wiring_of
 
 ROUNDING = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-12}  # relative L2 that other kernels may differ by
 _LEAP = 5.0
-OPPOSITE = -0.5  # a median correlation that no reconstruction gives, and a wrong sign does
 
 
 @dataclass
@@ -35,6 +35,7 @@ class _Traces:
     reference: Wiring
     candidate: Wiring
     sums: dict[str, ChannelSums] = field(default_factory=dict)
+    twins: dict[str, TwinSums] = field(default_factory=dict)
     constants: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = field(default_factory=lambda: ({}, {}))
     rounding: float = 0.0
     apart: set[str] = field(default_factory=set)
@@ -45,12 +46,19 @@ class _Traces:
             one, other = expected.get(name), found.get(name)
             if one is None or one.dtype.kind not in "biuf":
                 continue
+            axis = -1 if wire.operator == "MatMul" or one.ndim < 2 else 1
+            if other is not None and wire.operator in WEIGHTED and not self.same_layers and one.ndim == other.ndim > 1:
+                self.twins.setdefault(name, TwinSums(axis)).add(one, other)
             if other is None or one.shape != other.shape or other.dtype.kind not in "biuf":
                 self.apart.add(name)
                 continue
-            axis = -1 if wire.operator == "MatMul" or one.ndim < 2 else 1
             self.sums.setdefault(name, ChannelSums(axis)).add(one, other)
             self.rounding = max(self.rounding, *(ROUNDING.get(array.dtype.name, 0.0) for array in (one, other)))
+
+    @cached_property
+    def same_layers(self) -> bool:
+        """Whether no layer lost channels."""
+        return self.reference.layers == self.candidate.layers
 
     def number(self, side: int, name: str) -> np.ndarray | None:
         """A constant of the reference (0) or the candidate (1), stored or made by nodes that read no input."""
@@ -90,7 +98,8 @@ def _judged(traces: _Traces, runs: int) -> LayerDrift:
     """Node by node in the order they run."""
     fronts = _fronts(traces)
     drifting: dict[str, bool] = {}
-    first, nodes, mistakes = None, [], []
+    first, nodes = None, []
+    mistakes: list[tuple[str, str]] = []
     for wire in traces.reference.wires:
         for tensor in (name for name in wire.writes if name in traces.sums):
             front = fronts[tensor]
@@ -101,9 +110,15 @@ def _judged(traces: _Traces, runs: int) -> LayerDrift:
             node = _node(traces, wire, tensor, front, starts)
             first = first or (node if starts else None)
             nodes.append(node)
-            mistakes += _mistake(traces, wire, tensor, front)
-    same = traces.reference.layers == traces.candidate.layers
-    return LayerDrift(same, len(traces.sums), len(traces.apart), runs, first, tuple(nodes), tuple(mistakes))
+        mistakes.append((wire.name, _mistake(traces, wire)))
+    return LayerDrift(traces.same_layers, len(traces.sums), len(traces.apart), runs, first, tuple(nodes), _told(mistakes))
+
+
+def _told(mistakes: list[tuple[str, str]]) -> tuple[str, ...]:
+    """NaN comes through to all that is behind it: only where it appears it is told."""
+    lost = [place for place, (_, text) in enumerate(mistakes) if text == NOT_FINITE]
+    told = mistakes[: lost[0] + 1] if lost else mistakes
+    return tuple(f"{node} {text}" for node, text in told if text)
 
 
 def _fronts(traces: _Traces) -> dict[str, tuple[str, ...]]:
@@ -179,11 +194,10 @@ def _note(traces: _Traces, wire: Wire, tensor: str, starts: bool) -> str:
     return "; ".join([*found, own] if own else found)
 
 
-def _mistake(traces: _Traces, wire: Wire, tensor: str, front: tuple[str, ...]) -> list[str]:
-    """What is wrong whatever was removed: a sign that flips here, NaN that appears here."""
-    sums = traces.sums[tensor]
-    if not sums.finite and all(traces.sums[name].finite for name in front):
-        return [f"{wire.name} gives NaN or infinity"]
-    flips = wire.operator in WEIGHTED and sums.correlation < OPPOSITE
-    healthy = all(traces.sums[name].correlation > -OPPOSITE or traces.sums[name].exact for name in front)
-    return [f"{wire.name} gives the opposite sign"] if flips and healthy and not math.isinf(sums.error) else []
+def _mistake(traces: _Traces, wire: Wire) -> str:
+    """What is wrong with a node whatever was removed, "" where nothing is certain."""
+    tensors = [name for name in wire.writes if name in traces.sums]
+    if not all(traces.sums[name].finite for name in tensors):
+        return NOT_FINITE
+    twins = [traces.twins.pop(name) for name in wire.writes if name in traces.twins]  # frees the sums of all pairs of channels
+    return next(filter(None, (each.mistake() for each in twins)), "")
