@@ -25,12 +25,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def missed_thresholds(fidelity: Fidelity, options: Options) -> list[str]:
+    """What `compress` fails for: the user's thresholds, and NaN."""
     return check_thresholds(
         fidelity, options.min_fidelity, options.min_cosine, options.min_top1_agreement, options.max_relative_l2
     )
 
 
 def failures_of(fidelity: Fidelity, options: Options, float_types: frozenset[str]) -> list[str]:
+    """What `verify` fails for. Without thresholds, a model that lost channels may turn its outputs a little, another not at all.
+
+    float_types: ONNX's names of the types that the candidate's weights are stored in.
+    """
     if thresholds_wished(options):
         return missed_thresholds(fidelity, options)
     if not fidelity.same_layers:
@@ -60,11 +65,13 @@ def _elements(shapes: Shapes) -> int:
 def layer_drift(reference: Path, candidate: Path, inputs: Inputs, shapes: Shapes) -> LayerDrift:
     """On a few inputs, more of small ones, one a run: the tensors of one run of both models are in memory at a time."""
     wanted = max(LAYER_INPUTS, min(MOST_LAYER_INPUTS, LAYER_WORK // max(_elements(shapes), 1)), inputs.batch_size or 1)
-    some = inputs.chosen(np.arange(min(inputs.count, wanted)), "first")
+    number = min(inputs.count, wanted)
+    some = inputs.chosen(np.arange(number - number % (inputs.batch_size or 1)), "first")
     return compare_layers(reference, candidate, some.batches(1), (str(reference), str(candidate)))
 
 
 def mistakes_of(layers: LayerDrift | None) -> list[str]:
+    """What the layer-wise comparison found wrong: any drift where no channel was removed, else what removal does not explain."""
     if layers is None:
         return []
     if layers.first is not None and layers.same_layers:

@@ -153,7 +153,7 @@ def bench_batches(reference: Path, candidate: Path, options: Options, batches: S
     for batch in batches:
         _check_batch(str(reference), inputs, batch)
     macs = _macs(reference, shapes), _macs(candidate, _observed_shapes(candidate))
-    found = [time_pair(reference, candidate, inputs, provider, options, batch or inputs.batch_size or 1) for batch in batches]
+    found = [time_pair(reference, candidate, inputs, provider, options, batch or 1) for batch in batches]
     return Bench(tuple(with_macs(latency, *macs) for latency in found))
 
 

@@ -68,6 +68,7 @@ def test_several_batch_sizes(run, models):
         assert list(each) == [field.name for field in dataclasses.fields(Comparison)]
         assert each["candidate_per_second"] == pytest.approx(each["batch"] * 1e3 / each["candidate"]["median_ms"])
         assert set(each["execution"]["reference"].values()) == {CPU}
+        assert {"first", "second"} <= set(each["execution"]["candidate"])
     code, out, _ = run("bench", *files, "--batch", "1,3", "--provider", "cpu")
     assert code == 0
     assert "50.0% of the MACs saved" in out

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from broken import layers, moved_bias, one_nan, swapped_channels, swapped_outputs, wrong_sign
+from broken import change, layers, moved_bias, one_nan, swapped_channels, swapped_outputs, wrong_sign
 from onnx import numpy_helper
 from topologies.net import Net
 
-from onnxmerge import Options, compress, verify
+from onnxmerge import Options, compress, judging, verify
 from onnxmerge.runtime.differences import difference
 from onnxmerge.runtime.twins import TwinSums
 
@@ -154,6 +154,7 @@ def test_a_broken_compressed_model(compressed, tmp_path, how, text, position):
     for options in (asked, replace(asked, layers=True, min_cosine=-1.0)):
         _, failures = verify(MODELS / "digits-resnet-bn.onnx", tmp_path / "broken.onnx", options)
         assert f"{node} {text}" in failures
+        assert sum("gives NaN" in line for line in failures) == (how is one_nan)
 
 
 def test_a_compressed_model_without_a_mistake(compressed):
@@ -218,3 +219,53 @@ def test_what_became_of_a_constant(before, after, text):
 
 def test_columns_are_the_channels_of_a_matmul():
     assert difference(ONE, ONE[:, [2, 1, 0]], "w", rows_last=True) == "the w has its channels 0 and 2 exchanged"
+
+
+def half_precision() -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """A float32 model, and the same computed in float16 between two casts."""
+    single, half = Net(np.random.default_rng(0)), Net(np.random.default_rng(0), dtype="float16")
+    for net, casts in ((single, False), (half, True)):
+        net.inputs.append(onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, 8, 8]))
+        x = net.op("Cast", "x", name="narrow", to=onnx.TensorProto.FLOAT16) if casts else "x"
+        y = net.conv(net.relu(net.conv(x, "first", 3, 8)), "second", 8, 4)
+        y = net.op("Cast", y, name="wide", to=onnx.TensorProto.FLOAT) if casts else net.op("Identity", y, name="wide")
+        net.outputs.append(onnx.helper.make_tensor_value_info(y, onnx.TensorProto.FLOAT, ["N", 4, 8, 8]))
+    return single.model(), half.model()
+
+
+def test_half_precision_is_no_drift(tmp_path):
+    single, half = half_precision()
+    reference, candidate = saved(single, tmp_path / "single.onnx"), saved(half, tmp_path / "half.onnx")
+    fidelity, failures = verify(reference, candidate, Options(**QUICK, layers=True))
+    assert failures == []
+    assert 1e-5 < fidelity.worst.relative_l2_mean < 1e-2
+    node = swapped_channels(half, 1)
+    fidelity, failures = verify(reference, saved(half, tmp_path / "broken.onnx"), Options(**QUICK, layers=True))
+    assert fidelity.layers.first.node == node
+    assert any(node in line for line in failures)
+
+
+def test_a_bias_that_moves_less_than_rounding_elsewhere(tmp_path):
+    """What other kernels may differ by hides it, but with inputs equal to the bit only the node's own numbers can."""
+    net = Net(np.random.default_rng(0))
+    net.output(net.relu(net.gemm(net.input("x", 5), "only", 5, 4)), 4)
+    model = net.model()
+    change(model, "only_b", lambda bias: np.multiply(bias, 1e-5, out=bias))
+    reference = saved(model, tmp_path / "in.onnx")
+    node = moved_bias(model, 0)
+    fidelity, failures = verify(reference, saved(model, tmp_path / "out.onnx"), Options(**QUICK, layers=True))
+    assert 0 < fidelity.layers.first.error_out < 1e-6
+    assert fidelity.layers.first.node == node
+    assert len(failures) == 1
+
+
+def test_a_model_of_a_fixed_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(judging, "LAYER_WORK", 0)  # eight inputs, which are no whole batches of three
+    net = Net(np.random.default_rng(0), batch=3)
+    net.output(net.gemm(net.relu(net.gemm(net.input("x", 5), "first", 5, 8)), "second", 8, 4), 4)
+    model = net.model()
+    reference = saved(model, tmp_path / "in.onnx")
+    node = wrong_sign(model, 0)
+    fidelity, failures = verify(reference, saved(model, tmp_path / "out.onnx"), Options(layers=True, samples=10, provider="cpu"))
+    assert (fidelity.layers.first.node, fidelity.inputs, fidelity.layers.inputs) == (node, 12, 2)
+    assert failures
