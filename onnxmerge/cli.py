@@ -14,85 +14,30 @@ import click
 from rich.console import Console
 
 from onnxmerge import __version__
+from onnxmerge.cli_options import (
+    CHOICE,
+    CUDA_GRAPH,
+    FILE,
+    INPUTS,
+    JSON,
+    REPORT,
+    RUNTIME,
+    THRESHOLDS,
+    Counts,
+    options_of,
+)
 from onnxmerge.compress import compress, inspect, versions
 from onnxmerge.errors import OnnxMergeError, VerificationError
-from onnxmerge.options import CRITERION_NAMES, METHOD_NAMES, PROVIDERS, SCOPES, Options
-from onnxmerge.proof import bench, verify
+from onnxmerge.options import Options
+from onnxmerge.proof import bench_batches, verify
 from onnxmerge.report.documents import Result, Run, json_text
+from onnxmerge.report.latency import show_latency
 from onnxmerge.report.progress import progress_bar
-from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection, show_latency
+from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection
 from onnxmerge.report.wording import printable
 from onnxmerge.report.writing import check_reports, write_report
 
-FILE = click.Path(path_type=Path)
 DONE, NOT_VERIFIED, BAD_USAGE, OWN_BUG, INTERRUPTED = 0, 1, 2, 70, 130
-
-
-class _Numbers(click.ParamType):
-    """Comma-separated numbers."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """'0.5,0.5,0.5' -> (0.5, 0.5, 0.5)."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406", param, ctx)
-
-
-def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several options as one decorator, in the order they are listed."""
-
-    def decorate(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-JSON = click.option("--json", "as_json_text", is_flag=True, help="Print the result as JSON on stdout, and nothing else there.")
-REPORT = click.option(
-    "--report",
-    "reports",
-    type=FILE,
-    multiple=True,
-    metavar="FILE",
-    help="Also write it as a page (.html) or data (.json); repeatable.",
-)
-INPUTS = _options(
-    click.option("--calibration", type=FILE, help="Unlabelled inputs: .npz, .npy, or a folder of images or .npy."),
-    click.option("--input-range", type=(float, float), metavar="LOW HIGH", help="Pixels 0 to 255 become this.  [default: 0 1]"),
-    click.option("--mean", type=_Numbers(), metavar="M[,M,M]", help="Then subtracted, for all channels or each."),
-    click.option("--std", type=_Numbers(), metavar="S[,S,S]", help="Then divided by, for all channels or each."),
-    click.option("--samples", type=int, metavar="N", help="How many synthetic inputs, or at most how many of --calibration."),
-    click.option("--seed", type=int, metavar="S", default=0, show_default=True, help="Same seed, same bytes."),
-)
-RUNTIME = _options(
-    click.option("--provider", type=click.Choice(PROVIDERS), default="auto", show_default=True, help="Where models run."),
-    click.option("--threads", type=int, metavar="N", help="Threads of one operator.  [default: all processors at hand]"),
-)
-THRESHOLDS = _options(
-    click.option("--min-fidelity", type=float, metavar="F", help="Fail below this fidelity of the worst output."),
-    click.option("--min-cosine", type=float, metavar="C", help="Fail below this mean cosine."),
-    click.option("--min-top1-agreement", type=float, metavar="A", help="Fail below this share of equal best classes."),
-    click.option("--max-relative-l2", type=float, metavar="E", help="Fail above this mean relative L2 error."),
-)
-CHOICE = _options(
-    click.option("--ratio", type=float, metavar="R", help="Share of every group's channels to remove, 0 <= R < 1."),
-    click.option("--method", type=click.Choice(METHOD_NAMES), default="auto", show_default=True, help="What replaces them."),
-    click.option(
-        "--criterion", type=click.Choice(CRITERION_NAMES), default="auto", show_default=True, help="Which of them go first."
-    ),
-    click.option("--threshold", type=float, metavar="T", default=0.1, show_default=True, help="merge: similarity threshold."),
-    click.option("--cosine-weight", type=float, metavar="L", default=0.85, show_default=True, help="merge: the paper's lambda."),
-    click.option("--scope", type=click.Choice(SCOPES), help="chains: only groups that one layer writes.  [default: all]"),
-    click.option("--include", multiple=True, metavar="GLOB", help="Only groups that a node named so writes; repeatable."),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="No group that a node named so writes; repeatable."),
-)
 
 
 class _InOrder(click.Group):
@@ -117,7 +62,7 @@ def cli(context: click.Context) -> None:
 
 @cli.command("inspect", short_help="What could shrink, and why the rest must stay.")
 @click.argument("model", type=FILE)
-@_options(REPORT, JSON)
+@options_of(REPORT, JSON)
 def inspect_command(model: Path, reports: tuple[Path, ...], as_json_text: bool) -> None:
     """Channel groups of MODEL, what each unlocks, and why the rest must stay."""
     check_reports(reports, {"the model": model})
@@ -127,10 +72,10 @@ def inspect_command(model: Path, reports: tuple[Path, ...], as_json_text: bool) 
 @cli.command("compress", short_help="Write a smaller model and prove it.")
 @click.argument("model", type=FILE)
 @click.argument("output", type=FILE)
-@_options(CHOICE, INPUTS, RUNTIME)
+@options_of(CHOICE, INPUTS, RUNTIME)
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare the result with MODEL before writing it.")
 @click.option("--bench/--no-bench", default=True, show_default=True, help="And time both.")
-@_options(THRESHOLDS, REPORT, JSON)
+@options_of(CUDA_GRAPH, THRESHOLDS, REPORT, JSON)
 def compress_command(model: Path, output: Path, reports: tuple[Path, ...], as_json_text: bool, **settings: Any) -> None:
     """Remove channels of MODEL, repair what they did, prove it, and write OUTPUT.
 
@@ -145,11 +90,17 @@ def compress_command(model: Path, output: Path, reports: tuple[Path, ...], as_js
 @cli.command("verify", short_help="How close one model's outputs are to another's.")
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
-@_options(INPUTS, RUNTIME, THRESHOLDS, REPORT, JSON)
+@options_of(INPUTS)
+@click.option("--labels", type=FILE, help="Classes of the calibration inputs, .npy or .npz: accuracy before and after.")
+@click.option("--layers", is_flag=True, help="Compare layer by layer too: where CANDIDATE first drifts.")
+@click.option("--save-worst", type=FILE, metavar="FILE.npz", help="Write the worst input, to look at or give to --calibration.")
+@options_of(RUNTIME, THRESHOLDS, REPORT, JSON)
 def verify_command(reference: Path, candidate: Path, reports: tuple[Path, ...], as_json_text: bool, **settings: Any) -> None:
     """How close CANDIDATE's outputs are to those of REFERENCE.
 
-    Exit code 1 where a threshold is missed; without any, a mean cosine of 0.9 is asked for.
+    Exit code 1 where a threshold is missed, or NaN or infinity appear. Without thresholds a mean cosine of 0.9 is asked for,
+    and where no channel was removed outputs that are equal to rounding. --layers also fails where a sign flips, and where
+    no channel was removed at any drift beyond rounding.
     """
     check_reports(reports, _pair(reference, candidate, settings))
     with progress_bar() as progress:
@@ -163,17 +114,26 @@ def verify_command(reference: Path, candidate: Path, reports: tuple[Path, ...], 
 @cli.command("bench", short_help="How much faster one model is than another.")
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
-@_options(INPUTS, RUNTIME)
-@click.option("--batch", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="Inputs in one call.")
-@_options(REPORT, JSON)
+@options_of(INPUTS, RUNTIME)
+@click.option("--batch", type=Counts(), metavar="N[,N]", help="Inputs in one call, or several numbers to time.  [default: 1]")
+@options_of(CUDA_GRAPH, REPORT, JSON)
 def bench_command(
-    reference: Path, candidate: Path, batch: int, reports: tuple[Path, ...], as_json_text: bool, **settings: Any
+    reference: Path,
+    candidate: Path,
+    batch: tuple[int, ...] | None,
+    reports: tuple[Path, ...],
+    as_json_text: bool,
+    **settings: Any,
 ) -> None:
-    """Latency and throughput of REFERENCE and CANDIDATE, measured in turn."""
+    """Latency and throughput of REFERENCE and CANDIDATE, measured in turn.
+
+    --json gives one comparison, or with several batch sizes an object that lists them as `batches`.
+    """
     check_reports(reports, _pair(reference, candidate, settings))
     with progress_bar() as progress:
         progress("timing both models", 0.0)
-        latency = bench(reference, candidate, _settings(settings), batch)
+        found = bench_batches(reference, candidate, _settings(settings), batch or (None,))
+    latency = found if len(found.batches) > 1 else found.batches[0]
     _show(latency, as_json_text, show_latency, reports, (reference, candidate))
 
 
@@ -182,7 +142,8 @@ def _settings(settings: dict[str, Any]) -> Options:
 
 
 def _pair(reference: Path, candidate: Path, settings: dict[str, Any]) -> dict[str, Path | None]:
-    return {"the reference": reference, "the candidate": candidate, "the calibration inputs": settings["calibration"]}
+    files = {"the calibration inputs": "calibration", "the labels": "labels", "the worst input": "save_worst"}
+    return {"the reference": reference, "the candidate": candidate, **{what: settings.get(name) for what, name in files.items()}}
 
 
 def _show(

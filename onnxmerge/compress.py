@@ -21,9 +21,8 @@ from onnxmerge.graph.io import external_files, save
 from onnxmerge.methods.by_weights import BY_WEIGHTS
 from onnxmerge.methods.planning import decide
 from onnxmerge.options import Options
-from onnxmerge.proof import BATCH, CHECK_INPUTS, fidelity_of, inputs_for, prove
-from onnxmerge.results import Compression, Fidelity, Inspection, Size
-from onnxmerge.runtime.providers import resolve_provider
+from onnxmerge.proof import BATCH, CHECK_INPUTS, Proof, fidelity_of, inputs_for, prove, provider_of, with_macs
+from onnxmerge.results import Comparison, Compression, Fidelity, Inspection, Size
 from onnxmerge.runtime.sessions import open_session
 from onnxmerge.statistics.balance import balanced
 from onnxmerge.statistics.hints import hints_of
@@ -83,7 +82,7 @@ def compress(
         groups=chosen.groups,
         refusals=chosen.refusals,
         fidelity=None if proof is None else proof.fidelity,
-        latency=None if proof is None else proof.latency,
+        latency=_beside_macs(proof, understood.size.macs, chosen.size.macs),
         warnings=(*_nothing_removed(chosen), *(() if proof is None else (*proof.warnings, *_doubts(proof.fidelity, options)))),
         seconds=time.perf_counter() - started,
         seed=options.seed,
@@ -108,6 +107,10 @@ def _no_worse_than_pruned(source: Path, candidate: Candidate, solving: Inputs, o
         return candidate
     note = f"pruning alone stays closer: fidelity {reached[1]:.3f}, not {reached[0]:.3f}"
     return replace(pruned, groups=tuple(replace(group, note=group.note or note) for group in pruned.groups))
+
+
+def _beside_macs(proof: Proof | None, before: int, after: int) -> Comparison | None:
+    return None if proof is None or proof.latency is None else with_macs(proof.latency, before, after)
 
 
 def _nothing_removed(chosen: Candidate) -> list[str]:
@@ -135,7 +138,7 @@ def _nothing_to_remove(source: Path, understood: Understanding) -> str:
 
 def _inputs(source: Path, understood: Understanding, options: Options) -> tuple[Inputs, Inputs]:
     """Inputs to solve on and inputs to check on: other seeds of synthetic ones, a part held back of the user's."""
-    provider = resolve_provider(options.provider)
+    provider = provider_of(options)
     session = open_session(source, provider, optimise=True, threads=options.threads, label=str(source))
     if options.calibration is None:
         hints = hints_of(understood.channels)

@@ -13,6 +13,7 @@ METHOD_NAMES = ("auto", "reconstruct", "merge", "prune")
 CRITERION_NAMES = ("auto", "reconstruction", "l1-norm", "l2-norm", "l2-gm")
 SCOPES = ("all", "chains")
 PROVIDERS = ("auto", "cuda", "cpu", "tensorrt")
+CUDNN_SEARCHES = ("exhaustive", "heuristic", "default")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Options:
     cosine_weight: the paper's lambda, how much the cosine distance counts beside the bias distance. include, exclude: globs
     of node names, of the producers of a group. input_range (low, high), mean, std: how image pixels become model inputs.
     samples: how many synthetic inputs, or at most how many calibration inputs, are used. counts: kept channels by group name,
-    in place of the ratio.
+    in place of the ratio. tf32, cudnn_search, cuda_graph (of timing alone): settings of CUDA, refused where the CPU is used.
+    labels, save_worst, layers: of `verify` alone.
     """
 
     ratio: float | None = None
@@ -49,12 +51,22 @@ class Options:
     min_cosine: float | None = None
     min_top1_agreement: float | None = None
     max_relative_l2: float | None = None
+    tf32: bool | None = None
+    cudnn_search: str | None = None
+    cuda_graph: bool = False
+    labels: Path | None = None
+    save_worst: Path | None = None
+    layers: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, check = getattr(self, field.name), CHECKS.get(field.name)
             if check is not None and value is not None and not check.holds(value):
                 raise OptionError(f"--{field.name.replace('_', '-')} must be {check.needed}, not {value}")
+        if self.labels is not None and self.calibration is None:
+            raise OptionError("--labels belong to inputs of yours: give these as --calibration")
+        if self.save_worst is not None and self.save_worst.suffix.lower() != ".npz":
+            raise OptionError(f"--save-worst writes a .npz file, so that {self.save_worst} cannot be its name")
         thresholds = (self.min_fidelity, self.min_cosine, self.min_top1_agreement, self.max_relative_l2)
         if not self.verify and any(value is not None for value in thresholds):
             raise OptionError("--no-verify measures nothing, so that thresholds cannot be held: drop one of the two")
@@ -81,6 +93,7 @@ CHECKS = {
     "criterion": _one_of(CRITERION_NAMES),
     "scope": _one_of(SCOPES),
     "provider": _one_of(PROVIDERS),
+    "cudnn_search": _one_of(CUDNN_SEARCHES),
     "threshold": Check("between -1 and 1 (a cosine)", lambda value: -1.0 <= value <= 1.0),
     "cosine_weight": _SHARE,
     "samples": Check("at least 2", lambda value: value >= 2),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+from onnxmerge.drift import LayerDrift, NodeDrift
 from onnxmerge.report.documents import Run
 from onnxmerge.results import (
+    Accuracy,
+    Bench,
     Comparison,
     Compression,
+    Execution,
     Fidelity,
     GroupResult,
     Inspection,
@@ -29,6 +34,24 @@ LATENCY = Comparison(
     4,
     "CPUExecutionProvider",
     2,
+    warm_up_runs=60,
+    rounds=16,
+    reference_per_second=4 / 12.345e-3,
+    candidate_per_second=4 / 8.23e-3,
+    macs_ratio=0.5,
+    realised=0.666,
+)
+BENCH = Bench((LATENCY, replace(LATENCY, batch=32, ratio=1.2, ratio_low=1.1, ratio_high=1.3, realised=-0.4)))
+DRIFT = NodeDrift("/3/Conv", "Conv", "/3/Conv_output_0", 1e-7, 0.25, "its weight has the opposite sign")
+LAYERS = LayerDrift(
+    True, 9, 2, 8, DRIFT, (DRIFT, replace(DRIFT, node="/4/Relu", error_in=0.25, error_out=math.inf)), ("/3/Conv: a sign",)
+)
+JUDGED = replace(
+    FIDELITY,
+    same_layers=True,
+    accuracy=Accuracy(0.9966, 0.9933),
+    layers=LAYERS,
+    execution=Execution("libcudnn is missing", {"use_tf32": "0"}, {"a": "CPUExecutionProvider"}, {"b": "CUDAExecutionProvider"}),
 )
 GROUPS = (
     GroupResult(LONG, 1024, 1024, 512, "reconstruct", ("a", "b"), ("c",), 0.123, 0.456),
@@ -51,7 +74,14 @@ COMPRESSION = Compression(
 )
 INSPECTION = Inspection("models/in.onnx", COMPRESSION.before, GROUPS, REFUSALS)
 RUN = Run("onnxmerge compress in.onnx out.onnx", "2026-11-24T18:40:00Z", ("in.onnx", "out.onnx"), {"onnxmerge": "0.1.0"})
-RESULTS = {"compression": COMPRESSION, "inspection": INSPECTION, "fidelity": FIDELITY, "comparison": LATENCY}
+RESULTS = {
+    "compression": COMPRESSION,
+    "inspection": INSPECTION,
+    "fidelity": FIDELITY,
+    "comparison": LATENCY,
+    "comparisons": BENCH,
+}
+VARIANTS = {**RESULTS, "judged": JUDGED}
 EVIL = {
     "script": "</style></title><script>alert(1)</script>",
     "attribute": "\"'><img src=x onerror=alert(1)> & &amp; &#x3c;",
@@ -74,7 +104,9 @@ def evil(name: str) -> Compression:
         target=name,
         groups=(group, *GROUPS),
         refusals=(Refusal(name, name), Refusal("fc", f"{name.replace(' ', '')}: it is {name}")),
-        fidelity=replace(FIDELITY, outputs=(output, output), source=name),
+        fidelity=replace(
+            JUDGED, outputs=(output, output), source=name, execution=Execution(name, {name: name}, {name: name}, {})
+        ),
         warnings=(name,),
         versions={name: name},
     )

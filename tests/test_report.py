@@ -11,9 +11,10 @@ from rich.console import Console
 from samples import COMPRESSION, FIDELITY, GROUPS, INSPECTION, LATENCY, LONG, OUTPUT
 
 from onnxmerge.report import progress
+from onnxmerge.report.latency import show_latency
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.tables import Column, fitted
-from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection, show_latency
+from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection
 from onnxmerge.report.wording import (
     closeness,
     decibels,

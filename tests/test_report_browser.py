@@ -2,12 +2,12 @@
 
 import pytest
 from browser import CHROMIUM, chromium
-from samples import COMPRESSION, EVIL, RESULTS, RUN, deep, evil
+from samples import COMPRESSION, EVIL, RUN, VARIANTS, deep, evil
 
 from onnxmerge.report.html import page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is on the path")
-PAGES = {**RESULTS, "hundred": deep(100), **{f"evil-{kind}": evil(name) for kind, name in EVIL.items()}}
+PAGES = {**VARIANTS, "hundred": deep(100), **{f"evil-{kind}": evil(name) for kind, name in EVIL.items()}}
 WIDTHS = pytest.mark.parametrize("width", [1280, 390])
 SCHEMES = pytest.mark.parametrize("scheme", ["light", "dark"])
 WIDEST = """Math.max(document.documentElement.scrollWidth, ...[...document.querySelectorAll('body *')]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxmerge.report.tables import Column
-from onnxmerge.report.wording import closeness, decibels, file_size, milliseconds, percent, shortened, small
+from onnxmerge.report.wording import closeness, decibels, file_size, milliseconds, percent, shortened, small, speed_interval
 from onnxmerge.results import Comparison, Compression, GroupResult, OutputFidelity
 
 MANY_OUTPUTS = 3  # more get a row each
@@ -107,9 +107,29 @@ def size_columns(result: Compression) -> list[Column]:
 
 def latency_columns(latency: Comparison) -> list[Column]:
     """Latency and throughput of reference and candidate."""
-    per_second = [latency.batch / side.median_ms * 1e3 for side in (latency.reference, latency.candidate)]
-    rows = [*_latency_rows(latency), ("throughput", *(f"{value:,.0f} /s" for value in per_second), percent(1 / latency.ratio))]
+    per_second = [_rate(value) for value in (latency.reference_per_second, latency.candidate_per_second)]
+    rows = [*_latency_rows(latency), ("throughput", *per_second, percent(1 / latency.ratio))]
     return _columns(("", "reference", "candidate", "ratio"), rows)
+
+
+def batch_columns(batches: Sequence[Comparison]) -> list[Column]:
+    """A row a batch size."""
+    intervals = [speed_interval(each) for each in batches]
+    return [
+        Column("batch", [str(each.batch) for each in batches]),
+        Column("reference", [milliseconds(each.reference.median_ms) for each in batches]),
+        Column("p95", [milliseconds(each.reference.p95_ms) for each in batches], extra=True),
+        Column("candidate", [milliseconds(each.candidate.median_ms) for each in batches]),
+        Column("p95", [milliseconds(each.candidate.p95_ms) for each in batches], extra=True),
+        Column("inputs a second", [_rate(each.candidate_per_second) for each in batches], extra=True),
+        Column("as fast", [f"{each.speedup:.2f}x" for each in batches]),
+        Column("95 % interval", [f"{low:.2f}x to {high:.2f}x" for low, high in intervals]),
+        Column("realised", ["-" if each.realised is None else percent(each.realised, 0) for each in batches], extra=True),
+    ]
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f} /s"
 
 
 def _latency_rows(latency: Comparison) -> list[tuple[str, str, str, str]]:

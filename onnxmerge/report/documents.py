@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxmerge.results import Comparison, Compression, Fidelity, Inspection, as_json
+from onnxmerge.results import Bench, Comparison, Compression, Fidelity, Inspection, as_json
 
-Result = Inspection | Compression | Fidelity | Comparison
+Result = Inspection | Compression | Fidelity | Comparison | Bench
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ KINDS = {
         Kind("compression", 1, Compression, ("command", "made_at")),
         Kind("fidelity", 1, Fidelity, ("command", "made_at", "models", "versions", "failures")),
         Kind("comparison", 1, Comparison, ("command", "made_at", "models", "versions")),
+        Kind("comparisons", 1, Bench, ("command", "made_at", "models", "versions")),
     )
 }
 

@@ -22,7 +22,7 @@ from onnxmerge.report.wording import (
     speed_interval,
     verdict_of,
 )
-from onnxmerge.results import Comparison, Compression, Fidelity, Inspection, Size
+from onnxmerge.results import Bench, Comparison, Compression, Fidelity, Inspection, Size
 
 STYLESHEET = files("onnxmerge.report").joinpath("page.css").read_text(encoding="utf-8")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # a page from strangers' names fetches and runs nothing
@@ -70,6 +70,8 @@ def _story(result: Result, run: Run) -> Story:
         return _compression(result, run)
     if isinstance(result, Inspection):
         return _inspection(result, run)
+    if isinstance(result, Bench):
+        return _batches(result, run)
     return _fidelity(result, run) if isinstance(result, Fidelity) else _comparison(result, run)
 
 
@@ -119,13 +121,25 @@ def _inspection(result: Inspection, run: Run) -> Story:
 
 def _fidelity(result: Fidelity, run: Run) -> Story:
     headline = f"{'Failed' if run.failures else 'Passed'}: fidelity {closeness(result.worst.fidelity)}"
-    parts = [_warnings(run.failures, "failed"), sections.fidelity(result), sections.origin(run, _measured(result, None))]
+    parts = [
+        _warnings(run.failures, "failed"),
+        sections.fidelity(result),
+        None if result.layers is None else sections.layers(result.layers),
+        sections.origin(run, _measured(result, None)),
+    ]
     return Story("Outputs of two models", headline, run.models, _fidelity_tiles(result), parts)
 
 
 def _comparison(result: Comparison, run: Run) -> Story:
     parts = [sections.latency(result, alone=True), sections.origin(run, _measured(None, result))]
     return Story("Latency of two models", _speed(result), run.models, _latency_tiles(result), parts)
+
+
+def _batches(result: Bench, run: Run) -> Story:
+    tiles = [(f"batch {each.batch}", f"{each.speedup:.2f}x", verdict_of(each)) for each in result.batches]
+    fastest = max(result.batches, key=lambda each: each.speedup)
+    parts = [sections.batches(result), sections.origin(run, _measured(None, fastest))]
+    return Story("Latency of two models", f"Up to {_speed(fastest)}, batch {fastest.batch}", run.models, tiles, parts)
 
 
 def _size_tiles(before: Size, after: Size) -> list[Tile]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from onnxmerge.drift import LayerDrift
 from onnxmerge.report.columns import (
     MANY_OUTPUTS,
+    batch_columns,
     group_columns,
     latency_columns,
     measures,
@@ -15,10 +17,34 @@ from onnxmerge.report.columns import (
 from onnxmerge.report.distribution import distribution_picture
 from onnxmerge.report.documents import Run
 from onnxmerge.report.elements import Markup, element, joined, named
+from onnxmerge.report.layers import drift_columns, drift_lines, first_drift, layers_title
 from onnxmerge.report.picture import groups_picture, legend
 from onnxmerge.report.tables import Column
-from onnxmerge.report.wording import COMPARED, NOTES, SHARES, TIMED, groups_title, reasons, speed_line, timing_line
-from onnxmerge.results import Comparison, Compression, Fidelity, GroupResult, OutputFidelity, Refusal
+from onnxmerge.report.wording import (
+    COMPARED,
+    NOTES,
+    SHARES,
+    TIMED,
+    accuracy_line,
+    elsewhere_lines,
+    execution_lines,
+    groups_title,
+    macs_line,
+    reasons,
+    speed_line,
+    timing_lines,
+    work_line,
+)
+from onnxmerge.results import (
+    Bench,
+    Comparison,
+    Compression,
+    Execution,
+    Fidelity,
+    GroupResult,
+    OutputFidelity,
+    Refusal,
+)
 
 ERRORS = (
     "error and pruned: share of the readers' output variance that is expected to be lost if only this group shrinks, "
@@ -100,21 +126,61 @@ def fidelity(result: Fidelity) -> Markup:
     columns = measures_down(outputs) if len(outputs) <= MANY_OUTPUTS else _all_measures(outputs)
     broken = [named(output.name) for output in outputs if not output.finite]
     title = f"{COMPARED}, on {result.inputs:,} inputs"
-    about = element("p", f"inputs: {result.source}; {result.provider}", class_="quiet")
     return section(
         title,
         *(element("p", "output ", what, " holds NaN or infinity", class_="bad") for what in broken),
         table(title, columns),
-        about,
+        None if result.accuracy is None else element("p", accuracy_line(result.accuracy)),
+        element("p", f"inputs: {result.source}; {result.provider}", class_="quiet"),
+        *_executed(result.execution, result.provider),
+    )
+
+
+def layers(result: LayerDrift) -> Markup:
+    """Where the candidate drifts from the reference."""
+    title = layers_title(result)
+    return section(
+        title,
+        element("p", first_drift(result)),
+        *(element("p", mistake, class_="bad") for mistake in result.mistakes),
+        table(title, drift_columns(result)) if result.nodes else None,
+        *(element("p", line, class_="quiet") for line in drift_lines(result)),
     )
 
 
 def latency(result: Comparison, *, alone: bool) -> Markup:
     """The verdict, the distributions, and where it stands alone the figures."""
-    picture = distribution_picture(result)
-    figure = None if picture is None else element("figure", picture, element("figcaption", _STRIPS))
-    figures = table(TIMED, latency_columns(result)) if alone else None
-    return section(TIMED, element("p", speed_line(result)), figure, figures, element("p", timing_line(result), class_="quiet"))
+    return section(TIMED, *_measured(result, alone=alone))
+
+
+def batches(result: Bench) -> Markup:
+    """A table with a row a batch size, then the distributions of each."""
+    title = f"{TIMED}: {len(result.batches)} batch sizes"
+    parts = [(element("h3", f"batch {each.batch}"), *_measured(each, alone=False)) for each in result.batches]
+    realised = macs_line(result.batches[0])
+    return section(
+        title,
+        table(title, batch_columns(result.batches)),
+        element("p", realised, class_="quiet") if realised else None,
+        *(part for found in parts for part in found),
+    )
+
+
+def _measured(result: Comparison, *, alone: bool) -> list[Markup | None]:
+    picture, work = distribution_picture(result), work_line(result)
+    return [
+        element("p", speed_line(result)),
+        element("p", work) if work else None,
+        None if picture is None else element("figure", picture, element("figcaption", _STRIPS)),
+        table(TIMED, latency_columns(result)) if alone else None,
+        *(element("p", line, class_="quiet") for line in timing_lines(result)),
+        *_executed(result.execution, result.provider),
+    ]
+
+
+def _executed(execution: Execution | None, provider: str) -> list[Markup]:
+    lines = [element("p", line, class_="quiet") for line in execution_lines(execution)]
+    return [*lines, *(element("p", line, class_="warn") for line in elsewhere_lines(execution, provider))]
 
 
 def refusals(title: str, found: Sequence[Refusal]) -> Markup | None:

@@ -8,14 +8,9 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from onnxmerge.report.columns import (
-    MANY_OUTPUTS,
-    group_columns,
-    latency_columns,
-    measures_across,
-    measures_down,
-    size_columns,
-)
+from onnxmerge.report.columns import MANY_OUTPUTS, group_columns, measures_across, measures_down, size_columns
+from onnxmerge.report.latency import show_execution, show_speed
+from onnxmerge.report.layers import show_layers
 from onnxmerge.report.tables import Column, fits, fitted
 from onnxmerge.report.wording import (
     COMPARED,
@@ -23,22 +18,18 @@ from onnxmerge.report.wording import (
     MUST_STAY,
     NOTES,
     SHARES,
-    TIMED,
+    accuracy_line,
     groups_title,
     listed,
     printable,
     reasons,
     shortened,
     size_line,
-    speed_line,
-    timing_line,
-    verdict_of,
 )
-from onnxmerge.results import Comparison, Compression, Fidelity, GroupResult, Inspection, Refusal
+from onnxmerge.results import Compression, Fidelity, GroupResult, Inspection, Refusal
 
 MANY_NAMES = 12  # of one reason; --json and --report list them all
 _NAME = 36
-_VERDICT_STYLES = {"faster": "green", "slower": "red"}
 
 
 def show_inspection(console: Console, result: Inspection) -> None:
@@ -71,16 +62,14 @@ def show_fidelity(console: Console, fidelity: Fidelity) -> None:
     _line(console, f"{COMPARED}, on {fidelity.inputs} inputs", "bold")
     console.print(fitted(columns, console.width))
     _line(console, f"inputs: {printable(fidelity.source)}; {fidelity.provider}", "dim")
+    show_execution(console, fidelity.execution, fidelity.provider)
+    if fidelity.accuracy is not None:
+        _line(console, accuracy_line(fidelity.accuracy))
+    if fidelity.layers is not None:
+        show_layers(console, fidelity.layers)
     for output in outputs:
         if not output.finite:
             _line(console, f"output {printable(output.name)} holds NaN or infinity", "red")
-
-
-def show_latency(console: Console, latency: Comparison) -> None:
-    """Latency and throughput of both, and the ratio with its interval."""
-    _line(console, TIMED, "bold")
-    console.print(fitted(latency_columns(latency), console.width))
-    _show_speed(console, latency)
 
 
 def _show_sizes(console: Console, result: Compression) -> None:
@@ -88,13 +77,7 @@ def _show_sizes(console: Console, result: Compression) -> None:
     _line(console, f"{shortened(result.source, half)} → {shortened(result.target, half)}", "bold")
     console.print(fitted(size_columns(result), console.width))
     if result.latency is not None:
-        _show_speed(console, result.latency)
-
-
-def _show_speed(console: Console, latency: Comparison) -> None:
-    """One line with the verdict, one with what was measured."""
-    _line(console, speed_line(latency), _VERDICT_STYLES.get(verdict_of(latency), "yellow"))
-    _line(console, timing_line(latency), "dim")
+        show_speed(console, result.latency)
 
 
 def _show_groups(console: Console, groups: Sequence[GroupResult], *, compressed: bool) -> None:
