@@ -137,9 +137,10 @@ def _comparison(result: Comparison, run: Run) -> Story:
 
 def _batches(result: Bench, run: Run) -> Story:
     tiles = [(f"batch {each.batch}", f"{each.speedup:.2f}x", verdict_of(each)) for each in result.batches]
-    fastest = max(result.batches, key=lambda each: each.speedup)
-    parts = [sections.batches(result), sections.origin(run, _measured(None, fastest))]
-    return Story("Latency of two models", f"Up to {_speed(fastest)}, batch {fastest.batch}", run.models, tiles, parts)
+    speeds = sorted(each.speedup for each in result.batches)
+    headline = f"{speeds[0]:.2f}x to {speeds[-1]:.2f}x as fast, by batch size"
+    parts = [sections.batches(result), sections.origin(run, _measured(None, result.batches[0]))]
+    return Story("Latency of two models", headline, run.models, tiles, parts)
 
 
 def _size_tiles(before: Size, after: Size) -> list[Tile]:
