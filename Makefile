@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # demo, verify_models and transcript have targets of their own, digits is a module
 BENCHMARKS = $(filter-out $(addprefix benchmarks/,demo.py verify_models.py transcript.py digits.py),$(sort $(wildcard benchmarks/*.py)))
 
-.PHONY: help demo test lint verify bench readme clean
+.PHONY: help demo test lint verify bench readme schemas clean
 
 help:
 	@echo 'make demo     compress a trained model: size, speed and accuracy on real digits, before and after'
@@ -22,6 +22,7 @@ help:
 	@echo 'make verify   compress, verify and time every model in models/'
 	@echo 'make bench    the benchmarks'
 	@echo 'make readme   write the transcript in README.md afresh'
+	@echo 'make schemas  write the schemas of the JSON reports afresh'
 	@echo 'make clean    remove the virtual environment and everything built'
 
 demo: $(INSTALLED)
@@ -44,6 +45,9 @@ bench: $(INSTALLED)
 
 readme: $(INSTALLED)
 	$(BIN)/python benchmarks/transcript.py
+
+schemas: $(INSTALLED)
+	$(BIN)/python docs/write_schemas.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

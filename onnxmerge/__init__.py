@@ -6,5 +6,6 @@ from onnxmerge.compress import compress, inspect
 from onnxmerge.errors import OnnxMergeError, VerificationError
 from onnxmerge.options import Options
 from onnxmerge.proof import bench, verify
+from onnxmerge.report.writing import write_report
 
-__all__ = ["OnnxMergeError", "Options", "VerificationError", "bench", "compress", "inspect", "verify"]
+__all__ = ["OnnxMergeError", "Options", "VerificationError", "bench", "compress", "inspect", "verify", "write_report"]

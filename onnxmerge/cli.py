@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,76 +14,30 @@ import click
 from rich.console import Console
 
 from onnxmerge import __version__
-from onnxmerge.compress import compress, inspect
+from onnxmerge.cli_options import (
+    CHOICE,
+    CUDA_GRAPH,
+    FILE,
+    INPUTS,
+    JSON,
+    REPORT,
+    RUNTIME,
+    THRESHOLDS,
+    Counts,
+    options_of,
+)
+from onnxmerge.compress import compress, inspect, versions
 from onnxmerge.errors import OnnxMergeError, VerificationError
-from onnxmerge.options import CRITERION_NAMES, METHOD_NAMES, PROVIDERS, SCOPES, Options
-from onnxmerge.proof import bench, verify
+from onnxmerge.options import Options
+from onnxmerge.proof import bench_batches, verify
+from onnxmerge.report.documents import Result, Run, json_text
+from onnxmerge.report.latency import show_latency
 from onnxmerge.report.progress import progress_bar
-from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection, show_latency
+from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection
 from onnxmerge.report.wording import printable
-from onnxmerge.results import as_json
+from onnxmerge.report.writing import check_reports, write_report
 
-FILE = click.Path(path_type=Path)
 DONE, NOT_VERIFIED, BAD_USAGE, OWN_BUG, INTERRUPTED = 0, 1, 2, 70, 130
-
-
-class _Numbers(click.ParamType):
-    """Comma-separated numbers."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """'0.5,0.5,0.5' -> (0.5, 0.5, 0.5)."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406", param, ctx)
-
-
-def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several options as one decorator, in the order they are listed."""
-
-    def decorate(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-JSON = click.option("--json", "as_json_text", is_flag=True, help="Print the result as JSON on stdout, and nothing else there.")
-INPUTS = _options(
-    click.option("--calibration", type=FILE, help="Unlabelled inputs: .npz, .npy, or a folder of images or .npy."),
-    click.option("--input-range", type=(float, float), metavar="LOW HIGH", help="Pixels 0 to 255 become this.  [default: 0 1]"),
-    click.option("--mean", type=_Numbers(), metavar="M[,M,M]", help="Then subtracted, for all channels or each."),
-    click.option("--std", type=_Numbers(), metavar="S[,S,S]", help="Then divided by, for all channels or each."),
-    click.option("--samples", type=int, metavar="N", help="How many synthetic inputs, or at most how many of --calibration."),
-    click.option("--seed", type=int, metavar="S", default=0, show_default=True, help="Same seed, same bytes."),
-)
-RUNTIME = _options(
-    click.option("--provider", type=click.Choice(PROVIDERS), default="auto", show_default=True, help="Where models run."),
-    click.option("--threads", type=int, metavar="N", help="Threads of one operator.  [default: all processors at hand]"),
-)
-THRESHOLDS = _options(
-    click.option("--min-fidelity", type=float, metavar="F", help="Fail below this fidelity of the worst output."),
-    click.option("--min-cosine", type=float, metavar="C", help="Fail below this mean cosine."),
-    click.option("--min-top1-agreement", type=float, metavar="A", help="Fail below this share of equal best classes."),
-    click.option("--max-relative-l2", type=float, metavar="E", help="Fail above this mean relative L2 error."),
-)
-CHOICE = _options(
-    click.option("--ratio", type=float, metavar="R", help="Share of every group's channels to remove, 0 <= R < 1."),
-    click.option("--method", type=click.Choice(METHOD_NAMES), default="auto", show_default=True, help="What replaces them."),
-    click.option(
-        "--criterion", type=click.Choice(CRITERION_NAMES), default="auto", show_default=True, help="Which of them go first."
-    ),
-    click.option("--threshold", type=float, metavar="T", default=0.1, show_default=True, help="merge: similarity threshold."),
-    click.option("--cosine-weight", type=float, metavar="L", default=0.85, show_default=True, help="merge: the paper's lambda."),
-    click.option("--scope", type=click.Choice(SCOPES), help="chains: only groups that one layer writes.  [default: all]"),
-    click.option("--include", multiple=True, metavar="GLOB", help="Only groups that a node named so writes; repeatable."),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="No group that a node named so writes; repeatable."),
-)
 
 
 class _InOrder(click.Group):
@@ -107,42 +62,51 @@ def cli(context: click.Context) -> None:
 
 @cli.command("inspect", short_help="What could shrink, and why the rest must stay.")
 @click.argument("model", type=FILE)
-@JSON
-def inspect_command(model: Path, as_json_text: bool) -> None:
+@options_of(REPORT, JSON)
+def inspect_command(model: Path, reports: tuple[Path, ...], as_json_text: bool) -> None:
     """Channel groups of MODEL, what each unlocks, and why the rest must stay."""
-    _show(inspect(model), as_json_text, show_inspection)
+    check_reports(reports, {"the model": model})
+    _show(inspect(model), as_json_text, show_inspection, reports)
 
 
 @cli.command("compress", short_help="Write a smaller model and prove it.")
 @click.argument("model", type=FILE)
 @click.argument("output", type=FILE)
-@_options(CHOICE, INPUTS, RUNTIME)
+@options_of(CHOICE, INPUTS, RUNTIME)
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare the result with MODEL before writing it.")
 @click.option("--bench/--no-bench", default=True, show_default=True, help="And time both.")
-@_options(THRESHOLDS, JSON)
-def compress_command(model: Path, output: Path, as_json_text: bool, **settings: Any) -> None:
+@options_of(CUDA_GRAPH, THRESHOLDS, REPORT, JSON)
+def compress_command(model: Path, output: Path, reports: tuple[Path, ...], as_json_text: bool, **settings: Any) -> None:
     """Remove channels of MODEL, repair what they did, prove it, and write OUTPUT.
 
     Exit code 1, and no OUTPUT, where the result misses a threshold.
     """
+    check_reports(reports, {"the model": model, "the output": output, "the calibration inputs": settings["calibration"]})
     with progress_bar() as progress:
         result = compress(model, output, _settings(settings), progress=progress)
-    _show(result, as_json_text, show_compression)
+    _show(result, as_json_text, show_compression, reports)
 
 
 @cli.command("verify", short_help="How close one model's outputs are to another's.")
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
-@_options(INPUTS, RUNTIME, THRESHOLDS, JSON)
-def verify_command(reference: Path, candidate: Path, as_json_text: bool, **settings: Any) -> None:
+@options_of(INPUTS)
+@click.option("--labels", type=FILE, help="Classes of the calibration inputs, .npy or .npz: accuracy before and after.")
+@click.option("--layers", is_flag=True, help="Compare layer by layer too: where CANDIDATE first drifts.")
+@click.option("--save-worst", type=FILE, metavar="FILE.npz", help="Write the worst input, to look at or give to --calibration.")
+@options_of(RUNTIME, THRESHOLDS, REPORT, JSON)
+def verify_command(reference: Path, candidate: Path, reports: tuple[Path, ...], as_json_text: bool, **settings: Any) -> None:
     """How close CANDIDATE's outputs are to those of REFERENCE.
 
-    Exit code 1 where a threshold is missed; without any, a mean cosine of 0.9 is asked for.
+    Exit code 1 where a threshold is missed, or NaN or infinity appear. Without thresholds a mean cosine of 0.9 is asked for,
+    and where no channel was removed outputs that are equal to rounding. --layers also fails where a sign flips, and where
+    no channel was removed at any drift beyond rounding.
     """
+    check_reports(reports, _pair(reference, candidate, settings))
     with progress_bar() as progress:
         progress("comparing outputs", 0.0)
         fidelity, failures = verify(reference, candidate, _settings(settings))
-    _show(fidelity, as_json_text, show_fidelity)
+    _show(fidelity, as_json_text, show_fidelity, reports, (reference, candidate), failures)
     if failures:
         raise VerificationError("; ".join(failures))
 
@@ -150,32 +114,65 @@ def verify_command(reference: Path, candidate: Path, as_json_text: bool, **setti
 @cli.command("bench", short_help="How much faster one model is than another.")
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
-@_options(INPUTS, RUNTIME)
-@click.option("--batch", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="Inputs in one call.")
-@JSON
-def bench_command(reference: Path, candidate: Path, batch: int, as_json_text: bool, **settings: Any) -> None:
-    """Latency and throughput of REFERENCE and CANDIDATE, measured in turn."""
+@options_of(INPUTS, RUNTIME)
+@click.option("--batch", type=Counts(), metavar="N[,N]", help="Inputs in one call, or several numbers to time.  [default: 1]")
+@options_of(CUDA_GRAPH, REPORT, JSON)
+def bench_command(
+    reference: Path,
+    candidate: Path,
+    batch: tuple[int, ...] | None,
+    reports: tuple[Path, ...],
+    as_json_text: bool,
+    **settings: Any,
+) -> None:
+    """Latency and throughput of REFERENCE and CANDIDATE, measured in turn.
+
+    --json gives one comparison, or with several batch sizes an object that lists them as `batches`.
+    """
+    check_reports(reports, _pair(reference, candidate, settings))
     with progress_bar() as progress:
         progress("timing both models", 0.0)
-        latency = bench(reference, candidate, _settings(settings), batch)
-    _show(latency, as_json_text, show_latency)
+        found = bench_batches(reference, candidate, _settings(settings), batch or (None,))
+    latency = found if len(found.batches) > 1 else found.batches[0]
+    _show(latency, as_json_text, show_latency, reports, (reference, candidate))
 
 
 def _settings(settings: dict[str, Any]) -> Options:
     return Options(**{name: value for name, value in settings.items() if value is not None})
 
 
-def _show(result: Any, as_json_text: bool, show: Callable[[Console, Any], None]) -> None:
+def _pair(reference: Path, candidate: Path, settings: dict[str, Any]) -> dict[str, Path | None]:
+    files = {"the calibration inputs": "calibration", "the labels": "labels", "the worst input": "save_worst"}
+    return {"the reference": reference, "the candidate": candidate, **{what: settings.get(name) for what, name in files.items()}}
+
+
+def _show(
+    result: Result,
+    as_json_text: bool,
+    show: Callable[[Console, Any], None],
+    reports: Sequence[Path],
+    models: Sequence[Path] = (),
+    failures: Sequence[str] = (),
+) -> None:
+    """On stdout, then in report files."""
+    command = shlex.join(["onnxmerge", *click.get_current_context().obj])
+    made_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    run = Run(command, made_at, tuple(map(str, models)), versions(), tuple(failures))
     if as_json_text:
-        click.echo(json.dumps(as_json(result), indent=2))
+        click.echo(json_text(result, run))
     else:
         show(Console(), result)
+    for report in reports:
+        write_report(result, report, run)
+        if not as_json_text:
+            click.echo(f"wrote {printable(str(report))}")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point: what a user can act on is one line on stderr and an exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        sys.exit(cli(arguments, standalone_mode=False))
+        sys.exit(cli(arguments, standalone_mode=False, obj=arguments))
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "onnxmerge"
         _fail(BAD_USAGE, f"{error.format_message().rstrip('.')} (see {command} --help)")

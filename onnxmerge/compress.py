@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +19,8 @@ from onnxmerge.graph.flow import label
 from onnxmerge.graph.io import external_files, save
 from onnxmerge.methods.by_weights import BY_WEIGHTS
 from onnxmerge.options import Options
-from onnxmerge.proof import BATCH, CHECK_INPUTS, Proof, inputs_for, prove
-from onnxmerge.results import Compression, Inspection, Size
-from onnxmerge.runtime.providers import resolve_provider
+from onnxmerge.proof import BATCH, CHECK_INPUTS, Proof, inputs_for, prove, provider_of, with_macs
+from onnxmerge.results import Comparison, Compression, Inspection, Size
 from onnxmerge.runtime.sessions import open_session
 from onnxmerge.searching import Search, search
 from onnxmerge.statistics.balance import balanced
@@ -86,16 +86,16 @@ def compress(
         groups=chosen.groups,
         refusals=chosen.refusals,
         fidelity=None if proof is None else proof.fidelity,
-        latency=None if proof is None else proof.latency,
-        warnings=(
-            *found.warnings,
-            *_nothing_removed(chosen),
-            *_told_by(proof, options),
-        ),
+        latency=_beside_macs(proof, understood.size.macs, chosen.size.macs),
+        warnings=(*found.warnings, *_nothing_removed(chosen), *_told_by(proof, options)),
         seconds=time.perf_counter() - started,
         seed=options.seed,
         versions=versions(),
     )
+
+
+def _beside_macs(proof: Proof | None, before: int, after: int) -> Comparison | None:
+    return None if proof is None or proof.latency is None else with_macs(proof.latency, before, after)
 
 
 def _nothing_removed(chosen: Candidate) -> list[str]:
@@ -127,7 +127,7 @@ def _nothing_to_remove(source: Path, understood: Understanding) -> str:
 
 def _inputs(source: Path, understood: Understanding, options: Options) -> tuple[Inputs, Inputs]:
     """Inputs to solve on and inputs to check on: other seeds of synthetic ones, a part held back of the user's."""
-    provider = resolve_provider(options.provider)
+    provider = provider_of(options)
     session = open_session(source, provider, optimise=True, threads=options.threads, label=str(source))
     if options.calibration is None:
         hints = hints_of(understood.channels)
@@ -195,4 +195,5 @@ def _check_not_needed(target: Path, understood: Understanding, options: Options)
 def versions() -> dict[str, str]:
     """What the figures were made with."""
     found = {name: version(name) for name in PACKAGES}
-    return {"onnxmerge": __version__, "onnxruntime": onnxruntime.__version__, **found}
+    system = {"python": platform.python_version(), "system": platform.platform()}
+    return {"onnxmerge": __version__, "onnxruntime": onnxruntime.__version__, **found, **system}

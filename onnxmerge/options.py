@@ -17,6 +17,7 @@ SIZES = ("ratio", "target", "fidelity", "plan", "counts")  # ways to say how sma
 DEFAULT_FIDELITY = 0.95
 TARGET_NEEDED = f"one of {', '.join(TARGETS)}, and the share that may remain, above 0 and at most 1, such as macs=0.5"
 PROVIDERS = ("auto", "cuda", "cpu", "tensorrt")
+CUDNN_SEARCHES = ("exhaustive", "heuristic", "default")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Options:
     cosine_weight: the paper's lambda, how much the cosine distance counts beside the bias distance. include, exclude: globs
     of node names, of the producers of a group. input_range (low, high), mean, std: how image pixels become model inputs.
     samples: how many synthetic inputs, or at most how many calibration inputs, are used. counts: kept channels by group name,
-    in place of the ratio; kept: the channels themselves, by group name.
+    in place of the ratio; kept: the channels themselves, by group name. tf32, cudnn_search, cuda_graph (of timing alone):
+    settings of CUDA, refused where the CPU is used. labels, save_worst, layers: of `verify` alone.
     """
 
     ratio: float | None = None
@@ -61,6 +63,12 @@ class Options:
     min_cosine: float | None = None
     min_top1_agreement: float | None = None
     max_relative_l2: float | None = None
+    tf32: bool | None = None
+    cudnn_search: str | None = None
+    cuda_graph: bool = False
+    labels: Path | None = None
+    save_worst: Path | None = None
+    layers: bool = False
 
     def __post_init__(self) -> None:
         for name, read in READ_FROM_TEXT.items():
@@ -73,6 +81,10 @@ class Options:
         given = [name for name in SIZES if getattr(self, name) not in (None, ())]
         if len(given) > 1:
             raise OptionError(f"--{given[0]} and --{given[1]} both say how small the model becomes: drop one of the two")
+        if self.labels is not None and self.calibration is None:
+            raise OptionError("--labels belong to inputs of yours: give these as --calibration")
+        if self.save_worst is not None and self.save_worst.suffix.lower() != ".npz":
+            raise OptionError(f"--save-worst writes a .npz file, so that {self.save_worst} cannot be its name")
         thresholds = (self.min_fidelity, self.min_cosine, self.min_top1_agreement, self.max_relative_l2)
         if not self.verify and any(value is not None for value in thresholds):
             raise OptionError("--no-verify measures nothing, so that thresholds cannot be held: drop one of the two")
@@ -114,6 +126,8 @@ READ_FROM_TEXT: dict[str, Callable[[str], Any]] = {
     "round_to": _multiple,
     "calibration": Path,
     "plan": Path,
+    "labels": Path,
+    "save_worst": Path,
 }
 
 _AT_MOST_ONE = Check("at most 1", lambda value: value <= 1.0)
@@ -130,6 +144,7 @@ CHECKS = {
     "criterion": _one_of(CRITERION_NAMES),
     "scope": _one_of(SCOPES),
     "provider": _one_of(PROVIDERS),
+    "cudnn_search": _one_of(CUDNN_SEARCHES),
     "threshold": Check("between -1 and 1 (a cosine)", lambda value: -1.0 <= value <= 1.0),
     "cosine_weight": _SHARE,
     "samples": Check("at least 2", lambda value: value >= 2),

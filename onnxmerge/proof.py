@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from onnxmerge.errors import VerificationError
+from onnxmerge.errors import InputError, ModelError, VerificationError
+from onnxmerge.graph.cost import total_macs
+from onnxmerge.graph.io import load
+from onnxmerge.judging import failures_of, layer_drift, missed_thresholds, mistakes_of, small_enough, thresholds_wished
 from onnxmerge.options import Options
-from onnxmerge.results import Comparison, Fidelity
-from onnxmerge.runtime.fidelity import check_thresholds, compare
+from onnxmerge.results import Accuracy, Bench, Comparison, Fidelity
+from onnxmerge.runtime.execution import execution_of
+from onnxmerge.runtime.fidelity import accuracy, compare
 from onnxmerge.runtime.latency import compare_latency
-from onnxmerge.runtime.providers import Provider, resolve_provider
+from onnxmerge.runtime.providers import CudaSettings, Provider, resolve_provider
 from onnxmerge.runtime.sessions import Session, open_session
 from onnxmerge.runtime.shapes import observe_twice
+from onnxmerge.runtime.wiring import wiring_of
 from onnxmerge.statistics.hints import Hints, spread
 from onnxmerge.statistics.inputs import ImageRange, Inputs, calibration_inputs, synthetic_inputs
+from onnxmerge.statistics.labels import read_labels
+from onnxmerge.statistics.saving import check_place, save_feeds
 
 CHECK_INPUTS = 256
 INPUT_ELEMENTS = 128 * 3 * 224 * 224  # large inputs are checked with fewer of them
 BATCH = 32
 TIMING_SECONDS = 4.0
-DEFAULT_COSINE = 0.9  # `verify` without thresholds
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -53,6 +59,13 @@ def inputs_for(
     return made if image_range is not None else spread(made, hints)
 
 
+def provider_of(options: Options) -> Provider:
+    """Where models run. CUDA graphs need inputs of one shape, so that only `time_pair` uses them."""
+    settings = CudaSettings(options.tf32, options.cudnn_search, options.cuda_graph)
+    provider = resolve_provider(options.provider, settings)
+    return replace(provider, settings=replace(settings, cuda_graph=False))
+
+
 def _image_range(options: Options) -> ImageRange | None:
     """None where nothing was said of pixels."""
     if options.input_range is None and options.mean is None and options.std is None:
@@ -68,16 +81,21 @@ def _affordable(shapes: Shapes, session: Session) -> int:
 
 def fidelity_of(reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, options: Options) -> Fidelity:
     """Compare outputs, both models without optimisation."""
-    provider = resolve_provider(options.provider)
+    provider = provider_of(options)
     pair = [_open(model, name, provider, options, optimise=False) for model, name in _named(reference, candidate)]
-    return compare(pair[0], pair[1], inputs.batches(BATCH), inputs.source)
+    return _compared(pair, inputs)
+
+
+def _compared(pair: Sequence[Session], inputs: Inputs) -> Fidelity:
+    measured = compare(pair[0], pair[1], inputs.batches(BATCH), inputs.source)
+    return replace(measured, execution=execution_of(pair[0], pair[1]))
 
 
 def prove(reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, options: Options) -> Proof:
     """Compare outputs without optimisation, then time both with it. VerificationError where a threshold is missed."""
-    provider = resolve_provider(options.provider)
+    provider = provider_of(options)
     fidelity = fidelity_of(reference, candidate, inputs, options)
-    failures = _failures(fidelity, options)
+    failures = missed_thresholds(fidelity, options)
     if failures:
         raise VerificationError(f"{'; '.join(failures)} (nothing was written; --no-verify keeps the result all the same)")
     latency = time_pair(reference, candidate, inputs, provider, options) if options.bench else None
@@ -86,33 +104,84 @@ def prove(reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, opti
 
 
 def verify(reference: Path, candidate: Path, options: Options) -> tuple[Fidelity, list[str]]:
-    """Compare two files; also what missed its threshold, by default only a mean cosine below 0.9."""
-    wished = (options.min_fidelity, options.min_cosine, options.min_top1_agreement, options.max_relative_l2)
-    if all(threshold is None for threshold in wished):
-        options = replace(options, min_cosine=DEFAULT_COSINE)
-    provider = resolve_provider(options.provider)
+    """Compare two files; also what failed.
+
+    Without thresholds a mean cosine of 0.9 is asked for, and where no channel was removed outputs that are equal to rounding.
+    """
+    _check_place(reference, candidate, options)
+    provider = provider_of(options)
     pair = [_open(model, "", provider, options, optimise=False) for model in (reference, candidate)]
-    inputs = inputs_for(pair[0], _observed_shapes(reference), options)
-    fidelity = compare(pair[0], pair[1], inputs.batches(BATCH), inputs.source)
-    return fidelity, _failures(fidelity, options)
+    wirings = [wiring_of(model, str(model)) for model in (reference, candidate)]
+    shapes = _observed_shapes(reference)
+    inputs = inputs_for(pair[0], shapes, options)
+    labels = None if options.labels is None else read_labels(options.labels, inputs)
+    same_layers = wirings[0].layers == wirings[1].layers
+    suspected = not same_layers and not thresholds_wished(options) and small_enough(shapes)
+    drift = layer_drift(reference, candidate, inputs, shapes) if options.layers or suspected else None
+    fidelity = replace(
+        _compared(pair, inputs),
+        same_layers=same_layers,
+        accuracy=None if labels is None else Accuracy(*(accuracy(side, inputs.batches(BATCH), labels) for side in pair)),
+        layers=drift if options.layers else None,
+    )
+    if options.save_worst is not None:
+        save_feeds(options.save_worst, inputs.feeds_with(fidelity.worst.worst_input))
+    new = [place for place in wirings[1].not_finite() if place not in wirings[0].not_finite()]
+    return fidelity, [*new, *failures_of(fidelity, options, wirings[1].float_types), *mistakes_of(drift)]
 
 
-def bench(reference: Path, candidate: Path, options: Options, batch: int = 1) -> Comparison:
-    """Time two files in turn."""
-    provider = resolve_provider(options.provider)
+def _check_place(reference: Path, candidate: Path, options: Options) -> None:
+    files = {"the reference": reference, "the candidate": candidate}
+    files |= {"the calibration inputs": options.calibration} if options.calibration is not None else {}
+    files |= {"the labels": options.labels} if options.labels is not None else {}
+    if options.save_worst is not None:
+        check_place(options.save_worst, files)
+
+
+def bench(reference: Path, candidate: Path, options: Options, batch: int | None = None) -> Comparison:
+    """Time two files in turn, `batch` inputs a call: 1 unless told otherwise, or as many as the model takes."""
+    return bench_batches(reference, candidate, options, (batch,)).batches[0]
+
+
+def bench_batches(reference: Path, candidate: Path, options: Options, batches: Sequence[int | None]) -> Bench:
+    """A comparison for each batch size. Raises InputError where the model takes another one, or too few inputs are there."""
+    provider = provider_of(options)
     session = _open(reference, "", provider, options, optimise=False)
-    inputs = inputs_for(session, _observed_shapes(reference), options, count=max(2, batch))
-    return time_pair(reference, candidate, inputs, provider, options, batch)
+    _open(candidate, "", provider, options, optimise=False)
+    shapes = _observed_shapes(reference)
+    inputs = inputs_for(session, shapes, options, count=max(2, *(batch or 1 for batch in batches)))
+    for batch in batches:
+        _check_batch(str(reference), inputs, batch)
+    macs = _macs(reference, shapes), _macs(candidate, _observed_shapes(candidate))
+    found = [time_pair(reference, candidate, inputs, provider, options, batch or 1) for batch in batches]
+    return Bench(tuple(with_macs(latency, *macs) for latency in found))
+
+
+def _check_batch(model: str, inputs: Inputs, batch: int | None) -> None:
+    if batch is not None and inputs.batch_size not in (None, batch):
+        raise InputError(f"{model} takes exactly {inputs.batch_size} inputs a call: --batch {batch} cannot be timed")
+    if batch is not None and batch > inputs.count:
+        raise InputError(f"--batch {batch} needs {batch} inputs, and there are {inputs.source}")
+
+
+def _macs(model: Path, shapes: Shapes) -> int | None:
+    """Multiply-accumulates of one tiny run; None for a model that runs but cannot be understood."""
+    try:
+        return total_macs(load(model), shapes)
+    except ModelError:
+        return None
+
+
+def with_macs(latency: Comparison, before: int | None, after: int | None) -> Comparison:
+    """The comparison with the MACs beside it: how much of the work saved became time saved."""
+    if not before or after is None:
+        return latency
+    ratio = after / before
+    return replace(latency, macs_ratio=ratio, realised=(1 - latency.ratio) / (1 - ratio) if ratio < 1 else None)
 
 
 def _observed_shapes(model: Path) -> Shapes:
     return {name: seen.shape for name, seen in observe_twice(model, label=str(model))[0].items()}
-
-
-def _failures(fidelity: Fidelity, options: Options) -> list[str]:
-    return check_thresholds(
-        fidelity, options.min_fidelity, options.min_cosine, options.min_top1_agreement, options.max_relative_l2
-    )
 
 
 def time_pair(
@@ -125,6 +194,7 @@ def time_pair(
     seconds: float | None = None,
 ) -> Comparison:
     """Latency of one call, reference and candidate in turn."""
+    provider = replace(provider, settings=replace(provider.settings, cuda_graph=options.cuda_graph))
     pair = [_open(model, name, provider, options, optimise=True) for model, name in _named(reference, candidate)]
     feeds = next(iter(inputs.batches(batch)))
     return compare_latency(pair[0], pair[1], feeds, seconds=seconds or TIMING_SECONDS, seed=options.seed)

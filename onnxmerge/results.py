@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from onnxmerge.drift import LayerDrift
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -39,13 +41,42 @@ class OutputFidelity:
 
 
 @dataclass(frozen=True)
+class Execution:
+    """How both models were run.
+
+    fallback: why `auto` took the CPU, "" elsewhere; settings: what was set of the provider, nothing for the CPU; reference,
+    candidate: execution provider of every node of the graph as it ran, empty where this ONNX Runtime does not tell.
+    """
+
+    fallback: str
+    settings: dict[str, str]
+    reference: dict[str, str]
+    candidate: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of the inputs whose best class is the label, of the reference (before) and of the candidate (after)."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class Fidelity:
-    """All outputs of a candidate against the reference; `source` says what the inputs were."""
+    """All outputs of a candidate against the reference; `source` says what the inputs were.
+
+    same_layers: no layer lost channels, None where this was not asked; accuracy with --labels, layers with --layers.
+    """
 
     outputs: tuple[OutputFidelity, ...]
     inputs: int
     source: str
     provider: str
+    same_layers: bool | None = None
+    accuracy: Accuracy | None = None
+    layers: LayerDrift | None = None
+    execution: Execution | None = None
 
     @property
     def worst(self) -> OutputFidelity:
@@ -55,18 +86,21 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class LatencySummary:
-    """Milliseconds of one call of a model."""
+    """Milliseconds of one call of a model; quantiles_ms: the 0th, 5th, 10th ... 100th percentile of all calls."""
 
     median_ms: float
     p95_ms: float
     runs: int
+    quantiles_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Latency of reference and candidate, measured in turn in the same process.
 
-    ratio = candidate / reference (below 1 is faster); low and high are its 95 % bootstrap interval.
+    ratio = candidate / reference (below 1 is faster); low and high are its 95 % bootstrap interval. Calls of each in warm-up are
+    not in `runs`. throughput: inputs a second at the median. macs_ratio = candidate / reference, None where it was not counted;
+    realised = (1 - ratio) / (1 - macs_ratio): how much of the work saved became time saved, None where none was saved.
     """
 
     reference: LatencySummary
@@ -77,11 +111,25 @@ class Comparison:
     batch: int
     provider: str
     threads: int
+    warm_up_runs: int = 0
+    rounds: int = 1
+    reference_per_second: float | None = None
+    candidate_per_second: float | None = None
+    macs_ratio: float | None = None
+    realised: float | None = None
+    execution: Execution | None = None
 
     @property
     def speedup(self) -> float:
         """How many times faster the candidate is."""
         return 1.0 / self.ratio
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A comparison for each of several batch sizes."""
+
+    batches: tuple[Comparison, ...]
 
 
 @dataclass(frozen=True)

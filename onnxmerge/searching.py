@@ -18,9 +18,8 @@ from onnxmerge.methods.planning import Plan, counts_of, decide, selected
 from onnxmerge.methods.probing import probe
 from onnxmerge.methods.study import Study, study_of
 from onnxmerge.options import Options
-from onnxmerge.proof import CHECK_INPUTS, fidelity_of, time_pair
+from onnxmerge.proof import CHECK_INPUTS, fidelity_of, provider_of, time_pair
 from onnxmerge.results import Comparison
-from onnxmerge.runtime.providers import resolve_provider
 from onnxmerge.statistics.inputs import Inputs
 from onnxmerge.understanding import Understanding, understand
 
@@ -79,7 +78,7 @@ class Search:
     def time(self, counts: Counts, against: Counts | None = None) -> Comparison:
         """Latency of a model with these counts against the source, or other counts; what its weights hold does not matter."""
         reference = self.source if against is None else self._outline(against)
-        provider = resolve_provider(self.options.provider)
+        provider = provider_of(self.options)
         return time_pair(reference, self._outline(counts), self.checking, provider, self.options, seconds=TRIAL_SECONDS)
 
     def fidelity(self, candidate: Candidate) -> float:

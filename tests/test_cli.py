@@ -19,6 +19,7 @@ import onnxmerge
 from onnxmerge import cli, proof
 from onnxmerge.errors import ModelError
 from onnxmerge.options import Options
+from onnxmerge.report.documents import KINDS
 from onnxmerge.results import (
     Comparison,
     Compression,
@@ -78,6 +79,15 @@ def subprocess_run(*arguments: object, **settings) -> subprocess.CompletedProces
 def check_schema(value: dict, kind: type) -> None:
     """The JSON object has the dataclass's fields, and so have the objects within."""
     assert list(value) == [field.name for field in dataclasses.fields(kind)]
+
+
+def check_document(value: dict, kind: type) -> None:
+    """The same, behind the name of its schema and what gives the result again."""
+    about = ["schema", *KINDS[kind].run_fields]
+    assert list(value)[: len(about)] == about
+    assert value["schema"] == KINDS[kind].schema
+    assert value["command"].startswith("onnxmerge ")
+    check_schema({name: item for name, item in value.items() if name not in about}, kind)
 
 
 def check_one_line(text: str) -> None:
@@ -140,7 +150,7 @@ def test_json_of_inspect(run):
     code, out, err = run("inspect", MLP, "--json")
     found = json.loads(out)
     assert (code, err) == (0, "")
-    check_schema(found, Inspection)
+    check_document(found, Inspection)
     check_schema(found["size"], Size)
     check_schema(found["groups"][0], GroupResult)
     check_schema(found["refusals"][0], Refusal)
@@ -150,7 +160,7 @@ def test_json_of_compress(run, tmp_path):
     code, out, err = run("compress", MLP, tmp_path / "o.onnx", *PRUNE, "--json")
     found = json.loads(out)
     assert (code, err) == (0, "")
-    check_schema(found, Compression)
+    check_document(found, Compression)
     check_schema(found["after"], Size)
     check_schema(found["fidelity"], Fidelity)
     check_schema(found["fidelity"]["outputs"][0], OutputFidelity)
@@ -162,19 +172,22 @@ def test_json_of_compress(run, tmp_path):
 def test_json_of_verify_also_below_the_threshold(run, smaller):
     code, out, err = run("verify", MLP, smaller, "--min-fidelity", "1", "--json")
     assert code == 1
-    check_schema(json.loads(out), Fidelity)
+    check_document(json.loads(out), Fidelity)
     check_one_line(err)
 
 
 def test_json_of_bench(run, smaller):
     code, out, _ = run("bench", MLP, smaller, "--json")
     assert code == 0
-    check_schema(json.loads(out), Comparison)
+    check_document(json.loads(out), Comparison)
 
 
 def test_json_and_python_give_the_same(run):
     _, out, _ = run("inspect", MLP, "--json")
-    assert json.loads(out) == json.loads(json.dumps(dataclasses.asdict(onnxmerge.inspect(str(MLP)))))
+    found = json.loads(out)
+    assert found["command"] == f"onnxmerge inspect {MLP} --json"
+    expected = json.loads(json.dumps(dataclasses.asdict(onnxmerge.inspect(str(MLP)))))
+    assert {name: found[name] for name in expected} == expected
 
 
 # exit codes and their one line
@@ -304,7 +317,7 @@ def test_every_option_has_a_help_text():
 
 
 def test_every_setting_of_the_command_line_is_an_option_of_the_program():
-    known = {field.name for field in dataclasses.fields(Options)} | {"as_json_text", "batch"}
+    known = {field.name for field in dataclasses.fields(Options)} | {"as_json_text", "batch", "reports"}
     for command in cli.cli.commands.values():
         options = {option.name for option in command.params if isinstance(option, click.Option)}
         assert options <= known
@@ -338,7 +351,7 @@ def test_module_without_a_terminal_prints_no_escape_codes(tmp_path):
 def test_module_prints_only_json_on_stdout():
     done = subprocess_run("inspect", MLP, "--json")
     assert done.returncode == 0
-    check_schema(json.loads(done.stdout), Inspection)
+    check_document(json.loads(done.stdout), Inspection)
     assert done.stderr == ""
 
 

@@ -29,12 +29,24 @@ MEAN, STD = 0.3054, 0.3758
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where the README's reader would be: model.onnx, inputs.npy, and smaller.onnx once it was made."""
+    """Where the README's reader would be: model.onnx, inputs and labels of them, and smaller.onnx once it was made."""
     path = tmp_path_factory.mktemp("reader")
     shutil.copy(ROOT / "models" / "digits-mlp.onnx", path / "model.onnx")
     with np.load(ROOT / "models" / "digits.npz") as archive:
-        np.save(path / "inputs.npy", (archive["calibration"].astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD))
+        for name, images in (("inputs", archive["images"][:300]), ("check", archive["calibration"])):
+            np.save(path / f"{name}.npy", (images.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD))
+        np.save(path / "labels.npy", archive["labels"][:300])
     return path
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """One where `onnxmerge` is on the path, as pip writes it."""
+    script = tmp_path_factory.mktemp("bin") / "onnxmerge"
+    script.write_text(f"#!{sys.executable}\nfrom onnxmerge.cli import main\nmain()\n", encoding="utf-8")
+    script.chmod(0o755)
+    search = os.pathsep.join([str(script.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": search, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
@@ -55,25 +67,45 @@ def test_commands_are_there_to_be_run():
     assert {command.split()[1] for command in PROGRAM} == set(cli.cli.commands)
 
 
-def test_pipeline_recipe_runs(reader):
-    (recipe,) = [block for kind, block in BLOCKS if kind == "sh"]
-    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    if shutil.which("onnxmerge", path=search) is None:
-        pytest.skip("the onnxmerge script is not installed beside this Python")
-    environment = {**os.environ, "PATH": search}
-    done = subprocess.run(["bash", "-c", recipe], capture_output=True, text=True, timeout=120, check=False, env=environment)
+def block_of(kind: str) -> str:
+    (block,) = [block for of, block in BLOCKS if of == kind]
+    return block
+
+
+def called(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+
+
+def test_shell_recipe_runs(reader, environment):
+    done = called(["bash", "-c", block_of("sh")], environment)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"\d+% of the parameters left, \d+\.\d\dx as fast, fidelity 0\.\d{3}\n", done.stdout)
 
 
-def test_pipeline_recipe_fails_below_the_threshold(reader, capsys):
-    (recipe,) = [block for kind, block in BLOCKS if kind == "sh"]
-    step = re.search(r"^onnxmerge compress (.*?) > ", recipe, re.DOTALL | re.MULTILINE)[1].replace("\\\n", " ")
-    with pytest.raises(SystemExit) as ending:
-        cli.main(["compress", *shlex.split(step.replace("smaller.onnx", "failed.onnx")), "--min-fidelity", "1"])
-    assert ending.value.code == 1
-    assert not (reader / "failed.onnx").exists()
-    assert capsys.readouterr().out == ""
+def test_shell_recipe_fails_below_the_threshold(reader, environment):
+    (reader / "bench.json").unlink(missing_ok=True)
+    done = called(["bash", "-c", block_of("sh").replace("--min-cosine 0.9", "--min-cosine 1")], environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "mean cosine" in done.stderr
+    assert not (reader / "bench.json").exists()
+
+
+@pytest.mark.parametrize(("threshold", "code"), [("0.9", 0), ("1", 2)], ids=["passes", "fails"])
+def test_make_recipe(reader, environment, threshold, code):
+    (reader / "recipe.mk").write_text(block_of("make").replace("--min-cosine 0.9", f"--min-cosine {threshold}"), encoding="utf-8")
+    (reader / "smaller.onnx").unlink(missing_ok=True)
+    done = called(["make", "-f", "recipe.mk", "smaller.onnx"], environment)
+    assert done.returncode == code, done.stderr
+    assert (reader / "smaller.onnx").exists() is (code == 0)
+
+
+def test_completion_of_the_shell(environment):
+    words = {"COMP_WORDS": "onnxmerge verify --lay", "COMP_CWORD": "2"}
+    asked = {**environment, **words, "_ONNXMERGE_COMPLETE": "bash_complete"}
+    assert "--layers" in called(["onnxmerge"], asked).stdout
+    for shell in ("bash", "zsh"):
+        script = called(["onnxmerge"], {**environment, "_ONNXMERGE_COMPLETE": f"{shell}_source"}).stdout
+        assert "_ONNXMERGE_COMPLETE" in script
 
 
 def test_python_example_runs(reader, capsys):
@@ -117,7 +149,9 @@ def test_transcript_is_still_true(tmp_path):
     command = re.match(r"\$ (onnxmerge .*?)\n\n", TRANSCRIPT, re.DOTALL)[1].replace("\\\n", " ")
     source, options = shlex.split(command)[2], shlex.split(command)[4:]
     context = cli.compress_command.make_context("compress", [source, "unused", *options])
-    settings = {name: value for name, value in context.params.items() if name not in ("model", "output", "as_json_text")}
+    settings = {
+        name: value for name, value in context.params.items() if name not in ("model", "output", "reports", "as_json_text")
+    }
     result = onnxmerge.compress(ROOT / source, tmp_path / "out.onnx", cli._settings({**settings, "verify": False}))
     for before, after in [(result.before.macs, result.after.macs), (result.before.parameters, result.after.parameters)]:
         assert re.search(rf" {before:,} +{after:,} ", TRANSCRIPT), f"{before:,} -> {after:,}: `make readme` writes it anew"

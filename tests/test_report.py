@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
+from samples import COMPRESSION, FIDELITY, GROUPS, INSPECTION, LATENCY, LONG, OUTPUT
 
 from onnxmerge.report import progress
+from onnxmerge.report.latency import show_latency
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.tables import Column, fitted
-from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection, show_latency
+from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection
 from onnxmerge.report.wording import (
     closeness,
     decibels,
@@ -25,44 +27,8 @@ from onnxmerge.report.wording import (
     shortened,
     small,
 )
-from onnxmerge.results import (
-    Comparison,
-    Compression,
-    Fidelity,
-    GroupResult,
-    Inspection,
-    LatencySummary,
-    OutputFidelity,
-    Refusal,
-    Size,
-)
+from onnxmerge.results import Refusal
 
-LONG = "/backbone/stage_3/block_17/attention/projection/pointwise/expand_1x1/fused_conv_bn/Conv"
-OUTPUT = OutputFidelity("logits", 0.98764, 19.1, 0.1234, 0.4321, 0.9912, 0.8765, 1.2345, 17, 0.953, 0.9999, True)
-FIDELITY = Fidelity((OUTPUT,), 256, "256 synthetic dead-leaves images (seed 0)", "CPUExecutionProvider")
-LATENCY = Comparison(
-    LatencySummary(12.345, 15.5, 400), LatencySummary(8.23, 9.75, 400), 0.667, 0.65, 0.69, 4, "CPUExecutionProvider", 2
-)
-GROUPS = (
-    GroupResult(LONG, 1024, 1024, 512, "reconstruct", ("a", "b"), ("c",), 0.123, 0.456),
-    GroupResult("stem", 8, 6, 7, "prune", ("stem",), ("c", "d"), 0.01, 0.02, "merge is not valid behind HardSwish"),
-)
-REFUSALS = (Refusal("fc", "y: it is written to the graph output y"), Refusal("p1", "/8/Softmax: Softmax mixes channels"))
-COMPRESSION = Compression(
-    source="models/in.onnx",
-    target="out.onnx",
-    before=Size(25_557_032, 4_089_184_256, 102_442_450),
-    after=Size(12_345_678, 1_234_567_890, 49_382_712),
-    groups=GROUPS,
-    refusals=REFUSALS,
-    fidelity=FIDELITY,
-    latency=LATENCY,
-    warnings=("the smaller model is not measurably faster here",),
-    seconds=12.3,
-    seed=0,
-    versions={},
-)
-INSPECTION = Inspection("models/in.onnx", COMPRESSION.before, GROUPS, REFUSALS)
 WIDTHS = pytest.mark.parametrize("width", [60, 80, 100, 140])
 
 

@@ -1,6 +1,7 @@
 """Providers and sessions: no silent fallback, one clear line for every failure."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -9,7 +10,8 @@ from onnx import numpy_helper, parser
 
 from onnxmerge.errors import ModelError, OptionError, ProviderError
 from onnxmerge.runtime import providers, sessions
-from onnxmerge.runtime.providers import CPU, NAMES, Obstacle, Provider, resolve_provider
+from onnxmerge.runtime.execution import execution_of
+from onnxmerge.runtime.providers import CPU, NAMES, CudaSettings, Obstacle, Provider, resolve_provider
 from onnxmerge.runtime.sessions import batch_size, one_line, open_session
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
@@ -140,8 +142,85 @@ def test_optimise_decides_the_level():
     levels = sessions.onnxruntime.GraphOptimizationLevel
     assert sessions._options(True, 1, None).graph_optimization_level == levels.ORT_ENABLE_ALL
     assert sessions._options(False, 1, None).graph_optimization_level == levels.ORT_DISABLE_ALL
-    assert sessions._providers(Provider(NAMES["cuda"], "cuda"), False)[0][1] == {"use_tf32": "0"}
-    assert sessions._providers(Provider(NAMES["cuda"], "cuda"), True)[0][1] == {}
+
+
+SETTINGS = {
+    "for speed": (True, CudaSettings(), {"use_tf32": "1", "cudnn_conv_algo_search": "EXHAUSTIVE"}),
+    "for correctness": (False, CudaSettings(), {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}),
+    "no TF32": (True, CudaSettings(tf32=False), {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}),
+    "TF32 always": (False, CudaSettings(tf32=True), {"use_tf32": "1", "cudnn_conv_algo_search": "EXHAUSTIVE"}),
+    "search": (True, CudaSettings(cudnn_search="heuristic"), {"use_tf32": "1", "cudnn_conv_algo_search": "HEURISTIC"}),
+    "graph": (
+        True,
+        CudaSettings(cuda_graph=True),
+        {"use_tf32": "1", "cudnn_conv_algo_search": "EXHAUSTIVE", "enable_cuda_graph": "1"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("optimise", "settings", "options"), SETTINGS.values(), ids=SETTINGS.keys())
+def test_settings_of_cuda(optimise, settings, options):
+    cuda = sessions._providers(Provider(NAMES["cuda"], "cuda", settings=settings), optimise)
+    assert cuda == [(NAMES["cuda"], options), NAMES["cpu"]]
+    first, second, third = sessions._providers(Provider(NAMES["tensorrt"], "tensorrt", settings=settings), optimise)
+    graph = options.get("enable_cuda_graph", "0")
+    assert first == (NAMES["tensorrt"], {"trt_cuda_graph_enable": graph})
+    assert second == (NAMES["cuda"], {key: value for key, value in options.items() if key != "enable_cuda_graph"})
+    assert third == NAMES["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (CudaSettings(tf32=True), "--tf32"),
+        (CudaSettings(tf32=False), "--no-tf32"),
+        (CudaSettings(cudnn_search="default", cuda_graph=True), "--cudnn-search and --cuda-graph"),
+    ],
+    ids=["TF32", "no TF32", "two"],
+)
+@pytest.mark.parametrize(("choice", "why"), [("cpu", "--provider cpu was asked for"), ("auto", "no NVIDIA driver was found")])
+def test_settings_of_cuda_are_refused_on_the_cpu(broken_cuda, settings, named, choice, why):
+    with pytest.raises(OptionError, match=f"^{named} can be had on CUDA only, and the models run on the CPU: .*{why}"):
+        resolve_provider(choice, settings)
+
+
+def test_settings_are_kept_where_cuda_works(monkeypatch):
+    monkeypatch.setattr(providers, "find_obstacle", lambda short: None)
+    settings = CudaSettings(tf32=False, cuda_graph=True)
+    assert resolve_provider("auto", settings) == Provider(NAMES["cuda"], "cuda", settings=settings)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["plain", "fixed addresses"])
+def test_io_binding_on_the_device(monkeypatch, graph):
+    """The road that CUDA takes, with the CPU as the device."""
+    monkeypatch.setattr(sessions, "DEVICE", "cpu")
+    session = open_session(model_bytes(LINEAR), optimise=True, threads=1)
+    bound = replace(session, provider=Provider(NAMES["cuda"], "cuda", settings=CudaSettings(cuda_graph=graph)))
+    seen = []
+    real = sessions.onnxruntime.InferenceSession.run_with_iobinding
+
+    def spy(handle, binding, options=None):
+        real(handle, binding, options)
+        seen.append([value.numpy() for value in binding.get_outputs()])
+
+    monkeypatch.setattr(sessions.onnxruntime.InferenceSession, "run_with_iobinding", spy)
+    bound.bind({"x": np.array([[1, 1], [2, 0]], np.float32)})()
+    assert len(seen) == (3 if graph else 2)
+    np.testing.assert_array_equal(seen[-1][0], [[4, 6], [2, 4]])
+
+
+@pytest.mark.parametrize("optimise", [True, False])
+def test_every_node_says_where_it_ran(optimise):
+    session = open_session(model_bytes(LINEAR), optimise=optimise, threads=1)
+    found = execution_of(session, session)
+    assert found.reference == found.candidate == {"MatMul 0": "CPUExecutionProvider"}
+    assert (found.fallback, found.settings) == ("", {})
+
+
+def test_an_onnxruntime_that_does_not_tell_where_nodes_ran(monkeypatch):
+    monkeypatch.delattr(sessions.onnxruntime.InferenceSession.__base__, "get_provider_graph_assignment_info")
+    session = open_session(model_bytes(LINEAR), optimise=True, threads=1)
+    assert execution_of(session, session).reference == {}
 
 
 def test_inputs_are_described():

@@ -6,13 +6,19 @@ Node names come from strangers' files: nothing of them reaches a terminal raw.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.filesize import decimal
 
-from onnxmerge.results import Refusal
+from onnxmerge.results import Accuracy, Comparison, Execution, GroupResult, Refusal, Size
 
+MUST_STAY, LEFT, NOTES = "Must stay whole", "Left as it was", "Notes on these groups"
+COMPARED = "Outputs against the reference's"
+TIMED = "Latency of one call, measured in turn"
+SHARES = "shares: the layers that write or read the group's channels; groups overlap"
+_MANY_NODES, _NAME = 6, 36
+_SETTINGS = {"use_tf32": "TF32", "enable_cuda_graph": "CUDA graph", "trt_cuda_graph_enable": "CUDA graph"}
 _LOUD = ("it is ", "it ")  # openings that a list of reasons does not need
 
 
@@ -23,6 +29,11 @@ class Reason:
     text: str
     layers: tuple[str, ...]
     obstacles: tuple[str, ...]
+
+    def told(self, width: int) -> str:
+        """The reason, with the only place where it was met; layers are listed apart."""
+        lone = self.obstacles[0] if len(self.obstacles) == 1 and self.layers else ""
+        return f"{self.text} ({shortened(lone, width)})" if lone and printable(lone) not in self.text else self.text
 
 
 def printable(text: str) -> str:
@@ -98,6 +109,92 @@ def reasons(refusals: Iterable[Refusal]) -> list[Reason]:
             Reason(printable(text), tuple(dict.fromkeys(filter(None, names))), tuple(dict.fromkeys(filter(None, places))))
         )
     return found
+
+
+def groups_title(groups: Sequence[GroupResult], *, compressed: bool) -> str:
+    """How many groups there are, or that there is none."""
+    if not groups:
+        return "No channel group was made smaller." if compressed else "No channel group can shrink."
+    named = f"{len(groups)} channel group{'s' * (len(groups) != 1)}"
+    return f"{named} made smaller" if compressed else f"{named} can shrink"
+
+
+def size_line(size: Size) -> str:
+    """What a model weighs."""
+    return f"{size.parameters:,} parameters, {size.macs:,} MACs for one input, {file_size(size.file_bytes)}"
+
+
+def speed_interval(latency: Comparison) -> tuple[float, float]:
+    """How many times as fast, low and high."""
+    return 1 / latency.ratio_high, 1 / latency.ratio_low
+
+
+def verdict_of(latency: Comparison) -> str:
+    """What the interval allows to say."""
+    low, high = speed_interval(latency)
+    return "faster" if low > 1 else "slower" if high < 1 else "no difference that can be measured"
+
+
+def speed_line(latency: Comparison) -> str:
+    """The ratio, its interval and the verdict."""
+    low, high = speed_interval(latency)
+    return f"{latency.speedup:.2f}x as fast, 95 % interval {low:.2f}x to {high:.2f}x: {verdict_of(latency)}"
+
+
+def work_line(latency: Comparison) -> str | None:
+    """How much of the work that was saved became time; None where it was not counted or none was saved."""
+    if latency.macs_ratio is None or latency.realised is None:
+        return None
+    saved = f"{percent(1 - latency.macs_ratio)} of the MACs and {percent(1 - latency.ratio)} of the time saved"
+    return f"{saved}: {percent(latency.realised, 0)} of what was possible if time followed the MACs"
+
+
+def macs_line(latency: Comparison) -> str | None:
+    """What `realised` speaks of."""
+    if latency.macs_ratio is None:
+        return None
+    return f"{percent(1 - latency.macs_ratio)} of the MACs saved; realised: the share of them that became time saved"
+
+
+def timing_lines(latency: Comparison) -> list[str]:
+    """What was timed, where, and after how much warm-up."""
+    threads = f"{latency.threads} thread{'s' * (latency.threads != 1)}"
+    lines = [f"timed: {latency.candidate.runs:,} calls of each, batch {latency.batch}, {latency.provider}, {threads}"]
+    if latency.warm_up_runs:
+        rounds = f"{latency.rounds} round{'s' * (latency.rounds != 1)}"
+        lines.append(f"in {rounds} of freshly opened sessions, each warmed up until stable: {latency.warm_up_runs} calls in all")
+    return lines
+
+
+def execution_lines(execution: Execution | None) -> list[str]:
+    """A fallback and what was set of the provider."""
+    if execution is None:
+        return []
+    fallback = f"on the CPU because CUDA does not work here: {printable(execution.fallback)}"
+    stated = [_setting(key, value) for key, value in execution.settings.items()]
+    return [*([fallback] if execution.fallback else []), *([f"CUDA: {', '.join(stated)}"] if stated else [])]
+
+
+def elsewhere_lines(execution: Execution | None, provider: str) -> list[str]:
+    """Nodes that ran on another provider, for each model that has some."""
+    lines = []
+    for side, placed in () if execution is None else (("reference", execution.reference), ("candidate", execution.candidate)):
+        elsewhere = [node for node, where in placed.items() if where != provider]
+        names = listed(elsewhere, _MANY_NODES, _NAME)
+        lines += [f"{len(elsewhere)} of {len(placed)} nodes of the {side} ran elsewhere: {names}"] if elsewhere else []
+    return lines
+
+
+def accuracy_line(accuracy: Accuracy) -> str:
+    """Before and after, by the user's labels."""
+    points = f"{100 * (accuracy.after - accuracy.before):+.2f} points"
+    return f"accuracy by the labels: {percent(accuracy.before, 2)} before, {percent(accuracy.after, 2)} after ({points})"
+
+
+def _setting(key: str, value: str) -> str:
+    if key in _SETTINGS:
+        return f"{_SETTINGS[key]} {'on' if value in ('1', 'True', 'true') else 'off'}"
+    return f"cuDNN search {value.lower()}" if key == "cudnn_conv_algo_search" else f"{key} {value}"
 
 
 def listed(names: Iterable[str], most: int, width: int) -> str:

@@ -19,7 +19,7 @@ def compare(reference: Session, candidate: Session, batches: Iterable[Feeds], so
 
     An output whose axis 0 is not the batch counts as one sample a batch. Sequences and maps of numbers are compared as one
     array; strings by equality, where fidelity and cosine are the share of inputs that are equal.
-    Raises VerificationError where an output's name, shape or type changed, InputError without any batch.
+    Raises VerificationError where an output's name, place, shape or type changed, InputError without any batch.
     """
     _check_names(reference, candidate)
     runs = ((batch_size(feeds), reference.run(feeds), candidate.run(feeds)) for feeds in batches)
@@ -101,9 +101,11 @@ def as_array(value: Any) -> np.ndarray:
 
 
 def _check_names(reference: Session, candidate: Session) -> None:
-    if set(reference.output_names) != set(candidate.output_names):
+    if reference.output_names != candidate.output_names:
         expected, found = ", ".join(reference.output_names), ", ".join(candidate.output_names)
-        raise VerificationError(f"the outputs differ: {reference.label} has {expected}; {candidate.label} has {found}")
+        same = set(reference.output_names) == set(candidate.output_names)
+        what = "the outputs' order differs" if same else "the outputs differ"
+        raise VerificationError(f"{what}: {reference.label} has {expected}; {candidate.label} has {found}")
 
 
 def _add(accumulated: OutputMoments, expected: np.ndarray, found: np.ndarray, size: int, first: int) -> None:

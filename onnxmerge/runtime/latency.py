@@ -1,9 +1,9 @@
 """Latency of two models, measured in turn in one process.
 
 What was seen on identical models decides how it is done. Two sessions of the same model may differ by a third for as long as
-they live (where their threads ended up), so sessions are opened afresh for several rounds. Load comes in bursts, so runs are
-not independent: the interval resamples whole rounds, not runs. And medians of identical models still differ by one per cent,
-so the interval never claims to be finer than that.
+they live (where their threads ended up), so sessions are opened afresh for many rounds, and the ratio is the median over the
+rounds: a few unlucky sessions do not move it. Load comes in bursts, so runs are not independent: the interval resamples whole
+rounds, not runs. And medians of identical models still differ by one per cent, so it never claims to be finer than that.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ import numpy as np
 
 from onnxmerge.errors import ModelError, ProviderError
 from onnxmerge.results import Comparison, LatencySummary
+from onnxmerge.runtime.execution import execution_of
 from onnxmerge.runtime.sessions import Feeds, Session, batch_size
 
-ROUNDS = 10
+ROUNDS = 16
+FEWEST = 8  # rounds, unless opening the sessions is dear
 RESOLUTION = 0.01  # of the ratio: what two sessions of one model differ by anyway
 _RESAMPLES = 1000
 _PERCENTILES = (0.5, 99.5)  # 95 % for about ten clusters: Hesterberg 2015, expanded percentiles
+_RISK = 0.008
+_DEAR_SECONDS = 1.0
 _WARM_RUNS = (3, 50)
 _STABLE = 0.05
 
@@ -50,18 +54,25 @@ def compare_latency(
         raise ProviderError(f"latencies on {sides} cannot be compared: open both sessions alike")
     generator = np.random.default_rng(seed)
     with _collector_off():
-        measured = _rounds((reference, candidate), feeds, seconds, min_runs, max(rounds, 1), generator)
+        measured, warm_up = _rounds((reference, candidate), feeds, seconds, min_runs, max(rounds, 1), generator)
     times = np.concatenate(measured)
     ratio, low, high = ratio_interval(measured, generator)
+    before, after = _summary(times[:, 0]), _summary(times[:, 1])
+    batch = batch_size(feeds)
     return Comparison(
-        reference=_summary(times[:, 0]),
-        candidate=_summary(times[:, 1]),
+        reference=before,
+        candidate=after,
         ratio=ratio,
         ratio_low=low,
         ratio_high=high,
-        batch=batch_size(feeds),
+        batch=batch,
         provider=reference.provider.name,
         threads=reference.threads,
+        warm_up_runs=warm_up,
+        rounds=len(measured),
+        reference_per_second=batch / before.median_ms * 1e3,
+        candidate_per_second=batch / after.median_ms * 1e3,
+        execution=execution_of(reference, candidate),
     )
 
 
@@ -78,17 +89,28 @@ def latency(session: Session, feeds: Feeds, *, seconds: float = 2.0, min_runs: i
 
 
 def ratio_interval(rounds: list[np.ndarray], generator: np.random.Generator) -> tuple[float, float, float]:
-    """Ratio of the pooled medians (second column by first) of rounds (pairs, 2), and its bootstrap interval over clusters.
+    """Median over clusters of the ratio of their medians (second column by first), and its interval; rounds (pairs, 2).
 
-    A cluster is a round, or a stretch of one where there are fewer than ten. The interval is widened by RESOLUTION.
+    A cluster is a round, or a stretch of one where there are fewer than FEWEST. The interval holds the bootstrap's over clusters
+    and that of the sign test, which needs no more than that each side of a cluster is as likely to look slow; then it is widened
+    by RESOLUTION, and more where there were few rounds to show how much sessions differ.
     """
-    stretches = math.ceil(ROUNDS / len(rounds))
+    stretches = math.ceil(FEWEST / len(rounds))
     clusters = [part for times in rounds for part in np.array_split(times, stretches) if len(part)]
-    ratio = _ratio(np.concatenate(clusters))
-    draws = generator.integers(len(clusters), size=(_RESAMPLES, len(clusters)))
-    logs = [math.log(_ratio(np.concatenate([clusters[index] for index in draw]))) for draw in draws]
-    low, high = np.exp(np.percentile(logs, _PERCENTILES))
-    return ratio, float(min(low, ratio)) * (1 - RESOLUTION), float(max(high, ratio)) * (1 + RESOLUTION)
+    logs = np.log([_ratio(times) for times in clusters])
+    draws = np.median(logs[generator.integers(len(logs), size=(_RESAMPLES, len(logs)))], axis=1)
+    ends = [*np.percentile(draws, _PERCENTILES), *sign_test_interval(logs)]
+    resolution = RESOLUTION * max(1.0, FEWEST / len(rounds))
+    return float(np.exp(np.median(logs))), math.exp(min(ends) - resolution), math.exp(max(ends) + resolution)
+
+
+def sign_test_interval(values: np.ndarray) -> tuple[float, float]:
+    """Order statistics that hold the median with probability 1 - _RISK, whatever the distribution; all of them where few."""
+    count, ordered = len(values), np.sort(values)
+    outside = [2 * sum(math.comb(count, i) for i in range(k + 1)) / 2**count for k in range(count // 2)]
+    cut = sum(share <= _RISK for share in outside)
+    position = max(cut - 1, 0)
+    return float(ordered[position]), float(ordered[count - 1 - position])
 
 
 def _ratio(times: np.ndarray) -> float:
@@ -103,25 +125,29 @@ def _rounds(
     min_runs: int,
     rounds: int,
     generator: np.random.Generator,
-) -> list[np.ndarray]:
-    """Times in seconds, one array (pairs, 2) a round. The number of rounds follows from what opening the first pair cost."""
+) -> tuple[list[np.ndarray], int]:
+    """Times in seconds, one array (pairs, 2) a round, and the calls of warm-up of the side that needed more.
+
+    The number of rounds follows from what opening the first pair cost.
+    """
     started = time.perf_counter()
     opened: tuple[Session, Session] | None = _reopened(sessions, generator) if rounds > 1 else sessions
     cost = time.perf_counter() - started
     if opened is None:
         opened, rounds = sessions, 1
-    rounds = int(min(rounds, max(1, seconds / 2 / max(cost, 1e-9))))
+    affordable = int(max(1, seconds / 2 / max(cost, 1e-9)))
+    rounds = min(rounds, max(affordable, FEWEST if cost < _DEAR_SECONDS and seconds else 1))
     share = max(seconds - rounds * cost, seconds / 2) / rounds
-    measured = []
+    measured, warm_up = [], 0
     for number in range(rounds):
         if number:
             opened = None  # frees the last pair before the next one opens
             opened = _reopened(sessions, generator) or sessions
         calls = [session.bind(feeds) for session in opened]
-        _warm_up(calls, share / 5)
+        warm_up += _warm_up(calls, share / 5)
         measured.append(_pairs(calls, share, math.ceil(min_runs / rounds), generator))
         del calls
-    return measured
+    return measured, warm_up
 
 
 def _reopened(sessions: tuple[Session, Session], generator: np.random.Generator) -> tuple[Session, Session] | None:
@@ -147,9 +173,9 @@ def _pairs(calls: list[Call], seconds: float, minimum: int, generator: np.random
     return np.array(pairs)
 
 
-def _warm_up(calls: list[Call], seconds: float) -> None:
-    """Until the last three runs of each agree with the three before, or the time or fifty runs are over."""
-    end = time.perf_counter() + seconds
+def _warm_up(calls: list[Call], seconds: float) -> int:
+    """Until the last three runs of each agree with the three before, or the time or fifty runs are over; the most runs of one."""
+    end, most = time.perf_counter() + seconds, 0
     for call in calls:
         times: list[float] = []
         while len(times) < _WARM_RUNS[0] or (len(times) < _WARM_RUNS[1] and time.perf_counter() < end):
@@ -157,6 +183,8 @@ def _warm_up(calls: list[Call], seconds: float) -> None:
             before, last = times[-6:-3], times[-3:]
             if len(times) >= 6 and abs(np.median(last) / np.median(before) - 1) < _STABLE:
                 break
+        most = max(most, len(times))
+    return most
 
 
 def _time(call: Call) -> float:
@@ -166,8 +194,8 @@ def _time(call: Call) -> float:
 
 
 def _summary(times: np.ndarray) -> LatencySummary:
-    median, p95 = (float(value) for value in np.percentile(times * 1e3, (50, 95)))
-    return LatencySummary(median, p95, len(times))
+    quantiles = tuple(float(value) for value in np.percentile(times * 1e3, range(0, 101, 5)))
+    return LatencySummary(quantiles[10], quantiles[19], len(times), quantiles)
 
 
 @contextlib.contextmanager

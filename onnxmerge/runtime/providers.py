@@ -28,12 +28,28 @@ CHOICES = ("auto", *NAMES)
 
 
 @dataclass(frozen=True)
+class CudaSettings:
+    """What can be set of CUDA. tf32 None: on where models are timed, off where their outputs are compared."""
+
+    tf32: bool | None = None
+    cudnn_search: str | None = None
+    cuda_graph: bool = False
+
+    @property
+    def asked(self) -> list[str]:
+        """The options that were given, as the command line calls them."""
+        tf32 = [] if self.tf32 is None else ["--tf32" if self.tf32 else "--no-tf32"]
+        return tf32 + ["--cudnn-search"] * (self.cudnn_search is not None) + ["--cuda-graph"] * self.cuda_graph
+
+
+@dataclass(frozen=True)
 class Provider:
     """An execution provider that works; `why` says why `auto` took the CPU ("" where it was asked for)."""
 
     name: str
     short: str
     why: str = ""
+    settings: CudaSettings = CudaSettings()
 
 
 @dataclass(frozen=True)
@@ -49,22 +65,30 @@ _INSTALL = "pip install 'onnxmerge[cuda]'"
 _DRIVER = "install NVIDIA's driver"
 
 
-def resolve_provider(choice: str = "auto") -> Provider:
+def resolve_provider(choice: str = "auto", settings: CudaSettings | None = None) -> Provider:
     """The provider to use: `auto` takes CUDA where it works, else the CPU; a named one that does not work is refused.
 
-    Raises OptionError for an unknown choice and ProviderError where cuda or tensorrt was asked for and does not work.
+    Raises OptionError for an unknown choice, and for settings of CUDA where the CPU is used; ProviderError where cuda or
+    tensorrt was asked for and does not work.
     """
+    settings = settings or CudaSettings()
     if choice not in CHOICES:
         raise OptionError(f"provider {choice!r} is unknown: choose one of {', '.join(CHOICES)}")
     if choice == "cpu":
-        return CPU
+        return _cpu("--provider cpu was asked for", settings, "")
     wanted = "cuda" if choice == "auto" else choice
     obstacle = find_obstacle(wanted)
     if obstacle is None:
-        return Provider(NAMES[wanted], wanted)
+        return Provider(NAMES[wanted], wanted, settings=settings)
     if choice == "auto":
-        return Provider(CPU.name, CPU.short, obstacle.what)
+        return _cpu(f"CUDA does not work here: {obstacle.what}; {obstacle.remedy}", settings, obstacle.what)
     raise ProviderError(f"provider {wanted} does not work here: {obstacle.what}; {obstacle.remedy}, or use --provider cpu")
+
+
+def _cpu(reason: str, settings: CudaSettings, why: str) -> Provider:
+    if settings.asked:
+        raise OptionError(f"{' and '.join(settings.asked)} can be had on CUDA only, and the models run on the CPU: {reason}")
+    return Provider(CPU.name, CPU.short, why)
 
 
 @functools.cache

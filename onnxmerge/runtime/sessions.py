@@ -19,6 +19,7 @@ from onnxmerge.runtime.providers import CPU, NAMES, Provider, quiet_log
 
 Feeds = Mapping[str, np.ndarray]
 Model = bytes | Path
+DEVICE = "cuda"  # where IO binding keeps inputs and outputs, unless they are strings
 
 _ONNX_NAMES = {"float": "FLOAT", "double": "DOUBLE"}
 _NOISE = (
@@ -92,17 +93,38 @@ class Session:
     def _bound(self, feeds: Feeds) -> Callable[[], object]:
         if self.provider.name == CPU.name:
             return partial(self.handle.run, list(self.output_names), feeds)
-        binding = self.handle.io_binding()
-        for name, value in feeds.items():
-            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, "cuda", 0))
-        for name in self.output_names:
-            binding.bind_output(name, "cuda", 0)
+        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value, *_place(value)) for name, value in feeds.items()}
+        binding = self._binding(values)
+        if self.provider.settings.cuda_graph:
+            binding = self._at_fixed_addresses(binding, values)
 
         def call() -> None:
             self.handle.run_with_iobinding(binding)
             binding.synchronize_outputs()
 
         return call
+
+    def _binding(self, values: Mapping[str, onnxruntime.OrtValue]) -> onnxruntime.IOBinding:
+        binding = self.handle.io_binding()
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        for output in self.outputs:
+            binding.bind_output(output.name, DEVICE if output.dtype.kind != "O" else "cpu", 0)
+        return binding
+
+    def _at_fixed_addresses(
+        self, binding: onnxruntime.IOBinding, values: Mapping[str, onnxruntime.OrtValue]
+    ) -> onnxruntime.IOBinding:
+        """A CUDA graph replays on the memory it was captured with: the outputs of a run that is not captured become that."""
+        plain = onnxruntime.RunOptions()
+        plain.add_run_config_entry("gpu_graph_id", "-1")
+        self.handle.run_with_iobinding(binding, plain)
+        fixed = self.handle.io_binding()
+        for name, value in values.items():
+            fixed.bind_ortvalue_input(name, value)
+        for name, value in zip(self.output_names, binding.get_outputs(), strict=True):
+            fixed.bind_ortvalue_output(name, value)
+        return fixed
 
 
 def open_session(
@@ -171,16 +193,34 @@ def _options(optimise: bool, threads: int, folder: Path | None) -> onnxruntime.S
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(1 << 30))
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
     return options
 
 
+def _cuda_settings(provider: Provider, optimise: bool) -> dict[str, str]:
+    """ONNX Runtime's options of the CUDA execution provider, for a session for speed (optimise) or for correctness."""
+    settings = provider.settings
+    tf32 = optimise if settings.tf32 is None else settings.tf32
+    found = {"use_tf32": str(int(tf32)), "cudnn_conv_algo_search": (settings.cudnn_search or "exhaustive").upper()}
+    return {**found, "enable_cuda_graph": "1"} if settings.cuda_graph else found
+
+
 def _providers(provider: Provider, optimise: bool) -> list[Any]:
-    cuda = (NAMES["cuda"], {} if optimise else {"use_tf32": "0"})
-    table: dict[str, list[Any]] = {"cpu": [], "cuda": [cuda], "tensorrt": [NAMES["tensorrt"], cuda]}
-    return [*table[provider.short], CPU.name]
+    if provider.short == "cpu":
+        return [CPU.name]
+    settings = _cuda_settings(provider, optimise)
+    if provider.short == "cuda":
+        return [(NAMES["cuda"], settings), CPU.name]
+    graph = settings.pop("enable_cuda_graph", "0")
+    return [(NAMES["tensorrt"], {"trt_cuda_graph_enable": graph}), (NAMES["cuda"], settings), CPU.name]
+
+
+def _place(value: np.ndarray) -> tuple[str, int]:
+    """Strings stay on the CPU."""
+    return ("cpu" if value.dtype.kind in "OSU" else DEVICE), 0
 
 
 def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:

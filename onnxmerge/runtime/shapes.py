@@ -36,7 +36,7 @@ def observe(model: Model, feeds: Feeds, *, label: str | None = None, folder: Pat
     Sequences and optionals are left out. folder: where external data of a model given as bytes lies.
     Raises ModelError where the model cannot be read, opened or run.
     """
-    traced = _traced(model, label, folder)
+    traced = open_traced(model, label, folder)
     return _observe(traced, feeds)
 
 
@@ -48,7 +48,7 @@ def observe_twice(
     What changed between them is dynamic. The second keeps the batch, or the other extents, where only so it runs; None where
     no input is dynamic or no second run succeeds. Raises ModelError with the last reason where no first run succeeds.
     """
-    traced = _traced(model, label, folder)
+    traced = open_traced(model, label, folder)
     batches, extents = dynamic_axes(traced.inputs)
     firsts = product((1, 2) if batches else (1,), EXTENTS if extents else (1,))
     reason = None
@@ -116,7 +116,7 @@ def _observation(array: np.ndarray) -> Observation:
     return Observation(array.shape, array.dtype, array.copy() if small else None)
 
 
-def _traced(model: Model, label: str | None, folder: Path | None) -> Session:
+def open_traced(model: Model, label: str | None, folder: Path | None) -> Session:
     """A session whose outputs are all tensors that numpy can hold.
 
     Weights in external files stay there: only the graph is read and written. Types are left to ONNX Runtime to infer.

@@ -35,6 +35,13 @@ class Inputs:
     batch_size: int | None
     indices: Indices = field(repr=False, compare=False)
     take: Callable[[Indices], dict[str, np.ndarray]] = field(repr=False, compare=False)
+    total: int = 0  # that the user's files hold, chosen or not; 0 for synthetic ones
+
+    def feeds_with(self, position: int) -> dict[str, np.ndarray]:
+        """The feeds of one input, or of the batch that it is in where the model takes no other number."""
+        step = self.batch_size or 1
+        start = position - position % step
+        return self.take(self.indices[start : start + step])
 
     def batches(self, size: int) -> Iterator[dict[str, np.ndarray]]:
         """Feeds of at most `size` inputs, or of exactly `batch_size` where the model takes no other number."""
@@ -141,7 +148,9 @@ def calibration_inputs(
     left_out = f" ({total - count} left out: the model takes {plan.size} at a time)" if total > count else ""
     source = f"{count} calibration inputs from {path.name or path}{left_out}"
     indices = np.arange(count)
-    return Inputs(count, source, plan.size, indices, lambda rows: {name: each.take(rows) for name, each in columns.items()})
+    return Inputs(
+        count, source, plan.size, indices, lambda rows: {name: each.take(rows) for name, each in columns.items()}, total
+    )
 
 
 def _whole(shape: tuple[int, ...], run: int) -> Indices:

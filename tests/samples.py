@@ -1,0 +1,133 @@
+"""Results as the program gives them, for the tests of what people and programs read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from onnxmerge.drift import LayerDrift, NodeDrift
+from onnxmerge.report.documents import Run
+from onnxmerge.results import (
+    Accuracy,
+    Bench,
+    Comparison,
+    Compression,
+    Execution,
+    Fidelity,
+    GroupResult,
+    Inspection,
+    LatencySummary,
+    OutputFidelity,
+    Refusal,
+    Size,
+)
+
+LONG = "/backbone/stage_3/block_17/attention/projection/pointwise/expand_1x1/fused_conv_bn/Conv"
+OUTPUT = OutputFidelity("logits", 0.98764, 19.1, 0.1234, 0.4321, 0.9912, 0.8765, 1.2345, 17, 0.953, 0.9999, True)
+FIDELITY = Fidelity((OUTPUT,), 256, "256 synthetic dead-leaves images (seed 0)", "CPUExecutionProvider")
+LATENCY = Comparison(
+    LatencySummary(12.345, 15.5, 400, tuple(12.0 + (step / 10) ** 1.5 for step in range(21))),
+    LatencySummary(8.23, 9.75, 400, tuple(8.0 + (step / 12) ** 2 for step in range(21))),
+    0.667,
+    0.65,
+    0.69,
+    4,
+    "CPUExecutionProvider",
+    2,
+    warm_up_runs=60,
+    rounds=16,
+    reference_per_second=4 / 12.345e-3,
+    candidate_per_second=4 / 8.23e-3,
+    macs_ratio=0.5,
+    realised=0.666,
+)
+BENCH = Bench((LATENCY, replace(LATENCY, batch=32, ratio=1.2, ratio_low=1.1, ratio_high=1.3, realised=-0.4)))
+DRIFT = NodeDrift("/3/Conv", "Conv", "/3/Conv_output_0", 1e-7, 0.25, "its weight has the opposite sign")
+LAYERS = LayerDrift(
+    True, 9, 2, 8, DRIFT, (DRIFT, replace(DRIFT, node="/4/Relu", error_in=0.25, error_out=math.inf)), ("/3/Conv: a sign",)
+)
+JUDGED = replace(
+    FIDELITY,
+    same_layers=True,
+    accuracy=Accuracy(0.9966, 0.9933),
+    layers=LAYERS,
+    execution=Execution("libcudnn is missing", {"use_tf32": "0"}, {"a": "CPUExecutionProvider"}, {"b": "CUDAExecutionProvider"}),
+)
+GROUPS = (
+    GroupResult(LONG, 1024, 1024, 512, "reconstruct", ("a", "b"), ("c",), 0.123, 0.456),
+    GroupResult("stem", 8, 6, 7, "prune", ("stem",), ("c", "d"), 0.01, 0.02, "merge is not valid behind HardSwish"),
+)
+REFUSALS = (Refusal("fc", "y: it is written to the graph output y"), Refusal("p1", "/8/Softmax: Softmax mixes channels"))
+COMPRESSION = Compression(
+    source="models/in.onnx",
+    target="out.onnx",
+    before=Size(25_557_032, 4_089_184_256, 102_442_450),
+    after=Size(12_345_678, 1_234_567_890, 49_382_712),
+    groups=GROUPS,
+    refusals=REFUSALS,
+    fidelity=FIDELITY,
+    latency=LATENCY,
+    warnings=("the smaller model is not measurably faster here",),
+    seconds=12.3,
+    seed=0,
+    versions={},
+)
+INSPECTION = Inspection("models/in.onnx", COMPRESSION.before, GROUPS, REFUSALS)
+RUN = Run("onnxmerge compress in.onnx out.onnx", "2026-11-24T18:40:00Z", ("in.onnx", "out.onnx"), {"onnxmerge": "0.1.0"})
+RESULTS = {
+    "compression": COMPRESSION,
+    "inspection": INSPECTION,
+    "fidelity": FIDELITY,
+    "comparison": LATENCY,
+    "comparisons": BENCH,
+}
+VARIANTS = {**RESULTS, "judged": JUDGED}
+EVIL = {
+    "script": "</style></title><script>alert(1)</script>",
+    "attribute": "\"'><img src=x onerror=alert(1)> & &amp; &#x3c;",
+    "override": "conv\u202egnp.exe\u2066",
+    "hebrew": "\u05e9\u05dc\u05d5\u05dd/Conv",
+    "control": "a\x00b\x1b[31mc\r\nd\x85",
+    "surrogate": "half \ud83d of a pair",
+    "long": "/backbone" * 600,
+    "unbroken": "W" * 5000,
+}
+
+
+def evil(name: str) -> Compression:
+    """A compression that says `name` wherever a stranger's file may."""
+    output = replace(OUTPUT, name=name)
+    group = replace(GROUPS[1], name=name, producers=(name,), consumers=(name, LONG), note=name, expected_error={"prune": 0.1})
+    return replace(
+        COMPRESSION,
+        source=name,
+        target=name,
+        groups=(group, *GROUPS),
+        refusals=(Refusal(name, name), Refusal("fc", f"{name.replace(' ', '')}: it is {name}")),
+        fidelity=replace(
+            JUDGED, outputs=(output, output), source=name, execution=Execution(name, {name: name}, {name: name}, {})
+        ),
+        warnings=(name,),
+        versions={name: name},
+    )
+
+
+def deep(count: int) -> Compression:
+    """A compression of so many groups, each read by the next one and by one before."""
+    groups = tuple(
+        GroupResult(
+            f"/layer/{index}/Conv",
+            64 * (1 + index % 8),
+            64,
+            16 + 40 * (index % 8),
+            "reconstruct",
+            (f"w{index}",),
+            (f"w{index + 1}", f"w{max(0, index - 5)}"),
+            0.01,
+            0.01,
+            "",
+            {"reconstruct": 0.01 * (index % 9), "prune": 0.1},
+        )
+        for index in range(count)
+    )
+    return replace(COMPRESSION, groups=groups)

@@ -1,0 +1,139 @@
+"""`bench`: batch sizes, the MACs beside the time, what is refused, what is shown."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from rich.console import Console
+from topologies.net import Net
+
+import onnxmerge
+from onnxmerge import cli, proof
+from onnxmerge.options import Options
+from onnxmerge.report.latency import show_latency
+from onnxmerge.results import Comparison, Execution, LatencySummary
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+MLP = MODELS / "digits-mlp.onnx"
+CPU = "CPUExecutionProvider"
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    monkeypatch.setattr(proof, "TIMING_SECONDS", 0.1)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ending:
+            cli.main([str(argument) for argument in arguments])
+        return ending.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+def convolutions(channels: int, batch: str | int = "N") -> onnx.ModelProto:
+    """Two wide convolutions, so that nearly all time goes into MACs."""
+    net = Net(np.random.default_rng(0), batch=batch)
+    inner = net.relu(net.conv(net.input("x", 16, 24, 24), "first", 16, channels))
+    net.output(net.conv(inner, "second", channels, 16), 16, 24, 24)
+    return net.model()
+
+
+@pytest.fixture
+def models(tmp_path) -> Path:
+    for name, model in {"whole": convolutions(128), "half": convolutions(64), "four": convolutions(64, 4)}.items():
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    return tmp_path
+
+
+def test_half_of_the_macs_is_faster(models, monkeypatch):
+    monkeypatch.setattr(proof, "TIMING_SECONDS", 1.0)
+    found = onnxmerge.bench(models / "whole.onnx", models / "half.onnx", Options(provider="cpu", threads=1))
+    assert found.macs_ratio == 0.5
+    assert found.ratio_high < 1.0
+    assert found.realised == pytest.approx((1 - found.ratio) / 0.5)
+
+
+def test_several_batch_sizes(run, models):
+    files = (models / "whole.onnx", models / "half.onnx")
+    code, out, err = run("bench", *files, "--batch", "1,3", "--json", "--provider", "cpu")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (found["schema"], list(found)[-1]) == ("onnxmerge.comparisons/1", "batches")
+    assert [each["batch"] for each in found["batches"]] == [1, 3]
+    for each in found["batches"]:
+        assert list(each) == [field.name for field in dataclasses.fields(Comparison)]
+        assert each["candidate_per_second"] == pytest.approx(each["batch"] * 1e3 / each["candidate"]["median_ms"])
+        assert set(each["execution"]["reference"].values()) == {CPU}
+        assert {"first", "second"} <= set(each["execution"]["candidate"])
+    code, out, _ = run("bench", *files, "--batch", "1,3", "--provider", "cpu")
+    assert code == 0
+    assert "50.0% of the MACs saved" in out
+
+
+def test_a_model_of_one_batch_size_takes_its_own(run, models):
+    code, out, _ = run("bench", models / "four.onnx", models / "four.onnx", "--json")
+    assert (code, json.loads(out)["batch"]) == (0, 4)
+
+
+REFUSED = {
+    "batch of another size": (("four.onnx", "four.onnx", "--batch", "8"), "takes exactly 4 inputs a call: --batch 8"),
+    "one of several": (("four.onnx", "four.onnx", "--batch", "4,8"), "takes exactly 4 inputs a call: --batch 8"),
+    "the candidate is fixed": (("whole.onnx", "four.onnx", "--batch", "8"), "four.onnx does not run"),
+    "too few inputs": (("whole.onnx", "whole.onnx", "--batch", "8", "--calibration", "two.npy"), "needs 8 inputs"),
+    "no number": (("whole.onnx", "whole.onnx", "--batch", "1,many"), "'1,many' is no batch size"),
+    "zero": (("whole.onnx", "whole.onnx", "--batch", "1,0"), "'1,0' is no batch size"),
+    "TF32": (("whole.onnx", "whole.onnx", "--provider", "cpu", "--tf32"), "--tf32 can be had on CUDA only"),
+    "search": (("whole.onnx", "whole.onnx", "--provider", "cpu", "--cudnn-search", "default"), "--cudnn-search can be had"),
+    "graph": (("whole.onnx", "whole.onnx", "--provider", "cpu", "--cuda-graph"), "--cuda-graph can be had on CUDA only"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_refused(run, models, monkeypatch, arguments, message):
+    monkeypatch.chdir(models)
+    np.save("two.npy", np.zeros((2, 16, 24, 24), np.float32))
+    code, out, err = run("bench", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
+@pytest.mark.parametrize("command", ["verify", "compress"])
+def test_settings_of_cuda_are_refused_on_the_cpu_everywhere(run, tmp_path, command):
+    target = tmp_path / "out.onnx" if command == "compress" else MLP
+    code, out, err = run(command, MLP, target, "--provider", "cpu", "--no-tf32")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "--no-tf32 can be had on CUDA only" in err
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_compress_puts_the_macs_beside_the_time(run, tmp_path):
+    _, out, _ = run("compress", MLP, tmp_path / "o.onnx", "--method", "prune", "--ratio", "0.5", "--json", "--samples", "8")
+    found = json.loads(out)
+    assert found["latency"]["macs_ratio"] == pytest.approx(found["after"]["macs"] / found["before"]["macs"])
+
+
+def test_what_ran_where_is_shown():
+    placed = {"conv": "CUDAExecutionProvider", "odd": CPU}
+    settings = {"use_tf32": "1", "cudnn_conv_algo_search": "HEURISTIC", "enable_cuda_graph": "0"}
+    summary = LatencySummary(1.0, 1.2, 50)
+    shown = Comparison(
+        summary, summary, 1.0, 0.9, 1.1, 1, "CUDAExecutionProvider", 2, execution=Execution("", settings, placed, placed)
+    )
+    stream = io.StringIO()
+    show_latency(Console(file=stream, width=120), shown)
+    assert "CUDA: TF32 on, cuDNN search heuristic, CUDA graph off" in stream.getvalue()
+    assert "1 of 2 nodes of the candidate ran elsewhere: odd" in stream.getvalue()
+
+
+@pytest.mark.skipif(proof.resolve_provider("auto").short == "cuda", reason="CUDA works here")
+@pytest.mark.parametrize("command", ["bench", "verify"])
+def test_a_fallback_is_said(run, command):
+    code, out, _ = run(command, MLP, MLP)
+    assert code == 0
+    assert "on the CPU because CUDA does not work here: " in out
+    _, out, _ = run(command, MLP, MLP, "--provider", "cpu")
+    assert "because CUDA" not in out

@@ -1,0 +1,301 @@
+"""Report files: refused before any work, whole or not there, the same content as the page's for programs, a schema that holds."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from samples import COMPRESSION, EVIL, FIDELITY, OUTPUT, RESULTS, RUN, evil
+
+import onnxmerge
+from onnxmerge import cli, proof
+from onnxmerge.errors import OptionError
+from onnxmerge.report import writing
+from onnxmerge.report.documents import KINDS, Run, document, json_text
+from onnxmerge.report.schema import breaks, schema_of
+from onnxmerge.report.writing import check_reports, write_report
+from onnxmerge.results import Size
+
+ROOT = Path(__file__).resolve().parents[1]
+MLP = ROOT / "models" / "digits-mlp.onnx"
+SCHEMAS = ROOT / "docs" / "schemas"
+ALL_KINDS = pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """The command line in this process -> (exit code, stdout, stderr); timing is short."""
+    monkeypatch.setattr(proof, "TIMING_SECONDS", 0.1)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ending:
+            cli.main([str(argument) for argument in arguments])
+        return ending.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+# schemas
+
+
+@ALL_KINDS
+def test_schemas_are_those_of_the_dataclasses(kind):
+    """`make schemas` writes them anew."""
+    assert json.loads((SCHEMAS / f"{kind.name}-{kind.version}.json").read_text(encoding="utf-8")) == schema_of(kind)
+
+
+@ALL_KINDS
+def test_documentation_names_every_kind_and_field(kind):
+    told = (ROOT / "docs" / "report-schema.md").read_text(encoding="utf-8")
+    assert f"`{kind.schema}`" in told
+    names = [*kind.run_fields, *(field.name for field in dataclasses.fields(kind.result))]
+    assert [name for name in names if f"`{name}`" not in told] == []
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_documents_follow_their_schema(kind):
+    result = RESULTS[kind]
+    found = json.loads(json_text(result, RUN))
+    schema = schema_of(KINDS[type(result)])
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(found, schema)
+    assert found["schema"] == f"onnxmerge.{kind}/1"
+    for name in found:
+        with pytest.raises(jsonschema.ValidationError, match="required property"):
+            jsonschema.validate({key: value for key, value in found.items() if key != name}, schema)
+
+
+def test_missing_proof_and_hostile_names_follow_the_schema():
+    schema = schema_of(KINDS[type(COMPRESSION)])
+    for result in (dataclasses.replace(COMPRESSION, fidelity=None, latency=None), *map(evil, EVIL.values())):
+        jsonschema.validate(json.loads(json_text(result, RUN)), schema)
+    assert json.loads(json_text(evil(EVIL["control"]), RUN))["groups"][0]["name"] == EVIL["control"]
+
+
+def test_nan_and_infinity_are_null():
+    output = dataclasses.replace(OUTPUT, fidelity=math.nan, sqnr_db=math.inf, max_abs_error=-math.inf)
+    result = dataclasses.replace(FIDELITY, outputs=(output,))
+    (found,) = json.loads(json_text(result, RUN), parse_constant=pytest.fail)["outputs"]
+    assert (found["fidelity"], found["sqnr_db"], found["max_abs_error"]) == (None, None, None)
+    jsonschema.validate(json.loads(json_text(result, RUN)), schema_of(KINDS[type(result)]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Larger(Size):
+    """A field more."""
+
+    extra: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Other:
+    """A field less, another one of a new type."""
+
+    parameters: str
+    macs: int
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [(Size, []), (Larger, []), (Other, ["file_bytes is gone", "parameters was {'type': 'integer'}, is {'type': 'string'}"])],
+    ids=["same", "more", "other"],
+)
+def test_changes_that_break_readers_are_found(changed, expected):
+    kind = next(iter(KINDS.values()))
+    old, new = (schema_of(dataclasses.replace(kind, result=result)) for result in (Size, changed))
+    assert breaks(old, new) == expected
+
+
+def test_broken_readers_need_a_new_version(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("write_schemas", ROOT / "docs" / "write_schemas.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "FOLDER", tmp_path)
+    script.main()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        path.name: path.read_bytes() for path in SCHEMAS.iterdir()
+    }
+    old = (tmp_path / "fidelity-1.json").read_text().replace('"sqnr_db"', '"noise_db"')
+    (tmp_path / "fidelity-1.json").write_text(old)
+    with pytest.raises(SystemExit, match=r"onnxmerge\.fidelity/1: OutputFidelity\.noise_db is gone: raise its version"):
+        script.main()
+    assert (tmp_path / "fidelity-1.json").read_text() == old
+
+
+# files
+
+
+@pytest.mark.parametrize("suffix", [".html", ".json", ".JSON"])
+def test_report_appears_whole_and_replaces_what_was_there(tmp_path, suffix):
+    report = tmp_path / f"report{suffix}"
+    report.write_text("old")
+    write_report(COMPRESSION, report, RUN)
+    assert os.listdir(tmp_path) == [report.name]
+    text = report.read_text(encoding="utf-8")
+    assert text.endswith("}\n" if suffix.lower() == ".json" else "</html>\n")
+    assert RUN.command in text
+
+
+def test_report_without_a_run_leaves_the_command_out(tmp_path):
+    onnxmerge.write_report(COMPRESSION, str(tmp_path / "report.html"))
+    assert "<pre" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert document(COMPRESSION, Run())["command"] == ""
+
+
+def test_link_stays_a_link(tmp_path):
+    (tmp_path / "real.html").write_text("old")
+    (tmp_path / "link.html").symlink_to(tmp_path / "real.html")
+    write_report(COMPRESSION, tmp_path / "link.html", RUN)
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "real.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+    def full(*arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    report = tmp_path / "report.html"
+    report.write_text("old")
+    monkeypatch.setattr(writing.os, "replace", full)
+    with pytest.raises(OptionError, match=r"report\.html cannot be written: No space left on device"):
+        write_report(COMPRESSION, report, RUN)
+    assert {name: (tmp_path / name).read_text() for name in os.listdir(tmp_path)} == {"report.html": "old"}
+
+
+@pytest.mark.parametrize(
+    ("reports", "message"),
+    [
+        (["report.pdf"], "must be named .html or .json"),
+        (["report"], "must be named .html or .json"),
+        (["gone/report.html"], "does not exist; create it first"),
+        (["folder.html"], "no regular file"),
+        (["model.json"], "would overwrite the model"),
+        (["sub/../model.json"], "would overwrite the model"),
+        (["hard.json"], "would overwrite the model"),
+        (["new.json"], "would overwrite the output"),
+        (["inputs/labels.json"], "would overwrite the calibration inputs"),
+        (["a.html", "b.json", "./a.html"], "would overwrite the report a.html"),
+    ],
+)
+def test_report_that_cannot_be_is_refused(tmp_path, monkeypatch, reports, message):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("folder.html", "sub", "inputs"):
+        os.mkdir(folder)
+    for file in ("model.json", "inputs/labels.json"):
+        Path(file).write_text("kept")
+    os.link("model.json", "hard.json")
+    kept = {
+        "the model": Path("model.json"),
+        "the output": Path("new.json"),
+        "the calibration inputs": Path("inputs"),
+        "none": None,
+    }
+    with pytest.raises(OptionError, match=message):
+        check_reports([Path(report) for report in reports], kept)
+    check_reports([Path("fine.html"), Path("inputs/new.json")], kept)
+
+
+# the command line
+
+
+COMMANDS = {
+    "inspect": ("inspect", MLP),
+    "compress": ("compress", MLP, "out.onnx", "--method", "prune", "--ratio", "0.25"),
+    "verify": ("verify", MLP, MLP),
+    "bench": ("bench", MLP, MLP),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_writes_reports(run, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*COMMANDS[command], "--json", "--report", "a.html", "--report", "b.json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == json.loads(Path("b.json").read_text(encoding="utf-8"))
+    jsonschema.validate(
+        json.loads(out), json.loads((SCHEMAS / f"{json.loads(out)['schema'][10:].replace('/', '-')}.json").read_text())
+    )
+    assert json.loads(out)["versions"].keys() >= {"onnxmerge", "onnxruntime", "python", "system"}
+    page = Path("a.html").read_text(encoding="utf-8")
+    assert f"onnxmerge {command} {MLP}" in page
+    assert "digits-mlp.onnx" in page
+
+
+def test_reports_are_named_where_people_read(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(*COMMANDS["inspect"], "--report", "a.html")
+    assert code == 0
+    assert out.splitlines()[-1] == "wrote a.html"
+
+
+def test_failed_verification_is_reported(run, tmp_path):
+    onnxmerge.compress(MLP, tmp_path / "o.onnx", onnxmerge.Options(method="prune", ratio=0.9, verify=False))
+    code, out, _ = run("verify", MLP, tmp_path / "o.onnx", "--json", "--report", tmp_path / "a.html")
+    assert code == 1
+    assert ["mean cosine" in failure for failure in json.loads(out)["failures"]] == [True]
+    assert "<h1>Failed: fidelity" in (tmp_path / "a.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("compress", "model.html", "out.onnx", "--report", "model.html"), "would overwrite the model"),
+        (("compress", "model.html", "out.json", "--report", "out.json"), "would overwrite the output"),
+        (
+            ("compress", "model.html", "o.onnx", "--calibration", "c.json", "--report", "c.json"),
+            "would overwrite the calibration",
+        ),
+        (("verify", "model.html", "c.json", "--report", "c.json"), "would overwrite the candidate"),
+        (("bench", "model.html", "c.json", "--report", "model.html"), "would overwrite the reference"),
+        (("inspect", "model.html", "--report", "r.txt"), "must be named .html or .json"),
+    ],
+    ids=["model", "output", "calibration", "candidate", "reference", "suffix"],
+)
+def test_reports_are_refused_before_any_work(run, tmp_path, monkeypatch, command, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.html", "c.json"):
+        shutil.copy(MLP, name)
+    code, out, err = run(*command)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert sorted(os.listdir()) == ["c.json", "model.html"]
+    assert Path("model.html").read_bytes() == Path("c.json").read_bytes() == MLP.read_bytes()
+
+
+def test_failed_compression_writes_no_report(run, tmp_path):
+    options = ("--method", "prune", "--ratio", "0.9", "--min-cosine", "0.999")
+    code, _, _ = run("compress", MLP, tmp_path / "o.onnx", *options, "--report", tmp_path / "a.html")
+    assert code == 1
+    assert os.listdir(tmp_path) == []
+
+
+# quantiles, and the stylesheet in an installed package
+
+
+def test_latencies_keep_their_distribution(run, tmp_path):
+    code, out, _ = run("bench", MLP, MLP, "--json")
+    assert code == 0
+    for side in (json.loads(out)[name] for name in ("reference", "candidate")):
+        quantiles = side["quantiles_ms"]
+        assert len(quantiles) == 21
+        assert quantiles == sorted(quantiles)
+        assert np.allclose([quantiles[10], quantiles[19]], [side["median_ms"], side["p95_ms"]])
+
+
+def test_stylesheet_is_part_of_a_built_package(tmp_path):
+    pytest.importorskip("setuptools")
+    for name in ("setup.cfg", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "onnxmerge", tmp_path / "onnxmerge", ignore=shutil.ignore_patterns("__pycache__"))
+    build = [sys.executable, "-c", "import setuptools; setuptools.setup()", "--quiet", "build_py", "--build-lib", "built"]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    built = tmp_path / "built" / "onnxmerge" / "report"
+    assert (built / "page.css").read_bytes() == (ROOT / "onnxmerge" / "report" / "page.css").read_bytes()

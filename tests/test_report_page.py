@@ -1,0 +1,338 @@
+"""The page: what it says, that nothing of a stranger's file becomes markup, and that its colours can be read."""
+
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+from samples import COMPRESSION, EVIL, FIDELITY, GROUPS, INSPECTION, LATENCY, OUTPUT, RUN, VARIANTS, deep, evil
+
+from onnxmerge.report.distribution import distribution_picture, ticks
+from onnxmerge.report.elements import Markup, element, named
+from onnxmerge.report.html import STYLESHEET, page
+from onnxmerge.report.picture import groups_picture, links
+from onnxmerge.report.terminal import show_compression
+from onnxmerge.results import GroupResult, Refusal
+
+VOID = {"meta", "link", "wbr"}
+PAGES = pytest.mark.parametrize("kind", VARIANTS)
+NAMES = pytest.mark.parametrize("name", EVIL.values(), ids=EVIL)
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes in order, the text outside <style>, and whether everything that opens closes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.said: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.said.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(f"{part}\n" for part in self.said).split())
+
+
+# what it says
+
+
+def test_verdict_comes_first():
+    text = page(COMPRESSION, RUN)
+    assert "<h1>48.3% of the parameters left, 1.50x as fast [1.45, 1.54], fidelity 0.9876</h1>" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("compression", ["25,557,032", "30.2%", "49.4 MB", "12.35 ms", "512 of 1,024", "merge is not valid behind HardSwish"]),
+        ("compression", ["Left as it was", "written to the graph output y", "Softmax mixes channels (/8/Softmax)", "seed 0"]),
+        ("compression", ["the smaller model is not measurably faster here", "onnxmerge compress in.onnx out.onnx", "12.3 s"]),
+        ("inspection", ["1,030 channels in 2 groups may go", "Must stay whole", "4,089,184,256", "12.3%", "onnxmerge 0.1.0"]),
+        ("fidelity", ["Passed: fidelity 0.9876", "19.1 dB", "0.8765", "1.2345", "no. 17", "95.3%", "99.99%", "dead-leaves"]),
+        (
+            "judged",
+            ["99.66% before, 99.33% after (-0.33 points)", "Layer by layer, on 8 runs", "first drift: /3/Conv: its weight"],
+        ),
+        ("judged", ["/3/Conv: a sign", "not finite", "2 others lost channels", "libcudnn is missing", "CUDA: TF32 off"]),
+        ("judged", ["1 of 1 nodes of the candidate ran elsewhere: b"]),
+        (
+            "comparison",
+            ["50.0% of the MACs and 33.3% of the time saved: 67%", "in 16 rounds of freshly opened sessions", "486 /s"],
+        ),
+        ("comparisons", ["0.83x to 1.50x as fast, by batch size", "batch 32", "0.83x", "slower", "0.77x to 0.91x", "-40%"]),
+        ("comparison", ["1.50x as fast [1.45, 1.54]", "faster", "throughput", "batch 4, CPUExecutionProvider, 2 threads"]),
+    ],
+)
+def test_everything_is_said(kind, words):
+    text = Reader(page(VARIANTS[kind], RUN)).text
+    assert [word for word in words if word not in text] == []
+
+
+def test_figures_are_those_of_the_terminal():
+    console = Console(width=300, record=True, file=None, force_terminal=False)
+    with console.capture() as shown:
+        show_compression(console, COMPRESSION)
+    text = Reader(page(COMPRESSION, RUN)).text
+    figures = re.findall(r"\d[\d,.]*(?:%| dB| ms| [kMG]?B)", shown.get())
+    assert len(figures) > 15
+    assert [figure for figure in figures if figure not in text] == []
+
+
+def test_thresholds_missed_are_the_verdict():
+    text = Reader(page(FIDELITY, replace(RUN, failures=("output 'y': mean cosine 0.5 is below 0.9",)))).text
+    assert "Failed: fidelity" in text
+    assert "failed: output 'y': mean cosine 0.5 is below 0.9" in text
+
+
+def test_output_that_is_not_finite_is_named():
+    output = replace(OUTPUT, finite=False, fidelity=math.nan)
+    assert "output logits holds NaN or infinity" in Reader(page(replace(FIDELITY, outputs=(output,)), RUN)).text
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 20])
+def test_every_output_has_every_measure(count):
+    outputs = tuple(replace(OUTPUT, name=f"output_{number}", max_abs_error=2 + number / 100) for number in range(count))
+    text = Reader(page(replace(FIDELITY, outputs=outputs), RUN)).text
+    assert all(f"output_{number}" in text and f"{2 + number / 100:.4f}" in text for number in range(count))
+    assert "best class in top 5" in text
+
+
+@pytest.mark.parametrize(
+    ("result", "word"),
+    [
+        (replace(COMPRESSION, fidelity=None, latency=None), "Outputs against"),
+        (replace(COMPRESSION, latency=None), "Latency of one call"),
+        (replace(COMPRESSION, warnings=()), "warning"),
+        (replace(COMPRESSION, refusals=()), "Left as it was"),
+        (replace(COMPRESSION, groups=GROUPS[:1]), "Notes on these groups"),
+    ],
+    ids=["no proof", "no bench", "no warnings", "no refusals", "no notes"],
+)
+def test_what_is_not_there_is_left_out(result, word):
+    assert word in Reader(page(COMPRESSION, RUN)).text
+    assert word not in Reader(page(result, RUN)).text
+
+
+def test_no_group_at_all_is_said():
+    assert "No channel group was made smaller." in page(replace(COMPRESSION, groups=()), RUN)
+    assert "No channel group can shrink" in page(replace(INSPECTION, groups=()), RUN)
+
+
+def test_many_names_of_one_reason_are_counted():
+    refusals = tuple(Refusal(f"layer{number}", "it has a single output channel") for number in range(130))
+    text = Reader(page(replace(INSPECTION, refusals=refusals), RUN)).text
+    assert "layer99 and 30 more" in text
+
+
+# how it is built
+
+
+@PAGES
+def test_page_is_whole_and_needs_nothing_else(kind):
+    read = Reader(page(VARIANTS[kind], RUN))
+    assert read.all("html") == [{"lang": "en"}]
+    assert len(read.all("h1")) == len(read.all("main")) == 1
+    assert {tag for tag, _ in read.elements} & {"script", "img", "iframe", "object", "video"} == set()
+    assert [found["href"] for _, found in read.elements if "href" in found] == ["data:,"]
+    assert not any(name.startswith("on") or name in ("src", "style") for _, found in read.elements for name in found)
+    assert not re.search(r"url\(|@import|https?:", STYLESHEET)
+
+
+@PAGES
+def test_structure_is_there_for_those_who_do_not_see_it(kind):
+    text = page(VARIANTS[kind], RUN)
+    read = Reader(text)
+    assert all(found.get("scope") in ("col", "row") for found in read.all("th"))
+    assert all(
+        found.get("aria-hidden") or found.get("role") == "img" or "picture" not in (found.get("class") or "")
+        for found in read.all("svg")
+    )
+    for drawn in (found for found in read.all("svg") if found.get("role") == "img"):
+        for label in (drawn["aria-labelledby"] or "").split():
+            assert f'id="{label}"' in text
+    assert text.count("<table") == text.count("<caption") == text.count('class="scrolls"')
+    identifiers = [found["id"] for _, found in read.elements if "id" in found]
+    assert len(identifiers) == len(set(identifiers))
+    assert not re.search(r"<th[^>]*></th>", text)
+
+
+@NAMES
+def test_names_stay_text(name):
+    said = Reader(page(evil("harmless"), RUN)).elements
+    text = page(evil(name), replace(RUN, command=name))
+    read = Reader(text)
+    assert {tag for tag, _ in read.elements} <= {tag for tag, _ in said}
+    assert {key for _, found in read.elements for key in found} <= {key for _, found in said for key in found} | {"class"}
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
+    text.encode("utf-8")
+    assert len(text) < 100_000
+
+
+def test_short_names_are_told_as_they_are():
+    text = Reader(page(evil(EVIL["attribute"]), RUN)).text
+    assert text.count("<img src=x onerror=alert(1)> & &amp; &#x3c;") > 5
+
+
+def test_element_escapes_what_is_text():
+    built = element("p", "<b>", Markup("<i></i>"), None, title="\"'<&", x=1 / 3, y=None)
+    assert built == '<p title="&quot;&#x27;&lt;&amp;" x="0.33">&lt;b&gt;<i></i></p>'
+    assert element("p", str(built)[:3] + "x") == "<p>&lt;p x</p>"
+    assert named("a/b") == "<bdi><code>a/<wbr>b</code></bdi>"
+    assert named("n" * 500, 10) == "<bdi><code>nnn…nnnnnn</code></bdi>"
+
+
+# pictures
+
+
+def bars(picture: str) -> list[tuple[float, float]]:
+    """(width of the outline, share of it that is filled) a row."""
+    outlines = re.findall(r'<svg x="46" y="\d+" width="([\d.]+)%"', picture)
+    filled = re.findall(r'class="kept" width="([\d.]+)%"', picture)
+    return [(float(one), float(other)) for one, other in zip(outlines, filled, strict=True)]
+
+
+def test_bars_are_as_wide_as_the_groups():
+    assert bars(groups_picture(GROUPS, compressed=True)) == [(84.0, 50.0), (0.66, 87.5)]
+    assert bars(groups_picture(GROUPS, compressed=False)) == [(84.0, 0.0), (0.66, 25.0)]
+
+
+def group(name: str, writers: str, readers: str) -> GroupResult:
+    return GroupResult(name, 8, 8, 4, "prune", tuple(writers), tuple(readers), 0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected", "dashed", "ringed"),
+    [
+        ([group("a", "a", "b"), group("b", "b", "c")], [(0, 1)], 0, 1),
+        ([group("s", "ac", "bd"), group("b", "b", "c"), group("d", "d", "c")], [(0, 1), (0, 2), (1, 0), (2, 0)], 2, 0),
+        ([group("a", "ab", "b")], [], 0, 0),
+        ([group("a", "a", "xyz"), group("b", "b", "bx")], [], 0, 2),
+    ],
+    ids=["chain", "residual stream", "itself", "apart"],
+)
+def test_lines_lead_from_readers_to_what_they_write(groups, expected, dashed, ringed):
+    picture = groups_picture(groups, compressed=True)
+    assert links(groups) == expected
+    assert picture.count('class="head"') == len(expected)
+    assert picture.count('class="link back"') == dashed
+    assert picture.count('class="ring"') == ringed
+
+
+def test_a_hundred_groups_have_a_row_each():
+    picture = groups_picture(deep(100).groups, compressed=True)
+    assert len(bars(picture)) == 100
+    heights = [float(height) for height in re.findall(r'class="name wide" x="46" y="(\d+)"', picture)]
+    assert heights == sorted(set(heights))
+    assert re.findall(r'role="img".*? height="(\d+)"', picture) == ["304"] * 12 + ["152"]
+    assert picture.count("<title id=") == len(set(re.findall(r'<title id="([^"]+)"', picture))) == 13
+    assert "Channel groups 97 to 100 of 100" in picture
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]), (8.1, 15.9, [10.0, 12.0, 14.0]), (0.0234, 0.0391, [0.025, 0.03, 0.035])],
+)
+def test_ticks_are_round(low, high, expected):
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_strips_stand_where_the_calls_fell():
+    picture = distribution_picture(LATENCY)
+    medians = [float(place) for place in re.findall(r'class="median" x1="([\d.]+)%"', picture)]
+    low, high = 8.0, LATENCY.reference.quantiles_ms[-2]
+    margin = 0.06 * (high - low)
+    expected = [100 * (value - low + margin) / (high - low + 2 * margin) for value in (12.345, 8.23)]
+    assert medians == pytest.approx(expected, abs=0.01)
+    assert picture.count('class="band"') == 2 * 18
+
+
+def test_bands_are_darker_where_more_calls_fell():
+    """Half of the calls near 1 ms, half near 2 ms: nothing in the middle, where their common median is."""
+    two = (*(1 + step / 100 for step in range(11)), *(2 + step / 100 for step in range(10)))
+    side = replace(LATENCY.reference, quantiles_ms=two, median_ms=two[10])
+    picture = distribution_picture(replace(LATENCY, reference=side, candidate=side))
+    opacities = [float(value) for value in re.findall(r'fill-opacity="([\d.]+)"', picture)][:18]
+    assert [value for index, value in enumerate(opacities) if index != 9] == [1.0] * 17
+    assert opacities[9] == pytest.approx(0.08 + 0.92 * math.sqrt(0.01 / 0.9), abs=0.01)
+
+
+def test_equal_calls_and_missing_quantiles_draw_what_they_can():
+    same = replace(LATENCY.reference, quantiles_ms=(1.0,) * 21, median_ms=1.0)
+    assert "nan" not in distribution_picture(replace(LATENCY, reference=same, candidate=same))
+    assert distribution_picture(replace(LATENCY, reference=replace(same, quantiles_ms=()))) is None
+
+
+# colours: --ink is text, --mark is drawn, --paper lies under both
+
+
+def schemes() -> dict[str, dict[str, str]]:
+    """Scheme -> name of a colour -> #rrggbb, as the stylesheet sets them."""
+    blocks = re.findall(r":root \{([^}]*)\}", STYLESHEET)
+    return {
+        scheme: dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+        for scheme, block in zip(("light", "dark", "print"), blocks, strict=True)
+    }
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, WCAG 2.2."""
+    channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """(lighter + 0.05) / (darker + 0.05)."""
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_contrast_is_that_of_the_standard():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark", "print"])
+def test_colours_can_be_read(scheme):
+    colours = schemes()[scheme]
+    assert set(colours) == set(schemes()["light"])
+    pairs = {
+        (ink, paper): contrast(colours[ink], colours[paper])
+        for ink in colours
+        for paper in colours
+        if paper.startswith("paper") and ink.startswith(("ink", "mark"))
+    }
+    assert len(pairs) == 14
+    too_close = {pair: round(found, 2) for pair, found in pairs.items() if found < (4.5 if pair[0].startswith("ink") else 3.0)}
+    assert too_close == {}
+
+
+def test_colours_are_used_as_their_names_say():
+    rules = re.sub(r":root \{[^}]*\}", "", STYLESHEET)
+    assert not re.search(r"#[0-9a-fA-F]{3,8}\b|rgb|hsl", rules)
+    uses = re.findall(r"(?<![\w-])(color|background|fill|stroke|outline|border[\w-]*): ?([^;}]+)", rules)
+    allowed = {"color": "ink", "background": "paper", "stroke": "(mark|rule)", "outline": "mark", "fill": "(ink|mark|paper)"}
+    for what, value in uses:
+        for variable in re.findall(r"var\(--([\w-]+)\)", value):
+            assert re.match(allowed.get(what, "rule"), variable), f"{what}: {value}"
+    assert len(uses) > 20
