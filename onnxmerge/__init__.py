@@ -2,8 +2,9 @@
 
 __version__ = "0.1.0"
 
-from onnxmerge.compress import compress, inspect
+from onnxmerge.compress import compress
 from onnxmerge.errors import OnnxMergeError, VerificationError
+from onnxmerge.inspecting import inspect
 from onnxmerge.options import Options
 from onnxmerge.proof import bench, verify
 from onnxmerge.report.writing import write_report

@@ -19,13 +19,17 @@ from onnxmerge.understanding import Understanding, measure, understand
 
 @dataclass(frozen=True)
 class Candidate:
-    """A smaller model that runs, not yet written: its bytes, what it weighs, what was done and what was not."""
+    """A smaller model that runs, not yet written: its bytes, what it weighs, what was done and what was not.
+
+    kept: by group, the channels that stay; groups that stay whole are not in it.
+    """
 
     model: Model
     content: bytes
     size: Size
     groups: tuple[GroupResult, ...]
     refusals: tuple[Refusal, ...]
+    kept: dict[str, tuple[int, ...]]
 
 
 def candidate_of(source: Path, understood: Understanding, plan: Plan) -> Candidate:
@@ -44,7 +48,8 @@ def candidate_of(source: Path, understood: Understanding, plan: Plan) -> Candida
         fresh = understand(source)
         model, content, size = _applied(fresh, moved(fresh, accepted), _left(plan, accepted))
     groups = tuple(results[id(removal)] for removal in accepted)
-    return Candidate(model, content, size, groups, (*understood.channels.refusals, *refused))
+    kept = {removal.group.name: tuple(removal.kept.tolist()) for removal in accepted}
+    return Candidate(model, content, size, groups, (*understood.channels.refusals, *refused), kept)
 
 
 def _accepted(source: Path, plan: Plan) -> tuple[tuple[Removal, ...], list[Refusal]]:

@@ -15,19 +15,22 @@ from rich.console import Console
 
 from onnxmerge import __version__
 from onnxmerge.cli_options import (
-    CHOICE,
     CUDA_GRAPH,
     FILE,
+    GROUPS,
     INPUTS,
     JSON,
+    METHOD,
     REPORT,
     RUNTIME,
+    SIZE,
     THRESHOLDS,
     Counts,
     options_of,
 )
-from onnxmerge.compress import compress, inspect, versions
+from onnxmerge.compress import compress, versions
 from onnxmerge.errors import OnnxMergeError, VerificationError
+from onnxmerge.inspecting import inspect
 from onnxmerge.options import Options
 from onnxmerge.proof import bench_batches, verify
 from onnxmerge.report.documents import Result, Run, json_text
@@ -62,28 +65,38 @@ def cli(context: click.Context) -> None:
 
 @cli.command("inspect", short_help="What could shrink, and why the rest must stay.")
 @click.argument("model", type=FILE)
-@options_of(REPORT, JSON)
-def inspect_command(model: Path, reports: tuple[Path, ...], as_json_text: bool) -> None:
-    """Channel groups of MODEL, what each unlocks, and why the rest must stay."""
-    check_reports(reports, {"the model": model})
-    _show(inspect(model), as_json_text, show_inspection, reports)
+@click.option("--sensitivity", is_flag=True, help="Measure the fidelity with 25, 50 and 75 % of each group removed.")
+@options_of(METHOD, GROUPS, INPUTS, RUNTIME, REPORT, JSON)
+def inspect_command(model: Path, sensitivity: bool, reports: tuple[Path, ...], as_json_text: bool, **settings: Any) -> None:
+    """Channel groups of MODEL, what each unlocks, and why the rest must stay.
+
+    With --sensitivity also how much each matters to the outputs; the other options say how that is measured.
+    """
+    check_reports(reports, {"the model": model, "the calibration inputs": settings["calibration"]})
+    with progress_bar() as progress:
+        found = inspect(model, _settings(settings), sensitivity=sensitivity, progress=progress)
+    _show(found, as_json_text, show_inspection, reports)
 
 
 @cli.command("compress", short_help="Write a smaller model and prove it.")
 @click.argument("model", type=FILE)
 @click.argument("output", type=FILE)
-@options_of(CHOICE, INPUTS, RUNTIME)
+@options_of(SIZE, METHOD, GROUPS, INPUTS, RUNTIME)
+@click.option("--save-plan", type=FILE, metavar="FILE.json", help="Write what was kept of which group; see --plan.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare the result with MODEL before writing it.")
 @click.option("--bench/--no-bench", default=True, show_default=True, help="And time both.")
 @options_of(CUDA_GRAPH, THRESHOLDS, REPORT, JSON)
-def compress_command(model: Path, output: Path, reports: tuple[Path, ...], as_json_text: bool, **settings: Any) -> None:
+def compress_command(
+    model: Path, output: Path, save_plan: Path | None, reports: tuple[Path, ...], as_json_text: bool, **settings: Any
+) -> None:
     """Remove channels of MODEL, repair what they did, prove it, and write OUTPUT.
 
     Exit code 1, and no OUTPUT, where the result misses a threshold.
     """
-    check_reports(reports, {"the model": model, "the output": output, "the calibration inputs": settings["calibration"]})
+    files = {"the model": model, "the output": output, "the calibration inputs": settings["calibration"]}
+    check_reports(reports, files | {"the plan": settings["plan"], "the plan to be saved": save_plan})
     with progress_bar() as progress:
-        result = compress(model, output, _settings(settings), progress=progress)
+        result = compress(model, output, _settings(settings), progress=progress, save_plan=save_plan)
     _show(result, as_json_text, show_compression, reports)
 
 

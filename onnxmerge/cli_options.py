@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from onnxmerge.options import CRITERION_NAMES, CUDNN_SEARCHES, METHOD_NAMES, PROVIDERS, SCOPES
+from onnxmerge.options import CRITERION_NAMES, CUDNN_SEARCHES, DEFAULT_FIDELITY, METHOD_NAMES, PROVIDERS, SCOPES
 
 FILE = click.Path(path_type=Path)
 
@@ -84,15 +84,25 @@ THRESHOLDS = options_of(
     click.option("--min-top1-agreement", type=float, metavar="A", help="Fail below this share of equal best classes."),
     click.option("--max-relative-l2", type=float, metavar="E", help="Fail above this mean relative L2 error."),
 )
-CHOICE = options_of(
+GROUPS = options_of(
+    click.option("--scope", type=click.Choice(SCOPES), help="chains: only groups that one layer writes.  [default: all]"),
+    click.option("--include", multiple=True, metavar="GLOB", help="Only groups that a node named so writes; repeatable."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="No group that a node named so writes; repeatable."),
+)
+SIZE = options_of(
+    click.option(
+        "--fidelity", type=float, metavar="F", help=f"As small as keeps this fidelity.  [default: {DEFAULT_FIDELITY:g}]"
+    ),
+    click.option("--target", metavar="K=V", help="params, macs or latency, and the share that may remain: macs=0.5."),
     click.option("--ratio", type=float, metavar="R", help="Share of every group's channels to remove, 0 <= R < 1."),
+    click.option("--plan", type=FILE, help="Keep what this file says, written by --save-plan and perhaps edited."),
+)
+METHOD = options_of(
+    click.option("--round-to", metavar="N", help="Channel counts in multiples of N, or auto: as run fastest here."),
     click.option("--method", type=click.Choice(METHOD_NAMES), default="auto", show_default=True, help="What replaces them."),
     click.option(
         "--criterion", type=click.Choice(CRITERION_NAMES), default="auto", show_default=True, help="Which of them go first."
     ),
     click.option("--threshold", type=float, metavar="T", default=0.1, show_default=True, help="merge: similarity threshold."),
     click.option("--cosine-weight", type=float, metavar="L", default=0.85, show_default=True, help="merge: the paper's lambda."),
-    click.option("--scope", type=click.Choice(SCOPES), help="chains: only groups that one layer writes.  [default: all]"),
-    click.option("--include", multiple=True, metavar="GLOB", help="Only groups that a node named so writes; repeatable."),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="No group that a node named so writes; repeatable."),
 )

@@ -13,42 +13,23 @@ from pathlib import Path
 import onnxruntime
 
 from onnxmerge import __version__
-from onnxmerge.candidates import Candidate, unlocked_by
+from onnxmerge.candidates import Candidate
 from onnxmerge.errors import ModelError, OptionError
+from onnxmerge.files import check_place
 from onnxmerge.graph.flow import label
 from onnxmerge.graph.io import external_files, save
-from onnxmerge.methods.by_weights import BY_WEIGHTS
+from onnxmerge.methods.planning import selected
 from onnxmerge.options import Options
-from onnxmerge.proof import BATCH, CHECK_INPUTS, Proof, inputs_for, prove, provider_of, with_macs
-from onnxmerge.results import Comparison, Compression, Inspection, Size
-from onnxmerge.runtime.sessions import open_session
+from onnxmerge.plans import fingerprint, read_plan, write_plan
+from onnxmerge.proof import Proof, prove, with_macs
+from onnxmerge.results import Comparison, Compression, Size
 from onnxmerge.searching import Search, search
-from onnxmerge.statistics.balance import balanced
-from onnxmerge.statistics.hints import hints_of
-from onnxmerge.statistics.inputs import Inputs
-from onnxmerge.statistics.shaped import dense_first_layer, with_shaped_noise
+from onnxmerge.sources import solving_and_checking
+from onnxmerge.stages import COMPRESSING, overall
 from onnxmerge.understanding import Understanding, understand
 
-SOLVE_INPUTS, POOL_SHARE = 384, 5  # synthetic inputs, out of a pool so many times larger
-DENSE_INPUTS, DENSE_POOL_SHARE = 2048, 2  # a dense network gives one sample an input, and costs little
-STAGES = {
-    "inputs": (0.0, 0.1),
-    "statistics": (0.1, 0.2),
-    "probes": (0.2, 0.3),
-    "reconstruction": (0.3, 0.9),
-    "checking": (0.9, 1.0),
-}
-SMALLEST_SPLIT = 16
-HELD_BACK, HELD_BACK_SHARE = 128, 0.1
 DOUBTFUL_FIDELITY = 0.5
 PACKAGES = ("onnx", "onnx-graphsurgeon", "numpy")
-
-
-def inspect(source: str | Path) -> Inspection:
-    """The channel groups of a model, what each of them unlocks, and why the rest must stay."""
-    understood = understand(Path(source))
-    groups = tuple(unlocked_by(understood, group) for group in understood.channels.groups)
-    return Inspection(str(source), understood.size, groups, understood.channels.refusals)
 
 
 def compress(
@@ -56,8 +37,11 @@ def compress(
     target: str | Path,
     options: Options | None = None,
     progress: Callable[[str, float], None] | None = None,
+    save_plan: str | Path | None = None,
 ) -> Compression:
-    """Write a smaller model to `target` and return what was done. progress: told the stage and the share done, 0 to 1.
+    """Write a smaller model to `target` and return what was done.
+
+    progress: told the stage and the share done, 0 to 1. save_plan: where to write what was kept, for Options.plan.
 
     Raises ModelError, OptionError or InputError where the user can act, VerificationError where the candidate failed the
     check; in all of these nothing is written. The target appears whole or not at all.
@@ -70,14 +54,23 @@ def compress(
     if not understood.channels.groups:
         raise ModelError(_nothing_to_remove(source, understood))
     _check_not_needed(target, understood, options)
-    tell = _overall(progress, options.fidelity is not None) if progress is not None else _silent
+    if save_plan is not None:
+        needed = {"the model": source, "the output": target, "the calibration inputs": options.calibration}
+        check_place(Path(save_plan), "the plan", needed)
+    mark = "" if save_plan is None and options.plan is None else fingerprint(source, sorted(external_files(understood.model)))
+    if options.plan is not None:
+        replayed = read_plan(options.plan, mark, selected(understood, options)[0])
+        options = replace(options, plan=None, counts=replayed.counts, kept=replayed.channels)
+    tell = overall(progress, COMPRESSING)
     tell("inputs", 0.0)
-    solving, checking = _inputs(source, understood, options)
+    solving, checking = solving_and_checking(source, understood, options)
     found = search(Search(source, understood, options, solving, checking, tell))
     chosen = found.candidate
     tell("checking", 0.0)
     proof = prove(source, chosen.content, checking, options) if options.verify else None
     save(chosen.model, target)
+    if save_plan is not None:
+        write_plan(Path(save_plan), source, mark, selected(understood, options)[0], chosen.kept)
     return Compression(
         source=str(source),
         target=str(target),
@@ -123,54 +116,6 @@ def _nothing_to_remove(source: Path, understood: Understanding) -> str:
         return f"{source}: nothing can be removed: it has no Conv, ConvTranspose, Gemm or MatMul with weights in the file"
     others = f", and {len(refusals) - 1} more reasons" if len(refusals) > 1 else ""
     return f"{source}: nothing can be removed: {refusals[0].where}: {refusals[0].reason}{others} (`onnxmerge inspect` lists them)"
-
-
-def _inputs(source: Path, understood: Understanding, options: Options) -> tuple[Inputs, Inputs]:
-    """Inputs to solve on and inputs to check on: other seeds of synthetic ones, a part held back of the user's."""
-    provider = provider_of(options)
-    session = open_session(source, provider, optimise=True, threads=options.threads, label=str(source))
-    if options.calibration is None:
-        hints = hints_of(understood.channels)
-        check = inputs_for(session, understood.shapes, replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS, hints)
-        if options.method in BY_WEIGHTS:
-            return check, check
-        dense = dense_first_layer(understood.channels)
-        wanted = SOLVE_INPUTS if dense is None else DENSE_INPUTS
-        share = POOL_SHARE if dense is None else DENSE_POOL_SHARE
-        samples = None if options.samples is None else share * options.samples
-        pool = inputs_for(session, understood.shapes, replace(options, samples=samples), share * wanted, hints)
-        wanted = options.samples or min(wanted, pool.count // 2)
-        if dense is not None:
-            pool = with_shaped_noise(pool, *dense, options.seed)
-        return balanced(pool, session, wanted, BATCH), check
-    given = inputs_for(session, understood.shapes, options)
-    if not options.verify or options.method in BY_WEIGHTS:
-        return given, given
-    if given.count < max(SMALLEST_SPLIT, 2 * (given.batch_size or 1)):
-        return given, replace(given, source=f"{given.source}, the same that were solved on")
-    return given.split(min(HELD_BACK, given.count * HELD_BACK_SHARE))
-
-
-def _silent(stage: str, share: float) -> None:
-    """No progress is wanted."""
-
-
-def _overall(progress: Callable[[str, float], None], repeated: bool) -> Callable[[str, float], None]:
-    """Shares of stages as shares of the whole, so that the time left can be told.
-
-    repeated: nobody knows how often the reconstruction will run, so every run takes half of what is left of its stage.
-    """
-    reached, left = {"share": 0.0}, {"whole": 1.0}
-
-    def tell(stage: str, share: float) -> None:
-        start, end = STAGES[stage]
-        if repeated and stage == "reconstruction":
-            left["whole"] *= 0.5 if share < reached["share"] else 1.0
-            reached["share"] = share
-            share = 1.0 - left["whole"] + 0.5 * left["whole"] * share
-        progress(stage, start + (end - start) * share)
-
-    return tell
 
 
 def _check_target(target: Path) -> None:

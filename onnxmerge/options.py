@@ -81,6 +81,8 @@ class Options:
         given = [name for name in SIZES if getattr(self, name) not in (None, ())]
         if len(given) > 1:
             raise OptionError(f"--{given[0]} and --{given[1]} both say how small the model becomes: drop one of the two")
+        if self.plan is not None and self.round_to is not None:
+            raise OptionError("--plan says how many channels stay, so that --round-to has nothing to round: drop one of the two")
         if self.labels is not None and self.calibration is None:
             raise OptionError("--labels belong to inputs of yours: give these as --calibration")
         if self.save_worst is not None and self.save_worst.suffix.lower() != ".npz":

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxmerge.errors import InputError, ModelError, VerificationError
+from onnxmerge.files import check_place
 from onnxmerge.graph.cost import total_macs
 from onnxmerge.graph.io import load
 from onnxmerge.judging import failures_of, layer_drift, missed_thresholds, mistakes_of, small_enough, thresholds_wished
@@ -24,7 +25,7 @@ from onnxmerge.runtime.wiring import wiring_of
 from onnxmerge.statistics.hints import Hints, spread
 from onnxmerge.statistics.inputs import ImageRange, Inputs, calibration_inputs, synthetic_inputs
 from onnxmerge.statistics.labels import read_labels
-from onnxmerge.statistics.saving import check_place, save_feeds
+from onnxmerge.statistics.saving import save_feeds
 
 CHECK_INPUTS = 256
 INPUT_ELEMENTS = 128 * 3 * 224 * 224  # large inputs are checked with fewer of them
@@ -135,7 +136,7 @@ def _check_place(reference: Path, candidate: Path, options: Options) -> None:
     files |= {"the calibration inputs": options.calibration} if options.calibration is not None else {}
     files |= {"the labels": options.labels} if options.labels is not None else {}
     if options.save_worst is not None:
-        check_place(options.save_worst, files)
+        check_place(options.save_worst, "the worst input", files)
 
 
 def bench(reference: Path, candidate: Path, options: Options, batch: int | None = None) -> Comparison:

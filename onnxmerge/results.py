@@ -148,7 +148,8 @@ class GroupResult:
     removable: how many of its channels could go; kept: how many stayed; parameters_share and macs_share: what part of the
     model shrinks with it, weights of its producers and consumers counted whole, so groups overlap; note: why the method was
     taken, or why channels must stay; expected_error: by method, the share of its consumers' output variance that is lost with
-    it alone, before later layers repair it.
+    it alone, before later layers repair it. sensitivity: the fidelity of the output that suffers most, by the share of this
+    group's channels removed ("0.25"), all other groups whole; measured before any repair.
     """
 
     name: str
@@ -162,16 +163,18 @@ class GroupResult:
     macs_share: float
     note: str = ""
     expected_error: dict[str, float] = field(default_factory=dict)
+    sensitivity: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` tells of a model."""
+    """What `inspect` tells of a model; inputs: what the sensitivity was measured on, "" where it was not."""
 
     model: str
     size: Size
     groups: tuple[GroupResult, ...]
     refusals: tuple[Refusal, ...]
+    inputs: str = ""
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,38 @@ class Compression:
     latency: Comparison | None
     warnings: tuple[str, ...]
     seconds: float
+    seed: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One target of a sweep and the model that meets it.
+
+    target: as it was asked for, "macs=0.5"; file: where it was written, "" where it was not kept; fidelity, top1_agreement: of
+    the worst output on the check inputs; kept: channels by group, of those that shrank; error: why there is no model ("" if
+    there is one), all other fields are then None or empty.
+    """
+
+    target: str
+    after: Size | None
+    fidelity: float | None
+    top1_agreement: float | None
+    latency: Comparison | None
+    kept: dict[str, int]
+    warnings: tuple[str, ...]
+    file: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Size and speed against fidelity, in the order of the targets; inputs: what the fidelity was measured on."""
+
+    source: str
+    before: Size
+    points: tuple[SweepPoint, ...]
+    inputs: str
     seed: int
     versions: dict[str, str]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,16 +15,16 @@ from onnxmerge.graph.channels import ChannelGroup
 from onnxmerge.methods.budgeting import Budget, Point, budget_of
 from onnxmerge.methods.by_weights import BY_WEIGHTS
 from onnxmerge.methods.planning import Plan, counts_of, decide, selected
-from onnxmerge.methods.probing import probe
+from onnxmerge.methods.probing import Probe, probe
 from onnxmerge.methods.study import Study, study_of
 from onnxmerge.options import Options
 from onnxmerge.proof import CHECK_INPUTS, fidelity_of, provider_of, time_pair
 from onnxmerge.results import Comparison
+from onnxmerge.stages import Tell
 from onnxmerge.statistics.inputs import Inputs
 from onnxmerge.understanding import Understanding, understand
 
 Counts = Mapping[str, int]
-Tell = Callable[[str, float], None]
 
 MULTIPLES = (4, 8, 16, 32)  # what --round-to auto tries beside no rounding
 LATENCY_TOLERANCE = 0.05  # of the ratio that was asked for
@@ -64,10 +64,14 @@ class Search:
         return study_of(self.understood, self.solving, self.options, self.tell)
 
     @cached_property
+    def probes(self) -> dict[str, tuple[Probe, ...]]:
+        """What the outputs lose when a part of one group goes, by group."""
+        return probe(self.study, self.groups, self.understood.size.macs, self.options)
+
+    @cached_property
     def budget(self) -> Budget:
-        """What each group's channels are worth, measured."""
-        probes = probe(self.study, self.groups, self.understood.size.macs, self.options)
-        return budget_of(self.study, self.understood, self.groups, probes)
+        """What each group's channels are worth."""
+        return budget_of(self.study, self.understood, self.groups, self.probes)
 
     def candidate(self, counts: Counts) -> Candidate:
         """The model with these counts, or what pruning alone gives where that stays closer."""

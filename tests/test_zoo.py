@@ -13,7 +13,8 @@ import pytest
 from onnx import helper, numpy_helper
 from running import LAYERS, run, weights_of
 
-from onnxmerge.compress import compress, inspect
+from onnxmerge.compress import compress
+from onnxmerge.inspecting import inspect
 from onnxmerge.options import Options
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"

@@ -93,4 +93,21 @@ def counts_of(groups: Sequence[ChannelGroup], options: Options) -> dict[str, int
                 raise OptionError(f"cannot keep {wished[group.name]} of the {group.size} channels of {group.name!r}")
             ratio = 1.0 - wished[group.name] / group.size
         counts[group.name] = kept_count(group, ratio)
+    for group in groups:
+        _check_kept(group, dict(options.kept).get(group.name))
     return counts
+
+
+def _check_kept(group: ChannelGroup, named: Sequence[int] | None) -> None:
+    """OptionError where channels that were named cannot be all that stays."""
+    if named is None:
+        return
+    stays = np.zeros(group.size, bool)
+    stays[list(named)] = True
+    if not (stays | group.removable).all():
+        missing = int(np.flatnonzero(~stays & ~group.removable)[0])
+        raise OptionError(
+            f"channel {missing} of {group.name!r} must stay: {group.reason or 'a reader would be left without inputs'}"
+        )
+    if len(set(np.bincount(group.cells[stays], minlength=group.cells.max() + 1).tolist())) > 1:
+        raise OptionError(f"the channels of {group.name!r} that stay must be equally many in each group of its convolution")

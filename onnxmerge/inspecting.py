@@ -1,0 +1,40 @@
+"""`inspect`: what could shrink, what must stay and why, and how much each group matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from onnxmerge.candidates import unlocked_by
+from onnxmerge.options import Options
+from onnxmerge.results import Inspection
+from onnxmerge.searching import Search
+from onnxmerge.sources import solving_and_checking
+from onnxmerge.stages import MEASURING, overall
+from onnxmerge.understanding import understand
+
+
+def inspect(
+    source: str | Path,
+    options: Options | None = None,
+    sensitivity: bool = False,
+    progress: Callable[[str, float], None] | None = None,
+) -> Inspection:
+    """The channel groups of a model, what each of them unlocks, and why the rest must stay.
+
+    sensitivity: also what the outputs lose with a quarter, a half and three quarters of each group that may shrink removed.
+    """
+    source, options = Path(source), options or Options()
+    understood = understand(source)
+    groups = tuple(unlocked_by(understood, group) for group in understood.channels.groups)
+    found = Inspection(str(source), understood.size, groups, understood.channels.refusals)
+    if not sensitivity or not groups:
+        return found
+    tell = overall(progress, MEASURING)
+    tell("inputs", 0.0)
+    solving, checking = solving_and_checking(source, understood, options)
+    wanted = Search(source, understood, options, solving, checking, tell)
+    measured = {name: {f"{probe.removed:g}": 1.0 - probe.damage for probe in probes} for name, probes in wanted.probes.items()}
+    groups = tuple(replace(group, sensitivity=measured.get(group.name, {})) for group in groups)
+    return replace(found, groups=groups, inputs=solving.source)

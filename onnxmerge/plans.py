@@ -1,0 +1,105 @@
+"""Plan files: which channels of which group stay, readable, editable, bound to one model by its fingerprint.
+
+    {"schema": "onnxmerge.plan/1", "model": {"file": ..., "sha256": ...},
+     "groups": [{"name": ..., "channels": 16, "kept": 12, "kept_channels": [0, 2, ...]}, ...]}
+
+To edit one: change `kept` and delete `kept_channels`, or change both. Groups that are not listed stay whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxmerge.errors import OptionError
+from onnxmerge.files import write_whole
+from onnxmerge.graph.channels import ChannelGroup
+
+SCHEMA = "onnxmerge.plan/1"
+LARGEST_FILE = 1 << 26
+BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Kept:
+    """By group: how many channels stay, and which ones where the plan says so."""
+
+    counts: tuple[tuple[str, int], ...]
+    channels: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def fingerprint(model: Path, external: Sequence[Path]) -> str:
+    """SHA-256 of the model file and of its external data files, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in (model, *external):
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def write_plan(path: Path, model: Path, print_: str, groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]) -> None:
+    """What was kept of each group. print_: the model's fingerprint; kept: channels by group, of those that shrank."""
+    rows = [
+        {"name": group.name, "channels": group.size, "kept": len(kept[group.name]), "kept_channels": list(kept[group.name])}
+        if group.name in kept
+        else {"name": group.name, "channels": group.size, "kept": group.size}
+        for group in groups
+    ]
+    head = json.dumps({"schema": SCHEMA, "model": {"file": model.name, "sha256": print_}}, indent=2)
+    body = ",\n".join(f"    {json.dumps(row)}" for row in rows)  # a line a group, to be edited by hand
+    text = f'{head[:-2]},\n  "groups": [\n{body}\n  ]\n}}\n'
+    write_whole(path, "the plan", lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def read_plan(path: Path, print_: str, groups: Sequence[ChannelGroup]) -> Kept:
+    """The plan for the model with that fingerprint. OptionError with one line where it does not fit."""
+    rows = _rows(path, print_)
+    known = {group.name: group for group in groups}
+    counts: dict[str, int] = {}
+    channels: dict[str, tuple[int, ...]] = {}
+    for row in rows:
+        name, kept, named = row.get("name"), row.get("kept"), row.get("kept_channels")
+        where = f"{path}: group {name!r}"
+        if not isinstance(name, str) or name not in known:
+            raise OptionError(f"{where} is no group that may shrink here; `onnxmerge inspect` lists them")
+        size = known[name].size
+        if name in counts:
+            raise OptionError(f"{where} stands there twice")
+        if type(kept) is not int or not 1 <= kept <= size:
+            raise OptionError(f"{where}: kept must be a number from 1 to {size}, not {kept!r}")
+        counts[name] = kept
+        if named is None:
+            continue
+        if not isinstance(named, list) or any(type(each) is not int or not 0 <= each < size for each in named):
+            raise OptionError(f"{where}: kept_channels must be a list of numbers from 0 to {size - 1}")
+        if len(set(named)) != len(named) or len(named) != kept:
+            raise OptionError(
+                f"{where}: kept is {kept} but kept_channels holds {len(set(named))}; delete kept_channels to have them chosen"
+            )
+        channels[name] = tuple(sorted(named))
+    return Kept(tuple(counts.items()), tuple((name, each) for name, each in channels.items() if len(each) < known[name].size))
+
+
+def _rows(path: Path, print_: str) -> list[dict[str, Any]]:
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise OptionError(f"{path} is too large to be a plan")
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"the plan {path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"the plan {path} is not JSON: {error}") from error
+    if not isinstance(plan, dict) or plan.get("schema") != SCHEMA:
+        found = plan.get("schema") if isinstance(plan, dict) else None
+        raise OptionError(f"{path} is no plan: its schema is {found!r}, needed is {SCHEMA!r}")
+    model, rows = plan.get("model"), plan.get("groups")
+    if not isinstance(model, dict) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise OptionError(f"{path} is no plan: it needs `model` with its sha256 and `groups`, a list")
+    if model.get("sha256") != print_:
+        raise OptionError(f"the plan {path} was made for another model ({model.get('file')!r}): its sha256 differs")
+    return rows

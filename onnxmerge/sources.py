@@ -1,0 +1,47 @@
+"""Inputs to solve on and inputs to check on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from onnxmerge.methods.by_weights import BY_WEIGHTS
+from onnxmerge.options import Options
+from onnxmerge.proof import BATCH, CHECK_INPUTS, inputs_for, provider_of
+from onnxmerge.runtime.sessions import open_session
+from onnxmerge.statistics.balance import balanced
+from onnxmerge.statistics.hints import hints_of
+from onnxmerge.statistics.inputs import Inputs
+from onnxmerge.statistics.shaped import dense_first_layer, with_shaped_noise
+from onnxmerge.understanding import Understanding
+
+SOLVE_INPUTS, POOL_SHARE = 384, 5  # synthetic inputs, out of a pool so many times larger
+DENSE_INPUTS, DENSE_POOL_SHARE = 2048, 2  # a dense network gives one sample an input, and costs little
+SMALLEST_SPLIT = 16
+HELD_BACK, HELD_BACK_SHARE = 128, 0.1
+
+
+def solving_and_checking(source: Path, understood: Understanding, options: Options) -> tuple[Inputs, Inputs]:
+    """Other seeds of synthetic inputs to check on, or a part held back of the user's."""
+    provider = provider_of(options)
+    session = open_session(source, provider, optimise=True, threads=options.threads, label=str(source))
+    if options.calibration is None:
+        hints = hints_of(understood.channels)
+        check = inputs_for(session, understood.shapes, replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS, hints)
+        if options.method in BY_WEIGHTS:
+            return check, check
+        dense = dense_first_layer(understood.channels)
+        wanted = SOLVE_INPUTS if dense is None else DENSE_INPUTS
+        share = POOL_SHARE if dense is None else DENSE_POOL_SHARE
+        samples = None if options.samples is None else share * options.samples
+        pool = inputs_for(session, understood.shapes, replace(options, samples=samples), share * wanted, hints)
+        wanted = options.samples or min(wanted, pool.count // 2)
+        if dense is not None:
+            pool = with_shaped_noise(pool, *dense, options.seed)
+        return balanced(pool, session, wanted, BATCH), check
+    given = inputs_for(session, understood.shapes, options)
+    if not options.verify or options.method in BY_WEIGHTS:
+        return given, given
+    if given.count < max(SMALLEST_SPLIT, 2 * (given.batch_size or 1)):
+        return given, replace(given, source=f"{given.source}, the same that were solved on")
+    return given.split(min(HELD_BACK, given.count * HELD_BACK_SHARE))
