@@ -94,7 +94,7 @@ def _show_batches(console: Console, batches: Sequence[Comparison]) -> None:
         Column("inputs a second", [_rate(each.candidate_per_second) for each in batches], extra=True),
         Column("as fast", [f"{each.speedup:.2f}x" for each in batches]),
         Column("95 % interval", intervals),
-        Column("realised", ["-" if each.realised is None else percent(each.realised, 0) for each in batches], extra=True),
+        Column("realised", ["-" if each.realised is None else percent(each.realised, 0) for each in batches]),
     ]
     console.print(Text("Latency of one call, measured in turn", style="bold"))
     console.print(fitted(columns, console.width))
@@ -111,6 +111,6 @@ def _show_conditions(console: Console, latency: Comparison, batch: str) -> None:
     console.print(Text(f"timed: {calls}, {batch}, {latency.provider}, {threads}", style="dim"))
     if latency.warm_up_runs:
         rounds = f"{latency.rounds} round{'s' * (latency.rounds != 1)}"
-        text = f"in {rounds} of freshly opened sessions, each warmed up until stable: {latency.warm_up_runs} calls in all"
+        text = f"in {rounds} of freshly opened sessions, warmed up until stable: {latency.warm_up_runs} calls"
         console.print(Text(text, style="dim"))
     show_execution(console, latency.execution, latency.provider)
