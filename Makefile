@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # demo, verify_models and transcript have targets of their own, digits is a module
 BENCHMARKS = $(filter-out $(addprefix benchmarks/,demo.py verify_models.py transcript.py digits.py),$(sort $(wildcard benchmarks/*.py)))
 
-.PHONY: help demo test lint verify bench readme schemas clean
+.PHONY: help demo test lint verify bench cuda readme schemas clean
 
 help:
 	@echo 'make demo     compress a trained model: size, speed and accuracy on real digits, before and after'
@@ -21,6 +21,7 @@ help:
 	@echo 'make lint     ruff, mypy, imports one way'
 	@echo 'make verify   compress, verify and time every model in models/'
 	@echo 'make bench    the benchmarks'
+	@echo 'make cuda     speed on CUDA, written into benchmarks/RESULTS.md'
 	@echo 'make readme   write the transcript in README.md afresh'
 	@echo 'make schemas  write the schemas of the JSON reports afresh'
 	@echo 'make clean    remove the virtual environment and everything built'
@@ -39,6 +40,10 @@ lint: $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+cuda: $(INSTALLED)
+	$(PIP) -e '.[cuda]'
+	$(BIN)/python benchmarks/speed.py --provider cuda --write
 
 bench: $(INSTALLED)
 	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || exit 1; done

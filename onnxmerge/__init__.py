@@ -1,12 +1,22 @@
 """onnxmerge: a smaller, faster ONNX model without training code, data or fine-tuning."""
 
-__version__ = "0.1.0"
-
 from onnxmerge.compress import compress
 from onnxmerge.errors import OnnxMergeError, VerificationError
 from onnxmerge.inspecting import inspect
 from onnxmerge.options import Options
-from onnxmerge.proof import bench, verify
+from onnxmerge.proof import bench, bench_batches, verify
 from onnxmerge.report.writing import write_report
+from onnxmerge.versions import __version__
 
-__all__ = ["OnnxMergeError", "Options", "VerificationError", "bench", "compress", "inspect", "verify", "write_report"]
+__all__ = [
+    "OnnxMergeError",
+    "Options",
+    "VerificationError",
+    "__version__",
+    "bench",
+    "bench_batches",
+    "compress",
+    "inspect",
+    "verify",
+    "write_report",
+]

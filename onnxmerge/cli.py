@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 import click
 from rich.console import Console
 
-from onnxmerge import __version__
 from onnxmerge.cli_options import (
     CUDA_GRAPH,
     FILE,
@@ -28,7 +27,7 @@ from onnxmerge.cli_options import (
     Counts,
     options_of,
 )
-from onnxmerge.compress import compress, versions
+from onnxmerge.compress import compress
 from onnxmerge.errors import OnnxMergeError, VerificationError
 from onnxmerge.inspecting import inspect
 from onnxmerge.options import Options
@@ -39,6 +38,7 @@ from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection
 from onnxmerge.report.wording import printable
 from onnxmerge.report.writing import check_reports, write_report
+from onnxmerge.versions import __version__, versions
 
 DONE, NOT_VERIFIED, BAD_USAGE, OWN_BUG, INTERRUPTED = 0, 1, 2, 70, 130
 

@@ -90,9 +90,7 @@ GROUPS = options_of(
     click.option("--exclude", multiple=True, metavar="GLOB", help="No group that a node named so writes; repeatable."),
 )
 SIZE = options_of(
-    click.option(
-        "--fidelity", type=float, metavar="F", help=f"As small as keeps this fidelity.  [default: {DEFAULT_FIDELITY:g}]"
-    ),
+    click.option("--fidelity", type=float, metavar="F", help=f"As small as keeps this.  [default: {DEFAULT_FIDELITY:g}]"),
     click.option("--target", metavar="K=V", help="params, macs or latency, and the share that may remain: macs=0.5."),
     click.option("--ratio", type=float, metavar="R", help="Share of every group's channels to remove, 0 <= R < 1."),
     click.option("--plan", type=FILE, help="Keep what this file says, written by --save-plan and perhaps edited."),

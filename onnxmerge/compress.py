@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
-import onnxruntime
-
-from onnxmerge import __version__
 from onnxmerge.candidates import Candidate
 from onnxmerge.errors import ModelError, OptionError
 from onnxmerge.files import check_place
@@ -27,9 +22,9 @@ from onnxmerge.searching import Search, search
 from onnxmerge.sources import solving_and_checking
 from onnxmerge.stages import COMPRESSING, overall
 from onnxmerge.understanding import Understanding, understand
+from onnxmerge.versions import versions
 
 DOUBTFUL_FIDELITY = 0.5
-PACKAGES = ("onnx", "onnx-graphsurgeon", "numpy")
 
 
 def compress(
@@ -135,10 +130,3 @@ def _check_not_needed(target: Path, understood: Understanding, options: Options)
     for path, what in needed:
         if target.exists() and path.exists() and target.samefile(path):
             raise OptionError(f"the output {target} holds {what}; name another file")
-
-
-def versions() -> dict[str, str]:
-    """What the figures were made with."""
-    found = {name: version(name) for name in PACKAGES}
-    system = {"python": platform.python_version(), "system": platform.platform()}
-    return {"onnxmerge": __version__, "onnxruntime": onnxruntime.__version__, **found, **system}

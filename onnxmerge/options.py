@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxmerge.errors import OptionError
+from onnxmerge.runtime.providers import CudaSettings, Provider, resolve_provider
 
 METHOD_NAMES = ("auto", "reconstruct", "merge", "prune")
 CRITERION_NAMES = ("auto", "reconstruction", "l1-norm", "l2-norm", "l2-gm")
@@ -159,3 +160,10 @@ CHECKS = {
     "min_top1_agreement": _SHARE,
     "max_relative_l2": Check("at least 0", lambda value: value >= 0.0),
 }
+
+
+def provider_of(options: Options) -> Provider:
+    """Where models run. CUDA graphs need inputs of one shape, so that only timing uses them."""
+    settings = CudaSettings(options.tf32, options.cudnn_search, options.cuda_graph)
+    provider = resolve_provider(options.provider, settings)
+    return replace(provider, settings=replace(settings, cuda_graph=False))

@@ -13,12 +13,12 @@ from onnxmerge.files import check_place
 from onnxmerge.graph.cost import total_macs
 from onnxmerge.graph.io import load
 from onnxmerge.judging import failures_of, layer_drift, missed_thresholds, mistakes_of, small_enough, thresholds_wished
-from onnxmerge.options import Options
+from onnxmerge.options import Options, provider_of
 from onnxmerge.results import Accuracy, Bench, Comparison, Fidelity
 from onnxmerge.runtime.execution import execution_of
 from onnxmerge.runtime.fidelity import accuracy, compare
 from onnxmerge.runtime.latency import compare_latency
-from onnxmerge.runtime.providers import CudaSettings, Provider, resolve_provider
+from onnxmerge.runtime.providers import Provider
 from onnxmerge.runtime.sessions import Session, open_session
 from onnxmerge.runtime.shapes import observe_twice
 from onnxmerge.runtime.wiring import wiring_of
@@ -58,13 +58,6 @@ def inputs_for(
     count = options.samples or min(count, _affordable(shapes, session))
     made = synthetic_inputs(session.inputs, shapes, count, options.seed, image_range, hints.limits)
     return made if image_range is not None else spread(made, hints)
-
-
-def provider_of(options: Options) -> Provider:
-    """Where models run. CUDA graphs need inputs of one shape, so that only `time_pair` uses them."""
-    settings = CudaSettings(options.tf32, options.cudnn_search, options.cuda_graph)
-    provider = resolve_provider(options.provider, settings)
-    return replace(provider, settings=replace(settings, cuda_graph=False))
 
 
 def _image_range(options: Options) -> ImageRange | None:

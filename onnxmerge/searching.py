@@ -17,8 +17,8 @@ from onnxmerge.methods.by_weights import BY_WEIGHTS
 from onnxmerge.methods.planning import Plan, counts_of, decide, selected
 from onnxmerge.methods.probing import Probe, probe
 from onnxmerge.methods.study import Study, study_of
-from onnxmerge.options import Options
-from onnxmerge.proof import CHECK_INPUTS, fidelity_of, provider_of, time_pair
+from onnxmerge.options import Options, provider_of
+from onnxmerge.proof import CHECK_INPUTS, fidelity_of, time_pair
 from onnxmerge.results import Comparison
 from onnxmerge.stages import Tell
 from onnxmerge.statistics.inputs import Inputs

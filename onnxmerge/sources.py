@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnxmerge.methods.by_weights import BY_WEIGHTS
-from onnxmerge.options import Options
-from onnxmerge.proof import BATCH, CHECK_INPUTS, inputs_for, provider_of
+from onnxmerge.options import Options, provider_of
+from onnxmerge.proof import BATCH, CHECK_INPUTS, inputs_for
 from onnxmerge.runtime.sessions import open_session
 from onnxmerge.statistics.balance import balanced
 from onnxmerge.statistics.hints import hints_of

@@ -269,3 +269,16 @@ def test_a_model_of_a_fixed_batch(tmp_path, monkeypatch):
     fidelity, failures = verify(reference, saved(model, tmp_path / "out.onnx"), Options(layers=True, samples=10, provider="cpu"))
     assert (fidelity.layers.first.node, fidelity.inputs, fidelity.layers.inputs) == (node, 12, 2)
     assert failures
+
+
+def test_weights_in_another_file(tmp_path):
+    paths = []
+    for name, how in {"reference": None, "broken": one_nan}.items():
+        model = onnx.load(MODELS / "digits-mlp.onnx")
+        node = how(model, 1) if how is not None else ""
+        paths.append(tmp_path / name / "model.onnx")
+        paths[-1].parent.mkdir()
+        onnx.save(model, paths[-1], save_as_external_data=True, location="weights.bin", size_threshold=0)
+    fidelity, failures = verify(*paths, Options(**QUICK, layers=True))
+    assert f"the weight of {node} holds NaN or infinity" in failures
+    assert (fidelity.layers.first.node, fidelity.same_layers) == (node, True)

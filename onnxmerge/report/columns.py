@@ -124,7 +124,7 @@ def batch_columns(batches: Sequence[Comparison]) -> list[Column]:
         Column("inputs a second", [_rate(each.candidate_per_second) for each in batches], extra=True),
         Column("as fast", [f"{each.speedup:.2f}x" for each in batches]),
         Column("95 % interval", [f"{low:.2f}x to {high:.2f}x" for low, high in intervals]),
-        Column("realised", ["-" if each.realised is None else percent(each.realised, 0) for each in batches], extra=True),
+        Column("realised", ["-" if each.realised is None else percent(each.realised, 0) for each in batches]),
     ]
 
 

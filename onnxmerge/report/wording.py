@@ -162,7 +162,7 @@ def timing_lines(latency: Comparison) -> list[str]:
     lines = [f"timed: {latency.candidate.runs:,} calls of each, batch {latency.batch}, {latency.provider}, {threads}"]
     if latency.warm_up_runs:
         rounds = f"{latency.rounds} round{'s' * (latency.rounds != 1)}"
-        lines.append(f"in {rounds} of freshly opened sessions, each warmed up until stable: {latency.warm_up_runs} calls in all")
+        lines.append(f"in {rounds} of freshly opened sessions, warmed up until stable: {latency.warm_up_runs} calls")
     return lines
 
 

@@ -22,7 +22,7 @@ from onnxmerge.runtime.execution import execution_of
 from onnxmerge.runtime.sessions import Feeds, Session, batch_size
 
 ROUNDS = 16
-FEWEST = 8  # rounds, unless opening the sessions is dear
+FEWEST = 12  # rounds, unless opening the sessions is dear
 RESOLUTION = 0.01  # of the ratio: what two sessions of one model differ by anyway
 _RESAMPLES = 1000
 _PERCENTILES = (0.5, 99.5)  # 95 % for about ten clusters: Hesterberg 2015, expanded percentiles

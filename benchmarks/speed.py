@@ -1,0 +1,140 @@
+"""How much faster smaller models are, and how much of the saved work became time: every model of models/ and ../shared.
+
+`--provider cuda` needs a GPU, and runs the settings of CUDA as well. `--write` puts the table into benchmarks/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import onnxruntime
+from digits import MODELS, ROOT
+
+import onnxmerge
+from onnxmerge.options import provider_of
+from onnxmerge.proof import bench_batches
+from onnxmerge.report.progress import progress_bar
+from onnxmerge.report.wording import milliseconds, percent
+from onnxmerge.results import Comparison
+from onnxmerge.runtime.providers import Provider
+
+SHARED = ROOT.parent / "shared" / "models"
+FOLDER = ROOT / "build" / "speed"
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+HEADERS = (
+    "model",
+    "removed",
+    "settings",
+    "MACs left",
+    "batch",
+    "before",
+    "after",
+    "times as fast",
+    "95 % interval",
+    "realised",
+    "elsewhere",
+)
+VARIANTS = {
+    "": {},
+    "no TF32": {"tf32": False},
+    "cuDNN search heuristic": {"cudnn_search": "heuristic"},
+    "CUDA graph": {"cuda_graph": True},
+}
+
+
+def main() -> None:
+    """A row a model, setting and batch size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--provider", default="auto")
+    parser.add_argument("--ratio", default="0.3,0.5", help="removed from every group; 0.3 leaves about half of the MACs")
+    parser.add_argument("--batch", default="1,8,32")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--only", default="", help="models whose name contains this")
+    parser.add_argument("--write", action="store_true", help="into benchmarks/RESULTS.md")
+    arguments = parser.parse_args()
+    options = onnxmerge.Options(provider=arguments.provider, threads=arguments.threads)
+    try:
+        provider = provider_of(options)
+    except onnxmerge.OnnxMergeError as error:
+        sys.exit(f"speed.py: {error}")
+    batches = [int(part) for part in arguments.batch.split(",")]
+    found = [path for path in (*sorted(MODELS.glob("*.onnx")), *sorted(SHARED.glob("*.onnx"))) if arguments.only in path.stem]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with progress_bar() as progress:
+        for number, path in enumerate(found):
+            progress(path.stem, number / len(found))
+            for ratio in map(float, arguments.ratio.split(",")):
+                rows += _rows(path, options, provider, batches, ratio)
+    text = "\n".join([_conditions(provider, rows[0][1]), "", *_table([row for row, _ in rows])])
+    print(text)
+    if not SHARED.is_dir():
+        print(f"\nonly the project's own models: {SHARED} is not there")
+    if arguments.write:
+        _write(provider.short, text)
+
+
+def _rows(
+    path: Path, options: onnxmerge.Options, provider: Provider, batches: list[int], ratio: float
+) -> list[tuple[tuple[str, ...], Comparison]]:
+    smaller = FOLDER / path.name
+    onnxmerge.compress(path, smaller, onnxmerge.Options(ratio=ratio, method="prune", verify=False, provider="cpu"))
+    found = []
+    for settings, changed in VARIANTS.items() if provider.short == "cuda" else [("", {})]:
+        for each in bench_batches(path, smaller, replace(options, **changed), batches).batches:
+            found.append(((path.stem, percent(ratio, 0), *_row(settings, each)), each))
+    return found
+
+
+def _row(settings: str, each: Comparison) -> tuple[str, ...]:
+    places = each.execution.candidate if each.execution is not None else {}
+    elsewhere = sum(where != each.provider for where in places.values())
+    return (
+        settings or "default",
+        "-" if each.macs_ratio is None else percent(each.macs_ratio),
+        str(each.batch),
+        milliseconds(each.reference.median_ms),
+        milliseconds(each.candidate.median_ms),
+        f"{each.speedup:.2f}",
+        f"{1 / each.ratio_high:.2f} to {1 / each.ratio_low:.2f}",
+        "-" if each.realised is None else percent(each.realised, 0),
+        f"{elsewhere} of {len(places)}",
+    )
+
+
+def _conditions(provider: Provider, first: Comparison) -> str:
+    versions = f"onnxmerge {onnxmerge.__version__}, ONNX Runtime {onnxruntime.__version__}, Python {platform.python_version()}"
+    return f"{provider.name}, {_machine(provider)}, {first.threads} threads; {versions}."
+
+
+def _machine(provider: Provider) -> str:
+    if provider.short != "cpu":
+        asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        return "; ".join(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip().splitlines())
+    facts = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*: (.*)$", facts.read_text(), re.MULTILINE) if facts.exists() else None
+    return named[1] if named else platform.processor() or platform.machine()
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    lines = [HEADERS, ("---",) * 3 + ("---:",) * (len(HEADERS) - 3), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _write(name: str, text: str) -> None:
+    """Between the two marks of the provider."""
+    block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+    written, count = block.subn(lambda match: f"{match[1]}{text}\n{match[2]}", RESULTS.read_text(encoding="utf-8"))
+    if count != 1:
+        sys.exit(f"{RESULTS} has no place for {name}")
+    RESULTS.write_text(written, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
