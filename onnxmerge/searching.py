@@ -196,28 +196,60 @@ def _rounded(wanted: Search, counts: Counts) -> Counts:
 
 
 def _fast(wanted: Search, share: float) -> Found:
-    """The largest model whose measured latency is `share` of the reference's: bisection over MACs, on models that are timed only.
+    """The largest model whose measured latency is `share` of the reference's, in multiples that run fast where none are given.
 
-    The ratio that counts is the last one, taken of the candidate itself.
+    Coarse multiples may step over the latency, finer ones are tried then. All of it on models that are timed only.
     """
-    low, high = SMALLEST_SHARE, 1.0
-    best: tuple[float, Point, float] | None = None
+    asked = wanted.options.round_to
+    multiple = asked if isinstance(asked, int) else _best_multiple(wanted, share)
+    found = _by_latency(wanted, share, multiple)
+    while found.off > LATENCY_TOLERANCE and multiple > 1 and not isinstance(asked, int):
+        multiple = multiple // 2
+        found = min(found, _by_latency(wanted, share, multiple), key=lambda each: each.off)
+    note = f"latency={share:g} was not reached within {LATENCY_TOLERANCE:.0%}: the best found takes {found.ratio:.2f} of the time"
+    return Found(wanted.candidate(found.point.counts), (note,) if found.off > LATENCY_TOLERANCE else ())
+
+
+def _best_multiple(wanted: Search, share: float) -> int:
+    """The multiple that runs fastest at about the size that the latency will need."""
+    plain = wanted.budget.counts_for("macs", share)
+    rounded = {multiple: wanted.budget.counts_for("macs", share, multiple) for multiple in MULTIPLES}
+    best = _fastest(wanted, plain, list(rounded.values()))
+    return next((multiple for multiple, point in rounded.items() if point is best), 1)
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """Counts, the ratio of their latency to the reference's, and how far that is off the ratio asked for, as a share of it."""
+
+    point: Point
+    ratio: float
+    off: float
+
+
+def _by_latency(wanted: Search, share: float, multiple: int) -> _Timed:
+    """Regula falsi over the MACs: between the nearest measured ratios on both sides, or in proportion below all of them."""
+    timed: list[_Timed] = []
     aim = share
     for _ in range(LATENCY_TRIALS):
-        point = _allocated(wanted, "macs", aim)
-        ratio = wanted.time(point.counts).ratio
-        off = abs(ratio / share - 1.0)
-        if best is None or off < best[0]:
-            best = (off, point, ratio)
-        if off <= 0.5 * LATENCY_TOLERANCE:
+        point = wanted.budget.counts_for("macs", aim, multiple)
+        if any(point.counts == each.point.counts for each in timed):
             break
-        low, high = (aim, high) if ratio < share else (low, aim)
-        aim = 0.5 * (low + high)
-    assert best is not None
-    off, point, ratio = best
-    found = wanted.candidate(point.counts)
-    note = f"latency={share:g} was not reached within {LATENCY_TOLERANCE:.0%}: the best found takes {ratio:.2f} of the time"
-    return Found(found, (note,) if off > LATENCY_TOLERANCE else ())
+        ratio = wanted.time(point.counts).ratio
+        timed.append(_Timed(point, ratio, abs(ratio / share - 1.0)))
+        if timed[-1].off <= 0.5 * LATENCY_TOLERANCE:
+            break
+        known = sorted([(each.point.share, each.ratio) for each in timed] + [(1.0, 1.0)])
+        below = [each for each in known if each[1] <= share]
+        above = [each for each in known if each[1] > share and (not below or each[0] > below[-1][0])]
+        if below and above:
+            (low, at_low), (high, at_high) = below[-1], above[0]
+            aim = low + (high - low) * (share - at_low) / (at_high - at_low)
+        elif above:
+            aim = max(0.9 * above[0][0] * share / above[0][1], SMALLEST_SHARE)
+        else:
+            break
+    return min(timed, key=lambda each: each.off)
 
 
 def _faithful(wanted: Search, fidelity: float) -> Found:
