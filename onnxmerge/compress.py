@@ -18,13 +18,15 @@ from onnxmerge.options import Options
 from onnxmerge.plans import fingerprint, read_plan, write_plan
 from onnxmerge.proof import Proof, prove, with_macs
 from onnxmerge.results import Comparison, Compression, Size
-from onnxmerge.searching import Search, search
+from onnxmerge.searching import LATENCY_TOLERANCE, Search, search
 from onnxmerge.sources import solving_and_checking
 from onnxmerge.stages import COMPRESSING, overall
 from onnxmerge.understanding import Understanding, understand
 from onnxmerge.versions import versions
 
 DOUBTFUL_FIDELITY = 0.5
+BLOCK = 8  # channels that ONNX Runtime computes together on a CPU
+SHORT_MS = 0.2  # of a call
 
 
 def compress(
@@ -75,7 +77,7 @@ def compress(
         refusals=chosen.refusals,
         fidelity=None if proof is None else proof.fidelity,
         latency=_beside_macs(proof, understood.size.macs, chosen.size.macs),
-        warnings=(*found.warnings, *_nothing_removed(chosen), *_told_by(proof, options)),
+        warnings=(*found.warnings, *_nothing_removed(chosen), *_told_by(proof, chosen, options)),
         seconds=time.perf_counter() - started,
         seed=options.seed,
         versions=versions(),
@@ -90,17 +92,30 @@ def _nothing_removed(chosen: Candidate) -> list[str]:
     return [] if chosen.groups else ["nothing was removed: the output is the model as it was; the reasons are listed"]
 
 
-def _told_by(proof: Proof | None, options: Options) -> list[str]:
+def _told_by(proof: Proof | None, chosen: Candidate, options: Options) -> list[str]:
     """What a user should know before deploying: of the time, and of a result that drifted."""
     if proof is None:
         return []
+    told = [f"{warning}{_why(proof.latency, chosen)}" for warning in proof.warnings]
+    latency, wanted = proof.latency, dict([options.target or ("", 0.0)]).get("latency")
+    if latency is not None and wanted is not None and abs(latency.ratio / wanted - 1.0) > LATENCY_TOLERANCE:
+        told.append(f"latency={wanted:g} was asked for, and the final measurement gives {latency.ratio:.2f} of the time")
     worst = proof.fidelity.worst
-    if worst.fidelity >= DOUBTFUL_FIDELITY:
-        return list(proof.warnings)
-    less = "a lower --ratio" if options.ratio is not None else "a larger model"
-    remedy = less if options.calibration is not None else f"{less}, or --calibration with real inputs"
-    kept = f"output {worst.name} keeps only {max(0.0, worst.fidelity):.0%} of the reference's variance"
-    return [*proof.warnings, f"{kept}; try {remedy}"]
+    if worst.fidelity < DOUBTFUL_FIDELITY:
+        less = "a lower --ratio" if options.ratio is not None else "a larger model"
+        remedy = less if options.calibration is not None else f"{less}, or --calibration with real inputs"
+        kept = f"output {worst.name} keeps only {max(0.0, worst.fidelity):.0%} of the reference's variance"
+        told.append(f"{kept}; try {remedy}")
+    return told
+
+
+def _why(latency: Comparison | None, chosen: Candidate) -> str:
+    """Why a smaller model may not be faster, where that is known."""
+    odd = sum(group.kept % BLOCK != 0 for group in chosen.groups)
+    if odd:
+        return f"; {odd} of {len(chosen.groups)} groups keep a count that is no multiple of {BLOCK}: try --round-to auto"
+    short = latency is not None and latency.reference.median_ms < SHORT_MS
+    return "; calls this short are mostly overhead: time larger batches with `onnxmerge bench --batch`" if short else ""
 
 
 def _nothing_to_remove(source: Path, understood: Understanding) -> str:
