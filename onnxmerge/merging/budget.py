@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,28 +32,48 @@ SATURATED = 0.5
 
 @dataclass(frozen=True)
 class Cost:
-    """cost(k) = sum over t of weight[t] * (rows[t] . k1) * (columns[t] . k1), k1 the counts and a 1 behind them.
+    """cost(k) = sum over t of weight[t] * (rows[t] . n) * (columns[t] . n), n the channels kept of every kind and a 1 behind them.
 
-    weight (t,), rows and columns (t, groups + 1).
+    weight (t,), rows and columns (t, kinds + 1). kinds: by group (size + 1, own kinds), how many of each of its kinds stay when so
+    many channels of it do; channels that stand in different layers are of different kinds. None: a group is a kind.
     """
 
     weight: Floats
     rows: Floats
     columns: Floats
+    kinds: tuple[Floats, ...] | None = None
 
     def total(self, counts: ArrayLike) -> float:
         """Of kept counts (groups,)."""
-        extended = np.append(np.asarray(counts, np.float64), 1.0)
+        extended = self._extended(counts)
         return float(np.sum(self.weight * (self.rows @ extended) * (self.columns @ extended)))
 
     def along(self, counts: ArrayLike, group: int, candidates: ArrayLike) -> Floats:
         """(c,) cost of the terms that one group touches, with the others as in counts, for each of its candidate counts (c,)."""
-        touching = np.flatnonzero((self.rows[:, group] != 0.0) | (self.columns[:, group] != 0.0))
-        extended = np.append(np.asarray(counts, np.float64), 1.0)
-        extended[group] = 0.0
-        rows, columns, tried = self.rows[touching], self.columns[touching], np.asarray(candidates, np.float64)[:, None]
-        product = (rows @ extended + tried * rows[:, group]) * (columns @ extended + tried * columns[:, group])
+        own, touching = self._places[group]
+        extended = self._extended(counts)
+        extended[own] = 0.0
+        rows, columns, tried = self.rows[touching], self.columns[touching], self._kept(group, candidates)
+        product = (rows @ extended + tried @ rows[:, own].T) * (columns @ extended + tried @ columns[:, own].T)
         return np.asarray(product @ self.weight[touching], np.float64)
+
+    @cached_property
+    def _places(self) -> list[tuple[slice, Integers]]:
+        """By group: the places of its kinds, and the terms that they touch."""
+        widths = [1] * (self.rows.shape[1] - 1) if self.kinds is None else [table.shape[1] for table in self.kinds]
+        ends = np.cumsum(widths)
+        own = [slice(int(end) - width, int(end)) for end, width in zip(ends, widths, strict=True)]
+        used = (self.rows != 0.0) | (self.columns != 0.0)
+        return [(place, np.flatnonzero(used[:, place].any(1))) for place in own]
+
+    def _kept(self, group: int, counts: ArrayLike) -> Floats:
+        """(c, own kinds) of each kind for counts (c,) of a group."""
+        counts = np.asarray(counts, np.int64)
+        return counts[:, None].astype(np.float64) if self.kinds is None else self.kinds[group][counts]
+
+    def _extended(self, counts: ArrayLike) -> Floats:
+        kept = [self._kept(group, [count])[0] for group, count in enumerate(np.asarray(counts).tolist())]
+        return np.concatenate([*kept, [1.0]])
 
 
 @dataclass(frozen=True)
@@ -198,4 +219,5 @@ def joined(costs: Sequence[Cost]) -> Cost:
         np.concatenate([cost.weight for cost in costs]) / len(costs),
         np.concatenate([cost.rows for cost in costs]),
         np.concatenate([cost.columns for cost in costs]),
+        costs[0].kinds,
     )
