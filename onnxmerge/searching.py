@@ -16,7 +16,7 @@ from onnxmerge.methods.budgeting import Budget, Point, budget_of
 from onnxmerge.methods.by_weights import BY_WEIGHTS
 from onnxmerge.methods.planning import Plan, counts_of, decide, selected
 from onnxmerge.methods.probing import Probe, probe
-from onnxmerge.methods.study import Study, study_of
+from onnxmerge.methods.study import Study, engine_of, study_of
 from onnxmerge.options import Options, provider_of
 from onnxmerge.proof import CHECK_INPUTS, fidelity_of, time_pair
 from onnxmerge.results import Comparison
@@ -29,10 +29,13 @@ Counts = Mapping[str, int]
 MULTIPLES = (4, 8, 16, 32)  # what --round-to auto tries beside no rounding
 LATENCY_TOLERANCE = 0.05  # of the ratio that was asked for
 SIZE_TRIALS, SIZE_TOLERANCE = 4, 0.005
-LATENCY_TRIALS, FIDELITY_TRIALS = 8, 5
+LATENCY_TRIALS = 8
+DRAFTS, FINALS = 4, 3  # models solved for a fidelity
+DRAFT_INPUTS = 128
 TRIAL_SECONDS = 1.5
 SMALLEST_SHARE = 0.02
-CLOSE_ENOUGH = 0.75  # of the loss that is allowed
+CLOSE_ENOUGH, FINAL_CLOSE_ENOUGH = 0.75, 0.6  # of the loss that is allowed
+TINY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,17 @@ class Search:
     def budget(self) -> Budget:
         """What each group's channels are worth."""
         return budget_of(self.study, self.understood, self.groups, self.probes, self.options)
+
+    def draft(self, counts: Counts) -> Candidate:
+        """The model with these counts, solved on fewer inputs: good enough to choose counts by."""
+        few = self.solving.count <= DRAFT_INPUTS or self.options.method in BY_WEIGHTS
+        return self.candidate(counts) if few else self._made(decide(self.understood, self.options, self._quick, counts))
+
+    @cached_property
+    def _quick(self) -> Study:
+        step = self.solving.batch_size or 1
+        some = self.solving.chosen(np.arange(-(-DRAFT_INPUTS // step) * step), "first")
+        return replace(self.study, engine=engine_of(self.understood, some, self.options, self.tell))
 
     def candidate(self, counts: Counts) -> Candidate:
         """The model with these counts, or what pruning alone gives where that stays closer."""
@@ -232,27 +246,60 @@ def _faithful(wanted: Search, fidelity: float) -> Found:
     """The smallest model whose outputs keep the fidelity on the check inputs.
 
     Points of the frontier are tried: first where the predicted damage is what may be lost, then where the losses measured so far
-    say that it will be, between the largest loss that passed and the smallest that did not.
+    say that it will be, between the largest loss that passed and the smallest that did not. Drafts narrow it down.
     """
-    allowed = 1.0 - fidelity
-    points = wanted.budget.points(_multiple(wanted.options))
-    passing, failing = len(points) - 1, -1  # the last point removes nothing
-    best: Candidate | None = None
-    scale = 1.0
-    for _ in range(FIDELITY_TRIALS):
-        inside = range(failing + 1, passing)
-        if not inside:
+    bracket = _Bracket(wanted.budget.points(_multiple(wanted.options)), 1.0 - fidelity)
+    for _ in range(DRAFTS):
+        at = bracket.next()
+        if at is None or bracket.measured(at, 1.0 - wanted.fidelity(wanted.draft(bracket.points[at].counts))):
             break
-        at = next((i for i in inside if points[i].damage * scale <= CLOSE_ENOUGH**0.5 * allowed), inside[-1])
-        candidate = wanted.candidate(points[at].counts)
-        lost = max(1.0 - wanted.fidelity(candidate), 1e-9)
-        if lost <= allowed:
-            passing, best = at, candidate
-            if lost >= CLOSE_ENOUGH * allowed:
-                break
-        else:
-            failing = at
-        scale = lost / max(points[at].damage, 1e-9)
+    bracket.reopen()
+    best: Candidate | None = None
+    for _ in range(FINALS):
+        at = bracket.next()
+        if at is None:
+            break
+        candidate = wanted.candidate(_rounded(wanted, bracket.points[at].counts))
+        enough = bracket.measured(at, 1.0 - wanted.fidelity(candidate))
+        best = candidate if bracket.passing == at else best
+        if enough:
+            break
     if best is None:
-        return Found(wanted.candidate(points[-1].counts), (f"no smaller model keeps a fidelity of {fidelity:g}",))
+        whole = bracket.points[-1].counts
+        return Found(wanted.candidate(whole), (f"no smaller model was found that keeps a fidelity of {fidelity:g}",))
     return Found(best)
+
+
+class _Bracket:
+    """Where on a frontier the loss is what is allowed; the last point removes nothing and always passes."""
+
+    def __init__(self, points: list[Point], allowed: float) -> None:
+        self.points, self.allowed, self.close = points, allowed, CLOSE_ENOUGH
+        self.passing, self.failing, self.scale = len(points) - 1, -1, 1.0
+        self.drafted: int | None = None
+
+    def next(self) -> int | None:
+        """The point to try: the smallest whose loss is expected just below what is allowed; None where nothing is left."""
+        if self.drafted is not None:
+            at, self.drafted = self.drafted, None
+            return at
+        inside = range(self.failing + 1, self.passing)
+        if not inside:
+            return None
+        hoped = CLOSE_ENOUGH**0.5 * self.allowed
+        return next((i for i in inside if self.points[i].damage * self.scale <= hoped), inside[-1])
+
+    def measured(self, at: int, lost: float) -> bool:
+        """Learn from a loss; whether it is close enough to what is allowed."""
+        lost = max(lost, TINY)
+        self.scale = lost / max(self.points[at].damage, TINY)
+        if lost > self.allowed:
+            self.failing = max(self.failing, at)
+            return False
+        self.passing = min(self.passing, at)
+        return lost >= self.close * self.allowed
+
+    def reopen(self) -> None:
+        """Begin again where the drafts ended, with models solved in full, which lose less; what was learnt of the scale holds."""
+        self.drafted = self.passing if self.passing < len(self.points) - 1 else None
+        self.passing, self.failing, self.close = len(self.points) - 1, -1, FINAL_CLOSE_ENOUGH

@@ -7,7 +7,7 @@ with the group that it writes and with those that it reads. Minimise
     sum over groups of damage_g(k_g)  +  price * cost(k)
 
 by coordinate descent, each step exact over all counts of a group, for prices between which bisection finds the one that meets the
-budget (Everett, "Generalized Lagrange Multiplier Method", 1963); what is left of the budget then goes where a step saves most.
+budget (Everett, "Generalized Lagrange Multiplier Method", 1963). What is left goes where a step saves most, or to pairs of groups.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import permutations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +26,7 @@ Integers = NDArray[np.int64]
 BISECTIONS = 50
 SWEEPS = 50
 TINY = 1e-12
+EXCHANGES = 4_000  # counts times groups, up to which pairs of groups are tried as well: below a second
 
 SATURATED = 0.5
 """A damage from which on an output is closer to noise than to what it was."""
@@ -129,7 +131,9 @@ def allocate(curves: Sequence[Curve], cost: Cost, budget: float) -> Integers:
         else:
             low, above = price, found
     both = [_filled(curves, cost, budget, start) for start in (fitting, _lowered(curves, cost, budget, above))]
-    return min(both, key=lambda counts: spent(curves, counts))
+    best = min(both, key=lambda counts: spent(curves, counts))
+    pairs = len(curves) * sum(len(curve.counts) for curve in curves)
+    return best if pairs > EXCHANGES else _exchanged(curves, cost, budget, best)
 
 
 def spent(curves: Sequence[Curve], counts: ArrayLike) -> float:
@@ -191,6 +195,29 @@ def _filled(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integers
         if step is None:
             return counts
         counts[step[0]] = step[1]
+
+
+def _exchanged(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integers) -> Integers:
+    """Every two groups at the best of all their counts that fit, again and again: with few steps to choose from prices miss some."""
+    counts = counts.copy()
+    for _ in range(SWEEPS):
+        before = spent(curves, counts)
+        for one, other in permutations(range(len(curves)), 2):
+            best, step = spent(curves, counts), counts
+            for count in curves[one].counts:
+                tried = counts.copy()
+                tried[one] = count
+                left = budget - cost.total(tried)
+                prices = cost.along(tried, other, curves[other].counts)
+                fitting = prices - prices[int(np.searchsorted(curves[other].counts, counts[other]))] <= left
+                if fitting.any():  # damage does not rise with the count
+                    tried[other] = curves[other].counts[np.flatnonzero(fitting)[-1]]
+                    if (damage := spent(curves, tried)) < best:
+                        best, step = damage, tried
+            counts = step
+        if spent(curves, counts) >= before:
+            break
+    return counts
 
 
 def frontier(curves: Sequence[Curve], cost: Cost, prices: int = 160) -> list[Integers]:

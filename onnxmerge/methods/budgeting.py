@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxmerge.graph.channels import ChannelGroup
 from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, kinds_of, together
+from onnxmerge.graph.paths import neurons
 from onnxmerge.merging.budget import Cost, Curve, allocate, damage_curve, frontier, joined, spent
 from onnxmerge.merging.criteria import CRITERIA
 from onnxmerge.merging.selection import kept_after
@@ -16,6 +17,7 @@ from onnxmerge.methods.by_weights import BY_WEIGHTS, select, weight_criterion
 from onnxmerge.methods.probing import Probe
 from onnxmerge.methods.study import Study
 from onnxmerge.options import Options
+from onnxmerge.results import Refusal
 from onnxmerge.understanding import Understanding
 
 BOTH = "both"  # parameters and MACs, each as a share of what there was
@@ -71,7 +73,7 @@ def budget_of(
 ) -> Budget:
     """Curves from removal orders and probes, costs from the graph."""
     channels = understood.channels
-    curves = tuple(_curve(study, group, probes[group.name]) for group in groups)
+    curves = tuple(_curve(study, group, probes[group.name], options) for group in groups)
     kinds = kinds_of(channels, groups)
     kept = tuple(_of_each_kind(study, *each, options) for each in zip(groups, kinds, curves, strict=True))
     sizes = [group.size for group in groups]
@@ -101,8 +103,10 @@ def _of_each_kind(study: Study, group: ChannelGroup, kinds: np.ndarray, curve: C
     return table
 
 
-def _curve(study: Study, group: ChannelGroup, probes: Sequence[Probe]) -> Curve:
-    """Counts are whole quotas: the same number in every cell, and never less than what must stay."""
+def _curve(study: Study, group: ChannelGroup, probes: Sequence[Probe], options: Options) -> Curve:
+    """Counts are whole quotas: the same number in every cell, and never less than what must stay; all where merge is not valid."""
+    if options.method == "merge" and isinstance(neurons(study.engine.channels, group), Refusal):
+        return Curve(np.array([group.size]), np.zeros(1))
     sizes = np.bincount(group.cells)
     pinned = int(np.bincount(group.cells[~group.removable], minlength=len(sizes)).max())
     counts = len(sizes) * np.arange(max(1, pinned), int(sizes[0]) + 1)

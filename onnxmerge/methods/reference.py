@@ -15,7 +15,8 @@ from onnxmerge.graph.channels import Channels
 from onnxmerge.merging.reconstruction import Centred
 from onnxmerge.methods.downstream import Outlook, outlook_of
 from onnxmerge.runtime.providers import Provider
-from onnxmerge.statistics.readers import Reader, channel_moments, reader_of
+from onnxmerge.statistics.readers import Reader, reader_of
+from onnxmerge.statistics.sums import channel_moments
 from onnxmerge.statistics.walk import Walk
 
 Feeds = Mapping[str, np.ndarray]
