@@ -132,7 +132,7 @@ class Search:
         if reached[1] <= max(reached[0], least):
             return candidate
         note = f"pruning alone stays closer: fidelity {reached[1]:.3f}, not {reached[0]:.3f}"
-        return replace(pruned, groups=tuple(replace(group, note=group.note or note) for group in pruned.groups))
+        return replace(pruned, alone=True, groups=tuple(replace(group, note=group.note or note) for group in pruned.groups))
 
 
 def search(wanted: Search) -> Found:

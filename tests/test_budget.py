@@ -173,6 +173,19 @@ def test_frontier_falls_from_the_smallest_to_all(seed: int) -> None:
     assert (points[-1] == most(curves)).all()
 
 
+def test_frontier_leaves_out_what_costs_more_for_nothing_but_ends_with_all() -> None:
+    """Of the first group half of the channels are dead, the second one has a step that no price buys."""
+    curves = [
+        Curve(np.array([1, 2, 3, 4]), np.array([1.0, 0.0, 0.0, 0.0])),
+        Curve(np.array([1, 2, 3]), np.array([1.0, 1.0, 0.0])),
+    ]
+    cost = Cost(np.array([1.0, 1.0]), np.eye(3)[:2], np.eye(3)[[2, 2]])
+    points = [tuple(counts.tolist()) for counts in frontier(curves, cost)]
+    assert points[0] == (1, 1)
+    assert points[-2:] == [(2, 3), (4, 3)]
+    assert not {counts for counts in points if counts[1] == 2 or counts[0] == 3}
+
+
 # curves
 
 PROBED = np.array([0.1, 0.3, 0.8]), np.array([0.02, 0.2, 0.4])

@@ -221,7 +221,7 @@ def _exchanged(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integ
 
 
 def frontier(curves: Sequence[Curve], cost: Cost, prices: int = 160) -> list[Integers]:
-    """Kept counts (groups,) for rising prices without repeats, the smallest cost first: the lower hull of damage against cost."""
+    """Kept counts (groups,) for rising prices without repeats, the smallest cost first, all counts last: the lower hull."""
     most = np.array([curve.counts[-1] for curve in curves], np.int64)
     least = np.array([curve.counts[0] for curve in curves], np.int64)
     found = {tuple(counts.tolist()): counts for counts in (most, least)}
@@ -234,7 +234,7 @@ def frontier(curves: Sequence[Curve], cost: Cost, prices: int = 160) -> list[Int
     least_damage = np.inf
     for counts in sorted(found.values(), key=lambda each: (cost.total(each), spent(curves, each))):
         damage = spent(curves, counts)
-        if damage < least_damage:
+        if damage < least_damage or (counts == most).all():
             best.append(counts)
             least_damage = damage
     return best
