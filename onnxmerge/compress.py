@@ -15,7 +15,7 @@ from onnxmerge.graph.flow import label
 from onnxmerge.graph.io import external_files, save
 from onnxmerge.methods.planning import selected
 from onnxmerge.options import Options
-from onnxmerge.plans import fingerprint, read_plan, write_plan
+from onnxmerge.plans import Kept, fingerprint, read_plan, write_plan
 from onnxmerge.proof import Proof, prove, with_macs
 from onnxmerge.results import Comparison, Compression, Size
 from onnxmerge.searching import LATENCY_TOLERANCE, Search, search
@@ -53,11 +53,16 @@ def compress(
     _check_not_needed(target, understood, options)
     if save_plan is not None:
         needed = {"the model": source, "the output": target, "the calibration inputs": options.calibration}
+        needed |= {"the plan that is read": options.plan}
+        needed |= {f"weights of the model in {path.name}": path for path in external_files(understood.model)}
         check_place(Path(save_plan), "the plan", needed)
     mark = "" if save_plan is None and options.plan is None else fingerprint(source, sorted(external_files(understood.model)))
     if options.plan is not None:
         replayed = read_plan(options.plan, mark, selected(understood, options)[0])
-        options = replace(options, plan=None, counts=replayed.counts, kept=replayed.channels)
+        method = replayed.method if options.method == "auto" else options.method
+        options = replace(
+            options, plan=None, counts=replayed.counts, kept=replayed.channels, methods=replayed.methods, method=method
+        )
     tell = overall(progress, COMPRESSING)
     tell("inputs", 0.0)
     solving, checking = solving_and_checking(source, understood, options)
@@ -67,7 +72,7 @@ def compress(
     proof = prove(source, chosen.content, checking, options) if options.verify else None
     save(chosen.model, target)
     if save_plan is not None:
-        write_plan(Path(save_plan), source, mark, selected(understood, options)[0], chosen.kept)
+        write_plan(Path(save_plan), source, mark, selected(understood, options)[0], _what_was_kept(chosen, options))
     return Compression(
         source=str(source),
         target=str(target),
@@ -82,6 +87,13 @@ def compress(
         seed=options.seed,
         versions=versions(),
     )
+
+
+def _what_was_kept(chosen: Candidate, options: Options) -> Kept:
+    """Of a candidate, so that a plan gives the same one again."""
+    counts = tuple((name, len(stays)) for name, stays in chosen.kept.items())
+    methods = tuple((group.name, group.method) for group in chosen.groups)
+    return Kept(counts, tuple(chosen.kept.items()), methods, "prune" if chosen.alone else options.method)
 
 
 def _beside_macs(proof: Proof | None, before: int, after: int) -> Comparison | None:
@@ -142,6 +154,7 @@ def _check_not_needed(target: Path, understood: Understanding, options: Options)
     """OptionError where writing the target would destroy weights of the source, or the calibration inputs."""
     needed = [(location, "the weights of the model") for location in external_files(understood.model)]
     needed += [(options.calibration, "the calibration inputs")] if options.calibration is not None else []
+    needed += [(options.plan, "the plan that is read")] if options.plan is not None else []
     for path, what in needed:
         if target.exists() and path.exists() and target.samefile(path):
             raise OptionError(f"the output {target} holds {what}; name another file")

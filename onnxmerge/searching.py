@@ -28,6 +28,7 @@ Counts = Mapping[str, int]
 
 MULTIPLES = (4, 8, 16, 32)  # what --round-to auto tries beside no rounding
 LATENCY_TOLERANCE = 0.05  # of the ratio that was asked for
+SIZE_TRIALS, SIZE_TOLERANCE = 4, 0.005
 LATENCY_TRIALS = 8
 DRAFTS, FINALS = 4, 3  # models solved for a fidelity
 DRAFT_INPUTS = 128
@@ -74,7 +75,7 @@ class Search:
     @cached_property
     def budget(self) -> Budget:
         """What each group's channels are worth."""
-        return budget_of(self.study, self.understood, self.groups, self.probes)
+        return budget_of(self.study, self.understood, self.groups, self.probes, self.options)
 
     def draft(self, counts: Counts) -> Candidate:
         """The model with these counts, solved on fewer inputs: good enough to choose counts by."""
@@ -98,6 +99,12 @@ class Search:
         reference = self.source if against is None else self._outline(against)
         provider = provider_of(self.options)
         return time_pair(reference, self._outline(counts), self.checking, provider, self.options, seconds=TRIAL_SECONDS)
+
+    def left(self, candidate: Candidate, kind: str) -> float:
+        """Share of the parameters or MACs that a candidate has."""
+        before, after = self.understood.size, candidate.size
+        pair = (after.parameters, before.parameters) if kind == "params" else (after.macs, before.macs)
+        return pair[0] / max(1, pair[1])
 
     def fidelity(self, candidate: Candidate) -> float:
         """Of the worst output, on the check inputs."""
@@ -125,7 +132,7 @@ class Search:
         if reached[1] <= max(reached[0], least):
             return candidate
         note = f"pruning alone stays closer: fidelity {reached[1]:.3f}, not {reached[0]:.3f}"
-        return replace(pruned, groups=tuple(replace(group, note=group.note or note) for group in pruned.groups))
+        return replace(pruned, alone=True, groups=tuple(replace(group, note=group.note or note) for group in pruned.groups))
 
 
 def search(wanted: Search) -> Found:
@@ -139,13 +146,28 @@ def search(wanted: Search) -> Found:
 
 
 def _within(wanted: Search, kind: str, share: float) -> Found:
-    """As close as possible at a size or a latency."""
+    """As close as possible at a size or a latency.
+
+    Counts are predicted to fit; a candidate whose size is another (the method kept other channels than was assumed, or some could not
+    go) moves the aim.
+    """
     if kind == "latency":
         return _fast(wanted, share)
-    point = _allocated(wanted, kind, share)
-    found = wanted.candidate(point.counts)
-    missed = point.share > share
-    note = f"{kind}={share:g} cannot be reached: at least {point.share:.1%} must stay" if missed else ""
+    best: tuple[float, Candidate] | None = None
+    aim = share
+    for _ in range(SIZE_TRIALS):
+        point = _allocated(wanted, kind, aim)
+        found = wanted.candidate(point.counts)
+        left = wanted.left(found, kind)
+        if best is None or (left <= share and not left <= best[0] <= share) or share < left < best[0]:
+            best = (left, found)
+        off = left > share or (left < (1.0 - SIZE_TOLERANCE) * share and left < (1.0 - SIZE_TOLERANCE) * point.share)
+        if not off or point.counts == wanted.budget.counts_for(kind, 0.0).counts:
+            break
+        aim *= share / left
+    assert best is not None
+    left, found = best
+    note = f"{kind}={share:g} cannot be reached: at least {left:.1%} must stay" if left > share else ""
     return Found(found, (note,) if note else ())
 
 
