@@ -20,10 +20,10 @@ from accuracy import FOLDED, LENET, RESNET, SHARED, VGG
 from accuracy import Network as SharedNetwork
 from digits import FACTS, MODELS, models
 
+from onnxmerge.attempts import Search
 from onnxmerge.methods.planning import kept_count
 from onnxmerge.options import Options
 from onnxmerge.runtime.sessions import open_session
-from onnxmerge.searching import Search
 from onnxmerge.sources import solving_and_checking
 from onnxmerge.stages import overall
 from onnxmerge.understanding import understand

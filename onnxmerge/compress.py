@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from onnxmerge.attempts import Search
 from onnxmerge.candidates import Candidate
 from onnxmerge.errors import ModelError, OptionError
 from onnxmerge.files import check_place
@@ -15,10 +16,11 @@ from onnxmerge.graph.flow import label
 from onnxmerge.graph.io import external_files, save
 from onnxmerge.methods.planning import selected
 from onnxmerge.options import Options
+from onnxmerge.pace import LATENCY_TOLERANCE
 from onnxmerge.plans import Kept, fingerprint, read_plan, write_plan
 from onnxmerge.proof import Proof, prove, with_macs
 from onnxmerge.results import Comparison, Compression, Size
-from onnxmerge.searching import LATENCY_TOLERANCE, Search, search
+from onnxmerge.searching import search
 from onnxmerge.sources import solving_and_checking
 from onnxmerge.stages import COMPRESSING, overall
 from onnxmerge.understanding import Understanding, understand

@@ -147,9 +147,7 @@ _SHARE = Check("between 0 and 1", lambda value: 0.0 <= value <= 1.0)
 CHECKS = {
     "target": Check(TARGET_NEEDED, _is_target),
     "fidelity": Check("above 0 and below 1", lambda value: 0.0 < value < 1.0),
-    "round_to": Check(
-        "a number of at least 1, or auto", lambda value: value == "auto" or (type(value) is int and value >= 1)
-    ),
+    "round_to": Check("a number of at least 1, or auto", lambda value: value == "auto" or (type(value) is int and value >= 1)),
     "ratio": Check("at least 0 and below 1 (the share of channels to remove)", lambda value: 0.0 <= value < 1.0),
     "method": _one_of(METHOD_NAMES),
     "criterion": _one_of(CRITERION_NAMES),

@@ -57,7 +57,7 @@ def test_plan_gives_the_same_bytes_again(name: str, options: dict[str, Any], tmp
 
 def test_pruning_alone_is_planned_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where auto found that nothing should be repaired, the plan says so, and is not solved when it is done again."""
-    monkeypatch.setattr("onnxmerge.searching.fidelity_of", pruned_first())
+    monkeypatch.setattr("onnxmerge.attempts.fidelity_of", pruned_first())
     source, plan = source_of("conv-relu-conv", tmp_path), tmp_path / "plan.json"
     compress(source, tmp_path / "first.onnx", Options(**FAST, ratio=0.5), save_plan=plan)
     monkeypatch.undo()
@@ -216,7 +216,10 @@ PLACES = {
     "plan is the output": (("plan.json", "--plan", "plan.json"), "holds the plan that is read"),
     "saved over the model": (("o.onnx", "--ratio", "0.5", "--save-plan", "model.onnx"), "would overwrite the model"),
     "saved over the output": (("o.onnx", "--ratio", "0.5", "--save-plan", "o.onnx"), "would overwrite the output"),
-    "saved over the plan": (("o.onnx", "--plan", "plan.json", "--save-plan", "plan.json"), "would overwrite the plan that is read"),
+    "saved over the plan": (
+        ("o.onnx", "--plan", "plan.json", "--save-plan", "plan.json"),
+        "would overwrite the plan that is read",
+    ),
     "saved nowhere": (("o.onnx", "--ratio", "0.5", "--save-plan", "no/plan.json"), "does not exist"),
     "saved in a folder's place": (("o.onnx", "--ratio", "0.5", "--save-plan", "."), "no regular file"),
     "report over the plan": (("o.onnx", "--plan", "plan.json", "--report", "plan.json"), "would overwrite the plan"),
