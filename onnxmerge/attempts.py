@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from onnxmerge.methods.study import Study, engine_of, study_of
 from onnxmerge.options import Options, provider_of
 from onnxmerge.proof import CHECK_INPUTS, fidelity_of, time_pair
 from onnxmerge.results import Comparison
+from onnxmerge.shards import SHARD_INPUTS, sharded_moments
 from onnxmerge.stages import Tell
 from onnxmerge.statistics.inputs import Inputs
 from onnxmerge.understanding import Understanding, understand
@@ -39,7 +41,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Search:
-    """What every attempt needs; the understanding is that of the study and is never rewritten."""
+    """What every attempt needs; the understanding is that of the study and is never rewritten.
+
+    executor: where the statistics of a large calibration set are taken.
+    """
 
     source: Path
     understood: Understanding
@@ -47,6 +52,7 @@ class Search:
     solving: Inputs
     checking: Inputs
     tell: Tell
+    executor: Executor | None = None
 
     @cached_property
     def groups(self) -> list[ChannelGroup]:
@@ -56,7 +62,10 @@ class Search:
     @cached_property
     def study(self) -> Study:
         """One walk over the reference, when something is first decided from it."""
-        return study_of(self.understood, self.solving, self.options, self.tell)
+        large = self.options.calibration is not None and self.solving.count > SHARD_INPUTS
+        shards = (self.source, self.options, self.solving, self.tell, self.executor)
+        known = sharded_moments(*shards) if large else None
+        return study_of(self.understood, self.solving, self.options, self.tell, known)
 
     @cached_property
     def probes(self) -> dict[str, tuple[Probe, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,10 +38,12 @@ def compress(
     options: Options | None = None,
     progress: Callable[[str, float], None] | None = None,
     save_plan: str | Path | None = None,
+    executor: Executor | None = None,
 ) -> Compression:
     """Write a smaller model to `target` and return what was done.
 
     progress: told the stage and the share done, 0 to 1. save_plan: where to write what was kept, for Options.plan.
+    executor: takes the statistics of a large calibration set, shard by shard; workers read model and inputs by their paths.
 
     Raises ModelError, OptionError or InputError where the user can act, VerificationError where the candidate failed the
     check; in all of these nothing is written. The target appears whole or not at all.
@@ -68,7 +71,7 @@ def compress(
     tell = overall(progress, COMPRESSING)
     tell("inputs", 0.0)
     solving, checking = solving_and_checking(source, understood, options)
-    found = search(Search(source, understood, options, solving, checking, tell))
+    found = search(Search(source, understood, options, solving, checking, tell, executor))
     chosen = found.candidate
     tell("checking", 0.0)
     proof = prove(source, chosen.content, checking, options) if options.verify else None

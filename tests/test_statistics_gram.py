@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from running import built, run, understood
 from topologies import TOPOLOGIES
 
-from onnxmerge.merging.reconstruction import Moments
+from onnxmerge.merging.moments import Moments
 from onnxmerge.runtime.providers import CPU
 from onnxmerge.statistics import gram as gram_module
 from onnxmerge.statistics import sums as sums_module
