@@ -65,7 +65,7 @@ def test_the_bytes_do_not_depend_on_the_executor(calibration, tmp_path):
     for name, executor in (("here", None), ("threads", ThreadPoolExecutor(2))):
         compress(MODEL, tmp_path / name, options, executor=executor)
         made.append((tmp_path / name).read_bytes())
-    with processes(2) as workers:
+    with processes(1) as workers:
         inputs = inputs_for(open_session(MODEL, optimise=True), understand(MODEL).shapes, options)
         apart, here = (sharded_moments(MODEL, options, inputs, QUIET, executor) for executor in (workers, None))
     assert made[0] == made[1]
