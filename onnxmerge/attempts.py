@@ -92,7 +92,8 @@ class Search:
         """The model with these counts, or what pruning alone gives where that stays closer."""
         study = None if self.options.method in BY_WEIGHTS else self.study
         made = self._made(decide(self.understood, self.options, study, counts))
-        return made if self.options.method != "auto" else self._no_worse_than_pruned(made, counts)
+        planned = made.kept.keys() <= dict(self.options.methods).keys()
+        return made if self.options.method != "auto" or planned else self._no_worse_than_pruned(made, counts)
 
     def time(self, counts: Counts, against: Counts | None = None) -> Comparison:
         """Latency of a model with these counts against the source, or other counts; what its weights hold does not matter."""

@@ -75,6 +75,7 @@ def compress(
     chosen = found.candidate
     tell("checking", 0.0)
     proof = prove(source, chosen.content, checking, options) if options.verify else None
+    tell("checking", 1.0)
     save(chosen.model, target)
     if save_plan is not None:
         write_plan(Path(save_plan), source, mark, selected(understood, options)[0], _what_was_kept(chosen, options))

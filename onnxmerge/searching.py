@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from onnxmerge.attempts import Found, Search
 from onnxmerge.candidates import Candidate
 from onnxmerge.methods.budgeting import BOTH, Point
@@ -9,9 +11,10 @@ from onnxmerge.methods.planning import counts_of
 from onnxmerge.pace import multiple_for, rounded, within_latency
 
 SIZE_TRIALS, SIZE_TOLERANCE = 4, 0.005
-DRAFTS, FINALS = 4, 3  # models solved for a fidelity
+DRAFTS, FINALS, RESCUES = 4, 3, 4  # models solved for a fidelity; rescues while none has kept it
 CLOSE_ENOUGH, FINAL_CLOSE_ENOUGH = 0.75, 0.6  # of the loss that is allowed
-TINY = 1e-9
+LEAST_POWER = 0.05
+TINY = 1e-12
 
 
 def search(wanted: Search) -> Found:
@@ -27,8 +30,8 @@ def search(wanted: Search) -> Found:
 def _within(wanted: Search, kind: str, share: float) -> Found:
     """As close as possible at a size or a latency.
 
-    Counts are predicted to fit; a candidate whose size is another (the method kept other channels than was assumed, or some could not
-    go) moves the aim.
+    Counts are predicted to fit; a candidate whose size is another (the method kept other channels than was assumed, or some could
+    not go) moves the aim.
     """
     if kind == "latency":
         return within_latency(wanted, share)
@@ -66,9 +69,9 @@ def _faithful(wanted: Search, fidelity: float) -> Found:
             break
     bracket.reopen()
     best: Candidate | None = None
-    for _ in range(FINALS):
+    for number in range(FINALS + RESCUES):
         at = bracket.next()
-        if at is None:
+        if at is None or (number >= FINALS and best is not None):
             break
         candidate = wanted.candidate(bracket.points[at].counts)
         enough = bracket.measured(at, 1.0 - wanted.fidelity(candidate))
@@ -82,11 +85,15 @@ def _faithful(wanted: Search, fidelity: float) -> Found:
 
 
 class _Bracket:
-    """Where on a frontier the loss is what is allowed; the last point removes nothing and always passes."""
+    """Where on a frontier the loss is what is allowed; the last point removes nothing and always passes.
+
+    Losses are expected to follow a power of the predicted damage, through the nearest that were measured.
+    """
 
     def __init__(self, points: list[Point], allowed: float) -> None:
         self.points, self.allowed, self.close = points, allowed, CLOSE_ENOUGH
-        self.passing, self.failing, self.scale = len(points) - 1, -1, 1.0
+        self.passing, self.failing = len(points) - 1, -1
+        self.losses: dict[int, float] = {}
         self.drafted: int | None = None
 
     def next(self) -> int | None:
@@ -98,12 +105,22 @@ class _Bracket:
         if not inside:
             return None
         hoped = CLOSE_ENOUGH**0.5 * self.allowed
-        return next((i for i in inside if self.points[i].damage * self.scale <= hoped), inside[-1])
+        return next((i for i in inside if self._expected(i) <= hoped), inside[-1])
+
+    def _expected(self, at: int) -> float:
+        damage = [math.log(max(point.damage, TINY)) for point in self.points]
+        near = sorted(self.losses, key=lambda known: (abs(known - at), known))[:2]
+        if not near:
+            return max(self.points[at].damage, TINY)
+        power, first = 1.0, near[0]
+        if len(near) == 2 and abs(damage[first] - damage[near[1]]) > TINY:
+            rise = math.log(self.losses[first] / self.losses[near[1]])
+            power = min(max(rise / (damage[first] - damage[near[1]]), LEAST_POWER), 1.0)
+        return self.losses[first] * math.exp(power * (damage[at] - damage[first]))
 
     def measured(self, at: int, lost: float) -> bool:
         """Learn from a loss; whether it is close enough to what is allowed."""
-        lost = max(lost, TINY)
-        self.scale = lost / max(self.points[at].damage, TINY)
+        self.losses[at] = max(lost, TINY)
         if lost > self.allowed:
             self.failing = max(self.failing, at)
             return False
@@ -111,6 +128,6 @@ class _Bracket:
         return lost >= self.close * self.allowed
 
     def reopen(self) -> None:
-        """Begin again where the drafts ended, with models solved in full, which lose less; what was learnt of the scale holds."""
+        """Begin again where the drafts ended, with models solved in full, which lose less; the losses still tell of the others."""
         self.drafted = self.passing if self.passing < len(self.points) - 1 else None
         self.passing, self.failing, self.close = len(self.points) - 1, -1, FINAL_CLOSE_ENOUGH

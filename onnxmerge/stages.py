@@ -14,22 +14,23 @@ COMPRESSING = {
     "checking": (0.9, 1.0),
 }
 MEASURING = {"inputs": (0.0, 0.2), "statistics": (0.2, 0.4), "probes": (0.4, 1.0)}
-REPEATED = "reconstruction"  # nobody knows how often, so every run takes half of what is left of it
+REPEATED = "reconstruction"  # nobody knows how often, so every run takes half of what is left
 
 
 def overall(progress: Tell | None, stages: Mapping[str, tuple[float, float]]) -> Tell:
     """What is told of a stage, passed on as the share of the whole."""
     if progress is None:
         return lambda stage, share: None
-    before, left = 0.0, 1.0
+    before, left, reached = 0.0, 1.0, 0.0
 
     def tell(stage: str, share: float) -> None:
-        nonlocal before, left
+        nonlocal before, left, reached
         start, end = stages[stage]
         if stage == REPEATED:
-            left *= 0.5 if share < before else 1.0
+            left *= 0.5 if share <= before else 1.0
             before = share
-            share = 1.0 - left + (left if left == 1.0 else 0.5 * left) * share
-        progress(stage, start + (end - start) * share)
+            share = 1.0 - left + 0.5 * left * share
+        reached = max(reached, start + (end - start) * share)
+        progress(stage, reached)
 
     return tell

@@ -18,6 +18,7 @@ from topologies.net import Net
 from onnxmerge import cli
 from onnxmerge.compress import compress
 from onnxmerge.errors import OptionError
+from onnxmerge.methods import reconstruct as reconstruct_module
 from onnxmerge.options import Options
 from onnxmerge.plans import LARGEST_FILE
 
@@ -58,23 +59,38 @@ def test_plan_gives_the_same_bytes_again(name: str, options: dict[str, Any], tmp
 def test_pruning_alone_is_planned_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where auto found that nothing should be repaired, the plan says so, and is not solved when it is done again."""
     monkeypatch.setattr("onnxmerge.attempts.fidelity_of", pruned_first())
-    source, plan = source_of("conv-relu-conv", tmp_path), tmp_path / "plan.json"
-    compress(source, tmp_path / "first.onnx", Options(**FAST, ratio=0.5), save_plan=plan)
+    source, plan = source_of("residual-two-blocks", tmp_path), tmp_path / "plan.json"
+    only = {**FAST, "include": ("one_conv1",)}
+    compress(source, tmp_path / "first.onnx", Options(**only, ratio=0.5), save_plan=plan)
     monkeypatch.undo()
     assert json.loads(plan.read_text())["method"] == "prune"
-    compress(source, tmp_path / "second.onnx", Options(**FAST, plan=plan))
-    compress(source, tmp_path / "pruned.onnx", Options(**FAST, ratio=0.5, method="prune"))
+    compress(source, tmp_path / "second.onnx", Options(**only, plan=plan))
+    compress(source, tmp_path / "pruned.onnx", Options(**only, ratio=0.5, method="prune"))
     contents = {(tmp_path / f"{name}.onnx").read_bytes() for name in ("first", "second", "pruned")}
     assert len(contents) == 1
 
 
-def pruned_first() -> Callable[..., Any]:
-    """A comparison in which the second of every two candidates, the pruned one, is closer."""
+@pytest.mark.parametrize("least", ["merge", "prune", "reconstruct"])
+def test_methods_that_auto_found_hold(least: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the same channels would be treated otherwise now, and where pruning them would stay closer."""
+    monkeypatch.setattr(reconstruct_module, "expected_error", lambda *told: float(told[2].removal.method != least))
+    monkeypatch.setattr("onnxmerge.attempts.fidelity_of", pruned_first(start=1))
+    source, plan = source_of("residual-two-blocks", tmp_path), tmp_path / "plan.json"
+    compress(source, tmp_path / "first.onnx", Options(**FAST, ratio=0.5), save_plan=plan)
+    assert {row["method"] for row in json.loads(plan.read_text())["groups"]} == {least}
+    monkeypatch.setattr(reconstruct_module, "expected_error", lambda *told: float(told[2].removal.method == least))
+    monkeypatch.setattr("onnxmerge.attempts.fidelity_of", pruned_first())
+    compress(source, tmp_path / "second.onnx", Options(**FAST, plan=plan))
+    assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
+
+
+def pruned_first(start: int = 0) -> Callable[..., Any]:
+    """A comparison in which the second of every two candidates, the pruned one, is closer; from start 1 on the first one."""
     calls: list[float] = []
 
     class Told:
         def __init__(self) -> None:
-            calls.append(1.0 - 0.5 * ((len(calls) + 1) % 2))
+            calls.append(1.0 - 0.5 * ((len(calls) + 1 + start) % 2))
             self.worst, self.fidelity = self, calls[-1]
 
     return lambda *_: Told()

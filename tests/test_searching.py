@@ -1,0 +1,228 @@
+"""What a search promises: a fidelity kept, multiples, a latency, the same bytes twice, and stages that never go back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from running import built, written
+from test_targets import PRUNE
+from topologies import TOPOLOGIES
+from topologies.net import Net
+
+from onnxmerge.compress import compress
+from onnxmerge.graph.cost import total_macs
+from onnxmerge.graph.io import from_proto
+from onnxmerge.methods.planning import selected
+from onnxmerge.options import Options
+from onnxmerge.pace import LATENCY_TOLERANCE
+from onnxmerge.results import Comparison, LatencySummary
+from onnxmerge.runtime.shapes import observe
+from onnxmerge.stages import COMPRESSING, MEASURING, overall
+from onnxmerge.understanding import understand
+
+FAST = {"samples": 24, "threads": 1, "bench": False}
+CALL = LatencySummary(1.0, 1.0, 10)
+
+
+# fidelity
+
+
+FIDELITIES = {"digits-mlp.onnx": (0.9, 0.8, 0.6), "digits-resnet-bn.onnx": (0.85, 0.6)}
+
+
+@pytest.mark.parametrize("name", FIDELITIES)
+def test_fidelity_is_kept_and_less_of_it_is_no_larger_model(name: str, tmp_path: Path, models_folder: Path) -> None:
+    weights = []
+    for fidelity in FIDELITIES[name]:
+        options = Options(fidelity=fidelity, bench=False, samples=128 if "mlp" in name else 32)
+        result = compress(models_folder / name, tmp_path / "o.onnx", options)
+        assert result.fidelity is not None
+        assert result.fidelity.worst.fidelity >= fidelity
+        assert result.groups
+        weights.append(result.after.parameters)
+    assert weights == sorted(weights, reverse=True)
+    assert weights[-1] < 0.8 * result.before.parameters
+
+
+def test_same_bytes_twice(tmp_path: Path, models_folder: Path) -> None:
+    contents = set()
+    for file in (tmp_path / "a.onnx", tmp_path / "b.onnx"):
+        compress(models_folder / "digits-mlp.onnx", file, Options(fidelity=0.9, **FAST))
+        contents.add(file.read_bytes())
+    assert len(contents) == 1
+
+
+def test_fidelity_that_nothing_keeps(tmp_path: Path) -> None:
+    source = written(built(TOPOLOGIES["conv-relu-conv"]), tmp_path)
+    result = compress(source, tmp_path / "o.onnx", Options(fidelity=0.999999, **FAST))
+    assert not result.groups
+    assert result.after.parameters == result.before.parameters
+    assert sum("keeps a fidelity of 0.999999" in warning for warning in result.warnings) == 1
+
+
+def test_channels_that_nobody_reads_go_at_any_fidelity(tmp_path: Path) -> None:
+    source = written(built(TOPOLOGIES["slice-channels"]), tmp_path)
+    result = compress(source, tmp_path / "o.onnx", Options(fidelity=0.9999, **FAST))
+    assert [group.kept for group in result.groups] == [6]
+    assert result.fidelity is not None
+    assert result.fidelity.worst.fidelity > 0.9999
+
+
+# multiples
+
+WAYS = {"ratio": {"ratio": 0.4}, "target": {"target": ("macs", 0.6)}, "fidelity": {"fidelity": 0.3}}
+MULTIPLES = {
+    "chain": ("gemm-relu-gemm-transb1", 4),
+    "more than a group": ("residual-two-blocks", 32),
+    "stream": ("residual-two-blocks", 2),
+    "groups of a convolution": ("grouped-conv", 8),
+    "not a divisor": ("resnext-block", 3),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("name", "multiple"), MULTIPLES.values(), ids=MULTIPLES.keys())
+def test_groups_that_shrink_are_multiples(name: str, multiple: int, way: str, tmp_path: Path) -> None:
+    source = written(built(TOPOLOGIES[name]), tmp_path)
+    result = compress(source, tmp_path / "o.onnx", Options(round_to=multiple, method="prune", **FAST, **WAYS[way]))
+    cells = {group.name: len(np.unique(group.cells)) for group in selected(understand(source), PRUNE)[0]}
+    for group in result.groups:
+        assert group.kept % multiple == 0
+        assert group.kept % cells[group.name] == 0
+        assert group.kept < group.channels
+    if multiple == 32:
+        assert not result.groups
+
+
+def fake_time(milliseconds: Callable[[int], float], told: list[tuple[int, int]] | None = None) -> Callable[..., Comparison]:
+    """`time_pair` of a machine that takes so long for a model of so many multiply-accumulates."""
+
+    def time_pair(reference: Path | bytes, candidate: Path | bytes, *_: Any, **__: Any) -> Comparison:
+        macs = [macs_of(model) for model in (reference, candidate)]
+        if told is not None:
+            told.append((macs[0], macs[1]))
+        ratio = milliseconds(macs[1]) / milliseconds(macs[0])
+        return Comparison(CALL, CALL, ratio, 0.99 * ratio, 1.01 * ratio, 1, "CPUExecutionProvider", 1)
+
+    return time_pair
+
+
+def macs_of(model: Path | bytes) -> int:
+    content = model.read_bytes() if isinstance(model, Path) else model
+    feeds = {
+        value.name: np.zeros((1, *(d.dim_value for d in value.type.tensor_type.shape.dim[1:])), np.float32)
+        for value in onnx.ModelProto.FromString(content).graph.input
+    }
+    seen = observe(content, feeds, label="timed")
+    return total_macs(from_proto(onnx.ModelProto.FromString(content)), {name: each.shape for name, each in seen.items()})
+
+
+def chain(folder: Path, widths: tuple[int, ...] = (40, 40, 40)) -> Path:
+    net = Net(np.random.default_rng(0))
+    y, before = net.input("x", 16), 16
+    for number, width in enumerate(widths):
+        y, before = net.relu(net.gemm(y, f"fc_{number}", before, width)), width
+    net.output(net.gemm(y, "out", before, 4), 4)
+    return written(net.model(), folder)
+
+
+def stepped(step: int) -> Callable[[int], float]:
+    """Fast only where all of a chain's widths, told by its MACs, are multiples."""
+    sizes = {
+        16 * a + a * b + b * c + 4 * c
+        for a in range(step, 41, step)
+        for b in range(step, 41, step)
+        for c in range(step, 41, step)
+    }
+    return lambda macs: (1.0 if macs in sizes else 2.0) * (1000 + macs)
+
+
+@pytest.mark.parametrize("way", [{"ratio": 0.4}, {"target": ("macs", 0.5)}], ids=["ratio", "target"])
+def test_auto_takes_the_multiples_that_run_fastest(way: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxmerge.attempts.time_pair", fake_time(stepped(8)))
+    result = compress(chain(tmp_path), tmp_path / "o.onnx", Options(round_to="auto", method="prune", **FAST, **way))
+    assert result.groups
+    assert all(group.kept % 8 == 0 for group in result.groups)
+
+
+@pytest.mark.parametrize("way", [{"ratio": 0.4}, {"target": ("macs", 0.5)}], ids=["ratio", "target"])
+def test_auto_never_takes_what_is_slower(way: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fewer the faster, and the interval of rounded counts holds 1: no rounding is sure to be faster."""
+    monkeypatch.setattr("onnxmerge.attempts.time_pair", fake_time(lambda macs: 1e6))
+    source = chain(tmp_path)
+    results = [
+        compress(source, tmp_path / "o.onnx", Options(round_to=rounding, method="prune", **FAST, **way))
+        for rounding in ("auto", None)
+    ]
+    assert results[0].groups == results[1].groups
+
+
+# latency
+
+
+def test_latency_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    milliseconds = lambda macs: 500.0 + macs  # noqa: E731
+    source = chain(tmp_path)
+    monkeypatch.setattr("onnxmerge.attempts.time_pair", fake_time(milliseconds))
+    for share in (0.9, 0.7, 0.4):
+        result = compress(source, tmp_path / "o.onnx", Options(target=("latency", share), method="prune", **FAST))
+        reached = milliseconds(result.after.macs) / milliseconds(result.before.macs)
+        assert abs(reached / share - 1.0) <= LATENCY_TOLERANCE
+        assert not any("latency" in warning for warning in result.warnings)
+
+
+def test_latency_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the time is not work: the best found is the smallest model, and its ratio is told."""
+    milliseconds = lambda macs: 40_000.0 + macs  # noqa: E731
+    monkeypatch.setattr("onnxmerge.attempts.time_pair", fake_time(milliseconds))
+    result = compress(chain(tmp_path), tmp_path / "o.onnx", Options(target=("latency", 0.5), method="prune", **FAST))
+    reached = milliseconds(result.after.macs) / milliseconds(result.before.macs)
+    assert result.after.macs < 0.1 * result.before.macs
+    assert [warning for warning in result.warnings if "latency" in warning] == [
+        f"latency=0.5 was not reached within 5%: the best found takes {reached:.2f} of the time"
+    ]
+
+
+# stages
+
+RUNS = {
+    "once each": [(stage, share / 4) for stage in COMPRESSING for share in range(5)],
+    "several solves": [("reconstruction", share / 3) for _ in range(9) for share in range(1, 4)],
+    "solves of one step": [("reconstruction", 1.0) for _ in range(9)],
+    "a search": [("inputs", 0.0), ("statistics", 1.0), ("probes", 0.5), ("probes", 1.0)]
+    + [("reconstruction", share) for _ in range(5) for share in (0.1, 0.6, 1.0)]
+    + [("checking", 0.0), ("checking", 1.0)],
+}
+
+
+@pytest.mark.parametrize("told", RUNS.values(), ids=RUNS.keys())
+def test_stages_never_go_back(told: list[tuple[str, float]]) -> None:
+    seen: list[float] = []
+    tell = overall(lambda stage, share: seen.append(share), COMPRESSING)
+    for stage, share in told:
+        tell(stage, share)
+    assert all(0.0 <= share <= 1.0 for share in seen)
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("stages", [COMPRESSING, MEASURING], ids=["compress", "inspect"])
+def test_stages_follow_each_other_to_the_end(stages: dict[str, tuple[float, float]]) -> None:
+    ends = list(stages.values())
+    assert [start for start, _ in ends] == [0.0, *(end for _, end in ends[:-1])]
+    seen: list[float] = []
+    overall(lambda stage, share: seen.append(share), stages)(list(stages)[-1], 1.0)
+    assert seen == [1.0]
+
+
+def test_compress_tells_its_way_to_the_end(tmp_path: Path) -> None:
+    seen: list[float] = []
+    source = written(built(TOPOLOGIES["residual-two-blocks"]), tmp_path)
+    compress(source, tmp_path / "o.onnx", Options(fidelity=0.5, **FAST), progress=lambda stage, share: seen.append(share))
+    assert seen == sorted(seen)
+    assert seen[0] == 0.0
+    assert seen[-1] == 1.0
