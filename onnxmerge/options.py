@@ -32,8 +32,8 @@ class Options:
     cosine_weight: the paper's lambda, how much the cosine distance counts beside the bias distance. include, exclude: globs
     of node names, of the producers of a group. input_range (low, high), mean, std: how image pixels become model inputs.
     samples: how many synthetic inputs, or at most how many calibration inputs, are used. counts: kept channels by group name,
-    in place of the ratio; kept: the channels themselves, methods: what auto is to take, both by group name. tf32, cudnn_search, cuda_graph (of timing alone):
-    settings of CUDA, refused where the CPU is used. labels, save_worst, layers: of `verify` alone.
+    in place of the ratio; kept: the channels themselves, methods: what auto is to take, both by group name. tf32,
+    cudnn_search, cuda_graph (of timing alone): settings of CUDA, refused where the CPU is used. labels, save_worst, layers: of `verify` alone.
     """
 
     ratio: float | None = None
@@ -147,9 +147,7 @@ _SHARE = Check("between 0 and 1", lambda value: 0.0 <= value <= 1.0)
 CHECKS = {
     "target": Check(TARGET_NEEDED, _is_target),
     "fidelity": Check("above 0 and below 1", lambda value: 0.0 < value < 1.0),
-    "round_to": Check(
-        "a number of at least 1, or auto", lambda value: value == "auto" or (type(value) is int and value >= 1)
-    ),
+    "round_to": Check("a number of at least 1, or auto", lambda value: value == "auto" or (type(value) is int and value >= 1)),
     "ratio": Check("at least 0 and below 1 (the share of channels to remove)", lambda value: 0.0 <= value < 1.0),
     "method": _one_of(METHOD_NAMES),
     "criterion": _one_of(CRITERION_NAMES),

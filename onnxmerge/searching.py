@@ -149,8 +149,8 @@ def search(wanted: Search) -> Found:
 def _within(wanted: Search, kind: str, share: float) -> Found:
     """As close as possible at a size or a latency.
 
-    Counts are predicted to fit; a candidate whose size is another (the method kept other channels than was assumed, or some could not
-    go) moves the aim.
+    Counts are predicted to fit; a candidate whose size is another (the method kept other channels than was assumed, or some could
+    not go) moves the aim.
     """
     if kind == "latency":
         return _fast(wanted, share)

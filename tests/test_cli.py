@@ -318,7 +318,13 @@ def test_every_option_has_a_help_text():
 
 
 def test_every_setting_of_the_command_line_is_an_option_of_the_program():
-    known = {field.name for field in dataclasses.fields(Options)} | {"as_json_text", "batch", "reports", "save_plan", "sensitivity"}
+    known = {field.name for field in dataclasses.fields(Options)} | {
+        "as_json_text",
+        "batch",
+        "reports",
+        "save_plan",
+        "sensitivity",
+    }
     for command in cli.cli.commands.values():
         options = {option.name for option in command.params if isinstance(option, click.Option)}
         assert options <= known

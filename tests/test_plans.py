@@ -232,7 +232,10 @@ PLACES = {
     "plan is the output": (("plan.json", "--plan", "plan.json"), "holds the plan that is read"),
     "saved over the model": (("o.onnx", "--ratio", "0.5", "--save-plan", "model.onnx"), "would overwrite the model"),
     "saved over the output": (("o.onnx", "--ratio", "0.5", "--save-plan", "o.onnx"), "would overwrite the output"),
-    "saved over the plan": (("o.onnx", "--plan", "plan.json", "--save-plan", "plan.json"), "would overwrite the plan that is read"),
+    "saved over the plan": (
+        ("o.onnx", "--plan", "plan.json", "--save-plan", "plan.json"),
+        "would overwrite the plan that is read",
+    ),
     "saved nowhere": (("o.onnx", "--ratio", "0.5", "--save-plan", "no/plan.json"), "does not exist"),
     "saved in a folder's place": (("o.onnx", "--ratio", "0.5", "--save-plan", "."), "no regular file"),
     "report over the plan": (("o.onnx", "--plan", "plan.json", "--report", "plan.json"), "would overwrite the plan"),
