@@ -33,7 +33,8 @@ class Options:
     of node names, of the producers of a group. input_range (low, high), mean, std: how image pixels become model inputs.
     samples: how many synthetic inputs, or at most how many calibration inputs, are used. counts: kept channels by group name,
     in place of the ratio; kept: the channels themselves, methods: what auto is to take, both by group name. tf32,
-    cudnn_search, cuda_graph (of timing alone): settings of CUDA, refused where the CPU is used. labels, save_worst, layers: of `verify` alone.
+    cudnn_search, cuda_graph (of timing alone): settings of CUDA,
+    refused where the CPU is used. labels, save_worst, layers: of `verify` alone.
     """
 
     ratio: float | None = None
