@@ -155,9 +155,12 @@ def _within(wanted: Search, kind: str, share: float) -> Found:
     if kind == "latency":
         return _fast(wanted, share)
     best: tuple[float, Candidate] | None = None
-    aim = share
+    aim, tried = share, list[Counts]()
     for _ in range(SIZE_TRIALS):
         point = _allocated(wanted, kind, aim)
+        if point.counts in tried:
+            break
+        tried.append(point.counts)
         found = wanted.candidate(point.counts)
         left = wanted.left(found, kind)
         if best is None or (left <= share and not left <= best[0] <= share) or share < left < best[0]:
@@ -165,7 +168,7 @@ def _within(wanted: Search, kind: str, share: float) -> Found:
         off = left > share or (left < (1.0 - SIZE_TOLERANCE) * share and left < (1.0 - SIZE_TOLERANCE) * point.share)
         if not off or point.counts == wanted.budget.counts_for(kind, 0.0).counts:
             break
-        aim *= share / left
+        aim = min(aim * share / left, point.share * (1.0 - TINY)) if left > share else aim * share / left
     assert best is not None
     left, found = best
     note = f"{kind}={share:g} cannot be reached: at least {left:.1%} must stay" if left > share else ""
