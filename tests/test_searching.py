@@ -19,9 +19,9 @@ from onnxmerge.graph.cost import total_macs
 from onnxmerge.graph.io import from_proto
 from onnxmerge.methods.planning import selected
 from onnxmerge.options import Options
+from onnxmerge.pace import LATENCY_TOLERANCE
 from onnxmerge.results import Comparison, LatencySummary
 from onnxmerge.runtime.shapes import observe
-from onnxmerge.searching import LATENCY_TOLERANCE
 from onnxmerge.stages import COMPRESSING, MEASURING, overall
 from onnxmerge.understanding import understand
 
@@ -146,7 +146,7 @@ def stepped(step: int) -> Callable[[int], float]:
 
 @pytest.mark.parametrize("way", [{"ratio": 0.4}, {"target": ("macs", 0.5)}], ids=["ratio", "target"])
 def test_auto_takes_the_multiples_that_run_fastest(way: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxmerge.searching.time_pair", fake_time(stepped(8)))
+    monkeypatch.setattr("onnxmerge.attempts.time_pair", fake_time(stepped(8)))
     result = compress(chain(tmp_path), tmp_path / "o.onnx", Options(round_to="auto", method="prune", **FAST, **way))
     assert result.groups
     assert all(group.kept % 8 == 0 for group in result.groups)
@@ -155,7 +155,7 @@ def test_auto_takes_the_multiples_that_run_fastest(way: dict[str, Any], tmp_path
 @pytest.mark.parametrize("way", [{"ratio": 0.4}, {"target": ("macs", 0.5)}], ids=["ratio", "target"])
 def test_auto_never_takes_what_is_slower(way: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fewer the faster, and the interval of rounded counts holds 1: no rounding is sure to be faster."""
-    monkeypatch.setattr("onnxmerge.searching.time_pair", fake_time(lambda macs: 1e6))
+    monkeypatch.setattr("onnxmerge.attempts.time_pair", fake_time(lambda macs: 1e6))
     source = chain(tmp_path)
     results = [
         compress(source, tmp_path / "o.onnx", Options(round_to=rounding, method="prune", **FAST, **way))
@@ -170,7 +170,7 @@ def test_auto_never_takes_what_is_slower(way: dict[str, Any], tmp_path: Path, mo
 def test_latency_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     milliseconds = lambda macs: 500.0 + macs  # noqa: E731
     source = chain(tmp_path)
-    monkeypatch.setattr("onnxmerge.searching.time_pair", fake_time(milliseconds))
+    monkeypatch.setattr("onnxmerge.attempts.time_pair", fake_time(milliseconds))
     for share in (0.9, 0.7, 0.4):
         result = compress(source, tmp_path / "o.onnx", Options(target=("latency", share), method="prune", **FAST))
         reached = milliseconds(result.after.macs) / milliseconds(result.before.macs)
@@ -181,7 +181,7 @@ def test_latency_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_latency_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of the time is not work: the best found is the smallest model, and its ratio is told."""
     milliseconds = lambda macs: 40_000.0 + macs  # noqa: E731
-    monkeypatch.setattr("onnxmerge.searching.time_pair", fake_time(milliseconds))
+    monkeypatch.setattr("onnxmerge.attempts.time_pair", fake_time(milliseconds))
     result = compress(chain(tmp_path), tmp_path / "o.onnx", Options(target=("latency", 0.5), method="prune", **FAST))
     reached = milliseconds(result.after.macs) / milliseconds(result.before.macs)
     assert result.after.macs < 0.1 * result.before.macs

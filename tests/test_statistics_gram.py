@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from running import built, run, understood
 from topologies import TOPOLOGIES
 
-from onnxmerge.merging.reconstruction import Moments
+from onnxmerge.merging.moments import Moments
 from onnxmerge.runtime.providers import CPU
 from onnxmerge.statistics import gram as gram_module
 from onnxmerge.statistics import sums as sums_module
@@ -149,10 +149,10 @@ def test_sums_are_sums(inputs_too: bool) -> None:
 
 
 # Topology and consumer -> the samples that it reads and writes: x (N, ...) -> (samples, in), y -> (samples, out).
-Samples = Callable[[np.ndarray], np.ndarray]
+Rows = Callable[[np.ndarray], np.ndarray]
 LAST, FIRST = (lambda t: t.reshape(-1, t.shape[-1])), (lambda t: t.T)
-MIDDLE: Samples = lambda t: np.concatenate([one.T for one in t])  # noqa: E731
-DENSE: dict[tuple[str, str], tuple[Samples, Samples]] = {
+MIDDLE: Rows = lambda t: np.concatenate([one.T for one in t])  # noqa: E731
+DENSE: dict[tuple[str, str], tuple[Rows, Samples]] = {
     ("gemm-relu-gemm-transb0", "fc_b"): (LAST, LAST),
     ("gemm-relu-gemm-transb0", "out"): (LAST, LAST),
     ("gemm-relu-gemm-transb1", "fc_b"): (LAST, LAST),

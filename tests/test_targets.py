@@ -10,6 +10,7 @@ import pytest
 from running import built, written
 from topologies import TOPOLOGIES, Topology
 
+from onnxmerge.attempts import Search
 from onnxmerge.candidates import Candidate, candidate_of
 from onnxmerge.compress import compress
 from onnxmerge.graph.channels import ChannelGroup
@@ -19,7 +20,6 @@ from onnxmerge.merging.budget import Cost
 from onnxmerge.methods.planning import decide, kept_count, selected
 from onnxmerge.options import Options
 from onnxmerge.results import Compression, Refusal
-from onnxmerge.searching import Search
 from onnxmerge.understanding import Understanding, understand
 
 SHRINKING = [each for each in TOPOLOGIES.values() if each.runnable and any((each.removable | each.at_most).values())]

@@ -9,7 +9,8 @@ import numpy as np
 
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.graph.weights import canonical
-from onnxmerge.merging.reconstruction import RIDGE, Moments, aim, fits_in_memory, solve
+from onnxmerge.merging.moments import Moments
+from onnxmerge.merging.reconstruction import RIDGE, aim, fits_in_memory, solve
 from onnxmerge.methods.downstream import Outlook
 from onnxmerge.methods.installing import alpha_of, install, mixed_priors, old_bias, spread_out
 from onnxmerge.methods.reference import Engine, Statistics, copy_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxmerge.merging.reconstruction import Centred, Moments
+from onnxmerge.merging.moments import Centred, Moments
 from onnxmerge.runtime.providers import Provider
 from onnxmerge.statistics.gram import (
     MULTIPLIED_BY_NUMPY,
