@@ -21,7 +21,7 @@ from onnxmerge.understanding import Understanding, measure, understand
 class Candidate:
     """A smaller model that runs, not yet written: its bytes, what it weighs, what was done and what was not.
 
-    kept: by group, the channels that stay; groups that stay whole are not in it. alone: pruning alone was taken, nothing is repaired.
+    kept: by group, the channels that stay; groups that stay whole are not in it. alone: pruning alone was taken.
     """
 
     model: Model

@@ -32,8 +32,9 @@ class Options:
     cosine_weight: the paper's lambda, how much the cosine distance counts beside the bias distance. include, exclude: globs
     of node names, of the producers of a group. input_range (low, high), mean, std: how image pixels become model inputs.
     samples: how many synthetic inputs, or at most how many calibration inputs, are used. counts: kept channels by group name,
-    in place of the ratio; kept: the channels themselves, methods: what auto is to take, both by group name. tf32, cudnn_search, cuda_graph (of timing alone):
-    settings of CUDA, refused where the CPU is used. labels, save_worst, layers: of `verify` alone.
+    in place of the ratio; kept: the channels themselves, methods: what auto is to take, both by group name. tf32,
+    cudnn_search, cuda_graph (of timing alone): settings of CUDA,
+    refused where the CPU is used. labels, save_worst, layers: of `verify` alone.
     """
 
     ratio: float | None = None

@@ -3,8 +3,8 @@
     {"schema": "onnxmerge.plan/1", "model": {"file": ..., "sha256": ...}, "method": "auto",
      "groups": [{"name": ..., "channels": 16, "kept": 12, "method": "reconstruct", "kept_channels": [0, 2, ...]}, ...]}
 
-To edit one: change `kept` and delete `kept_channels`, or change both. Groups that are not listed stay whole. The methods are those
-that --method auto found, and hold where that is asked for again; of a group only together with its channels.
+To edit one: change `kept` and delete `kept_channels`, or change both. Groups that are not listed stay whole. The methods are
+those that --method auto found, and hold where that is asked for again; of a group only together with its channels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class Kept:
-    """By group: how many channels stay, which ones and by which method where the plan says so; method: that of the whole model."""
+    """By group: how many channels stay, which ones and by what where the plan says so; method: that of the model."""
 
     counts: tuple[tuple[str, int], ...]
     channels: tuple[tuple[str, tuple[int, ...]], ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from onnxmerge.attempts import Found, Search
+from onnxmerge.attempts import Counts, Found, Search
 from onnxmerge.candidates import Candidate
 from onnxmerge.methods.budgeting import BOTH, Point
 from onnxmerge.methods.planning import counts_of
@@ -36,17 +36,20 @@ def _within(wanted: Search, kind: str, share: float) -> Found:
     if kind == "latency":
         return within_latency(wanted, share)
     best: tuple[float, Candidate] | None = None
-    aim, multiple = share, multiple_for(wanted, kind, share)
+    aim, multiple, tried = share, multiple_for(wanted, kind, share), list[Counts]()
     for _ in range(SIZE_TRIALS):
         point = wanted.budget.counts_for(kind, aim, multiple)
+        if point.counts in tried:
+            break
+        tried.append(point.counts)
         found = wanted.candidate(point.counts)
         left = wanted.left(found, kind)
         if best is None or (left <= share and not left <= best[0] <= share) or share < left < best[0]:
             best = (left, found)
         off = left > share or (left < (1.0 - SIZE_TOLERANCE) * share and left < (1.0 - SIZE_TOLERANCE) * point.share)
-        if not off or point.counts == wanted.budget.counts_for(kind, 0.0).counts:
+        if not off or point.counts == wanted.budget.counts_for(kind, 0.0, multiple).counts:
             break
-        aim *= share / left
+        aim = min(aim * share / left, point.share * (1.0 - TINY)) if left > share else aim * share / left
     assert best is not None
     left, found = best
     note = f"{kind}={share:g} cannot be reached: at least {left:.1%} must stay" if left > share else ""

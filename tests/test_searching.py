@@ -32,27 +32,29 @@ CALL = LatencySummary(1.0, 1.0, 10)
 # fidelity
 
 
-FIDELITIES = {"digits-mlp.onnx": (0.9, 0.8, 0.6), "digits-resnet-bn.onnx": (0.85, 0.6)}
+SMALL_PARTS: dict[str, dict[str, Any]] = {
+    "digits-mlp.onnx": {"samples": 768},
+    "digits-resnet-bn.onnx": {"samples": 32, "include": ("/7/*",), "method": "reconstruct"},
+}
 
 
-@pytest.mark.parametrize("name", FIDELITIES)
+@pytest.mark.parametrize("name", SMALL_PARTS)
 def test_fidelity_is_kept_and_less_of_it_is_no_larger_model(name: str, tmp_path: Path, models_folder: Path) -> None:
     weights = []
-    for fidelity in FIDELITIES[name]:
-        options = Options(fidelity=fidelity, bench=False, samples=128 if "mlp" in name else 32)
-        result = compress(models_folder / name, tmp_path / "o.onnx", options)
+    for fidelity in (0.9, 0.7):
+        result = compress(models_folder / name, tmp_path / "o.onnx", Options(fidelity=fidelity, bench=False, **SMALL_PARTS[name]))
         assert result.fidelity is not None
         assert result.fidelity.worst.fidelity >= fidelity
         assert result.groups
         weights.append(result.after.parameters)
     assert weights == sorted(weights, reverse=True)
-    assert weights[-1] < 0.8 * result.before.parameters
+    assert weights[-1] < 0.95 * result.before.parameters
 
 
-def test_same_bytes_twice(tmp_path: Path, models_folder: Path) -> None:
-    contents = set()
+def test_same_bytes_twice(tmp_path: Path) -> None:
+    contents, source = set(), written(built(TOPOLOGIES["flatten-two-layers"]), tmp_path)
     for file in (tmp_path / "a.onnx", tmp_path / "b.onnx"):
-        compress(models_folder / "digits-mlp.onnx", file, Options(fidelity=0.9, **FAST))
+        compress(source, file, Options(fidelity=0.5, **FAST))
         contents.add(file.read_bytes())
     assert len(contents) == 1
 

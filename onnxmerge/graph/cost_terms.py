@@ -1,7 +1,7 @@
 """How parameters and MACs follow the numbers of channels that groups keep: a table of bilinear terms, one a layer.
 
-Channels of a group that stand at other places of the model than its other channels (a Slice, a Pad or a Gather lies between) are of
-a kind of their own: what leaves with them is different.
+Channels of a group that stand at other places than the rest of it, behind a Slice, a Pad or a Gather, are of a kind of their own:
+what leaves with them is different.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ with the group that it writes and with those that it reads. Minimise
     sum over groups of damage_g(k_g)  +  price * cost(k)
 
 by coordinate descent, each step exact over all counts of a group, for prices between which bisection finds the one that meets the
-budget (Everett, "Generalized Lagrange Multiplier Method", 1963). What is left goes where a step saves most, or to pairs of groups.
+budget (Everett, "Generalized Lagrange Multiplier Method", 1963). What is left goes where a step saves most; pairs follow.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ SATURATED = 0.5
 
 @dataclass(frozen=True)
 class Cost:
-    """cost(k) = sum over t of weight[t] * (rows[t] . n) * (columns[t] . n), n the channels kept of every kind and a 1 behind them.
+    """cost(k) = sum over t of weight[t] * (rows[t] . n) * (columns[t] . n), n the channels kept of each kind and a 1 behind.
 
-    weight (t,), rows and columns (t, kinds + 1). kinds: by group (size + 1, own kinds), how many of each of its kinds stay when so
-    many channels of it do; channels that stand in different layers are of different kinds. None: a group is a kind.
+    weight (t,), rows and columns (t, kinds + 1). kinds: by group (size + 1, own kinds), how many of each of its kinds stay when
+    so many channels of it do; channels that stand in different layers are of different kinds. None: a group is a kind.
     """
 
     weight: Floats
@@ -198,7 +198,7 @@ def _filled(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integers
 
 
 def _exchanged(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integers) -> Integers:
-    """Every two groups at the best of all their counts that fit, again and again: with few steps to choose from prices miss some."""
+    """Every two groups at the best of all their counts that fit, again and again: where steps are few prices miss some."""
     counts = counts.copy()
     for _ in range(SWEEPS):
         before = spent(curves, counts)

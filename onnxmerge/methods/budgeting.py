@@ -104,7 +104,7 @@ def _of_each_kind(study: Study, group: ChannelGroup, kinds: np.ndarray, curve: C
 
 
 def _curve(study: Study, group: ChannelGroup, probes: Sequence[Probe], options: Options) -> Curve:
-    """Counts are whole quotas: the same number in every cell, and never less than what must stay; all where merge is not valid."""
+    """Counts are whole quotas: the same number in every cell, and never less than must stay; all where merge is not valid."""
     if options.method == "merge" and isinstance(neurons(study.engine.channels, group), Refusal):
         return Curve(np.array([group.size]), np.zeros(1))
     sizes = np.bincount(group.cells)

@@ -1,0 +1,225 @@
+"""A probe says what the outputs lose: the oracle rewrites the whole model, with weights mixed by a solve of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from running import built, run, weights_of, written
+from topologies import TOPOLOGIES
+from topologies.net import Net
+
+from onnxmerge.candidates import moved
+from onnxmerge.graph.channels import ChannelGroup, Link
+from onnxmerge.graph.io import serialise
+from onnxmerge.graph.rewrite import Removal, Replacement, apply
+from onnxmerge.graph.weights import canonical, kernel_of, stored, weight_of
+from onnxmerge.merging.selection import kept_after
+from onnxmerge.methods.installing import alpha_of
+from onnxmerge.methods.planning import Plan, decide, selected
+from onnxmerge.methods.probing import MOST_INPUTS, probe
+from onnxmerge.methods.study import Study, study_of
+from onnxmerge.options import Options
+from onnxmerge.proof import inputs_for
+from onnxmerge.runtime.sessions import open_session
+from onnxmerge.understanding import Understanding, understand
+
+DAMPING = 1e-3
+OPTIONS = Options(ratio=0.5, method="reconstruct", samples=40, threads=1)
+
+
+def studied(source: Path, options: Options = OPTIONS) -> tuple[Understanding, Study]:
+    """What the program studies, on as many inputs as probes run, so that an oracle can use the same."""
+    understanding = understand(source)
+    session = open_session(source, optimise=False, threads=1)
+    inputs = inputs_for(session, understanding.shapes, options, MOST_INPUTS)
+    return understanding, study_of(understanding, inputs, options, lambda stage, share: None)
+
+
+def oracle(study: Study, understanding: Understanding, group: ChannelGroup, kept: np.ndarray, folder: Path) -> float:
+    """1 - fidelity of the worst output when the matched reference loses these channels and its readers are mixed.
+
+    Mixing by hand: the values that each reader reads are taken from a run, those of removed channels are regressed on those of
+    the kept ones (damped as the program does it), and their weights moved.
+    """
+    reference = folder / "matched.onnx"
+    reference.write_bytes(study.statistics.matched.SerializeToString())
+    fresh = understand(reference)
+    own = next(each for each in fresh.channels.groups if each.producers[0].key == group.producers[0].key)
+    gone = np.setdiff1d(np.arange(group.size), kept)
+    replacements = {link.key: mixed_by_hand(study, fresh, link, gone) for link in own.consumers}
+    apply(fresh.channels, [Removal(own, kept, "reconstruct")], replacements)
+    smaller = onnx.ModelProto.FromString(serialise(fresh.model))
+    pairs = [(run(reference, feeds), run(smaller, feeds)) for feeds in study.engine.batches()]
+    lost = []
+    for output in range(len(pairs[0][0])):
+        expected, found = (np.concatenate([np.asarray(pair[side][output], np.float64) for pair in pairs]) for side in (0, 1))
+        lost.append(np.square(expected - found).sum() / np.square(expected - expected.mean(0)).sum())
+    return float(max(lost))
+
+
+def mixed_by_hand(study: Study, fresh: Understanding, link: Link, gone: np.ndarray) -> Replacement:
+    """Each removed position of a reader's input regressed on all that stay, behind Flatten on those of its pixel."""
+    moments, channel_of = study.statistics.moments[link.key], study.statistics.readers[link.key].channel_of
+    value = weight_of(fresh.channels.flow, link.weighted)
+    weight = canonical(link.weighted, value).astype(np.float64)
+    new, bias = weight.copy(), np.zeros(weight.shape[0] * weight.shape[1])
+    removed = link.places[gone]
+    for g, place in itertools.product(range(weight.shape[0]), range(link.places.shape[1])):
+        first, rows = g * weight.shape[2], slice(g * weight.shape[1], (g + 1) * weight.shape[1])
+        inside = np.arange(first, first + weight.shape[2])
+        beside = link.places[:, place] if link.places.shape[1] > 1 else inside
+        out, here = np.intersect1d(removed[:, place], inside), np.setdiff1d(np.intersect1d(beside, inside), removed)
+        if not len(out):
+            continue
+        channels = channel_of[np.concatenate([here, out])]
+        xx, mean = moments.xx[np.ix_(channels, channels)], moments.mean_x[channels]
+        factors = regression(xx, len(here))
+        new[g][:, here - first] += np.einsum("op...,kp->ok...", weight[g][:, out - first], factors)
+        bias[rows] += alpha_of(study.statistics.readers[link.key]) * (
+            weight[g][:, out - first].sum(-1) @ (mean[len(here) :] - mean[: len(here)] @ factors)
+        )
+    return Replacement(stored(link.weighted, new, kernel_of(link.weighted, value)).astype(value.dtype), bias)
+
+
+def regression(xx: np.ndarray, here: int) -> np.ndarray:
+    """(kept, removed) factors of the least squares of removed on kept values, on standardised channels, hardly damped."""
+    deviation = np.sqrt(np.maximum(np.diag(xx), 1e-300))
+    correlation = xx / np.outer(deviation, deviation)
+    solved = np.linalg.solve(correlation[:here, :here] + DAMPING * np.eye(here), correlation[:here, here:])
+    return solved * deviation[here:] / deviation[:here, None]
+
+
+def early_exit(net: Net) -> None:
+    """An output that precedes the second group, one that the first group reaches in time for."""
+    y = net.relu(net.conv(net.input("x", 3, 8, 8), "conv_a", 3, 8))
+    net.output(net.conv(y, "early", 8, 2), 2, 8, 8)
+    y = net.relu(net.conv(y, "conv_b", 8, 6))
+    net.output(net.gemm(net.op("Flatten", y), "out", 384, 4), 4)
+
+
+def fixed_batch(net: Net) -> None:
+    y = net.relu(net.conv(net.input("x", 3, 8, 8), "conv_a", 3, 8))
+    net.output(net.conv(y, "out", 8, 4), 4, 8, 8)
+
+
+def recurrent_behind(net: Net) -> None:
+    """The group's reader feeds an LSTM."""
+    y = net.relu(net.conv(net.input("x", 3, 10), "conv_a", 3, 8, rank=1))
+    y = net.op("Transpose", net.conv(y, "conv_b", 8, 5, rank=1), perm=[2, 0, 1])
+    weights = [net.const("w", net.he((1, 24, 5), 5)), net.const("r", net.he((1, 24, 6), 6)), net.const("b", net.small(1, 48))]
+    _, last, _ = net.op("LSTM", y, *weights, hidden_size=6, outs=3)
+    net.output(net.gemm(net.op("Squeeze", last, net.const("axes", [0])), "out", 6, 4), 4)
+
+
+def body_behind(net: Net) -> None:
+    """A body reads what the group's reader gives from outside."""
+    x = net.input("x", 3, 8, 8)
+    y = net.conv(net.relu(net.conv(x, "conv_a", 3, 8)), "conv_b", 8, 6)
+    positive = net.op("Greater", net.op("ReduceMean", x, keepdims=0), net.const("zero", -100.0))
+    branches = {
+        "then_branch": net.body("then", "then_y", lambda inner: inner.op("Mul", y, inner.const("two", 2.0), name="twice")),
+        "else_branch": net.body("else", "else_y", lambda inner: inner.op("Tanh", y, name="other")),
+    }
+    net.output(net.conv(net.op("If", positive, name="choose", **branches), "out", 6, 4), 4, 8, 8)
+
+
+def made(fill: Callable[[Net], None], batch: str | int = "N") -> onnx.ModelProto:
+    net = Net(np.random.default_rng(1), batch=batch)
+    fill(net)
+    return net.model()
+
+
+MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
+    **{
+        name: partial(built, TOPOLOGIES[name])
+        for name in (
+            "conv-relu-conv",
+            "gemm-relu-gemm-alpha-beta",
+            "residual-two-blocks-bn",
+            "concat-two-producers",
+            "flatten-two-layers",
+            "matmul-add-3d",
+            "matmul-weight-left",
+            "grouped-conv",
+            "two-inputs",
+            "squeeze-excite-gemm",
+        )
+    },
+    "early exit": partial(made, early_exit),
+    "fixed batch": partial(made, fixed_batch, 4),
+    "recurrent behind": partial(made, recurrent_behind),
+    "body behind": partial(made, body_behind),
+}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_damage_is_that_of_the_rewritten_model(model: Callable[[], onnx.ModelProto], tmp_path: Path) -> None:
+    understanding, study = studied(written(model(), tmp_path))
+    groups = selected(understanding, OPTIONS)[0]
+    probes = probe(study, groups, 1, OPTIONS)
+    assert groups
+    for group in groups:
+        assert [each.removed for each in probes[group.name]] == sorted(each.removed for each in probes[group.name])
+        elimination = study.elimination(group)
+        assert elimination is not None
+        assert probes[group.name]
+        for found in probes[group.name][-2:]:
+            kept = kept_after(elimination, group.size, found.kept)
+            assert found.damage == pytest.approx(oracle(study, understanding, group, kept, tmp_path), rel=0.03, abs=1e-4)
+
+
+def test_readers_that_share_a_weight_are_probed_as_they_are_treated(tmp_path: Path) -> None:
+    """Their weight stays shared, so that channels are dropped: the oracle is the pruned model."""
+    understanding, study = studied(written(built(TOPOLOGIES["shared-weight-in-sequence"]), tmp_path))
+    (group,) = selected(understanding, OPTIONS)[0]
+    for found in probe(study, [group], 1, OPTIONS)[group.name]:
+        made = decide(understanding, replace(OPTIONS, method="prune"), None, {group.name: found.kept})
+        smaller = pruned_content(understanding.model.path, made)
+        pairs = [(run(understanding.model.path, feeds), run(smaller, feeds)) for feeds in study.engine.batches()]
+        expected, reached = (np.concatenate([pair[side][0] for pair in pairs]).astype(np.float64) for side in (0, 1))
+        lost = np.square(expected - reached).sum() / np.square(expected - expected.mean(0)).sum()
+        assert found.damage == pytest.approx(lost, rel=0.01)
+
+
+def pruned_content(source: Path, plan: Plan) -> onnx.ModelProto:
+    fresh = understand(source)
+    apply(fresh.channels, moved(fresh, plan.removals), plan.replacements)
+    return onnx.ModelProto.FromString(serialise(fresh.model))
+
+
+def test_normalisation_is_that_of_the_inputs(tmp_path: Path) -> None:
+    """On synthetic inputs every BatchNormalization of the probed model gives its stored mean and deviation, scale and bias."""
+    _, study = studied(written(built(TOPOLOGIES["conv-bn-relu"]), tmp_path))
+    outputs = ("bn_a_y", "bn_b_y", "bn_out_y")
+    seen = [run(study.statistics.matched, feeds, outputs)[1:] for feeds in study.engine.batches()]
+    stored_values = weights_of(built(TOPOLOGIES["conv-bn-relu"]))
+    for number, name in enumerate(("bn_a", "bn_b", "bn_out")):
+        values = np.concatenate([each[number] for each in seen]).astype(np.float64)
+        np.testing.assert_allclose(values.mean((0, 2, 3)), stored_values[f"{name}_bias"], atol=1e-4)
+        np.testing.assert_allclose(values.std((0, 2, 3)), stored_values[f"{name}_scale"], rtol=1e-3)
+
+
+def test_more_removed_is_more_damage_and_probes_repeat(tmp_path: Path) -> None:
+    understanding, study = studied(written(built(TOPOLOGIES["residual-two-blocks"]), tmp_path))
+    groups = selected(understanding, OPTIONS)[0]
+    first = probe(study, groups, 1, OPTIONS)
+    assert first == probe(study, groups, 1, OPTIONS)
+    assert first == {name: probe(study, groups[::-1], 1, OPTIONS)[name] for name in first}
+    damages = [[each.damage for each in probes] for probes in first.values()]
+    assert all(each == sorted(each) and each[0] > 0 for each in damages)
+
+
+def test_fewer_inputs_for_dear_models(tmp_path: Path) -> None:
+    """What probes cost in all is bounded, down to a few inputs."""
+    understanding, study = studied(written(built(TOPOLOGIES["conv-relu-conv"]), tmp_path))
+    groups = selected(understanding, OPTIONS)[0]
+    dear, cheap = (probe(study, groups, macs, OPTIONS)["conv_a"] for macs in (10**12, 1))
+    assert [each.kept for each in dear] == [each.kept for each in cheap]
+    assert [each.damage for each in dear] != [each.damage for each in cheap]
