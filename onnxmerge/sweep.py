@@ -122,7 +122,9 @@ def _settled(options: Options) -> Options:
         raise OptionError("a sweep measures how close each model stays, so that --no-verify cannot be")
     calibration = None if options.calibration is None else options.calibration.absolute()
     if calibration is not None and not calibration.exists():
-        raise InputError(f"{options.calibration} does not exist: a .npz or .npy file, or a folder of images or .npy files, is needed")
+        raise InputError(
+            f"{options.calibration} does not exist: a .npz or .npy file, or a folder of images or .npy files, is needed"
+        )
     provider = provider_of(options).short if options.provider == "auto" else options.provider
     return replace(options, calibration=calibration, provider=provider, threads=options.threads or default_threads())
 

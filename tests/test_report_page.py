@@ -80,6 +80,10 @@ def test_verdict_comes_first():
             ["50.0% of the MACs and 33.3% of the time saved: 67%", "in 16 rounds of freshly opened sessions", "486 /s"],
         ),
         ("comparisons", ["0.83x to 1.50x as fast, by batch size", "batch 32", "0.83x", "slower", "0.77x to 0.91x", "-40%"]),
+        ("sweep", ["3 of 4 targets gave a model, fidelity -3.2000 to 0.9812", "75.1% of the parameters", "74.6%", "76.9 MB"]),
+        ("sweep", ["macs=0.01: no model: at least 3 % must stay", "macs=0.25: it drifted", "out/ in-macs-0.75.onnx", "95.3%"]),
+        ("sweep", ["macs=0.5: 49.9% left, fidelity 0.9123", "2.00x [1.45, 1.54]", "256 synthetic images", "seed 7"]),
+        ("measured", ["0.9931", "-0.4000", "with so much of one group removed", "before any repair", "on 384 synthetic images"]),
         ("comparison", ["1.50x as fast [1.45, 1.54]", "faster", "throughput", "batch 4, CPUExecutionProvider, 2 threads"]),
     ],
 )
