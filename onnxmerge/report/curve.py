@@ -12,8 +12,8 @@ from onnxmerge.report.sweeps import sweep_columns, sweep_title, timing_line
 from onnxmerge.report.wording import closeness, percent
 from onnxmerge.results import Sweep, SweepPoint
 
-COSTS = {"parameters": "parameters left", "macs": "MACs left", "latency": "time of one call, of what it was"}
-_TOP, _HEIGHT, _AXIS = 12, 180, 40  # pixels: above the plot, of it, and below it
+COSTS = {"parameters": "parameters left", "macs": "MACs left", "latency": "time of one call, as a share of what it was"}
+_TOP, _HEIGHT, _AXIS = 12, 180, 24  # pixels: above the plot, of it, and below it
 _LEFT, _RIGHT = 12.0, 97.0  # per cent of the width
 _LOWEST = -0.1  # a fidelity below stands at the lower edge
 
@@ -27,7 +27,10 @@ def curves(result: Sweep) -> Markup:
     files = [element("p", "kept: ", *_listed([point.file for point in result.points if point.file]), class_="quiet")]
     return section(
         title,
-        *(element("figure", picture, element("figcaption", f"Fidelity by {COSTS[cost]}.")) for cost, picture in pictures),
+        *(
+            element("figure", picture, element("figcaption", f"Fidelity by {COSTS[cost]}; the ring is the model as it was"))
+            for cost, picture in pictures
+        ),
         table(title, sweep_columns(result)),
         element("p", f"inputs: {result.inputs}", class_="quiet") if result.inputs else None,
         element("p", line, class_="quiet") if (line := timing_line(result)) else None,
@@ -53,7 +56,7 @@ def curve_picture(result: Sweep, cost: str) -> Markup | None:
         element("desc", "; ".join(_told(place) for place in places), id=f"curve-told-{cost}"),
         *(mark for tick in ticks(lowest, 1.0) for mark in _level(tick, lowest)),
         *(mark for tick in ticks(0.0, most) for mark in _upright(tick, most)),
-        element("text", COSTS[cost], class_="count", x=f"{_LEFT:g}%", y=_TOP + _HEIGHT + _AXIS - 4),
+        element("circle", element("title", "the model as it was"), class_="ring", cx=f"{_across(1 / most):.2f}%", cy=_TOP, r=4),
         *(element("line", class_="curve", x1=f"{a:.2f}%", y1=b, x2=f"{c:.2f}%", y2=d) for (a, b), (c, d) in pairwise(spots)),
         *(_spot(spot, place) for spot, place in zip(spots, places, strict=True)),
         class_="distribution",
