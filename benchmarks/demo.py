@@ -1,4 +1,4 @@
-"""`make demo`: compress a trained model, then judge it on real labelled digits. `--model` and `--ratio` try other ones."""
+"""`make demo`: compress a trained model, then judge it on real labelled digits. `--model` and `--target` try other ones."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def main() -> None:
     known = {model.path.stem: model for model in models()}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=sorted(known), default="digits-resnet-bn")
-    parser.add_argument("--ratio", type=float, default=0.25)
+    parser.add_argument("--target", default="macs=0.5")
     arguments = parser.parse_args()
     model = known[arguments.model]
     source, target = Path(os.path.relpath(model.path)), Path(os.path.relpath(ROOT / "build" / "demo" / model.path.name))
     target.parent.mkdir(parents=True, exist_ok=True)
-    options = model.options(ratio=arguments.ratio, bench=False)
+    options = model.options(target=arguments.target, round_to=8, bench=False)
     console = Console()
-    console.print(Text(f"$ {_command(model, source, target, arguments.ratio)}\n", style="bold"))
+    console.print(Text(f"$ {_command(model, source, target, arguments.target)}\n", style="bold"))
     with progress_bar() as progress:
         result = onnxmerge.compress(source, target, options, progress)
     show_compression(console, result)
@@ -48,8 +48,17 @@ def main() -> None:
     )
 
 
-def _command(model: DigitsModel, source: Path, target: Path, ratio: float) -> str:
-    words = ["--ratio", str(ratio), "--mean", ",".join(map(str, model.mean)), "--std", ",".join(map(str, model.std))]
+def _command(model: DigitsModel, source: Path, target: Path, budget: str) -> str:
+    words = [
+        "--target",
+        budget,
+        "--round-to",
+        "8",
+        "--mean",
+        ",".join(map(str, model.mean)),
+        "--std",
+        ",".join(map(str, model.std)),
+    ]
     return f"onnxmerge compress {source} \\\n      {target} \\\n      {shlex.join([*words, '--no-bench'])}"
 
 

@@ -21,7 +21,7 @@ from onnxmerge.understanding import Understanding, measure, understand
 class Candidate:
     """A smaller model that runs, not yet written: its bytes, what it weighs, what was done and what was not.
 
-    kept: by group, the channels that stay; groups that stay whole are not in it.
+    kept: by group, the channels that stay; groups that stay whole are not in it. alone: pruning alone was taken, nothing is repaired.
     """
 
     model: Model
@@ -30,6 +30,7 @@ class Candidate:
     groups: tuple[GroupResult, ...]
     refusals: tuple[Refusal, ...]
     kept: dict[str, tuple[int, ...]]
+    alone: bool = False
 
 
 def candidate_of(source: Path, understood: Understanding, plan: Plan) -> Candidate:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 
+from onnxmerge.attempts import Search
 from onnxmerge.candidates import Candidate
 from onnxmerge.errors import ModelError, OptionError
 from onnxmerge.files import check_place
@@ -15,16 +17,19 @@ from onnxmerge.graph.flow import label
 from onnxmerge.graph.io import external_files, save
 from onnxmerge.methods.planning import selected
 from onnxmerge.options import Options
-from onnxmerge.plans import fingerprint, read_plan, write_plan
+from onnxmerge.pace import LATENCY_TOLERANCE
+from onnxmerge.plans import Kept, fingerprint, read_plan, write_plan
 from onnxmerge.proof import Proof, prove, with_macs
 from onnxmerge.results import Comparison, Compression, Size
-from onnxmerge.searching import Search, search
+from onnxmerge.searching import search
 from onnxmerge.sources import solving_and_checking
 from onnxmerge.stages import COMPRESSING, overall
 from onnxmerge.understanding import Understanding, understand
 from onnxmerge.versions import versions
 
 DOUBTFUL_FIDELITY = 0.5
+BLOCK = 8  # channels that ONNX Runtime computes together on a CPU
+SHORT_MS = 0.2  # of a call
 
 
 def compress(
@@ -33,10 +38,12 @@ def compress(
     options: Options | None = None,
     progress: Callable[[str, float], None] | None = None,
     save_plan: str | Path | None = None,
+    executor: Executor | None = None,
 ) -> Compression:
     """Write a smaller model to `target` and return what was done.
 
     progress: told the stage and the share done, 0 to 1. save_plan: where to write what was kept, for Options.plan.
+    executor: takes the statistics of a large calibration set, shard by shard; workers read model and inputs by their paths.
 
     Raises ModelError, OptionError or InputError where the user can act, VerificationError where the candidate failed the
     check; in all of these nothing is written. The target appears whole or not at all.
@@ -51,21 +58,26 @@ def compress(
     _check_not_needed(target, understood, options)
     if save_plan is not None:
         needed = {"the model": source, "the output": target, "the calibration inputs": options.calibration}
+        needed |= {"the plan that is read": options.plan}
+        needed |= {f"weights of the model in {path.name}": path for path in external_files(understood.model)}
         check_place(Path(save_plan), "the plan", needed)
     mark = "" if save_plan is None and options.plan is None else fingerprint(source, sorted(external_files(understood.model)))
     if options.plan is not None:
         replayed = read_plan(options.plan, mark, selected(understood, options)[0])
-        options = replace(options, plan=None, counts=replayed.counts, kept=replayed.channels)
+        method = replayed.method if options.method == "auto" else options.method
+        options = replace(
+            options, plan=None, counts=replayed.counts, kept=replayed.channels, methods=replayed.methods, method=method
+        )
     tell = overall(progress, COMPRESSING)
     tell("inputs", 0.0)
     solving, checking = solving_and_checking(source, understood, options)
-    found = search(Search(source, understood, options, solving, checking, tell))
+    found = search(Search(source, understood, options, solving, checking, tell, executor))
     chosen = found.candidate
     tell("checking", 0.0)
     proof = prove(source, chosen.content, checking, options) if options.verify else None
     save(chosen.model, target)
     if save_plan is not None:
-        write_plan(Path(save_plan), source, mark, selected(understood, options)[0], chosen.kept)
+        write_plan(Path(save_plan), source, mark, selected(understood, options)[0], _what_was_kept(chosen, options))
     return Compression(
         source=str(source),
         target=str(target),
@@ -75,11 +87,18 @@ def compress(
         refusals=chosen.refusals,
         fidelity=None if proof is None else proof.fidelity,
         latency=_beside_macs(proof, understood.size.macs, chosen.size.macs),
-        warnings=(*found.warnings, *_nothing_removed(chosen), *_told_by(proof, options)),
+        warnings=(*found.warnings, *_nothing_removed(chosen), *_told_by(proof, chosen, options)),
         seconds=time.perf_counter() - started,
         seed=options.seed,
         versions=versions(),
     )
+
+
+def _what_was_kept(chosen: Candidate, options: Options) -> Kept:
+    """Of a candidate, so that a plan gives the same one again."""
+    counts = tuple((name, len(stays)) for name, stays in chosen.kept.items())
+    methods = tuple((group.name, group.method) for group in chosen.groups)
+    return Kept(counts, tuple(chosen.kept.items()), methods, "prune" if chosen.alone else options.method)
 
 
 def _beside_macs(proof: Proof | None, before: int, after: int) -> Comparison | None:
@@ -90,17 +109,30 @@ def _nothing_removed(chosen: Candidate) -> list[str]:
     return [] if chosen.groups else ["nothing was removed: the output is the model as it was; the reasons are listed"]
 
 
-def _told_by(proof: Proof | None, options: Options) -> list[str]:
+def _told_by(proof: Proof | None, chosen: Candidate, options: Options) -> list[str]:
     """What a user should know before deploying: of the time, and of a result that drifted."""
     if proof is None:
         return []
+    told = [f"{warning}{_why(proof.latency, chosen)}" for warning in proof.warnings]
+    latency, wanted = proof.latency, dict([options.target or ("", 0.0)]).get("latency")
+    if latency is not None and wanted is not None and abs(latency.ratio / wanted - 1.0) > LATENCY_TOLERANCE:
+        told.append(f"latency={wanted:g} was asked for, and the final measurement gives {latency.ratio:.2f} of the time")
     worst = proof.fidelity.worst
-    if worst.fidelity >= DOUBTFUL_FIDELITY:
-        return list(proof.warnings)
-    less = "a lower --ratio" if options.ratio is not None else "a larger model"
-    remedy = less if options.calibration is not None else f"{less}, or --calibration with real inputs"
-    kept = f"output {worst.name} keeps only {max(0.0, worst.fidelity):.0%} of the reference's variance"
-    return [*proof.warnings, f"{kept}; try {remedy}"]
+    if worst.fidelity < DOUBTFUL_FIDELITY:
+        less = "a lower --ratio" if options.ratio is not None else "a larger model"
+        remedy = less if options.calibration is not None else f"{less}, or --calibration with real inputs"
+        kept = f"output {worst.name} keeps only {max(0.0, worst.fidelity):.0%} of the reference's variance"
+        told.append(f"{kept}; try {remedy}")
+    return told
+
+
+def _why(latency: Comparison | None, chosen: Candidate) -> str:
+    """Why a smaller model may not be faster, where that is known."""
+    odd = sum(group.kept % BLOCK != 0 for group in chosen.groups)
+    if odd:
+        return f"; {odd} of {len(chosen.groups)} groups keep a count that is no multiple of {BLOCK}: try --round-to auto"
+    short = latency is not None and latency.reference.median_ms < SHORT_MS
+    return "; calls this short are mostly overhead: time larger batches with `onnxmerge bench --batch`" if short else ""
 
 
 def _nothing_to_remove(source: Path, understood: Understanding) -> str:
@@ -127,6 +159,7 @@ def _check_not_needed(target: Path, understood: Understanding, options: Options)
     """OptionError where writing the target would destroy weights of the source, or the calibration inputs."""
     needed = [(location, "the weights of the model") for location in external_files(understood.model)]
     needed += [(options.calibration, "the calibration inputs")] if options.calibration is not None else []
+    needed += [(options.plan, "the plan that is read")] if options.plan is not None else []
     for path, what in needed:
         if target.exists() and path.exists() and target.samefile(path):
             raise OptionError(f"the output {target} holds {what}; name another file")

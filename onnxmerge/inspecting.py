@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from onnxmerge.attempts import Search
 from onnxmerge.candidates import unlocked_by
 from onnxmerge.options import Options
 from onnxmerge.results import Inspection
-from onnxmerge.searching import Search
 from onnxmerge.sources import solving_and_checking
 from onnxmerge.stages import MEASURING, overall
 from onnxmerge.understanding import understand

@@ -32,7 +32,7 @@ class Options:
     cosine_weight: the paper's lambda, how much the cosine distance counts beside the bias distance. include, exclude: globs
     of node names, of the producers of a group. input_range (low, high), mean, std: how image pixels become model inputs.
     samples: how many synthetic inputs, or at most how many calibration inputs, are used. counts: kept channels by group name,
-    in place of the ratio; kept: the channels themselves, by group name. tf32, cudnn_search, cuda_graph (of timing alone):
+    in place of the ratio; kept: the channels themselves, methods: what auto is to take, both by group name. tf32, cudnn_search, cuda_graph (of timing alone):
     settings of CUDA, refused where the CPU is used. labels, save_worst, layers: of `verify` alone.
     """
 
@@ -50,6 +50,7 @@ class Options:
     exclude: tuple[str, ...] = ()
     counts: tuple[tuple[str, int], ...] = ()
     kept: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    methods: tuple[tuple[str, str], ...] = ()
     calibration: Path | None = None
     input_range: tuple[float, float] | None = None
     mean: tuple[float, ...] | None = None
@@ -120,6 +121,13 @@ def _target(text: str) -> tuple[str, float]:
         ) from None
 
 
+def _is_target(value: Any) -> bool:
+    if not isinstance(value, tuple) or len(value) != 2:
+        return False
+    kind, share = value
+    return kind in TARGETS and isinstance(share, int | float) and 0.0 < share <= 1.0
+
+
 def _multiple(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
@@ -137,11 +145,9 @@ _AT_MOST_ONE = Check("at most 1", lambda value: value <= 1.0)
 _SHARE = Check("between 0 and 1", lambda value: 0.0 <= value <= 1.0)
 
 CHECKS = {
-    "target": Check(TARGET_NEEDED, lambda value: value[0] in TARGETS and 0.0 < value[1] <= 1.0),
+    "target": Check(TARGET_NEEDED, _is_target),
     "fidelity": Check("above 0 and below 1", lambda value: 0.0 < value < 1.0),
-    "round_to": Check(
-        "a number of at least 1, or auto", lambda value: value == "auto" or (isinstance(value, int) and value >= 1)
-    ),
+    "round_to": Check("a number of at least 1, or auto", lambda value: value == "auto" or (type(value) is int and value >= 1)),
     "ratio": Check("at least 0 and below 1 (the share of channels to remove)", lambda value: 0.0 <= value < 1.0),
     "method": _one_of(METHOD_NAMES),
     "criterion": _one_of(CRITERION_NAMES),

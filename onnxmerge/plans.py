@@ -1,16 +1,17 @@
 """Plan files: which channels of which group stay, readable, editable, bound to one model by its fingerprint.
 
-    {"schema": "onnxmerge.plan/1", "model": {"file": ..., "sha256": ...},
-     "groups": [{"name": ..., "channels": 16, "kept": 12, "kept_channels": [0, 2, ...]}, ...]}
+    {"schema": "onnxmerge.plan/1", "model": {"file": ..., "sha256": ...}, "method": "auto",
+     "groups": [{"name": ..., "channels": 16, "kept": 12, "method": "reconstruct", "kept_channels": [0, 2, ...]}, ...]}
 
-To edit one: change `kept` and delete `kept_channels`, or change both. Groups that are not listed stay whole.
+To edit one: change `kept` and delete `kept_channels`, or change both. Groups that are not listed stay whole. The methods are those
+that --method auto found, and hold where that is asked for again; of a group only together with its channels.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 from onnxmerge.errors import OptionError
 from onnxmerge.files import write_whole
 from onnxmerge.graph.channels import ChannelGroup
+from onnxmerge.methods.planning import kept_count
+from onnxmerge.options import METHOD_NAMES
 
 SCHEMA = "onnxmerge.plan/1"
 LARGEST_FILE = 1 << 26
@@ -26,10 +29,12 @@ BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class Kept:
-    """By group: how many channels stay, and which ones where the plan says so."""
+    """By group: how many channels stay, which ones and by which method where the plan says so; method: that of the whole model."""
 
     counts: tuple[tuple[str, int], ...]
     channels: tuple[tuple[str, tuple[int, ...]], ...]
+    methods: tuple[tuple[str, str], ...] = ()
+    method: str = "auto"
 
 
 def fingerprint(model: Path, external: Sequence[Path]) -> str:
@@ -42,15 +47,15 @@ def fingerprint(model: Path, external: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def write_plan(path: Path, model: Path, print_: str, groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]) -> None:
-    """What was kept of each group. print_: the model's fingerprint; kept: channels by group, of those that shrank."""
-    rows = [
-        {"name": group.name, "channels": group.size, "kept": len(kept[group.name]), "kept_channels": list(kept[group.name])}
-        if group.name in kept
-        else {"name": group.name, "channels": group.size, "kept": group.size}
-        for group in groups
-    ]
-    head = json.dumps({"schema": SCHEMA, "model": {"file": model.name, "sha256": print_}}, indent=2)
+def write_plan(path: Path, model: Path, print_: str, groups: Sequence[ChannelGroup], kept: Kept) -> None:
+    """What was kept of each group. print_: the model's fingerprint; kept: of those that shrank."""
+    channels, methods = dict(kept.channels), dict(kept.methods)
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        stays = channels.get(group.name)
+        row = {"name": group.name, "channels": group.size, "kept": group.size if stays is None else len(stays)}
+        rows.append(row if stays is None else {**row, "method": methods[group.name], "kept_channels": list(stays)})
+    head = json.dumps({"schema": SCHEMA, "model": {"file": model.name, "sha256": print_}, "method": kept.method}, indent=2)
     body = ",\n".join(f"    {json.dumps(row)}" for row in rows)  # a line a group, to be edited by hand
     text = f'{head[:-2]},\n  "groups": [\n{body}\n  ]\n}}\n'
     write_whole(path, "the plan", lambda draft: draft.write_text(text, encoding="utf-8"))
@@ -58,10 +63,11 @@ def write_plan(path: Path, model: Path, print_: str, groups: Sequence[ChannelGro
 
 def read_plan(path: Path, print_: str, groups: Sequence[ChannelGroup]) -> Kept:
     """The plan for the model with that fingerprint. OptionError with one line where it does not fit."""
-    rows = _rows(path, print_)
+    method, rows = _rows(path, print_)
     known = {group.name: group for group in groups}
     counts: dict[str, int] = {}
     channels: dict[str, tuple[int, ...]] = {}
+    methods: dict[str, str] = {}
     for row in rows:
         name, kept, named = row.get("name"), row.get("kept"), row.get("kept_channels")
         where = f"{path}: group {name!r}"
@@ -72,6 +78,8 @@ def read_plan(path: Path, print_: str, groups: Sequence[ChannelGroup]) -> Kept:
             raise OptionError(f"{where} stands there twice")
         if type(kept) is not int or not 1 <= kept <= size:
             raise OptionError(f"{where}: kept must be a number from 1 to {size}, not {kept!r}")
+        if kept != kept_count(known[name], 1.0 - kept / size):
+            raise OptionError(f"{where}: {kept} channels cannot stay: {_why(known[name])}")
         counts[name] = kept
         if named is None:
             continue
@@ -82,10 +90,26 @@ def read_plan(path: Path, print_: str, groups: Sequence[ChannelGroup]) -> Kept:
                 f"{where}: kept is {kept} but kept_channels holds {len(set(named))}; delete kept_channels to have them chosen"
             )
         channels[name] = tuple(sorted(named))
-    return Kept(tuple(counts.items()), tuple((name, each) for name, each in channels.items() if len(each) < known[name].size))
+        if row.get("method") is not None:
+            methods[name] = _method(row["method"], where)
+    shrunk = tuple((name, each) for name, each in channels.items() if len(each) < known[name].size)
+    return Kept(tuple(counts.items()), shrunk, tuple(methods.items()), method)
 
 
-def _rows(path: Path, print_: str) -> list[dict[str, Any]]:
+def _why(group: ChannelGroup) -> str:
+    cells, least = len(set(group.cells.tolist())), kept_count(group, 1.0)
+    equal = f"a multiple of {cells}, equally many in each group of its convolution" if cells > 1 else "at least"
+    return f"needed is {equal}{', and at least' if cells > 1 else ''} {least}"
+
+
+def _method(value: Any, where: str) -> str:
+    if value not in METHOD_NAMES:
+        raise OptionError(f"{where}: method must be one of {', '.join(METHOD_NAMES)}, not {value!r}")
+    return str(value)
+
+
+def _rows(path: Path, print_: str) -> tuple[str, list[dict[str, Any]]]:
+    """The method of the whole plan and its groups."""
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise OptionError(f"{path} is too large to be a plan")
@@ -102,4 +126,4 @@ def _rows(path: Path, print_: str) -> list[dict[str, Any]]:
         raise OptionError(f"{path} is no plan: it needs `model` with its sha256 and `groups`, a list")
     if model.get("sha256") != print_:
         raise OptionError(f"the plan {path} was made for another model ({model.get('file')!r}): its sha256 differs")
-    return rows
+    return _method(plan.get("method", "auto"), str(path)), rows

@@ -16,6 +16,7 @@ from onnxmerge import cli, proof
 from onnxmerge.options import Options
 from onnxmerge.report.latency import show_latency
 from onnxmerge.results import Comparison, Execution, LatencySummary
+from onnxmerge.runtime.providers import resolve_provider
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MLP = MODELS / "digits-mlp.onnx"
@@ -129,7 +130,7 @@ def test_what_ran_where_is_shown():
     assert "1 of 2 nodes of the candidate ran elsewhere: odd" in stream.getvalue()
 
 
-@pytest.mark.skipif(proof.resolve_provider("auto").short == "cuda", reason="CUDA works here")
+@pytest.mark.skipif(resolve_provider("auto").short == "cuda", reason="CUDA works here")
 @pytest.mark.parametrize("command", ["bench", "verify"])
 def test_a_fallback_is_said(run, command):
     code, out, _ = run(command, MLP, MLP)

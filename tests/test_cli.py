@@ -31,6 +31,7 @@ from onnxmerge.results import (
     Refusal,
     Size,
 )
+from onnxmerge.runtime.providers import resolve_provider
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MLP, RESNET = MODELS / "digits-mlp.onnx", MODELS / "digits-resnet-bn.onnx"
@@ -268,7 +269,7 @@ def test_truncated_model(run, tmp_path):
     assert not (tmp_path / "o.onnx").exists()
 
 
-@pytest.mark.skipif(proof.resolve_provider("auto").short == "cuda", reason="CUDA works here")
+@pytest.mark.skipif(resolve_provider("auto").short == "cuda", reason="CUDA works here")
 def test_cuda_that_is_not_there(run, smaller):
     code, out, err = run("bench", MLP, smaller, "--provider", "cuda")
     assert (code, out) == (2, "")
@@ -277,7 +278,7 @@ def test_cuda_that_is_not_there(run, smaller):
 
 
 def test_bug_of_ours_keeps_its_traceback(run, monkeypatch):
-    def broken(_):
+    def broken(*_, **__):
         raise ZeroDivisionError
 
     monkeypatch.setattr(cli, "inspect", broken)
@@ -288,7 +289,7 @@ def test_bug_of_ours_keeps_its_traceback(run, monkeypatch):
 
 
 def test_message_of_several_lines_becomes_one(run, monkeypatch):
-    def refuse(_):
+    def refuse(*_, **__):
         raise ModelError("first\nsecond\x1b[31m")
 
     monkeypatch.setattr(cli, "inspect", refuse)
@@ -317,7 +318,13 @@ def test_every_option_has_a_help_text():
 
 
 def test_every_setting_of_the_command_line_is_an_option_of_the_program():
-    known = {field.name for field in dataclasses.fields(Options)} | {"as_json_text", "batch", "reports"}
+    known = {field.name for field in dataclasses.fields(Options)} | {
+        "as_json_text",
+        "batch",
+        "reports",
+        "save_plan",
+        "sensitivity",
+    }
     for command in cli.cli.commands.values():
         options = {option.name for option in command.params if isinstance(option, click.Option)}
         assert options <= known

@@ -16,9 +16,8 @@ import pytest
 from samples import COMPRESSION, EVIL, FIDELITY, OUTPUT, RESULTS, RUN, evil
 
 import onnxmerge
-from onnxmerge import cli, proof
+from onnxmerge import cli, files, proof
 from onnxmerge.errors import OptionError
-from onnxmerge.report import writing
 from onnxmerge.report.documents import KINDS, Run, document, json_text
 from onnxmerge.report.schema import breaks, schema_of
 from onnxmerge.report.writing import check_reports, write_report
@@ -164,7 +163,7 @@ def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 
     report = tmp_path / "report.html"
     report.write_text("old")
-    monkeypatch.setattr(writing.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OptionError, match=r"report\.html cannot be written: No space left on device"):
         write_report(COMPRESSION, report, RUN)
     assert {name: (tmp_path / name).read_text() for name in os.listdir(tmp_path)} == {"report.html": "old"}

@@ -13,12 +13,13 @@ from onnx import helper, numpy_helper
 from running import built, run, understood
 from topologies import TOPOLOGIES
 
-from onnxmerge.merging.reconstruction import Moments
+from onnxmerge.merging.moments import Moments
 from onnxmerge.runtime.providers import CPU
 from onnxmerge.statistics import gram as gram_module
-from onnxmerge.statistics import readers as readers_module
+from onnxmerge.statistics import sums as sums_module
 from onnxmerge.statistics.gram import Network, outputs_of, patches_of, rows_of, sums_of, thinning, window_of
-from onnxmerge.statistics.readers import Reader, channel_moments, reader_of, solve_moments
+from onnxmerge.statistics.readers import Reader, reader_of
+from onnxmerge.statistics.sums import Samples, channel_moments, solve_moments
 from onnxmerge.statistics.walk import Walk
 
 
@@ -148,10 +149,10 @@ def test_sums_are_sums(inputs_too: bool) -> None:
 
 
 # Topology and consumer -> the samples that it reads and writes: x (N, ...) -> (samples, in), y -> (samples, out).
-Samples = Callable[[np.ndarray], np.ndarray]
+Rows = Callable[[np.ndarray], np.ndarray]
 LAST, FIRST = (lambda t: t.reshape(-1, t.shape[-1])), (lambda t: t.T)
-MIDDLE: Samples = lambda t: np.concatenate([one.T for one in t])  # noqa: E731
-DENSE: dict[tuple[str, str], tuple[Samples, Samples]] = {
+MIDDLE: Rows = lambda t: np.concatenate([one.T for one in t])  # noqa: E731
+DENSE: dict[tuple[str, str], tuple[Rows, Samples]] = {
     ("gemm-relu-gemm-transb0", "fc_b"): (LAST, LAST),
     ("gemm-relu-gemm-transb0", "out"): (LAST, LAST),
     ("gemm-relu-gemm-transb1", "fc_b"): (LAST, LAST),
@@ -269,7 +270,7 @@ def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consume
     tolerance = 2e-2 if name == "float16" else 1e-4
     np.testing.assert_allclose(offset, np.broadcast_to(offset[:, :1], offset.shape), atol=tolerance)
     kept = kept_of(at.reader)
-    found = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, CPU, None)
+    found = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, Samples(), CPU, None)
     for group, moments in enumerate(found):
         x = at.x[group][:, places(at, kept, group)]
         assert_moments(moments, x, at.y[group], 1e-3 if name == "float16" else 1e-5)
@@ -317,12 +318,12 @@ def test_shards_add_up_to_the_whole(name: str, consumer: str, tmp_path: Path, mo
     """Batches of other sizes, and batches in pieces, give the same moments."""
     whole = standing(name, consumer, tmp_path, (7,))
     kept = kept_of(whole.reader)
-    expected = solve_moments(whole.walk, whole.reader, kept, whole.targets.__getitem__, None, CPU, None)
+    expected = solve_moments(whole.walk, whole.reader, kept, whole.targets.__getitem__, None, Samples(), CPU, None)
     channels = channel_moments(whole.walk, whole.reader, CPU, None)
     for budget in (1 << 28, 1):
-        monkeypatch.setattr(readers_module, "BATCH_BYTES", budget)
+        monkeypatch.setattr(sums_module, "BATCH_BYTES", budget)
         parts = standing(name, consumer, tmp_path, (1, 4, 2))
-        found = solve_moments(parts.walk, parts.reader, kept, parts.targets.__getitem__, None, CPU, None)
+        found = solve_moments(parts.walk, parts.reader, kept, parts.targets.__getitem__, None, Samples(), CPU, None)
         for one, other in zip(found, expected, strict=True):
             assert one.count == other.count
             for part in ("sum_x", "sum_y", "xx", "xy", "yy"):
@@ -330,13 +331,19 @@ def test_shards_add_up_to_the_whole(name: str, consumer: str, tmp_path: Path, mo
         np.testing.assert_allclose(channel_moments(parts.walk, parts.reader, CPU, None).xx, channels.xx, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 29], ids=["samples-taken-anew", "samples-kept"])
 @pytest.mark.parametrize(("name", "consumer"), SHARDS, ids=["conv", "grouped", "gemm", "flatten"])
-def test_other_targets_reuse_the_sums_over_the_inputs(name: str, consumer: str, tmp_path: Path) -> None:
+def test_other_targets_reuse_the_sums_over_the_inputs(
+    name: str, consumer: str, kept_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sums_module, "SAMPLE_BYTES", kept_bytes)
     at = standing(name, consumer, tmp_path)
     kept = kept_of(at.reader)
-    first = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, CPU, None)
+    samples = Samples()
+    first = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, samples, CPU, None)
+    assert bool(samples.parts) == bool(kept_bytes)
     others = [2 * target + 1 for target in at.targets]
-    again = solve_moments(at.walk, at.reader, kept, others.__getitem__, first, CPU, None)
+    again = solve_moments(at.walk, at.reader, kept, others.__getitem__, first, samples, CPU, None)
     for group, moments in enumerate(again):
         assert_moments(moments, at.x[group][:, places(at, kept, group)], 2 * at.y[group] + 1)
 
@@ -347,7 +354,7 @@ def test_many_samples_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(gram_module, "SAMPLES_PER_UNKNOWN", 1)
     at = standing("resize-scales", "out", tmp_path, thin=(3, 3))
     kept = kept_of(at.reader)
-    (found,) = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, CPU, None)
+    (found,) = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, Samples(), CPU, None)
     assert found.count == 7 * 6 * 6
     assert_moments(found, at.x[0][:, places(at, kept, 0)], at.y[0])
 

@@ -80,10 +80,10 @@ REFUSED = {
     "labels that are not there": (("--calibration", "images.npy", "--labels", "no.npy"), "no.npy does not exist"),
     "labels of another kind": (("--calibration", "images.npy", "--labels", "swapped.onnx"), "no .npy file and no .npz"),
     "worst of another kind": (("--save-worst", "worst.npy"), "--save-worst writes a .npz file"),
-    "worst nowhere": (("--save-worst", "no/worst.npz"), "no of --save-worst does not exist"),
+    "worst nowhere": (("--save-worst", "no/worst.npz"), "no of the worst input does not exist"),
     "worst over labels": (
         ("--calibration", "images.npy", "--labels", "labels.npz", "--save-worst", "labels.npz"),
-        "would write over the labels",
+        "would overwrite the labels",
     ),
 }
 

@@ -1,4 +1,8 @@
-"""How parameters and MACs follow the numbers of channels that groups keep: a table of bilinear terms, one a layer."""
+"""How parameters and MACs follow the numbers of channels that groups keep: a table of bilinear terms, one a layer.
+
+Channels of a group that stand at other places of the model than its other channels (a Slice, a Pad or a Gather lies between) are of
+a kind of their own: what leaves with them is different.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +13,43 @@ import onnx_graphsurgeon as gs
 
 from onnxmerge.graph.channels import ChannelGroup, Channels
 from onnxmerge.graph.cost import Shapes, macs_of, total_macs, total_parameters
-from onnxmerge.graph.flow import Flow, Ids
+from onnxmerge.graph.flow import Flow, Ids, Weighted
 from onnxmerge.graph.model import held
 from onnxmerge.graph.weights import weight_of
 
 Terms = tuple[np.ndarray, np.ndarray, np.ndarray]
+Kinds = tuple[np.ndarray, ...]  # by group (n,): the kind of each of its channels, from 0
+
+
+def kinds_of(channels: Channels, groups: Sequence[ChannelGroup]) -> Kinds:
+    """Channels of a group are of one kind where every layer and every per-channel constant holds them equally often."""
+    flow = channels.flow
+    units = np.concatenate([group.units for group in groups])
+    position = np.full(len(flow.parents), len(units))
+    position[units] = np.arange(len(units))
+    kinds = np.repeat(np.arange(len(groups)), [group.size for group in groups])
+    for ids in [ids for each in flow.weighted for ids in (each.out_ids, each.in_ids)] + [rider.ids for rider in flow.riders]:
+        counts = np.bincount(position[ids.reshape(-1)], minlength=len(units) + 1)[:-1]
+        kinds = np.unique(kinds * (int(counts.max()) + 1) + counts, return_inverse=True)[1].reshape(-1)
+    parts = np.split(kinds, np.cumsum([group.size for group in groups])[:-1])
+    return tuple(np.unique(part, return_inverse=True)[1].reshape(-1) for part in parts)
 
 
 class _Table:
-    """Terms under construction: weight * (units of each group in the rows) * (in the columns), a constant in the last place."""
+    """Terms under construction: weight * (units of each kind in the rows) * (in the columns), a constant in the last place."""
 
-    def __init__(self, flow: Flow, groups: Sequence[ChannelGroup]) -> None:
-        self.sizes = np.array([*(group.size for group in groups), 1], np.float64)
-        self.owner = np.full(len(flow.parents), len(groups))
-        for number, group in enumerate(groups):
-            self.owner[group.units] = number
+    def __init__(self, flow: Flow, groups: Sequence[ChannelGroup], kinds: Kinds) -> None:
+        sizes = [np.bincount(own) for own in kinds]
+        self.sizes = np.concatenate([*sizes, [1]]).astype(np.float64)
+        self.owner = np.full(len(flow.parents), len(self.sizes) - 1)
+        first = 0
+        for group, own, size in zip(groups, kinds, sizes, strict=True):
+            self.owner[group.units] = first + own
+            first += len(size)
         self.terms: list[tuple[float, np.ndarray, np.ndarray]] = []
 
     def share(self, ids: Ids) -> np.ndarray:
-        """(groups + 1,) positions for each kept unit of a group, and those of no group."""
+        """(kinds + 1,) positions for each kept unit of a kind, and those of no group."""
         return np.bincount(self.owner[ids.reshape(-1)], minlength=len(self.sizes)) / self.sizes
 
     def add(self, total: float, rows: Ids, columns: Ids | None = None) -> None:
@@ -48,10 +70,10 @@ class _Table:
         return np.array(weights), np.stack(rows), np.stack(columns)
 
 
-def parameter_terms(channels: Channels, groups: Sequence[ChannelGroup], shapes: Shapes) -> Terms:
+def parameter_terms(channels: Channels, groups: Sequence[ChannelGroup], kinds: Kinds, shapes: Shapes) -> Terms:
     """Floating-point parameters; a tensor that several nodes read counts once."""
     flow = channels.flow
-    table = _Table(flow, groups)
+    table = _Table(flow, groups, kinds)
     seen: set[int] = set()
 
     def is_new(tensor: gs.Tensor) -> bool:
@@ -70,9 +92,9 @@ def parameter_terms(channels: Channels, groups: Sequence[ChannelGroup], shapes: 
     return table.finished(total_parameters(flow.model))
 
 
-def mac_terms(channels: Channels, groups: Sequence[ChannelGroup], shapes: Shapes) -> Terms:
+def mac_terms(channels: Channels, groups: Sequence[ChannelGroup], kinds: Kinds, shapes: Shapes) -> Terms:
     """Multiply-accumulates for the shapes given."""
-    table = _Table(channels.flow, groups)
+    table = _Table(channels.flow, groups, kinds)
     for weighted in channels.flow.weighted:
         table.add(macs_of(weighted.node, shapes), weighted.out_ids, weighted.in_ids)
     for rider in channels.flow.riders:
@@ -81,7 +103,31 @@ def mac_terms(channels: Channels, groups: Sequence[ChannelGroup], shapes: Shapes
     return table.finished(total_macs(channels.flow.model, shapes))
 
 
-COST_TERMS: dict[str, Callable[[Channels, Sequence[ChannelGroup], Shapes], Terms]] = {
+def bias_terms(channels: Channels, groups: Sequence[ChannelGroup], kinds: Kinds) -> Terms:
+    """What the layers that read channels gain where a solve gives them the bias that they lack."""
+    table = _Table(channels.flow, groups, kinds)
+    for weighted in channels.flow.weighted:
+        if weighted.in_ids.any() and not _has_bias(channels.flow, weighted):
+            table.add(weighted.out_ids.size, weighted.out_ids)
+    return table.finished(sum(weight * float(rows @ table.sizes) for weight, rows, _ in table.terms))
+
+
+def together(one: Terms, other: Terms) -> Terms:
+    """The terms of both."""
+    weights, rows, columns = (np.concatenate(pair) for pair in zip(one, other, strict=True))
+    return weights, rows, columns
+
+
+def _has_bias(flow: Flow, weighted: Weighted) -> bool:
+    """Whether there is a constant that a bias can be added to: the node's own, or that of an Add behind a MatMul."""
+    node = weighted.node
+    if node.op != "MatMul":
+        return len(node.inputs) > 2 and bool(node.inputs[2].name)
+    readers = node.outputs[0].outputs
+    return len(readers) == 1 and readers[0].op == "Add" and any(flow.constant(t) is not None for t in readers[0].inputs)
+
+
+COST_TERMS: dict[str, Callable[[Channels, Sequence[ChannelGroup], Kinds, Shapes], Terms]] = {
     "params": parameter_terms,
     "macs": mac_terms,
 }

@@ -7,13 +7,15 @@ with the group that it writes and with those that it reads. Minimise
     sum over groups of damage_g(k_g)  +  price * cost(k)
 
 by coordinate descent, each step exact over all counts of a group, for prices between which bisection finds the one that meets the
-budget (Everett, "Generalized Lagrange Multiplier Method", 1963); what is left of the budget then goes where a step saves most.
+budget (Everett, "Generalized Lagrange Multiplier Method", 1963). What is left goes where a step saves most, or to pairs of groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import permutations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +26,7 @@ Integers = NDArray[np.int64]
 BISECTIONS = 50
 SWEEPS = 50
 TINY = 1e-12
+EXCHANGES = 4_000  # counts times groups, up to which pairs of groups are tried as well: below a second
 
 SATURATED = 0.5
 """A damage from which on an output is closer to noise than to what it was."""
@@ -31,28 +34,48 @@ SATURATED = 0.5
 
 @dataclass(frozen=True)
 class Cost:
-    """cost(k) = sum over t of weight[t] * (rows[t] . k1) * (columns[t] . k1), k1 the counts and a 1 behind them.
+    """cost(k) = sum over t of weight[t] * (rows[t] . n) * (columns[t] . n), n the channels kept of every kind and a 1 behind them.
 
-    weight (t,), rows and columns (t, groups + 1).
+    weight (t,), rows and columns (t, kinds + 1). kinds: by group (size + 1, own kinds), how many of each of its kinds stay when so
+    many channels of it do; channels that stand in different layers are of different kinds. None: a group is a kind.
     """
 
     weight: Floats
     rows: Floats
     columns: Floats
+    kinds: tuple[Floats, ...] | None = None
 
     def total(self, counts: ArrayLike) -> float:
         """Of kept counts (groups,)."""
-        extended = np.append(np.asarray(counts, np.float64), 1.0)
+        extended = self._extended(counts)
         return float(np.sum(self.weight * (self.rows @ extended) * (self.columns @ extended)))
 
     def along(self, counts: ArrayLike, group: int, candidates: ArrayLike) -> Floats:
         """(c,) cost of the terms that one group touches, with the others as in counts, for each of its candidate counts (c,)."""
-        touching = np.flatnonzero((self.rows[:, group] != 0.0) | (self.columns[:, group] != 0.0))
-        extended = np.append(np.asarray(counts, np.float64), 1.0)
-        extended[group] = 0.0
-        rows, columns, tried = self.rows[touching], self.columns[touching], np.asarray(candidates, np.float64)[:, None]
-        product = (rows @ extended + tried * rows[:, group]) * (columns @ extended + tried * columns[:, group])
+        own, touching = self._places[group]
+        extended = self._extended(counts)
+        extended[own] = 0.0
+        rows, columns, tried = self.rows[touching], self.columns[touching], self._kept(group, candidates)
+        product = (rows @ extended + tried @ rows[:, own].T) * (columns @ extended + tried @ columns[:, own].T)
         return np.asarray(product @ self.weight[touching], np.float64)
+
+    @cached_property
+    def _places(self) -> list[tuple[slice, Integers]]:
+        """By group: the places of its kinds, and the terms that they touch."""
+        widths = [1] * (self.rows.shape[1] - 1) if self.kinds is None else [table.shape[1] for table in self.kinds]
+        ends = np.cumsum(widths)
+        own = [slice(int(end) - width, int(end)) for end, width in zip(ends, widths, strict=True)]
+        used = (self.rows != 0.0) | (self.columns != 0.0)
+        return [(place, np.flatnonzero(used[:, place].any(1))) for place in own]
+
+    def _kept(self, group: int, counts: ArrayLike) -> Floats:
+        """(c, own kinds) of each kind for counts (c,) of a group."""
+        counts = np.asarray(counts, np.int64)
+        return counts[:, None].astype(np.float64) if self.kinds is None else self.kinds[group][counts]
+
+    def _extended(self, counts: ArrayLike) -> Floats:
+        kept = [self._kept(group, [count])[0] for group, count in enumerate(np.asarray(counts).tolist())]
+        return np.concatenate([*kept, [1.0]])
 
 
 @dataclass(frozen=True)
@@ -108,7 +131,9 @@ def allocate(curves: Sequence[Curve], cost: Cost, budget: float) -> Integers:
         else:
             low, above = price, found
     both = [_filled(curves, cost, budget, start) for start in (fitting, _lowered(curves, cost, budget, above))]
-    return min(both, key=lambda counts: spent(curves, counts))
+    best = min(both, key=lambda counts: spent(curves, counts))
+    pairs = len(curves) * sum(len(curve.counts) for curve in curves)
+    return best if pairs > EXCHANGES else _exchanged(curves, cost, budget, best)
 
 
 def spent(curves: Sequence[Curve], counts: ArrayLike) -> float:
@@ -172,8 +197,31 @@ def _filled(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integers
         counts[step[0]] = step[1]
 
 
+def _exchanged(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integers) -> Integers:
+    """Every two groups at the best of all their counts that fit, again and again: with few steps to choose from prices miss some."""
+    counts = counts.copy()
+    for _ in range(SWEEPS):
+        before = spent(curves, counts)
+        for one, other in permutations(range(len(curves)), 2):
+            best, step = spent(curves, counts), counts
+            for count in curves[one].counts:
+                tried = counts.copy()
+                tried[one] = count
+                left = budget - cost.total(tried)
+                prices = cost.along(tried, other, curves[other].counts)
+                fitting = prices - prices[int(np.searchsorted(curves[other].counts, counts[other]))] <= left
+                if fitting.any():  # damage does not rise with the count
+                    tried[other] = curves[other].counts[np.flatnonzero(fitting)[-1]]
+                    if (damage := spent(curves, tried)) < best:
+                        best, step = damage, tried
+            counts = step
+        if spent(curves, counts) >= before:
+            break
+    return counts
+
+
 def frontier(curves: Sequence[Curve], cost: Cost, prices: int = 160) -> list[Integers]:
-    """Kept counts (groups,) for rising prices without repeats, the smallest cost first: the lower hull of damage against cost."""
+    """Kept counts (groups,) for rising prices without repeats, the smallest cost first, all counts last: the lower hull."""
     most = np.array([curve.counts[-1] for curve in curves], np.int64)
     least = np.array([curve.counts[0] for curve in curves], np.int64)
     found = {tuple(counts.tolist()): counts for counts in (most, least)}
@@ -186,7 +234,7 @@ def frontier(curves: Sequence[Curve], cost: Cost, prices: int = 160) -> list[Int
     least_damage = np.inf
     for counts in sorted(found.values(), key=lambda each: (cost.total(each), spent(curves, each))):
         damage = spent(curves, counts)
-        if damage < least_damage:
+        if damage < least_damage or (counts == most).all():
             best.append(counts)
             least_damage = damage
     return best
@@ -198,4 +246,5 @@ def joined(costs: Sequence[Cost]) -> Cost:
         np.concatenate([cost.weight for cost in costs]) / len(costs),
         np.concatenate([cost.rows for cost in costs]),
         np.concatenate([cost.columns for cost in costs]),
+        costs[0].kinds,
     )

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from onnxmerge.merging.moments import Centred, Moments
+
 Floats = NDArray[np.float64]
 
 RIDGE = 1e-3
@@ -49,81 +51,6 @@ DEAD = 1e-12
 
 LEAST_SCALE = 1e-3
 """A BatchNormalization scale below this cannot be aimed through."""
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Sums over samples of inputs x (d) and targets y (o), float64; they add over batches and shards.
-
-    count: number of samples. sum_x (d,), sum_y (o,), xx (d, d) = sum x x^T, xy (d, o) = sum x y^T, yy (o,) = sum y^2.
-    """
-
-    count: float
-    sum_x: Floats
-    sum_y: Floats
-    xx: Floats
-    xy: Floats
-    yy: Floats
-
-    @staticmethod
-    def of(inputs: ArrayLike, targets: ArrayLike) -> Moments:
-        """Moments of samples in memory: inputs (samples, d), targets (samples, o)."""
-        x, y = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
-        return Moments(float(len(x)), x.sum(0), y.sum(0), x.T @ x, x.T @ y, (y * y).sum(0))
-
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.count + other.count,
-            self.sum_x + other.sum_x,
-            self.sum_y + other.sum_y,
-            self.xx + other.xx,
-            self.xy + other.xy,
-            self.yy + other.yy,
-        )
-
-    def moved(self, by_x: ArrayLike, by_y: ArrayLike) -> Moments:
-        """The moments of x + by_x (d,) and y + by_y (o,)."""
-        x, y, n = np.asarray(by_x, np.float64), np.asarray(by_y, np.float64), self.count
-        return Moments(
-            n,
-            self.sum_x + n * x,
-            self.sum_y + n * y,
-            self.xx + np.outer(self.sum_x, x) + np.outer(x, self.sum_x) + n * np.outer(x, x),
-            self.xy + np.outer(self.sum_x, y) + np.outer(x, self.sum_y) + n * np.outer(x, y),
-            self.yy + 2.0 * y * self.sum_y + n * y * y,
-        )
-
-    def centred(self) -> Centred:
-        """Means and covariances."""
-        mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
-        xx = self.xx / self.count - np.outer(mean_x, mean_x)
-        return Centred(
-            mean_x=mean_x,
-            mean_y=mean_y,
-            xx=0.5 * (xx + xx.T),
-            xy=self.xy / self.count - np.outer(mean_x, mean_y),
-            variance_y=np.maximum(self.yy / self.count - mean_y**2, 0.0),
-        )
-
-
-@dataclass(frozen=True)
-class Centred:
-    """mean_x (d,), mean_y (o,), xx (d, d) = cov(x), xy (d, o) = cov(x, y), variance_y (o,)."""
-
-    mean_x: Floats
-    mean_y: Floats
-    xx: Floats
-    xy: Floats
-    variance_y: Floats
-
-    def residual(self, weight: Floats) -> Floats:
-        """(o,) variance of y - weight x, for a weight (o, d)."""
-        cross = np.einsum("od,do->o", weight, self.xy)
-        return np.maximum(self.variance_y - 2.0 * cross + self.explained(weight), 0.0)
-
-    def explained(self, weight: Floats) -> Floats:
-        """(o,) variance of weight x."""
-        return np.maximum(np.einsum("od,od->o", weight @ self.xx, weight), 0.0)
 
 
 @dataclass(frozen=True)

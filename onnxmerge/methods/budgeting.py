@@ -8,10 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxmerge.graph.channels import ChannelGroup
-from onnxmerge.graph.cost_terms import COST_TERMS
+from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, kinds_of, together
+from onnxmerge.graph.paths import neurons
 from onnxmerge.merging.budget import Cost, Curve, allocate, damage_curve, frontier, joined, spent
+from onnxmerge.merging.criteria import CRITERIA
+from onnxmerge.merging.selection import kept_after
+from onnxmerge.methods.by_weights import BY_WEIGHTS, select, weight_criterion
 from onnxmerge.methods.probing import Probe
 from onnxmerge.methods.study import Study
+from onnxmerge.options import Options
+from onnxmerge.results import Refusal
 from onnxmerge.understanding import Understanding
 
 BOTH = "both"  # parameters and MACs, each as a share of what there was
@@ -40,6 +46,8 @@ class Budget:
         multiple: groups that shrink keep multiples of it.
         """
         curves = rounded(self.curves, multiple)
+        if share >= 1.0:
+            return self._point(np.array([curve.counts[-1] for curve in curves]), kind)
         return self._point(allocate(curves, self.costs[kind], share), kind)
 
     def points(self, multiple: int = 1) -> list[Point]:
@@ -57,20 +65,48 @@ class Budget:
 
 
 def budget_of(
-    study: Study, understood: Understanding, groups: Sequence[ChannelGroup], probes: Mapping[str, Sequence[Probe]]
+    study: Study,
+    understood: Understanding,
+    groups: Sequence[ChannelGroup],
+    probes: Mapping[str, Sequence[Probe]],
+    options: Options,
 ) -> Budget:
     """Curves from removal orders and probes, costs from the graph."""
-    curves = tuple(_curve(study, group, probes[group.name]) for group in groups)
+    channels = understood.channels
+    curves = tuple(_curve(study, group, probes[group.name], options) for group in groups)
+    kinds = kinds_of(channels, groups)
+    kept = tuple(_of_each_kind(study, *each, options) for each in zip(groups, kinds, curves, strict=True))
+    sizes = [group.size for group in groups]
     costs = {}
     for kind, terms in COST_TERMS.items():
-        weight, rows, columns = terms(understood.channels, groups, understood.shapes)
-        whole = Cost(weight, rows, columns).total([group.size for group in groups])
-        costs[kind] = Cost(weight / max(whole, 1.0), rows, columns)
+        found = terms(channels, groups, kinds, understood.shapes)
+        whole = max(Cost(*found, kept).total(sizes), 1.0)
+        if kind == "params" and options.method not in BY_WEIGHTS:
+            found = together(found, bias_terms(channels, groups, kinds))
+        costs[kind] = Cost(found[0] / whole, found[1], found[2], kept)
     return Budget(tuple(groups), curves, {**costs, BOTH: joined(list(costs.values()))})
 
 
-def _curve(study: Study, group: ChannelGroup, probes: Sequence[Probe]) -> Curve:
-    """Counts are whole quotas: the same number in every cell, and never less than what must stay."""
+def _of_each_kind(study: Study, group: ChannelGroup, kinds: np.ndarray, curve: Curve, options: Options) -> np.ndarray:
+    """(size + 1, kinds): how many channels of each kind stay, by how many stay of the group (rows that the curve lacks are 0)."""
+    if not kinds.any():
+        return np.arange(group.size + 1.0)[:, None]
+    elimination = study.elimination(group)
+    solved = options.method not in BY_WEIGHTS and options.criterion not in CRITERIA
+    table = np.zeros((group.size + 1, int(kinds.max()) + 1))
+    for count in curve.counts.tolist():
+        if elimination is not None and solved:
+            kept = kept_after(elimination, group.size, count)
+        else:
+            kept = select(study.engine.channels, group, count, weight_criterion(options))
+        table[count] = np.bincount(kinds[kept], minlength=table.shape[1])
+    return table
+
+
+def _curve(study: Study, group: ChannelGroup, probes: Sequence[Probe], options: Options) -> Curve:
+    """Counts are whole quotas: the same number in every cell, and never less than what must stay; all where merge is not valid."""
+    if options.method == "merge" and isinstance(neurons(study.engine.channels, group), Refusal):
+        return Curve(np.array([group.size]), np.zeros(1))
     sizes = np.bincount(group.cells)
     pinned = int(np.bincount(group.cells[~group.removable], minlength=len(sizes)).max())
     counts = len(sizes) * np.arange(max(1, pinned), int(sizes[0]) + 1)

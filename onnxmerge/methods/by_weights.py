@@ -45,7 +45,7 @@ def select(channels: Channels, group: ChannelGroup, count: int, criterion: str) 
 def prune(channels: Channels, group: ChannelGroup, count: int, options: Options) -> Decision | Refusal:
     """Drop, replace nothing."""
     kept = given(group, options)
-    kept = select(channels, group, count, _weight_criterion(options)) if kept is None else kept
+    kept = select(channels, group, count, weight_criterion(options)) if kept is None else kept
     return Decision(Removal(group, kept, "prune"))
 
 
@@ -54,7 +54,7 @@ def merge(channels: Channels, group: ChannelGroup, count: int, options: Options)
     found = neurons(channels, group)
     if isinstance(found, Refusal):
         return found
-    criterion, moments = _weight_criterion(options), found.moments
+    criterion, moments = weight_criterion(options), found.moments
     folded = _folded_moments(group, found)
     if folded is None:
         kept = select(channels, group, count, criterion)
@@ -114,7 +114,8 @@ def replacements(channels: Channels, decisions: Sequence[Decision]) -> dict[str,
     return found
 
 
-def _weight_criterion(options: Options) -> str:
+def weight_criterion(options: Options) -> str:
+    """The criterion asked for, where it looks at nothing but weights."""
     return options.criterion if options.criterion in CRITERIA else "l2-norm"
 
 

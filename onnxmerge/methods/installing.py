@@ -10,7 +10,8 @@ from onnx import NodeProto, helper
 from onnxmerge.graph.flow import Flow
 from onnxmerge.graph.rewrite import Replacement
 from onnxmerge.graph.weights import stored, weight_of
-from onnxmerge.merging.reconstruction import Centred, mixed_weight, mixing
+from onnxmerge.merging.moments import Centred
+from onnxmerge.merging.reconstruction import mixed_weight, mixing
 from onnxmerge.statistics.readers import Reader
 from onnxmerge.statistics.walk import Walk
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxmerge.errors import OptionError
 from onnxmerge.graph.channels import ChannelGroup, Channels
+from onnxmerge.graph.paths import neurons
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.graph.weights import producer_rows
 from onnxmerge.methods.by_weights import BY_WEIGHTS, Decision, replacements
@@ -46,7 +47,10 @@ def decide(understood: Understanding, options: Options, study: Study | None, cou
     whole = (
         "all of its channels are kept" if options.ratio is None else f"a ratio of {options.ratio} removes none of its channels"
     )
-    refusals += [Refusal(name, whole) for group in groups if counts[group.name] == group.size for name in group.layers]
+    for group in [group for group in groups if counts[group.name] == group.size]:
+        invalid = neurons(understood.channels, group) if options.method == "merge" else None
+        reason = invalid.reason if isinstance(invalid, Refusal) else whole
+        refusals += [Refusal(name, reason) for name in group.layers]
     if options.method in BY_WEIGHTS:
         method = BY_WEIGHTS[options.method]
         outcomes = [method(understood.channels, group, counts[group.name], options) for group in shrinking]

@@ -53,4 +53,7 @@ def decision_of(study: Study, group: ChannelGroup, count: int, options: Options)
     ours = Decision(Removal(group, kept, "reconstruct"))
     expected["reconstruct"] = expected_error(statistics, group, ours)
     chosen = ours if options.method == "reconstruct" or expected["reconstruct"] <= expected[least.removal.method] else least
+    planned = dict(options.methods).get(group.name)
+    if options.method == "auto" and planned is not None:
+        chosen = next((each for each in by_weights if each.removal.method == planned), ours)
     return replace(chosen, removal=replace(chosen.removal, expected_error=expected))

@@ -12,10 +12,11 @@ from onnx import ModelProto, NodeProto
 
 from onnxmerge.errors import InputError
 from onnxmerge.graph.channels import Channels
-from onnxmerge.merging.reconstruction import Centred
+from onnxmerge.merging.moments import Centred
 from onnxmerge.methods.downstream import Outlook, outlook_of
 from onnxmerge.runtime.providers import Provider
-from onnxmerge.statistics.readers import Reader, channel_moments, reader_of
+from onnxmerge.statistics.readers import Reader, reader_of
+from onnxmerge.statistics.sums import channel_moments
 from onnxmerge.statistics.walk import Walk
 
 Feeds = Mapping[str, np.ndarray]
@@ -61,8 +62,8 @@ class Statistics:
         return self._users[self.readers[key].weight.tobytes()] > 1
 
 
-def observe_reference(engine: Engine) -> Statistics:
-    """First walk: moments of the inputs of every consumer.
+def observe_reference(engine: Engine, known: Mapping[str, Centred] | None = None) -> Statistics:
+    """First walk: moments of the inputs of every consumer. known: these, where they have been taken; then nothing is walked.
 
     On synthetic inputs every BatchNormalization gets the statistics of its own input on the way, so that each channel has the
     mean and standard deviation that training gave it.
@@ -70,6 +71,9 @@ def observe_reference(engine: Engine) -> Statistics:
     flow, positions = engine.channels.flow, engine.positions
     consumers = [weighted for weighted in flow.weighted if weighted.in_ids.any()]
     readers = {weighted.key: reader_of(flow, weighted, positions[weighted.key]) for weighted in consumers}
+    if known is not None:
+        outlooks = {key: outlook_of(flow, reader.weighted, {}) for key, reader in readers.items()}
+        return Statistics(copy_of(engine.model), readers, dict(known), outlooks)
     walk = Walk(copy_of(engine.model), engine.batches(), engine.provider, engine.threads)
     stops: dict[int, list[Reader]] = {reader.at: [] for reader in readers.values()}
     for reader in readers.values():

@@ -9,12 +9,14 @@ import numpy as np
 
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.graph.weights import canonical
-from onnxmerge.merging.reconstruction import RIDGE, Moments, aim, fits_in_memory, solve
+from onnxmerge.merging.moments import Moments
+from onnxmerge.merging.reconstruction import RIDGE, aim, fits_in_memory, solve
 from onnxmerge.methods.downstream import Outlook
 from onnxmerge.methods.installing import alpha_of, install, mixed_priors, old_bias, spread_out
 from onnxmerge.methods.reference import Engine, Statistics, copy_of
 from onnxmerge.runtime.sessions import Session
-from onnxmerge.statistics.readers import Reader, solve_moments
+from onnxmerge.statistics.readers import Reader
+from onnxmerge.statistics.sums import Samples, solve_moments
 from onnxmerge.statistics.walk import Walk
 
 REFIT_RIDGE = 1e-2  # consumers that lose no input keep closer to what they were
@@ -68,7 +70,7 @@ class _Consumer:
         self.moments = statistics.moments[reader.key]
         outlook = statistics.outlooks[reader.key]
         self.outlook = outlook if outlook.is_reachable(reference, compressed) else Outlook(is_followed=outlook.is_followed)
-        self.alpha = alpha_of(reader)
+        self.alpha, self.samples = alpha_of(reader), Samples()
         self.old_bias = old_bias(engine.channels.flow, reader)
 
     def solve(self) -> Replacement:
@@ -125,7 +127,8 @@ class _Consumer:
         return aim(now, reached, wanted, self.outlook.scale, rectified=True)
 
     def _moments(self, targets: Callable[[int], np.ndarray], known: list[Moments] | None) -> list[Moments]:
-        return solve_moments(self.compressed, self.reader, self.kept, targets, known, self.engine.provider, self.engine.threads)
+        provider, threads = self.engine.provider, self.engine.threads
+        return solve_moments(self.compressed, self.reader, self.kept, targets, known, self.samples, provider, threads)
 
     def _least_squares(
         self, moments: list[Moments], priors: list[np.ndarray], ridge: float

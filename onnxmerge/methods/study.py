@@ -5,6 +5,7 @@ Everything that is decided later (which channels go, how many of each group, by 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,6 +14,7 @@ import numpy as np
 from onnxmerge.graph.channels import ChannelGroup, Link
 from onnxmerge.graph.io import export
 from onnxmerge.graph.weights import consumer_columns, stored
+from onnxmerge.merging.moments import Centred
 from onnxmerge.merging.reconstruction import mixing
 from onnxmerge.merging.selection import Elimination, eliminate, weigh
 from onnxmerge.methods.by_weights import Decision
@@ -46,10 +48,16 @@ class Study:
         return self.known[group.name]
 
 
-def study_of(understood: Understanding, inputs: Inputs, options: Options, progress: Progress) -> Study:
-    """Walk the reference once."""
+def study_of(
+    understood: Understanding,
+    inputs: Inputs,
+    options: Options,
+    progress: Progress,
+    known: Mapping[str, Centred] | None = None,
+) -> Study:
+    """Walk the reference once, where the moments of its consumers are not known yet."""
     engine = engine_of(understood, inputs, options, progress)
-    statistics = observe_reference(engine)
+    statistics = observe_reference(engine, known)
     return Study(engine, inputs, statistics, sensitivity_of(engine, statistics))
 
 

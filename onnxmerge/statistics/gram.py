@@ -141,13 +141,13 @@ def summing(
     x, y = samples
     if provider.name in MULTIPLIED_BY_NUMPY:
         session = net.session(inputs, {"inputs": x} | ({} if y is None else {"outputs": y}), provider, threads)
-        return lambda feeds: _products(session.run(feeds), inputs_too)
+        return lambda feeds: products(session.run(feeds), inputs_too)
     outputs = sums_of(net, x, y, inputs_too=inputs_too) | {"shape": net.op("Shape", x)}
     return net.session(inputs, outputs, provider, threads).run
 
 
-def _products(samples: Mapping[str, np.ndarray], inputs_too: bool) -> dict[str, np.ndarray]:
-    """The same by numpy, float32."""
+def products(samples: Mapping[str, np.ndarray], inputs_too: bool) -> dict[str, np.ndarray]:
+    """The sums of samples "inputs" (g, s, d) and "outputs" (g, s, o) by numpy, float32."""
     x, y = samples["inputs"], samples.get("outputs")
     found = {"shape": np.array(x.shape), "sum_x": x.sum(1)}
     if inputs_too:

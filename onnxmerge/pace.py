@@ -1,0 +1,112 @@
+"""Counts that run fast: in multiples that the provider likes, and as many as a latency allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxmerge.attempts import Counts, Found, Search
+from onnxmerge.methods.budgeting import Point
+
+MULTIPLES = (4, 8, 16, 32)  # what --round-to auto tries beside no rounding
+LATENCY_TOLERANCE = 0.05  # of the ratio that was asked for
+LATENCY_TRIALS = 8
+SMALLEST_SHARE = 0.02
+
+
+def multiple_for(wanted: Search, kind: str, share: float) -> int:
+    """The multiple of --round-to; with auto the one that runs fastest at about this size."""
+    asked = wanted.options.round_to
+    return asked if isinstance(asked, int) else best_multiple(wanted, kind, share) if asked == "auto" else 1
+
+
+def best_multiple(wanted: Search, kind: str, share: float) -> int:
+    """The multiple whose counts, allocated for the same budget, are measurably faster than plain ones; 1 where none is."""
+    tried = {multiple: wanted.budget.counts_for(kind, share, multiple).counts for multiple in MULTIPLES}
+    return _fastest(wanted, wanted.budget.counts_for(kind, share).counts, tried)
+
+
+def rounded(wanted: Search, counts: Counts) -> Counts:
+    """Counts that were asked for, in multiples: the nearest, never none."""
+    asked = wanted.options.round_to
+    if asked is None:
+        return counts
+    if isinstance(asked, int):
+        return _nearest(wanted, counts, asked)
+    tried = {multiple: _nearest(wanted, counts, multiple) for multiple in MULTIPLES}
+    return {1: counts, **tried}[_fastest(wanted, counts, tried)]
+
+
+def _fastest(wanted: Search, plain: Counts, tried: Mapping[int, Counts]) -> int:
+    best, least = 1, 1.0
+    seen = [dict(plain)]
+    for multiple, counts in tried.items():
+        if dict(counts) in seen:
+            continue
+        seen.append(dict(counts))
+        measured = wanted.time(counts, plain)
+        if measured.ratio_high < 1.0 and measured.ratio < least:
+            best, least = multiple, measured.ratio
+    return best
+
+
+def _nearest(wanted: Search, counts: Counts, multiple: int) -> Counts:
+    sizes = {group.name: (group.size, len(np.unique(group.cells))) for group in wanted.groups}
+    found = {}
+    for name, count in counts.items():
+        size, cells = sizes[name]
+        step = multiple * cells // math.gcd(multiple, cells)
+        found[name] = min(size, max(step, step * round(count / step))) if count < size else size
+    return found
+
+
+def within_latency(wanted: Search, share: float) -> Found:
+    """The largest model whose measured latency is `share` of the reference's, in multiples that run fast where none are given.
+
+    Coarse multiples may step over the latency, finer ones are tried then. All of it on models that are timed only.
+    """
+    asked = wanted.options.round_to
+    multiple = asked if isinstance(asked, int) else best_multiple(wanted, "macs", share)
+    found = _by_latency(wanted, share, multiple)
+    while found.off > LATENCY_TOLERANCE and multiple > 1 and not isinstance(asked, int):
+        multiple = multiple // 2
+        found = min(found, _by_latency(wanted, share, multiple), key=lambda each: each.off)
+    note = f"latency={share:g} was not reached within {LATENCY_TOLERANCE:.0%}: the best found takes {found.ratio:.2f} of the time"
+    return Found(wanted.candidate(found.point.counts), (note,) if found.off > LATENCY_TOLERANCE else ())
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """Counts, the ratio of their latency to the reference's, and how far that is off the ratio asked for, as a share of it."""
+
+    point: Point
+    ratio: float
+    off: float
+
+
+def _by_latency(wanted: Search, share: float, multiple: int) -> _Timed:
+    """Regula falsi over the MACs: between the nearest measured ratios on both sides, or in proportion below all of them."""
+    timed: list[_Timed] = []
+    aim = share
+    for _ in range(LATENCY_TRIALS):
+        point = wanted.budget.counts_for("macs", aim, multiple)
+        if any(point.counts == each.point.counts for each in timed):
+            break
+        ratio = wanted.time(point.counts).ratio
+        timed.append(_Timed(point, ratio, abs(ratio / share - 1.0)))
+        if timed[-1].off <= 0.5 * LATENCY_TOLERANCE:
+            break
+        known = sorted([(each.point.share, each.ratio) for each in timed] + [(1.0, 1.0)])
+        below = [each for each in known if each[1] <= share]
+        above = [each for each in known if each[1] > share and (not below or each[0] > below[-1][0])]
+        if below and above:
+            (low, at_low), (high, at_high) = below[-1], above[0]
+            aim = low + (high - low) * (share - at_low) / (at_high - at_low)
+        elif above:
+            aim = max(0.9 * above[0][0] * share / above[0][1], SMALLEST_SHARE)
+        else:
+            break
+    return min(timed, key=lambda each: each.off)

@@ -1,0 +1,59 @@
+"""First and second moments of a large calibration set, shard by shard, on any executor; shards add up to the whole."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from onnxmerge.errors import OptionError
+from onnxmerge.merging.moments import Centred, pooled
+from onnxmerge.methods.reference import observe_reference
+from onnxmerge.methods.study import engine_of
+from onnxmerge.options import Options, provider_of
+from onnxmerge.proof import inputs_for
+from onnxmerge.runtime.sessions import open_session
+from onnxmerge.spreading import Lost, spread
+from onnxmerge.stages import Tell
+from onnxmerge.statistics.inputs import Inputs
+from onnxmerge.understanding import understand
+
+SHARD_INPUTS = 2048  # the same whatever executes them, so that results are too
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some of the calibration inputs, by their positions among the user's; paths that every worker can read."""
+
+    source: Path
+    options: Options
+    indices: np.ndarray
+
+
+def sharded_moments(source: Path, options: Options, inputs: Inputs, tell: Tell, executor: Executor | None) -> dict[str, Centred]:
+    """By consumer, what it reads over all the inputs. Without an executor the shards are taken one after the other here."""
+    step = SHARD_INPUTS - SHARD_INPUTS % (inputs.batch_size or 1) or inputs.batch_size or 1
+    parts = [inputs.indices[start : start + step] for start in range(0, inputs.count, step)]
+    settled = replace(options, calibration=None if options.calibration is None else options.calibration.absolute())
+    shards = [Shard(source.absolute(), settled, part) for part in parts]
+    made = spread(moments_of, shards, lambda done: tell("statistics", done / len(shards)), executor)
+    lost = next((each for each in made if isinstance(each, Lost)), None)
+    if lost is not None:
+        raise OptionError(f"the statistics of a shard are lost: {lost.reason}")
+    found = [each for each in made if not isinstance(each, Lost)]
+    return {key: pooled([len(part) for part in parts], [each[key] for each in found]) for key in found[0]}
+
+
+def moments_of(shard: Shard) -> dict[str, Centred]:
+    """The moments of one shard, in any process."""
+    options, understood = shard.options, understand(shard.source)
+    session = open_session(shard.source, provider_of(options), optimise=True, threads=options.threads, label=str(shard.source))
+    given = inputs_for(session, understood.shapes, replace(options, samples=None))
+    inputs = replace(given, count=len(shard.indices), indices=shard.indices)
+    return observe_reference(engine_of(understood, inputs, options, _silent)).moments
+
+
+def _silent(stage: str, share: float) -> None:
+    """A shard tells nobody how far it is."""

@@ -1,0 +1,282 @@
+"""Plans: what was decided can be read, edited and done again; one that does not fit is refused before any work."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from running import built, written
+from topologies import TOPOLOGIES
+from topologies.net import Net
+
+from onnxmerge import cli
+from onnxmerge.compress import compress
+from onnxmerge.errors import OptionError
+from onnxmerge.options import Options
+from onnxmerge.plans import LARGEST_FILE
+
+FAST = {"samples": 24, "threads": 1, "verify": False}
+
+
+def source_of(name: str, folder: Path) -> Path:
+    return written(built(TOPOLOGIES[name]), folder)
+
+
+FIRST = {
+    "ratio": ("residual-two-blocks-bn", {"ratio": 0.4}),
+    "parameters": ("residual-two-blocks", {"target": ("params", 0.6)}),
+    "macs": ("grouped-conv", {"target": ("macs", 0.6)}),
+    "fidelity": ("flatten-two-layers", {"fidelity": 0.5}),
+    "prune": ("residual-option-a", {"ratio": 0.5, "method": "prune"}),
+    "merge": ("residual-two-blocks", {"ratio": 0.5, "method": "merge"}),
+    "merge for some, solved for others": ("squeeze-excite", {"ratio": 0.5}),
+    "readers that share a weight": ("shared-weight-in-sequence", {"ratio": 0.5}),
+    "a criterion of weights": ("conv-relu-conv", {"ratio": 0.5, "criterion": "l1-norm", "method": "reconstruct"}),
+    "pruning stays closer": ("densenet-bn", {"ratio": 0.3}),
+    "float16": ("float16", {"ratio": 0.5}),
+}
+
+
+@pytest.mark.parametrize(("name", "options"), FIRST.values(), ids=FIRST.keys())
+def test_plan_gives_the_same_bytes_again(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    source, plan = source_of(name, tmp_path), tmp_path / "plan.json"
+    compress(source, tmp_path / "first.onnx", Options(**FAST, **options), save_plan=plan)
+    asked = {key: value for key, value in options.items() if key in ("criterion", "method")}
+    again = tmp_path / "again.json"
+    compress(source, tmp_path / "second.onnx", Options(**FAST, **asked, plan=plan), save_plan=again)
+    assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
+    assert (tmp_path / "first.onnx").read_bytes() != source.read_bytes()
+    assert again.read_bytes() == plan.read_bytes()
+
+
+def test_pruning_alone_is_planned_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where auto found that nothing should be repaired, the plan says so, and is not solved when it is done again."""
+    monkeypatch.setattr("onnxmerge.attempts.fidelity_of", pruned_first())
+    source, plan = source_of("conv-relu-conv", tmp_path), tmp_path / "plan.json"
+    compress(source, tmp_path / "first.onnx", Options(**FAST, ratio=0.5), save_plan=plan)
+    monkeypatch.undo()
+    assert json.loads(plan.read_text())["method"] == "prune"
+    compress(source, tmp_path / "second.onnx", Options(**FAST, plan=plan))
+    compress(source, tmp_path / "pruned.onnx", Options(**FAST, ratio=0.5, method="prune"))
+    contents = {(tmp_path / f"{name}.onnx").read_bytes() for name in ("first", "second", "pruned")}
+    assert len(contents) == 1
+
+
+def pruned_first() -> Callable[..., Any]:
+    """A comparison in which the second of every two candidates, the pruned one, is closer."""
+    calls: list[float] = []
+
+    class Told:
+        def __init__(self) -> None:
+            calls.append(1.0 - 0.5 * ((len(calls) + 1) % 2))
+            self.worst, self.fidelity = self, calls[-1]
+
+    return lambda *_: Told()
+
+
+def test_edited_plan_is_done(tmp_path: Path) -> None:
+    source, plan = source_of("residual-two-blocks", tmp_path), tmp_path / "plan.json"
+    compress(source, tmp_path / "o.onnx", Options(**FAST, ratio=0.5), save_plan=plan)
+    edited = json.loads(plan.read_text())
+    by_name = {row["name"]: row for row in edited["groups"]}
+    by_name["stem"]["kept"] = 7
+    del by_name["stem"]["kept_channels"]
+    by_name["one_conv1"].update(kept=2, kept_channels=[5, 0])
+    edited["groups"].remove(by_name["two_conv1"])
+    plan.write_text(json.dumps(edited))
+    result = compress(source, tmp_path / "o.onnx", Options(**FAST, plan=plan), save_plan=tmp_path / "again.json")
+    assert {group.name: group.kept for group in result.groups} == {"stem": 7, "one_conv1": 2}
+    again = {row["name"]: row for row in json.loads((tmp_path / "again.json").read_text())["groups"]}
+    assert again["one_conv1"]["kept_channels"] == [0, 5]
+    assert again["two_conv1"] == {"name": "two_conv1", "channels": 5, "kept": 5}
+
+
+def test_plan_is_a_line_a_group(tmp_path: Path) -> None:
+    source, plan = source_of("residual-two-blocks", tmp_path), tmp_path / "plan.json"
+    compress(source, tmp_path / "o.onnx", Options(**FAST, ratio=0.5, method="prune"), save_plan=plan)
+    lines = [line for line in plan.read_text().splitlines() if '"kept_channels"' in line]
+    assert [json.loads(line.rstrip(","))["name"] for line in lines] == ["stem", "one_conv1", "two_conv1"]
+
+
+def good_plan(folder: Path, name: str = "grouped-conv") -> tuple[Path, dict[str, Any]]:
+    source = source_of(name, folder)
+    compress(source, folder / "made.onnx", Options(ratio=0.5, method="prune", verify=False), save_plan=folder / "plan.json")
+    (folder / "made.onnx").unlink()
+    return source, json.loads((folder / "plan.json").read_text())
+
+
+def group(**changes: Any) -> Callable[[dict[str, Any]], Any]:
+    """The plan with its first group changed; None takes a field out."""
+
+    def change(plan: dict[str, Any]) -> dict[str, Any]:
+        row = {**plan["groups"][0], **changes}
+        plan["groups"][0] = {key: value for key, value in row.items() if value is not None}
+        return plan
+
+    return change
+
+
+BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "another model": (lambda plan: {**plan, "model": {"file": "other.onnx", "sha256": "0" * 64}}, "another model ('other.onnx')"),
+    "no model": (lambda plan: {**plan, "model": None}, "needs `model`"),
+    "wrong schema": (lambda plan: {**plan, "schema": "onnxmerge.plan/2"}, "schema is 'onnxmerge.plan/2'"),
+    "no schema": (lambda plan: [plan], "schema is None"),
+    "no groups": (lambda plan: {**plan, "groups": {}}, "`groups`, a list"),
+    "groups of numbers": (lambda plan: {**plan, "groups": [1]}, "`groups`, a list"),
+    "unknown method": (lambda plan: {**plan, "method": "magic"}, "method must be one of"),
+    "unknown method of a group": (group(method="magic"), "method must be one of"),
+    "unhashable method": (group(method=["prune"]), "method must be one of"),
+    "group twice": (lambda plan: {**plan, "groups": [plan["groups"][0]] * 2}, "stands there twice"),
+    "unknown group": (group(name="no_such"), "no group that may shrink"),
+    "unnamed group": (group(name=None), "no group that may shrink"),
+    "kept 0": (group(kept=0, kept_channels=None), "from 1 to 8, not 0"),
+    "kept too many": (group(kept=9, kept_channels=None), "from 1 to 8, not 9"),
+    "kept true": (group(kept=True, kept_channels=None), "not True"),
+    "kept a text": (group(kept="4", kept_channels=None), "not '4'"),
+    "kept unequal in cells": (group(kept=6, kept_channels=None), "a multiple of 4"),
+    "channels too few": (group(kept_channels=[0, 2]), "holds 2; delete kept_channels"),
+    "channel twice": (group(kept_channels=[0, 0, 2, 4]), "holds 3; delete kept_channels"),
+    "channel outside": (group(kept_channels=[0, 2, 4, 8]), "numbers from 0 to 7"),
+    "channel below": (group(kept_channels=[-1, 2, 4, 6]), "numbers from 0 to 7"),
+    "channels no list": (group(kept_channels="0246"), "must be a list"),
+    "channels unequal in cells": (group(kept_channels=[0, 1, 2, 4]), "equally many in each group"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_plan_is_refused(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path, capsys: Any) -> None:
+    source, plan = good_plan(tmp_path)
+    (tmp_path / "plan.json").write_text(json.dumps(change(plan)))
+    refused(tmp_path, capsys, message, source, tmp_path / "o.onnx", "--plan", tmp_path / "plan.json")
+
+
+def refused(folder: Path, capsys: Any, message: str, *arguments: object) -> None:
+    """Exit code 2, one line, and every file as it was."""
+    before = {path.name: path.stat() if path.stat().st_size > 1 << 20 else path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(SystemExit) as ending:
+        cli.main(["compress", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    assert (ending.value.code, out, err.count("\n")) == (2, "", 1), err
+    assert message in err
+    assert {each.name: each.stat() if each.stat().st_size > 1 << 20 else each.read_bytes() for each in folder.iterdir()} == before
+
+
+def test_pinned_channel_cannot_leave(tmp_path: Path, capsys: Any) -> None:
+    """Channels 0 and 1 reach the output."""
+    net = Net(np.random.default_rng(0))
+    y = net.conv(net.input("x", 3, 8, 8), "conv_a", 3, 8)
+    first, _ = net.op("Split", y, net.const("sizes", [2, 6]), outs=2, axis=1)
+    net.output(net.conv(y, "out", 8, 4), 4, 8, 8)
+    net.output(first, 2, 8, 8)
+    source = written(net.model(), tmp_path)
+    compress(source, tmp_path / "made.onnx", Options(ratio=0.5, method="prune", verify=False), save_plan=tmp_path / "plan.json")
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    place = ("o.onnx", "--plan", tmp_path / "plan.json")
+    for change, message in (
+        (group(kept_channels=[1, 2, 3, 4]), "channel 0 of 'conv_a' must stay"),
+        (group(kept=1, kept_channels=None), "needed is at least 2"),
+    ):
+        (tmp_path / "plan.json").write_text(json.dumps(change(json.loads(json.dumps(plan)))))
+        refused(tmp_path, capsys, message, source, tmp_path / place[0], *place[1:])
+
+
+FILES = {
+    "not JSON": (b"{", "is not JSON"),
+    "not text": (b"\xff\xfe\x00", "is not JSON"),
+    "deep": (b"[" * 100_000, "is not JSON"),
+    "empty": (b"", "is not JSON"),
+    "NaN": (b"NaN", "schema is None"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), FILES.values(), ids=FILES.keys())
+def test_no_plan_at_all(content: bytes, message: str, tmp_path: Path, capsys: Any) -> None:
+    source = source_of("conv-relu-conv", tmp_path)
+    (tmp_path / "plan.json").write_bytes(content)
+    refused(tmp_path, capsys, message, source, tmp_path / "o.onnx", "--plan", tmp_path / "plan.json")
+
+
+def test_huge_plan_is_not_read(tmp_path: Path, capsys: Any) -> None:
+    source = source_of("conv-relu-conv", tmp_path)
+    with (tmp_path / "plan.json").open("wb") as file:
+        file.truncate(LARGEST_FILE + 1)
+    refused(tmp_path, capsys, "too large to be a plan", source, tmp_path / "o.onnx", "--plan", tmp_path / "plan.json")
+
+
+PLACES = {
+    "plan that is not there": (("o.onnx", "--plan", "no.json"), "no.json cannot be read"),
+    "plan is a folder": (("o.onnx", "--plan", "."), "cannot be read"),
+    "plan is the model": (("o.onnx", "--plan", "model.onnx"), "is not JSON"),
+    "plan is the output": (("plan.json", "--plan", "plan.json"), "holds the plan that is read"),
+    "saved over the model": (("o.onnx", "--ratio", "0.5", "--save-plan", "model.onnx"), "would overwrite the model"),
+    "saved over the output": (("o.onnx", "--ratio", "0.5", "--save-plan", "o.onnx"), "would overwrite the output"),
+    "saved over the plan": (
+        ("o.onnx", "--plan", "plan.json", "--save-plan", "plan.json"),
+        "would overwrite the plan that is read",
+    ),
+    "saved nowhere": (("o.onnx", "--ratio", "0.5", "--save-plan", "no/plan.json"), "does not exist"),
+    "saved in a folder's place": (("o.onnx", "--ratio", "0.5", "--save-plan", "."), "no regular file"),
+    "report over the plan": (("o.onnx", "--plan", "plan.json", "--report", "plan.json"), "would overwrite the plan"),
+    "plan and ratio": (("o.onnx", "--plan", "plan.json", "--ratio", "0.5"), "drop one of the two"),
+    "plan and rounding": (("o.onnx", "--plan", "plan.json", "--round-to", "4"), "nothing to round"),
+    "ratio and target": (("o.onnx", "--ratio", "0.5", "--target", "macs=0.5"), "drop one of the two"),
+    "fidelity and target": (("o.onnx", "--fidelity", "0.9", "--target", "macs=0.5"), "drop one of the two"),
+    "target of words": (("o.onnx", "--target", "macs"), "such as macs=0.5, not 'macs'"),
+    "target of nothing known": (("o.onnx", "--target", "size=0.5"), "one of params, macs, latency"),
+    "target above 1": (("o.onnx", "--target", "macs=1.5"), "above 0 and at most 1"),
+    "target 0": (("o.onnx", "--target", "macs=0"), "above 0 and at most 1"),
+    "target NaN": (("o.onnx", "--target", "macs=nan"), "above 0 and at most 1"),
+    "target of a kind alone": (("o.onnx", "--target", "=0.5"), "one of params, macs, latency"),
+    "fidelity 1": (("o.onnx", "--fidelity", "1"), "above 0 and below 1"),
+    "rounding 0": (("o.onnx", "--ratio", "0.5", "--round-to", "0"), "at least 1, or auto"),
+    "rounding of words": (("o.onnx", "--ratio", "0.5", "--round-to", "eight"), "at least 1, or auto"),
+    "rounding of a superscript": (("o.onnx", "--ratio", "0.5", "--round-to", "\N{SUPERSCRIPT TWO}"), "at least 1, or auto"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), PLACES.values(), ids=PLACES.keys())
+def test_options_that_do_not_go_together(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    good_plan(tmp_path, "conv-relu-conv")
+    monkeypatch.chdir(tmp_path)
+    refused(tmp_path, capsys, message, "model.onnx", *arguments)
+
+
+@pytest.mark.parametrize("target", [("macs", 0.5), "macs=0.5", " macs =0.5"], ids=repr)
+def test_target_in_two_forms(target: object) -> None:
+    assert Options(target=target).target == ("macs", 0.5)
+
+
+@pytest.mark.parametrize("target", [("macs",), ("macs", "0.5"), ("macs", None), ("macs", 0.5, 1), 0.5, ["macs", 0.5]], ids=repr)
+def test_bad_forms_of_a_target(target: object) -> None:
+    with pytest.raises(OptionError, match="--target must be one of params, macs, latency"):
+        Options(target=target)
+
+
+@pytest.mark.parametrize("multiple", [True, 1.5, (8,)], ids=repr)
+def test_bad_forms_of_a_multiple(multiple: object) -> None:
+    with pytest.raises(OptionError, match="--round-to must be"):
+        Options(ratio=0.5, round_to=multiple)
+
+
+def test_fingerprint_covers_the_weights_beside_the_model(tmp_path: Path, capsys: Any) -> None:
+    source = tmp_path / "model.onnx"
+    onnx.save(built(TOPOLOGIES["conv-relu-conv"]), source, save_as_external_data=True, location="w.bin", size_threshold=0)
+    plan = tmp_path / "plan.json"
+    options = Options(ratio=0.5, method="prune", verify=False)
+    compress(source, tmp_path / "made.onnx", options, save_plan=plan)
+    compress(source, tmp_path / "made.onnx", Options(plan=plan, method="prune", verify=False))
+    saved = (str(source), str(tmp_path / "o.onnx"), "--ratio", "0.5")
+    refused(tmp_path, capsys, "would overwrite weights of the model", *saved, "--save-plan", tmp_path / "w.bin")
+    weights = np.frombuffer((tmp_path / "w.bin").read_bytes(), np.float32).copy()
+    weights[0] += 1.0
+    (tmp_path / "w.bin").write_bytes(weights.tobytes())
+    refused(tmp_path, capsys, "was made for another model", source, tmp_path / "o.onnx", "--plan", plan)
+    assert "o.onnx" not in os.listdir(tmp_path)

@@ -1,0 +1,72 @@
+"""Statistics of a large calibration set: shards add up to the whole, on any executor, to the same bytes."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxmerge import Options, compress
+from onnxmerge import attempts as attempts_module
+from onnxmerge import shards as shards_module
+from onnxmerge.merging.moments import Moments, pooled
+from onnxmerge.methods.study import study_of
+from onnxmerge.proof import inputs_for
+from onnxmerge.runtime.sessions import open_session
+from onnxmerge.shards import sharded_moments
+from onnxmerge.spreading import processes
+from onnxmerge.stages import overall
+from onnxmerge.understanding import understand
+
+MODEL = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
+QUIET = overall(None, {})
+
+
+@pytest.fixture
+def calibration(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(150, 1, 8, 8)) * np.linspace(0.2, 2.0, 150).reshape(-1, 1, 1, 1) + rng.normal(size=(1, 8, 8))
+    np.save(tmp_path / "inputs.npy", images.astype(np.float32))
+    return tmp_path / "inputs.npy"
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch) -> None:
+    for module in (shards_module, attempts_module):
+        monkeypatch.setattr(module, "SHARD_INPUTS", 64)
+
+
+def test_parts_pool_to_the_whole():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(90, 5)) @ rng.normal(size=(5, 5)) + 3.0, rng.normal(size=(90, 2)) - 7.0
+    bounds = [(0, 17), (17, 60), (60, 90)]
+    found = pooled([b - a for a, b in bounds], [Moments.of(x[a:b], y[a:b]).centred() for a, b in bounds])
+    whole = Moments.of(x, y).centred()
+    for name in ("mean_x", "mean_y", "xx", "xy", "variance_y"):
+        np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-9, atol=1e-12)
+
+
+def test_shards_give_the_moments_of_the_whole(calibration):
+    options = Options(calibration=calibration, ratio=0.5)
+    understood = understand(MODEL)
+    inputs = inputs_for(open_session(MODEL, optimise=True), understood.shapes, options)
+    inputs = inputs.chosen(np.arange(7, 140), "some")  # as after a part was held back
+    whole = study_of(understood, inputs, options, QUIET).statistics.moments
+    found = sharded_moments(MODEL, options, inputs, QUIET, None)
+    assert found.keys() == whole.keys()
+    for key, moments in whole.items():
+        np.testing.assert_allclose(found[key].xx, moments.xx, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[key].mean_x, moments.mean_x, rtol=1e-4, atol=1e-5)
+
+
+def test_the_bytes_do_not_depend_on_the_executor(calibration, tmp_path):
+    made = []
+    options = Options(calibration=calibration, ratio=0.5, verify=False, threads=1)
+    for name, executor in (("here", None), ("threads", ThreadPoolExecutor(2))):
+        compress(MODEL, tmp_path / name, options, executor=executor)
+        made.append((tmp_path / name).read_bytes())
+    with processes(1) as workers:
+        inputs = inputs_for(open_session(MODEL, optimise=True), understand(MODEL).shapes, options)
+        apart, here = (sharded_moments(MODEL, options, inputs, QUIET, executor) for executor in (workers, None))
+    assert made[0] == made[1]
+    assert all((apart[key].xx == moments.xx).all() for key, moments in here.items())
