@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from onnxmerge.options import CRITERION_NAMES, CUDNN_SEARCHES, DEFAULT_FIDELITY, METHOD_NAMES, PROVIDERS, SCOPES
+from onnxmerge.sweep import DEFAULT_TARGETS
 
 FILE = click.Path(path_type=Path)
 
@@ -97,9 +98,7 @@ SIZE = options_of(
 )
 BENCH = click.option("--bench/--no-bench", default=True, show_default=True, help="Time each result against MODEL.")
 SPREAD = options_of(
-    click.option(
-        "--targets", metavar="K=V,...", default="macs=0.9,0.75,0.6,0.5,0.35,0.25", show_default=True, help="What remains."
-    ),
+    click.option("--targets", metavar="K=V,...", default=DEFAULT_TARGETS, show_default=True, help="What remains."),
     click.option("--out", type=FILE, metavar="FOLDER", help="Keep the models there."),
     click.option("--jobs", type=int, metavar="N", help="Make them in N processes.  [default: here, one after the other]"),
     click.option("--dask", metavar="ADDRESS", help="Make them on the workers of this Dask scheduler."),

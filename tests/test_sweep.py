@@ -22,8 +22,9 @@ from workers import FLAG, Killing, make_killed_once, square, square_or_die, squa
 import onnxmerge
 from onnxmerge import cli, clusters, points, proof
 from onnxmerge.errors import InputError, ModelError, OptionError, VerificationError
-from onnxmerge.options import Options
+from onnxmerge.options import Options, provider_of
 from onnxmerge.results import as_json
+from onnxmerge.runtime.sessions import default_threads
 from onnxmerge.spreading import Lost, spread
 
 MLP = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
@@ -184,7 +185,11 @@ def test_targets_that_need_a_clock_stay_here(monkeypatch):
     given = []
     monkeypatch.setattr(SWEEP, "spread", lambda call, tasks, *others: given.extend(tasks) or [call(task) for task in tasks])
     monkeypatch.setattr(SWEEP, "make", lambda task: points.Made(None, error="none"))
-    result = onnxmerge.sweep(MLP, "latency=0.7,macs=0.5", QUICK)
+    monkeypatch.chdir(MLP.parent)
+    result = onnxmerge.sweep(MLP.name, "latency=0.7,macs=0.5", Options(calibration="digits.npz"))
+    (sent,) = (task.options for task in given)
+    assert (sent.threads, sent.provider, sent.bench) == (default_threads(), provider_of(Options()).short, False)
+    assert (sent.calibration, given[0].source) == (MLP.parent / "digits.npz", MLP)
     assert [task.options.target for task in given] == [("macs", 0.5)]
     assert [point.target for point in result.points] == ["latency=0.7", "macs=0.5"]
     onnxmerge.sweep(MLP, "macs=0.25", replace(QUICK, round_to="auto"))
@@ -310,7 +315,18 @@ def test_missing_extra_is_said(run, monkeypatch):
 
 
 def test_command(run, tmp_path, cluster):
-    arguments = ("sweep", MLP, "--targets", "ratio=0.5,params=0.001", "--samples", "32", "--out", tmp_path / "out")
+    arguments = (
+        "sweep",
+        MLP,
+        "--targets",
+        "ratio=0.5,params=0.001",
+        "--samples",
+        "32",
+        "--threads",
+        "1",
+        "--out",
+        tmp_path / "out",
+    )
     code, out, err = run(*arguments, "--dask", cluster.scheduler_address)
     assert (code, err) == (0, "")
     assert "ratio=0.5" in out
