@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from onnxmerge.errors import OptionError
 
 PATIENCE_SECONDS = 5.0
+LARGEST = "4GB"  # models travel within tasks, which is no mistake
 RETRIES = 2  # of a task that raised; how many workers it may take with it is distributed.scheduler.allowed-failures
 
 
@@ -19,7 +20,8 @@ def executor_at(address: str | None) -> Iterator[Executor | None]:
         yield None
         return
     try:
-        from distributed import Client  # noqa: PLC0415  an optional extra
+        from dask import config  # noqa: PLC0415  an optional extra
+        from distributed import Client  # noqa: PLC0415  the same
     except ImportError:
         raise OptionError("--dask needs the package distributed: pip install 'onnxmerge[dask]'") from None
     try:
@@ -31,6 +33,7 @@ def executor_at(address: str | None) -> Iterator[Executor | None]:
             client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
         except TimeoutError:
             raise OptionError(f"the Dask scheduler at {address} has no workers") from None
-        yield client.get_executor(retries=RETRIES)
+        with config.set({"distributed.admin.large-graph-warning-threshold": LARGEST}):
+            yield client.get_executor(retries=RETRIES)
     finally:
         client.close()

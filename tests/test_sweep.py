@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -103,6 +104,12 @@ def test_a_worker_of_a_cluster_is_killed(alone, tmp_path, cluster):
         (tmp_path / "models").mkdir()
         assert made(tmp_path / "models", executor=Killing(executor, tmp_path / "flag")) == alone
     assert (tmp_path / "flag").exists()
+
+
+def test_a_large_model_travels_in_silence(cluster):
+    with warnings.catch_warnings(), clusters.executor_at(cluster.scheduler_address) as executor:
+        warnings.simplefilter("error")
+        assert executor.submit(len, bytes(20_000_000)).result(timeout=20) == 20_000_000
 
 
 def test_a_process_of_ours_is_killed(alone, tmp_path, monkeypatch):
