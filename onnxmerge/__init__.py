@@ -6,6 +6,7 @@ from onnxmerge.inspecting import inspect
 from onnxmerge.options import Options
 from onnxmerge.proof import bench, bench_batches, verify
 from onnxmerge.report.writing import write_report
+from onnxmerge.sweep import sweep
 from onnxmerge.versions import __version__
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "bench_batches",
     "compress",
     "inspect",
+    "sweep",
     "verify",
     "write_report",
 ]

@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from onnxmerge.cli_options import (
+    BENCH,
     CUDA_GRAPH,
     FILE,
     GROUPS,
@@ -23,10 +24,12 @@ from onnxmerge.cli_options import (
     REPORT,
     RUNTIME,
     SIZE,
+    SPREAD,
     THRESHOLDS,
     Counts,
     options_of,
 )
+from onnxmerge.clusters import executor_at
 from onnxmerge.compress import compress
 from onnxmerge.errors import OnnxMergeError, VerificationError
 from onnxmerge.inspecting import inspect
@@ -35,9 +38,11 @@ from onnxmerge.proof import bench_batches, verify
 from onnxmerge.report.documents import Result, Run, json_text
 from onnxmerge.report.latency import show_latency
 from onnxmerge.report.progress import progress_bar
+from onnxmerge.report.sweeps import show_sweep
 from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection
 from onnxmerge.report.wording import printable
 from onnxmerge.report.writing import check_reports, write_report
+from onnxmerge.sweep import sweep
 from onnxmerge.versions import __version__, versions
 
 DONE, NOT_VERIFIED, BAD_USAGE, OWN_BUG, INTERRUPTED = 0, 1, 2, 70, 130
@@ -98,6 +103,32 @@ def compress_command(
     with progress_bar() as progress:
         result = compress(model, output, _settings(settings), progress=progress, save_plan=save_plan)
     _show(result, as_json_text, show_compression, reports)
+
+
+@cli.command("sweep", short_help="The curve of size and speed against fidelity.")
+@click.argument("model", type=FILE)
+@options_of(SPREAD, METHOD, GROUPS, INPUTS, RUNTIME, BENCH, CUDA_GRAPH, REPORT, JSON)
+def sweep_command(
+    model: Path,
+    targets: str,
+    out: Path | None,
+    jobs: int | None,
+    dask: str | None,
+    reports: tuple[Path, ...],
+    as_json_text: bool,
+    **settings: Any,
+) -> None:
+    """A smaller MODEL for each target, and how close and how fast it is.
+
+    Targets are params, macs or latency and the share that may remain, fidelity, or ratio: macs=0.75,0.5,params=0.5.
+    Exit code 1 where none gave a model.
+    """
+    check_reports(reports, {"the model": model, "the calibration inputs": settings["calibration"]})
+    with progress_bar() as progress, executor_at(dask) as executor:
+        found = sweep(model, targets, _settings(settings), out, executor, jobs, progress)
+    _show(found, as_json_text, show_sweep, reports)
+    if not any(point.after for point in found.points):
+        raise VerificationError(f"no target gave a model; {found.points[0].target}: {found.points[0].error}")
 
 
 @cli.command("verify", short_help="How close one model's outputs are to another's.")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from onnxmerge.options import CRITERION_NAMES, CUDNN_SEARCHES, DEFAULT_FIDELITY, METHOD_NAMES, PROVIDERS, SCOPES
+from onnxmerge.sweep import DEFAULT_TARGETS
 
 FILE = click.Path(path_type=Path)
 
@@ -94,6 +95,13 @@ SIZE = options_of(
     click.option("--target", metavar="K=V", help="params, macs or latency, and the share that may remain: macs=0.5."),
     click.option("--ratio", type=float, metavar="R", help="Share of every group's channels to remove, 0 <= R < 1."),
     click.option("--plan", type=FILE, help="Keep what this file says, written by --save-plan and perhaps edited."),
+)
+BENCH = click.option("--bench/--no-bench", default=True, show_default=True, help="Time each result against MODEL.")
+SPREAD = options_of(
+    click.option("--targets", metavar="K=V,...", default=DEFAULT_TARGETS, show_default=True, help="What remains."),
+    click.option("--out", type=FILE, metavar="FOLDER", help="Keep the models there."),
+    click.option("--jobs", type=int, metavar="N", help="Make them in N processes.  [default: here, one after the other]"),
+    click.option("--dask", metavar="ADDRESS", help="Make them on the workers of this Dask scheduler."),
 )
 METHOD = options_of(
     click.option("--round-to", metavar="N", help="Channel counts in multiples of N, or auto: as run fastest here."),

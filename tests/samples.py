@@ -20,6 +20,8 @@ from onnxmerge.results import (
     OutputFidelity,
     Refusal,
     Size,
+    Sweep,
+    SweepPoint,
 )
 
 LONG = "/backbone/stage_3/block_17/attention/projection/pointwise/expand_1x1/fused_conv_bn/Conv"
@@ -74,14 +76,34 @@ COMPRESSION = Compression(
 )
 INSPECTION = Inspection("models/in.onnx", COMPRESSION.before, GROUPS, REFUSALS)
 RUN = Run("onnxmerge compress in.onnx out.onnx", "2026-11-24T18:40:00Z", ("in.onnx", "out.onnx"), {"onnxmerge": "0.1.0"})
+POINTS = (
+    SweepPoint(
+        "macs=0.75", Size(19_200_000, 3_050_000_000, 76_900_000), 0.9812, 0.953, LATENCY, {LONG: 700}, (), "out/in-macs-0.75.onnx"
+    ),
+    SweepPoint(
+        "macs=0.5", Size(12_345_678, 2_040_000_000, 49_382_712), 0.9123, 0.871, replace(LATENCY, ratio=0.5), {LONG: 512}, ()
+    ),
+    SweepPoint("macs=0.25", Size(6_000_000, 1_000_000_000, 24_000_000), -3.2, 0.25, None, {LONG: 99}, ("it drifted",)),
+    SweepPoint("macs=0.01", None, None, None, None, {}, (), error="at least 3 % must stay"),
+)
+SWEEP = Sweep("models/in.onnx", COMPRESSION.before, POINTS, "256 synthetic images", 7, {"numpy": "2.4.6"})
+MEASURED = replace(
+    INSPECTION,
+    groups=(
+        replace(GROUPS[0], sensitivity={"0.25": 0.99312, "0.5": 0.96, "0.75": -0.4}),
+        replace(GROUPS[1], sensitivity={"0.5": 0.8}),
+    ),
+    inputs="384 synthetic images",
+)
 RESULTS = {
     "compression": COMPRESSION,
     "inspection": INSPECTION,
     "fidelity": FIDELITY,
     "comparison": LATENCY,
     "comparisons": BENCH,
+    "sweep": SWEEP,
 }
-VARIANTS = {**RESULTS, "judged": JUDGED}
+VARIANTS = {**RESULTS, "judged": JUDGED, "measured": MEASURED}
 EVIL = {
     "script": "</style></title><script>alert(1)</script>",
     "attribute": "\"'><img src=x onerror=alert(1)> & &amp; &#x3c;",

@@ -40,6 +40,7 @@ ANSI = re.compile(r"\x1b")
 COMMANDS = {
     "inspect": ("MODEL",),
     "compress": ("MODEL", "OUTPUT"),
+    "sweep": ("MODEL",),
     "verify": ("REFERENCE", "CANDIDATE"),
     "bench": ("REFERENCE", "CANDIDATE"),
 }
@@ -321,6 +322,10 @@ def test_every_setting_of_the_command_line_is_an_option_of_the_program():
     known = {field.name for field in dataclasses.fields(Options)} | {
         "as_json_text",
         "batch",
+        "dask",
+        "jobs",
+        "out",
+        "targets",
         "reports",
         "save_plan",
         "sensitivity",

@@ -208,6 +208,7 @@ def test_report_that_cannot_be_is_refused(tmp_path, monkeypatch, reports, messag
 COMMANDS = {
     "inspect": ("inspect", MLP),
     "compress": ("compress", MLP, "out.onnx", "--method", "prune", "--ratio", "0.25"),
+    "sweep": ("sweep", MLP, "--targets", "ratio=0.5", "--method", "prune"),
     "verify": ("verify", MLP, MLP),
     "bench": ("bench", MLP, MLP),
 }

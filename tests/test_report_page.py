@@ -7,13 +7,14 @@ from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
-from samples import COMPRESSION, EVIL, FIDELITY, GROUPS, INSPECTION, LATENCY, OUTPUT, RUN, VARIANTS, deep, evil
+from samples import COMPRESSION, EVIL, FIDELITY, GROUPS, INSPECTION, LATENCY, MEASURED, OUTPUT, RUN, SWEEP, VARIANTS, deep, evil
 
+from onnxmerge.report.curve import curve_picture
 from onnxmerge.report.distribution import distribution_picture, ticks
 from onnxmerge.report.elements import Markup, element, named
 from onnxmerge.report.html import STYLESHEET, page
 from onnxmerge.report.picture import groups_picture, links
-from onnxmerge.report.terminal import show_compression
+from onnxmerge.report.terminal import show_compression, show_inspection
 from onnxmerge.results import GroupResult, Refusal
 
 VOID = {"meta", "link", "wbr"}
@@ -80,6 +81,10 @@ def test_verdict_comes_first():
             ["50.0% of the MACs and 33.3% of the time saved: 67%", "in 16 rounds of freshly opened sessions", "486 /s"],
         ),
         ("comparisons", ["0.83x to 1.50x as fast, by batch size", "batch 32", "0.83x", "slower", "0.77x to 0.91x", "-40%"]),
+        ("sweep", ["3 of 4 targets gave a model, fidelity -3.2000 to 0.9812", "75.1% of the parameters", "74.6%", "76.9 MB"]),
+        ("sweep", ["macs=0.01: no model: at least 3 % must stay", "macs=0.25: it drifted", "out/ in-macs-0.75.onnx", "95.3%"]),
+        ("sweep", ["macs=0.5: 49.9% left, fidelity 0.9123", "2.00x [1.45, 1.54]", "256 synthetic images", "seed 7"]),
+        ("measured", ["0.9931", "-0.4000", "with so much of one group removed", "before any repair", "on 384 synthetic images"]),
         ("comparison", ["1.50x as fast [1.45, 1.54]", "faster", "throughput", "batch 4, CPUExecutionProvider, 2 threads"]),
     ],
 )
@@ -336,3 +341,28 @@ def test_colours_are_used_as_their_names_say():
         for variable in re.findall(r"var\(--([\w-]+)\)", value):
             assert re.match(allowed.get(what, "rule"), variable), f"{what}: {value}"
     assert len(uses) > 20
+
+
+def test_points_of_a_curve_stand_where_they_were_measured():
+    picture = curve_picture(SWEEP, "macs")
+    spots = re.findall(r'class="kept" cx="([\d.]+)%" cy="([\d.]+)"', picture)
+    before, left = COMPRESSION.before.macs, sorted(point.after.macs for point in SWEEP.points if point.after)
+    assert [float(across) for across, _ in spots] == pytest.approx([12 + 85 * macs / before for macs in left], abs=0.01)
+    heights = [float(down) for _, down in spots]
+    assert heights == pytest.approx([192, 12 + 180 * (1 - 0.9123) / 1.1, 12 + 180 * (1 - 0.9812) / 1.1], abs=0.01)
+    assert picture.count('class="curve"') == 2
+    assert curve_picture(SWEEP, "latency").count('class="kept"') == 2
+    assert curve_picture(replace(SWEEP, points=SWEEP.points[3:]), "macs") is None
+
+
+def test_bars_of_sensitivity_show_what_is_lost():
+    text = page(MEASURED, RUN)
+    assert re.findall(r'<rect width="([\d.]+)%" height="3" class="kept">', text) == ["0.5", "2.9", "100.0", "14.3"]
+    console = Console(width=200, force_terminal=False)
+    with console.capture() as shown:
+        show_inspection(console, MEASURED)
+    assert re.search(r"25 % +50 % +75 %", shown.get())
+    assert "a lower bound; measured on 384 synthetic images" in shown.get()
+    with console.capture() as shown:
+        show_inspection(console, INSPECTION)
+    assert "lower bound" not in shown.get()

@@ -25,6 +25,7 @@ def group_columns(groups: Sequence[GroupResult], *, compressed: bool) -> list[Co
         counts = [
             Column("channels", [f"{group.channels:,}" for group in groups]),
             Column("may go", [f"{group.removable:,}" for group in groups]),
+            *_sensitivity_columns(groups),
         ]
     return [
         Column("group", [group.name for group in groups], name=True),
@@ -45,6 +46,20 @@ def _error_columns(groups: Sequence[GroupResult]) -> list[Column]:
     return [
         Column("error", ["-" if error is None else percent(error) for error in taken]),
         Column("pruned", ["-" if error is None else percent(error) for error in pruned]),
+    ]
+
+
+def levels(groups: Sequence[GroupResult]) -> dict[str, str]:
+    """Header of a column -> the share removed, where that was measured."""
+    found = sorted({level for group in groups for level in group.sensitivity}, key=float)
+    return {f"{100 * float(level):g} %": level for level in found}
+
+
+def _sensitivity_columns(groups: Sequence[GroupResult]) -> list[Column]:
+    """The fidelity with a part of one group removed."""
+    measured = {header: [group.sensitivity.get(level) for group in groups] for header, level in levels(groups).items()}
+    return [
+        Column(header, ["-" if value is None else closeness(value) for value in values]) for header, values in measured.items()
     ]
 
 

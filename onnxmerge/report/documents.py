@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxmerge.results import Bench, Comparison, Compression, Fidelity, Inspection, as_json
+from onnxmerge.results import Bench, Comparison, Compression, Fidelity, Inspection, Sweep, as_json
 
-Result = Inspection | Compression | Fidelity | Comparison | Bench
+Result = Inspection | Compression | Fidelity | Comparison | Bench | Sweep
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ KINDS = {
         Kind("fidelity", 1, Fidelity, ("command", "made_at", "models", "versions", "failures")),
         Kind("comparison", 1, Comparison, ("command", "made_at", "models", "versions")),
         Kind("comparisons", 1, Bench, ("command", "made_at", "models", "versions")),
+        Kind("sweep", 1, Sweep, ("command", "made_at")),
     )
 }
 

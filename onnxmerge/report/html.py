@@ -8,8 +8,10 @@ from importlib.resources import files
 from pathlib import PurePath
 
 from onnxmerge.report import sections
+from onnxmerge.report.curve import curves
 from onnxmerge.report.documents import Result, Run
 from onnxmerge.report.elements import Markup, element, joined, named
+from onnxmerge.report.sweeps import share_left, sweep_title, sweep_warnings
 from onnxmerge.report.wording import (
     LEFT,
     MUST_STAY,
@@ -22,10 +24,12 @@ from onnxmerge.report.wording import (
     speed_interval,
     verdict_of,
 )
-from onnxmerge.results import Bench, Comparison, Compression, Fidelity, Inspection, Size
+from onnxmerge.results import Bench, Comparison, Compression, Fidelity, Inspection, Size, Sweep, SweepPoint
 
 STYLESHEET = files("onnxmerge.report").joinpath("page.css").read_text(encoding="utf-8")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # a page from strangers' names fetches and runs nothing
+
+MANY_TILES = 6
 
 Tile = tuple[str, str, str]  # what, how much, beside it
 
@@ -70,6 +74,8 @@ def _story(result: Result, run: Run) -> Story:
         return _compression(result, run)
     if isinstance(result, Inspection):
         return _inspection(result, run)
+    if isinstance(result, Sweep):
+        return _sweep(result, run)
     if isinstance(result, Bench):
         return _batches(result, run)
     return _fidelity(result, run) if isinstance(result, Fidelity) else _comparison(result, run)
@@ -112,11 +118,30 @@ def _inspection(result: Inspection, run: Run) -> Story:
         ("file", file_size(size.file_bytes), ""),
     ]
     parts = [
-        sections.groups(result.groups, compressed=False),
+        sections.groups(result.groups, compressed=False, inputs=result.inputs),
         sections.refusals(MUST_STAY, result.refusals),
         sections.origin(run, {}),
     ]
     return Story(f"{_file_name(result.model)}, what could shrink", headline, (result.model,), tiles, parts)
+
+
+def _sweep(result: Sweep, run: Run) -> Story:
+    made = [point for point in result.points if point.fidelity is not None]
+    closest = sorted(point.fidelity for point in made if point.fidelity is not None)
+    kept = f", fidelity {closeness(closest[0])} to {closeness(closest[-1])}" if closest else ""
+    parts = [
+        _warnings(sweep_warnings(result)),
+        curves(result),
+        sections.origin(replace(run, versions=result.versions), {"seed": str(result.seed), "inputs": result.inputs}),
+    ]
+    tiles = [_point_tile(result, point) for point in made[:MANY_TILES]]
+    return Story(
+        f"{_file_name(result.source)}, size against fidelity", f"{sweep_title(result)}{kept}", (result.source,), tiles, parts
+    )
+
+
+def _point_tile(result: Sweep, point: SweepPoint) -> Tile:
+    return (point.target, closeness(point.fidelity or 0.0), f"{share_left(point, result.before, 'parameters')} of the parameters")
 
 
 def _fidelity(result: Fidelity, run: Run) -> Story:

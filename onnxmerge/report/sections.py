@@ -10,6 +10,7 @@ from onnxmerge.report.columns import (
     batch_columns,
     group_columns,
     latency_columns,
+    levels,
     measures,
     measures_down,
     size_columns,
@@ -31,6 +32,7 @@ from onnxmerge.report.wording import (
     groups_title,
     macs_line,
     reasons,
+    sensitivity_line,
     speed_line,
     timing_lines,
     work_line,
@@ -98,7 +100,7 @@ def sizes(result: Compression) -> Markup:
     return section("Before and after", table("Sizes before and after", size_columns(result)))
 
 
-def groups(found: Sequence[GroupResult], *, compressed: bool) -> Markup:
+def groups(found: Sequence[GroupResult], *, compressed: bool, inputs: str = "") -> Markup:
     """The picture of the groups, and the same as a table with errors and notes."""
     title = groups_title(found, compressed=compressed)
     if not found:
@@ -108,14 +110,16 @@ def groups(found: Sequence[GroupResult], *, compressed: bool) -> Markup:
         "error": [group.expected_error.get(group.method) for group in found],
         "pruned": [group.expected_error.get("prune") for group in found],
     }
+    lost = {header: [_lost(group, level) for group in found] for header, level in levels(found).items()}
     explained = f"{ERRORS}; {SHARES}" if any(group.expected_error for group in found) else SHARES
     return section(
         title,
         element(
             "figure", groups_picture(found, compressed=compressed), element("figcaption", legend(found, compressed=compressed))
         ),
-        table(title, columns, errors),
+        table(title, columns, {**errors, **lost}),
         element("p", explained, class_="quiet"),
+        element("p", f"{sensitivity_line(inputs)}. The bars: what is lost.", class_="quiet") if inputs else None,
         *_told("h3", NOTES, [Refusal(group.name, group.note) for group in found if group.note]),
     )
 
@@ -219,6 +223,10 @@ def _cell(column: Column, index: int, shares: Sequence[float | None] | None, mos
     share = None if shares is None else shares[index]
     bar = None if share is None or most <= 0 else _bar(max(0.0, share) / most, column.header)
     return element("td", column.cells[index], bar, class_=_side(column))
+
+
+def _lost(group: GroupResult, level: str) -> float | None:
+    return 1.0 - group.sensitivity[level] if level in group.sensitivity else None
 
 
 def _bar(share: float, what: str) -> Markup:

@@ -23,6 +23,7 @@ from onnxmerge.report.wording import (
     listed,
     printable,
     reasons,
+    sensitivity_line,
     shortened,
     size_line,
 )
@@ -35,7 +36,7 @@ _NAME = 36
 def show_inspection(console: Console, result: Inspection) -> None:
     """What must stay and why, the groups and what each unlocks, the whole."""
     _show_refusals(console, MUST_STAY, result.refusals)
-    _show_groups(console, result.groups, compressed=False)
+    _show_groups(console, result.groups, compressed=False, inputs=result.inputs)
     _line(console, shortened(result.model, console.width), "bold")
     _line(console, size_line(result.size))
 
@@ -80,7 +81,7 @@ def _show_sizes(console: Console, result: Compression) -> None:
         show_speed(console, result.latency)
 
 
-def _show_groups(console: Console, groups: Sequence[GroupResult], *, compressed: bool) -> None:
+def _show_groups(console: Console, groups: Sequence[GroupResult], *, compressed: bool, inputs: str = "") -> None:
     if not groups:
         _line(console, groups_title(groups, compressed=compressed), "yellow")
         console.print()
@@ -92,6 +93,8 @@ def _show_groups(console: Console, groups: Sequence[GroupResult], *, compressed:
     console.print(fitted([*columns, note] if inline else columns, console.width))
     if not compressed:
         _line(console, SHARES, "dim")
+    if inputs:
+        _line(console, sensitivity_line(inputs), "dim")
     console.print()
     if not inline:
         _show_refusals(console, NOTES, [Refusal(group.name, group.note) for group in groups if group.note])

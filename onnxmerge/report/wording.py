@@ -119,6 +119,14 @@ def groups_title(groups: Sequence[GroupResult], *, compressed: bool) -> str:
     return f"{named} made smaller" if compressed else f"{named} can shrink"
 
 
+def sensitivity_line(inputs: str) -> str:
+    """What the columns of removed shares hold, and on what they were measured."""
+    return (
+        f"25 %, 50 %, 75 %: fidelity of the worst output with so much of one group removed, the others whole; before any "
+        f"repair, so a lower bound; measured on {printable(inputs)}"
+    )
+
+
 def size_line(size: Size) -> str:
     """What a model weighs."""
     return f"{size.parameters:,} parameters, {size.macs:,} MACs for one input, {file_size(size.file_bytes)}"

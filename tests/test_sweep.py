@@ -1,0 +1,365 @@
+"""Sweeps: the same bytes wherever the points are made, whoever is killed; what is refused, and what a failing target leaves."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from multiprocessing import active_children, get_context
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import threadpoolctl
+from workers import FLAG, Killing, make_killed_once, square, square_or_die, square_or_raise
+
+import onnxmerge
+from onnxmerge import cli, clusters, points, proof
+from onnxmerge.errors import InputError, ModelError, OptionError, VerificationError
+from onnxmerge.options import Options, provider_of
+from onnxmerge.results import as_json
+from onnxmerge.runtime.sessions import default_threads
+from onnxmerge.spreading import Lost, spread
+
+MLP = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
+SWEEP = sys.modules["onnxmerge.sweep"]  # the name is the function's
+TARGETS = "macs=0.5,0.25,fidelity=0.8"
+QUICK = Options(samples=32, threads=1, bench=False)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    distributed = pytest.importorskip("distributed", reason="the extra `dask` is not installed")
+    settings = {"n_workers": 2, "processes": True, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**settings, silence_logs=50) as found:
+        yield found
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def made(folder: Path, **settings) -> tuple[str, dict[str, bytes]]:
+    """The JSON of a sweep, the folder's name out of it, and the models."""
+    result = onnxmerge.sweep(MLP, TARGETS, QUICK, folder, **settings)
+    return json.dumps(as_json(result)).replace(str(folder), "FOLDER"), files_of(folder)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> tuple[str, dict[str, bytes]]:
+    """What every other way must give: one process, one point after the other."""
+    return made(tmp_path_factory.mktemp("alone"))
+
+
+# the same bytes
+
+
+def test_points_come_in_order_and_are_what_compress_gives(alone, tmp_path):
+    text, files = alone
+    found = json.loads(text)
+    assert [point["target"] for point in found["points"]] == ["macs=0.5", "macs=0.25", "fidelity=0.8"]
+    assert [point["file"] for point in found["points"]] == [f"FOLDER/{name}" for name in sorted(files, key=order)]
+    left = [point["after"]["macs"] / found["before"]["macs"] for point in found["points"]]
+    assert left[:2] == pytest.approx([0.5, 0.25], abs=0.01)
+    assert found["points"][2]["fidelity"] >= 0.8
+    assert found["points"][1]["fidelity"] < found["points"][0]["fidelity"] < 1
+    assert "synthetic" in found["inputs"]
+    for point in found["points"]:
+        content = files[Path(point["file"]).name]
+        assert len(content) == point["after"]["file_bytes"]
+        assert onnx.load_model_from_string(content).graph.output[0].name == "y"
+    with points.fixed_threads(QUICK):
+        result = onnxmerge.compress(MLP, tmp_path / "o.onnx", replace(QUICK, target="macs=0.5"))
+    assert (tmp_path / "o.onnx").read_bytes() == files["digits-mlp-macs-0.5.onnx"]
+    assert {group.name: group.kept for group in result.groups} == found["points"][0]["kept"]
+
+
+def order(name: str) -> int:
+    return ["macs-0.5", "macs-0.25", "fidelity-0.8"].index(name.removeprefix("digits-mlp-").removesuffix(".onnx"))
+
+
+def test_four_processes_give_the_same(alone, tmp_path):
+    assert made(tmp_path, jobs=4) == alone
+    assert active_children() == []
+
+
+def test_a_cluster_gives_the_same(alone, tmp_path, cluster, monkeypatch):
+    """Workers of Dask set the threads of numpy's library to one; a relative path means nothing to them."""
+    monkeypatch.chdir(MLP.parent)
+    with clusters.executor_at(cluster.scheduler_address) as executor:
+        result = onnxmerge.sweep(MLP.name, TARGETS, QUICK, tmp_path, executor)
+    assert json.dumps(as_json(result)).replace(str(tmp_path), "FOLDER").replace(MLP.name, str(MLP), 1) == alone[0]
+    assert files_of(tmp_path) == alone[1]
+
+
+def test_a_worker_of_a_cluster_is_killed(alone, tmp_path, cluster):
+    with clusters.executor_at(cluster.scheduler_address) as executor:
+        (tmp_path / "models").mkdir()
+        assert made(tmp_path / "models", executor=Killing(executor, tmp_path / "flag")) == alone
+    assert (tmp_path / "flag").exists()
+
+
+def test_a_large_model_travels_in_silence(cluster):
+    with warnings.catch_warnings(), clusters.executor_at(cluster.scheduler_address) as executor:
+        warnings.simplefilter("error")
+        assert executor.submit(len, bytes(20_000_000)).result(timeout=20) == 20_000_000
+
+
+def test_a_process_of_ours_is_killed(alone, tmp_path, monkeypatch):
+    monkeypatch.setenv(FLAG, str(tmp_path / "flag"))
+    monkeypatch.setattr(SWEEP, "make", make_killed_once)
+    assert made(tmp_path / "models", jobs=2) == alone
+    assert (tmp_path / "flag").exists()
+
+
+def test_a_process_of_a_users_pool_is_killed(alone, tmp_path):
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        assert made(tmp_path / "models", executor=Killing(pool, tmp_path / "flag")) == alone
+    assert (tmp_path / "flag").exists()
+
+
+def test_threads_of_this_process_are_an_executor_too(alone, tmp_path):
+    before = [library["num_threads"] for library in threadpoolctl.threadpool_info()]
+    with ThreadPoolExecutor(2) as pool:
+        assert made(tmp_path, executor=pool) == alone
+    assert [library["num_threads"] for library in threadpoolctl.threadpool_info()] == before
+
+
+def test_numpys_threads_are_those_of_the_options(monkeypatch, tmp_path):
+    """Its decompositions differ in the last bits with their number."""
+
+    def compress(source, target, options):
+        raise ModelError(str([found["num_threads"] for found in threadpoolctl.threadpool_info() if found["user_api"] == "blas"]))
+
+    monkeypatch.setattr(points, "compress", compress)
+    for threads in (1, 2, 3):
+        task = points.Task(MLP, MLP.read_bytes(), MLP, replace(QUICK, threads=threads), tmp_path)
+        assert points.make(task).error == f"[{threads}]"
+
+
+# what is sent, and where files lie
+
+
+def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(proof, "TIMING_SECONDS", 0.1)
+    monkeypatch.setattr(SWEEP.tempfile, "tempdir", str(tmp_path))
+    result = onnxmerge.sweep(MLP, "ratio=0.5", replace(QUICK, bench=True, method="prune"), progress=note(told := []))
+    assert list(tmp_path.iterdir()) == []
+    assert (result.points[0].file, result.points[0].latency.batch) == ("", 1)
+    assert told == [("0 of 1 points", 0.0), ("1 of 1 points", 0.8), ("timing", 1.0)]
+
+
+def note(told):
+    return lambda stage, share: told.append((stage, share))
+
+
+def test_weights_in_another_file_are_read_where_they_lie(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(onnx.load(MLP), "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    outside = onnxmerge.sweep("model.onnx", "ratio=0.5", QUICK, "out", jobs=1)
+    inside = onnxmerge.sweep(MLP, "ratio=0.5", QUICK)
+    assert outside.points[0].file == "out/model-ratio-0.5.onnx"
+    assert outside.points[0].after.file_bytes == Path(outside.points[0].file).stat().st_size
+    assert replace(outside.points[0], file="", after=None) == replace(inside.points[0], after=None)
+
+
+def test_a_target_that_fails_is_a_point(tmp_path):
+    options = replace(QUICK, min_fidelity=0.9, method="prune")
+    result = onnxmerge.sweep(MLP, ["ratio=0.05", ("ratio", 0.9)], options, tmp_path)
+    good, bad = result.points
+    assert (bad.after, bad.fidelity, bad.kept, bad.file) == (None, None, {}, "")
+    assert "is below 0.9" in bad.error
+    assert good.error == ""
+    assert list(files_of(tmp_path)) == ["digits-mlp-ratio-0.05.onnx"]
+
+
+def test_an_error_names_the_users_file(monkeypatch):
+    def fail(source, target, options):
+        raise VerificationError(f"{source}: no")
+
+    monkeypatch.setattr(points, "compress", fail)
+    assert onnxmerge.sweep(MLP, "ratio=0.5", QUICK).points[0].error == f"{MLP}: no"
+
+
+def test_targets_that_need_a_clock_stay_here(monkeypatch):
+    given = []
+    monkeypatch.setattr(SWEEP, "spread", lambda call, tasks, *others: given.extend(tasks) or [call(task) for task in tasks])
+    monkeypatch.setattr(SWEEP, "make", lambda task: points.Made(None, error="none"))
+    monkeypatch.chdir(MLP.parent)
+    result = onnxmerge.sweep(MLP.name, "latency=0.7,macs=0.5", Options(calibration="digits.npz"))
+    (sent,) = (task.options for task in given)
+    assert (sent.threads, sent.provider, sent.bench) == (default_threads(), provider_of(Options()).short, False)
+    assert (sent.calibration, given[0].source) == (MLP.parent / "digits.npz", MLP)
+    assert [task.options.target for task in given] == [("macs", 0.5)]
+    assert [point.target for point in result.points] == ["latency=0.7", "macs=0.5"]
+    onnxmerge.sweep(MLP, "macs=0.25", replace(QUICK, round_to="auto"))
+    assert len(given) == 1
+
+
+# tasks on executors
+
+
+@contextmanager
+def broken():
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        assert pool.submit(square_or_die, 3).exception(timeout=30) is not None
+        yield pool
+
+
+@pytest.mark.parametrize("executor", [nullcontext(), ThreadPoolExecutor(2), broken()], ids=["here", "threads", "broken"])
+def test_results_are_in_order(executor):
+    told = []
+    with executor as pool:
+        assert spread(square, range(5), told.append, pool) == [0, 1, 4, 9, 16]
+    assert told == [1, 2, 3, 4, 5]
+
+
+def test_only_the_task_that_kills_is_lost():
+    found = spread(square_or_die, [1, 3, 2], lambda done: None, jobs=2)
+    assert (found[0], found[2]) == (1, 4)
+    assert isinstance(found[1], Lost)
+
+
+@pytest.mark.parametrize("settings", [{}, {"jobs": 1}, {"executor": ThreadPoolExecutor(1)}], ids=["here", "processes", "threads"])
+def test_a_bug_is_raised(settings):
+    before = active_children()
+    with pytest.raises(ZeroDivisionError):
+        spread(square_or_raise, [1, 3, 2], lambda done: None, **settings)
+    assert active_children() == before
+
+
+# what is refused
+
+
+BAD = {
+    "kind": (("--targets", "flops=0.5"), "--targets must be a list such as"),
+    "no number": (("--targets", "macs=half"), "not 'macs=half'"),
+    "no kind": (("--targets", "0.5"), "not '0.5'"),
+    "empty": (("--targets", ""), "--targets must be a list"),
+    "share": (("--targets", "macs=0.5,1.5"), "--target must be"),
+    "ratio": (("--targets", "ratio=1"), "--ratio must be"),
+    "twice": (("--targets", "macs=0.5,0.50"), "macs=0.5 twice"),
+    "jobs": (("--jobs", "0"), "--jobs must be at least 1"),
+    "group": (("--include", "no-such-*"), "no-such-*"),
+    "calibration": (("--calibration", "no-such.npz"), "no-such.npz does not exist"),
+    "folder in nothing": (("--out", "no/such"), "does not exist; create it first"),
+    "folder is a file": (("--out", "file.onnx"), "is a file; name another one"),
+    "model in the way": (("--out", ".", "--targets", "ratio=0.5"), "would overwrite the model"),
+    "report": (("--report", "r.txt"), "must be named .html or .json"),
+    "no scheduler": (("--dask", "tcp://127.0.0.1:9"), "no Dask scheduler answers at tcp://127.0.0.1:9"),
+    "no address": (("--dask", "nowhere"), "nowhere"),
+}
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """The command line in this process -> (exit code, stdout, stderr)."""
+    monkeypatch.setattr(proof, "TIMING_SECONDS", 0.1)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ending:
+            cli.main([str(argument) for argument in arguments])
+        return ending.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_options_are_one_line_before_any_work(run, tmp_path, monkeypatch, arguments, message):
+    if "--dask" in arguments:
+        pytest.importorskip("distributed", reason="the extra `dask` is not installed")
+    monkeypatch.setattr(clusters, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(SWEEP, "make", None)
+    monkeypatch.chdir(tmp_path)
+    Path("file.onnx").touch()
+    shutil.copy(MLP, "a.onnx")
+    Path("a-ratio-0.5.onnx").hardlink_to("a.onnx")
+    code, out, err = run("sweep", "a.onnx", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-ratio-0.5.onnx", "a.onnx", "file.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(ratio=0.5), "--ratio and --targets both say"),
+        (Options(counts=(("a", 1),)), "--counts and --targets both say"),
+        (Options(verify=False), "--no-verify cannot be"),
+    ],
+)
+def test_options_that_speak_against_a_sweep(options, message):
+    with pytest.raises(OptionError, match=message):
+        onnxmerge.sweep(MLP, options=options)
+
+
+def test_two_places_to_work_are_refused():
+    with ThreadPoolExecutor(1) as pool, pytest.raises(OptionError, match="both say where"):
+        onnxmerge.sweep(MLP, executor=pool, jobs=2)
+
+
+def test_inputs_that_do_not_fit_are_no_point(tmp_path):
+    np.save(tmp_path / "c.npy", np.zeros((20, 3), np.float32))
+    with pytest.raises(InputError, match=r"c\.npy"):
+        onnxmerge.sweep(MLP, "ratio=0.5,0.6", replace(QUICK, calibration=tmp_path / "c.npy"))
+
+
+def test_missing_extra_is_said(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    code, out, err = run("sweep", MLP, "--dask", "tcp://127.0.0.1:9")
+    assert (code, out) == (2, "")
+    assert err == "onnxmerge: --dask needs the package distributed: pip install 'onnxmerge[dask]'\n"
+
+
+# the command
+
+
+def test_command(run, tmp_path, cluster):
+    arguments = (
+        "sweep",
+        MLP,
+        "--targets",
+        "ratio=0.5,params=0.001",
+        "--samples",
+        "32",
+        "--threads",
+        "1",
+        "--out",
+        tmp_path / "out",
+    )
+    code, out, err = run(*arguments, "--dask", cluster.scheduler_address)
+    assert (code, err) == (0, "")
+    assert "ratio=0.5" in out
+    assert "x [" in out
+    assert "warning: params=0.001: params=0.001 cannot be reached" in out
+    assert f"wrote {tmp_path}/out/digits-mlp-ratio-0.5.onnx" in out
+
+
+def test_no_model_at_all_is_exit_code_1(run, monkeypatch):
+    monkeypatch.setattr(SWEEP, "make", lambda task: points.Made(None, error="it is too small"))
+    code, out, err = run("sweep", MLP, "--targets", "ratio=0.5", "--no-bench")
+    assert code == 1
+    assert "no model: it is too small" in out
+    assert err == "onnxmerge: verification failed: no target gave a model; ratio=0.5: it is too small\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
+def test_interruption_ends_the_processes(tmp_path):
+    command = [sys.executable, "-m", "onnxmerge", "sweep", str(MLP), "--jobs", "2", "--out", "out"]
+    settings = {"env": {**os.environ, "PYTHONPATH": str(MLP.parents[1])}, "cwd": tmp_path, "text": True}
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)
+    while not (tmp_path / "out").exists():
+        assert running.poll() is None
+        time.sleep(0.05)
+    time.sleep(1.5)  # the workers are there
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=20)
+    assert (running.returncode, out, err.strip()) == (130, "", "onnxmerge: interrupted")
+    assert files_of(tmp_path / "out") == {}
