@@ -131,6 +131,6 @@ class _Bracket:
         return lost >= self.close * self.allowed
 
     def reopen(self) -> None:
-        """Begin again where the drafts ended, with models solved in full, which lose less; the losses still tell of the others."""
+        """Begin again where the drafts ended, with models solved in full, which lose less; known losses still tell of others."""
         self.drafted = self.passing if self.passing < len(self.points) - 1 else None
         self.passing, self.failing, self.close = len(self.points) - 1, -1, FINAL_CLOSE_ENOUGH
