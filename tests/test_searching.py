@@ -34,7 +34,7 @@ CALL = LatencySummary(1.0, 1.0, 10)
 
 SMALL_PARTS: dict[str, dict[str, Any]] = {
     "digits-mlp.onnx": {"samples": 768},
-    "digits-resnet-bn.onnx": {"samples": 32, "include": ("/7/*",), "method": "reconstruct"},
+    "digits-resnet-bn.onnx": {"samples": 8, "include": ("/7/*",), "method": "reconstruct"},
 }
 
 
