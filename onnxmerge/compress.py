@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from onnxmerge.pace import LATENCY_TOLERANCE
 from onnxmerge.plans import Kept, fingerprint, read_plan, write_plan
 from onnxmerge.proof import Proof, prove, with_macs
 from onnxmerge.results import Comparison, Compression, Size
+from onnxmerge.runtime.sessions import fixed_threads
 from onnxmerge.searching import search
 from onnxmerge.sources import solving_and_checking
 from onnxmerge.stages import COMPRESSING, overall
@@ -51,34 +52,28 @@ def compress(
     started = time.perf_counter()
     options = (options or Options()).sized()
     source, target = Path(source), Path(target)
+    plan_file = None if save_plan is None else Path(save_plan)
     _check_target(target)
     understood = understand(source)
     if not understood.channels.groups:
         raise ModelError(_nothing_to_remove(source, understood))
     _check_not_needed(target, understood, options)
-    if save_plan is not None:
-        needed = {"the model": source, "the output": target, "the calibration inputs": options.calibration}
-        needed |= {"the plan that is read": options.plan}
-        needed |= {f"weights of the model in {path.name}": path for path in external_files(understood.model)}
-        check_place(Path(save_plan), "the plan", needed)
-    mark = "" if save_plan is None and options.plan is None else fingerprint(source, sorted(external_files(understood.model)))
-    if options.plan is not None:
-        replayed = read_plan(options.plan, mark, selected(understood, options)[0])
-        method = replayed.method if options.method == "auto" else options.method
-        options = replace(
-            options, plan=None, counts=replayed.counts, kept=replayed.channels, methods=replayed.methods, method=method
-        )
+    external = sorted(external_files(understood.model))
+    _check_plan_file(plan_file, source, target, external, options)
+    mark = "" if plan_file is None and options.plan is None else fingerprint(source, external)
+    options = _replayed(options, mark, understood)
     tell = overall(progress, COMPRESSING)
-    tell("inputs", 0.0)
-    solving, checking = solving_and_checking(source, understood, options)
-    found = search(Search(source, understood, options, solving, checking, tell, executor))
-    chosen = found.candidate
-    tell("checking", 0.0)
-    proof = prove(source, chosen.content, checking, options) if options.verify else None
-    tell("checking", 1.0)
+    with fixed_threads(options.threads):
+        tell("inputs", 0.0)
+        solving, checking = solving_and_checking(source, understood, options)
+        found = search(Search(source, understood, options, solving, checking, tell, executor))
+        chosen = found.candidate
+        tell("checking", 0.0)
+        proof = prove(source, chosen.content, checking, options) if options.verify else None
+        tell("checking", 1.0)
     save(chosen.model, target)
-    if save_plan is not None:
-        write_plan(Path(save_plan), source, mark, selected(understood, options)[0], _what_was_kept(chosen, options))
+    if plan_file is not None:
+        write_plan(plan_file, source, mark, selected(understood, options)[0], _what_was_kept(chosen, options))
     return Compression(
         source=str(source),
         target=str(target),
@@ -93,6 +88,25 @@ def compress(
         seed=options.seed,
         versions=versions(),
     )
+
+
+def _check_plan_file(plan_file: Path | None, source: Path, target: Path, external: Sequence[Path], options: Options) -> None:
+    """OptionError where the plan to be saved would destroy something that is needed."""
+    if plan_file is None:
+        return
+    needed = {"the model": source, "the output": target, "the calibration inputs": options.calibration}
+    needed |= {"the plan that is read": options.plan}
+    needed |= {f"weights of the model in {path.name}": path for path in external}
+    check_place(plan_file, "the plan", needed)
+
+
+def _replayed(options: Options, mark: str, understood: Understanding) -> Options:
+    """With what the plan says in the place of the plan."""
+    if options.plan is None:
+        return options
+    kept = read_plan(options.plan, mark, selected(understood, options)[0])
+    method = kept.method if options.method == "auto" else options.method
+    return replace(options, plan=None, counts=kept.counts, kept=kept.channels, methods=kept.methods, method=method)
 
 
 def _what_was_kept(chosen: Candidate, options: Options) -> Kept:

@@ -6,8 +6,6 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from threadpoolctl import threadpool_limits
-
 from onnxmerge.compress import compress
 from onnxmerge.errors import ModelError, VerificationError
 from onnxmerge.options import Options
@@ -40,13 +38,7 @@ class Made:
 
 def make(task: Task) -> Made:
     """Compress. What a user can act on elsewhere than at this target is raised."""
-    with fixed_threads(task.options):
-        return _in_place(task) if task.content is None else _in_memory(task, task.content)
-
-
-def fixed_threads(options: Options) -> threadpool_limits:
-    """numpy's products and decompositions differ in the last bits with the number of its threads, and workers set their own."""
-    return threadpool_limits(options.threads, user_api="blas")
+    return _in_place(task) if task.content is None else _in_memory(task, task.content)
 
 
 def _in_place(task: Task) -> Made:

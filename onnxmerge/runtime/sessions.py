@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper
+from threadpoolctl import threadpool_limits
 
 from onnxmerge.errors import ModelError, ProviderError
 from onnxmerge.runtime.providers import CPU, NAMES, Provider, quiet_log
@@ -167,6 +168,11 @@ def default_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def fixed_threads(threads: int | None) -> threadpool_limits:
+    """A context in which numpy has as many threads: with others its products and decompositions differ in the last bits."""
+    return threadpool_limits(threads or default_threads(), user_api="blas")
 
 
 def batch_size(feeds: Feeds) -> int:
