@@ -11,6 +11,7 @@ import numpy as np
 from onnxmerge.attempts import Counts, Found, Search
 from onnxmerge.methods.budgeting import Point
 
+FRIENDLY = 8  # ONNX Runtime computes blocks of 8 or 16 channels on a CPU, tensor cores multiples of 8
 MULTIPLES = (4, 8, 16, 32)  # what --round-to auto tries beside no rounding
 LATENCY_TOLERANCE = 0.05  # of the ratio that was asked for
 LATENCY_TRIALS = 8

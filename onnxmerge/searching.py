@@ -8,7 +8,7 @@ from onnxmerge.attempts import Counts, Found, Search
 from onnxmerge.candidates import Candidate
 from onnxmerge.methods.budgeting import BOTH, Point
 from onnxmerge.methods.planning import counts_of
-from onnxmerge.pace import multiple_for, rounded, within_latency
+from onnxmerge.pace import FRIENDLY, multiple_for, rounded, within_latency
 
 SIZE_TRIALS, SIZE_TOLERANCE = 4, 0.005
 DRAFTS, FINALS, RESCUES = 4, 3, 4  # models solved for a fidelity; rescues while none has kept it
@@ -62,10 +62,7 @@ def _faithful(wanted: Search, fidelity: float) -> Found:
     Points of the frontier are tried: first where the predicted damage is what may be lost, then where the losses measured so far
     say that it will be, between the largest loss that passed and the smallest that did not. Drafts narrow it down.
     """
-    plain = _Bracket(wanted.budget.points(), 1.0 - fidelity)
-    hoped = plain.points[plain.next() or 0]
-    multiple = multiple_for(wanted, BOTH, hoped.share)
-    bracket = plain if multiple == 1 else _Bracket(wanted.budget.points(multiple), 1.0 - fidelity)
+    bracket = _Bracket(_ways(wanted, fidelity), 1.0 - fidelity)
     for _ in range(DRAFTS):
         at = bracket.next()
         if at is None or bracket.measured(at, 1.0 - wanted.fidelity(wanted.draft(bracket.points[at].counts))):
@@ -85,6 +82,15 @@ def _faithful(wanted: Search, fidelity: float) -> Found:
         whole = bracket.points[-1].counts
         return Found(wanted.candidate(whole), (f"no smaller model was found that keeps a fidelity of {fidelity:g}",))
     return Found(best)
+
+
+def _ways(wanted: Search, fidelity: float) -> list[Point]:
+    """The frontier, in multiples: those asked for, the fastest at about this size, or what most hardware likes."""
+    if wanted.options.round_to is None:
+        return wanted.budget.points(FRIENDLY, softly=True)
+    plain = wanted.budget.points()
+    hoped = plain[_Bracket(plain, 1.0 - fidelity).next() or 0]
+    return wanted.budget.points(multiple_for(wanted, BOTH, hoped.share))
 
 
 class _Bracket:

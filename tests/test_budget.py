@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from onnxmerge.merging import budget as budget_module
 from onnxmerge.merging.budget import SATURATED, Cost, Curve, allocate, damage_curve, frontier, joined, spent
+from onnxmerge.methods.budgeting import rounded
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
@@ -229,3 +230,12 @@ def test_odd_probes_give_finite_curves(probed: tuple[list[float], list[float]]) 
     damage = damage_curve(np.linspace(0, 1, 11), *probed)
     assert np.isfinite(damage).all()
     assert (np.diff(damage) >= 0).all()
+
+
+def test_soft_multiples_leave_small_groups_a_choice():
+    curves = [Curve(np.arange(1, size + 1), np.linspace(1.0, 0.0, size)) for size in (3, 6, 12, 16, 40)]
+    soft, hard = (rounded(curves, 8, softly) for softly in (True, False))
+    assert [curve.counts.tolist() for curve in soft[:4]] == [[1, 2, 3], [2, 4, 6], [4, 8, 12], [8, 16]]
+    assert [curve.counts.tolist() for curve in hard[:4]] == [[3], [6], [8, 12], [8, 16]]
+    assert soft[4].counts.tolist() == hard[4].counts.tolist() == [8, 16, 24, 32, 40]
+    assert all((curve.damage[-1], len(curve.damage)) == (0.0, len(curve.counts)) for curve in soft)

@@ -50,9 +50,9 @@ class Budget:
             return self._point(np.array([curve.counts[-1] for curve in curves]), kind)
         return self._point(allocate(curves, self.costs[kind], share), kind)
 
-    def points(self, multiple: int = 1) -> list[Point]:
-        """Ways to spend that no other beats in both size and damage, the smallest model first."""
-        curves = rounded(self.curves, multiple)
+    def points(self, multiple: int = 1, softly: bool = False) -> list[Point]:
+        """Ways to spend that no other beats in both size and damage, the smallest model first; multiples as in `rounded`."""
+        curves = rounded(self.curves, multiple, softly)
         return [self._point(counts, BOTH) for counts in frontier(curves, self.costs[BOTH])]
 
     def point_of(self, counts: Mapping[str, int], kind: str) -> Point:
@@ -120,10 +120,13 @@ def _curve(study: Study, group: ChannelGroup, probes: Sequence[Probe], options: 
     return Curve(counts, np.maximum.accumulate(damage[::-1])[::-1])
 
 
-def rounded(curves: Sequence[Curve], multiple: int) -> tuple[Curve, ...]:
-    """Only multiples, and each group's own size."""
+def rounded(curves: Sequence[Curve], multiple: int, softly: bool = False) -> tuple[Curve, ...]:
+    """Only multiples, and each group's own size. softly: of a smaller power of two where a group has less than two."""
     found = []
     for curve in curves:
-        fits = (curve.counts % multiple == 0) | (curve.counts == curve.counts[-1])
+        step, size = multiple, int(curve.counts[-1])
+        while softly and step > 1 and 2 * step > size:
+            step //= 2
+        fits = (curve.counts % step == 0) | (curve.counts == size)
         found.append(Curve(curve.counts[fits], curve.damage[fits]))
     return tuple(found)
