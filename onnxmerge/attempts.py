@@ -33,10 +33,11 @@ TRIAL_SECONDS = 1.5
 
 @dataclass(frozen=True)
 class Found:
-    """A candidate, and what the user should know of how it was found."""
+    """A candidate, and what the user should know of how it was found. ratio: of its latency to the source's, where timed."""
 
     candidate: Candidate
     warnings: tuple[str, ...] = ()
+    ratio: float | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,6 +32,7 @@ from onnxmerge.cli_options import (
 from onnxmerge.clusters import executor_at
 from onnxmerge.compress import compress
 from onnxmerge.errors import OnnxMergeError, VerificationError
+from onnxmerge.graph.io import weights_beside
 from onnxmerge.inspecting import inspect
 from onnxmerge.options import Options
 from onnxmerge.proof import bench_batches, verify
@@ -77,7 +78,7 @@ def inspect_command(model: Path, sensitivity: bool, reports: tuple[Path, ...], a
 
     With --sensitivity also how much each matters to the outputs; the other options say how that is measured.
     """
-    check_reports(reports, {"the model": model, "the calibration inputs": settings["calibration"]})
+    _check_places(reports, {"the model": model, "the calibration inputs": settings["calibration"]})
     with progress_bar() as progress:
         found = inspect(model, _settings(settings), sensitivity=sensitivity, progress=progress)
     _show(found, as_json_text, show_inspection, reports)
@@ -99,7 +100,7 @@ def compress_command(
     Exit code 1, and no OUTPUT, where the result misses a threshold.
     """
     files = {"the model": model, "the output": output, "the calibration inputs": settings["calibration"]}
-    check_reports(reports, files | {"the plan": settings["plan"], "the plan to be saved": save_plan})
+    _check_places(reports, files | {"the plan": settings["plan"], "the plan to be saved": save_plan})
     with progress_bar() as progress:
         result = compress(model, output, _settings(settings), progress=progress, save_plan=save_plan)
     _show(result, as_json_text, show_compression, reports)
@@ -123,7 +124,7 @@ def sweep_command(
     Targets are params, macs or latency and the share that may remain, fidelity, or ratio: macs=0.75,0.5,params=0.5.
     Exit code 1 where none gave a model.
     """
-    check_reports(reports, {"the model": model, "the calibration inputs": settings["calibration"]})
+    _check_places(reports, {"the model": model, "the calibration inputs": settings["calibration"]})
     with progress_bar() as progress, executor_at(dask) as executor:
         found = sweep(model, targets, _settings(settings), out, executor, jobs, progress)
     _show(found, as_json_text, show_sweep, reports)
@@ -146,7 +147,7 @@ def verify_command(reference: Path, candidate: Path, reports: tuple[Path, ...], 
     and where no channel was removed outputs that are equal to rounding. --layers also fails where a sign flips, and where
     no channel was removed at any drift beyond rounding.
     """
-    check_reports(reports, _pair(reference, candidate, settings))
+    _check_places(reports, _pair(reference, candidate, settings))
     with progress_bar() as progress:
         progress("comparing outputs", 0.0)
         fidelity, failures = verify(reference, candidate, _settings(settings))
@@ -173,7 +174,7 @@ def bench_command(
 
     --json gives one comparison, or with several batch sizes an object that lists them as `batches`.
     """
-    check_reports(reports, _pair(reference, candidate, settings))
+    _check_places(reports, _pair(reference, candidate, settings))
     with progress_bar() as progress:
         progress("timing both models", 0.0)
         found = bench_batches(reference, candidate, _settings(settings), batch or (None,))
@@ -183,6 +184,15 @@ def bench_command(
 
 def _settings(settings: dict[str, Any]) -> Options:
     return Options(**{name: value for name, value in settings.items() if value is not None})
+
+
+def _check_places(reports: Sequence[Path], files: Mapping[str, Path | None]) -> None:
+    """No report in the place of one of the files, or of weights beside one of the models."""
+    models = [
+        path for what in ("the model", "the reference", "the candidate") if reports and (path := files.get(what)) is not None
+    ]
+    weights = {what: place for path in models for what, place in weights_beside(path).items()}
+    check_reports(reports, {**weights, **files})
 
 
 def _pair(reference: Path, candidate: Path, settings: dict[str, Any]) -> dict[str, Path | None]:

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 
-from onnxmerge.attempts import Search
+from onnxmerge.attempts import Found, Search
 from onnxmerge.candidates import Candidate
 from onnxmerge.errors import ModelError, OptionError
 from onnxmerge.files import check_place
@@ -23,8 +23,9 @@ from onnxmerge.proof import Proof, prove, with_macs
 from onnxmerge.results import Comparison, Compression, Size
 from onnxmerge.runtime.sessions import fixed_threads
 from onnxmerge.searching import search
-from onnxmerge.sources import solving_and_checking
+from onnxmerge.sources import FEWEST_CHECKED, solving_and_checking
 from onnxmerge.stages import COMPRESSING, overall
+from onnxmerge.statistics.inputs import Inputs
 from onnxmerge.understanding import Understanding, understand
 from onnxmerge.versions import versions
 
@@ -83,7 +84,12 @@ def compress(
         refusals=chosen.refusals,
         fidelity=None if proof is None else proof.fidelity,
         latency=_beside_macs(proof, understood.size.macs, chosen.size.macs),
-        warnings=(*found.warnings, *_nothing_removed(chosen), *_told_by(proof, chosen, options)),
+        warnings=(
+            *found.warnings,
+            *_nothing_removed(chosen),
+            *_told_of(found, proof, checking, options),
+            *_told_by(proof, chosen, options),
+        ),
         seconds=time.perf_counter() - started,
         seed=options.seed,
         versions=versions(),
@@ -124,14 +130,26 @@ def _nothing_removed(chosen: Candidate) -> list[str]:
     return [] if chosen.groups else ["nothing was removed: the output is the model as it was; the reasons are listed"]
 
 
+def _told_of(found: Found, proof: Proof | None, checking: Inputs, options: Options) -> list[str]:
+    """What became of a latency, and on how little a fidelity rests."""
+    told = []
+    kind, share = options.target or ("", 0.0)
+    ratio = found.ratio if proof is None or proof.latency is None else proof.latency.ratio
+    if kind == "latency" and ratio is not None and abs(ratio / share - 1.0) > LATENCY_TOLERANCE:
+        told.append(f"latency={share:g} was not reached within {LATENCY_TOLERANCE:.0%}: it takes {ratio:.2f} of the time")
+    if options.fidelity is not None and checking.count < FEWEST_CHECKED:
+        told.append(
+            f"the fidelity rests on {checking.source}: give at least {2 * FEWEST_CHECKED} calibration inputs to rely on it"
+        )
+    return told
+
+
 def _told_by(proof: Proof | None, chosen: Candidate, options: Options) -> list[str]:
     """What a user should know before deploying: of the time, and of a result that drifted."""
     if proof is None:
         return []
-    told = [f"{warning}{_why(proof.latency, chosen)}" for warning in proof.warnings]
-    latency, wanted = proof.latency, dict([options.target or ("", 0.0)]).get("latency")
-    if latency is not None and wanted is not None and abs(latency.ratio / wanted - 1.0) > LATENCY_TOLERANCE:
-        told.append(f"latency={wanted:g} was asked for, and the final measurement gives {latency.ratio:.2f} of the time")
+    timed = options.target is not None and options.target[0] == "latency"
+    told = [warning if timed else f"{warning}{_why(proof.latency, chosen)}" for warning in proof.warnings]
     worst = proof.fidelity.worst
     if worst.fidelity < DOUBTFUL_FIDELITY:
         less = "a lower --ratio" if options.ratio is not None else "a larger model"
@@ -176,5 +194,9 @@ def _check_not_needed(target: Path, understood: Understanding, options: Options)
     needed += [(options.calibration, "the calibration inputs")] if options.calibration is not None else []
     needed += [(options.plan, "the plan that is read")] if options.plan is not None else []
     for path, what in needed:
-        if target.exists() and path.exists() and target.samefile(path):
+        if target.exists() and path.exists() and (target.samefile(path) or _lies_in(target, path)):
             raise OptionError(f"the output {target} holds {what}; name another file")
+
+
+def _lies_in(target: Path, folder: Path) -> bool:
+    return folder.is_dir() and target.resolve().is_relative_to(folder.resolve())

@@ -37,7 +37,7 @@ def rounded(wanted: Search, counts: Counts) -> Counts:
         return counts
     if isinstance(asked, int):
         return _nearest(wanted, counts, asked)
-    tried = {multiple: _nearest(wanted, counts, multiple) for multiple in MULTIPLES}
+    tried = {multiple: _nearest(wanted, counts, multiple, up=True) for multiple in MULTIPLES}
     return {1: counts, **tried}[_fastest(wanted, counts, tried)]
 
 
@@ -54,29 +54,33 @@ def _fastest(wanted: Search, plain: Counts, tried: Mapping[int, Counts]) -> int:
     return best
 
 
-def _nearest(wanted: Search, counts: Counts, multiple: int) -> Counts:
-    sizes = {group.name: (group.size, len(np.unique(group.cells))) for group in wanted.groups}
+def _nearest(wanted: Search, counts: Counts, multiple: int, up: bool = False) -> Counts:
+    """up: never fewer channels, so that what is faster is not just smaller."""
     found = {}
-    for name, count in counts.items():
-        size, cells = sizes[name]
-        step = multiple * cells // math.gcd(multiple, cells)
-        found[name] = min(size, max(step, step * round(count / step))) if count < size else size
+    for group in wanted.groups:
+        count, cells = counts[group.name], np.bincount(group.cells)
+        step = multiple * len(cells) // math.gcd(multiple, len(cells))
+        least = len(cells) * int(np.bincount(group.cells[~group.removable], minlength=len(cells)).max())
+        steps = max(1, math.ceil(count / step) if up else round(count / step), math.ceil(least / step))
+        found[group.name] = min(group.size, step * steps) if count < group.size else group.size
     return found
 
 
 def within_latency(wanted: Search, share: float) -> Found:
     """The largest model whose measured latency is `share` of the reference's, in multiples that run fast where none are given.
 
-    Coarse multiples may step over the latency, finer ones are tried then. All of it on models that are timed only.
+    Multiples may step over the latency: then it is tried to the channel. All of it on models that are timed only.
     """
     asked = wanted.options.round_to
-    multiple = asked if isinstance(asked, int) else best_multiple(wanted, "macs", share)
-    found = _by_latency(wanted, share, multiple)
-    while found.off > LATENCY_TOLERANCE and multiple > 1 and not isinstance(asked, int):
-        multiple = multiple // 2
-        found = min(found, _by_latency(wanted, share, multiple), key=lambda each: each.off)
-    note = f"latency={share:g} was not reached within {LATENCY_TOLERANCE:.0%}: the best found takes {found.ratio:.2f} of the time"
-    return Found(wanted.candidate(found.point.counts), (note,) if found.off > LATENCY_TOLERANCE else ())
+    multiples = (asked,) if isinstance(asked, int) else dict.fromkeys((best_multiple(wanted, "macs", share), 1))
+    found: _Timed | None = None
+    for multiple in multiples:
+        timed = _by_latency(wanted, share, multiple)
+        found = timed if found is None or timed.off < found.off else found
+        if found.off <= LATENCY_TOLERANCE:
+            break
+    assert found is not None
+    return Found(wanted.candidate(found.point.counts), ratio=found.ratio)
 
 
 @dataclass(frozen=True)

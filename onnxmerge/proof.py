@@ -11,7 +11,7 @@ import numpy as np
 from onnxmerge.errors import InputError, ModelError, VerificationError
 from onnxmerge.files import check_place
 from onnxmerge.graph.cost import total_macs
-from onnxmerge.graph.io import load
+from onnxmerge.graph.io import load, weights_beside
 from onnxmerge.judging import failures_of, layer_drift, missed_thresholds, mistakes_of, small_enough, thresholds_wished
 from onnxmerge.options import Options, provider_of
 from onnxmerge.results import Accuracy, Bench, Comparison, Fidelity
@@ -97,11 +97,12 @@ def prove(reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, opti
     return Proof(fidelity, latency, tuple(warnings))
 
 
-def verify(reference: Path, candidate: Path, options: Options) -> tuple[Fidelity, list[str]]:
+def verify(reference: str | Path, candidate: str | Path, options: Options | None = None) -> tuple[Fidelity, list[str]]:
     """Compare two files; also what failed.
 
     Without thresholds a mean cosine of 0.9 is asked for, and where no channel was removed outputs that are equal to rounding.
     """
+    reference, candidate, options = Path(reference), Path(candidate), options or Options()
     _check_place(reference, candidate, options)
     provider = provider_of(options)
     pair = [_open(model, "", provider, options, optimise=False) for model in (reference, candidate)]
@@ -129,16 +130,18 @@ def _check_place(reference: Path, candidate: Path, options: Options) -> None:
     files |= {"the calibration inputs": options.calibration} if options.calibration is not None else {}
     files |= {"the labels": options.labels} if options.labels is not None else {}
     if options.save_worst is not None:
+        files |= weights_beside(reference) | weights_beside(candidate)
         check_place(options.save_worst, "the worst input", files)
 
 
-def bench(reference: Path, candidate: Path, options: Options, batch: int | None = None) -> Comparison:
+def bench(reference: str | Path, candidate: str | Path, options: Options | None = None, batch: int | None = None) -> Comparison:
     """Time two files in turn, `batch` inputs a call: 1 unless told otherwise, or as many as the model takes."""
-    return bench_batches(reference, candidate, options, (batch,)).batches[0]
+    return bench_batches(reference, candidate, options or Options(), (batch,)).batches[0]
 
 
-def bench_batches(reference: Path, candidate: Path, options: Options, batches: Sequence[int | None]) -> Bench:
+def bench_batches(reference: str | Path, candidate: str | Path, options: Options, batches: Sequence[int | None]) -> Bench:
     """A comparison for each batch size. Raises InputError where the model takes another one, or too few inputs are there."""
+    reference, candidate = Path(reference), Path(candidate)
     provider = provider_of(options)
     session = _open(reference, "", provider, options, optimise=False)
     _open(candidate, "", provider, options, optimise=False)

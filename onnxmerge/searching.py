@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from onnxmerge.attempts import Counts, Found, Search
 from onnxmerge.candidates import Candidate
@@ -14,12 +15,14 @@ SIZE_TRIALS, SIZE_TOLERANCE = 4, 0.005
 DRAFTS, FINALS, RESCUES = 4, 3, 4  # models solved for a fidelity; rescues while none has kept it
 CLOSE_ENOUGH, FINAL_CLOSE_ENOUGH = 0.75, 0.6  # of the loss that is allowed
 LEAST_POWER = 0.05
-TINY = 1e-12
+TINY, RUIN = 1e-12, 1e6  # the least and the greatest loss, where outputs are not finite any more
 
 
 def search(wanted: Search) -> Found:
     """The candidate that the options ask for."""
     options = wanted.options
+    if not wanted.groups:
+        return Found(replace(wanted, options=replace(options, method="prune")).candidate({}))
     if options.target is not None:
         return _within(wanted, *options.target)
     if options.fidelity is not None:
@@ -129,7 +132,8 @@ class _Bracket:
 
     def measured(self, at: int, lost: float) -> bool:
         """Learn from a loss; whether it is close enough to what is allowed."""
-        self.losses[at] = max(lost, TINY)
+        lost = min(max(lost, TINY), RUIN) if lost == lost else RUIN
+        self.losses[at] = lost
         if lost > self.allowed:
             self.failing = max(self.failing, at)
             return False

@@ -18,6 +18,7 @@ from onnxmerge.understanding import Understanding
 SOLVE_INPUTS, POOL_SHARE = 384, 5  # synthetic inputs, out of a pool so many times larger
 DENSE_INPUTS, DENSE_POOL_SHARE = 2048, 2  # a dense network gives one sample an input, and costs little
 SMALLEST_SPLIT = 16
+FEWEST_CHECKED = 32  # where a fidelity is searched on them
 HELD_BACK, HELD_BACK_SHARE = 128, 0.1
 
 
@@ -40,8 +41,11 @@ def solving_and_checking(source: Path, understood: Understanding, options: Optio
             pool = with_shaped_noise(pool, *dense, options.seed)
         return balanced(pool, session, wanted, BATCH), check
     given = inputs_for(session, understood.shapes, options)
-    if not options.verify or options.method in BY_WEIGHTS:
+    searched = options.fidelity is not None
+    if not searched and (not options.verify or options.method in BY_WEIGHTS):
         return given, given
-    if given.count < max(SMALLEST_SPLIT, 2 * (given.batch_size or 1)):
+    step = given.batch_size or 1
+    if given.count < (2 * step if searched else max(SMALLEST_SPLIT, 2 * step)):
         return given, replace(given, source=f"{given.source}, the same that were solved on")
-    return given.split(min(HELD_BACK, given.count * HELD_BACK_SHARE))
+    held_back = max(given.count * HELD_BACK_SHARE, float(min(FEWEST_CHECKED, given.count // 2)) if searched else 0.0)
+    return given.split(max(1.0, min(HELD_BACK, held_back)))

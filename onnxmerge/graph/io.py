@@ -32,6 +32,7 @@ __all__ = [
     "save",
     "serialise",
     "set_constant",
+    "weights_beside",
 ]
 
 
@@ -48,6 +49,14 @@ def external_files(model: Model) -> set[Path]:
         entry.value for tensor in tensors if is_external(tensor) for entry in tensor.external_data if entry.key == "location"
     ]
     return {model.folder / location for location in locations}
+
+
+def weights_beside(path: Path) -> dict[str, Path]:
+    """What the files are that hold weights of the model at a path, and where; none where there is no model."""
+    try:
+        return {f"weights of the model in {each.name}": each for each in external_files(load(path))}
+    except ModelError:
+        return {}
 
 
 def serialise(model: Model | ModelProto) -> bytes:

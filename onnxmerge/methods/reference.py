@@ -94,7 +94,7 @@ def observe_reference(engine: Engine, known: Mapping[str, Centred] | None = None
             if not np.isfinite(seen[same].xx).all():
                 raise InputError(
                     f"tensor {reader.source} holds NaN or infinity on these inputs; give real ones with --calibration, "
-                    "or take --method prune"
+                    "or take --method prune with --ratio"
                 )
         engine.progress("statistics", (number + 1) / len(ordered))
     outlooks = {key: outlook_of(flow, reader.weighted, walk.constants) for key, reader in readers.items()}

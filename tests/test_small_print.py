@@ -1,0 +1,74 @@
+"""What a review found: few calibration inputs, nothing to shrink, pinned channels in multiples, files that must stay."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxmerge
+from onnxmerge import Options, cli, compress
+from onnxmerge.errors import OptionError
+from onnxmerge.methods.budgeting import Point
+from onnxmerge.options import DEFAULT_FIDELITY
+from onnxmerge.searching import RUIN, _Bracket
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+MLP = MODELS / "digits-mlp.onnx"
+
+
+def inputs(path: Path, count: int) -> Path:
+    np.save(path, np.random.default_rng(0).normal(size=(count, 1, 8, 8)).astype(np.float32))
+    return path
+
+
+@pytest.mark.parametrize(("count", "checked", "warned"), [(10, 5, True), (40, 20, True), (200, 32, False)])
+@pytest.mark.parametrize("verify", [True, False], ids=["verified", "not-verified"])
+def test_a_fidelity_is_searched_on_inputs_that_were_not_solved_on(tmp_path, count, checked, warned, verify):
+    options = Options(calibration=inputs(tmp_path / "x.npy", count), fidelity=0.5, bench=False, verify=verify)
+    result = compress(MLP, tmp_path / "o.onnx", options)
+    assert result.fidelity is None or result.fidelity.inputs == checked
+    assert any(f"rests on {checked} of {count}" in warning for warning in result.warnings) == warned
+
+
+@pytest.mark.parametrize("asked", [{}, {"target": "macs=0.5"}, {"ratio": 0.5}, {"target": "latency=0.5"}], ids=str)
+def test_nothing_is_chosen_to_shrink(tmp_path, asked):
+    result = compress(MLP, tmp_path / "o.onnx", Options(exclude=("*",), samples=16, bench=False, **asked))
+    assert not result.groups
+    assert (result.before.parameters, DEFAULT_FIDELITY) == (result.after.parameters, 0.95)
+
+
+def test_outputs_that_are_not_finite_are_a_loss():
+    bracket = _Bracket([Point({}, 0.1 * i, 1.0 / (i + 1)) for i in range(6)], 0.1)
+    for at, lost in ((1, np.inf), (2, np.nan), (3, np.inf)):
+        assert not bracket.measured(at, lost)
+        assert bracket.losses[at] == RUIN
+        assert bracket.next() is not None
+
+
+def test_an_output_among_the_calibration_inputs_is_refused(tmp_path):
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    before = inputs(folder / "a.npy", 4).read_bytes()
+    with pytest.raises(OptionError, match="holds the calibration inputs"):
+        compress(MLP, folder / "a.npy", Options(calibration=folder, ratio=0.5))
+    assert (folder / "a.npy").read_bytes() == before
+
+
+def test_a_report_does_not_overwrite_weights_beside_the_model(tmp_path, capsys):
+    source, weights = tmp_path / "model.onnx", tmp_path / "weights.json"
+    onnx.save(onnx.load(MLP), source, save_as_external_data=True, location=weights.name, size_threshold=0)
+    before = weights.read_bytes()
+    commands = {"compress": [str(source), str(tmp_path / "o.onnx"), "--ratio", "0.5"], "inspect": [str(source)]}
+    for command, words in commands.items():
+        with pytest.raises(SystemExit) as ending:
+            cli.main([command, *words, "--report", str(weights)])
+        assert ending.value.code == 2
+        assert "would overwrite weights of the model in weights.json" in capsys.readouterr().err
+    assert weights.read_bytes() == before
+    assert not (tmp_path / "o.onnx").exists()
+
+
+def test_paths_may_be_text(tmp_path):
+    fidelity, failures = onnxmerge.verify(str(MLP), str(MLP))
+    assert (fidelity.worst.fidelity, failures) == (1.0, [])
