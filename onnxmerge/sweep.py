@@ -17,7 +17,7 @@ from onnxmerge.options import SIZES, TARGETS, Options, provider_of
 from onnxmerge.points import Made, Task, make
 from onnxmerge.proof import bench
 from onnxmerge.results import Comparison, Fidelity, Sweep, SweepPoint
-from onnxmerge.runtime.sessions import default_threads
+from onnxmerge.runtime.sessions import default_threads, fixed_threads
 from onnxmerge.spreading import Lost, spread
 from onnxmerge.stages import Tell
 from onnxmerge.understanding import Understanding, understand
@@ -61,7 +61,7 @@ def sweep(
     if kept is not None:
         _check_folder(kept, files, source, settled)
     tell = progress or _nobody
-    with tempfile.TemporaryDirectory(prefix="onnxmerge-") as room:
+    with tempfile.TemporaryDirectory(prefix="onnxmerge-") as room, fixed_threads(settled.threads):
         place = kept or Path(room)
         tasks = {text: _task(source, place / name, wanted[text], understood, Path(room)) for text, name in files.items()}
         made = _all(tasks, tell, executor, jobs)
