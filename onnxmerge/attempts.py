@@ -96,11 +96,11 @@ class Search:
         planned = made.kept.keys() <= dict(self.options.methods).keys()
         return made if self.options.method != "auto" or planned else self._no_worse_than_pruned(made, counts)
 
-    def time(self, counts: Counts, against: Counts | None = None) -> Comparison:
+    def time(self, counts: Counts, against: Counts | None = None, seconds: float = TRIAL_SECONDS) -> Comparison:
         """Latency of a model with these counts against the source, or other counts; what its weights hold does not matter."""
         reference = self.source if against is None else self._outline(against)
         provider = provider_of(self.options)
-        return time_pair(reference, self._outline(counts), self.checking, provider, self.options, seconds=TRIAL_SECONDS)
+        return time_pair(reference, self._outline(counts), self.checking, provider, self.options, seconds=seconds)
 
     def left(self, candidate: Candidate, kind: str) -> float:
         """Share of the parameters or MACs that a candidate has."""

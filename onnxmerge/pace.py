@@ -14,7 +14,10 @@ from onnxmerge.methods.budgeting import Point
 FRIENDLY = 8  # ONNX Runtime computes blocks of 8 or 16 channels on a CPU, tensor cores multiples of 8
 MULTIPLES = (4, 8, 16, 32)  # what --round-to auto tries beside no rounding
 LATENCY_TOLERANCE = 0.05  # of the ratio that was asked for
-LATENCY_TRIALS = 8
+LATENCY_TRIALS, LATENCY_STEPS = 8, 24  # models timed; attempts, those included that gave the same counts again
+STEP = 0.9
+CONFIRMING_SECONDS = 4.0
+CLEARLY = 0.95  # faster than the next smaller multiple
 SMALLEST_SHARE = 0.02
 
 
@@ -49,7 +52,7 @@ def _fastest(wanted: Search, plain: Counts, tried: Mapping[int, Counts]) -> int:
             continue
         seen.append(dict(counts))
         measured = wanted.time(counts, plain)
-        if measured.ratio_high < 1.0 and measured.ratio < least:
+        if measured.ratio_high < 1.0 and measured.ratio < CLEARLY * least:
             best, least = multiple, measured.ratio
     return best
 
@@ -72,7 +75,7 @@ def within_latency(wanted: Search, share: float) -> Found:
     Multiples may step over the latency: then it is tried to the channel. All of it on models that are timed only.
     """
     asked = wanted.options.round_to
-    multiples = (asked,) if isinstance(asked, int) else dict.fromkeys((best_multiple(wanted, "macs", share), 1))
+    multiples = (asked,) if isinstance(asked, int) else dict.fromkeys((best_multiple(wanted, "macs", share), FRIENDLY, 1))
     found: _Timed | None = None
     for multiple in multiples:
         timed = _by_latency(wanted, share, multiple)
@@ -95,14 +98,20 @@ class _Timed:
 def _by_latency(wanted: Search, share: float, multiple: int) -> _Timed:
     """Regula falsi over the MACs: between the nearest measured ratios on both sides, or in proportion below all of them."""
     timed: list[_Timed] = []
-    aim = share
-    for _ in range(LATENCY_TRIALS):
+    aim, stuck = share, 0
+    for _ in range(LATENCY_STEPS):
+        if len(timed) == LATENCY_TRIALS or aim < SMALLEST_SHARE:
+            break
         point = wanted.budget.counts_for("macs", aim, multiple)
         if any(point.counts == each.point.counts for each in timed):
-            break
+            stuck += 1
+            aim *= STEP if all(each.ratio > share for each in timed) else 1.0 - 0.02 * (-1) ** stuck * stuck
+            continue
         ratio = wanted.time(point.counts).ratio
+        if abs(ratio / share - 1.0) <= 0.5 * LATENCY_TOLERANCE:  # near enough to be believed only when measured for longer
+            ratio = wanted.time(point.counts, seconds=CONFIRMING_SECONDS).ratio
         timed.append(_Timed(point, ratio, abs(ratio / share - 1.0)))
-        if timed[-1].off <= 0.5 * LATENCY_TOLERANCE:
+        if timed[-1].off <= 0.6 * LATENCY_TOLERANCE:
             break
         known = sorted([(each.point.share, each.ratio) for each in timed] + [(1.0, 1.0)])
         below = [each for each in known if each[1] <= share]
@@ -111,7 +120,7 @@ def _by_latency(wanted: Search, share: float, multiple: int) -> _Timed:
             (low, at_low), (high, at_high) = below[-1], above[0]
             aim = low + (high - low) * (share - at_low) / (at_high - at_low)
         elif above:
-            aim = max(0.9 * above[0][0] * share / above[0][1], SMALLEST_SHARE)
+            aim = STEP * above[0][0] * share / above[0][1]
         else:
             break
     return min(timed, key=lambda each: each.off)
