@@ -16,7 +16,7 @@ from onnxmerge.statistics.shaped import dense_first_layer, with_shaped_noise
 from onnxmerge.understanding import Understanding
 
 SOLVE_INPUTS, POOL_SHARE = 384, 5  # synthetic inputs, out of a pool so many times larger
-DENSE_INPUTS, DENSE_POOL_SHARE = 2048, 2  # a dense network gives one sample an input, and costs little
+DENSE_INPUTS, DENSE_POOL_SHARE = 3072, 2  # a dense network gives one sample an input, and costs little
 SMALLEST_SPLIT = 16
 FEWEST_CHECKED = 32  # where a fidelity is searched on them
 HELD_BACK, HELD_BACK_SHARE = 128, 0.1
