@@ -12,12 +12,12 @@ from pathlib import Path
 from onnxmerge.attempts import Found, Search
 from onnxmerge.candidates import Candidate
 from onnxmerge.errors import ModelError, OptionError
-from onnxmerge.files import check_place
+from onnxmerge.files import check_place, is_at
 from onnxmerge.graph.flow import label
 from onnxmerge.graph.io import external_files, save
 from onnxmerge.methods.planning import selected
 from onnxmerge.options import Options
-from onnxmerge.pace import LATENCY_TOLERANCE
+from onnxmerge.pace import FRIENDLY, LATENCY_TOLERANCE
 from onnxmerge.plans import Kept, fingerprint, read_plan, write_plan
 from onnxmerge.proof import Proof, prove, with_macs
 from onnxmerge.results import Comparison, Compression, Size
@@ -30,7 +30,6 @@ from onnxmerge.understanding import Understanding, understand
 from onnxmerge.versions import versions
 
 DOUBTFUL_FIDELITY = 0.5
-BLOCK = 8  # channels that ONNX Runtime computes together on a CPU
 SHORT_MS = 0.2  # of a call
 
 
@@ -161,9 +160,9 @@ def _told_by(proof: Proof | None, chosen: Candidate, options: Options) -> list[s
 
 def _why(latency: Comparison | None, chosen: Candidate) -> str:
     """Why a smaller model may not be faster, where that is known."""
-    odd = sum(group.kept % BLOCK != 0 for group in chosen.groups)
+    odd = sum(group.kept % FRIENDLY != 0 for group in chosen.groups)
     if odd:
-        return f"; {odd} of {len(chosen.groups)} groups keep a count that is no multiple of {BLOCK}: try --round-to auto"
+        return f"; {odd} of {len(chosen.groups)} groups keep a count that is no multiple of {FRIENDLY}: try --round-to auto"
     short = latency is not None and latency.reference.median_ms < SHORT_MS
     return "; calls this short are mostly overhead: time larger batches with `onnxmerge bench --batch`" if short else ""
 
@@ -194,9 +193,5 @@ def _check_not_needed(target: Path, understood: Understanding, options: Options)
     needed += [(options.calibration, "the calibration inputs")] if options.calibration is not None else []
     needed += [(options.plan, "the plan that is read")] if options.plan is not None else []
     for path, what in needed:
-        if target.exists() and path.exists() and (target.samefile(path) or _lies_in(target, path)):
+        if target.exists() and path.exists() and is_at(target, path):
             raise OptionError(f"the output {target} holds {what}; name another file")
-
-
-def _lies_in(target: Path, folder: Path) -> bool:
-    return folder.is_dir() and target.resolve().is_relative_to(folder.resolve())

@@ -23,7 +23,7 @@ def check_place(path: Path, what: str, kept: Mapping[str, Path | None]) -> None:
     if not os.access(folder, os.W_OK):
         raise OptionError(f"the folder {folder} of {what} is not writable")
     for name, other in kept.items():
-        if other is not None and _same(path, other):
+        if other is not None and is_at(path, other):
             raise OptionError(f"{what} {path} would overwrite {name}; name another file")
 
 
@@ -39,7 +39,8 @@ def write_whole(path: Path, what: str, write: Callable[[Path], object]) -> None:
         raise OptionError(f"{what} {path} cannot be written: {error.strerror or error}") from error
 
 
-def _same(path: Path, kept: Path) -> bool:
+def is_at(path: Path, kept: Path) -> bool:
+    """Whether writing a path would change a file that is kept, or one in a folder that is kept."""
     if not path.exists() or not kept.exists():
         return path.resolve() == kept.resolve()
     return path.resolve().is_relative_to(kept.resolve()) if kept.is_dir() else path.samefile(kept)

@@ -16,7 +16,7 @@ from onnxmerge.options import Options, provider_of
 from onnxmerge.proof import inputs_for
 from onnxmerge.runtime.sessions import open_session
 from onnxmerge.spreading import Lost, spread
-from onnxmerge.stages import Tell
+from onnxmerge.stages import Tell, silent
 from onnxmerge.statistics.inputs import Inputs
 from onnxmerge.understanding import understand
 
@@ -52,8 +52,4 @@ def moments_of(shard: Shard) -> dict[str, Centred]:
     session = open_session(shard.source, provider_of(options), optimise=True, threads=options.threads, label=str(shard.source))
     given = inputs_for(session, understood.shapes, replace(options, samples=None))
     inputs = replace(given, count=len(shard.indices), indices=shard.indices)
-    return observe_reference(engine_of(understood, inputs, options, _silent)).moments
-
-
-def _silent(stage: str, share: float) -> None:
-    """A shard tells nobody how far it is."""
+    return observe_reference(engine_of(understood, inputs, options, silent)).moments

@@ -19,7 +19,7 @@ from onnxmerge.proof import bench
 from onnxmerge.results import Comparison, Fidelity, Sweep, SweepPoint
 from onnxmerge.runtime.sessions import default_threads, fixed_threads
 from onnxmerge.spreading import Lost, spread
-from onnxmerge.stages import Tell
+from onnxmerge.stages import Tell, silent
 from onnxmerge.understanding import Understanding, understand
 from onnxmerge.versions import versions
 
@@ -60,7 +60,7 @@ def sweep(
     files = {text: f"{source.stem}-{text.replace('=', '-')}.onnx" for text in wanted}
     if kept is not None:
         _check_folder(kept, files, source, settled)
-    tell = progress or _nobody
+    tell = progress or silent
     with tempfile.TemporaryDirectory(prefix="onnxmerge-") as room, fixed_threads(settled.threads):
         place = kept or Path(room)
         tasks = {text: _task(source, place / name, wanted[text], understood, Path(room)) for text, name in files.items()}
@@ -75,10 +75,6 @@ def sweep(
             tell("timing", POINTS_SHARE + (1.0 - POINTS_SHARE) * (number + 1) / len(made))
     inputs = next((proof.source for one in made.values() if (proof := _fidelity(one)) is not None), "")
     return Sweep(str(source), understood.size, tuple(points), inputs, settled.seed, versions())
-
-
-def _nobody(stage: str, share: float) -> None:
-    """Nobody asked how far it is."""
 
 
 def targets_of(given: str | Sequence[str | Target]) -> tuple[Target, ...]:
