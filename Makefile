@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 TOOLS := $(VENV)/tools-installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# demo, verify_models and transcript have targets of their own, digits is a module
-BENCHMARKS = $(filter-out $(addprefix benchmarks/,demo.py verify_models.py transcript.py digits.py),$(sort $(wildcard benchmarks/*.py)))
+# demo, verify_models and transcript have targets of their own, digits and networks are modules
+BENCHMARKS = $(filter-out $(addprefix benchmarks/,demo.py verify_models.py transcript.py digits.py networks.py),$(sort $(wildcard benchmarks/*.py)))
 
 .PHONY: help demo test lint verify bench cuda readme schemas clean
 

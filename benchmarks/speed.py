@@ -1,4 +1,5 @@
-"""How much faster smaller models are, and how much of the saved work became time: every model of models/ and ../shared.
+"""How much faster smaller models are, and how much of the saved work became time: every model of models/ and ../shared, and a
+network of ResNet-50's size with random weights.
 
 `--provider cuda` needs a GPU, and runs the settings of CUDA as well. `--write` puts the table into benchmarks/RESULTS.md.
 """
@@ -13,8 +14,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import onnxruntime
 from digits import MODELS, ROOT
+from networks import resnet50
 
 import onnxmerge
 from onnxmerge.options import provider_of
@@ -26,6 +29,7 @@ from onnxmerge.runtime.providers import Provider
 
 SHARED = ROOT.parent / "shared" / "models"
 FOLDER = ROOT / "build" / "speed"
+LARGE = FOLDER / "resnet50-random.onnx"
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 HEADERS = (
     "model",
@@ -55,7 +59,7 @@ def main() -> None:
     parser.add_argument("--ratio", default="0.3,0.5", help="removed from every group; 0.3 leaves about half of the MACs")
     parser.add_argument("--batch", default="1,8,32")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--only", default="", help="models whose name contains this")
+    parser.add_argument("--only", default="", metavar="PART[,PART]", help="models whose name contains one of these")
     parser.add_argument("--write", action="store_true", help="into benchmarks/RESULTS.md")
     arguments = parser.parse_args()
     options = onnxmerge.Options(provider=arguments.provider, threads=arguments.threads)
@@ -64,8 +68,9 @@ def main() -> None:
     except onnxmerge.OnnxMergeError as error:
         sys.exit(f"speed.py: {error}")
     batches = [int(part) for part in arguments.batch.split(",")]
-    found = [path for path in (*sorted(MODELS.glob("*.onnx")), *sorted(SHARED.glob("*.onnx"))) if arguments.only in path.stem]
     FOLDER.mkdir(parents=True, exist_ok=True)
+    parts = arguments.only.split(",")
+    found = [path for path in _models() if any(part in path.stem for part in parts)]
     rows = []
     with progress_bar() as progress:
         for number, path in enumerate(found):
@@ -80,10 +85,16 @@ def main() -> None:
         _write(provider.short, text)
 
 
+def _models() -> list[Path]:
+    if not LARGE.exists():
+        onnx.save(resnet50(), LARGE)
+    return [*sorted(MODELS.glob("*.onnx")), *sorted(SHARED.glob("*.onnx")), LARGE]
+
+
 def _rows(
     path: Path, options: onnxmerge.Options, provider: Provider, batches: list[int], ratio: float
 ) -> list[tuple[tuple[str, ...], Comparison]]:
-    smaller = FOLDER / path.name
+    smaller = FOLDER / f"smaller-{path.name}"
     onnxmerge.compress(path, smaller, onnxmerge.Options(ratio=ratio, method="prune", verify=False, provider="cpu"))
     found = []
     for settings, changed in VARIANTS.items() if provider.short == "cuda" else [("", {})]:

@@ -96,11 +96,10 @@ class Search:
         planned = made.kept.keys() <= dict(self.options.methods).keys()
         return made if self.options.method != "auto" or planned else self._no_worse_than_pruned(made, counts)
 
-    def time(self, counts: Counts, against: Counts | None = None, seconds: float = TRIAL_SECONDS) -> Comparison:
-        """Latency of a model with these counts against the source, or other counts; what its weights hold does not matter."""
-        reference = self.source if against is None else self._outline(against)
-        provider = provider_of(self.options)
-        return time_pair(reference, self._outline(counts), self.checking, provider, self.options, seconds=seconds)
+    def time(self, counts: Counts, against: bytes | None = None, sure: bool = False) -> Comparison:
+        """Latency of a model with these counts against the source or another outline; what its weights hold does not matter."""
+        reference, inputs, provider = against or self.source, self.checking, provider_of(self.options)
+        return time_pair(reference, self.outline(counts), inputs, provider, self.options, seconds=TRIAL_SECONDS, sure=sure)
 
     def left(self, candidate: Candidate, kind: str) -> float:
         """Share of the parameters or MACs that a candidate has."""
@@ -112,7 +111,8 @@ class Search:
         """Of the worst output, on the check inputs."""
         return fidelity_of(self.source, candidate.content, self.checking, self.options).worst.fidelity
 
-    def _outline(self, counts: Counts) -> bytes:
+    def outline(self, counts: Counts) -> bytes:
+        """A model with these counts, to be timed."""
         return self._made(decide(self.understood, replace(self.options, method="prune", kept=()), None, counts)).content
 
     def _made(self, plan: Plan) -> Candidate:

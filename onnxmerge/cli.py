@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from onnxmerge.cli_options import (
+    BATCH,
     BENCH,
     CUDA_GRAPH,
     FILE,
@@ -91,7 +92,7 @@ def inspect_command(model: Path, sensitivity: bool, reports: tuple[Path, ...], a
 @click.option("--save-plan", type=FILE, metavar="FILE.json", help="Write what was kept of which group; see --plan.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare the result with MODEL before writing it.")
 @click.option("--bench/--no-bench", default=True, show_default=True, help="And time both.")
-@options_of(CUDA_GRAPH, THRESHOLDS, REPORT, JSON)
+@options_of(BATCH, CUDA_GRAPH, THRESHOLDS, REPORT, JSON)
 def compress_command(
     model: Path, output: Path, save_plan: Path | None, reports: tuple[Path, ...], as_json_text: bool, **settings: Any
 ) -> None:
@@ -108,7 +109,7 @@ def compress_command(
 
 @cli.command("sweep", short_help="The curve of size and speed against fidelity.")
 @click.argument("model", type=FILE)
-@options_of(SPREAD, METHOD, GROUPS, INPUTS, RUNTIME, BENCH, CUDA_GRAPH, REPORT, JSON)
+@options_of(SPREAD, METHOD, GROUPS, INPUTS, RUNTIME, BENCH, BATCH, CUDA_GRAPH, REPORT, JSON)
 def sweep_command(
     model: Path,
     targets: str,

@@ -78,6 +78,7 @@ RUNTIME = options_of(
     click.option("--tf32/--no-tf32", default=None, help="CUDA: TF32.  [default: for timing, not for comparing]"),
     click.option("--cudnn-search", type=click.Choice(CUDNN_SEARCHES), help="CUDA: how cuDNN algorithms are found.  [exhaustive]"),
 )
+BATCH = click.option("--batch", type=int, metavar="N", help="Inputs in one call where models are timed.  [default: 1]")
 CUDA_GRAPH = click.option("--cuda-graph", is_flag=True, help="CUDA: time replays of a CUDA graph.")
 THRESHOLDS = options_of(
     click.option("--min-fidelity", type=float, metavar="F", help="Fail below this fidelity of the worst output."),

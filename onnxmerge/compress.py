@@ -19,7 +19,7 @@ from onnxmerge.methods.planning import selected
 from onnxmerge.options import Options
 from onnxmerge.pace import FRIENDLY, LATENCY_TOLERANCE
 from onnxmerge.plans import Kept, fingerprint, read_plan, write_plan
-from onnxmerge.proof import Proof, prove, with_macs
+from onnxmerge.proof import Proof, check_batch, prove, with_macs
 from onnxmerge.results import Comparison, Compression, Size
 from onnxmerge.runtime.sessions import fixed_threads
 from onnxmerge.searching import search
@@ -66,6 +66,7 @@ def compress(
     with fixed_threads(options.threads):
         tell("inputs", 0.0)
         solving, checking = solving_and_checking(source, understood, options)
+        check_batch(source, checking, options.batch)
         found = search(Search(source, understood, options, solving, checking, tell, executor))
         chosen = found.candidate
         tell("checking", 0.0)
@@ -164,7 +165,7 @@ def _why(latency: Comparison | None, chosen: Candidate) -> str:
     if odd:
         return f"; {odd} of {len(chosen.groups)} groups keep a count that is no multiple of {FRIENDLY}: try --round-to auto"
     short = latency is not None and latency.reference.median_ms < SHORT_MS
-    return "; calls this short are mostly overhead: time larger batches with `onnxmerge bench --batch`" if short else ""
+    return "; calls this short are mostly overhead: time larger batches with --batch" if short else ""
 
 
 def _nothing_to_remove(source: Path, understood: Understanding) -> str:

@@ -34,7 +34,8 @@ class Options:
     samples: how many synthetic inputs, or at most how many calibration inputs, are used. counts: kept channels by group name,
     in place of the ratio; kept: the channels themselves, methods: what auto is to take, both by group name. tf32,
     cudnn_search, cuda_graph (of timing alone): settings of CUDA,
-    refused where the CPU is used. labels, save_worst, layers: of `verify` alone.
+    refused where the CPU is used. batch: inputs in one call where `compress` and `sweep` time models. labels, save_worst,
+    layers: of `verify` alone.
     """
 
     ratio: float | None = None
@@ -60,6 +61,7 @@ class Options:
     provider: str = "auto"
     seed: int = 0
     threads: int | None = None
+    batch: int | None = None
     verify: bool = True
     bench: bool = True
     min_fidelity: float | None = None
@@ -160,6 +162,7 @@ CHECKS = {
     "samples": Check("at least 2", lambda value: value >= 2),
     "seed": Check("at least 0", lambda value: value >= 0),
     "threads": Check("at least 1", lambda value: value >= 1),
+    "batch": Check("at least 1", lambda value: value >= 1),
     "std": Check("above 0", lambda value: all(number > 0 for number in value)),
     "input_range": Check("two numbers, the lower first", lambda value: len(value) == 2 and value[0] < value[1]),
     "min_fidelity": _AT_MOST_ONE,

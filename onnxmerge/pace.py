@@ -16,7 +16,6 @@ MULTIPLES = (4, 8, 16, 32)  # what --round-to auto tries beside no rounding
 LATENCY_TOLERANCE = 0.05  # of the ratio that was asked for
 LATENCY_TRIALS, LATENCY_STEPS = 8, 24  # models timed; attempts, those included that gave the same counts again
 STEP = 0.9
-CONFIRMING_SECONDS = 4.0
 CLEARLY = 0.95  # faster than the next smaller multiple
 SMALLEST_SHARE = 0.02
 
@@ -46,12 +45,12 @@ def rounded(wanted: Search, counts: Counts) -> Counts:
 
 def _fastest(wanted: Search, plain: Counts, tried: Mapping[int, Counts]) -> int:
     best, least = 1, 1.0
-    seen = [dict(plain)]
+    seen, reference = [dict(plain)], wanted.outline(plain)
     for multiple, counts in tried.items():
         if dict(counts) in seen:
             continue
         seen.append(dict(counts))
-        measured = wanted.time(counts, plain)
+        measured = wanted.time(counts, reference)
         if measured.ratio_high < 1.0 and measured.ratio < CLEARLY * least:
             best, least = multiple, measured.ratio
     return best
@@ -109,9 +108,9 @@ def _by_latency(wanted: Search, share: float, multiple: int) -> _Timed:
             continue
         ratio = wanted.time(point.counts).ratio
         if abs(ratio / share - 1.0) <= 0.5 * LATENCY_TOLERANCE:  # near enough to be believed only when measured for longer
-            ratio = wanted.time(point.counts, seconds=CONFIRMING_SECONDS).ratio
+            ratio = wanted.time(point.counts, sure=True).ratio
         timed.append(_Timed(point, ratio, abs(ratio / share - 1.0)))
-        if timed[-1].off <= 0.6 * LATENCY_TOLERANCE:
+        if timed[-1].off <= 0.4 * LATENCY_TOLERANCE:
             break
         known = sorted([(each.point.share, each.ratio) for each in timed] + [(1.0, 1.0)])
         below = [each for each in known if each[1] <= share]

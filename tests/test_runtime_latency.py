@@ -2,6 +2,7 @@
 
 import gc
 import math
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from onnx import numpy_helper, parser
 
 from onnxmerge.errors import ModelError, ProviderError
 from onnxmerge.runtime.latency import RESOLUTION, compare_latency, latency, ratio_interval, sign_test_interval
-from onnxmerge.runtime.sessions import open_session
+from onnxmerge.runtime.sessions import Session, open_session
 
 
 def repeated(products: int):
@@ -46,6 +47,13 @@ def test_a_quarter_of_the_work_is_faster():
 def test_enough_runs_whatever_the_time(rounds):
     found = compare_latency(repeated(2), repeated(2), FEEDS, seconds=0.0, min_runs=12, rounds=rounds)
     assert found.reference.runs >= 12
+
+
+def test_rounds_are_few_where_the_first_call_is_dear(monkeypatch):
+    """As on CUDA, where it searches for algorithms."""
+    bind = Session.bind
+    monkeypatch.setattr(Session, "bind", lambda session, feeds: time.sleep(0.6) or bind(session, feeds))
+    assert compare_latency(repeated(2), repeated(2), FEEDS, seconds=0.5).rounds == 1
 
 
 def test_sessions_that_differ_are_not_compared():

@@ -397,6 +397,15 @@ def test_models_of_a_fixed_batch_get_whole_batches(tmp_path):
     assert inputs.source == "6 calibration inputs from a.npy (1 left out: the model takes 3 at a time)"
 
 
+def test_a_call_has_as_many_inputs_as_asked_for(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(6, dtype=np.float32)[:, None] * np.ones(5, np.float32))
+    free, tied = ([spec("x", [size, 5])] for size in ("N", 4))
+    given = [calibration_inputs(tmp_path / "x.npy", each, shapes_of(each)) for each in (free, tied)]
+    assert given[0].call(8)["x"][:, 0].tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+    assert given[0].call(2)["x"][:, 0].tolist() == [0, 1]
+    assert given[1].call(8)["x"][:, 0].tolist() == [0, 1, 2, 3]
+
+
 def test_whole_inputs_are_taken_run_by_run(tmp_path):
     state = np.arange(56.0).reshape(7, 2, 4)
     np.savez(tmp_path / "a.npz", x=FLOATS[:, np.newaxis], state=state)

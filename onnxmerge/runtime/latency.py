@@ -128,25 +128,26 @@ def _rounds(
 ) -> tuple[list[np.ndarray], int]:
     """Times in seconds, one array (pairs, 2) a round, and the calls of warm-up of the side that needed more.
 
-    The number of rounds follows from what opening the first pair cost.
+    The number of rounds follows from what the first pair cost until it ran as later on: on CUDA the search for algorithms in the
+    first call takes longer than opening a session.
     """
     started = time.perf_counter()
-    opened: tuple[Session, Session] | None = _reopened(sessions, generator) if rounds > 1 else sessions
-    cost = time.perf_counter() - started
+    opened = _reopened(sessions, generator) if rounds > 1 else sessions
     if opened is None:
         opened, rounds = sessions, 1
+    calls = [session.bind(feeds) for session in opened]
+    cost = time.perf_counter() - started - sum(map(_time, calls))
     affordable = int(max(1, seconds / 2 / max(cost, 1e-9)))
     rounds = min(rounds, max(affordable, FEWEST if cost < _DEAR_SECONDS and seconds else 1))
     share = max(seconds - rounds * cost, seconds / 2) / rounds
     measured, warm_up = [], 0
     for number in range(rounds):
         if number:
-            opened = None  # frees the last pair before the next one opens
+            del opened, calls  # frees the last pair before the next one opens
             opened = _reopened(sessions, generator) or sessions
-        calls = [session.bind(feeds) for session in opened]
+            calls = [session.bind(feeds) for session in opened]
         warm_up += _warm_up(calls, share / 5)
         measured.append(_pairs(calls, share, math.ceil(min_runs / rounds), generator))
-        del calls
     return measured, warm_up
 
 

@@ -51,6 +51,10 @@ class Inputs:
         for start in range(0, self.count, step):
             yield self.take(self.indices[start : start + step])
 
+    def call(self, size: int) -> dict[str, np.ndarray]:
+        """Feeds of exactly `size` inputs, repeated where there are fewer, or of `batch_size` where the model takes no other."""
+        return self.take(self.indices[np.arange(self.batch_size or size) % self.count])
+
     def split(self, held_back: float) -> tuple[Inputs, Inputs]:
         """The rest and a part held back: a share where below 1, else a number of inputs. Chosen at random, always the same.
 
