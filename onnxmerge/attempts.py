@@ -20,6 +20,7 @@ from onnxmerge.methods.study import Study, engine_of, study_of
 from onnxmerge.options import Options, provider_of
 from onnxmerge.proof import CHECK_INPUTS, fidelity_of, time_pair
 from onnxmerge.results import Comparison
+from onnxmerge.runtime.providers import CPU
 from onnxmerge.shards import SHARD_INPUTS, sharded_moments
 from onnxmerge.stages import Tell
 from onnxmerge.statistics.inputs import Inputs
@@ -109,7 +110,11 @@ class Search:
 
     def fidelity(self, candidate: Candidate) -> float:
         """Of the worst output, on the check inputs."""
-        return fidelity_of(self.source, candidate.content, self.checking, self.options).worst.fidelity
+        return self._fidelity_on(candidate, self.checking)
+
+    def _fidelity_on(self, candidate: Candidate, inputs: Inputs) -> float:
+        """What is chosen by it must not depend on a GPU, where results differ from run to run."""
+        return fidelity_of(self.source, candidate.content, inputs, CPU, self.options).worst.fidelity
 
     def outline(self, counts: Counts) -> bytes:
         """A model with these counts, to be timed."""
@@ -130,7 +135,7 @@ class Search:
         pruned = self._made(decide(self.understood, replace(self.options, method="prune"), None, counts))
         inputs = self.solving
         some = inputs.chosen(np.arange(min(inputs.count, CHECK_INPUTS)), "first") if inputs.batch_size is None else inputs
-        reached = [fidelity_of(self.source, each.content, some, self.options).worst.fidelity for each in (candidate, pruned)]
+        reached = [self._fidelity_on(each, some) for each in (candidate, pruned)]
         if reached[1] <= max(reached[0], least):
             return candidate
         note = f"pruning alone stays closer: fidelity {reached[1]:.3f}, not {reached[0]:.3f}"

@@ -16,7 +16,7 @@ from onnxmerge.files import check_place, is_at
 from onnxmerge.graph.flow import label
 from onnxmerge.graph.io import external_files, save
 from onnxmerge.methods.planning import selected
-from onnxmerge.options import Options
+from onnxmerge.options import Options, provider_of
 from onnxmerge.pace import FRIENDLY, LATENCY_TOLERANCE
 from onnxmerge.plans import Kept, fingerprint, read_plan, write_plan
 from onnxmerge.proof import Proof, check_batch, prove, with_macs
@@ -53,6 +53,7 @@ def compress(
     options = (options or Options()).sized()
     source, target = Path(source), Path(target)
     plan_file = None if save_plan is None else Path(save_plan)
+    provider_of(options)  # refused before any work where it does not work here
     _check_target(target)
     understood = understand(source)
     if not understood.channels.groups:

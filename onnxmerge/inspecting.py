@@ -8,7 +8,7 @@ from pathlib import Path
 
 from onnxmerge.attempts import Search
 from onnxmerge.candidates import unlocked_by
-from onnxmerge.options import Options
+from onnxmerge.options import Options, provider_of
 from onnxmerge.results import Inspection
 from onnxmerge.sources import solving_and_checking
 from onnxmerge.stages import MEASURING, overall
@@ -26,6 +26,7 @@ def inspect(
     sensitivity: also what the outputs lose with a quarter, a half and three quarters of each group that may shrink removed.
     """
     source, options = Path(source), options or Options()
+    provider_of(options)  # refused as everywhere else, though what is measured here runs on the CPU
     understood = understand(source)
     groups = tuple(unlocked_by(understood, group) for group in understood.channels.groups)
     found = Inspection(str(source), understood.size, groups, understood.channels.refusals)

@@ -74,9 +74,10 @@ def _affordable(shapes: Shapes, session: Session) -> int:
     return max(8, INPUT_ELEMENTS // max(1, elements))
 
 
-def fidelity_of(reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, options: Options) -> Fidelity:
+def fidelity_of(
+    reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, provider: Provider, options: Options
+) -> Fidelity:
     """Compare outputs, both models without optimisation."""
-    provider = provider_of(options)
     pair = [_open(model, name, provider, options, optimise=False) for model, name in _named(reference, candidate)]
     return _compared(pair, inputs)
 
@@ -89,7 +90,7 @@ def _compared(pair: Sequence[Session], inputs: Inputs) -> Fidelity:
 def prove(reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, options: Options) -> Proof:
     """Compare outputs without optimisation, then time both with it. VerificationError where a threshold is missed."""
     provider = provider_of(options)
-    fidelity = fidelity_of(reference, candidate, inputs, options)
+    fidelity = fidelity_of(reference, candidate, inputs, provider, options)
     failures = missed_thresholds(fidelity, options)
     if failures:
         raise VerificationError(f"{'; '.join(failures)} (nothing was written; --no-verify keeps the result all the same)")

@@ -12,7 +12,7 @@ from onnxmerge.errors import OptionError
 from onnxmerge.merging.moments import Centred, pooled
 from onnxmerge.methods.reference import observe_reference
 from onnxmerge.methods.study import engine_of
-from onnxmerge.options import Options, provider_of
+from onnxmerge.options import Options
 from onnxmerge.proof import inputs_for
 from onnxmerge.runtime.sessions import open_session
 from onnxmerge.spreading import Lost, spread
@@ -49,7 +49,7 @@ def sharded_moments(source: Path, options: Options, inputs: Inputs, tell: Tell, 
 def moments_of(shard: Shard) -> dict[str, Centred]:
     """The moments of one shard, in any process."""
     options, understood = shard.options, understand(shard.source)
-    session = open_session(shard.source, provider_of(options), optimise=True, threads=options.threads, label=str(shard.source))
+    session = open_session(shard.source, optimise=True, threads=options.threads, label=str(shard.source))
     given = inputs_for(session, understood.shapes, replace(options, samples=None))
     inputs = replace(given, count=len(shard.indices), indices=shard.indices)
     return observe_reference(engine_of(understood, inputs, options, silent)).moments

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnxmerge.methods.by_weights import BY_WEIGHTS
-from onnxmerge.options import Options, provider_of
+from onnxmerge.options import Options
 from onnxmerge.proof import BATCH, CHECK_INPUTS, inputs_for
 from onnxmerge.runtime.sessions import open_session
 from onnxmerge.statistics.balance import balanced
@@ -23,9 +23,8 @@ HELD_BACK, HELD_BACK_SHARE = 128, 0.1
 
 
 def solving_and_checking(source: Path, understood: Understanding, options: Options) -> tuple[Inputs, Inputs]:
-    """Other seeds of synthetic inputs to check on, or a part held back of the user's."""
-    provider = provider_of(options)
-    session = open_session(source, provider, optimise=True, threads=options.threads, label=str(source))
+    """Other seeds of synthetic inputs to check on, or a part held back of the user's: the same ones wherever models are timed."""
+    session = open_session(source, optimise=True, threads=options.threads, label=str(source))
     if options.calibration is None:
         hints = hints_of(understood.channels)
         check = inputs_for(session, understood.shapes, replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS, hints)

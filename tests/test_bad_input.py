@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from running import built
@@ -16,6 +15,7 @@ from topologies import TOPOLOGIES
 from topologies.net import Net
 
 from onnxmerge.cli import main
+from onnxmerge.runtime.providers import find_obstacle
 
 GOOD = built(TOPOLOGIES["conv-relu-conv"]).SerializeToString()
 
@@ -202,8 +202,7 @@ def test_a_failed_run_leaves_the_old_output(folder: Path, capsys: pytest.Capture
     assert (folder / "out.onnx").read_bytes() == b"an earlier result"
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="onnxruntime without CUDA")
-@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU here")
+@pytest.mark.skipif(find_obstacle("cuda") is None, reason="CUDA works here")
 def test_cuda_without_a_gpu(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "model.onnx").write_bytes(GOOD)
     line = refused(["compress", "model.onnx", "out.onnx", "--ratio", "0.3", "--provider", "cuda"], capsys)

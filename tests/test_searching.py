@@ -51,6 +51,15 @@ def test_fidelity_is_kept_and_less_of_it_is_no_larger_model(name: str, tmp_path:
     assert weights[-1] < 0.95 * result.before.parameters
 
 
+def test_a_gpu_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that is decided by runs is run on the CPU: here a session on CUDA would fail."""
+    source = written(built(TOPOLOGIES["residual-two-blocks"]), tmp_path)
+    compress(source, tmp_path / "cpu.onnx", Options(fidelity=0.5, provider="cpu", verify=False, **FAST))
+    monkeypatch.setattr("onnxmerge.runtime.providers.find_obstacle", lambda short: None)
+    compress(source, tmp_path / "cuda.onnx", Options(fidelity=0.5, provider="cuda", verify=False, **FAST))
+    assert (tmp_path / "cuda.onnx").read_bytes() == (tmp_path / "cpu.onnx").read_bytes() != source.read_bytes()
+
+
 def test_same_bytes_twice(tmp_path: Path) -> None:
     contents, source = set(), written(built(TOPOLOGIES["flatten-two-layers"]), tmp_path)
     for file in (tmp_path / "a.onnx", tmp_path / "b.onnx"):

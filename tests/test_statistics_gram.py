@@ -14,10 +14,9 @@ from running import built, run, understood
 from topologies import TOPOLOGIES
 
 from onnxmerge.merging.moments import Moments
-from onnxmerge.runtime.providers import CPU
 from onnxmerge.statistics import gram as gram_module
 from onnxmerge.statistics import sums as sums_module
-from onnxmerge.statistics.gram import Network, outputs_of, patches_of, rows_of, sums_of, thinning, window_of
+from onnxmerge.statistics.gram import Network, outputs_of, patches_of, products, rows_of, thinning, window_of
 from onnxmerge.statistics.readers import Reader, reader_of
 from onnxmerge.statistics.sums import Samples, channel_moments, solve_moments
 from onnxmerge.statistics.walk import Walk
@@ -116,7 +115,7 @@ def test_patches_and_outputs_are_what_the_convolution_reads_and_writes(case: Cas
     net = Network()
     patches = patches_of(net, "x", window, case.groups, INSIDE, thin)
     outputs = outputs_of(net, "y", window, case.groups, OUT, thin)
-    found = net.session({"x": x, "y": y}, {"patches": patches, "outputs": outputs}, CPU, None).run({"x": x, "y": y})
+    found = net.session({"x": x, "y": y}, {"patches": patches, "outputs": outputs}, None).run({"x": x, "y": y})
     assert all(value.dtype == np.float32 for value in found.values())
     np.testing.assert_array_equal(found["patches"], im2col(x, case, y.shape[2:], case.groups))
     flat = np.moveaxis(weight.reshape(case.groups, OUT, INSIDE, -1), 2, 3).reshape(case.groups, OUT, -1).astype(np.float64)
@@ -131,7 +130,7 @@ def test_patches_and_outputs_are_what_the_convolution_reads_and_writes(case: Cas
 def test_rows_put_one_axis_last(shape: tuple[int, ...], axis: int) -> None:
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     net = Network()
-    found = net.session({"x": x}, {"rows": rows_of(net, "x", axis, x.ndim)}, CPU, None).run({"x": x})["rows"]
+    found = net.session({"x": x}, {"rows": rows_of(net, "x", axis, x.ndim)}, None).run({"x": x})["rows"]
     np.testing.assert_array_equal(found, np.moveaxis(x, axis, -1).reshape(1, -1, shape[axis]))
 
 
@@ -139,9 +138,9 @@ def test_rows_put_one_axis_last(shape: tuple[int, ...], axis: int) -> None:
 def test_sums_are_sums(inputs_too: bool) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(3, 50, 4)).astype(np.float32), rng.normal(size=(3, 50, 2)).astype(np.float32)
-    net = Network()
-    found = net.session({"x": x, "y": y}, sums_of(net, "x", "y", inputs_too=inputs_too), CPU, None).run({"x": x, "y": y})
+    found = products({"inputs": x, "outputs": y}, inputs_too)
     assert ("xx" in found) == inputs_too
+    assert tuple(found.pop("shape")) == x.shape
     for group in range(3):
         expected = Moments.of(x[group], y[group])
         for name, value in found.items():
@@ -254,15 +253,8 @@ def places(standing: Standing, kept: np.ndarray, group: int) -> np.ndarray:
     return (np.arange(positions)[:, None] * inside + np.flatnonzero(kept[group])).reshape(-1)
 
 
-@pytest.fixture(params=[True, False], ids=["by-numpy", "in-onnxruntime"])
-def by_numpy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two ways of multiplying: numpy's on the CPU provider, ONNX Runtime's elsewhere."""
-    if not request.param:
-        monkeypatch.setattr(gram_module, "MULTIPLIED_BY_NUMPY", ())
-
-
 @pytest.mark.parametrize(("name", "consumer"), READERS)
-def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consumer: str, by_numpy: None, tmp_path: Path) -> None:
+def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consumer: str, tmp_path: Path) -> None:
     at = standing(name, consumer, tmp_path)
     weight = np.moveaxis(at.reader.weight, 2, 3).reshape(at.reader.groups, at.reader.weight.shape[1], -1)
     alpha = 0.5 if "alpha" in name else 1.0
@@ -270,16 +262,16 @@ def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consume
     tolerance = 2e-2 if name == "float16" else 1e-4
     np.testing.assert_allclose(offset, np.broadcast_to(offset[:, :1], offset.shape), atol=tolerance)
     kept = kept_of(at.reader)
-    found = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, Samples(), CPU, None)
+    found = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, Samples(), None)
     for group, moments in enumerate(found):
         x = at.x[group][:, places(at, kept, group)]
         assert_moments(moments, x, at.y[group], 1e-3 if name == "float16" else 1e-5)
 
 
 @pytest.mark.parametrize(("name", "consumer"), READERS)
-def test_channel_moments_pool_all_places_of_a_channel(name: str, consumer: str, by_numpy: None, tmp_path: Path) -> None:
+def test_channel_moments_pool_all_places_of_a_channel(name: str, consumer: str, tmp_path: Path) -> None:
     at = standing(name, consumer, tmp_path)
-    found = channel_moments(at.walk, at.reader, CPU, None)
+    found = channel_moments(at.walk, at.reader, None)
     source = [np.asarray(at.walk.tensor(number, at.reader.source), np.float64) for number in range(at.walk.count)]
     axis = {LAST: -1, FIRST: 0, MIDDLE: 1}[DENSE[name, consumer][0]] if (name, consumer) in DENSE else 1
     rows = np.concatenate([np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in source])
@@ -306,7 +298,7 @@ def test_moments_far_from_zero_keep_their_digits(tmp_path: Path) -> None:
     for number in range(2):
         at.walk.store.put(number, at.reader.source, np.asarray(at.walk.tensor(number, at.reader.source)) + np.float32(100))
     source = np.concatenate([at.walk.tensor(number, at.reader.source) for number in range(2)]).astype(np.float64)
-    found = channel_moments(at.walk, at.reader, CPU, None)
+    found = channel_moments(at.walk, at.reader, None)
     np.testing.assert_allclose(found.xx, np.cov(np.moveaxis(source, 1, 0).reshape(8, -1), bias=True), rtol=1e-3, atol=1e-5)
 
 
@@ -318,17 +310,17 @@ def test_shards_add_up_to_the_whole(name: str, consumer: str, tmp_path: Path, mo
     """Batches of other sizes, and batches in pieces, give the same moments."""
     whole = standing(name, consumer, tmp_path, (7,))
     kept = kept_of(whole.reader)
-    expected = solve_moments(whole.walk, whole.reader, kept, whole.targets.__getitem__, None, Samples(), CPU, None)
-    channels = channel_moments(whole.walk, whole.reader, CPU, None)
+    expected = solve_moments(whole.walk, whole.reader, kept, whole.targets.__getitem__, None, Samples(), None)
+    channels = channel_moments(whole.walk, whole.reader, None)
     for budget in (1 << 28, 1):
         monkeypatch.setattr(sums_module, "BATCH_BYTES", budget)
         parts = standing(name, consumer, tmp_path, (1, 4, 2))
-        found = solve_moments(parts.walk, parts.reader, kept, parts.targets.__getitem__, None, Samples(), CPU, None)
+        found = solve_moments(parts.walk, parts.reader, kept, parts.targets.__getitem__, None, Samples(), None)
         for one, other in zip(found, expected, strict=True):
             assert one.count == other.count
             for part in ("sum_x", "sum_y", "xx", "xy", "yy"):
                 np.testing.assert_allclose(getattr(one, part), getattr(other, part), rtol=1e-5, atol=1e-4)
-        np.testing.assert_allclose(channel_moments(parts.walk, parts.reader, CPU, None).xx, channels.xx, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(channel_moments(parts.walk, parts.reader, None).xx, channels.xx, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 1 << 29], ids=["samples-taken-anew", "samples-kept"])
@@ -340,10 +332,10 @@ def test_other_targets_reuse_the_sums_over_the_inputs(
     at = standing(name, consumer, tmp_path)
     kept = kept_of(at.reader)
     samples = Samples()
-    first = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, samples, CPU, None)
+    first = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, samples, None)
     assert bool(samples.parts) == bool(kept_bytes)
     others = [2 * target + 1 for target in at.targets]
-    again = solve_moments(at.walk, at.reader, kept, others.__getitem__, first, samples, CPU, None)
+    again = solve_moments(at.walk, at.reader, kept, others.__getitem__, first, samples, None)
     for group, moments in enumerate(again):
         assert_moments(moments, at.x[group][:, places(at, kept, group)], 2 * at.y[group] + 1)
 
@@ -354,7 +346,7 @@ def test_many_samples_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(gram_module, "SAMPLES_PER_UNKNOWN", 1)
     at = standing("resize-scales", "out", tmp_path, thin=(3, 3))
     kept = kept_of(at.reader)
-    (found,) = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, Samples(), CPU, None)
+    (found,) = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, Samples(), None)
     assert found.count == 7 * 6 * 6
     assert_moments(found, at.x[0][:, places(at, kept, 0)], at.y[0])
 

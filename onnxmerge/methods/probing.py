@@ -46,7 +46,7 @@ def probe(study: Study, groups: Sequence[ChannelGroup], macs: int, options: Opti
     engine = study.engine
     count = int(np.clip(MAC_BUDGET / max(1, macs * len(groups) * len(LEVELS)), FEWEST_INPUTS, MOST_INPUTS))
     batches = _first(study.inputs.batches(count), count)
-    walk = Walk(copy_of(study.statistics.matched), batches, engine.provider, engine.threads)
+    walk = Walk(copy_of(study.statistics.matched), batches, engine.threads)
     reading = [group for group in groups if group.consumers]
     found: dict[str, tuple[Probe, ...]] = {group.name: () for group in groups}
     for number, group in enumerate(sorted(reading, key=lambda each: _start(study, each))):

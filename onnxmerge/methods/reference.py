@@ -14,7 +14,6 @@ from onnxmerge.errors import InputError
 from onnxmerge.graph.channels import Channels
 from onnxmerge.merging.moments import Centred
 from onnxmerge.methods.downstream import Outlook, outlook_of
-from onnxmerge.runtime.providers import Provider
 from onnxmerge.statistics.readers import Reader, reader_of
 from onnxmerge.statistics.sums import channel_moments
 from onnxmerge.statistics.walk import Walk
@@ -34,7 +33,6 @@ class Engine:
     batches: Callable[[], Iterable[Feeds]]
     synthetic: bool
     repair: float
-    provider: Provider
     threads: int | None
     progress: Progress
 
@@ -74,7 +72,7 @@ def observe_reference(engine: Engine, known: Mapping[str, Centred] | None = None
     if known is not None:
         outlooks = {key: outlook_of(flow, reader.weighted, {}) for key, reader in readers.items()}
         return Statistics(copy_of(engine.model), readers, dict(known), outlooks)
-    walk = Walk(copy_of(engine.model), engine.batches(), engine.provider, engine.threads)
+    walk = Walk(copy_of(engine.model), engine.batches(), engine.threads)
     stops: dict[int, list[Reader]] = {reader.at: [] for reader in readers.values()}
     for reader in readers.values():
         stops[reader.at].append(reader)
@@ -89,7 +87,7 @@ def observe_reference(engine: Engine, known: Mapping[str, Centred] | None = None
         for reader in stops.get(at, []):
             same = (reader.source, reader.columns.tobytes())
             if same not in seen:
-                seen[same] = channel_moments(walk, reader, engine.provider, engine.threads)
+                seen[same] = channel_moments(walk, reader, engine.threads)
             moments[reader.key] = seen[same]
             if not np.isfinite(seen[same].xx).all():
                 raise InputError(

@@ -38,8 +38,8 @@ def solve_consumers(
     readers = sorted(statistics.readers.values(), key=lambda reader: reader.at)
     losing = [reader.at for reader in readers if not stays[reader.weighted.in_ids].all()]
     due = [reader for reader in readers if losing and reader.at >= min(losing) and _is_due(engine, statistics, reader, losing)]
-    reference = Walk(copy_of(statistics.matched), engine.batches(), engine.provider, engine.threads)
-    compressed = Walk(copy_of(statistics.matched), engine.batches(), engine.provider, engine.threads)
+    reference = Walk(copy_of(statistics.matched), engine.batches(), engine.threads)
+    compressed = Walk(copy_of(statistics.matched), engine.batches(), engine.threads)
     found: dict[str, Replacement] = {}
     for number, reader in enumerate(due):
         reference.advance(reader.at)
@@ -127,8 +127,7 @@ class _Consumer:
         return aim(now, reached, wanted, self.outlook.scale, rectified=True)
 
     def _moments(self, targets: Callable[[int], np.ndarray], known: list[Moments] | None) -> list[Moments]:
-        provider, threads = self.engine.provider, self.engine.threads
-        return solve_moments(self.compressed, self.reader, self.kept, targets, known, self.samples, provider, threads)
+        return solve_moments(self.compressed, self.reader, self.kept, targets, known, self.samples, self.engine.threads)
 
     def _least_squares(
         self, moments: list[Moments], priors: list[np.ndarray], ridge: float

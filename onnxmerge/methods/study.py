@@ -20,7 +20,7 @@ from onnxmerge.merging.selection import Elimination, eliminate, weigh
 from onnxmerge.methods.by_weights import Decision
 from onnxmerge.methods.downstream import Sensitivity, scaled
 from onnxmerge.methods.reference import Engine, Progress, Statistics, observe_reference
-from onnxmerge.options import Options, provider_of
+from onnxmerge.options import Options
 from onnxmerge.statistics.inputs import Inputs
 from onnxmerge.statistics.readers import Reader
 from onnxmerge.statistics.shaped import dense_first_layer
@@ -73,7 +73,6 @@ def engine_of(understood: Understanding, inputs: Inputs, options: Options, progr
         batches=partial(inputs.batches, size),
         synthetic=options.calibration is None,
         repair=_repair(understood, options),
-        provider=provider_of(options),
         threads=options.threads,
         progress=progress,
     )

@@ -70,7 +70,7 @@ def show_sweep(console: Console, result: Sweep) -> None:
         console.print(Text(f"warning: {printable(warning)}", style="yellow"))
     for point in result.points:
         if point.file:
-            console.print(Text(f"wrote {printable(point.file)}", style="green"))
+            console.print(Text(f"wrote {printable(point.file)}", style="green"), soft_wrap=True)
 
 
 def _speed(point: SweepPoint) -> str:

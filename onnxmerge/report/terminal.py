@@ -51,7 +51,7 @@ def show_compression(console: Console, result: Compression) -> None:
     _show_sizes(console, result)
     for warning in result.warnings:
         _line(console, f"warning: {printable(warning)}", "yellow")
-    _line(console, f"wrote {printable(result.target)} in {result.seconds:.1f} s", "green")
+    console.print(Text(f"wrote {printable(result.target)} in {result.seconds:.1f} s", style="green"), soft_wrap=True)
 
 
 def show_fidelity(console: Console, fidelity: Fidelity) -> None:

@@ -22,12 +22,11 @@ from onnxmerge.runtime.execution import execution_of
 from onnxmerge.runtime.sessions import Feeds, Session, batch_size
 
 ROUNDS = 16
-FEWEST = 12  # rounds, unless opening the sessions is dear
+FEWEST = 12  # rounds, unless opening so many sessions takes more than twice the time asked for
 RESOLUTION = 0.01  # of the ratio: what two sessions of one model differ by anyway
 _RESAMPLES = 1000
 _PERCENTILES = (0.5, 99.5)  # 95 % for about ten clusters: Hesterberg 2015, expanded percentiles
 _RISK = 0.008
-_DEAR_SECONDS = 1.0
 _WARM_RUNS = (3, 50)
 _STABLE = 0.05
 
@@ -138,7 +137,7 @@ def _rounds(
     calls = [session.bind(feeds) for session in opened]
     cost = time.perf_counter() - started - sum(map(_time, calls))
     affordable = int(max(1, seconds / 2 / max(cost, 1e-9)))
-    rounds = min(rounds, max(affordable, FEWEST if cost < _DEAR_SECONDS and seconds else 1))
+    rounds = min(rounds, max(affordable, FEWEST if FEWEST * cost < 2.0 * seconds else 1))
     share = max(seconds - rounds * cost, seconds / 2) / rounds
     measured, warm_up = [], 0
     for number in range(rounds):

@@ -8,15 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxmerge.merging.moments import Centred, Moments
-from onnxmerge.runtime.providers import Provider
 from onnxmerge.statistics.gram import (
-    MULTIPLIED_BY_NUMPY,
     Network,
     outputs_of,
     patches_of,
     products,
     rows_of,
-    summing,
     thinning,
     window_of,
 )
@@ -28,7 +25,7 @@ SAMPLE_BYTES = 1 << 29  # of samples that are kept for a second pass
 FAR = 8.0  # standard deviations from zero
 
 
-def channel_moments(walk: Walk, reader: Reader, provider: Provider, threads: int | None) -> Centred:
+def channel_moments(walk: Walk, reader: Reader, threads: int | None) -> Centred:
     """Mean and covariance of the reader's input per channel, pooled over positions; the walk stands at the reader."""
     example = walk.tensor(0, reader.source)
     net = Network()
@@ -40,11 +37,11 @@ def channel_moments(walk: Walk, reader: Reader, provider: Provider, threads: int
         ordered = net.op("Gather", rows, net.constant(reader.columns.reshape(-1)), axis=2)
         split = net.op("Reshape", ordered, net.constant([-1, count, places]))
         rows = net.op("Reshape", net.op("Transpose", split, perm=[0, 2, 1]), net.constant([1, -1, count]))
-    sums = summing(net, {"x": example, "middle": middle}, (rows, None), provider, threads)
+    session = net.session({"x": example, "middle": middle}, {"inputs": rows}, threads)
     total = None
     for number in range(walk.count):
         x = walk.tensor(number, reader.source)
-        values = sums({"x": np.asarray(x), "middle": middle})
+        values = products(session.run({"x": np.asarray(x), "middle": middle}), True)
         part = _moments(values, 0, x.size // reader.columns.size * places)
         total = part if total is None else total + part
     assert total is not None
@@ -80,7 +77,6 @@ def solve_moments(
     targets: Callable[[int], np.ndarray],
     known: list[Moments] | None,
     samples: Samples,
-    provider: Provider,
     threads: int | None,
 ) -> list[Moments]:
     """For each group of the reader: moments of its kept inputs in the compressed prefix against the targets.
@@ -92,7 +88,7 @@ def solve_moments(
     first = targets(0)
     example = np.asarray(compressed.tensor(0, reader.source))
     middles = _middles(reader, kept, example, first)
-    sums = _sums(compressed, reader, kept, (example, first), middles, known, samples, provider, threads)
+    sums = _sums(compressed, reader, kept, (example, first), middles, known, samples, threads)
     totals: list[Moments] = []
     unknowns = int(kept.sum()) * reader.weight.shape[3]
     for number in _all(compressed):
@@ -114,19 +110,16 @@ def _sums(
     middles: dict[str, np.ndarray],
     known: list[Moments] | None,
     samples: Samples,
-    provider: Provider,
     threads: int | None,
 ) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """x, y and their middles -> sums. Where numpy multiplies, the samples of the inputs are taken from the graph only once."""
+    """x, y and their middles -> sums. The samples of the inputs are taken from the graph only once."""
     net = Network()
     count = sum(len(compressed.tensor(n, reader.source)) for n in _all(compressed))
     x, y = _samples(net, reader, kept, *examples, count)
     x, y = net.op("Sub", x, "middle_x"), net.op("Sub", y, "middle_y")
     inputs = {"x": examples[0], "y": examples[1], **middles}
-    if provider.name not in MULTIPLIED_BY_NUMPY:
-        return summing(net, inputs, (x, y), provider, threads, inputs_too=known is None)
     again = known is not None and samples.fits and bool(samples.parts)
-    session = net.session(inputs, {"outputs": y} if again else {"inputs": x, "outputs": y}, provider, threads)
+    session = net.session(inputs, {"outputs": y} if again else {"inputs": x, "outputs": y}, threads)
     waiting = iter(samples.parts if again else ())
 
     def multiply(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

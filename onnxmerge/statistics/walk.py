@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, helper, numpy_helper
 
-from onnxmerge.runtime.providers import CPU, Provider
 from onnxmerge.runtime.sessions import Session, open_session
 
 MEMORY_BUDGET_BYTES = 1 << 30
@@ -131,7 +130,6 @@ class Walk:
 
     model: ModelProto
     batches: Iterable[Mapping[str, np.ndarray]]
-    provider: Provider = CPU
     threads: int | None = None
     position: int = 0
     count: int = field(init=False, default=0)
@@ -223,4 +221,4 @@ class Walk:
                 needed |= {name for name in reads(node) if name not in self.live}
         inputs = {name: self.store.get(0, name) for node in chosen for name in sorted(reads(node)) if name in self.live}
         part = sub_model(self.model, chosen[::-1], {**inputs, **(opened or {})}, wanted)
-        return open_session(part, self.provider, optimise=True, threads=self.threads, label="a part of the model")
+        return open_session(part, optimise=True, threads=self.threads, label="a part of the model")
