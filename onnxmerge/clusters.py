@@ -22,8 +22,13 @@ def executor_at(address: str | None) -> Iterator[Executor | None]:
     try:
         from dask import config  # noqa: PLC0415  an optional extra
         from distributed import Client  # noqa: PLC0415  the same
+        from distributed.comm import get_address_host_port  # noqa: PLC0415
     except ImportError:
         raise OptionError("--dask needs the package distributed: pip install 'onnxmerge[dask]'") from None
+    try:
+        get_address_host_port(address)
+    except ValueError as error:
+        raise OptionError(f"--dask {address!r} is no address of a Dask scheduler such as tcp://host:8786: {error}") from None
     try:
         client = Client(address, timeout=PATIENCE_SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:

@@ -12,7 +12,7 @@ from onnxmerge.options import Options, provider_of
 from onnxmerge.results import Inspection
 from onnxmerge.sources import solving_and_checking
 from onnxmerge.stages import MEASURING, overall
-from onnxmerge.understanding import understand
+from onnxmerge.understanding import chosen_groups, understand
 
 
 def inspect(
@@ -21,15 +21,16 @@ def inspect(
     sensitivity: bool = False,
     progress: Callable[[str, float], None] | None = None,
 ) -> Inspection:
-    """The channel groups of a model, what each of them unlocks, and why the rest must stay.
+    """The channel groups of a model that the options leave, what each of them unlocks, and why the rest must stay.
 
     sensitivity: also what the outputs lose with a quarter, a half and three quarters of each group that may shrink removed.
     """
     source, options = Path(source), options or Options()
     provider_of(options)  # refused as everywhere else, though what is measured here runs on the CPU
     understood = understand(source)
-    groups = tuple(unlocked_by(understood, group) for group in understood.channels.groups)
-    found = Inspection(str(source), understood.size, groups, understood.channels.refusals)
+    chosen, left_out = chosen_groups(understood.channels, options)
+    groups = tuple(unlocked_by(understood, group) for group in chosen)
+    found = Inspection(str(source), understood.size, groups, (*understood.channels.refusals, *left_out))
     if not sensitivity or not groups:
         return found
     tell = overall(progress, MEASURING)

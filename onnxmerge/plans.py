@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from onnxmerge.methods.planning import kept_count
 from onnxmerge.options import METHOD_NAMES
 
 SCHEMA = "onnxmerge.plan/1"
+KEYS = {"schema", "model", "method", "groups"}
+GROUP_KEYS = {"name", "channels", "kept", "method", "kept_channels"}
 LARGEST_FILE = 1 << 26
 BLOCK = 1 << 22
 
@@ -74,6 +76,9 @@ def read_plan(path: Path, print_: str, groups: Sequence[ChannelGroup]) -> Kept:
         if not isinstance(name, str) or name not in known:
             raise OptionError(f"{where} is no group that may shrink here; `onnxmerge inspect` lists them")
         size = known[name].size
+        _check_keys(row, GROUP_KEYS, where)
+        if row.get("channels", size) != size:
+            raise OptionError(f"{where} has {size} channels, not {row['channels']!r}; how many stay is `kept`")
         if name in counts:
             raise OptionError(f"{where} stands there twice")
         if type(kept) is not int or not 1 <= kept <= size:
@@ -94,6 +99,13 @@ def read_plan(path: Path, print_: str, groups: Sequence[ChannelGroup]) -> Kept:
             methods[name] = _method(row["method"], where)
     shrunk = tuple((name, each) for name, each in channels.items() if len(each) < known[name].size)
     return Kept(tuple(counts.items()), shrunk, tuple(methods.items()), method)
+
+
+def _check_keys(found: Mapping[str, Any], known: set[str], where: str) -> None:
+    """A misspelt key would be an edit without effect."""
+    unknown = sorted(found.keys() - known)
+    if unknown:
+        raise OptionError(f"{where}: {unknown[0]!r} is no key here; known are {', '.join(sorted(known))}")
 
 
 def _why(group: ChannelGroup) -> str:
@@ -126,4 +138,5 @@ def _rows(path: Path, print_: str) -> tuple[str, list[dict[str, Any]]]:
         raise OptionError(f"{path} is no plan: it needs `model` with its sha256 and `groups`, a list")
     if model.get("sha256") != print_:
         raise OptionError(f"the plan {path} was made for another model ({model.get('file')!r}): its sha256 differs")
+    _check_keys(plan, KEYS, str(path))
     return _method(plan.get("method", "auto"), str(path)), rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,8 @@ def sharded_moments(source: Path, options: Options, inputs: Inputs, tell: Tell, 
     parts = [inputs.indices[start : start + step] for start in range(0, inputs.count, step)]
     settled = replace(options, calibration=None if options.calibration is None else options.calibration.absolute())
     shards = [Shard(source.absolute(), settled, part) for part in parts]
-    made = spread(moments_of, shards, lambda done: tell("statistics", done / len(shards)), executor)
+    taken = count(1)
+    made = spread(moments_of, shards, lambda _number, _moments: tell("statistics", next(taken) / len(shards)), executor)
     lost = next((each for each in made if isinstance(each, Lost)), None)
     if lost is not None:
         raise OptionError(f"the statistics of a shard are lost: {lost.reason}")

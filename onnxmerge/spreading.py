@@ -15,7 +15,6 @@ KILLED = "KilledWorker"  # Dask's exception for a task that took several workers
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Told = Callable[[int], None]  # how many tasks are done
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,19 @@ class Lost:
     reason: str
 
 
+Keep = Callable[[int, Result | Lost], None]  # the number of a task, and what became of it
+
+
 def spread(
-    call: Callable[[Task], Result], tasks: Sequence[Task], told: Told, executor: Executor | None = None, jobs: int | None = None
+    call: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    done: Keep[Result],
+    executor: Executor | None = None,
+    jobs: int | None = None,
 ) -> list[Result | Lost]:
     """call(task) for every task: on the executor, else in so many processes of our own, else here, one after the other.
+
+    done: called here for each task as soon as it is done, in the order in which they end.
 
     call must be a function of a module, so that it can be sent. What an executor that breaks leaves over is done here; a process
     of our own is replaced. The exception of a call is raised, and what has not begun is dropped.
@@ -40,7 +48,7 @@ def spread(
 
     def keep(number: int, result: Result | Lost) -> None:
         found[number] = result
-        told(len(found))
+        done(number, result)
 
     if executor is not None:
         _gather(executor, call, left(), keep)
@@ -51,9 +59,7 @@ def spread(
     return [found[number] for number in range(len(tasks))]
 
 
-def _in_processes(
-    jobs: int, call: Callable[[Task], Result], left: Callable[[], dict[int, Task]], keep: Callable[[int, Result | Lost], None]
-) -> None:
+def _in_processes(jobs: int, call: Callable[[Task], Result], left: Callable[[], dict[int, Task]], keep: Keep[Result]) -> None:
     """When a process dies, nobody can tell which task it was: at the end each runs apart, so that only the guilty one is lost."""
     for _ in range(FULL_POOLS):
         if left():
@@ -66,9 +72,7 @@ def _in_processes(
             keep(number, Lost("its process was ended from outside each time, perhaps for want of memory"))
 
 
-def _gather(
-    executor: Executor, call: Callable[[Task], Result], tasks: dict[int, Task], keep: Callable[[int, Result | Lost], None]
-) -> None:
+def _gather(executor: Executor, call: Callable[[Task], Result], tasks: dict[int, Task], keep: Keep[Result]) -> None:
     """Keep what the executor gives; tasks that a broken one did not do are left."""
     futures: dict[Future[Result], int] = {}
     try:

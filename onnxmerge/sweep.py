@@ -65,9 +65,6 @@ def sweep(
         place = kept or Path(room)
         tasks = {text: _task(source, place / name, wanted[text], understood, Path(room)) for text, name in files.items()}
         made = _all(tasks, tell, executor, jobs)
-        for text, one in made.items():
-            if isinstance(one, Made) and one.content is not None:
-                write_whole(place / files[text], "the model", partial(Path.write_bytes, data=one.content))
         points = []
         for number, (text, one) in enumerate(made.items()):
             latency = _latency(source, place / files[text], settled, one)
@@ -82,7 +79,7 @@ def targets_of(given: str | Sequence[str | Target]) -> tuple[Target, ...]:
     found: list[Target] = []
     for one in given.split(",") if isinstance(given, str) else given:
         kind, share = _read(one, found[-1][0] if found else "") if isinstance(one, str) else one
-        if kind not in (*TARGETS, *ALONE):
+        if kind not in (*TARGETS, *ALONE) or not isinstance(share, int | float):
             raise OptionError(f"--targets must be a list {NEEDED}, not {one!r}")
         if (kind, share) in found:
             raise OptionError(f"--targets has {_text((kind, share))} twice")
@@ -142,18 +139,27 @@ def _task(source: Path, target: Path, options: Options, understood: Understandin
 
 
 def _all(tasks: Mapping[str, Task], tell: Tell, executor: Executor | None, jobs: int | None) -> dict[str, Made | Lost]:
-    """In the order of the tasks. Those that need a clock come last, alone on this machine."""
+    """In the order of the tasks; models are in their place as soon as they are made, also where the rest is interrupted.
+
+    Tasks that need a clock come last, alone on this machine.
+    """
     timed = [text for text, task in tasks.items() if _needs_clock(task.options)]
     others = [text for text in tasks if text not in timed]
+    made: dict[str, Made | Lost] = {}
 
-    def told(done: int) -> None:
-        tell(f"{done} of {len(tasks)} points", POINTS_SHARE * done / len(tasks))
+    def tell_count() -> None:
+        tell(f"{len(made)} of {len(tasks)} points", POINTS_SHARE * len(made) / len(tasks))
 
-    told(0)
-    made = dict(zip(others, spread(make, [tasks[text] for text in others], told, executor, jobs), strict=True))
-    for number, text in enumerate(timed):
-        made[text] = make(tasks[text])
-        told(len(others) + number + 1)
+    def keep(text: str, one: Made | Lost) -> None:
+        made[text] = one
+        if isinstance(one, Made) and one.content is not None:
+            write_whole(tasks[text].target, "the model", partial(Path.write_bytes, data=one.content))
+        tell_count()
+
+    tell_count()
+    spread(make, [tasks[text] for text in others], lambda number, one: keep(others[number], one), executor, jobs)
+    for text in timed:
+        keep(text, make(tasks[text]))
     return {text: made[text] for text in tasks}
 
 

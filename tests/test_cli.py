@@ -92,6 +92,15 @@ def check_document(value: dict, kind: type) -> None:
     check_schema({name: item for name, item in value.items() if name not in about}, kind)
 
 
+def test_inspect_shows_the_groups_that_the_options_leave(run):
+    found = json.loads(run("inspect", RESNET, "--scope", "chains", "--exclude", "/4/*", "--json")[1])
+    whole = json.loads(run("inspect", RESNET, "--json")[1])
+    chains = [group["name"] for group in whole["groups"] if len(group["producers"]) == 1]
+    assert [group["name"] for group in found["groups"]] == [name for name in chains if not name.startswith("/4/")]
+    reasons = {refusal["reason"] for refusal in found["refusals"]}
+    assert {"--scope chains leaves groups with 3 producers alone", "named by --exclude"} < reasons
+
+
 def check_one_line(text: str) -> None:
     assert text.startswith("onnxmerge: ")
     assert text.count("\n") == 1

@@ -22,6 +22,7 @@ from onnxmerge.options import Options
 from onnxmerge.pace import LATENCY_TOLERANCE
 from onnxmerge.results import Comparison, LatencySummary
 from onnxmerge.runtime.shapes import observe
+from onnxmerge.sources import solving_and_checking
 from onnxmerge.stages import COMPRESSING, MEASURING, overall
 from onnxmerge.understanding import understand
 
@@ -171,6 +172,20 @@ def test_auto_never_takes_what_is_slower(way: dict[str, Any], tmp_path: Path, mo
         for rounding in ("auto", None)
     ]
     assert results[0].groups == results[1].groups
+
+
+# inputs
+
+
+@pytest.mark.parametrize(("width", "extent", "expected"), [(16, 2, 384), (256, 2, 576), (256, 4, 384), (256, 1, 768)])
+def test_small_maps_take_more_inputs(width: int, extent: int, expected: int, tmp_path: Path) -> None:
+    """As many as give the widest reader a sample an unknown: width * 9 unknowns, extent * extent samples an input."""
+    net = Net(np.random.default_rng(0))
+    y = net.relu(net.conv(net.input("x", 3, extent, extent), "first", 3, width))
+    net.output(net.conv(y, "second", width, 8), 8, extent, extent)
+    source = written(net.model(), tmp_path)
+    solving, checking = solving_and_checking(source, understand(source), Options())
+    assert (solving.count, checking.count) == (expected, 256)
 
 
 # latency

@@ -24,6 +24,7 @@ import onnxmerge
 from onnxmerge import cli, clusters, points, proof
 from onnxmerge.errors import InputError, ModelError, OptionError, VerificationError
 from onnxmerge.options import Options, provider_of
+from onnxmerge.points import make
 from onnxmerge.results import as_json
 from onnxmerge.runtime.sessions import default_threads
 from onnxmerge.spreading import Lost, spread
@@ -189,7 +190,12 @@ def test_an_error_names_the_users_file(monkeypatch):
 
 def test_targets_that_need_a_clock_stay_here(monkeypatch):
     given = []
-    monkeypatch.setattr(SWEEP, "spread", lambda call, tasks, *others: given.extend(tasks) or [call(task) for task in tasks])
+
+    def noted(call, tasks, *others):
+        given.extend(tasks)
+        return spread(call, tasks, *others)
+
+    monkeypatch.setattr(SWEEP, "spread", noted)
     monkeypatch.setattr(SWEEP, "make", lambda task: points.Made(None, error="none"))
     monkeypatch.chdir(MLP.parent)
     result = onnxmerge.sweep(MLP.name, "latency=0.7,macs=0.5", Options(calibration="digits.npz"))
@@ -214,14 +220,14 @@ def broken():
 
 @pytest.mark.parametrize("executor", [nullcontext(), ThreadPoolExecutor(2), broken()], ids=["here", "threads", "broken"])
 def test_results_are_in_order(executor):
-    told = []
+    done = {}
     with executor as pool:
-        assert spread(square, range(5), told.append, pool) == [0, 1, 4, 9, 16]
-    assert told == [1, 2, 3, 4, 5]
+        assert spread(square, range(5), done.__setitem__, pool) == [0, 1, 4, 9, 16]
+    assert done == {0: 0, 1: 1, 2: 4, 3: 9, 4: 16}
 
 
 def test_only_the_task_that_kills_is_lost():
-    found = spread(square_or_die, [1, 3, 2], lambda done: None, jobs=2)
+    found = spread(square_or_die, [1, 3, 2], lambda number, result: None, jobs=2)
     assert (found[0], found[2]) == (1, 4)
     assert isinstance(found[1], Lost)
 
@@ -230,7 +236,7 @@ def test_only_the_task_that_kills_is_lost():
 def test_a_bug_is_raised(settings):
     before = active_children()
     with pytest.raises(ZeroDivisionError):
-        spread(square_or_raise, [1, 3, 2], lambda done: None, **settings)
+        spread(square_or_raise, [1, 3, 2], lambda number, result: None, **settings)
     assert active_children() == before
 
 
@@ -253,7 +259,9 @@ BAD = {
     "model in the way": (("--out", ".", "--targets", "ratio=0.5"), "would overwrite the model"),
     "report": (("--report", "r.txt"), "must be named .html or .json"),
     "no scheduler": (("--dask", "tcp://127.0.0.1:9"), "no Dask scheduler answers at tcp://127.0.0.1:9"),
-    "no address": (("--dask", "nowhere"), "nowhere"),
+    "no port": (("--dask", "nowhere"), "'nowhere' is no address of a Dask scheduler such as tcp://host:8786: missing port"),
+    "no address": (("--dask", ""), "'' is no address"),
+    "no such scheme": (("--dask", "foo://host:1"), "unknown address scheme 'foo'"),
 }
 
 
@@ -268,6 +276,12 @@ def run(capsys, monkeypatch):
         return ending.value.code or 0, *capsys.readouterr()
 
     return call
+
+
+@pytest.mark.parametrize("target", [("macs", "0.5"), ("macs", None), ("flops", 0.5)], ids=str)
+def test_bad_targets_from_python(target):
+    with pytest.raises(OptionError, match="--targets must be a list such as"):
+        onnxmerge.sweep(MLP, [target], QUICK)
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
@@ -362,3 +376,15 @@ def test_interruption_ends_the_processes(tmp_path):
     out, err = running.communicate(timeout=20)
     assert (running.returncode, out, err.strip()) == (130, "", "onnxmerge: interrupted")
     assert files_of(tmp_path / "out") == {}
+
+
+def test_models_made_before_an_interruption_stay(tmp_path, monkeypatch):
+    def interrupted(task):
+        if task.options.ratio == 0.3:
+            raise KeyboardInterrupt
+        return make(task)
+
+    monkeypatch.setattr(SWEEP, "make", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        onnxmerge.sweep(MLP, "ratio=0.5,0.3,0.2", replace(QUICK, method="prune"), folder=tmp_path / "out")
+    assert list(files_of(tmp_path / "out")) == ["digits-mlp-ratio-0.5.onnx"]
