@@ -43,7 +43,7 @@ lint: $(TOOLS)
 
 cuda: $(INSTALLED)
 	$(PIP) -e '.[cuda]'
-	$(BIN)/python benchmarks/speed.py --provider cuda --write
+	$(BIN)/python benchmarks/speed.py --provider cuda --large --batch 1,64 --write
 
 bench: $(INSTALLED)
 	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || exit 1; done

@@ -18,7 +18,7 @@ from onnxmerge.methods.planning import Plan, decide, selected
 from onnxmerge.methods.probing import Probe, probe
 from onnxmerge.methods.study import Study, engine_of, study_of
 from onnxmerge.options import Options, provider_of
-from onnxmerge.proof import CHECK_INPUTS, fidelity_of, time_pair
+from onnxmerge.proof import CHECK_INPUTS, TRIAL, Effort, fidelity_of, time_pair
 from onnxmerge.results import Comparison
 from onnxmerge.runtime.providers import CPU
 from onnxmerge.shards import SHARD_INPUTS, sharded_moments
@@ -29,7 +29,6 @@ from onnxmerge.understanding import Understanding, understand
 Counts = Mapping[str, int]
 
 DRAFT_INPUTS = 128
-TRIAL_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,10 @@ class Search:
         planned = made.kept.keys() <= dict(self.options.methods).keys()
         return made if self.options.method != "auto" or planned else self._no_worse_than_pruned(made, counts)
 
-    def time(self, counts: Counts, against: bytes | None = None, sure: bool = False) -> Comparison:
+    def time(self, counts: Counts, against: bytes | None = None, effort: Effort | None = None) -> Comparison:
         """Latency of a model with these counts against the source or another outline; what its weights hold does not matter."""
         reference, inputs, provider = against or self.source, self.checking, provider_of(self.options)
-        return time_pair(reference, self.outline(counts), inputs, provider, self.options, seconds=TRIAL_SECONDS, sure=sure)
+        return time_pair(reference, self.outline(counts), inputs, provider, self.options, effort=effort or TRIAL)
 
     def left(self, candidate: Candidate, kind: str) -> float:
         """Share of the parameters or MACs that a candidate has."""

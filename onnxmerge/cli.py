@@ -77,7 +77,8 @@ def cli(context: click.Context) -> None:
 def inspect_command(model: Path, sensitivity: bool, reports: tuple[Path, ...], as_json_text: bool, **settings: Any) -> None:
     """Channel groups of MODEL, what each unlocks, and why the rest must stay.
 
-    With --sensitivity also how much each matters to the outputs; the other options say how that is measured.
+    --scope, --include and --exclude choose among them. With --sensitivity also how much each matters to the outputs; the other
+    options say how that is measured, always on the CPU.
     """
     _check_places(reports, {"the model": model, "the calibration inputs": settings["calibration"]})
     with progress_bar() as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -26,8 +27,11 @@ def executor_at(address: str | None) -> Iterator[Executor | None]:
     except ImportError:
         raise OptionError("--dask needs the package distributed: pip install 'onnxmerge[dask]'") from None
     try:
-        get_address_host_port(address)
-    except ValueError as error:
+        with socket.create_connection(get_address_host_port(address), PATIENCE_SECONDS):
+            pass  # a client that finds nobody leaves threads behind that complain at the end
+    except OSError as error:
+        raise OptionError(f"no Dask scheduler answers at {address} within {PATIENCE_SECONDS:g} s") from error
+    except (ValueError, OverflowError) as error:
         raise OptionError(f"--dask {address!r} is no address of a Dask scheduler such as tcp://host:8786: {error}") from None
     try:
         client = Client(address, timeout=PATIENCE_SECONDS, set_as_default=False)

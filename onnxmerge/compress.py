@@ -19,8 +19,9 @@ from onnxmerge.methods.planning import selected
 from onnxmerge.options import Options, provider_of
 from onnxmerge.pace import FRIENDLY, LATENCY_TOLERANCE
 from onnxmerge.plans import Kept, fingerprint, read_plan, write_plan
-from onnxmerge.proof import Proof, check_batch, prove, with_macs
+from onnxmerge.proof import Proof, prove, with_macs
 from onnxmerge.results import Comparison, Compression, Size
+from onnxmerge.runtime.providers import CPU
 from onnxmerge.runtime.sessions import fixed_threads
 from onnxmerge.searching import search
 from onnxmerge.sources import FEWEST_CHECKED, solving_and_checking
@@ -67,7 +68,6 @@ def compress(
     with fixed_threads(options.threads):
         tell("inputs", 0.0)
         solving, checking = solving_and_checking(source, understood, options)
-        check_batch(source, checking, options.batch)
         found = search(Search(source, understood, options, solving, checking, tell, executor))
         chosen = found.candidate
         tell("checking", 0.0)
@@ -163,10 +163,14 @@ def _told_by(proof: Proof | None, chosen: Candidate, options: Options) -> list[s
 def _why(latency: Comparison | None, chosen: Candidate) -> str:
     """Why a smaller model may not be faster, where that is known."""
     odd = sum(group.kept % FRIENDLY != 0 for group in chosen.groups)
-    if odd:
-        return f"; {odd} of {len(chosen.groups)} groups keep a count that is no multiple of {FRIENDLY}: try --round-to auto"
-    short = latency is not None and latency.reference.median_ms < SHORT_MS
-    return "; calls this short are mostly overhead: time larger batches with --batch" if short else ""
+    told = [f"{odd} of {len(chosen.groups)} groups keep a count that is no multiple of {FRIENDLY}: try --round-to auto"] * bool(
+        odd
+    )
+    if latency is not None and latency.provider != CPU.name and latency.batch == 1:
+        told.append("with one input a call a GPU mostly waits: time the batch that you serve with --batch")
+    elif latency is not None and latency.batch == 1 and latency.reference.median_ms < SHORT_MS:
+        told.append("calls this short are mostly overhead: time larger batches with --batch")
+    return "".join(f"; {each}" for each in told)
 
 
 def _nothing_to_remove(source: Path, understood: Understanding) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from onnxmerge.attempts import Search
 from onnxmerge.candidates import unlocked_by
-from onnxmerge.options import Options, provider_of
+from onnxmerge.options import Options
 from onnxmerge.results import Inspection
 from onnxmerge.sources import solving_and_checking
 from onnxmerge.stages import MEASURING, overall
@@ -26,11 +26,10 @@ def inspect(
     sensitivity: also what the outputs lose with a quarter, a half and three quarters of each group that may shrink removed.
     """
     source, options = Path(source), options or Options()
-    provider_of(options)  # refused as everywhere else, though what is measured here runs on the CPU
     understood = understand(source)
-    chosen, left_out = chosen_groups(understood.channels, options)
+    chosen, _ = chosen_groups(understood.channels, options)
     groups = tuple(unlocked_by(understood, group) for group in chosen)
-    found = Inspection(str(source), understood.size, groups, (*understood.channels.refusals, *left_out))
+    found = Inspection(str(source), understood.size, groups, understood.channels.refusals)
     if not sensitivity or not groups:
         return found
     tell = overall(progress, MEASURING)

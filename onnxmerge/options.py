@@ -34,7 +34,7 @@ class Options:
     samples: how many synthetic inputs, or at most how many calibration inputs, are used. counts: kept channels by group name,
     in place of the ratio; kept: the channels themselves, methods: what auto is to take, both by group name. tf32,
     cudnn_search, cuda_graph (of timing alone): settings of CUDA,
-    refused where the CPU is used. batch: inputs in one call where `compress` and `sweep` time models. labels, save_worst,
+    refused where the CPU is used. batch: inputs in one call where models are timed. labels, save_worst,
     layers: of `verify` alone.
     """
 
@@ -162,7 +162,7 @@ CHECKS = {
     "samples": Check("at least 2", lambda value: value >= 2),
     "seed": Check("at least 0", lambda value: value >= 0),
     "threads": Check("at least 1", lambda value: value >= 1),
-    "batch": Check("at least 1", lambda value: value >= 1),
+    "batch": Check("a whole number of at least 1", lambda value: type(value) is int and value >= 1),
     "std": Check("above 0", lambda value: all(number > 0 for number in value)),
     "input_range": Check("two numbers, the lower first", lambda value: len(value) == 2 and value[0] < value[1]),
     "min_fidelity": _AT_MOST_ONE,

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxmerge.attempts import Counts, Found, Search
 from onnxmerge.methods.budgeting import Point
+from onnxmerge.proof import SURE
 
 FRIENDLY = 8  # ONNX Runtime computes blocks of 8 or 16 channels on a CPU, tensor cores multiples of 8
 MULTIPLES = (4, 8, 16, 32)  # what --round-to auto tries beside no rounding
@@ -82,16 +83,22 @@ def within_latency(wanted: Search, share: float) -> Found:
         if found.off <= LATENCY_TOLERANCE:
             break
     assert found is not None
-    return Found(wanted.candidate(found.point.counts), ratio=found.ratio)
+    told = found.sure or (wanted.options.verify and wanted.options.bench)  # the proof times it again
+    ratio = found.ratio if told else wanted.time(found.point.counts, effort=SURE).ratio
+    return Found(wanted.candidate(found.point.counts), ratio=ratio)
 
 
 @dataclass(frozen=True)
 class _Timed:
-    """Counts, the ratio of their latency to the reference's, and how far that is off the ratio asked for, as a share of it."""
+    """Counts, the ratio of their latency to the reference's, how far that is off the one asked for, as a share of it.
+
+    sure: measured for long enough to be told.
+    """
 
     point: Point
     ratio: float
     off: float
+    sure: bool
 
 
 def _by_latency(wanted: Search, share: float, multiple: int) -> _Timed:
@@ -106,10 +113,10 @@ def _by_latency(wanted: Search, share: float, multiple: int) -> _Timed:
             stuck += 1
             aim *= STEP if all(each.ratio > share for each in timed) else 1.0 - 0.02 * (-1) ** stuck * stuck
             continue
-        ratio = wanted.time(point.counts).ratio
+        ratio, sure = wanted.time(point.counts).ratio, False
         if abs(ratio / share - 1.0) <= 0.5 * LATENCY_TOLERANCE:  # near enough to be believed only when measured for longer
-            ratio = wanted.time(point.counts, sure=True).ratio
-        timed.append(_Timed(point, ratio, abs(ratio / share - 1.0)))
+            ratio, sure = wanted.time(point.counts, effort=SURE).ratio, True
+        timed.append(_Timed(point, ratio, abs(ratio / share - 1.0), sure))
         if timed[-1].off <= 0.4 * LATENCY_TOLERANCE:
             break
         known = sorted([(each.point.share, each.ratio) for each in timed] + [(1.0, 1.0)])

@@ -73,10 +73,10 @@ def read_plan(path: Path, print_: str, groups: Sequence[ChannelGroup]) -> Kept:
     for row in rows:
         name, kept, named = row.get("name"), row.get("kept"), row.get("kept_channels")
         where = f"{path}: group {name!r}"
+        _check_keys(row, GROUP_KEYS, where)
         if not isinstance(name, str) or name not in known:
             raise OptionError(f"{where} is no group that may shrink here; `onnxmerge inspect` lists them")
         size = known[name].size
-        _check_keys(row, GROUP_KEYS, where)
         if row.get("channels", size) != size:
             raise OptionError(f"{where} has {size} channels, not {row['channels']!r}; how many stay is `kept`")
         if name in counts:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxmerge.compress import compress
-from onnxmerge.errors import ModelError, VerificationError
+from onnxmerge.errors import ModelError, OnnxMergeError, VerificationError
 from onnxmerge.options import Options
 from onnxmerge.results import Compression
 
@@ -54,7 +54,10 @@ def _in_memory(task: Task, content: bytes) -> Made:
         source.parent.mkdir()
         target.parent.mkdir()
         source.write_bytes(content)
-        made = _in_place(replace(task, source=source, target=target))
+        try:
+            made = _in_place(replace(task, source=source, target=target))
+        except OnnxMergeError as error:
+            raise type(error)(str(error).replace(str(source), str(task.source))) from None
         if made.result is None:
             return replace(made, error=made.error.replace(str(source), str(task.source)))
         return replace(made, content=target.read_bytes())

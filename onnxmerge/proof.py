@@ -17,7 +17,7 @@ from onnxmerge.options import Options, provider_of
 from onnxmerge.results import Accuracy, Bench, Comparison, Fidelity
 from onnxmerge.runtime.execution import execution_of
 from onnxmerge.runtime.fidelity import accuracy, compare
-from onnxmerge.runtime.latency import ROUNDS, compare_latency
+from onnxmerge.runtime.latency import compare_latency
 from onnxmerge.runtime.providers import Provider
 from onnxmerge.runtime.sessions import Session, open_session
 from onnxmerge.runtime.shapes import observe_twice
@@ -30,10 +30,22 @@ from onnxmerge.statistics.saving import save_feeds
 CHECK_INPUTS = 256
 INPUT_ELEMENTS = 128 * 3 * 224 * 224  # large inputs are checked with fewer of them
 BATCH = 32
-TIMING_SECONDS = 4.0
-SURE_SECONDS, SURE_ROUNDS = 8.0, 48  # for a latency that was asked for: sessions of one model differ more than runs do
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How well a latency is measured: seconds, rounds of freshly opened sessions, and at least so many calls."""
+
+    seconds: float
+    rounds: int
+    calls: int
+
+
+USUAL = Effort(4.0, 16, 20)
+TRIAL = Effort(1.5, 16, 8)
+SURE = Effort(8.0, 48, 20)  # for a latency that was asked for: sessions of one model differ more than calls do
 
 
 @dataclass(frozen=True)
@@ -94,8 +106,9 @@ def prove(reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, opti
     failures = missed_thresholds(fidelity, options)
     if failures:
         raise VerificationError(f"{'; '.join(failures)} (nothing was written; --no-verify keeps the result all the same)")
-    sure = options.target is not None and options.target[0] == "latency"
-    latency = time_pair(reference, candidate, inputs, provider, options, sure=sure) if options.bench else None
+    asked = options.target is not None and options.target[0] == "latency"
+    effort = SURE if asked else USUAL
+    latency = time_pair(reference, candidate, inputs, provider, options, effort=effort) if options.bench else None
     warnings = [] if latency is None or latency.ratio_high < 1.0 else [_not_faster(latency)]
     return Proof(fidelity, latency, tuple(warnings))
 
@@ -139,12 +152,12 @@ def _check_place(reference: Path, candidate: Path, options: Options) -> None:
 
 def bench(reference: str | Path, candidate: str | Path, options: Options | None = None, batch: int | None = None) -> Comparison:
     """Time two files in turn, `batch` inputs a call: Options.batch or 1 unless told otherwise, or as many as the model takes."""
-    options = options or Options()
-    return bench_batches(reference, candidate, options, (batch or options.batch,)).batches[0]
+    return bench_batches(reference, candidate, options or Options(), (batch,)).batches[0]
 
 
 def bench_batches(reference: str | Path, candidate: str | Path, options: Options, batches: Sequence[int | None]) -> Bench:
-    """A comparison for each batch size. Raises InputError where the model takes another one."""
+    """A comparison for each batch size, None for that of the options. Raises InputError where the model takes another one."""
+    batches = [batch or options.batch for batch in batches]
     reference, candidate = Path(reference), Path(candidate)
     provider = provider_of(options)
     session = _open(reference, "", provider, options, optimise=False)
@@ -152,16 +165,16 @@ def bench_batches(reference: str | Path, candidate: str | Path, options: Options
     shapes = _observed_shapes(reference)
     inputs = inputs_for(session, shapes, options, count=max(2, *(batch or 1 for batch in batches)))
     for batch in batches:
-        check_batch(reference, inputs, batch)
+        check_batch(reference, inputs.batch_size, batch)
     macs = _macs(reference, shapes), _macs(candidate, _observed_shapes(candidate))
     found = [time_pair(reference, candidate, inputs, provider, options, batch) for batch in batches]
     return Bench(tuple(with_macs(latency, *macs) for latency in found))
 
 
-def check_batch(model: Path, inputs: Inputs, batch: int | None) -> None:
-    """Raises InputError where the model takes another number of inputs a call than is to be timed."""
-    if batch is not None and inputs.batch_size not in (None, batch):
-        raise InputError(f"{model} takes exactly {inputs.batch_size} inputs a call: --batch {batch} cannot be timed")
+def check_batch(model: Path, taken: int | None, batch: int | None) -> None:
+    """Raises InputError where the model takes another number of inputs a call (None: any) than is to be timed."""
+    if batch is not None and taken not in (None, batch):
+        raise InputError(f"{model} takes exactly {taken} inputs a call: --batch {batch} cannot be timed")
 
 
 def _macs(model: Path, shapes: Shapes) -> int | None:
@@ -191,18 +204,14 @@ def time_pair(
     provider: Provider,
     options: Options,
     batch: int | None = None,
-    seconds: float = TIMING_SECONDS,
-    sure: bool = False,
+    effort: Effort | None = None,
 ) -> Comparison:
-    """Latency of one call of `batch` inputs (Options.batch or 1 unless told), reference and candidate in turn.
-
-    sure: for longer, in more sessions.
-    """
+    """Latency of one call of `batch` inputs (Options.batch or 1 unless told), reference and candidate in turn."""
     provider = replace(provider, settings=replace(provider.settings, cuda_graph=options.cuda_graph))
     pair = [_open(model, name, provider, options, optimise=True) for model, name in _named(reference, candidate)]
     feeds = inputs.call(batch or options.batch or 1)
-    pace = (SURE_SECONDS, SURE_ROUNDS) if sure else (seconds, ROUNDS)
-    return compare_latency(pair[0], pair[1], feeds, seconds=pace[0], rounds=pace[1], seed=options.seed)
+    how = effort or USUAL
+    return compare_latency(pair[0], pair[1], feeds, seconds=how.seconds, min_runs=how.calls, rounds=how.rounds, seed=options.seed)
 
 
 def _named(reference: Path | bytes, candidate: Path | bytes) -> list[tuple[Path | bytes, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +38,17 @@ def sharded_moments(source: Path, options: Options, inputs: Inputs, tell: Tell, 
     parts = [inputs.indices[start : start + step] for start in range(0, inputs.count, step)]
     settled = replace(options, calibration=None if options.calibration is None else options.calibration.absolute())
     shards = [Shard(source.absolute(), settled, part) for part in parts]
-    taken = count(1)
-    made = spread(moments_of, shards, lambda _number, _moments: tell("statistics", next(taken) / len(shards)), executor)
-    lost = next((each for each in made if isinstance(each, Lost)), None)
-    if lost is not None:
-        raise OptionError(f"the statistics of a shard are lost: {lost.reason}")
-    found = [each for each in made if not isinstance(each, Lost)]
-    return {key: pooled([len(part) for part in parts], [each[key] for each in found]) for key in found[0]}
+    found: dict[int, dict[str, Centred]] = {}
+
+    def keep(number: int, moments: dict[str, Centred] | Lost) -> None:
+        if isinstance(moments, Lost):
+            raise OptionError(f"the statistics of a shard are lost: {moments.reason}")
+        found[number] = moments
+        tell("statistics", len(found) / len(shards))
+
+    spread(moments_of, shards, keep, executor)
+    counts = [len(part) for part in parts]
+    return {key: pooled(counts, [found[number][key] for number in range(len(parts))]) for key in found[0]}
 
 
 def moments_of(shard: Shard) -> dict[str, Centred]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from onnxmerge.graph.weights import canonical, weight_of
 from onnxmerge.methods.by_weights import BY_WEIGHTS
 from onnxmerge.options import Options
-from onnxmerge.proof import BATCH, CHECK_INPUTS, inputs_for
+from onnxmerge.proof import BATCH, CHECK_INPUTS, check_batch, inputs_for
 from onnxmerge.runtime.sessions import open_session
 from onnxmerge.statistics.balance import balanced
 from onnxmerge.statistics.hints import hints_of
-from onnxmerge.statistics.inputs import Inputs
+from onnxmerge.statistics.inputs import Inputs, batching
 from onnxmerge.statistics.shaped import dense_first_layer, with_shaped_noise
 from onnxmerge.understanding import Understanding
 
@@ -28,8 +28,12 @@ HELD_BACK, HELD_BACK_SHARE = 128, 0.1
 
 
 def solving_and_checking(source: Path, understood: Understanding, options: Options) -> tuple[Inputs, Inputs]:
-    """Other seeds of synthetic inputs to check on, or a part held back of the user's: the same ones wherever models are timed."""
+    """Other seeds of synthetic inputs to check on, or a part held back of the user's; the same ones whatever the provider.
+
+    Raises InputError where there are too few, or where the model takes another number a call than is to be timed.
+    """
     session = open_session(source, optimise=True, threads=options.threads, label=str(source))
+    check_batch(source, batching(session.inputs, understood.shapes).size, options.batch)
     if options.calibration is None:
         hints = hints_of(understood.channels)
         check = inputs_for(session, understood.shapes, replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS, hints)

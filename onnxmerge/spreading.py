@@ -24,7 +24,7 @@ class Lost:
     reason: str
 
 
-Keep = Callable[[int, Result | Lost], None]  # the number of a task, and what became of it
+Keep = Callable[[int, Result | Lost], None]  # takes the number of a task, and what became of it
 
 
 def spread(
@@ -33,21 +33,21 @@ def spread(
     done: Keep[Result],
     executor: Executor | None = None,
     jobs: int | None = None,
-) -> list[Result | Lost]:
+) -> None:
     """call(task) for every task: on the executor, else in so many processes of our own, else here, one after the other.
 
-    done: called here for each task as soon as it is done, in the order in which they end.
+    done: takes each result here as soon as it is there, in the order in which tasks end; none is kept.
 
     call must be a function of a module, so that it can be sent. What an executor that breaks leaves over is done here; a process
     of our own is replaced. The exception of a call is raised, and what has not begun is dropped.
     """
-    found: dict[int, Result | Lost] = {}
+    ended: set[int] = set()
 
     def left() -> dict[int, Task]:
-        return {number: task for number, task in enumerate(tasks) if number not in found}
+        return {number: task for number, task in enumerate(tasks) if number not in ended}
 
     def keep(number: int, result: Result | Lost) -> None:
-        found[number] = result
+        ended.add(number)
         done(number, result)
 
     if executor is not None:
@@ -56,7 +56,6 @@ def spread(
         _in_processes(jobs, call, left, keep)
     for number, task in left().items():
         keep(number, call(task))
-    return [found[number] for number in range(len(tasks))]
 
 
 def _in_processes(jobs: int, call: Callable[[Task], Result], left: Callable[[], dict[int, Task]], keep: Keep[Result]) -> None:

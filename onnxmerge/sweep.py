@@ -135,7 +135,8 @@ def _check_folder(folder: Path, files: Mapping[str, str], source: Path, options:
 
 def _task(source: Path, target: Path, options: Options, understood: Understanding, room: Path) -> Task:
     content = None if external_files(understood.model) else source.read_bytes()
-    return Task(source.absolute(), content, target.absolute(), replace(options, bench=False), room)
+    timed = options.bench and _is_latency(options)  # what was asked for is measured once, with its warnings
+    return Task(source.absolute(), content, target.absolute(), replace(options, bench=timed), room)
 
 
 def _all(tasks: Mapping[str, Task], tell: Tell, executor: Executor | None, jobs: int | None) -> dict[str, Made | Lost]:
@@ -151,9 +152,10 @@ def _all(tasks: Mapping[str, Task], tell: Tell, executor: Executor | None, jobs:
         tell(f"{len(made)} of {len(tasks)} points", POINTS_SHARE * len(made) / len(tasks))
 
     def keep(text: str, one: Made | Lost) -> None:
-        made[text] = one
         if isinstance(one, Made) and one.content is not None:
             write_whole(tasks[text].target, "the model", partial(Path.write_bytes, data=one.content))
+            one = replace(one, content=None)
+        made[text] = one
         tell_count()
 
     tell_count()
@@ -164,7 +166,11 @@ def _all(tasks: Mapping[str, Task], tell: Tell, executor: Executor | None, jobs:
 
 
 def _needs_clock(options: Options) -> bool:
-    return options.round_to == "auto" or (options.target is not None and options.target[0] == "latency")
+    return options.round_to == "auto" or _is_latency(options)
+
+
+def _is_latency(options: Options) -> bool:
+    return options.target is not None and options.target[0] == "latency"
 
 
 def _fidelity(made: Made | Lost) -> Fidelity | None:
@@ -172,7 +178,9 @@ def _fidelity(made: Made | Lost) -> Fidelity | None:
 
 
 def _latency(source: Path, file: Path, options: Options, made: Made | Lost) -> Comparison | None:
-    return bench(source, file, options) if options.bench and isinstance(made, Made) and made.result is not None else None
+    if not options.bench or isinstance(made, Lost) or made.result is None:
+        return None
+    return made.result.latency or bench(source, file, options)
 
 
 def _point(text: str, made: Made | Lost, latency: Comparison | None, file: str) -> SweepPoint:

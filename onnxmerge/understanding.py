@@ -70,7 +70,9 @@ def chosen_groups(channels: Channels, options: Options) -> tuple[list[ChannelGro
     names = [link.name for group in channels.groups for link in group.producers]
     for pattern in (*options.include, *options.exclude):
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise OptionError(f"no node that starts removable channels is named like {pattern!r}; `onnxmerge inspect` lists them")
+            raise OptionError(
+                f"no node that starts removable channels is named like {pattern!r}; `onnxmerge inspect MODEL` lists them"
+            )
     chosen, refusals = [], []
     for group in channels.groups:
         reason = _left_out(group, options)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from topologies.net import Net
 
 import onnxmerge
 from onnxmerge import cli, proof
+from onnxmerge.errors import InputError
 from onnxmerge.options import Options
 from onnxmerge.report.latency import show_latency
 from onnxmerge.results import Comparison, Execution, LatencySummary
+from onnxmerge.runtime.latency import compare_latency
 from onnxmerge.runtime.providers import resolve_provider
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -25,7 +28,7 @@ CPU = "CPUExecutionProvider"
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    monkeypatch.setattr(proof, "TIMING_SECONDS", 0.1)
+    monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=0.1))
 
     def call(*arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ending:
@@ -51,7 +54,7 @@ def models(tmp_path) -> Path:
 
 
 def test_half_of_the_macs_is_faster(models, monkeypatch):
-    monkeypatch.setattr(proof, "TIMING_SECONDS", 1.0)
+    monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=1.0))
     found = onnxmerge.bench(models / "whole.onnx", models / "half.onnx", Options(provider="cpu", threads=1))
     assert found.macs_ratio == 0.5
     assert found.ratio_high < 1.0
@@ -87,19 +90,45 @@ def test_fewer_inputs_than_a_call_takes_are_repeated(run, models, tmp_path):
     assert (code, json.loads(out)["batch"]) == (0, 8)
 
 
-def test_compress_and_sweep_time_the_batch_that_is_asked_for(run, tmp_path):
+def test_compress_and_sweep_time_the_batch_that_is_asked_for_and_are_sure_of_a_latency(run, tmp_path, monkeypatch):
+    asked = []
+
+    def spy(reference, candidate, feeds, *, rounds, **others):
+        asked.append((len(next(iter(feeds.values()))), rounds))
+        return replace(compare_latency(reference, candidate, feeds, seconds=0.02, min_runs=2, rounds=1), ratio=0.9)
+
+    monkeypatch.setattr(proof, "compare_latency", spy)
     quick = ("--method", "prune", "--samples", "8", "--batch", "3", "--json")
-    code, out, _ = run("compress", MLP, tmp_path / "o.onnx", "--target", "latency=0.9", *quick)
+    code, out, _ = run("compress", MLP, tmp_path / "o.onnx", "--target", "latency=0.9", "--round-to", "8", *quick)
     assert (code, json.loads(out)["latency"]["batch"]) == (0, 3)
-    code, out, _ = run("sweep", MLP, "--targets", "macs=0.5", *quick)
-    assert (code, [point["latency"]["batch"] for point in json.loads(out)["points"]]) == (0, [3])
+    trial, sure = ((3, effort.rounds) for effort in (proof.TRIAL, proof.SURE))
+    assert asked == [trial, sure, sure]  # tried, confirmed, proved
+    asked.clear()
+    code, out, _ = run("sweep", MLP, "--targets", "macs=0.5,latency=0.9", "--round-to", "8", *quick)
+    assert (code, [point["latency"]["batch"] for point in json.loads(out)["points"]]) == (0, [3, 3])
+    assert asked == [trial, sure, sure, (3, proof.USUAL.rounds)]
+    asked.clear()
+    code, *_ = run("compress", MLP, tmp_path / "o.onnx", "--target", "latency=0.5", "--round-to", "8", "--no-bench", *quick)
+    assert code == 0
+    assert asked.count(sure) == 1  # out of reach: the figure that is told is sure all the same
 
 
-def test_compress_refuses_a_batch_that_the_model_does_not_take(run, models, tmp_path):
-    code, out, err = run("compress", models / "four.onnx", tmp_path / "o.onnx", "--ratio", "0.5", "--batch", "8")
-    assert (code, out, err.count("\n")) == (2, "", 1)
+@pytest.mark.parametrize("command", [("compress", "four.onnx", "o.onnx", "--ratio", "0.5"), ("sweep", "four.onnx")])
+def test_a_batch_that_the_model_does_not_take_is_refused(run, models, monkeypatch, command):
+    monkeypatch.chdir(models)
+    code, out, err = run(*command, "--batch", "8")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert str(models) in err or err.startswith("onnxmerge: four.onnx")  # the user's file, not the copy that a worker has
     assert "four.onnx takes exactly 4 inputs a call: --batch 8 cannot be timed" in err
-    assert not (tmp_path / "o.onnx").exists()
+    assert not (models / "o.onnx").exists()
+
+
+def test_the_batch_of_options_is_timed(models):
+    options = Options(batch=8, provider="cpu")
+    assert onnxmerge.bench_batches(models / "whole.onnx", models / "half.onnx", options, (None, 2)).batches[0].batch == 8
+    with pytest.raises(InputError, match="takes exactly 4"):
+        onnxmerge.bench_batches(models / "four.onnx", models / "four.onnx", options, (None,))
 
 
 REFUSED = {

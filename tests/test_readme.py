@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
 @pytest.fixture
 def reader(folder, monkeypatch) -> Path:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(proof, "TIMING_SECONDS", 0.1)
+    monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=0.1))
     return folder
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -32,7 +33,7 @@ ALL_KINDS = pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kin
 @pytest.fixture
 def run(capsys, monkeypatch):
     """The command line in this process -> (exit code, stdout, stderr); timing is short."""
-    monkeypatch.setattr(proof, "TIMING_SECONDS", 0.1)
+    monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=0.1))
 
     def call(*arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ending:

@@ -1,6 +1,7 @@
 """Latency: the interval holds 1 for identical models and excludes it for different ones."""
 
 import gc
+import itertools
 import math
 import time
 
@@ -54,6 +55,34 @@ def test_rounds_are_few_where_the_first_call_is_dear(monkeypatch):
     bind = Session.bind
     monkeypatch.setattr(Session, "bind", lambda session, feeds: time.sleep(0.6) or bind(session, feeds))
     assert compare_latency(repeated(2), repeated(2), FEEDS, seconds=0.5).rounds == 1
+
+
+def delayed(monkeypatch, seconds):
+    """Every call of a session, the one that binds it too, takes so much longer: one number a call."""
+    bind = Session.bind
+
+    def bound(session, feeds):
+        call = bind(session, feeds)
+        time.sleep(next(seconds))
+        return lambda: time.sleep(next(seconds)) or call()
+
+    monkeypatch.setattr(Session, "bind", bound)
+
+
+def test_rounds_are_few_where_calls_are_long(monkeypatch):
+    """Warming up the sessions of every round must not take more than the time asked for."""
+    delayed(monkeypatch, itertools.repeat(0.02))
+    started = time.perf_counter()
+    found = compare_latency(repeated(2), repeated(2), FEEDS, seconds=0.8, rounds=48)
+    assert 2 <= found.rounds <= 6
+    assert time.perf_counter() - started < 3 * 0.8 + 0.5
+
+
+def test_a_hiccup_while_the_cost_of_a_round_is_seen_costs_little(monkeypatch):
+    delayed(monkeypatch, itertools.chain([0, 0, 0.3], itertools.repeat(0)))
+    started = time.perf_counter()
+    compare_latency(repeated(2), repeated(2), FEEDS, seconds=0.5)
+    assert time.perf_counter() - started < 3 * 0.5 + 0.3
 
 
 def test_sessions_that_differ_are_not_compared():

@@ -174,6 +174,33 @@ def test_auto_never_takes_what_is_slower(way: dict[str, Any], tmp_path: Path, mo
     assert results[0].groups == results[1].groups
 
 
+NOT_FASTER = "the smaller model is not measurably faster here"
+ODD, SHORT, GPU = "try --round-to auto", "calls this short", "a GPU mostly waits"
+REASONS = {
+    "odd counts": ("CPUExecutionProvider", 1, 9.0, 0.3, (ODD,)),
+    "odd counts and a GPU": ("CUDAExecutionProvider", 1, 9.0, 0.3, (ODD, GPU)),
+    "a GPU": ("CUDAExecutionProvider", 1, 0.1, 0.4, (GPU,)),
+    "a GPU that is kept busy": ("CUDAExecutionProvider", 8, 9.0, 0.4, ()),
+    "short calls": ("CPUExecutionProvider", 1, 0.1, 0.4, (SHORT,)),
+    "unknown": ("CPUExecutionProvider", 1, 9.0, 0.4, ()),
+    "short calls of a batch that was chosen": ("CPUExecutionProvider", 8, 0.1, 0.4, ()),
+}
+
+
+@pytest.mark.parametrize(("provider", "batch", "median", "ratio", "told"), REASONS.values(), ids=REASONS.keys())
+def test_a_model_that_is_not_faster_says_why(
+    provider: str, batch: int, median: float, ratio: float, told: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = LatencySummary(median, median, 10)
+    found = Comparison(call, call, 1.1, 1.0, 1.2, batch, provider, 1)
+    monkeypatch.setattr("onnxmerge.proof.time_pair", lambda *_, **__: found)
+    options = Options(ratio=ratio, method="prune", samples=24, threads=1)
+    result = compress(chain(tmp_path), tmp_path / "o.onnx", options)
+    (warning,) = [each for each in result.warnings if NOT_FASTER in each]
+    assert [reason for reason in (ODD, SHORT, GPU) if reason in warning] == sorted(told, key=(ODD, SHORT, GPU).index)
+    assert warning.count(";") == len(told)
+
+
 # inputs
 
 

@@ -1,4 +1,4 @@
-"""Sums of products computed inside ONNX Runtime against dense samples made by loops in numpy."""
+"""Samples laid out by ONNX Runtime, and their sums, against dense samples made by loops in numpy."""
 
 from __future__ import annotations
 

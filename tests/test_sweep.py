@@ -148,7 +148,7 @@ def test_numpys_threads_are_those_of_the_options(monkeypatch, tmp_path):
 
 
 def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(proof, "TIMING_SECONDS", 0.1)
+    monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=0.1))
     monkeypatch.setattr(SWEEP.tempfile, "tempdir", str(tmp_path))
     result = onnxmerge.sweep(MLP, "ratio=0.5", replace(QUICK, bench=True, method="prune"), progress=note(told := []))
     assert list(tmp_path.iterdir()) == []
@@ -193,7 +193,7 @@ def test_targets_that_need_a_clock_stay_here(monkeypatch):
 
     def noted(call, tasks, *others):
         given.extend(tasks)
-        return spread(call, tasks, *others)
+        spread(call, tasks, *others)
 
     monkeypatch.setattr(SWEEP, "spread", noted)
     monkeypatch.setattr(SWEEP, "make", lambda task: points.Made(None, error="none"))
@@ -222,12 +222,13 @@ def broken():
 def test_results_are_in_order(executor):
     done = {}
     with executor as pool:
-        assert spread(square, range(5), done.__setitem__, pool) == [0, 1, 4, 9, 16]
+        spread(square, range(5), done.__setitem__, pool)
     assert done == {0: 0, 1: 1, 2: 4, 3: 9, 4: 16}
 
 
 def test_only_the_task_that_kills_is_lost():
-    found = spread(square_or_die, [1, 3, 2], lambda number, result: None, jobs=2)
+    found = {}
+    spread(square_or_die, [1, 3, 2], found.__setitem__, jobs=2)
     assert (found[0], found[2]) == (1, 4)
     assert isinstance(found[1], Lost)
 
@@ -268,7 +269,7 @@ BAD = {
 @pytest.fixture
 def run(capsys, monkeypatch):
     """The command line in this process -> (exit code, stdout, stderr)."""
-    monkeypatch.setattr(proof, "TIMING_SECONDS", 0.1)
+    monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=0.1))
 
     def call(*arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ending:

@@ -45,8 +45,9 @@ def compare_latency(
 ) -> Comparison:
     """Pairs of calls, their order random, over rounds of freshly opened sessions; ratio of the medians, and its interval.
 
-    Takes about `seconds`, more where min_runs pairs need it; fewer rounds where opening takes more than half of that. No run
-    is thrown away. Raises ProviderError where the sessions run on different providers or with different numbers of threads.
+    Takes about `seconds`, up to three times that where opening sessions or min_runs pairs need it, and with fewer rounds where
+    they would need more. No run is thrown away. Raises ProviderError where the sessions run on different providers or with
+    different numbers of threads.
     """
     if (reference.provider.name, reference.threads) != (candidate.provider.name, candidate.threads):
         sides = " and ".join(f"{side.provider.name} with {side.threads} threads" for side in (reference, candidate))
@@ -135,9 +136,13 @@ def _rounds(
     if opened is None:
         opened, rounds = sessions, 1
     calls = [session.bind(feeds) for session in opened]
-    cost = time.perf_counter() - started - sum(map(_time, calls))
-    affordable = int(max(1, seconds / 2 / max(cost, 1e-9)))
+    elapsed = time.perf_counter() - started
+    pair = min(sum(map(_time, calls)), elapsed)
+    cost = max(elapsed - pair, 1e-9)
+    affordable = int(max(1, seconds / 2 / cost))
     rounds = min(rounds, max(affordable, FEWEST if FEWEST * cost < 2.0 * seconds else 1))
+    warming = pair * (1 + _WARM_RUNS[0])  # a round begins with so many calls that do not count
+    rounds = min(rounds, max(1, int(max(seconds, min_runs * pair) / max(warming, 1e-9))))
     share = max(seconds - rounds * cost, seconds / 2) / rounds
     measured, warm_up = [], 0
     for number in range(rounds):

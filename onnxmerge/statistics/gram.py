@@ -1,7 +1,7 @@
 """Sums of products over samples: ONNX Runtime lays the samples out, and numpy multiplies.
 
-That is 1.3 to 1.9 times as fast as products inside ONNX Runtime, since BLAS knows that x^T x is symmetric. All of it runs on the
-CPU, also beside a GPU: with both in CUDA a ResNet-56 took no less time on an H100, and its bytes differ from run to run.
+That was 1.3 to 1.9 times as fast as products inside ONNX Runtime 1.31, since BLAS knows that x^T x is symmetric. All of it runs
+on the CPU, also beside a GPU: on an H100 ResNet-56 took no less time with both on CUDA, and bytes would differ from run to run.
 
 A consumer is looked at as a linear map of samples: y (samples, out) = x (samples, d) W^T + b. For a convolution a sample is one
 output position and x its patch, laid out (position in the kernel, channel); elsewhere it is one row.
