@@ -72,10 +72,11 @@ def _nearest(wanted: Search, counts: Counts, multiple: int, up: bool = False) ->
 def within_latency(wanted: Search, share: float) -> Found:
     """The largest model whose measured latency is `share` of the reference's, in multiples that run fast where none are given.
 
-    Multiples may step over the latency: then it is tried to the channel. All of it on models that are timed only.
+    Multiples may step over the latency: then smaller ones are tried, at last to the channel. All of it on models that are timed
+    only.
     """
     asked = wanted.options.round_to
-    multiples = (asked,) if isinstance(asked, int) else dict.fromkeys((best_multiple(wanted, "macs", share), FRIENDLY, 1))
+    multiples = (asked,) if isinstance(asked, int) else _downwards(best_multiple(wanted, "macs", share))
     found: _Timed | None = None
     for multiple in multiples:
         timed = _by_latency(wanted, share, multiple)
@@ -86,6 +87,12 @@ def within_latency(wanted: Search, share: float) -> Found:
     told = found.sure or (wanted.options.verify and wanted.options.bench)  # the proof times it again
     ratio = found.ratio if told else wanted.time(found.point.counts, effort=SURE).ratio
     return Found(wanted.candidate(found.point.counts), ratio=ratio)
+
+
+def _downwards(best: int) -> list[int]:
+    """From the fastest multiple on: 32 -> 32, 16, 8, 1; 4 -> 4, 8, 1."""
+    smaller = [multiple for multiple in reversed(MULTIPLES) if FRIENDLY <= multiple < best]
+    return list(dict.fromkeys((best, *smaller, FRIENDLY, 1)))
 
 
 @dataclass(frozen=True)

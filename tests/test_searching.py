@@ -229,6 +229,17 @@ def test_latency_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert not any("latency" in warning for warning in result.warnings)
 
 
+def test_a_latency_between_two_multiples_takes_the_next_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    milliseconds = lambda macs: 500.0 + macs  # noqa: E731
+    monkeypatch.setattr("onnxmerge.attempts.time_pair", fake_time(milliseconds))
+    monkeypatch.setattr("onnxmerge.pace.best_multiple", lambda *_: 32)
+    source = chain(tmp_path, (64, 64, 64))
+    result = compress(source, tmp_path / "o.onnx", Options(target=("latency", 0.85), method="prune", **FAST))
+    assert abs(milliseconds(result.after.macs) / milliseconds(result.before.macs) / 0.85 - 1.0) <= LATENCY_TOLERANCE
+    assert {group.kept % 16 for group in result.groups} == {0}
+    assert {group.kept % 32 for group in result.groups} != {0}
+
+
 def test_latency_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of the time is not work: the best found is the smallest model, and its ratio is told."""
     milliseconds = lambda macs: 40_000.0 + macs  # noqa: E731
