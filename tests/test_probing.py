@@ -21,7 +21,7 @@ from onnxmerge.graph.io import serialise
 from onnxmerge.graph.rewrite import Removal, Replacement, apply
 from onnxmerge.graph.weights import canonical, kernel_of, stored, weight_of
 from onnxmerge.merging.selection import kept_after
-from onnxmerge.methods.installing import alpha_of
+from onnxmerge.methods.installing import alpha_of, old_bias
 from onnxmerge.methods.planning import Plan, decide, selected
 from onnxmerge.methods.probing import MOST_INPUTS, probe
 from onnxmerge.methods.study import Study, study_of
@@ -42,8 +42,13 @@ def studied(source: Path, options: Options = OPTIONS) -> tuple[Understanding, St
     return understanding, study_of(understanding, inputs, options, lambda stage, share: None)
 
 
-def oracle(study: Study, understanding: Understanding, group: ChannelGroup, kept: np.ndarray, folder: Path) -> float:
-    """1 - fidelity of the worst output when the matched reference loses these channels and its readers are mixed.
+ByHand = Callable[[Study, Understanding, Link, np.ndarray], Replacement]
+
+
+def oracle(
+    study: Study, understanding: Understanding, group: ChannelGroup, kept: np.ndarray, folder: Path, by_hand: ByHand
+) -> float:
+    """1 - fidelity of the worst output when the matched reference loses these channels and its readers are repaired by hand.
 
     Mixing by hand: the values that each reader reads are taken from a run, those of removed channels are regressed on those of
     the kept ones (damped as the program does it), and their weights moved.
@@ -53,7 +58,7 @@ def oracle(study: Study, understanding: Understanding, group: ChannelGroup, kept
     fresh = understand(reference)
     own = next(each for each in fresh.channels.groups if each.producers[0].key == group.producers[0].key)
     gone = np.setdiff1d(np.arange(group.size), kept)
-    replacements = {link.key: mixed_by_hand(study, fresh, link, gone) for link in own.consumers}
+    replacements = {link.key: by_hand(study, fresh, link, gone) for link in own.consumers}
     apply(fresh.channels, [Removal(own, kept, "reconstruct")], replacements)
     smaller = onnx.ModelProto.FromString(serialise(fresh.model))
     pairs = [(run(reference, feeds), run(smaller, feeds)) for feeds in study.engine.batches()]
@@ -86,6 +91,38 @@ def mixed_by_hand(study: Study, fresh: Understanding, link: Link, gone: np.ndarr
             weight[g][:, out - first].sum(-1) @ (mean[len(here) :] - mean[: len(here)] @ factors)
         )
     return Replacement(stored(link.weighted, new, kernel_of(link.weighted, value)).astype(value.dtype), bias)
+
+
+def solved_by_hand(study: Study, fresh: Understanding, link: Link, gone: np.ndarray) -> Replacement:
+    """The reader's outputs regressed on the patches of what stays, both taken from a run; stride 1, the same size."""
+    value = weight_of(fresh.channels.flow, link.weighted)
+    weight = canonical(link.weighted, value).astype(np.float64)
+    groups, out, inside, positions = weight.shape
+    kernel = kernel_of(link.weighted, value)
+    removed = link.places[gone].reshape(-1)
+    source, read = link.weighted.node.outputs[0].name, link.weighted.node.inputs[0].name
+    proto = study.statistics.matched
+    runs = [run(proto, feeds, (read, source))[-2:] for feeds in study.engine.batches()]
+    x, y = (np.concatenate([each[side] for each in runs]).astype(np.float64) for side in (0, 1))
+    if kernel:
+        padded = np.pad(x, [(0, 0), (0, 0), *[(k // 2, k // 2) for k in kernel]])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=(2, 3))
+        x = np.moveaxis(windows, 1, 3).reshape(-1, groups * inside, positions)  # (samples, channel, position)
+        y = np.moveaxis(y, 1, -1).reshape(-1, groups * out)
+    else:
+        x = x[:, :, None]
+    new, bias = np.zeros(weight.shape), np.zeros(groups * out)
+    for g in range(groups):
+        stays = np.setdiff1d(np.arange(inside), removed - g * inside)
+        rows = slice(g * out, (g + 1) * out)
+        samples, targets = x[:, g * inside + stays].reshape(len(x), -1), y[:, rows]
+        mean_x, mean_y = samples.mean(0), targets.mean(0)
+        solved = np.linalg.lstsq(samples - mean_x, targets - mean_y, rcond=1e-6)[0]
+        new[g][:, stays] = solved.T.reshape(out, len(stays), positions)
+        bias[rows] = mean_y - mean_x @ solved
+    reader = study.statistics.readers[link.key]
+    old = old_bias(study.engine.channels.flow, reader)
+    return Replacement(stored(link.weighted, new / alpha_of(reader), kernel).astype(value.dtype), bias - old)
 
 
 def regression(xx: np.ndarray, here: int) -> np.ndarray:
@@ -160,8 +197,42 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-def test_damage_is_that_of_the_rewritten_model(model: Callable[[], onnx.ModelProto], tmp_path: Path) -> None:
-    understanding, study = studied(written(model(), tmp_path))
+def test_damage_of_mixing_is_that_of_the_rewritten_model(
+    model: Callable[[], onnx.ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What probes measure where solves would take too long."""
+    monkeypatch.setattr("onnxmerge.methods.trial_solves.AFFORDED", 0.0)
+    check_damage(written(model(), tmp_path), partial(oracle, by_hand=mixed_by_hand), tmp_path, 0.03)
+
+
+SOLVED = ("conv-relu-conv", "gemm-relu-gemm-alpha-beta", "residual-two-blocks-bn", "concat-two-producers", "grouped-conv")
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_damage_of_solves_is_that_of_the_rewritten_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxmerge.methods.probing._far_from_data", lambda study: False)
+    check_damage(written(built(TOPOLOGIES[name]), tmp_path), partial(oracle, by_hand=solved_by_hand), tmp_path, 0.1)
+
+
+def test_without_data_and_normalisation_solves_are_believed_by_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    understanding, study = studied(written(built(TOPOLOGIES["conv-relu-conv"]), tmp_path))
+    (group,) = selected(understanding, OPTIONS)[0]
+    found = {}
+    for way, settings in {
+        "half": {},
+        "solved": {"probing._far_from_data": lambda _: False},
+        "mixed": {"trial_solves.AFFORDED": 0},
+    }.items():
+        with monkeypatch.context() as patched:
+            for name, value in settings.items():
+                patched.setattr(f"onnxmerge.methods.{name}", value)
+            found[way] = np.array([each.damage for each in probe(study, [group], 1, OPTIONS)[group.name]])
+    assert (found["solved"] < 0.9 * found["mixed"]).all()
+    np.testing.assert_allclose(found["half"] ** 2, found["solved"] * found["mixed"], rtol=1e-4)
+
+
+def check_damage(source: Path, expected: Callable[..., float], folder: Path, tolerance: float) -> None:
+    understanding, study = studied(source)
     groups = selected(understanding, OPTIONS)[0]
     probes = probe(study, groups, 1, OPTIONS)
     assert groups
@@ -172,7 +243,7 @@ def test_damage_is_that_of_the_rewritten_model(model: Callable[[], onnx.ModelPro
         assert probes[group.name]
         for found in probes[group.name][-2:]:
             kept = kept_after(elimination, group.size, found.kept)
-            assert found.damage == pytest.approx(oracle(study, understanding, group, kept, tmp_path), rel=0.03, abs=1e-4)
+            assert found.damage == pytest.approx(expected(study, understanding, group, kept, folder), rel=tolerance, abs=1e-4)
 
 
 def test_readers_that_share_a_weight_are_probed_as_they_are_treated(tmp_path: Path) -> None:

@@ -41,6 +41,12 @@ class Moments:
             self.yy + other.yy,
         )
 
+    def of_inputs(self, chosen: ArrayLike) -> Moments:
+        """Those of the inputs chosen (k,) alone, against the same targets."""
+        places = np.asarray(chosen)
+        xx = self.xx[np.ix_(places, places)]
+        return Moments(self.count, self.sum_x[places], self.sum_y, xx, self.xy[places], self.yy)
+
     def moved(self, by_x: ArrayLike, by_y: ArrayLike) -> Moments:
         """The moments of x + by_x (d,) and y + by_y (o,)."""
         x, y, n = np.asarray(by_x, np.float64), np.asarray(by_y, np.float64), self.count
