@@ -25,7 +25,8 @@ from onnxmerge.statistics.readers import Reader
 from onnxmerge.statistics.sums import Samples, solve_moments
 from onnxmerge.statistics.walk import Walk
 
-SAMPLES_PER_UNKNOWN, FEWEST_INPUTS, LARGEST_BATCH = 3, 64, 64
+SAMPLES_PER_UNKNOWN = 3
+FEWEST_INPUTS, MOST_INPUTS, LARGEST_BATCH = 64, 1024, 64
 AFFORDED = 1e11  # sum of unknowns^3 of all solves, some ten seconds on two cores
 
 Key = tuple[str, int, str]  # group, channels kept, reader
@@ -77,13 +78,13 @@ def first_inputs(study: Study, count: int) -> list[Feeds]:
 
 
 def _enough(study: Study, readers: Sequence[Reader]) -> int:
-    """As few inputs as give every reader enough samples."""
+    """As few inputs as give every reader enough samples, and no more than are affordable."""
     shapes, needed = study.engine.channels.flow.shape, float(FEWEST_INPUTS)
     for reader in readers:
         shape = shapes(reader.weighted.node.outputs[0]) or ()
         samples = math.prod(shape[1:]) / max(1, reader.weighted.out_ids.size)
         needed = max(needed, SAMPLES_PER_UNKNOWN * reader.weight.shape[2] * reader.weight.shape[3] / max(samples, 1.0))
-    return math.ceil(needed)
+    return min(math.ceil(needed), MOST_INPUTS)
 
 
 def _moments(study: Study, walk: Walk, reader: Reader) -> list[Moments]:
