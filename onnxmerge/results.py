@@ -149,7 +149,7 @@ class GroupResult:
     model shrinks with it, weights of its producers and consumers counted whole, so groups overlap; note: why the method was
     taken, or why channels must stay; expected_error: by method, the share of its consumers' output variance that is lost with
     it alone, before later layers repair it. sensitivity: the fidelity of the output that suffers most, by the share of this
-    group's channels removed ("0.25"), all other groups whole; measured before any repair.
+    group's channels removed ("0.25"), all other groups whole; only what reads the group is repaired for that.
     """
 
     name: str

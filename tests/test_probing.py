@@ -217,7 +217,7 @@ def test_damage_of_solves_is_that_of_the_rewritten_model(name: str, tmp_path: Pa
 def test_without_data_and_normalisation_solves_are_believed_by_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     understanding, study = studied(written(built(TOPOLOGIES["conv-relu-conv"]), tmp_path))
     (group,) = selected(understanding, OPTIONS)[0]
-    found = {}
+    found, lost = {}, {}
     for way, settings in {
         "half": {},
         "solved": {"probing._far_from_data": lambda _: False},
@@ -226,8 +226,10 @@ def test_without_data_and_normalisation_solves_are_believed_by_half(tmp_path: Pa
         with monkeypatch.context() as patched:
             for name, value in settings.items():
                 patched.setattr(f"onnxmerge.methods.{name}", value)
-            found[way] = np.array([each.damage for each in probe(study, [group], 1, OPTIONS)[group.name]])
+            probes = probe(study, [group], 1, OPTIONS)[group.name]
+            found[way], lost[way] = (np.array([getattr(each, name) for each in probes]) for name in ("damage", "lost"))
     assert (found["solved"] < 0.9 * found["mixed"]).all()
+    np.testing.assert_allclose(lost["half"], found["solved"], rtol=1e-4)
     np.testing.assert_allclose(found["half"] ** 2, found["solved"] * found["mixed"], rtol=1e-4)
 
 

@@ -36,11 +36,15 @@ LOST = 1e3  # damage of outputs that are not finite any more
 
 @dataclass(frozen=True)
 class Probe:
-    """One group at one level: removed is the share asked for; damage = 1 - fidelity of the output that suffers most."""
+    """One group at one level: removed is the share asked for; lost = 1 - fidelity of the output that suffers most.
+
+    damage: what of that is believed, see `_far_from_data`.
+    """
 
     removed: float
     kept: int
     damage: float
+    lost: float
 
 
 def probe(study: Study, groups: Sequence[ChannelGroup], macs: int, options: Options) -> dict[str, tuple[Probe, ...]]:
@@ -102,10 +106,10 @@ class _Opened:
 
     def probe(self, level: float, trial: Trial) -> Probe:
         """What the outputs lose with so much of the group gone."""
-        damage = self._damage(trial, self.solved)
+        lost = damage = self._damage(trial, self.solved)
         if self.solved and _is_solved(trial) and _far_from_data(self.study):
-            damage = math.sqrt(damage * self._damage(trial, {}))
-        return Probe(level, len(trial.decision.removal.kept), damage)
+            damage = math.sqrt(lost * self._damage(trial, {}))
+        return Probe(level, len(trial.decision.removal.kept), damage, lost)
 
     def _damage(self, trial: Trial, solved: Mapping[Key, Replacement]) -> float:
         decision = trial.decision

@@ -122,8 +122,8 @@ def groups_title(groups: Sequence[GroupResult], *, compressed: bool) -> str:
 def sensitivity_line(inputs: str) -> str:
     """What the columns of removed shares hold, and on what they were measured."""
     return (
-        f"25 %, 50 %, 75 %: fidelity of the worst output with so much of one group removed, the others whole; before any "
-        f"repair, so a lower bound; measured on {printable(inputs)}"
+        f"25 %, 50 %, 75 %: fidelity of the worst output with so much of one group removed, the others whole; only "
+        f"what reads it repaired, so mostly a lower bound; measured on {printable(inputs)}"
     )
 
 
