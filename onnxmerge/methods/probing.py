@@ -1,13 +1,14 @@
 """How much each group matters to the model's outputs: a few removals of each, measured, the rest of the model as it is.
 
-A probe removes a share of one group's channels from the reference, solves the readers for that alone (or does what `--method`
-says) and runs what follows. Only the part behind the group's first reader is run, on inputs that have been walked up to there.
+A probe removes a share of one group's channels from the reference, compensates by channel mixing (or as `--method` says) and
+runs what follows; where that is affordable also with the readers solved for it, on other inputs, and the better one counts. Only
+the part behind the group's first reader is run, on inputs that have been walked up to there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +20,9 @@ from onnxmerge.methods.by_weights import replacements
 from onnxmerge.methods.installing import alpha_of, install, mixed_priors, old_bias, replaced, spread_out
 from onnxmerge.methods.planning import kept_count
 from onnxmerge.methods.reconstruct import decision_of
-from onnxmerge.methods.reference import copy_of
+from onnxmerge.methods.reference import Feeds, copy_of
 from onnxmerge.methods.study import Study
-from onnxmerge.methods.trial_solves import Key, Trial, first_inputs, trial_solves
+from onnxmerge.methods.trial_solves import Key, Trial, trial_solves
 from onnxmerge.options import Options
 from onnxmerge.runtime.fidelity import compare_outputs
 from onnxmerge.runtime.sessions import batch_size
@@ -51,11 +52,12 @@ def probe(study: Study, groups: Sequence[ChannelGroup], macs: int, options: Opti
     """By group, probes of ascending shares removed. macs: of one input, decides how many inputs are afforded."""
     engine = study.engine
     count = int(np.clip(MAC_BUDGET / max(1, macs * len(groups) * len(LEVELS)), FEWEST_INPUTS, MOST_INPUTS))
-    batches = first_inputs(study, count)
+    batches = _first(study.inputs.batches(count), count)
     walk = Walk(copy_of(study.statistics.matched), batches, engine.threads)
     reading = [group for group in groups if group.consumers]
     trials = {group.name: _trials(study, group, options) for group in reading}
-    solved = trial_solves(study, [each for of_group in trials.values() for _, each in of_group if _is_solved(each)])
+    solving = [each for of_group in trials.values() for _, each in of_group if _is_solved(each)]
+    solved = trial_solves(study, solving, macs, count)
     found: dict[str, tuple[Probe, ...]] = {group.name: () for group in groups}
     for number, group in enumerate(sorted(reading, key=lambda each: _start(study, each))):
         walk.advance(_start(study, group))
@@ -88,6 +90,16 @@ def _far_from_data(study: Study) -> bool:
     return study.engine.synthetic and not any(node.op_type == "BatchNormalization" for node in study.engine.model.graph.node)
 
 
+def _first(batches: Iterable[Feeds], count: int) -> list[Feeds]:
+    """Batches until there are `count` inputs."""
+    found: list[Feeds] = []
+    for feeds in batches:
+        found.append(feeds)
+        if sum(map(batch_size, found)) >= count:
+            break
+    return found
+
+
 def _start(study: Study, group: ChannelGroup) -> int:
     return min(study.statistics.readers[link.key].at for link in group.consumers)
 
@@ -106,9 +118,10 @@ class _Opened:
 
     def probe(self, level: float, trial: Trial) -> Probe:
         """What the outputs lose with so much of the group gone."""
-        lost = damage = self._damage(trial, self.solved)
-        if self.solved and _is_solved(trial) and _far_from_data(self.study):
-            damage = math.sqrt(lost * self._damage(trial, {}))
+        lost = damage = self._damage(trial, {})
+        if any(trial.key(key) in self.solved for key in self.readers):
+            lost = min(lost, self._damage(trial, self.solved))
+            damage = math.sqrt(lost * damage) if _far_from_data(self.study) else lost
         return Probe(level, len(trial.decision.removal.kept), damage, lost)
 
     def _damage(self, trial: Trial, solved: Mapping[Key, Replacement]) -> float:

@@ -21,13 +21,15 @@ from onnxmerge.methods.installing import mixed_priors, old_bias, spread_out
 from onnxmerge.methods.reference import Feeds, copy_of
 from onnxmerge.methods.study import Study
 from onnxmerge.runtime.sessions import batch_size
+from onnxmerge.statistics import gram
 from onnxmerge.statistics.readers import Reader
 from onnxmerge.statistics.sums import Samples, solve_moments
 from onnxmerge.statistics.walk import Walk
 
-SAMPLES_PER_UNKNOWN = 3
-FEWEST_INPUTS, MOST_INPUTS, LARGEST_BATCH = 64, 1024, 64
-AFFORDED = 1e11  # sum of unknowns^3 of all solves, some ten seconds on two cores
+SAMPLES_PER_UNKNOWN = 1.5
+FEWEST_INPUTS, MOST_INPUTS = 64, 1024
+MAC_BUDGET = 2e11  # of running the model on them
+AFFORDED = 2e11  # multiply-accumulates of sums and solves, some ten seconds on two cores
 
 Key = tuple[str, int, str]  # group, channels kept, reader
 
@@ -44,17 +46,23 @@ class Trial:
         return self.group.name, len(self.decision.removal.kept), reader
 
 
-def trial_solves(study: Study, trials: Sequence[Trial]) -> dict[Key, Replacement]:
-    """What replaces the readers of each trial that can be solved; nothing where all of them together would take too long."""
+def trial_solves(study: Study, trials: Sequence[Trial], macs: int, skipped: int) -> dict[Key, Replacement]:
+    """What replaces the readers of each trial that can be solved; nothing where all of them together would take too long.
+
+    macs: of one input. The first `skipped` inputs are left for measuring: on those it was fitted to, a reader with few samples
+    loses nothing.
+    """
     wanted: dict[str, list[Trial]] = {}
     for trial in trials:
         for link in trial.group.consumers:
             wanted.setdefault(link.key, []).append(trial)
     readers = [study.statistics.readers[key] for key in wanted]
     solvable = [each for each in readers if each.solvable and fits_in_memory(each.weight.shape[2] * each.weight.shape[3])]
-    if sum(_unknowns(trial, reader) ** 3 for reader in solvable for trial in wanted[reader.key]) > AFFORDED:
+    count = min(_enough(study, solvable), study.inputs.count - skipped)
+    cost = sum(_cost(study, reader, wanted[reader.key], count) for reader in solvable)
+    if not solvable or count < FEWEST_INPUTS or count * macs > MAC_BUDGET or cost > AFFORDED:
         return {}
-    walk = Walk(copy_of(study.statistics.matched), first_inputs(study, _enough(study, solvable)), study.engine.threads)
+    walk = Walk(copy_of(study.statistics.matched), _spread(study, skipped, count), study.engine.threads)
     found: dict[Key, Replacement] = {}
     for reader in sorted(solvable, key=lambda each: each.at):
         walk.advance(reader.at)
@@ -63,28 +71,43 @@ def trial_solves(study: Study, trials: Sequence[Trial]) -> dict[Key, Replacement
     return found
 
 
-def _unknowns(trial: Trial, reader: Reader) -> float:
-    return reader.weight.shape[2] * reader.weight.shape[3] * len(trial.decision.removal.kept) / trial.group.size
+def _samples(study: Study, reader: Reader) -> float:
+    """Of one input."""
+    shape = study.engine.channels.flow.shape(reader.weighted.node.outputs[0]) or ()
+    return max(1.0, math.prod(shape[1:]) / max(1, reader.weighted.out_ids.size))
 
 
-def first_inputs(study: Study, count: int) -> list[Feeds]:
-    """Batches until there are `count` inputs, no more than that at a time."""
-    found: list[Feeds] = []
-    for feeds in study.inputs.batches(min(count, LARGEST_BATCH)):
-        if sum(map(batch_size, found)) >= count:
-            break
-        found.append(feeds)
-    return found
+def _cost(study: Study, reader: Reader, trials: Sequence[Trial], count: int) -> float:
+    """Multiply-accumulates of a reader's sums, of samples as they are thinned out, and of its solves."""
+    width = reader.weight.shape[2] * reader.weight.shape[3]
+    samples = min(count * _samples(study, reader), max(gram.FEWEST_SAMPLES, gram.SAMPLES_PER_UNKNOWN * width))
+    unknowns = [int(kept.sum()) * reader.weight.shape[3] for trial in trials for kept in _kept(study, reader, trial)]
+    return reader.groups * samples * float(width) ** 2 + sum(float(each) ** 3 for each in unknowns)
 
 
 def _enough(study: Study, readers: Sequence[Reader]) -> int:
     """As few inputs as give every reader enough samples, and no more than are affordable."""
-    shapes, needed = study.engine.channels.flow.shape, float(FEWEST_INPUTS)
-    for reader in readers:
-        shape = shapes(reader.weighted.node.outputs[0]) or ()
-        samples = math.prod(shape[1:]) / max(1, reader.weighted.out_ids.size)
-        needed = max(needed, SAMPLES_PER_UNKNOWN * reader.weight.shape[2] * reader.weight.shape[3] / max(samples, 1.0))
-    return min(math.ceil(needed), MOST_INPUTS)
+    unknowns = {reader.key: reader.weight.shape[2] * reader.weight.shape[3] for reader in readers}
+    needed = [SAMPLES_PER_UNKNOWN * unknowns[reader.key] / _samples(study, reader) for reader in readers]
+    return min(math.ceil(max([FEWEST_INPUTS, *needed])), MOST_INPUTS)
+
+
+def _spread(study: Study, skipped: int, count: int) -> list[Feeds]:
+    """About `count` inputs evenly out of those that are not skipped, in whole batches where the model takes only those."""
+    step = study.inputs.batch_size or 1
+    blocks = np.arange(-(-skipped // step), study.inputs.count // step)
+    chosen = blocks[np.linspace(0, len(blocks) - 1, max(1, min(len(blocks), count // step))).astype(np.int64)]
+    positions = (chosen[:, None] * step + np.arange(step)).reshape(-1)
+    size = batch_size(next(iter(study.engine.batches())))
+    return list(study.inputs.chosen(positions, "spread").batches(size))
+
+
+def _kept(study: Study, reader: Reader, trial: Trial) -> np.ndarray:
+    """(g, in/g) bool: the inputs of the reader that stay."""
+    stays = np.ones(len(study.engine.channels.flow.parents), bool)
+    stays[trial.group.units] = False
+    stays[trial.group.units[trial.decision.removal.kept]] = True
+    return np.asarray(stays[reader.weighted.in_ids], bool)
 
 
 def _moments(study: Study, walk: Walk, reader: Reader) -> list[Moments]:
@@ -99,11 +122,7 @@ def _moments(study: Study, walk: Walk, reader: Reader) -> list[Moments]:
 
 
 def _solved(study: Study, reader: Reader, trial: Trial, moments: Sequence[Moments]) -> Replacement:
-    flow, group = study.engine.channels.flow, trial.group
-    stays = np.ones(len(flow.parents), bool)
-    stays[group.units] = False
-    stays[group.units[trial.decision.removal.kept]] = True
-    kept = stays[reader.weighted.in_ids]
+    flow, kept = study.engine.channels.flow, _kept(study, reader, trial)
     priors = mixed_priors(reader, kept, study.statistics.moments[reader.key])
     _, out, inside, positions = reader.weight.shape
     weights, biases = [], []
