@@ -36,6 +36,6 @@ def inspect(
     tell("inputs", 0.0)
     solving, checking = solving_and_checking(source, understood, options)
     wanted = Search(source, understood, options, solving, checking, tell)
-    measured = {name: {f"{probe.removed:g}": 1.0 - probe.lost for probe in probes} for name, probes in wanted.probes.items()}
+    measured = {name: {f"{probe.removed:g}": 1.0 - probe.damage for probe in probes} for name, probes in wanted.probes.items()}
     groups = tuple(replace(group, sensitivity=measured.get(group.name, {})) for group in groups)
     return replace(found, groups=groups, inputs=solving.source)
