@@ -163,9 +163,9 @@ def _told_by(proof: Proof | None, chosen: Candidate, options: Options) -> list[s
 def _why(latency: Comparison | None, chosen: Candidate) -> str:
     """Why a smaller model may not be faster, where that is known."""
     odd = sum(group.kept % FRIENDLY != 0 for group in chosen.groups)
-    told = [f"{odd} of {len(chosen.groups)} groups keep a count that is no multiple of {FRIENDLY}: try --round-to auto"] * bool(
-        odd
-    )
+    told = []
+    if odd:
+        told.append(f"{odd} of {len(chosen.groups)} groups keep a count that is no multiple of {FRIENDLY}: try --round-to auto")
     if latency is not None and latency.provider != CPU.name and latency.batch == 1:
         told.append("with one input a call a GPU mostly waits: time the batch that you serve with --batch")
     elif latency is not None and latency.batch == 1 and latency.reference.median_ms < SHORT_MS:

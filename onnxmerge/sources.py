@@ -18,9 +18,7 @@ from onnxmerge.statistics.shaped import dense_first_layer, with_shaped_noise
 from onnxmerge.understanding import Understanding
 
 SOLVE_INPUTS, POOL_SHARE = 384, 5  # synthetic inputs, out of a pool so many times larger
-MOST_INPUTS = (
-    768  # out of the same pool, where a layer has fewer samples than unknowns: VGG-16 agrees on one class in a hundred more then
-)
+MOST_INPUTS = 768  # out of the same pool, where a layer has fewer samples than unknowns: VGG-16 loses a fifth less so
 DENSE_INPUTS, DENSE_POOL_SHARE = 3072, 2  # a dense network gives one sample an input, and costs little
 SMALLEST_SPLIT = 16
 FEWEST_CHECKED = 32  # where a fidelity is searched on them

@@ -239,6 +239,13 @@ def test_solves_are_measured_on_inputs_that_they_have_not_seen(tmp_path: Path, m
     assert last.damage > 0.02
 
 
+def test_one_batch_of_a_fixed_size_leaves_nothing_to_solve_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxmerge.methods.probing._far_from_data", lambda _: False)
+    source = written(made(fixed_batch, 2 * MOST_INPUTS), tmp_path)
+    understanding, study = studied(source, count=2 * MOST_INPUTS)
+    assert all(probe(study, selected(understanding, OPTIONS)[0], 1, OPTIONS).values())
+
+
 def test_without_data_and_normalisation_nothing_is_solved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     understanding, study = studied(written(built(TOPOLOGIES["conv-relu-conv"]), tmp_path), count=3 * MOST_INPUTS)
     (group,) = selected(understanding, OPTIONS)[0]

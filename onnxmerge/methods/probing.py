@@ -119,17 +119,14 @@ class _Opened:
         return Probe(level, len(trial.decision.removal.kept), damage)
 
     def _damage(self, trial: Trial, solved: Mapping[Key, Replacement]) -> float:
-        decision = trial.decision
-        absorbed = replacements(self.study.engine.channels, [decision])
-        kept = np.ones(len(self.study.engine.channels.flow.parents), bool)
-        kept[self.group.units] = False
-        kept[self.group.units[decision.removal.kept]] = True
+        absorbed = replacements(self.study.engine.channels, [trial.decision])
         opened: dict[str, np.ndarray] = {}
         for key, reader in self.readers.items():
+            kept = trial.kept(self.study, reader)
             if _is_solved(trial):
-                new = solved.get(trial.key(key)) or self._mixed(reader, kept[reader.weighted.in_ids])
+                new = solved.get(trial.key(key)) or self._mixed(reader, kept)
             else:
-                new = self._bare(reader, kept[reader.weighted.in_ids], absorbed.get(key))
+                new = self._bare(reader, kept, absorbed.get(key))
             opened |= self._constants(reader, new)
         runs = ((self.sizes[n], self.expected[n], self.walk.run(self.session, n, opened)) for n in range(self.walk.count))
         outputs, _ = compare_outputs(runs, self.session.output_names)

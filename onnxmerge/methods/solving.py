@@ -132,15 +132,7 @@ class _Consumer:
     def _least_squares(
         self, moments: list[Moments], priors: list[np.ndarray], ridge: float
     ) -> tuple[list[np.ndarray], np.ndarray]:
-        """For each group of the consumer (out, kept, positions), and the bias (out,) of all."""
-        _, out, _, positions = self.reader.weight.shape
-        weights, biases = [], []
-        rows = self.reader.weighted.layout != "conv"
-        for part, prior in zip(moments, priors, strict=True):
-            solved, bias, _ = solve(part, prior.transpose(0, 2, 1).reshape(out, -1), ridge, self.engine.repair, rows)
-            weights.append(solved.reshape(out, positions, -1).transpose(0, 2, 1))
-            biases.append(bias)
-        return weights, np.concatenate(biases)
+        return least_squares(self.reader, moments, priors, ridge, self.engine.repair)
 
     def _install(self, weights: list[np.ndarray], bias: np.ndarray) -> Replacement:
         """Into the compressed walk, with zeros at removed places; bias (out,): what is added to the output."""
@@ -148,6 +140,20 @@ class _Consumer:
         new = spread_out(self.engine.channels.flow, reader, self.kept, weights, bias)
         install(self.compressed, reader, new, self.old_bias)
         return new
+
+
+def least_squares(
+    reader: Reader, moments: Sequence[Moments], priors: Sequence[np.ndarray], ridge: float, repair: float
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """For each group of a reader (out, kept, positions), and the bias (out,) of all; moments and priors of what it keeps."""
+    _, out, _, positions = reader.weight.shape
+    weights, biases = [], []
+    rows = reader.weighted.layout != "conv"
+    for part, prior in zip(moments, priors, strict=True):
+        solved, bias, _ = solve(part, prior.transpose(0, 2, 1).reshape(out, -1), ridge, repair, rows)
+        weights.append(solved.reshape(out, positions, -1).transpose(0, 2, 1))
+        biases.append(bias)
+    return weights, np.concatenate(biases)
 
 
 def _run(session: Session, walk: Walk, number: int) -> np.ndarray:

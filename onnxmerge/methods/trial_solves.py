@@ -15,10 +15,11 @@ import numpy as np
 from onnxmerge.graph.channels import ChannelGroup
 from onnxmerge.graph.rewrite import Replacement
 from onnxmerge.merging.moments import Moments
-from onnxmerge.merging.reconstruction import fits_in_memory, solve
+from onnxmerge.merging.reconstruction import RIDGE, fits_in_memory
 from onnxmerge.methods.by_weights import Decision
 from onnxmerge.methods.installing import mixed_priors, old_bias, spread_out
 from onnxmerge.methods.reference import Feeds, copy_of
+from onnxmerge.methods.solving import least_squares
 from onnxmerge.methods.study import Study
 from onnxmerge.runtime.sessions import batch_size
 from onnxmerge.statistics import gram
@@ -45,6 +46,13 @@ class Trial:
         """Of one of its readers."""
         return self.group.name, len(self.decision.removal.kept), reader
 
+    def kept(self, study: Study, reader: Reader) -> np.ndarray:
+        """(g, in/g) bool: the inputs of a reader that stay."""
+        stays = np.ones(len(study.engine.channels.flow.parents), bool)
+        stays[self.group.units] = False
+        stays[self.group.units[self.decision.removal.kept]] = True
+        return np.asarray(stays[reader.weighted.in_ids], bool)
+
 
 def trial_solves(study: Study, trials: Sequence[Trial], macs: int, skipped: int) -> dict[Key, Replacement]:
     """What replaces the readers of each trial that can be solved; nothing where all of them together would take too long.
@@ -58,6 +66,7 @@ def trial_solves(study: Study, trials: Sequence[Trial], macs: int, skipped: int)
             wanted.setdefault(link.key, []).append(trial)
     readers = [study.statistics.readers[key] for key in wanted]
     solvable = [each for each in readers if each.solvable and fits_in_memory(each.weight.shape[2] * each.weight.shape[3])]
+    skipped += -skipped % (study.inputs.batch_size or 1)
     count = min(_enough(study, solvable), study.inputs.count - skipped)
     cost = sum(_cost(study, reader, wanted[reader.key], count) for reader in solvable)
     if not solvable or count < FEWEST_INPUTS or count * macs > MAC_BUDGET or cost > AFFORDED:
@@ -81,7 +90,7 @@ def _cost(study: Study, reader: Reader, trials: Sequence[Trial], count: int) -> 
     """Multiply-accumulates of a reader's sums, of samples as they are thinned out, and of its solves."""
     width = reader.weight.shape[2] * reader.weight.shape[3]
     samples = min(count * _samples(study, reader), max(gram.FEWEST_SAMPLES, gram.SAMPLES_PER_UNKNOWN * width))
-    unknowns = [int(kept.sum()) * reader.weight.shape[3] for trial in trials for kept in _kept(study, reader, trial)]
+    unknowns = [int(kept.sum()) * reader.weight.shape[3] for trial in trials for kept in trial.kept(study, reader)]
     return reader.groups * samples * float(width) ** 2 + sum(float(each) ** 3 for each in unknowns)
 
 
@@ -95,19 +104,11 @@ def _enough(study: Study, readers: Sequence[Reader]) -> int:
 def _spread(study: Study, skipped: int, count: int) -> list[Feeds]:
     """About `count` inputs evenly out of those that are not skipped, in whole batches where the model takes only those."""
     step = study.inputs.batch_size or 1
-    blocks = np.arange(-(-skipped // step), study.inputs.count // step)
+    blocks = np.arange(skipped // step, study.inputs.count // step)
     chosen = blocks[np.linspace(0, len(blocks) - 1, max(1, min(len(blocks), count // step))).astype(np.int64)]
     positions = (chosen[:, None] * step + np.arange(step)).reshape(-1)
     size = batch_size(next(iter(study.engine.batches())))
     return list(study.inputs.chosen(positions, "spread").batches(size))
-
-
-def _kept(study: Study, reader: Reader, trial: Trial) -> np.ndarray:
-    """(g, in/g) bool: the inputs of the reader that stay."""
-    stays = np.ones(len(study.engine.channels.flow.parents), bool)
-    stays[trial.group.units] = False
-    stays[trial.group.units[trial.decision.removal.kept]] = True
-    return np.asarray(stays[reader.weighted.in_ids], bool)
 
 
 def _moments(study: Study, walk: Walk, reader: Reader) -> list[Moments]:
@@ -122,14 +123,10 @@ def _moments(study: Study, walk: Walk, reader: Reader) -> list[Moments]:
 
 
 def _solved(study: Study, reader: Reader, trial: Trial, moments: Sequence[Moments]) -> Replacement:
-    flow, kept = study.engine.channels.flow, _kept(study, reader, trial)
+    flow, kept = study.engine.channels.flow, trial.kept(study, reader)
     priors = mixed_priors(reader, kept, study.statistics.moments[reader.key])
-    _, out, inside, positions = reader.weight.shape
-    weights, biases = [], []
-    rows = reader.weighted.layout != "conv"
-    for g, (whole, prior) in enumerate(zip(moments, priors, strict=True)):
-        chosen = (np.arange(positions)[:, None] * inside + np.flatnonzero(kept[g])).reshape(-1)
-        solved, bias, _ = solve(whole.of_inputs(chosen), prior.transpose(0, 2, 1).reshape(out, -1), repair=0.0, independent=rows)
-        weights.append(solved.reshape(out, positions, -1).transpose(0, 2, 1))
-        biases.append(bias)
-    return spread_out(flow, reader, kept, weights, np.concatenate(biases) - old_bias(flow, reader))
+    inside, positions = reader.weight.shape[2:]
+    places = [(np.arange(positions)[:, None] * inside + np.flatnonzero(own)).reshape(-1) for own in kept]
+    parts = [whole.of_inputs(chosen) for whole, chosen in zip(moments, places, strict=True)]
+    weights, bias = least_squares(reader, parts, priors, RIDGE, repair=0.0)
+    return spread_out(flow, reader, kept, weights, bias - old_bias(flow, reader))

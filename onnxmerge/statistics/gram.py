@@ -112,17 +112,13 @@ def _by_group(net: Network, tensor: str, positions: int, groups: int, channels: 
     return net.op("Reshape", moved, net.constant([groups, -1, positions * channels]))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused, in a line of its own
 def products(samples: Mapping[str, np.ndarray], inputs_too: bool) -> dict[str, np.ndarray]:
     """Sums over samples "inputs" x (g, s, d): sum_x and x^T x as xx; with "outputs" y (g, s, o) also sum_y, xy, yy. float32.
 
     inputs_too: whether xx is wanted. "shape" is that of x.
     """
     x, y = samples["inputs"], samples.get("outputs")
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused, in a line of its own
-        return _sums(x, y, inputs_too)
-
-
-def _sums(x: np.ndarray, y: np.ndarray | None, inputs_too: bool) -> dict[str, np.ndarray]:
     found = {"shape": np.array(x.shape), "sum_x": x.sum(1)}
     if inputs_too:
         found["xx"] = np.stack([part.T @ part for part in x])
