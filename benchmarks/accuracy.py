@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from onnxmerge import Options, compress, inspect
-from onnxmerge.runtime.sessions import open_session
+from onnxmerge.execution.sessions import open_session
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}

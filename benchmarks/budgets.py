@@ -20,13 +20,13 @@ from accuracy import FOLDED, LENET, RESNET, SHARED, VGG
 from accuracy import Network as SharedNetwork
 from digits import FACTS, MODELS, models
 
-from onnxmerge.attempts import Search
-from onnxmerge.methods.planning import kept_count
+from onnxmerge.data.selection import solving_and_checking
+from onnxmerge.execution.sessions import open_session
+from onnxmerge.graph.analysed_model import understand
 from onnxmerge.options import Options
-from onnxmerge.runtime.sessions import open_session
-from onnxmerge.sources import solving_and_checking
-from onnxmerge.stages import overall
-from onnxmerge.understanding import understand
+from onnxmerge.pipeline.builder import Search
+from onnxmerge.pipeline.progress import overall
+from onnxmerge.pruning.plan import kept_count
 
 SHARES = (0.75, 0.5, 0.35)
 CALIBRATION = 500

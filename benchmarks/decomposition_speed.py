@@ -17,8 +17,8 @@ os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = os.environ[
 
 import numpy as np
 
-from onnxmerge.merging.criteria import CRITERIA, keep_best
-from onnxmerge.merging.decomposition import decompose
+from onnxmerge.algorithms.criteria import CRITERIA, keep_best
+from onnxmerge.algorithms.decomposition import decompose
 
 THRESHOLD = 0.0
 RATIO_NEEDED = 20.0

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from onnxmerge import Options
-from onnxmerge.runtime.fidelity import accuracy
-from onnxmerge.runtime.providers import resolve_provider
-from onnxmerge.runtime.sessions import open_session
+from onnxmerge.evaluation.fidelity import accuracy
+from onnxmerge.execution.providers import resolve_provider
+from onnxmerge.execution.sessions import open_session
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "models"

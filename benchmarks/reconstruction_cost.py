@@ -25,8 +25,8 @@ import onnx
 from networks import chain, residual, resnet50
 
 from onnxmerge import Options, compress
-from onnxmerge.runtime.sessions import default_threads
-from onnxmerge.statistics.gram import Network, outputs_of, patches_of, products, window_of
+from onnxmerge.execution.sessions import default_threads
+from onnxmerge.statistics.unfold import Network, outputs_of, patches_of, products, window_of
 
 GROWTH_ALLOWED = 1.5  # seconds a layer, deepest against shallowest
 MEMORY_ALLOWED_MIB = 1536  # more memory for sixteen times the inputs: the budget of what is held, and some

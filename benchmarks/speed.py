@@ -20,12 +20,11 @@ from digits import MODELS, ROOT
 from networks import resnet50
 
 import onnxmerge
-from onnxmerge.options import provider_of
-from onnxmerge.proof import bench_batches
+from onnxmerge.evaluation.benchmark import bench_batches
+from onnxmerge.execution.providers import Provider, provider_of
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.wording import milliseconds, percent
 from onnxmerge.results import Comparison
-from onnxmerge.runtime.providers import Provider
 
 SHARED = ROOT.parent / "shared" / "models"
 FOLDER = ROOT / "build" / "speed"

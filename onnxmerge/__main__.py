@@ -1,5 +1,5 @@
 """`python -m onnxmerge`."""
 
-from onnxmerge.cli import main
+from onnxmerge.cli.app import main
 
 main()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from onnxmerge.errors import OptionError
-from onnxmerge.runtime.providers import CudaSettings, Provider, resolve_provider
 
 METHOD_NAMES = ("auto", "reconstruct", "merge", "prune")
 CRITERION_NAMES = ("auto", "reconstruction", "l1-norm", "l2-norm", "l2-gm")
@@ -17,8 +16,16 @@ TARGETS = ("params", "macs", "latency")
 SIZES = ("ratio", "target", "fidelity", "plan", "counts")  # ways to say how small
 DEFAULT_FIDELITY = 0.95
 TARGET_NEEDED = f"one of {', '.join(TARGETS)}, and the share that may remain, above 0 and at most 1, such as macs=0.5"
+WEIGHT_ONLY_METHODS = ("prune", "merge")  # look at nothing but weights
 PROVIDERS = ("auto", "cuda", "cpu", "tensorrt")
 CUDNN_SEARCHES = ("exhaustive", "heuristic", "default")
+
+
+Tell = Callable[[str, float], None]  # name of the stage, share of it that is done
+
+
+def silent(stage: str, share: float) -> None:
+    """Nobody asked how far it is."""
 
 
 @dataclass(frozen=True)
@@ -170,10 +177,3 @@ CHECKS = {
     "min_top1_agreement": _SHARE,
     "max_relative_l2": Check("at least 0", lambda value: value >= 0.0),
 }
-
-
-def provider_of(options: Options) -> Provider:
-    """Where models run. CUDA graphs need inputs of one shape, so that only timing uses them."""
-    settings = CudaSettings(options.tf32, options.cudnn_search, options.cuda_graph)
-    provider = resolve_provider(options.provider, settings)
-    return replace(provider, settings=replace(settings, cuda_graph=False))

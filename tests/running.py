@@ -10,7 +10,7 @@ import onnxruntime
 from onnx import numpy_helper
 from topologies import Topology
 
-from onnxmerge.understanding import Understanding, understand
+from onnxmerge.graph.analysed_model import Understanding, understand
 
 PRODUCERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 LAYERS = PRODUCERS | {"LSTM", "GRU", "RNN", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}

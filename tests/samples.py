@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from onnxmerge.drift import LayerDrift, NodeDrift
 from onnxmerge.report.documents import Run
 from onnxmerge.results import (
     Accuracy,
@@ -17,6 +16,8 @@ from onnxmerge.results import (
     GroupResult,
     Inspection,
     LatencySummary,
+    LayerDrift,
+    NodeDrift,
     OutputFidelity,
     Refusal,
     Size,

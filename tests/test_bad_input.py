@@ -14,8 +14,8 @@ from running import built
 from topologies import TOPOLOGIES
 from topologies.net import Net
 
-from onnxmerge.cli import main
-from onnxmerge.runtime.providers import find_obstacle
+from onnxmerge.cli.app import main
+from onnxmerge.execution.providers import find_obstacle
 
 GOOD = built(TOPOLOGIES["conv-relu-conv"]).SerializeToString()
 

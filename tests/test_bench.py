@@ -13,13 +13,14 @@ from rich.console import Console
 from topologies.net import Net
 
 import onnxmerge
-from onnxmerge import cli, proof
+from onnxmerge.cli import app as cli
 from onnxmerge.errors import InputError
+from onnxmerge.evaluation import proof
+from onnxmerge.evaluation.latency import compare_latency
+from onnxmerge.execution.providers import resolve_provider
 from onnxmerge.options import Options
 from onnxmerge.report.latency import show_latency
 from onnxmerge.results import Comparison, Execution, LatencySummary
-from onnxmerge.runtime.latency import compare_latency
-from onnxmerge.runtime.providers import resolve_provider
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MLP = MODELS / "digits-mlp.onnx"

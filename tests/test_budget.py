@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxmerge.merging import budget as budget_module
-from onnxmerge.merging.budget import SATURATED, Cost, Curve, allocate, damage_curve, frontier, joined, spent
-from onnxmerge.methods.budgeting import rounded
+from onnxmerge.algorithms import allocation as budget_module
+from onnxmerge.algorithms.allocation import SATURATED, Cost, Curve, allocate, damage_curve, frontier, joined, spent
+from onnxmerge.pruning.budget import rounded
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=40, deadline=None, derandomize=True)

@@ -17,8 +17,10 @@ import onnx
 import pytest
 
 import onnxmerge
-from onnxmerge import cli, proof
+from onnxmerge.cli import app as cli
 from onnxmerge.errors import ModelError
+from onnxmerge.evaluation import proof
+from onnxmerge.execution.providers import resolve_provider
 from onnxmerge.options import Options
 from onnxmerge.report.documents import KINDS
 from onnxmerge.results import (
@@ -32,7 +34,6 @@ from onnxmerge.results import (
     Refusal,
     Size,
 )
-from onnxmerge.runtime.providers import resolve_provider
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MLP, RESNET = MODELS / "digits-mlp.onnx", MODELS / "digits-resnet-bn.onnx"

@@ -8,7 +8,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnxmerge.graph import constants, io
+from onnxmerge.graph import constants
+from onnxmerge.graph.constants import constant, is_quantised
+from onnxmerge.onnxio import model_files as io
+from onnxmerge.onnxio.export import export
+from onnxmerge.onnxio.model import from_proto, set_constant
 
 HEAD = '<ir_version: 8, opset_import: ["" : {opset}]> example ({inputs}) => ({outputs}) <{weights}> {{ {nodes} }}'
 WEIGHTS = (
@@ -22,7 +26,7 @@ def model_of(nodes: str, outputs: str = "y", weights: str = WEIGHTS, inputs: str
     proto = parser.parse_model(text)
     for value in proto.graph.output:
         value.ClearField("type")
-    return io.from_proto(proto)
+    return from_proto(proto)
 
 
 FOLDED = {
@@ -58,7 +62,7 @@ FOLDED = {
 def test_computed_like_onnxruntime(case: str) -> None:
     model = model_of(FOLDED[case])
     session = onnxruntime.InferenceSession(io.serialise(model), providers=["CPUExecutionProvider"])
-    value = io.constant(model, model.graph.outputs[0])
+    value = constant(model, model.graph.outputs[0])
     expected = session.run(None, {})[0]
     assert value is not None
     assert (value.dtype, value.shape) == (expected.dtype, expected.shape)
@@ -69,7 +73,7 @@ def test_computed_like_onnxruntime(case: str) -> None:
 @pytest.mark.parametrize("opset", [7, 9, 11, 13, 18, 21])
 def test_old_and_new_forms(opset: int) -> None:
     squeeze = "a = Unsqueeze<axes = [0]>(w) y = Squeeze<axes = [0]>(a)" if opset < 13 else FOLDED["Unsqueeze and Squeeze"]
-    value = io.constant(model := model_of(squeeze, opset=opset), model.graph.outputs[0])
+    value = constant(model := model_of(squeeze, opset=opset), model.graph.outputs[0])
     assert value is not None
     assert value.tolist() == [[1, -2, 3], [4, -5, 6]]
 
@@ -96,13 +100,13 @@ NOT_CONSTANT = {
 def test_not_constant(case: str) -> None:
     nodes, inputs = NOT_CONSTANT[case]
     model = model_of(nodes, inputs=inputs, weights=WEIGHTS + ", float[2, 2] two_by_two = {1, 2, 3, 4}")
-    assert io.constant(model, model.graph.outputs[0]) is None
+    assert constant(model, model.graph.outputs[0]) is None
 
 
 def test_long_chains_are_no_recursion() -> None:
     nodes = " ".join(f"t{number + 1} = Neg(t{number})" for number in range(1500))
     model = model_of(f"t0 = Identity(v) {nodes} y = Identity(t1500)")
-    value = io.constant(model, model.graph.outputs[0])
+    value = constant(model, model.graph.outputs[0])
     assert value is not None
     assert value.tolist() == [1, 2, 4]
 
@@ -112,18 +116,18 @@ def test_computed_once_and_anew_after_an_edit(monkeypatch: pytest.MonkeyPatch) -
     calls = []
     evaluator = constants.ReferenceEvaluator
     monkeypatch.setattr(constants, "ReferenceEvaluator", lambda proto: (calls.append(proto), evaluator(proto))[1])
-    first = io.constant(model, model.graph.outputs[0])
-    assert io.constant(model, model.graph.outputs[0]) is first
+    first = constant(model, model.graph.outputs[0])
+    assert constant(model, model.graph.outputs[0]) is first
     assert len(calls) == 2  # one for both Transposes
     for node in model.graph.nodes[:2]:
-        node.inputs[0] = io.set_constant(model.graph, "w", np.ones((2, 3), np.float32))
-    value = io.constant(model, model.graph.outputs[0])
+        node.inputs[0] = set_constant(model.graph, "w", np.ones((2, 3), np.float32))
+    value = constant(model, model.graph.outputs[0])
     assert value is not None
     assert value.tolist() == np.full((3, 2), 2).tolist()
     model.graph.nodes[0].attrs["perm"] = [0, 1]
-    assert io.constant(model, model.graph.outputs[0]) is None  # (2, 3) + (3, 2)
+    assert constant(model, model.graph.outputs[0]) is None  # (2, 3) + (3, 2)
     monkeypatch.setattr(constants, "LIMIT_BYTES", 10)
-    assert io.constant(model, model.graph.nodes[1].outputs[0]) is None
+    assert constant(model, model.graph.nodes[1].outputs[0]) is None
 
 
 DTYPES = [np.float16, np.float64, np.int8, np.uint16, np.bool_, ml_dtypes.bfloat16, ml_dtypes.int4, ml_dtypes.uint4]
@@ -137,13 +141,13 @@ def test_dtypes_survive_reading_and_writing(dtype: type) -> None:
     tensor = numpy_helper.from_array(array, "w")
     value = helper.make_tensor_value_info("y", tensor.data_type, [2, 3])
     graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], [value], [tensor])
-    model = io.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11))
-    read = io.constant(model, model.graph.nodes[0].inputs[0])
+    model = from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11))
+    read = constant(model, model.graph.nodes[0].inputs[0])
     assert read is not None
     assert read.dtype == array.dtype
     assert read.tobytes() == array.tobytes()
-    model.graph.nodes[0].inputs[0] = io.set_constant(model.graph, "w", array[:, ::-1])
-    written = io.export(model).graph.initializer
+    model.graph.nodes[0].inputs[0] = set_constant(model.graph, "w", array[:, ::-1])
+    written = export(model).graph.initializer
     assert [(each.name, each.data_type) for each in written] == [("w_1", tensor.data_type)]
     assert numpy_helper.to_array(written[0]).tobytes() == array[:, ::-1].tobytes()
 
@@ -154,28 +158,28 @@ def test_typed_fields_sparse_and_scalar() -> None:
     model = model_of("y = Add(w, s)")
     proto = model.proto
     proto.graph.sparse_initializer.append(sparse)
-    model = io.from_proto(proto)
-    value = io.constant(model, model.graph.nodes[0].inputs[1])
+    model = from_proto(proto)
+    value = constant(model, model.graph.nodes[0].inputs[1])
     assert value is not None
     assert value.tolist() == [[0, 7, 0], [0, 0, 8]]
-    assert io.export(model).graph.sparse_initializer[0] == sparse
-    scalar = io.set_constant(model.graph, "scalar", np.float32(3) * np.ones(()))
+    assert export(model).graph.sparse_initializer[0] == sparse
+    scalar = set_constant(model.graph, "scalar", np.float32(3) * np.ones(()))
     assert (scalar.values.shape, scalar.values.dtype) == ((), np.float64)
 
 
 def test_writer_takes_fresh_names_and_a_copy() -> None:
     model = model_of("y = Add(w, v)", weights="float[3] w = {1, 2, 3}, float[3] v = {1, 2, 3}, float[1] w_1 = {0}")
     array = np.ones(3, np.float32)
-    tensor = io.set_constant(model.graph, "w", array)
+    tensor = set_constant(model.graph, "w", array)
     array[:] = 9
     assert tensor.name == "w_2"  # "w_1" is in the file, though nothing reads it
     assert tensor.values.tolist() == [1, 1, 1]
     model.graph.nodes[0].inputs[0] = tensor
-    assert io.set_constant(model.graph, "w", array).name == "w_3"
-    assert io.set_constant(model.graph, "new", array.astype(">f4")).values.dtype.isnative
-    assert {each.name for each in io.export(model).graph.initializer} == {"w_2", "v"}
+    assert set_constant(model.graph, "w", array).name == "w_3"
+    assert set_constant(model.graph, "new", array.astype(">f4")).values.dtype.isnative
+    assert {each.name for each in export(model).graph.initializer} == {"w_2", "v"}
     with pytest.raises(ValueError, match="Unable to convert type"):
-        io.set_constant(model.graph, "w", np.ones(3, np.longdouble))
+        set_constant(model.graph, "w", np.ones(3, np.longdouble))
 
 
 QUANTISED = {
@@ -196,14 +200,14 @@ QUANTISED = {
 def test_quantised(case: str) -> None:
     nodes, expected = QUANTISED[case]
     model = model_of(nodes, weights=WEIGHTS + ", int8[2, 3] q = {1, 2, 3, 4, 5, 6}, bool[3] m = {1, 0, 1}")
-    assert io.is_quantised(model.graph.outputs[0]) is expected
+    assert is_quantised(model.graph.outputs[0]) is expected
 
 
 def test_initializer_behind_a_body_is_found() -> None:
     body = "then_branch = g () => (a) { t = Transpose(w) a = Add(t, x) }, else_branch = h () => (b) { b = Identity(x) }"
     model = model_of(f"c = Constant<value = bool {{1}}>() y = If(c) <{body}>", inputs="float[3, 2] x")
     inner = model.graph.nodes[1].attrs["then_branch"].nodes
-    value = io.constant(model, inner[0].outputs[0])
+    value = constant(model, inner[0].outputs[0])
     assert value is not None
     assert value.shape == (3, 2)
-    assert io.constant(model, inner[1].outputs[0]) is None
+    assert constant(model, inner[1].outputs[0]) is None

@@ -15,7 +15,9 @@ import pytest
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, parser
 from onnx.backend.test.case.node import collect_testcases
 
-from onnxmerge.graph import io
+from onnxmerge.onnxio import model_files as io
+from onnxmerge.onnxio.export import export
+from onnxmerge.onnxio.model import from_proto, prune_dead, set_constant
 
 DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
 FILES = {f"{path.parent.name}/{path.name}": path for path in sorted(DATA.rglob("*.onnx"))}
@@ -92,8 +94,8 @@ def runs(proto: ModelProto) -> bool:
 
 def check_round_trip(proto: ModelProto, path: Path | str = "model.onnx") -> io.Model:
     before = proto.SerializeToString()
-    model = io.from_proto(proto, path)
-    exported = io.export(model)
+    model = from_proto(proto, path)
+    exported = export(model)
     assert essence(exported) == essence(proto)
     assert proto.SerializeToString() == before
     return model
@@ -128,8 +130,8 @@ def test_operators_come_back_and_compute_the_same() -> None:
             or "bernoulli" in case.name
         ):
             continue
-        io.prune_dead(model)
-        for ours, theirs in zip(run(io.export(model), feeds), run(case.model, feeds), strict=True):
+        prune_dead(model)
+        for ours, theirs in zip(run(export(model), feeds), run(case.model, feeds), strict=True):
             assert np.array_equal(np.asarray(ours), np.asarray(theirs), equal_nan=np.asarray(ours).dtype.kind == "f"), case.name
         compared += 1
     assert compared > 100
@@ -187,7 +189,7 @@ def test_nothing_is_lost() -> None:
     proto = decorated()
     onnx.checker.check_model(proto, full_check=True)
     model = check_round_trip(proto)
-    value = {each.name: each for each in io.export(model).graph.value_info}["early"]
+    value = {each.name: each for each in export(model).graph.value_info}["early"]
     assert (value.doc_string, list(value.metadata_props)) == ("early", list(proto.graph.value_info[0].metadata_props))
 
 
@@ -206,17 +208,17 @@ def test_attributes_that_graphsurgeon_cannot_hold() -> None:
     )
     proto = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("custom", 1)])
     model = check_round_trip(proto)  # "w" is read only by a body that is not understood
-    assert [each.name for each in io.export(model).graph.node[0].attribute] == [each.name for each in node.attribute]
+    assert [each.name for each in export(model).graph.node[0].attribute] == [each.name for each in node.attribute]
 
 
 def test_an_edit_leaves_nothing_stale() -> None:
     proto = parser.parse_model(CHAIN)
     proto.graph.quantization_annotation.add(tensor_name="w")
-    model = io.from_proto(proto)
+    model = from_proto(proto)
     first, _, last = model.graph.nodes
-    first.inputs[1] = io.set_constant(model.graph, "w", np.ones((4, 2), np.float32))
-    last.inputs[1] = io.set_constant(model.graph, "v", np.ones((2, 3), np.float32))
-    exported = io.export(model)
+    first.inputs[1] = set_constant(model.graph, "w", np.ones((4, 2), np.float32))
+    last.inputs[1] = set_constant(model.graph, "v", np.ones((2, 3), np.float32))
+    exported = export(model)
     onnx.checker.check_model(exported, full_check=True)
     shapes = {
         each.name: [dim.dim_value or dim.dim_param for dim in each.type.tensor_type.shape.dim]
@@ -233,9 +235,9 @@ def test_shared_initializer_stays_for_the_other_consumer() -> None:
     proto = parser.parse_model(
         CHAIN.replace("y = MatMul(active, v)", "other = MatMul(x, w) both = Add(active, other) y = MatMul(both, v)")
     )
-    model = io.from_proto(proto)
-    model.graph.nodes[0].inputs[1] = io.set_constant(model.graph, "w", np.zeros((4, 5), np.float32))
-    exported = io.export(model)
+    model = from_proto(proto)
+    model.graph.nodes[0].inputs[1] = set_constant(model.graph, "w", np.zeros((4, 5), np.float32))
+    exported = export(model)
     assert [each.name for each in exported.graph.initializer] == ["w", "v", "w_1"]
     assert exported.graph.initializer[0] == proto.graph.initializer[0]
 
@@ -250,10 +252,10 @@ def test_initializers_that_are_graph_inputs(ir_version: int, inputs: list[str]) 
         proto.graph.input.append(helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, tensor.dims))
     proto.opset_import[0].version = 8
     model = check_round_trip(proto)
-    model.graph.nodes[0].inputs[1] = io.set_constant(model.graph, "w", np.ones((4, 2), np.float32))
+    model.graph.nodes[0].inputs[1] = set_constant(model.graph, "w", np.ones((4, 2), np.float32))
     shorter = model.graph.nodes[2].inputs[1]
     shorter.values = np.ones((2, 3), np.float32)
-    exported = io.export(model)
+    exported = export(model)
     onnx.checker.check_model(exported, full_check=True)
     assert [each.name for each in exported.graph.input] == inputs
     assert [dim.dim_value for dim in exported.graph.input[1].type.tensor_type.shape.dim] == [2, 3]
@@ -262,11 +264,11 @@ def test_initializers_that_are_graph_inputs(ir_version: int, inputs: list[str]) 
 
 def test_bodies_keep_their_own_initializers() -> None:
     proto = parser.parse_model(BODIES)
-    model = io.from_proto(proto)
+    model = from_proto(proto)
     inner = model.graph.nodes[1].attrs["then_branch"]
-    inner.nodes[0].inputs[1] = io.set_constant(model.graph, "inner", np.full(3, 4, np.float32))
-    io.prune_dead(model)
-    exported = io.export(model)
+    inner.nodes[0].inputs[1] = set_constant(model.graph, "inner", np.full(3, 4, np.float32))
+    prune_dead(model)
+    exported = export(model)
     onnx.checker.check_model(exported, full_check=True)
     assert [each.name for each in exported.graph.initializer] == ["outer", "both", "inner_1"]
     then, otherwise = (attribute.g for attribute in exported.graph.node[1].attribute)
@@ -277,30 +279,30 @@ def test_bodies_keep_their_own_initializers() -> None:
 
 
 def test_prune_dead_keeps_what_is_read() -> None:
-    model = io.from_proto(parser.parse_model(BODIES))
+    model = from_proto(parser.parse_model(BODIES))
     spare = gs.Variable("spare", np.float32, None)
     model.graph.nodes.append(gs.Node("Neg", inputs=[model.graph.inputs[0]], outputs=[spare]))
     model.graph.nodes.append(gs.Node("Neg", inputs=[spare], outputs=[gs.Variable("spare_too")]))
     model.graph.nodes[2].inputs[0] = model.graph.nodes[0].outputs[0]  # the If is no longer read, "early" still is
-    io.prune_dead(model)
+    prune_dead(model)
     assert [node.op for node in model.graph.nodes] == ["Mul", "Add"]
     assert [len(tensor.outputs) for tensor in model.graph.inputs] == [1, 0]
-    exported = io.export(model)
+    exported = export(model)
     assert [value.name for value in exported.graph.input] == ["x", "flag"]
     assert [each.name for each in exported.graph.initializer] == ["both"]
 
 
 def test_captured_values_are_read() -> None:
-    model = io.from_proto(parser.parse_model(BODIES))
-    io.prune_dead(model)
+    model = from_proto(parser.parse_model(BODIES))
+    prune_dead(model)
     assert [node.op for node in model.graph.nodes] == ["Mul", "If", "Add"]
 
 
 def test_nodes_are_put_in_order() -> None:
-    model = io.from_proto(parser.parse_model(BODIES))
+    model = from_proto(parser.parse_model(BODIES))
     order = [node.op for node in model.graph.nodes]
     model.graph.nodes.reverse()
-    exported = io.export(model)
+    exported = export(model)
     assert [node.op_type for node in exported.graph.node] == order
     onnx.checker.check_model(exported)
 
@@ -319,10 +321,10 @@ ATTRIBUTES = {
 @pytest.mark.parametrize("case", ATTRIBUTES)
 def test_attributes_of_new_nodes(case: str) -> None:
     operator, name, value, kind = ATTRIBUTES[case]
-    model = io.from_proto(parser.parse_model(CHAIN.replace(": 17", ": 8")))
+    model = from_proto(parser.parse_model(CHAIN.replace(": 17", ": 8")))
     node = gs.Node(operator, attrs={name: value}, inputs=[model.graph.inputs[0]], outputs=[gs.Variable("new")])
     model.graph.nodes.append(node)
-    attribute = next(iter(io.export(model).graph.node[-1].attribute))
+    attribute = next(iter(export(model).graph.node[-1].attribute))
     assert (attribute.name, attribute.type) == (name, kind)
 
 
@@ -330,10 +332,10 @@ def test_changed_attribute_and_operator_keep_what_was_said_of_the_node() -> None
     proto = parser.parse_model(CHAIN)
     proto.graph.node[1].doc_string = "about Relu"
     proto.graph.node[2].doc_string = "about y"
-    model = io.from_proto(proto)
+    model = from_proto(proto)
     model.graph.nodes[1].op = "LeakyRelu"
     model.graph.nodes[2].name = "named"
-    nodes: list[NodeProto] = list(io.export(model).graph.node)
+    nodes: list[NodeProto] = list(export(model).graph.node)
     assert [node.doc_string for node in nodes] == ["", "", "about y"]
     assert nodes[2].name == "named"
 
@@ -341,14 +343,14 @@ def test_changed_attribute_and_operator_keep_what_was_said_of_the_node() -> None
 def test_value_info_that_inference_cannot_find_keeps_its_dtype_only() -> None:
     proto = parser.parse_model(CHAIN.replace("active = Relu", "active = custom.Relu"))
     proto.graph.value_info.append(helper.make_tensor_value_info("active", TensorProto.FLOAT, ["N", 5]))
-    value = {each.name: each for each in io.export(io.from_proto(proto)).graph.value_info}["active"]
+    value = {each.name: each for each in export(from_proto(proto)).graph.value_info}["active"]
     assert value.type.tensor_type.elem_type == TensorProto.FLOAT
     assert not value.type.tensor_type.HasField("shape")
 
 
 def test_names_that_inference_makes_up_are_left_out() -> None:
     proto = parser.parse_model(CHAIN.replace("active = Relu(hidden)", "active = Relu(hidden) places = NonZero(active)"))
-    values = {each.name: each for each in io.export(io.from_proto(proto)).graph.value_info}
+    values = {each.name: each for each in export(from_proto(proto)).graph.value_info}
     sizes = [dim.WhichOneof("value") for dim in values["places"].type.tensor_type.shape.dim]
     assert sizes == ["dim_value", None]
     assert values["active"].type.tensor_type.shape.dim[0].dim_param == "N"
@@ -356,15 +358,15 @@ def test_names_that_inference_makes_up_are_left_out() -> None:
 
 def test_renamed_initializer() -> None:
     proto = parser.parse_model(CHAIN)
-    model = io.from_proto(proto)
+    model = from_proto(proto)
     model.graph.nodes[0].inputs[1].name = "renamed"
-    exported = io.export(model)
+    exported = export(model)
     assert {each.name for each in exported.graph.initializer} == {"renamed", "v"}
     assert proto.graph.initializer[0].name == "w"
 
 
 def test_two_constants_of_one_name_are_a_bug() -> None:
-    model = io.from_proto(parser.parse_model(CHAIN))
+    model = from_proto(parser.parse_model(CHAIN))
     model.graph.nodes[0].inputs[1] = gs.Constant("v", np.ones((4, 5), np.float32))
     with pytest.raises(ValueError, match="two constants named 'v'"):
-        io.export(model)
+        export(model)

@@ -15,7 +15,10 @@ from onnx import ModelProto, TensorProto, parser
 from onnx.external_data_helper import convert_model_to_external_data
 
 from onnxmerge.errors import ModelError, OptionError
-from onnxmerge.graph import io, placing
+from onnxmerge.graph.constants import constant
+from onnxmerge.onnxio import model_files as io
+from onnxmerge.onnxio import storage as placing
+from onnxmerge.onnxio.model import set_constant
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
 example (float[N, 4] x) => (float[N, 3] y)
@@ -167,7 +170,7 @@ def test_external_weights_are_mapped_and_embedded(outside: Path, monkeypatch: py
     model = io.load("in.onnx")
     monkeypatch.chdir("/")
     assert all(not tensor.raw_data for tensor in model.proto.graph.initializer)
-    weight = io.constant(model, model.graph.nodes[0].inputs[1])
+    weight = constant(model, model.graph.nodes[0].inputs[1])
     assert weight.tolist() == np.arange(1, 13).reshape(4, 3).tolist()
     assert isinstance(origin(weight), mmap.mmap)
     assert not weight.flags.writeable
@@ -190,7 +193,7 @@ def origin(array: np.ndarray) -> object:
 def set_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is too large for one file."""
     monkeypatch.setattr(placing, "EMBED_LIMIT", 10)
-    monkeypatch.setattr("onnxmerge.graph.data_file.SMALL_BYTES", 10)
+    monkeypatch.setattr("onnxmerge.onnxio.data_file.SMALL_BYTES", 10)
 
 
 @pytest.mark.parametrize("source", ["inline", "outside"])
@@ -201,7 +204,7 @@ def test_save_beside(source: str, request: pytest.FixtureRequest, tmp_path: Path
     target = tmp_path / "out" / "m.onnx"
     for data in ("m.onnx.data", "m.onnx.1.data", "m.onnx.data"):  # each run replaces the one before, whole
         model = io.load(path)
-        model.graph.nodes[1].inputs[1] = io.set_constant(model.graph, "b", np.array([1, 1, 1], np.float32))
+        model.graph.nodes[1].inputs[1] = set_constant(model.graph, "b", np.array([1, 1, 1], np.float32))
         io.save(model, target)
         assert sorted(os.listdir(target.parent)) == sorted([data, "m.onnx"])
         tensors = onnx.load(target, load_external_data=False).graph.initializer
@@ -220,12 +223,12 @@ def test_save_over_itself(outside: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     io.save(model, outside)
     assert sorted(os.listdir(outside.parent)) == ["in.onnx", "in.onnx.1.data", "in.onnx.data", "weights"]
     assert np.array_equal(run(outside), expected)
-    assert io.constant(model, model.graph.nodes[0].inputs[1])[0, 0] == 1  # the model in hand still finds its weights
+    assert constant(model, model.graph.nodes[0].inputs[1])[0, 0] == 1  # the model in hand still finds its weights
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["one file", "data beside"])
 @pytest.mark.parametrize("there", [False, True], ids=["new", "over an older one"])
-@pytest.mark.parametrize("step", ["os.fsync", "os.replace", "onnx.checker.check_model", "onnxmerge.graph.export.put_value_info"])
+@pytest.mark.parametrize("step", ["os.fsync", "os.replace", "onnx.checker.check_model", "onnxmerge.onnxio.export.put_value_info"])
 def test_failure_leaves_nothing(
     inline: Path, step: str, there: bool, beside: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -266,7 +269,7 @@ def test_second_rename_fails(inline: Path, monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_invalid_edit_is_not_written(inline: Path, tmp_path: Path) -> None:
     model = io.load(inline)
-    model.graph.nodes[0].inputs[1] = io.set_constant(model.graph, "w", np.zeros((5, 3), np.float32))
+    model.graph.nodes[0].inputs[1] = set_constant(model.graph, "w", np.zeros((5, 3), np.float32))
     with pytest.raises(onnx.shape_inference.InferenceError):
         io.save(model, tmp_path / "out.onnx")
     assert os.listdir(tmp_path) == ["in.onnx"]

@@ -10,7 +10,7 @@ import pytest
 from running import understood, weights_of
 from topologies.net import Net
 
-from onnxmerge.graph.paths import Neurons, neurons
+from onnxmerge.graph.merge_paths import Neurons, neurons
 
 PER_CHANNEL = (8, 1, 1)
 

@@ -9,12 +9,12 @@ from onnx import numpy_helper
 from running import built, relative_error, run, tolerance_of, understood, weights_of, written
 from topologies import TOPOLOGIES, Duplicates, Topology, feeds_of, scaled_duplicates
 
-from onnxmerge.compress import compress
-from onnxmerge.graph.channels import ChannelGroup, Channels
-from onnxmerge.graph.io import export
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.rewrite import apply
-from onnxmerge.methods.by_weights import Decision, merge, replacements
+from onnxmerge.onnxio.export import export
 from onnxmerge.options import Options
+from onnxmerge.pipeline.compress import compress
+from onnxmerge.pruning.weight_methods import Decision, merge, replacements
 from onnxmerge.results import Refusal
 
 # Copies have a cosine of exactly one with their bases, so a threshold just below takes those pairs only.

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxmerge.merging.criteria import CRITERIA, keep_best
-from onnxmerge.merging.decomposition import absorb, decompose, decompose_affine
+from onnxmerge.algorithms.criteria import CRITERIA, keep_best
+from onnxmerge.algorithms.decomposition import absorb, decompose, decompose_affine
 
 
 def random_rows(seed: int, channels: int = 12, weights: int = 7) -> np.ndarray:

@@ -10,9 +10,9 @@ import pytest
 from onnx import numpy_helper
 from running import relative_error, run
 
-from onnxmerge.compress import compress
-from onnxmerge.merging.folded import HALF_NORMAL, multiples, recovered_moments, restored_rows
+from onnxmerge.algorithms.folded_batchnorm import HALF_NORMAL, multiples, recovered_moments, restored_rows
 from onnxmerge.options import Options
+from onnxmerge.pipeline.compress import compress
 
 MODELS = Path(__file__).parents[1] / "models"
 

@@ -6,8 +6,8 @@ import operator
 import numpy as np
 import pytest
 
-from onnxmerge.merging.moments import Moments
-from onnxmerge.merging.reconstruction import LARGEST_SYSTEM, aim, fits_in_memory, mixed_weight, mixing, repair_scale, solve
+from onnxmerge.algorithms.least_squares import LARGEST_SYSTEM, aim, fits_in_memory, mixed_weight, mixing, repair_scale, solve
+from onnxmerge.algorithms.moments import Moments
 
 
 def data(seed=0, count=300, d=7, o=4, noise=0.3):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxmerge.merging.selection import BLOCK, eliminate, kept_after, weigh
+from onnxmerge.algorithms.elimination import BLOCK, eliminate, kept_after, weigh
 
 
 def samples(seed, count, n, rank=None):

@@ -15,20 +15,20 @@ from running import built, run, weights_of, written
 from topologies import TOPOLOGIES
 from topologies.net import Net
 
-from onnxmerge.candidates import moved
-from onnxmerge.graph.channels import ChannelGroup, Link
-from onnxmerge.graph.io import serialise
+from onnxmerge.algorithms.elimination import kept_after
+from onnxmerge.data.selection import inputs_for
+from onnxmerge.execution.sessions import open_session
+from onnxmerge.graph.analysed_model import Understanding, understand
+from onnxmerge.graph.channel_groups import ChannelGroup, Link
 from onnxmerge.graph.rewrite import Removal, Replacement, apply
 from onnxmerge.graph.weights import canonical, kernel_of, stored, weight_of
-from onnxmerge.merging.selection import kept_after
-from onnxmerge.methods.installing import alpha_of, old_bias
-from onnxmerge.methods.planning import Plan, decide, selected
-from onnxmerge.methods.probing import MOST_INPUTS, probe
-from onnxmerge.methods.study import Study, study_of
+from onnxmerge.onnxio.model_files import serialise
 from onnxmerge.options import Options
-from onnxmerge.proof import inputs_for
-from onnxmerge.runtime.sessions import open_session
-from onnxmerge.understanding import Understanding, understand
+from onnxmerge.pipeline.candidates import moved
+from onnxmerge.pruning.consumer_update import alpha_of, old_bias
+from onnxmerge.pruning.layer_statistics import Study, study_of
+from onnxmerge.pruning.plan import Plan, decide, selected
+from onnxmerge.pruning.sensitivity import MOST_INPUTS, probe
 
 DAMPING = 1e-3
 OPTIONS = Options(ratio=0.5, method="reconstruct", samples=40, threads=1)
@@ -212,7 +212,7 @@ def test_damage_of_mixing_is_that_of_the_rewritten_model(
     model: Callable[[], onnx.ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What probes measure where solves would take too long."""
-    monkeypatch.setattr("onnxmerge.methods.trial_solves.AFFORDED", 0.0)
+    monkeypatch.setattr("onnxmerge.pruning.trial_solves.AFFORDED", 0.0)
     check_damage(written(model(), tmp_path), partial(oracle, by_hand=mixed_by_hand), tmp_path, 0.03)
 
 
@@ -221,8 +221,8 @@ SOLVED = ("conv-relu-conv", "gemm-relu-gemm-alpha-beta", "residual-two-blocks-bn
 
 @pytest.mark.parametrize("name", SOLVED)
 def test_damage_of_solves_is_that_of_the_rewritten_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxmerge.methods.probing._far_from_data", lambda study: False)
-    monkeypatch.setattr("onnxmerge.methods.trial_solves.SAMPLES_PER_UNKNOWN", 1000)  # all inputs that are left
+    monkeypatch.setattr("onnxmerge.pruning.sensitivity._far_from_data", lambda study: False)
+    monkeypatch.setattr("onnxmerge.pruning.trial_solves.SAMPLES_PER_UNKNOWN", 1000)  # all inputs that are left
     source = written(built(TOPOLOGIES[name]), tmp_path)
     check_damage(source, partial(oracle, by_hand=solved_by_hand), tmp_path, 0.1, count=12 * MOST_INPUTS)
 
@@ -234,13 +234,13 @@ def test_solves_are_measured_on_inputs_that_they_have_not_seen(tmp_path: Path, m
     net.output(net.gemm(net.relu(net.gemm(y, "second", 96, 64)), "out", 64, 4), 4)
     understanding, study = studied(written(net.model(), tmp_path), count=2 * MOST_INPUTS)
     groups = selected(understanding, OPTIONS)[0]
-    monkeypatch.setattr("onnxmerge.methods.probing._far_from_data", lambda study: False)
+    monkeypatch.setattr("onnxmerge.pruning.sensitivity._far_from_data", lambda study: False)
     (last,) = [each for each in probe(study, groups, 1, OPTIONS)["second"] if each.removed == 0.75]
     assert last.damage > 0.02
 
 
 def test_one_batch_of_a_fixed_size_leaves_nothing_to_solve_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxmerge.methods.probing._far_from_data", lambda _: False)
+    monkeypatch.setattr("onnxmerge.pruning.sensitivity._far_from_data", lambda _: False)
     source = written(made(fixed_batch, 2 * MOST_INPUTS), tmp_path)
     understanding, study = studied(source, count=2 * MOST_INPUTS)
     assert all(probe(study, selected(understanding, OPTIONS)[0], 1, OPTIONS).values())
@@ -250,10 +250,10 @@ def test_without_data_and_normalisation_nothing_is_solved(tmp_path: Path, monkey
     understanding, study = studied(written(built(TOPOLOGIES["conv-relu-conv"]), tmp_path), count=3 * MOST_INPUTS)
     (group,) = selected(understanding, OPTIONS)[0]
     mixed = probe(study, [group], 1, OPTIONS)[group.name]
-    monkeypatch.setattr("onnxmerge.methods.probing._far_from_data", lambda _: False)
+    monkeypatch.setattr("onnxmerge.pruning.sensitivity._far_from_data", lambda _: False)
     solved = probe(study, [group], 1, OPTIONS)[group.name]
     assert all(one.damage < 0.9 * other.damage for one, other in zip(solved, mixed, strict=True))
-    monkeypatch.setattr("onnxmerge.methods.trial_solves.AFFORDED", 0.0)
+    monkeypatch.setattr("onnxmerge.pruning.trial_solves.AFFORDED", 0.0)
     assert probe(study, [group], 1, OPTIONS)[group.name] == mixed
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import onnxmerge
-from onnxmerge import cli, proof
+from onnxmerge.cli import app as cli
+from onnxmerge.evaluation import proof
 from onnxmerge.options import METHOD_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
 def environment(tmp_path_factory) -> dict[str, str]:
     """One where `onnxmerge` is on the path, as pip writes it."""
     script = tmp_path_factory.mktemp("bin") / "onnxmerge"
-    script.write_text(f"#!{sys.executable}\nfrom onnxmerge.cli import main\nmain()\n", encoding="utf-8")
+    script.write_text(f"#!{sys.executable}\nfrom onnxmerge.cli.app import main\nmain()\n", encoding="utf-8")
     script.chmod(0o755)
     search = os.pathsep.join([str(script.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     return {**os.environ, "PATH": search, "PYTHONPATH": str(ROOT)}

@@ -20,24 +20,24 @@ from test_statistics_walk import sequence_model
 from topologies import TOPOLOGIES, Topology, feeds_of
 from topologies.net import Net
 
-from onnxmerge.compress import compress
+from onnxmerge.data.inputs import Inputs
+from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import ModelError
+from onnxmerge.evaluation.fidelity import compare
+from onnxmerge.execution.layerwise import Walk
+from onnxmerge.execution.sessions import open_session
+from onnxmerge.graph.analysed_model import understand
+from onnxmerge.graph.downstream import Outlook
+from onnxmerge.graph.readers import reader_of
 from onnxmerge.graph.weights import canonical
-from onnxmerge.methods import reference as reference_module
-from onnxmerge.methods import solving as solving_module
-from onnxmerge.methods.downstream import Outlook
-from onnxmerge.methods.planning import decide
-from onnxmerge.methods.reference import Statistics, observe_reference
-from onnxmerge.methods.study import engine_of, study_of
 from onnxmerge.options import Options
-from onnxmerge.proof import inputs_for
+from onnxmerge.pipeline.compress import compress
+from onnxmerge.pruning import reference_run as reference_module
+from onnxmerge.pruning import solve_consumers as solving_module
+from onnxmerge.pruning.layer_statistics import study_of
+from onnxmerge.pruning.plan import decide
 from onnxmerge.results import Compression
-from onnxmerge.runtime.fidelity import compare
-from onnxmerge.runtime.sessions import open_session
-from onnxmerge.statistics.inputs import Inputs
-from onnxmerge.statistics.readers import reader_of
-from onnxmerge.statistics.walk import Walk
-from onnxmerge.understanding import understand
+from onnxmerge.statistics.reference_run import Statistics, engine_of, observe_reference
 
 SAMPLES = 64
 FAST = {"samples": SAMPLES, "verify": False, "threads": 1}

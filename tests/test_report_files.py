@@ -17,8 +17,10 @@ import pytest
 from samples import COMPRESSION, EVIL, FIDELITY, OUTPUT, RESULTS, RUN, evil
 
 import onnxmerge
-from onnxmerge import cli, files, proof
+from onnxmerge.cli import app as cli
 from onnxmerge.errors import OptionError
+from onnxmerge.evaluation import proof
+from onnxmerge.onnxio import files
 from onnxmerge.report.documents import KINDS, Run, document, json_text
 from onnxmerge.report.schema import breaks, schema_of
 from onnxmerge.report.writing import check_reports, write_report

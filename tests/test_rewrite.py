@@ -10,12 +10,12 @@ from onnx import numpy_helper
 from running import PRODUCERS, built, relative_error, run, tolerance_of, understood, weights_of, written
 from topologies import TOPOLOGIES, Topology, feeds_of
 
-from onnxmerge.compress import compress
-from onnxmerge.graph.channels import ChannelGroup, Channels
-from onnxmerge.graph.io import export
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.rewrite import Removal, Replacement, apply
 from onnxmerge.graph.weights import consumer_columns, put_columns, weight_of
+from onnxmerge.onnxio.export import export
 from onnxmerge.options import Options
+from onnxmerge.pipeline.compress import compress
 
 RUNNABLE = [topology for topology in TOPOLOGIES.values() if topology.runnable]
 SHRINKING = [topology for topology in RUNNABLE if any(topology.removable.values())]

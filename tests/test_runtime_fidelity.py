@@ -7,9 +7,9 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxmerge.errors import InputError, VerificationError
+from onnxmerge.evaluation.fidelity import accuracy, as_array, check_thresholds, compare
+from onnxmerge.execution.sessions import open_session
 from onnxmerge.results import Fidelity, OutputFidelity, as_json
-from onnxmerge.runtime.fidelity import accuracy, as_array, check_thresholds, compare
-from onnxmerge.runtime.sessions import open_session
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 LINEAR = "g (float[N,4] x) => (float[N,K] y) { y = MatMul(x, w) }"

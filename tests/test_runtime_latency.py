@@ -10,8 +10,8 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxmerge.errors import ModelError, ProviderError
-from onnxmerge.runtime.latency import RESOLUTION, compare_latency, latency, ratio_interval, sign_test_interval
-from onnxmerge.runtime.sessions import Session, open_session
+from onnxmerge.evaluation.latency import RESOLUTION, compare_latency, latency, ratio_interval, sign_test_interval
+from onnxmerge.execution.sessions import Session, open_session
 
 
 def repeated(products: int):

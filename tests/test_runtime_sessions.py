@@ -9,10 +9,10 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxmerge.errors import ModelError, OptionError, ProviderError
-from onnxmerge.runtime import providers, sessions
-from onnxmerge.runtime.execution import execution_of
-from onnxmerge.runtime.providers import CPU, NAMES, CudaSettings, Obstacle, Provider, resolve_provider
-from onnxmerge.runtime.sessions import batch_size, one_line, open_session
+from onnxmerge.execution import providers, sessions
+from onnxmerge.execution.placement import execution_of
+from onnxmerge.execution.providers import CPU, NAMES, CudaSettings, Obstacle, Provider, resolve_provider
+from onnxmerge.execution.sessions import batch_size, one_line, open_session
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 LINEAR = HEADER + "g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1,2,3,4}> { y = MatMul(x, w) }"

@@ -6,9 +6,9 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxmerge.errors import InputError, ModelError
-from onnxmerge.runtime import shapes
-from onnxmerge.runtime.sessions import TensorSpec, open_session
-from onnxmerge.runtime.shapes import observe, observe_twice, tiny_feeds
+from onnxmerge.execution import shapes
+from onnxmerge.execution.sessions import TensorSpec, open_session
+from onnxmerge.execution.shapes import observe, observe_twice, tiny_feeds
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 CONV = """g (float[N,3,H,W] x) => (float[N,4] y) <float[4,3,3,3] w> {

@@ -14,17 +14,17 @@ from test_targets import PRUNE
 from topologies import TOPOLOGIES
 from topologies.net import Net
 
-from onnxmerge.compress import compress
+from onnxmerge.data.selection import solving_and_checking
+from onnxmerge.execution.shapes import observe
+from onnxmerge.graph.analysed_model import understand
 from onnxmerge.graph.cost import total_macs
-from onnxmerge.graph.io import from_proto
-from onnxmerge.methods.planning import selected
+from onnxmerge.onnxio.model import from_proto
 from onnxmerge.options import Options
-from onnxmerge.pace import LATENCY_TOLERANCE
+from onnxmerge.pipeline.compress import compress
+from onnxmerge.pipeline.progress import COMPRESSING, MEASURING, overall
+from onnxmerge.pipeline.search_latency import LATENCY_TOLERANCE
+from onnxmerge.pruning.plan import selected
 from onnxmerge.results import Comparison, LatencySummary
-from onnxmerge.runtime.shapes import observe
-from onnxmerge.sources import solving_and_checking
-from onnxmerge.stages import COMPRESSING, MEASURING, overall
-from onnxmerge.understanding import understand
 
 FAST = {"samples": 24, "threads": 1, "bench": False}
 CALL = LatencySummary(1.0, 1.0, 10)
@@ -56,7 +56,7 @@ def test_a_gpu_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Everything that is decided by runs is run on the CPU: here a session on CUDA would fail."""
     source = written(built(TOPOLOGIES["residual-two-blocks"]), tmp_path)
     compress(source, tmp_path / "cpu.onnx", Options(fidelity=0.5, provider="cpu", verify=False, **FAST))
-    monkeypatch.setattr("onnxmerge.runtime.providers.find_obstacle", lambda short: None)
+    monkeypatch.setattr("onnxmerge.execution.providers.find_obstacle", lambda short: None)
     compress(source, tmp_path / "cuda.onnx", Options(fidelity=0.5, provider="cuda", verify=False, **FAST))
     assert (tmp_path / "cuda.onnx").read_bytes() == (tmp_path / "cpu.onnx").read_bytes() != source.read_bytes()
 
@@ -156,7 +156,7 @@ def stepped(step: int) -> Callable[[int], float]:
 
 @pytest.mark.parametrize("way", [{"ratio": 0.4}, {"target": ("macs", 0.5)}], ids=["ratio", "target"])
 def test_auto_takes_the_multiples_that_run_fastest(way: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxmerge.attempts.time_pair", fake_time(stepped(8)))
+    monkeypatch.setattr("onnxmerge.pipeline.builder.time_pair", fake_time(stepped(8)))
     result = compress(chain(tmp_path), tmp_path / "o.onnx", Options(round_to="auto", method="prune", **FAST, **way))
     assert result.groups
     assert all(group.kept % 8 == 0 for group in result.groups)
@@ -165,7 +165,7 @@ def test_auto_takes_the_multiples_that_run_fastest(way: dict[str, Any], tmp_path
 @pytest.mark.parametrize("way", [{"ratio": 0.4}, {"target": ("macs", 0.5)}], ids=["ratio", "target"])
 def test_auto_never_takes_what_is_slower(way: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fewer the faster, and the interval of rounded counts holds 1: no rounding is sure to be faster."""
-    monkeypatch.setattr("onnxmerge.attempts.time_pair", fake_time(lambda macs: 1e6))
+    monkeypatch.setattr("onnxmerge.pipeline.builder.time_pair", fake_time(lambda macs: 1e6))
     source = chain(tmp_path)
     results = [
         compress(source, tmp_path / "o.onnx", Options(round_to=rounding, method="prune", **FAST, **way))
@@ -193,7 +193,7 @@ def test_a_model_that_is_not_faster_says_why(
 ) -> None:
     call = LatencySummary(median, median, 10)
     found = Comparison(call, call, 1.1, 1.0, 1.2, batch, provider, 1)
-    monkeypatch.setattr("onnxmerge.proof.time_pair", lambda *_, **__: found)
+    monkeypatch.setattr("onnxmerge.evaluation.proof.time_pair", lambda *_, **__: found)
     options = Options(ratio=ratio, method="prune", samples=24, threads=1)
     result = compress(chain(tmp_path), tmp_path / "o.onnx", options)
     (warning,) = [each for each in result.warnings if NOT_FASTER in each]
@@ -221,7 +221,7 @@ def test_small_maps_take_more_inputs(width: int, extent: int, expected: int, tmp
 def test_latency_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     milliseconds = lambda macs: 500.0 + macs  # noqa: E731
     source = chain(tmp_path)
-    monkeypatch.setattr("onnxmerge.attempts.time_pair", fake_time(milliseconds))
+    monkeypatch.setattr("onnxmerge.pipeline.builder.time_pair", fake_time(milliseconds))
     for share in (0.9, 0.7, 0.4):
         result = compress(source, tmp_path / "o.onnx", Options(target=("latency", share), method="prune", **FAST))
         reached = milliseconds(result.after.macs) / milliseconds(result.before.macs)
@@ -231,8 +231,8 @@ def test_latency_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_latency_between_two_multiples_takes_the_next_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     milliseconds = lambda macs: 500.0 + macs  # noqa: E731
-    monkeypatch.setattr("onnxmerge.attempts.time_pair", fake_time(milliseconds))
-    monkeypatch.setattr("onnxmerge.pace.best_multiple", lambda *_: 32)
+    monkeypatch.setattr("onnxmerge.pipeline.builder.time_pair", fake_time(milliseconds))
+    monkeypatch.setattr("onnxmerge.pipeline.search_latency.best_multiple", lambda *_: 32)
     source = chain(tmp_path, (64, 64, 64))
     result = compress(source, tmp_path / "o.onnx", Options(target=("latency", 0.85), method="prune", **FAST))
     assert abs(milliseconds(result.after.macs) / milliseconds(result.before.macs) / 0.85 - 1.0) <= LATENCY_TOLERANCE
@@ -243,7 +243,7 @@ def test_a_latency_between_two_multiples_takes_the_next_smaller(tmp_path: Path, 
 def test_latency_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of the time is not work: the best found is the smallest model, and its ratio is told."""
     milliseconds = lambda macs: 40_000.0 + macs  # noqa: E731
-    monkeypatch.setattr("onnxmerge.attempts.time_pair", fake_time(milliseconds))
+    monkeypatch.setattr("onnxmerge.pipeline.builder.time_pair", fake_time(milliseconds))
     result = compress(chain(tmp_path), tmp_path / "o.onnx", Options(target=("latency", 0.5), method="prune", **FAST))
     reached = milliseconds(result.after.macs) / milliseconds(result.before.macs)
     assert result.after.macs < 0.1 * result.before.macs

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from onnxmerge import Options, compress
-from onnxmerge import attempts as attempts_module
-from onnxmerge import shards as shards_module
-from onnxmerge.merging.moments import Moments, pooled
-from onnxmerge.methods.study import study_of
-from onnxmerge.proof import inputs_for
-from onnxmerge.runtime.sessions import open_session
-from onnxmerge.shards import sharded_moments
-from onnxmerge.spreading import processes
-from onnxmerge.stages import overall
-from onnxmerge.understanding import understand
+from onnxmerge.algorithms.moments import Moments, pooled
+from onnxmerge.data.selection import inputs_for
+from onnxmerge.execution.sessions import open_session
+from onnxmerge.graph.analysed_model import understand
+from onnxmerge.parallel.tasks import processes
+from onnxmerge.pipeline import builder as attempts_module
+from onnxmerge.pipeline.progress import overall
+from onnxmerge.pruning.layer_statistics import study_of
+from onnxmerge.statistics import sharding as shards_module
+from onnxmerge.statistics.sharding import sharded_moments
 
 MODEL = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
 QUIET = overall(None, {})

@@ -7,11 +7,12 @@ import onnx
 import pytest
 
 import onnxmerge
-from onnxmerge import Options, cli, compress
+from onnxmerge import Options, compress
+from onnxmerge.cli import app as cli
 from onnxmerge.errors import OptionError
-from onnxmerge.methods.budgeting import Point
 from onnxmerge.options import DEFAULT_FIDELITY
-from onnxmerge.searching import RUIN, _Bracket
+from onnxmerge.pipeline.search import RUIN, _Bracket
+from onnxmerge.pruning.budget import Point
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MLP = MODELS / "digits-mlp.onnx"

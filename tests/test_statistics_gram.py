@@ -13,13 +13,13 @@ from onnx import helper, numpy_helper
 from running import built, run, understood
 from topologies import TOPOLOGIES
 
-from onnxmerge.merging.moments import Moments
-from onnxmerge.statistics import gram as gram_module
-from onnxmerge.statistics import sums as sums_module
-from onnxmerge.statistics.gram import Network, outputs_of, patches_of, products, rows_of, thinning, window_of
-from onnxmerge.statistics.readers import Reader, reader_of
-from onnxmerge.statistics.sums import Samples, channel_moments, solve_moments
-from onnxmerge.statistics.walk import Walk
+from onnxmerge.algorithms.moments import Moments
+from onnxmerge.execution.layerwise import Walk
+from onnxmerge.graph.readers import Reader, reader_of
+from onnxmerge.statistics import moments as sums_module
+from onnxmerge.statistics import unfold as gram_module
+from onnxmerge.statistics.moments import Samples, channel_moments, solve_moments
+from onnxmerge.statistics.unfold import Network, outputs_of, patches_of, products, rows_of, thinning, window_of
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import onnx
 from onnx import parser
 
 from onnxmerge import Options, compress
-from onnxmerge.proof import inputs_for
-from onnxmerge.runtime.sessions import open_session
-from onnxmerge.statistics.hints import hints_of
-from onnxmerge.understanding import understand
+from onnxmerge.data.input_hints import hints_of
+from onnxmerge.data.selection import inputs_for
+from onnxmerge.execution.sessions import open_session
+from onnxmerge.graph.analysed_model import understand
 
 EMBEDDING = """<ir_version: 8, opset_import: ["" : 17]>
 g (int64[N,5] ids) => (float[N,4] y)

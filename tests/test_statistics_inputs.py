@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onnxmerge.data import calibration, synthetic
+from onnxmerge.data.inputs import Batching, batching, calibration_inputs, synthetic_inputs
+from onnxmerge.data.npy_files import open_npz
+from onnxmerge.data.synthetic import ImageRange, dead_leaves, leaves
 from onnxmerge.errors import InputError, OptionError
-from onnxmerge.runtime.fidelity import accuracy
-from onnxmerge.runtime.sessions import TensorSpec, open_session
-from onnxmerge.statistics import calibration, synthetic
-from onnxmerge.statistics.inputs import Batching, batching, calibration_inputs, synthetic_inputs
-from onnxmerge.statistics.npy_files import open_npz
-from onnxmerge.statistics.synthetic import ImageRange, dead_leaves, leaves
+from onnxmerge.evaluation.fidelity import accuracy
+from onnxmerge.execution.sessions import TensorSpec, open_session
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent")

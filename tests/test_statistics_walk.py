@@ -12,8 +12,8 @@ from onnx import helper, numpy_helper
 from running import built, run
 from topologies import TOPOLOGIES, feeds_of
 
-from onnxmerge.statistics import walk as walk_module
-from onnxmerge.statistics.walk import Store, Walk, reads, shallow_first
+from onnxmerge.execution import layerwise as walk_module
+from onnxmerge.execution.layerwise import Store, Walk, reads, shallow_first
 
 MODELS = [
     "residual-two-blocks-bn",

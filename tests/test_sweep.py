@@ -21,13 +21,17 @@ import threadpoolctl
 from workers import FLAG, Killing, make_killed_once, square, square_or_die, square_or_raise
 
 import onnxmerge
-from onnxmerge import cli, clusters, points, proof
+from onnxmerge.cli import app as cli
 from onnxmerge.errors import InputError, ModelError, OptionError, VerificationError
-from onnxmerge.options import Options, provider_of
-from onnxmerge.points import make
+from onnxmerge.evaluation import proof
+from onnxmerge.execution.providers import provider_of
+from onnxmerge.execution.sessions import default_threads
+from onnxmerge.options import Options
+from onnxmerge.parallel import dask as clusters
+from onnxmerge.parallel.tasks import Lost, spread
+from onnxmerge.pipeline import sweep_point as points
+from onnxmerge.pipeline.sweep_point import make
 from onnxmerge.results import as_json
-from onnxmerge.runtime.sessions import default_threads
-from onnxmerge.spreading import Lost, spread
 
 MLP = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
 SWEEP = sys.modules["onnxmerge.sweep"]  # the name is the function's

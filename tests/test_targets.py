@@ -10,17 +10,17 @@ import pytest
 from running import built, written
 from topologies import TOPOLOGIES, Topology
 
-from onnxmerge.attempts import Search
-from onnxmerge.candidates import Candidate, candidate_of
-from onnxmerge.compress import compress
-from onnxmerge.graph.channels import ChannelGroup
+from onnxmerge.algorithms.allocation import Cost
+from onnxmerge.graph.analysed_model import Understanding, understand
+from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.cost_terms import COST_TERMS, kinds_of
-from onnxmerge.graph.paths import neurons
-from onnxmerge.merging.budget import Cost
-from onnxmerge.methods.planning import decide, kept_count, selected
+from onnxmerge.graph.merge_paths import neurons
 from onnxmerge.options import Options
+from onnxmerge.pipeline.builder import Search
+from onnxmerge.pipeline.candidates import Candidate, candidate_of
+from onnxmerge.pipeline.compress import compress
+from onnxmerge.pruning.plan import decide, kept_count, selected
 from onnxmerge.results import Compression, Refusal
-from onnxmerge.understanding import Understanding, understand
 
 SHRINKING = [each for each in TOPOLOGIES.values() if each.runnable and any((each.removable | each.at_most).values())]
 # Nothing can be removed there, though the row allows it.

@@ -10,9 +10,10 @@ from broken import change, layers, moved_bias, one_nan, swapped_channels, swappe
 from onnx import numpy_helper
 from topologies.net import Net
 
-from onnxmerge import Options, compress, judging, verify
-from onnxmerge.runtime.differences import difference
-from onnxmerge.runtime.twins import TwinSums
+from onnxmerge import Options, compress, verify
+from onnxmerge.evaluation import judging
+from onnxmerge.evaluation.channel_matching import TwinSums
+from onnxmerge.evaluation.weight_differences import difference
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 QUICK = {"samples": 16, "provider": "cpu"}

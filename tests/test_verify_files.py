@@ -8,8 +8,8 @@ import onnx
 import pytest
 from broken import swapped_channels
 
-from onnxmerge import cli
-from onnxmerge.runtime.sessions import open_session
+from onnxmerge.cli import app as cli
+from onnxmerge.execution.sessions import open_session
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MLP = MODELS / "digits-mlp.onnx"

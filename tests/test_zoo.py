@@ -13,9 +13,9 @@ import pytest
 from onnx import helper, numpy_helper
 from running import LAYERS, run, weights_of
 
-from onnxmerge.compress import compress
-from onnxmerge.inspecting import inspect
 from onnxmerge.options import Options
+from onnxmerge.pipeline.compress import compress
+from onnxmerge.pipeline.inspect import inspect
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 LARGE = {"light_bvlc_alexnet", "light_resnet50", "light_vgg19", "light_zfnet512"}

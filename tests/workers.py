@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
-from onnxmerge.points import Made, Task, make
+from onnxmerge.pipeline.sweep_point import Made, Task, make
 
 FLAG = "ONNXMERGE_TEST_FLAG"  # where the first worker says that it is about to die
 

@@ -1,1 +1,1 @@
-"""The only code that knows files, nodes and initializers."""
+"""What a model is: operator table, channel ids, channel groups, cost, and the rewrite that removes channels."""

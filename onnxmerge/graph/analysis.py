@@ -12,12 +12,12 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.channels import Channels
-from onnxmerge.graph.flow import Flow, collapse, label, varying
+from onnxmerge.graph.channel_groups import Channels
+from onnxmerge.graph.channel_ids import Flow, collapse, label, varying
 from onnxmerge.graph.grouping import grouped
-from onnxmerge.graph.model import Model
 from onnxmerge.graph.operators import operator_of
-from onnxmerge.graph.sharing import unite_shared_weights
+from onnxmerge.graph.shared_weights import unite_shared_weights
+from onnxmerge.onnxio.model import Model
 from onnxmerge.results import Refusal
 
 # Operators with weights of their own: each that stays as it is has a reason.

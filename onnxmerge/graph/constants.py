@@ -10,10 +10,10 @@ import onnx_graphsurgeon as gs
 from onnx import NodeProto, SparseTensorProto, TensorProto, ValueInfoProto
 from onnx.reference import ReferenceEvaluator
 
-from onnxmerge.graph.export import standalone
-from onnxmerge.graph.model import Held, Model, held
-from onnxmerge.graph.placing import SMALL_BYTES
-from onnxmerge.graph.tensors import array_of, dense_of, frozen, tensor_of
+from onnxmerge.onnxio.export import standalone
+from onnxmerge.onnxio.model import Held, Model, held
+from onnxmerge.onnxio.storage import SMALL_BYTES
+from onnxmerge.onnxio.tensors import array_of, dense_of, frozen, tensor_of
 
 LIMIT_BYTES = 2**30  # of one computed value, and of all that are remembered
 

@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import SparseTensorProto, TensorProto
 
-from onnxmerge.graph.model import Held, Model, constants, held
+from onnxmerge.onnxio.model import Held, Model, constants, held
 
 Shapes = Mapping[str, tuple[int, ...]]
 

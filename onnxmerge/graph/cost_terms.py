@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.channels import ChannelGroup, Channels
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels
+from onnxmerge.graph.channel_ids import Flow, Ids, Weighted
 from onnxmerge.graph.cost import Shapes, macs_of, total_macs, total_parameters
-from onnxmerge.graph.flow import Flow, Ids, Weighted
-from onnxmerge.graph.model import held
 from onnxmerge.graph.weights import weight_of
+from onnxmerge.onnxio.model import held
 
 Terms = tuple[np.ndarray, np.ndarray, np.ndarray]
 Kinds = tuple[np.ndarray, ...]  # by group (n,): the kind of each of its channels, from 0

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from onnxmerge.graph.channels import ChannelGroup, Channels, Link, places_of
-from onnxmerge.graph.flow import Flow, Ids, Partition, Rider, Weighted, collapse, label
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels, Link, places_of
+from onnxmerge.graph.channel_ids import Flow, Ids, Partition, Rider, Weighted, collapse, label
 from onnxmerge.results import Refusal
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.flow import Flow, Ids, collapse, varying
+from onnxmerge.graph.channel_ids import Flow, Ids, collapse, varying
 from onnxmerge.graph.parameters import normalised, parameter
 
 

@@ -11,11 +11,11 @@ from enum import Enum
 
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph import axis_rules as axis
-from onnxmerge.graph import channel_rules as channel
 from onnxmerge.graph import literals
-from onnxmerge.graph import shape_rules as shape
-from onnxmerge.graph.flow import Flow
+from onnxmerge.graph import rules_axes as axis
+from onnxmerge.graph import rules_channels as channel
+from onnxmerge.graph import rules_shapes as shape
+from onnxmerge.graph.channel_ids import Flow
 
 Rule = Callable[[Flow, gs.Node], channel.Outcome]
 EditRule = Callable[[Flow, gs.Node, literals.Kept], literals.Edit | None]

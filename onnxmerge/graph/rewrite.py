@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.channels import ChannelGroup, Channels
-from onnxmerge.graph.flow import Flow, Rider, Weighted, collapse, label, varying
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels
+from onnxmerge.graph.channel_ids import Flow, Rider, Weighted, collapse, label, varying
 from onnxmerge.graph.literals import Edit, Kept
-from onnxmerge.graph.model import names_taken, prune_dead, set_constant
 from onnxmerge.graph.operators import operator_of
 from onnxmerge.graph.weights import canonical, kernel_of, stored, weight_of
+from onnxmerge.onnxio.model import names_taken, prune_dead, set_constant
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.channels import ChannelGroup, Link
-from onnxmerge.graph.flow import Flow, Weighted
+from onnxmerge.graph.channel_groups import ChannelGroup, Link
+from onnxmerge.graph.channel_ids import Flow, Weighted
 
 
 def canonical(weighted: Weighted, weight: np.ndarray) -> np.ndarray:

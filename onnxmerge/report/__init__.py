@@ -1,1 +1,1 @@
-"""How results are shown to people and programs."""
+"""What people and programs read: terminal, HTML pages, JSON, progress."""

@@ -7,9 +7,9 @@ import math
 from rich.console import Console
 from rich.text import Text
 
-from onnxmerge.drift import LayerDrift, NodeDrift
 from onnxmerge.report.tables import Column, fitted
 from onnxmerge.report.wording import percent, printable, shortened
+from onnxmerge.results import LayerDrift, NodeDrift
 
 MOST_ROWS = 12
 _NAME = 60

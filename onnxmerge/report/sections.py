@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from onnxmerge.drift import LayerDrift
 from onnxmerge.report.columns import (
     MANY_OUTPUTS,
     batch_columns,
@@ -44,6 +43,7 @@ from onnxmerge.results import (
     Execution,
     Fidelity,
     GroupResult,
+    LayerDrift,
     OutputFidelity,
     Refusal,
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from onnxmerge.errors import OptionError
-from onnxmerge.files import check_place, write_whole
+from onnxmerge.onnxio.files import check_place, write_whole
 from onnxmerge.report.documents import Result, Run, json_text
 from onnxmerge.report.html import page
 

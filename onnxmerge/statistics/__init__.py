@@ -1,1 +1,1 @@
-"""Where inputs and their second moments come from: calibration data, or synthetic inputs when there is none."""
+"""Second moments of what consumers read: unfolded samples, covariances, shards."""

@@ -1,0 +1,1 @@
+"""Mathematics on numpy arrays, without ONNX: importance, elimination, merging, least squares, covariance, allocation."""

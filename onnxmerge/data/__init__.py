@@ -1,0 +1,1 @@
+"""Model inputs: calibration files, images, synthetic inputs, labels, and which of them solve, check and verify."""

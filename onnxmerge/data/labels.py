@@ -1,0 +1,38 @@
+"""The classes that inputs belong to, from the user's file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from onnxmerge.data.inputs import Inputs
+from onnxmerge.data.npy_files import npz_headers, open_npy, open_npz
+from onnxmerge.errors import InputError
+
+MEMBER = "labels"
+
+
+def read_labels(path: Path, inputs: Inputs) -> np.ndarray:
+    """(count,) class numbers of these inputs; the file holds one for each input of the calibration files. Raises InputError."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist: a .npy file of labels, or a .npz with a member {MEMBER!r}, is needed")
+    labels = _array(path)
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"{path} holds {labels.dtype} {labels.shape}: labels are class numbers, integers")
+    if labels.size != inputs.total or labels.shape[:1] != (labels.size,):
+        raise InputError(
+            f"{path} holds labels of shape {labels.shape} for {inputs.total} calibration inputs: one for each is needed"
+        )
+    return labels.reshape(-1)[inputs.indices]
+
+
+def _array(path: Path) -> np.ndarray:
+    if path.suffix.lower() == ".npy":
+        return open_npy(path)
+    if path.suffix.lower() != ".npz":
+        raise InputError(f"{path} is no .npy file and no .npz file of labels")
+    members = npz_headers(path)
+    if MEMBER not in members:
+        raise InputError(f"{path} has no member {MEMBER!r}; found {', '.join(members) or 'nothing'}")
+    return open_npz(path, MEMBER)

@@ -1,0 +1,25 @@
+"""Feeds written so that they can be given again as calibration inputs."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+
+from onnxmerge.onnxio.files import write_whole
+
+
+def save_feeds(path: Path, feeds: Mapping[str, np.ndarray]) -> None:
+    """A .npz with a member for each input, whatever its name is; the file appears whole or not at all."""
+
+    def fill(draft: Path) -> None:
+        with zipfile.ZipFile(draft, "w") as archive:
+            for name, value in feeds.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    array = np.asarray(value)
+                    npy.write_array(member, array.astype(str) if array.dtype.hasobject else array, allow_pickle=False)
+
+    write_whole(path, "the worst input", fill)

@@ -1,0 +1,249 @@
+"""Inputs made without data, one random generator an input, so that batches of any size hold the same bytes.
+
+Images are "dead leaves" (Lee, Mumford, Huang, "Occlusion models for natural images", 2001): overlapping balls and boxes whose
+radii r follow the scale-invariant power law p(r) ~ r^-(d+1) in d dimensions. They have the edges, flat areas and roughly the 1/f
+spectrum of photographs, and about zero mean and unit variance. Other floats are noise, integers ids.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxmerge.errors import InputError, OptionError
+from onnxmerge.execution.sessions import TensorSpec
+
+Generators = Sequence[np.random.Generator]
+Floats = NDArray[np.float32]
+
+# On a side of 32 pixels: radii of 2 to 20 pixels, 40 shapes. Above, the smallest stays at 2 pixels; below, it shrinks too.
+_SMALLEST_PIXELS, _SMALLEST_SHARE, _LARGEST_SHARE = 2.0, 2 / 32, 20 / 32
+_MEAN_VOLUME = {1: 1.6, 2: (math.pi + 2.4) / 2, 3: (4 / 3 * math.pi + 4.8) / 2}  # of balls and boxes of radius 1
+_COVERAGE = 40 * _MEAN_VOLUME[2] * 8 * math.log(10) / 0.99 / 32**2  # layers of shapes on a pixel, the same at any size
+_SHARED_COLOUR, _CHANNEL_COLOUR, _PIXEL_NOISE = 0.85, 0.45, 0.1
+_WINDOW_PIXELS = 1 << 18  # painted at once: bounds memory and stays in the cache
+_CHANNEL_COUNTS = (1, 3, 4)
+_PHOTOGRAPH_MEAN, _PHOTOGRAPH_STD = 0.45, 0.25
+
+
+@dataclass(frozen=True)
+class ImageRange:
+    """How a pixel in [0, 1] becomes an input: (pixel * (high - low) + low - mean) / std; mean, std: one or one a channel."""
+
+    low: float = 0.0
+    high: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise OptionError(f"--input-range {self.low:g} {self.high:g}: two finite numbers, the lower one first, are needed")
+        if not self.mean or not all(math.isfinite(value) for value in self.mean):
+            raise OptionError(f"--mean {self.mean}: finite numbers are needed, one for all channels or one for each")
+        if not self.std or not all(math.isfinite(value) and value > 0 for value in self.std):
+            raise OptionError(f"--std {self.std}: numbers above 0 are needed, one for all channels or one for each")
+
+    def apply(self, pixels: NDArray[np.floating], axis: int, name: str) -> Floats:
+        """Pixels in [0, 1] with channels on `axis` -> inputs. Raises InputError where the numbers of channels differ."""
+        channels = pixels.shape[axis]
+        for option, values in (("--mean", self.mean), ("--std", self.std)):
+            if len(values) not in (1, channels):
+                raise InputError(
+                    f"{option} has {len(values)} numbers, but input {name!r} has {channels} channels: give 1 or {channels}"
+                )
+        shape = [1] * pixels.ndim
+        shape[axis] = -1
+        std = np.array(self.std).reshape(shape)
+        scale = np.asarray((self.high - self.low) / std, np.float32)
+        shift = np.asarray((self.low - np.array(self.mean).reshape(shape)) / std, np.float32)
+        return np.asarray(pixels, np.float32) * scale + shift
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What one model input is fed with: `kind` for reports, `draw` gives one sample a generator, stacked on axis 0."""
+
+    kind: str
+    draw: Callable[[Generators], np.ndarray]
+
+
+def sampler(spec: TensorSpec, shape: tuple[int, ...], image_range: ImageRange | None = None, limit: int | None = None) -> Sampler:
+    """What suits this input, whose samples have shape[1:]; limit: exclusive upper bound of integers (2 where unknown).
+
+    Floats (N, C, L), (N, C, H, W), (N, C, D, H, W), channels last where that axis has 1, 3 or 4 and axis 1 has not: dead leaves,
+    through `image_range` for images. uint8 images: dead leaves in 0..255. Other floats: N(0, 1). Masks: ones. Booleans: random.
+    """
+    rank, integers, sample = len(shape), spec.dtype.kind in "iu", shape[1:]
+    masks = "mask" in spec.name.lower() and (integers or spec.dtype.kind == "b" or rank <= 2)
+    if not spec.is_tensor:
+        raise InputError(f"input {spec.name!r} is {spec.type}: only tensors can be fed")
+    if masks:
+        return Sampler("ones", lambda generators: np.ones((len(generators), *sample), spec.dtype))
+    if spec.dtype.kind == "O":
+        return Sampler("strings", lambda generators: np.full((len(generators), *sample), "a", object))
+    if spec.dtype.kind == "b":
+        return Sampler("booleans", lambda generators: _stack(generators, lambda rng: rng.random(sample) < 0.5, spec.dtype))
+    if integers and not (spec.dtype == np.uint8 and rank == 4):
+        bound = 2 if limit is None else limit
+        return Sampler("ids", lambda generators: _stack(generators, lambda rng: rng.integers(0, bound, sample), spec.dtype))
+    if 3 <= rank <= 5:
+        return Sampler(
+            "dead-leaves images" if rank == 4 else "dead leaves",
+            lambda generators: _image_like(generators, spec, shape, image_range),
+        )
+    return Sampler(
+        "noise", lambda generators: _stack(generators, lambda rng: rng.standard_normal(sample, np.float32), spec.dtype)
+    )
+
+
+def channels_last(shape: Sequence[int]) -> bool:
+    """NHWC and the like: the last axis has 1, 3 or 4 and axis 1 has not."""
+    return len(shape) >= 3 and shape[-1] in _CHANNEL_COUNTS and shape[1] not in _CHANNEL_COUNTS
+
+
+def dead_leaves(count: int, height: int, width: int, channels: int, rng: np.random.Generator) -> Floats:
+    """(count, channels, height, width) images, about zero mean and unit variance; one child of `rng` each.
+
+    Several calls with the same rng give the same images as one call for all of them.
+    """
+    return leaves(rng.spawn(count), (height, width), channels)
+
+
+def leaves(generators: Generators, extents: tuple[int, ...], channels: int) -> Floats:
+    """(len(generators), channels, *extents) dead leaves in 1, 2 or 3 dimensions, one image a generator.
+
+    A later shape hides an earlier one, so a pixel shows the highest number among the shapes that cover it: shapes are
+    painted in any order by taking maxima, those of about one size together.
+    """
+    number = _number_of_shapes(extents)
+    shapes = [_draw(rng, number, extents) for rng in generators]
+    colours = [_colours(rng, number, channels) for rng in generators]
+    labels = np.zeros((len(generators), *extents), np.int32)
+    if shapes:
+        _paint(labels, _Shapes(*(np.concatenate(part) for part in zip(*shapes, strict=True))), number)
+    result = np.empty((len(generators), channels, *extents), np.float32)
+    for rng, image, label, colour in zip(generators, result, labels, colours, strict=True):
+        rng.standard_normal(out=image, dtype=np.float32)
+        image *= np.where(label > 0, np.float32(_PIXEL_NOISE), np.float32(0))
+        for channel, values in zip(image, np.ascontiguousarray(colour.T), strict=True):
+            channel += values[label]
+    return result
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """n shapes: centre (n, d) and radius (n,) in pixels; aspect (n,) 0 for balls, else the box's short half side / radius."""
+
+    centre: Floats
+    radius: Floats
+    aspect: Floats
+    cosine: Floats
+    sine: Floats
+
+
+def _number_of_shapes(extents: tuple[int, ...]) -> int:
+    dimensions, (smallest, largest) = len(extents), _radii(extents)
+    mean_power = dimensions * smallest**dimensions * math.log(largest / smallest) / (1 - (smallest / largest) ** dimensions)
+    return max(1, round(_COVERAGE * math.prod(extents) / (_MEAN_VOLUME[dimensions] * mean_power)))
+
+
+def _radii(extents: tuple[int, ...]) -> tuple[float, float]:
+    """Smallest and largest radius in pixels."""
+    side = math.prod(extents) ** (1 / len(extents))
+    return min(_SMALLEST_PIXELS, _SMALLEST_SHARE * side), _LARGEST_SHARE * side
+
+
+def _draw(rng: np.random.Generator, number: int, extents: tuple[int, ...]) -> tuple[Floats, ...]:
+    """One image's shapes. What is not exact arithmetic happens here, image by image: the same bytes in any batch."""
+    dimensions, (smallest, largest) = len(extents), _radii(extents)
+    share = rng.uniform((smallest / largest) ** dimensions, 1, number)
+    centre = rng.uniform(0, 1, (number, dimensions)) * np.array(extents)
+    aspect = np.where(rng.random(number) < 0.5, 0.0, rng.uniform(0.2, 1, number))
+    angle = rng.uniform(0, math.pi, number)
+    parts = (centre, smallest * share ** (-1 / dimensions), aspect, np.cos(angle), np.sin(angle))
+    return tuple(np.asarray(part, np.float32) for part in parts)
+
+
+def _colours(rng: np.random.Generator, number: int, channels: int) -> Floats:
+    """(number + 1, channels): the background's first."""
+    background = rng.standard_normal((1, channels))
+    shared, own = rng.standard_normal((number, 1)), rng.standard_normal((number, channels))
+    return np.concatenate([background, _SHARED_COLOUR * shared + _CHANNEL_COLOUR * own]).astype(np.float32)
+
+
+def _paint(labels: NDArray[np.int32], shapes: _Shapes, number: int) -> None:
+    """Into labels (n, *extents): 1 + number of the last shape that covers a pixel; shapes image by image, `number` each."""
+    extents = labels.shape[1:]
+    reach = shapes.radius * np.hypot(np.float32(1), shapes.aspect)
+    sides = np.unique(np.ceil(1.25 ** np.arange(0, 4 + math.log(max(1.0, reach.max()), 1.25))).astype(int))
+    bucket = 2 * np.searchsorted(sides, np.ceil(reach)) + (shapes.aspect > 0)
+    for which in np.unique(bucket):
+        window = tuple(min(2 * int(sides[which // 2]) + 1, extent) for extent in extents)
+        rows = np.flatnonzero(bucket == which)
+        step = max(1, _WINDOW_PIXELS // math.prod(window))
+        for start in range(0, len(rows), step):
+            _paint_rows(labels, shapes, number, rows[start : start + step], window)
+
+
+def _paint_rows(labels: NDArray[np.int32], shapes: _Shapes, number: int, rows: NDArray[np.intp], window: tuple[int, ...]) -> None:
+    """Paint balls only or boxes only, ascending `rows`, each inside a window of one size that is moved into the image."""
+    extents, dimensions = labels.shape[1:], len(window)
+    strides = [math.prod(extents[axis + 1 :]) for axis in range(dimensions)]
+    centre = shapes.centre[rows]
+    corner = np.clip(np.floor(centre).astype(np.int64) - np.array(window) // 2, 0, np.array(extents) - np.array(window))
+    grid = np.meshgrid(*(np.arange(size) for size in window), indexing="ij", sparse=True)
+    column = (slice(None), *(np.newaxis,) * dimensions)
+    offsets = [(grid[axis] + corner[:, axis][column]).astype(np.float32) - centre[:, axis][column] for axis in range(dimensions)]
+    covered = _covered(shapes, rows, offsets).reshape(len(rows), -1)
+    inside = sum(positions * stride for positions, stride in zip(grid, strides, strict=True))
+    first = rows // number * math.prod(extents) + corner @ np.array(strides)
+    row, position = np.nonzero(covered)
+    pixel = first[row] + np.ravel(inside)[position]
+    flat = labels.reshape(-1)
+    # Of several values for one pixel the last stays, and rows ascend.
+    flat[pixel] = np.maximum(flat[pixel], (rows % number + 1)[row])
+
+
+def _covered(shapes: _Shapes, rows: NDArray[np.intp], offsets: list[Floats]) -> NDArray[np.bool_]:
+    """(rows, *window): ball |p| < r; box |u| < r, |v| < aspect r on the last two axes turned, |p| < r on the first of three."""
+    radius, aspect, cosine, sine = (
+        part[rows].reshape(-1, *(1,) * len(offsets)) for part in (shapes.radius, shapes.aspect, shapes.cosine, shapes.sine)
+    )
+    if not aspect.flat[0]:
+        return np.asarray(sum(offset * offset for offset in offsets) < radius * radius)
+    if len(offsets) == 1:
+        return np.asarray(np.abs(offsets[0]) < aspect * radius)
+    y, x = offsets[-2:]
+    covered = (np.abs(x * cosine + y * sine) < radius) & (np.abs(y * cosine - x * sine) < aspect * radius)
+    return covered & (np.abs(offsets[0]) < radius) if len(offsets) == 3 else covered
+
+
+def _smooth_noise(rng: np.random.Generator, channels: int, length: int) -> Floats:
+    """(channels, length) noise of unit variance whose power falls as 1 / frequency, without a constant part."""
+    spectrum = np.fft.rfft(rng.standard_normal((channels, length)), axis=1)
+    amplitude = np.zeros(spectrum.shape[1])
+    amplitude[1:] = np.arange(1, len(amplitude)) ** -0.5
+    # rfft keeps half of the frequencies: all but the first, and the last of an even length, stand for two.
+    copies = np.where(2 * np.arange(len(amplitude)) == length, 1, 2)
+    power = np.sum(copies * amplitude**2) / length
+    return np.fft.irfft(spectrum * amplitude / math.sqrt(power or 1.0), length, axis=1).astype(np.float32)
+
+
+def _image_like(generators: Generators, spec: TensorSpec, shape: tuple[int, ...], image_range: ImageRange | None) -> np.ndarray:
+    last = channels_last(shape)
+    extents, channels = (shape[1:-1], shape[-1]) if last else (shape[2:], shape[1])
+    values = leaves(generators, extents, channels)
+    if len(extents) == 1 and generators:
+        values = (values + np.stack([_smooth_noise(rng, channels, extents[0]) for rng in generators])) / np.float32(math.sqrt(2))
+    if spec.dtype == np.uint8 or (image_range is not None and len(extents) == 2):
+        values = np.clip(_PHOTOGRAPH_MEAN + _PHOTOGRAPH_STD * values, 0, 1)
+        values = np.rint(255 * values) if spec.dtype == np.uint8 else (image_range or ImageRange()).apply(values, 1, spec.name)
+    return np.ascontiguousarray(np.moveaxis(values, 1, -1) if last else values, spec.dtype)
+
+
+def _stack(generators: Generators, draw: Callable[[np.random.Generator], np.ndarray], dtype: np.dtype) -> np.ndarray:
+    return np.stack([draw(rng) for rng in generators]).astype(dtype)

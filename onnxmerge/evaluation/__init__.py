@@ -1,0 +1,1 @@
+"""How close and how fast a compressed model is: fidelity, thresholds, verification, latency, layer-wise comparison."""

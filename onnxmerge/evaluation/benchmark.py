@@ -1,0 +1,88 @@
+"""`bench`: latency of two files, measured in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnxmerge.data.inputs import Inputs, check_batch
+from onnxmerge.data.selection import inputs_for
+from onnxmerge.errors import ModelError
+from onnxmerge.evaluation.latency import compare_latency
+from onnxmerge.execution.providers import Provider, provider_of
+from onnxmerge.execution.sessions import open_pair
+from onnxmerge.execution.shapes import observed_shapes
+from onnxmerge.graph.cost import total_macs
+from onnxmerge.onnxio.model_files import load
+from onnxmerge.options import Options
+from onnxmerge.results import Bench, Comparison
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How well a latency is measured: seconds, rounds of freshly opened sessions, and at least so many calls."""
+
+    seconds: float
+    rounds: int
+    calls: int
+
+
+USUAL = Effort(4.0, 16, 20)
+TRIAL = Effort(1.5, 16, 8)
+SURE = Effort(8.0, 48, 20)  # for a latency that was asked for: sessions of one model differ more than calls do
+
+
+def bench(reference: str | Path, candidate: str | Path, options: Options | None = None, batch: int | None = None) -> Comparison:
+    """Time two files in turn, `batch` inputs a call: Options.batch or 1 unless told otherwise, or as many as the model takes."""
+    return bench_batches(reference, candidate, options or Options(), (batch,)).batches[0]
+
+
+def bench_batches(reference: str | Path, candidate: str | Path, options: Options, batches: Sequence[int | None]) -> Bench:
+    """A comparison for each batch size, None for that of the options. Raises InputError where the model takes another one."""
+    batches = [batch or options.batch for batch in batches]
+    reference, candidate = Path(reference), Path(candidate)
+    provider = provider_of(options)
+    session, _ = open_pair(reference, candidate, provider, optimise=False, threads=options.threads)
+    shapes = observed_shapes(reference)
+    inputs = inputs_for(session, shapes, options, count=max(2, *(batch or 1 for batch in batches)))
+    for batch in batches:
+        check_batch(reference, inputs.batch_size, batch)
+    macs = _macs(reference, shapes), _macs(candidate, observed_shapes(candidate))
+    found = [time_pair(reference, candidate, inputs, provider, options, batch) for batch in batches]
+    return Bench(tuple(with_macs(latency, *macs) for latency in found))
+
+
+def _macs(model: Path, shapes: Shapes) -> int | None:
+    """Multiply-accumulates of one tiny run; None for a model that runs but cannot be understood."""
+    try:
+        return total_macs(load(model), shapes)
+    except ModelError:
+        return None
+
+
+def with_macs(latency: Comparison, before: int | None, after: int | None) -> Comparison:
+    """The comparison with the MACs beside it: how much of the work saved became time saved."""
+    if not before or after is None:
+        return latency
+    ratio = after / before
+    return replace(latency, macs_ratio=ratio, realised=(1 - latency.ratio) / (1 - ratio) if ratio < 1 else None)
+
+
+def time_pair(
+    reference: Path | bytes,
+    candidate: Path | bytes,
+    inputs: Inputs,
+    provider: Provider,
+    options: Options,
+    batch: int | None = None,
+    effort: Effort | None = None,
+) -> Comparison:
+    """Latency of one call of `batch` inputs (Options.batch or 1 unless told), reference and candidate in turn."""
+    provider = replace(provider, settings=replace(provider.settings, cuda_graph=options.cuda_graph))
+    pair = open_pair(reference, candidate, provider, optimise=True, threads=options.threads)
+    feeds = inputs.call(batch or options.batch or 1)
+    how = effort or USUAL
+    return compare_latency(pair[0], pair[1], feeds, seconds=how.seconds, min_runs=how.calls, rounds=how.rounds, seed=options.seed)

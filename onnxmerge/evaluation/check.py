@@ -1,0 +1,61 @@
+"""The check of a candidate: outputs compared without optimisation, then both models timed with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnxmerge.data.inputs import Inputs
+from onnxmerge.data.selection import BATCH
+from onnxmerge.errors import VerificationError
+from onnxmerge.evaluation.benchmark import SURE, USUAL, time_pair
+from onnxmerge.evaluation.fidelity import compare
+from onnxmerge.evaluation.thresholds import missed_thresholds
+from onnxmerge.execution.placement import execution_of
+from onnxmerge.execution.providers import Provider, provider_of
+from onnxmerge.execution.sessions import Session, open_pair
+from onnxmerge.options import Options
+from onnxmerge.results import Comparison, Fidelity
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was measured, and what a user should know about it."""
+
+    fidelity: Fidelity
+    latency: Comparison | None
+    warnings: tuple[str, ...]
+
+
+def fidelity_of(
+    reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, provider: Provider, options: Options
+) -> Fidelity:
+    """Compare outputs, both models without optimisation."""
+    return compared(open_pair(reference, candidate, provider, optimise=False, threads=options.threads), inputs)
+
+
+def compared(pair: Sequence[Session], inputs: Inputs) -> Fidelity:
+    measured = compare(pair[0], pair[1], inputs.batches(BATCH), inputs.source)
+    return replace(measured, execution=execution_of(pair[0], pair[1]))
+
+
+def prove(reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, options: Options) -> Proof:
+    """Compare outputs without optimisation, then time both with it. VerificationError where a threshold is missed."""
+    provider = provider_of(options)
+    fidelity = fidelity_of(reference, candidate, inputs, provider, options)
+    failures = missed_thresholds(fidelity, options)
+    if failures:
+        raise VerificationError(f"{'; '.join(failures)} (nothing was written; --no-verify keeps the result all the same)")
+    asked = options.target is not None and options.target[0] == "latency"
+    effort = SURE if asked else USUAL
+    latency = time_pair(reference, candidate, inputs, provider, options, effort=effort) if options.bench else None
+    warnings = [] if latency is None or latency.ratio_high < 1.0 else [_not_faster(latency)]
+    return Proof(fidelity, latency, tuple(warnings))
+
+
+def _not_faster(latency: Comparison) -> str:
+    return (
+        f"the smaller model is not measurably faster here ({latency.provider}, batch {latency.batch}, "
+        f"{latency.threads} threads): {1 / latency.ratio_high:.2f}x to {1 / latency.ratio_low:.2f}x"
+    )

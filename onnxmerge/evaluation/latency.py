@@ -1,0 +1,216 @@
+"""Latency of two models, measured in turn in one process.
+
+What was seen on identical models decides how it is done. Two sessions of the same model may differ by a third for as long as
+they live (where their threads ended up), so sessions are opened afresh for many rounds, and the ratio is the median over the
+rounds: a few unlucky sessions do not move it. Load comes in bursts, so runs are not independent: the interval resamples whole
+rounds, not runs. And medians of identical models still differ by one per cent, so it never claims to be finer than that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from onnxmerge.errors import ModelError, ProviderError
+from onnxmerge.execution.placement import execution_of
+from onnxmerge.execution.sessions import Feeds, Session, batch_size
+from onnxmerge.results import Comparison, LatencySummary
+
+ROUNDS = 16
+FEWEST = 12  # rounds, unless opening so many sessions takes more than twice the time asked for
+RESOLUTION = 0.01  # of the ratio: what two sessions of one model differ by anyway
+_RESAMPLES = 1000
+_PERCENTILES = (0.5, 99.5)  # 95 % for about ten clusters: Hesterberg 2015, expanded percentiles
+_RISK = 0.008
+_WARM_RUNS = (3, 50)
+_STABLE = 0.05
+
+Call = Callable[[], object]
+
+
+def compare_latency(
+    reference: Session,
+    candidate: Session,
+    feeds: Feeds,
+    *,
+    seconds: float = 5.0,
+    min_runs: int = 20,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+) -> Comparison:
+    """Pairs of calls, their order random, over rounds of freshly opened sessions; ratio of the medians, and its interval.
+
+    Takes about `seconds`, up to three times that where opening sessions or min_runs pairs need it, and with fewer rounds where
+    they would need more. No run is thrown away. Raises ProviderError where the sessions run on different providers or with
+    different numbers of threads.
+    """
+    if (reference.provider.name, reference.threads) != (candidate.provider.name, candidate.threads):
+        sides = " and ".join(f"{side.provider.name} with {side.threads} threads" for side in (reference, candidate))
+        raise ProviderError(f"latencies on {sides} cannot be compared: open both sessions alike")
+    generator = np.random.default_rng(seed)
+    with _collector_off():
+        measured, warm_up = _rounds((reference, candidate), feeds, seconds, min_runs, max(rounds, 1), generator)
+    times = np.concatenate(measured)
+    ratio, low, high = ratio_interval(measured, generator)
+    before, after = _summary(times[:, 0]), _summary(times[:, 1])
+    batch = batch_size(feeds)
+    return Comparison(
+        reference=before,
+        candidate=after,
+        ratio=ratio,
+        ratio_low=low,
+        ratio_high=high,
+        batch=batch,
+        provider=reference.provider.name,
+        threads=reference.threads,
+        warm_up_runs=warm_up,
+        rounds=len(measured),
+        reference_per_second=batch / before.median_ms * 1e3,
+        candidate_per_second=batch / after.median_ms * 1e3,
+        execution=execution_of(reference, candidate),
+    )
+
+
+def latency(session: Session, feeds: Feeds, *, seconds: float = 2.0, min_runs: int = 20) -> LatencySummary:
+    """Median and p95 of one model; to say which of two is faster use compare_latency."""
+    call = session.bind(feeds)
+    with _collector_off():
+        _warm_up([call], seconds / 5)
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(times) < min_runs or time.perf_counter() < end:
+            times.append(_time(call))
+    return _summary(np.array(times))
+
+
+def ratio_interval(rounds: list[np.ndarray], generator: np.random.Generator) -> tuple[float, float, float]:
+    """Median over clusters of the ratio of their medians (second column by first), and its interval; rounds (pairs, 2).
+
+    A cluster is a round, or a stretch of one where there are fewer than FEWEST. The interval holds the bootstrap's over clusters
+    and that of the sign test, which needs no more than that each side of a cluster is as likely to look slow; then it is widened
+    by RESOLUTION, and more where there were few rounds to show how much sessions differ.
+    """
+    stretches = math.ceil(FEWEST / len(rounds))
+    clusters = [part for times in rounds for part in np.array_split(times, stretches) if len(part)]
+    logs = np.log([_ratio(times) for times in clusters])
+    draws = np.median(logs[generator.integers(len(logs), size=(_RESAMPLES, len(logs)))], axis=1)
+    ends = [*np.percentile(draws, _PERCENTILES), *sign_test_interval(logs)]
+    resolution = RESOLUTION * max(1.0, FEWEST / len(rounds))
+    return float(np.exp(np.median(logs))), math.exp(min(ends) - resolution), math.exp(max(ends) + resolution)
+
+
+def sign_test_interval(values: np.ndarray) -> tuple[float, float]:
+    """Order statistics that hold the median with probability 1 - _RISK, whatever the distribution; all of them where few."""
+    count, ordered = len(values), np.sort(values)
+    outside = [2 * sum(math.comb(count, i) for i in range(k + 1)) / 2**count for k in range(count // 2)]
+    cut = sum(share <= _RISK for share in outside)
+    position = max(cut - 1, 0)
+    return float(ordered[position]), float(ordered[count - 1 - position])
+
+
+def _ratio(times: np.ndarray) -> float:
+    first, second = np.median(times, axis=0)
+    return float(second / first)
+
+
+def _rounds(
+    sessions: tuple[Session, Session],
+    feeds: Feeds,
+    seconds: float,
+    min_runs: int,
+    rounds: int,
+    generator: np.random.Generator,
+) -> tuple[list[np.ndarray], int]:
+    """Times in seconds, one array (pairs, 2) a round, and the calls of warm-up of the side that needed more.
+
+    The number of rounds follows from what the first pair cost until it ran as later on: on CUDA the search for algorithms in the
+    first call takes longer than opening a session.
+    """
+    started = time.perf_counter()
+    opened = _reopened(sessions, generator) if rounds > 1 else sessions
+    if opened is None:
+        opened, rounds = sessions, 1
+    calls = [session.bind(feeds) for session in opened]
+    elapsed = time.perf_counter() - started
+    pair = min(sum(map(_time, calls)), elapsed)
+    cost = max(elapsed - pair, 1e-9)
+    affordable = int(max(1, seconds / 2 / cost))
+    rounds = min(rounds, max(affordable, FEWEST if FEWEST * cost < 2.0 * seconds else 1))
+    warming = pair * (1 + _WARM_RUNS[0])  # a round begins with so many calls that do not count
+    rounds = min(rounds, max(1, int(max(seconds, min_runs * pair) / max(warming, 1e-9))))
+    share = max(seconds - rounds * cost, seconds / 2) / rounds
+    measured, warm_up = [], 0
+    for number in range(rounds):
+        if number:
+            del opened, calls  # frees the last pair before the next one opens
+            opened = _reopened(sessions, generator) or sessions
+            calls = [session.bind(feeds) for session in opened]
+        warm_up += _warm_up(calls, share / 5)
+        measured.append(_pairs(calls, share, math.ceil(min_runs / rounds), generator))
+    return measured, warm_up
+
+
+def _reopened(sessions: tuple[Session, Session], generator: np.random.Generator) -> tuple[Session, Session] | None:
+    """Both sessions afresh, opened in random order; None where there is no room for them."""
+    try:
+        if generator.integers(2):
+            second = sessions[1].reopen()
+            return sessions[0].reopen(), second
+        return sessions[0].reopen(), sessions[1].reopen()
+    except ModelError:
+        return None
+
+
+def _pairs(calls: list[Call], seconds: float, minimum: int, generator: np.random.Generator) -> np.ndarray:
+    pairs: list[tuple[float, float]] = []
+    end = time.perf_counter() + seconds
+    while len(pairs) < max(minimum, 1) or time.perf_counter() < end:
+        if generator.integers(2):
+            second = _time(calls[1])
+            pairs.append((_time(calls[0]), second))
+        else:
+            pairs.append((_time(calls[0]), _time(calls[1])))
+    return np.array(pairs)
+
+
+def _warm_up(calls: list[Call], seconds: float) -> int:
+    """Until the last three runs of each agree with the three before, or the time or fifty runs are over; the most runs of one."""
+    end, most = time.perf_counter() + seconds, 0
+    for call in calls:
+        times: list[float] = []
+        while len(times) < _WARM_RUNS[0] or (len(times) < _WARM_RUNS[1] and time.perf_counter() < end):
+            times.append(_time(call))
+            before, last = times[-6:-3], times[-3:]
+            if len(times) >= 6 and abs(np.median(last) / np.median(before) - 1) < _STABLE:
+                break
+        most = max(most, len(times))
+    return most
+
+
+def _time(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _summary(times: np.ndarray) -> LatencySummary:
+    quantiles = tuple(float(value) for value in np.percentile(times * 1e3, range(0, 101, 5)))
+    return LatencySummary(quantiles[10], quantiles[19], len(times), quantiles)
+
+
+@contextlib.contextmanager
+def _collector_off() -> Iterator[None]:
+    """No garbage collection in the middle of a run."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

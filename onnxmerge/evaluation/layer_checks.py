@@ -1,0 +1,46 @@
+"""When models are compared layer by layer, on which inputs, and which of the differences are mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from onnxmerge.data.inputs import Inputs
+from onnxmerge.evaluation.layer_comparison import compare_layers
+from onnxmerge.results import LayerDrift
+
+LAYER_INPUTS, MOST_LAYER_INPUTS = 8, 256
+LAYER_WORK = 4_000_000  # more inputs than the fewest only where a run holds few numbers
+LAYER_ELEMENTS = 100_000_000  # of one run: beyond, layers are compared only where that was asked
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def small_enough(shapes: Shapes) -> bool:
+    """Whether all tensors of a run may be held without being asked for."""
+    return _elements(shapes) < LAYER_ELEMENTS
+
+
+def _elements(shapes: Shapes) -> int:
+    """Numbers in all tensors of one run."""
+    return sum(int(np.prod(shape)) for shape in shapes.values())
+
+
+def layer_drift(reference: Path, candidate: Path, inputs: Inputs, shapes: Shapes) -> LayerDrift:
+    """On a few inputs, more of small ones, one a run: the tensors of one run of both models are in memory at a time."""
+    wanted = max(LAYER_INPUTS, min(MOST_LAYER_INPUTS, LAYER_WORK // max(_elements(shapes), 1)), inputs.batch_size or 1)
+    number = min(inputs.count, wanted)
+    some = inputs.chosen(np.arange(number - number % (inputs.batch_size or 1)), "first")
+    return compare_layers(reference, candidate, some.batches(1), (str(reference), str(candidate)))
+
+
+def mistakes_of(layers: LayerDrift | None) -> list[str]:
+    """What the layer-wise comparison found wrong: any drift where no channel was removed, else what removal does not explain."""
+    if layers is None:
+        return []
+    if layers.first is not None and layers.same_layers:
+        note = f": {layers.first.note}" if layers.first.note else ""
+        return [f"no channel was removed, but the outputs drift from {layers.first.node} on{note}"]
+    return list(layers.mistakes)

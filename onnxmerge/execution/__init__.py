@@ -1,0 +1,1 @@
+"""ONNX Runtime: execution providers, sessions, layer-wise runs, concrete shapes."""

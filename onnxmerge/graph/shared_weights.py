@@ -1,0 +1,79 @@
+"""Weights that several nodes read: they shrink in the same way for all of them, or not at all."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxmerge.graph.channel_ids import Flow, Ids, Weighted, label
+from onnxmerge.results import Refusal
+
+_SMALL = 2  # initializers of fewer elements (scalars) are shared by chance and copied without harm
+
+
+def unite_shared_weights(flow: Flow) -> None:
+    """Unite the ids of all users of a weight; users that read it in another way pin it."""
+    leaves = _Leaves(flow)
+    uses: dict[str, list[gs.Node]] = defaultdict(list)
+    for node in flow.model.graph.nodes:
+        if any(output.name and flow.constant(output) is None for output in node.outputs):
+            for tensor in node.inputs:
+                for leaf in leaves.of(tensor):
+                    uses[leaf].append(node)
+    by_leaf: dict[str, list[Weighted]] = defaultdict(list)
+    for weighted in flow.weighted:
+        for leaf in leaves.of(weighted.node.inputs[weighted.weight]):
+            by_leaf[leaf].append(weighted)
+    for leaf, users in by_leaf.items():
+        ours = {id(weighted.node) for weighted in users}
+        others = [node for node in uses[leaf] if id(node) not in ours]
+        first = users[0]
+        for user in users:
+            if others:
+                _pin(flow, user, f"its weight {leaf} is also read by {label(others[0])}")
+            elif (user.layout, user.in_ids.shape, user.out_ids.shape) != (first.layout, first.in_ids.shape, first.out_ids.shape):
+                _pin(flow, user, f"its weight {leaf} is read in two ways")
+                _pin(flow, first, f"its weight {leaf} is read in two ways")
+            else:
+                _same(flow, user.in_ids, first.in_ids, leaf)
+                _same(flow, user.out_ids, first.out_ids, leaf)
+
+
+def _pin(flow: Flow, weighted: Weighted, reason: str) -> None:
+    refusal = Refusal(label(weighted.node), reason)
+    flow.pin(weighted.in_ids, refusal)
+    flow.pin(weighted.out_ids, refusal)
+
+
+def _same(flow: Flow, left: Ids, right: Ids, leaf: str) -> None:
+    """Unite two id arrays; an id that meets 0 stays."""
+    flow.unite(left, right)
+    refusal = Refusal("", f"the weight {leaf} is shared with a node whose channels cannot go")
+    flow.pin(left[right == 0], refusal)
+    flow.pin(right[left == 0], refusal)
+
+
+class _Leaves:
+    """Names of the initializers that a constant tensor is made from."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self._found: dict[str, frozenset[str]] = {}
+
+    def of(self, tensor: gs.Tensor) -> frozenset[str]:
+        """The leaves, empty for a tensor that is not constant."""
+        if tensor.name not in self._found:
+            self._found[tensor.name] = self._search(tensor)
+        return self._found[tensor.name]
+
+    def _search(self, tensor: gs.Tensor) -> frozenset[str]:
+        value = self._flow.constant(tensor) if tensor.name else None
+        if value is None:
+            return frozenset()
+        makers = [] if isinstance(tensor, gs.Constant) else [node for node in tensor.inputs if node.inputs]
+        if makers:
+            return frozenset().union(*(self.of(source) for source in makers[0].inputs))
+        own = value.size >= _SMALL and not np.issubdtype(value.dtype, np.integer)
+        return frozenset([tensor.name]) if own else frozenset()

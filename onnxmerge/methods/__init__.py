@@ -1,1 +1,0 @@
-"""The methods: what to keep of a group, and what becomes of those that read it."""

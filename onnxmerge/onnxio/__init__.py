@@ -1,0 +1,1 @@
+"""ONNX files: load, validate, export, external data, and every workaround for onnx-graphsurgeon."""

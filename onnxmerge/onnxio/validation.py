@@ -1,0 +1,98 @@
+"""What a file must be before anything is done with it. Each reason to refuse it is one line and says what was found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import GraphProto, ModelProto, TensorProto
+
+from onnxmerge.errors import ModelError
+from onnxmerge.onnxio.attributes import tensors_within
+from onnxmerge.onnxio.model import graphs
+from onnxmerge.onnxio.tensors import check_payload, is_external, one_line
+
+PROTOBUF_LIMIT = 2**31
+
+
+def read(path: Path) -> ModelProto:
+    """The file's model with external weights left outside, checked; ModelError for everything that is not one."""
+    try:
+        if path.is_dir():
+            raise ModelError(f"{path} is a directory, an ONNX file is needed")
+        if not path.is_file():
+            raise ModelError(f"{path} does not exist" if not path.exists() else f"{path} is not a regular file")
+        if path.stat().st_size >= PROTOBUF_LIMIT:
+            raise ModelError(f"{path} is larger than the 2 GB that an ONNX file can be: save it with external data")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
+    if not content:
+        raise ModelError(f"{path} is empty")
+    try:
+        proto = ModelProto.FromString(content)
+    except DecodeError as error:
+        raise ModelError(f"{path} is not an ONNX model, or is cut off: it cannot be parsed") from error
+    try:
+        _check(proto, path)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    return proto
+
+
+def _check(proto: ModelProto, path: Path) -> None:
+    if not proto.HasField("graph"):
+        raise ModelError("it holds no graph, so it is not an ONNX model")
+    if not proto.graph.node:
+        raise ModelError("its graph has no nodes")
+    _check_versions(proto)
+    _check_names(proto.graph)
+    for tensor in _tensors(proto):
+        check_payload(tensor, path.parent)
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        raise ModelError(f"not a valid ONNX model: {one_line(error)}") from error
+
+
+def _check_versions(proto: ModelProto) -> None:
+    if not 1 <= proto.ir_version <= onnx.IR_VERSION:
+        raise ModelError(
+            f"its IR version is {proto.ir_version}; the installed onnx {onnx.__version__} knows 1 to {onnx.IR_VERSION}"
+        )
+    newest = onnx.defs.onnx_opset_version()
+    for entry in proto.opset_import:
+        if entry.domain in ("", "ai.onnx") and entry.version > newest:
+            raise ModelError(f"its opset is {entry.version}; the installed onnx {onnx.__version__} knows none above {newest}")
+
+
+def _check_names(graph: GraphProto, outer: frozenset[str] = frozenset()) -> None:
+    """An initializer is named once, and not like a tensor of a graph around it: readers disagree about which one counts."""
+    own = [tensor.name for tensor in graph.initializer] + [tensor.values.name for tensor in graph.sparse_initializer]
+    twice = [name for name, count in Counter(own).items() if count > 1]
+    hidden = sorted(set(own) & outer)
+    if twice or hidden:
+        raise ModelError(
+            f"initializer '{(twice + hidden)[0]}' {'occurs twice' if twice else 'hides a tensor of the graph around it'}"
+        )
+    visible = outer.union(own, (value.name for value in graph.input), (name for node in graph.node for name in node.output))
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                _check_names(body, visible)
+
+
+def _tensors(proto: ModelProto) -> Iterator[TensorProto]:
+    for graph in graphs(proto.graph):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            if is_external(sparse.values) or is_external(sparse.indices):
+                raise ModelError(f"sparse initializer '{sparse.values.name}' has external data, which is not supported")
+    for node in proto.graph.node:
+        yield from tensors_within(node.attribute)
+    for function in proto.functions:
+        for node in function.node:
+            yield from tensors_within(node.attribute)

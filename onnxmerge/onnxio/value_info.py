@@ -1,0 +1,60 @@
+"""value_info for an edited graph: what was read may be stale, and inference never corrects it, so all is redone."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import ModelProto, ValueInfoProto
+
+from onnxmerge.onnxio.model import graphs
+
+
+def put_value_info(new: ModelProto, bare: ModelProto, original: ModelProto) -> None:
+    """Shapes and dtypes as inferred from `bare`, which has the nodes of `new`; without inference only dtypes as read.
+
+    Names of dimensions that inference made up are left out; doc strings and metadata of the values as read stay.
+    """
+    try:
+        inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=False, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        inferred = bare
+    as_read = {value.name: value for graph in graphs(original.graph) for value in graph.value_info}
+    named = {dim.dim_param for graph in graphs(bare.graph) for value in [*graph.input, *graph.output] for dim in _dims(value)}
+    for graph, source in zip(graphs(new.graph), graphs(inferred.graph), strict=True):
+        declared = {value.name for value in [*graph.input, *graph.output]} | {tensor.name for tensor in graph.initializer}
+        produced = [name for node in graph.node for name in node.output if name and name not in declared]
+        found = {value.name: value for value in source.value_info}
+        for name in produced:
+            value = _value(found.get(name), as_read.get(name), named)
+            if value is not None:
+                graph.value_info.append(value)
+
+
+def _value(inferred: ValueInfoProto | None, as_read: ValueInfoProto | None, named: set[str]) -> ValueInfoProto | None:
+    if inferred is None and as_read is None:
+        return None
+    new = ValueInfoProto()
+    new.CopyFrom(inferred if inferred is not None else as_read)
+    if inferred is None and new.type.HasField("tensor_type"):
+        new.type.tensor_type.ClearField("shape")
+    for dim in _dims(new):
+        if dim.dim_param and dim.dim_param not in named:
+            dim.ClearField("dim_param")
+    if inferred is not None and as_read is not None:
+        new.doc_string = as_read.doc_string
+        del new.metadata_props[:]
+        new.metadata_props.extend(as_read.metadata_props)
+        _put_denotations(new, as_read)
+    return new
+
+
+def _put_denotations(new: ValueInfoProto, as_read: ValueInfoProto) -> None:
+    if as_read.type.denotation:
+        new.type.denotation = as_read.type.denotation
+    new_dims, old_dims = _dims(new), _dims(as_read)
+    for new_dim, old_dim in zip(new_dims, old_dims, strict=False):
+        if len(new_dims) == len(old_dims) and old_dim.denotation:
+            new_dim.denotation = old_dim.denotation
+
+
+def _dims(value: ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension]:
+    return list(value.type.tensor_type.shape.dim) if value.type.HasField("tensor_type") else []

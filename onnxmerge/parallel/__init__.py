@@ -1,0 +1,1 @@
+"""Independent tasks on executors: processes, concurrent.futures, Dask."""

@@ -1,0 +1,143 @@
+"""One attempt: a candidate with given counts, made, timed or measured, from one study of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from onnxmerge.data.inputs import Inputs
+from onnxmerge.data.selection import CHECK_INPUTS
+from onnxmerge.evaluation.benchmark import TRIAL, Effort, time_pair
+from onnxmerge.evaluation.check import fidelity_of
+from onnxmerge.execution.providers import CPU, provider_of
+from onnxmerge.graph.analysed_model import Understanding, understand
+from onnxmerge.graph.channel_groups import ChannelGroup
+from onnxmerge.options import Options, Tell
+from onnxmerge.pipeline.candidates import Candidate, candidate_of, moved
+from onnxmerge.pruning.budget import Budget, budget_of
+from onnxmerge.pruning.layer_statistics import Study, study_of
+from onnxmerge.pruning.plan import Plan, decide, selected
+from onnxmerge.pruning.sensitivity import Probe, probe
+from onnxmerge.pruning.weight_methods import BY_WEIGHTS
+from onnxmerge.results import Comparison
+from onnxmerge.statistics.reference_run import engine_of
+from onnxmerge.statistics.sharding import SHARD_INPUTS, sharded_moments
+
+Counts = Mapping[str, int]
+
+DRAFT_INPUTS = 128
+
+
+@dataclass(frozen=True)
+class Found:
+    """A candidate, and what the user should know of how it was found. ratio: of its latency to the source's, where timed."""
+
+    candidate: Candidate
+    warnings: tuple[str, ...] = ()
+    ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """What every attempt needs; the understanding is that of the study and is never rewritten.
+
+    executor: where the statistics of a large calibration set are taken.
+    """
+
+    source: Path
+    understood: Understanding
+    options: Options
+    solving: Inputs
+    checking: Inputs
+    tell: Tell
+    executor: Executor | None = None
+
+    @cached_property
+    def groups(self) -> list[ChannelGroup]:
+        """Those that may shrink."""
+        return selected(self.understood, self.options)[0]
+
+    @cached_property
+    def study(self) -> Study:
+        """One walk over the reference, when something is first decided from it."""
+        large = self.options.calibration is not None and self.solving.count > SHARD_INPUTS
+        shards = (self.source, self.options, self.solving, self.tell, self.executor)
+        known = sharded_moments(*shards) if large else None
+        return study_of(self.understood, self.solving, self.options, self.tell, known)
+
+    @cached_property
+    def probes(self) -> dict[str, tuple[Probe, ...]]:
+        """What the outputs lose when a part of one group goes, by group."""
+        return probe(self.study, self.groups, self.understood.size.macs, self.options)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """What each group's channels are worth."""
+        return budget_of(self.study, self.understood, self.groups, self.probes, self.options)
+
+    def draft(self, counts: Counts) -> Candidate:
+        """The model with these counts, solved on fewer inputs: good enough to choose counts by."""
+        few = self.solving.count <= DRAFT_INPUTS or self.options.method in BY_WEIGHTS
+        return self.candidate(counts) if few else self._made(decide(self.understood, self.options, self._quick, counts))
+
+    @cached_property
+    def _quick(self) -> Study:
+        step = self.solving.batch_size or 1
+        some = self.solving.chosen(np.arange(-(-DRAFT_INPUTS // step) * step), "first")
+        return replace(self.study, engine=engine_of(self.understood, some, self.options, self.tell))
+
+    def candidate(self, counts: Counts) -> Candidate:
+        """The model with these counts, or what pruning alone gives where that stays closer."""
+        study = None if self.options.method in BY_WEIGHTS else self.study
+        made = self._made(decide(self.understood, self.options, study, counts))
+        planned = made.kept.keys() <= dict(self.options.methods).keys()
+        return made if self.options.method != "auto" or planned else self._no_worse_than_pruned(made, counts)
+
+    def time(self, counts: Counts, against: bytes | None = None, effort: Effort | None = None) -> Comparison:
+        """Latency of a model with these counts against the source or another outline; what its weights hold does not matter."""
+        reference, inputs, provider = against or self.source, self.checking, provider_of(self.options)
+        return time_pair(reference, self.outline(counts), inputs, provider, self.options, effort=effort or TRIAL)
+
+    def left(self, candidate: Candidate, kind: str) -> float:
+        """Share of the parameters or MACs that a candidate has."""
+        before, after = self.understood.size, candidate.size
+        pair = (after.parameters, before.parameters) if kind == "params" else (after.macs, before.macs)
+        return pair[0] / max(1, pair[1])
+
+    def fidelity(self, candidate: Candidate) -> float:
+        """Of the worst output, on the check inputs."""
+        return self._fidelity_on(candidate, self.checking)
+
+    def _fidelity_on(self, candidate: Candidate, inputs: Inputs) -> float:
+        """What is chosen by it must not depend on a GPU, where results differ from run to run."""
+        return fidelity_of(self.source, candidate.content, inputs, CPU, self.options).worst.fidelity
+
+    def outline(self, counts: Counts) -> bytes:
+        """A model with these counts, to be timed."""
+        return self._made(decide(self.understood, replace(self.options, method="prune", kept=()), None, counts)).content
+
+    def _made(self, plan: Plan) -> Candidate:
+        fresh = understand(self.source)
+        return candidate_of(self.source, fresh, replace(plan, removals=moved(fresh, plan.removals)))
+
+    def _no_worse_than_pruned(self, candidate: Candidate, counts: Counts) -> Candidate:
+        """The candidate, or what pruning alone gives if the outputs are closer then, measured on inputs that were solved on.
+
+        Synthetic inputs do not look like data to a network that keeps its BatchNormalization statistics (the solve matched
+        them): there pruning must also be better than a constant output to be believed.
+        """
+        normalised = any(node.op == "BatchNormalization" for node in self.understood.model.graph.nodes)
+        least = 0.0 if normalised and self.options.calibration is None else -np.inf
+        pruned = self._made(decide(self.understood, replace(self.options, method="prune"), None, counts))
+        inputs = self.solving
+        some = inputs.chosen(np.arange(min(inputs.count, CHECK_INPUTS)), "first") if inputs.batch_size is None else inputs
+        reached = [self._fidelity_on(each, some) for each in (candidate, pruned)]
+        if reached[1] <= max(reached[0], least):
+            return candidate
+        note = f"pruning alone stays closer: fidelity {reached[1]:.3f}, not {reached[0]:.3f}"
+        return replace(pruned, alone=True, groups=tuple(replace(group, note=group.note or note) for group in pruned.groups))

@@ -1,0 +1,133 @@
+"""A plan done: the rewritten model, run once, with what became of every group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnxmerge.errors import ModelError
+from onnxmerge.execution.shapes import Observations, observe
+from onnxmerge.graph.analysed_model import Understanding, measure, understand
+from onnxmerge.graph.channel_groups import ChannelGroup
+from onnxmerge.graph.cost import macs_of
+from onnxmerge.graph.rewrite import Removal, Replacement, apply
+from onnxmerge.graph.weights import parameters_of
+from onnxmerge.onnxio.model import Model
+from onnxmerge.onnxio.model_files import serialise
+from onnxmerge.pruning.plan import Plan
+from onnxmerge.results import GroupResult, Refusal, Size
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A smaller model that runs, not yet written: its bytes, what it weighs, what was done and what was not.
+
+    kept: by group, the channels that stay; groups that stay whole are not in it. alone: pruning alone was taken.
+    """
+
+    model: Model
+    content: bytes
+    size: Size
+    groups: tuple[GroupResult, ...]
+    refusals: tuple[Refusal, ...]
+    kept: dict[str, tuple[int, ...]]
+    alone: bool = False
+
+
+def candidate_of(source: Path, understood: Understanding, plan: Plan) -> Candidate:
+    """Remove the channels and run the result once. What cannot be removed together is found group by group and refused."""
+    results = {id(removal): _result(understood, removal) for removal in plan.removals}
+    accepted, refused = plan.removals, plan.refusals
+    try:
+        model, content, size = _applied(understood, accepted, plan.replacements)
+    except (ModelError, ValueError) as error:
+        if not plan.removals:
+            raise
+        accepted, more = _accepted(source, plan)
+        if not more:
+            raise error
+        refused = (*refused, *more)
+        fresh = understand(source)
+        model, content, size = _applied(fresh, moved(fresh, accepted), _left(plan, accepted))
+    groups = tuple(results[id(removal)] for removal in accepted)
+    kept = {removal.group.name: tuple(removal.kept.tolist()) for removal in accepted}
+    return Candidate(model, content, size, groups, (*understood.channels.refusals, *refused), kept)
+
+
+def _accepted(source: Path, plan: Plan) -> tuple[tuple[Removal, ...], list[Refusal]]:
+    """The removals that work one after the other, and why the others do not."""
+    accepted: tuple[Removal, ...] = ()
+    refused: list[Refusal] = []
+    for removal in plan.removals:
+        try:
+            _applied(fresh := understand(source), moved(fresh, (*accepted, removal)), _left(plan, (*accepted, removal)))
+            accepted = (*accepted, removal)
+        except (ModelError, ValueError) as error:
+            reason = f"the model would not run without its channels: {error}"
+            refused += [Refusal(name, reason) for name in removal.group.layers]
+    return accepted, refused
+
+
+def _left(plan: Plan, removals: tuple[Removal, ...]) -> dict[str, Replacement]:
+    """The replacements that still fit when only some removals are done: none of a consumer that keeps reading all of a group."""
+    refused = [removal for removal in plan.removals if all(removal is not other for other in removals)]
+    keys = {link.key for removal in refused for link in removal.group.consumers}
+    return {key: value for key, value in plan.replacements.items() if key not in keys}
+
+
+def moved(fresh: Understanding, removals: tuple[Removal, ...]) -> tuple[Removal, ...]:
+    """The same removals on another load of the same file, by the key of each group's first producer."""
+    groups = {group.producers[0].key: group for group in fresh.channels.groups}
+    return tuple(replace(removal, group=groups[removal.group.producers[0].key]) for removal in removals)
+
+
+def _applied(
+    understood: Understanding, removals: tuple[Removal, ...], replaced: dict[str, Replacement]
+) -> tuple[Model, bytes, Size]:
+    """The rewritten model, its bytes and size; it must run as before and its outputs must keep their shapes."""
+    apply(understood.channels, removals, replaced)
+    model = understood.model
+    content = serialise(model)
+    observed = _observed(content, understood, understood.observed)
+    if understood.elsewhere is not None:
+        _observed(content, understood, understood.elsewhere)
+    return model, content, measure(model, {name: seen.shape for name, seen in observed.items()}, len(content))
+
+
+def _observed(content: bytes, understood: Understanding, reference: Observations) -> Observations:
+    """A run on inputs of the reference's sizes; ModelError where an output has another shape than there."""
+    observed = observe(content, understood.feeds(reference), label="the compressed model")
+    for tensor in understood.model.graph.outputs:
+        before, after = reference.get(tensor.name), observed.get(tensor.name)
+        if before is not None and (after is None or after.shape != before.shape):
+            raise ModelError(f"output {tensor.name} would change its shape from {before.shape} to {after and after.shape}")
+    return observed
+
+
+def unlocked_by(understood: Understanding, group: ChannelGroup) -> GroupResult:
+    """What a group is and what shrinks with it."""
+    flow, shapes, size = understood.channels.flow, understood.shapes, understood.size
+    links = {link.key: link for link in (*group.producers, *group.consumers)}.values()
+    return GroupResult(
+        name=group.name,
+        channels=group.size,
+        removable=int(group.removable.sum()),
+        kept=group.size,
+        method="",
+        producers=tuple(link.name for link in group.producers),
+        consumers=tuple(link.name for link in group.consumers),
+        parameters_share=sum(parameters_of(flow, link.node) for link in links) / max(1, size.parameters),
+        macs_share=sum(macs_of(link.node, shapes) for link in links) / max(1, size.macs),
+        note=group.reason,
+    )
+
+
+def _result(understood: Understanding, removal: Removal) -> GroupResult:
+    """The same with what became of it; asked for before anything is rewritten."""
+    return replace(
+        unlocked_by(understood, removal.group),
+        kept=len(removal.kept),
+        method=removal.method,
+        expected_error=dict(removal.expected_error),
+        note=removal.note or removal.group.reason,
+    )

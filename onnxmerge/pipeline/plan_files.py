@@ -1,0 +1,142 @@
+"""Plan files: which channels of which group stay, readable, editable, bound to one model by its fingerprint.
+
+    {"schema": "onnxmerge.plan/1", "model": {"file": ..., "sha256": ...}, "method": "auto",
+     "groups": [{"name": ..., "channels": 16, "kept": 12, "method": "reconstruct", "kept_channels": [0, 2, ...]}, ...]}
+
+To edit one: change `kept` and delete `kept_channels`, or change both. Groups that are not listed stay whole. The methods are
+those that --method auto found, and hold where that is asked for again; of a group only together with its channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxmerge.errors import OptionError
+from onnxmerge.graph.channel_groups import ChannelGroup
+from onnxmerge.onnxio.files import write_whole
+from onnxmerge.options import METHOD_NAMES
+from onnxmerge.pruning.plan import kept_count
+
+SCHEMA = "onnxmerge.plan/1"
+KEYS = {"schema", "model", "method", "groups"}
+GROUP_KEYS = {"name", "channels", "kept", "method", "kept_channels"}
+LARGEST_FILE = 1 << 26
+BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Kept:
+    """By group: how many channels stay, which ones and by what where the plan says so; method: that of the model."""
+
+    counts: tuple[tuple[str, int], ...]
+    channels: tuple[tuple[str, tuple[int, ...]], ...]
+    methods: tuple[tuple[str, str], ...] = ()
+    method: str = "auto"
+
+
+def fingerprint(model: Path, external: Sequence[Path]) -> str:
+    """SHA-256 of the model file and of its external data files, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in (model, *external):
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def write_plan(path: Path, model: Path, print_: str, groups: Sequence[ChannelGroup], kept: Kept) -> None:
+    """What was kept of each group. print_: the model's fingerprint; kept: of those that shrank."""
+    channels, methods = dict(kept.channels), dict(kept.methods)
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        stays = channels.get(group.name)
+        row = {"name": group.name, "channels": group.size, "kept": group.size if stays is None else len(stays)}
+        rows.append(row if stays is None else {**row, "method": methods[group.name], "kept_channels": list(stays)})
+    head = json.dumps({"schema": SCHEMA, "model": {"file": model.name, "sha256": print_}, "method": kept.method}, indent=2)
+    body = ",\n".join(f"    {json.dumps(row)}" for row in rows)  # a line a group, to be edited by hand
+    text = f'{head[:-2]},\n  "groups": [\n{body}\n  ]\n}}\n'
+    write_whole(path, "the plan", lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def read_plan(path: Path, print_: str, groups: Sequence[ChannelGroup]) -> Kept:
+    """The plan for the model with that fingerprint. OptionError with one line where it does not fit."""
+    method, rows = _rows(path, print_)
+    known = {group.name: group for group in groups}
+    counts: dict[str, int] = {}
+    channels: dict[str, tuple[int, ...]] = {}
+    methods: dict[str, str] = {}
+    for row in rows:
+        name, kept, named = row.get("name"), row.get("kept"), row.get("kept_channels")
+        where = f"{path}: group {name!r}"
+        _check_keys(row, GROUP_KEYS, where)
+        if not isinstance(name, str) or name not in known:
+            raise OptionError(f"{where} is no group that may shrink here; `onnxmerge inspect` lists them")
+        size = known[name].size
+        if row.get("channels", size) != size:
+            raise OptionError(f"{where} has {size} channels, not {row['channels']!r}; how many stay is `kept`")
+        if name in counts:
+            raise OptionError(f"{where} stands there twice")
+        if type(kept) is not int or not 1 <= kept <= size:
+            raise OptionError(f"{where}: kept must be a number from 1 to {size}, not {kept!r}")
+        if kept != kept_count(known[name], 1.0 - kept / size):
+            raise OptionError(f"{where}: {kept} channels cannot stay: {_why(known[name])}")
+        counts[name] = kept
+        if named is None:
+            continue
+        if not isinstance(named, list) or any(type(each) is not int or not 0 <= each < size for each in named):
+            raise OptionError(f"{where}: kept_channels must be a list of numbers from 0 to {size - 1}")
+        if len(set(named)) != len(named) or len(named) != kept:
+            raise OptionError(
+                f"{where}: kept is {kept} but kept_channels holds {len(set(named))}; delete kept_channels to have them chosen"
+            )
+        channels[name] = tuple(sorted(named))
+        if row.get("method") is not None:
+            methods[name] = _method(row["method"], where)
+    shrunk = tuple((name, each) for name, each in channels.items() if len(each) < known[name].size)
+    return Kept(tuple(counts.items()), shrunk, tuple(methods.items()), method)
+
+
+def _check_keys(found: Mapping[str, Any], known: set[str], where: str) -> None:
+    """A misspelt key would be an edit without effect."""
+    unknown = sorted(found.keys() - known)
+    if unknown:
+        raise OptionError(f"{where}: {unknown[0]!r} is no key here; known are {', '.join(sorted(known))}")
+
+
+def _why(group: ChannelGroup) -> str:
+    cells, least = len(set(group.cells.tolist())), kept_count(group, 1.0)
+    equal = f"a multiple of {cells}, equally many in each group of its convolution" if cells > 1 else "at least"
+    return f"needed is {equal}{', and at least' if cells > 1 else ''} {least}"
+
+
+def _method(value: Any, where: str) -> str:
+    if value not in METHOD_NAMES:
+        raise OptionError(f"{where}: method must be one of {', '.join(METHOD_NAMES)}, not {value!r}")
+    return str(value)
+
+
+def _rows(path: Path, print_: str) -> tuple[str, list[dict[str, Any]]]:
+    """The method of the whole plan and its groups."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise OptionError(f"{path} is too large to be a plan")
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"the plan {path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"the plan {path} is not JSON: {error}") from error
+    if not isinstance(plan, dict) or plan.get("schema") != SCHEMA:
+        found = plan.get("schema") if isinstance(plan, dict) else None
+        raise OptionError(f"{path} is no plan: its schema is {found!r}, needed is {SCHEMA!r}")
+    model, rows = plan.get("model"), plan.get("groups")
+    if not isinstance(model, dict) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise OptionError(f"{path} is no plan: it needs `model` with its sha256 and `groups`, a list")
+    if model.get("sha256") != print_:
+        raise OptionError(f"the plan {path} was made for another model ({model.get('file')!r}): its sha256 differs")
+    _check_keys(plan, KEYS, str(path))
+    return _method(plan.get("method", "auto"), str(path)), rows

@@ -1,0 +1,132 @@
+"""From a budget to counts: the curves of all groups, what they cost, and the counts that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxmerge.algorithms.allocation import Cost, Curve, allocate, damage_curve, frontier, joined, spent
+from onnxmerge.algorithms.criteria import CRITERIA
+from onnxmerge.algorithms.elimination import kept_after
+from onnxmerge.graph.analysed_model import Understanding
+from onnxmerge.graph.channel_groups import ChannelGroup
+from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, kinds_of, together
+from onnxmerge.graph.merge_paths import neurons
+from onnxmerge.options import Options
+from onnxmerge.pruning.layer_statistics import Study
+from onnxmerge.pruning.sensitivity import Probe
+from onnxmerge.pruning.weight_methods import BY_WEIGHTS, select, weight_criterion
+from onnxmerge.results import Refusal
+
+BOTH = "both"  # parameters and MACs, each as a share of what there was
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to spend: kept channels by group, the share of the cost that is left, and the damage that is predicted."""
+
+    counts: dict[str, int]
+    share: float
+    damage: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What groups may keep and what that does to the output (curves), and to the size (costs, as shares of the whole)."""
+
+    groups: tuple[ChannelGroup, ...]
+    curves: tuple[Curve, ...]
+    costs: Mapping[str, Cost]
+
+    def counts_for(self, kind: str, share: float, multiple: int = 1) -> Point:
+        """The counts of least damage that leave at most `share` of the cost; the smallest there are where none do.
+
+        multiple: groups that shrink keep multiples of it.
+        """
+        curves = rounded(self.curves, multiple)
+        if share >= 1.0:
+            return self._point(np.array([curve.counts[-1] for curve in curves]), kind)
+        return self._point(allocate(curves, self.costs[kind], share), kind)
+
+    def points(self, multiple: int = 1, softly: bool = False) -> list[Point]:
+        """Ways to spend that no other beats in both size and damage, the smallest model first; multiples as in `rounded`."""
+        curves = rounded(self.curves, multiple, softly)
+        return [self._point(counts, BOTH) for counts in frontier(curves, self.costs[BOTH])]
+
+    def point_of(self, counts: Mapping[str, int], kind: str) -> Point:
+        """What counts decided elsewhere cost and do."""
+        return self._point(np.array([counts[group.name] for group in self.groups]), kind)
+
+    def _point(self, counts: np.ndarray, kind: str) -> Point:
+        named = {group.name: int(count) for group, count in zip(self.groups, counts, strict=True)}
+        return Point(named, self.costs[kind].total(counts), spent(self.curves, counts))
+
+
+def budget_of(
+    study: Study,
+    understood: Understanding,
+    groups: Sequence[ChannelGroup],
+    probes: Mapping[str, Sequence[Probe]],
+    options: Options,
+) -> Budget:
+    """Curves from removal orders and probes, costs from the graph."""
+    channels = understood.channels
+    curves = tuple(_curve(study, group, probes[group.name], options) for group in groups)
+    kinds = kinds_of(channels, groups)
+    kept = tuple(_of_each_kind(study, *each, options) for each in zip(groups, kinds, curves, strict=True))
+    sizes = [group.size for group in groups]
+    costs = {}
+    for kind, terms in COST_TERMS.items():
+        found = terms(channels, groups, kinds, understood.shapes)
+        whole = max(Cost(*found, kept).total(sizes), 1.0)
+        if kind == "params" and options.method not in BY_WEIGHTS:
+            found = together(found, bias_terms(channels, groups, kinds))
+        costs[kind] = Cost(found[0] / whole, found[1], found[2], kept)
+    return Budget(tuple(groups), curves, {**costs, BOTH: joined(list(costs.values()))})
+
+
+def _of_each_kind(study: Study, group: ChannelGroup, kinds: np.ndarray, curve: Curve, options: Options) -> np.ndarray:
+    """(size + 1, kinds): how many channels of each kind stay, by how many stay of the group (rows that the curve lacks are 0)."""
+    if not kinds.any():
+        return np.arange(group.size + 1.0)[:, None]
+    elimination = study.elimination(group)
+    solved = options.method not in BY_WEIGHTS and options.criterion not in CRITERIA
+    table = np.zeros((group.size + 1, int(kinds.max()) + 1))
+    for count in curve.counts.tolist():
+        if elimination is not None and solved:
+            kept = kept_after(elimination, group.size, count)
+        else:
+            kept = select(study.engine.channels, group, count, weight_criterion(options))
+        table[count] = np.bincount(kinds[kept], minlength=table.shape[1])
+    return table
+
+
+def _curve(study: Study, group: ChannelGroup, probes: Sequence[Probe], options: Options) -> Curve:
+    """Counts are whole quotas: the same number in every cell, and never less than must stay; all where merge is not valid."""
+    if options.method == "merge" and isinstance(neurons(study.engine.channels, group), Refusal):
+        return Curve(np.array([group.size]), np.zeros(1))
+    sizes = np.bincount(group.cells)
+    pinned = int(np.bincount(group.cells[~group.removable], minlength=len(sizes)).max())
+    counts = len(sizes) * np.arange(max(1, pinned), int(sizes[0]) + 1)
+    elimination = study.elimination(group)
+    removed = group.size - counts
+    if elimination is None:
+        return Curve(counts, np.zeros(len(counts)))
+    cost = np.concatenate([[0.0], elimination.cost])
+    errors = cost[np.minimum(removed, len(cost) - 1)]
+    damage = damage_curve(errors, cost[[group.size - each.kept for each in probes]], [each.damage for each in probes])
+    return Curve(counts, np.maximum.accumulate(damage[::-1])[::-1])
+
+
+def rounded(curves: Sequence[Curve], multiple: int, softly: bool = False) -> tuple[Curve, ...]:
+    """Only multiples, and each group's own size. softly: of a smaller power of two where a group has less than two."""
+    found = []
+    for curve in curves:
+        step, size = multiple, int(curve.counts[-1])
+        while softly and step > 1 and 2 * step > size:
+            step //= 2
+        fits = (curve.counts % step == 0) | (curve.counts == size)
+        found.append(Curve(curve.counts[fits], curve.damage[fits]))
+    return tuple(found)

@@ -1,0 +1,42 @@
+"""The channel groups that scope, include and exclude leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from onnxmerge.errors import OptionError
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels
+from onnxmerge.options import Options
+from onnxmerge.results import Refusal
+
+
+def chosen_groups(channels: Channels, options: Options) -> tuple[list[ChannelGroup], list[Refusal]]:
+    """The groups that scope, include and exclude leave, and why the others are left out. OptionError for an idle pattern."""
+    names = [link.name for group in channels.groups for link in group.producers]
+    for pattern in (*options.include, *options.exclude):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise OptionError(
+                f"no node that starts removable channels is named like {pattern!r}; `onnxmerge inspect MODEL` lists them"
+            )
+    chosen, refusals = [], []
+    for group in channels.groups:
+        reason = _left_out(group, options)
+        if reason:
+            refusals += [Refusal(name, reason) for name in group.layers]
+        else:
+            chosen.append(group)
+    return chosen, refusals
+
+
+def _left_out(group: ChannelGroup, options: Options) -> str:
+    names = [link.name for link in group.producers]
+    if options.scope == "chains" and len(names) > 1:
+        return f"--scope chains leaves groups with {len(names)} producers alone"
+    if options.include and not _any_match(names, options.include):
+        return "not named by --include"
+    return "named by --exclude" if _any_match(names, options.exclude) else ""
+
+
+def _any_match(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)

@@ -1,0 +1,161 @@
+"""The second walk: reference and compressed prefix side by side, a least squares for every consumer in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from onnxmerge.algorithms.least_squares import RIDGE, aim, fits_in_memory, solve
+from onnxmerge.algorithms.moments import Moments
+from onnxmerge.execution.layerwise import Walk
+from onnxmerge.execution.sessions import Session
+from onnxmerge.graph.downstream import Outlook
+from onnxmerge.graph.readers import Reader
+from onnxmerge.graph.rewrite import Removal, Replacement
+from onnxmerge.graph.weights import canonical
+from onnxmerge.pruning.consumer_update import alpha_of, install, mixed_priors, old_bias, spread_out
+from onnxmerge.statistics.moments import Samples, solve_moments
+from onnxmerge.statistics.reference_run import Engine, Statistics, copy_of
+
+REFIT_RIDGE = 1e-2  # consumers that lose no input keep closer to what they were
+
+
+def solve_consumers(
+    engine: Engine, statistics: Statistics, removals: Sequence[Removal], fixed: Mapping[str, Replacement | None]
+) -> dict[str, Replacement]:
+    """New weights and biases, in topological order, of every consumer from the first one that loses inputs on.
+
+    Those that lose none are fitted to what the compressed prefix now gives them; without data, not those that nothing
+    follows, since synthetic inputs say little about the last layer's outputs. fixed: by key, what was decided otherwise for
+    consumers that are not to be solved (None: they only lose their inputs).
+    """
+    stays = np.ones(len(engine.channels.flow.parents), bool)
+    for removal in removals:
+        stays[removal.group.units] = False
+        stays[removal.group.units[removal.kept]] = True
+    readers = sorted(statistics.readers.values(), key=lambda reader: reader.at)
+    losing = [reader.at for reader in readers if not stays[reader.weighted.in_ids].all()]
+    due = [reader for reader in readers if losing and reader.at >= min(losing) and _is_due(engine, statistics, reader, losing)]
+    reference = Walk(copy_of(statistics.matched), engine.batches(), engine.threads)
+    compressed = Walk(copy_of(statistics.matched), engine.batches(), engine.threads)
+    found: dict[str, Replacement] = {}
+    for number, reader in enumerate(due):
+        reference.advance(reader.at)
+        compressed.advance(reader.at)
+        consumer = _Consumer(engine, statistics, reader, stays, reference, compressed)
+        if reader.key not in fixed:
+            found[reader.key] = consumer.solve()
+        elif (new := consumer.accept(fixed[reader.key])) is not None:
+            found[reader.key] = new
+        engine.progress("reconstruction", (number + 1) / len(due))
+    return found
+
+
+def _is_due(engine: Engine, statistics: Statistics, reader: Reader, losing: list[int]) -> bool:
+    if reader.at in losing:
+        return True
+    return not statistics.is_shared(reader.key) and (not engine.synthetic or statistics.outlooks[reader.key].is_followed)
+
+
+class _Consumer:
+    """One consumer at which both walks stand."""
+
+    def __init__(
+        self, engine: Engine, statistics: Statistics, reader: Reader, stays: np.ndarray, reference: Walk, compressed: Walk
+    ) -> None:
+        self.engine, self.reader, self.reference, self.compressed = engine, reader, reference, compressed
+        self.kept = stays[reader.weighted.in_ids]
+        self.moments = statistics.moments[reader.key]
+        outlook = statistics.outlooks[reader.key]
+        self.outlook = outlook if outlook.is_reachable(reference, compressed) else Outlook(is_followed=outlook.is_followed)
+        self.alpha, self.samples = alpha_of(reader), Samples()
+        self.old_bias = old_bias(engine.channels.flow, reader)
+
+    def solve(self) -> Replacement:
+        """Install and return what replaces the consumer: against the reference's outputs, then once as its ReLU sees them."""
+        reader = self.reader
+        priors = mixed_priors(reader, self.kept, self.moments)
+        unknowns = int(self.kept[0].sum()) * reader.weight.shape[3]
+        if not reader.solvable or not fits_in_memory(unknowns):
+            return self._mixed(priors)
+        outputs = self.reference.session_for(reader.at)
+        ridge = REFIT_RIDGE if self.kept.all() else RIDGE
+        known = self._moments(partial(self._first_target, outputs), None)
+        weights, bias = self._least_squares(known, priors, ridge)
+        new = self._install(weights, bias - self.old_bias)
+        if self.outlook.rectified:
+            current = self.compressed.session_for(reader.at)
+            known = self._moments(partial(self._next_target, outputs, current), known)
+            weights, bias = self._least_squares(known, weights, ridge)
+            new = self._install(weights, bias - self.old_bias)
+        return new
+
+    def _mixed(self, priors: list[np.ndarray]) -> Replacement:
+        """Channel mixing alone, with the bias that gives every output the reference's mean."""
+        axis = self.reader.written_axis
+        outputs = self.reference.session_for(self.reader.at)
+        self._install(priors, np.zeros(1))
+        current = self.compressed.session_for(self.reader.at)
+        lost = 0.0
+        for number in range(self.reference.count):
+            difference = self._first_target(outputs, number) - _run(current, self.compressed, number)
+            others = tuple(a for a in range(difference.ndim) if a != axis)
+            lost = lost + difference.mean(others, dtype=np.float64) / self.reference.count
+        return self._install(priors, np.asarray(lost))
+
+    def accept(self, given: Replacement | None) -> Replacement | None:
+        """Install what was decided without statistics; returns it as it was given."""
+        weight = self.reader.weight if given is None else canonical(self.reader.weighted, given.weight).astype(np.float64)
+        self._install([self.alpha * part[:, stay] for part, stay in zip(weight, self.kept, strict=True)], np.zeros(1))
+        return given
+
+    def _first_target(self, outputs: Session, number: int) -> np.ndarray:
+        """The reference's own output, and what the other side of a join has lost."""
+        output = _run(outputs, self.reference, number)
+        if self.outlook.other is None:
+            return output
+        reached, wanted = (np.asarray(walk.tensor(number, self.outlook.other)) for walk in (self.compressed, self.reference))
+        return aim(output, reached, wanted, self.outlook.scale)
+
+    def _next_target(self, outputs: Session, current: Session, number: int) -> np.ndarray:
+        """The same, forgiven where a ReLU follows and anything negative will do."""
+        now = _run(current, self.compressed, number)
+        reached = self.outlook.ahead(now, self.compressed, number)
+        wanted = self.outlook.ahead(_run(outputs, self.reference, number), self.reference, number)
+        return aim(now, reached, wanted, self.outlook.scale, rectified=True)
+
+    def _moments(self, targets: Callable[[int], np.ndarray], known: list[Moments] | None) -> list[Moments]:
+        return solve_moments(self.compressed, self.reader, self.kept, targets, known, self.samples, self.engine.threads)
+
+    def _least_squares(
+        self, moments: list[Moments], priors: list[np.ndarray], ridge: float
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        return least_squares(self.reader, moments, priors, ridge, self.engine.repair)
+
+    def _install(self, weights: list[np.ndarray], bias: np.ndarray) -> Replacement:
+        """Into the compressed walk, with zeros at removed places; bias (out,): what is added to the output."""
+        reader = self.reader
+        new = spread_out(self.engine.channels.flow, reader, self.kept, weights, bias)
+        install(self.compressed, reader, new, self.old_bias)
+        return new
+
+
+def least_squares(
+    reader: Reader, moments: Sequence[Moments], priors: Sequence[np.ndarray], ridge: float, repair: float
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """For each group of a reader (out, kept, positions), and the bias (out,) of all; moments and priors of what it keeps."""
+    _, out, _, positions = reader.weight.shape
+    weights, biases = [], []
+    rows = reader.weighted.layout != "conv"
+    for part, prior in zip(moments, priors, strict=True):
+        solved, bias, _ = solve(part, prior.transpose(0, 2, 1).reshape(out, -1), ridge, repair, rows)
+        weights.append(solved.reshape(out, positions, -1).transpose(0, 2, 1))
+        biases.append(bias)
+    return weights, np.concatenate(biases)
+
+
+def _run(session: Session, walk: Walk, number: int) -> np.ndarray:
+    """The one output of a node's session on a batch of a walk."""
+    return next(iter(walk.run(session, number).values()))

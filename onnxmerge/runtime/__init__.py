@@ -1,1 +1,0 @@
-"""ONNX Runtime: sessions that refuse a silent fallback, concrete shapes, fidelity and latency."""

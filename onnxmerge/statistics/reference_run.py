@@ -1,0 +1,168 @@
+"""The first walk: the reference on the inputs at hand, with the moments of whatever its consumers read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+from onnx import ModelProto, NodeProto
+
+from onnxmerge.algorithms.moments import Centred
+from onnxmerge.data.first_layer_noise import dense_first_layer
+from onnxmerge.data.inputs import Inputs
+from onnxmerge.errors import InputError
+from onnxmerge.execution.layerwise import Walk, shallow_first
+from onnxmerge.graph.analysed_model import Understanding
+from onnxmerge.graph.channel_groups import Channels
+from onnxmerge.graph.downstream import Outlook, outlook_of
+from onnxmerge.graph.readers import Reader, reader_of
+from onnxmerge.onnxio.export import export
+from onnxmerge.options import Options
+from onnxmerge.statistics.moments import channel_moments
+
+Feeds = Mapping[str, np.ndarray]
+Progress = Callable[[str, float], None]
+
+BATCH_ELEMENTS, LARGEST_BATCH = 1 << 21, 128
+LOWEST_VARIANCE = 1e-4  # of the stored one: a channel that synthetic inputs leave constant must not be blown up
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What both walks need: the exported model, where its nodes stand, and what it is run on."""
+
+    channels: Channels
+    model: ModelProto
+    batches: Callable[[], Iterable[Feeds]]
+    synthetic: bool
+    repair: float
+    threads: int | None
+    progress: Progress
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """First output of a node -> its position."""
+        return {node.output[0]: at for at, node in enumerate(self.model.graph.node)}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The reference with BatchNormalization matched to the inputs; by key of each consumer what it reads and what follows it."""
+
+    matched: ModelProto
+    readers: dict[str, Reader]
+    moments: dict[str, Centred]
+    outlooks: dict[str, Outlook]
+
+    @cached_property
+    def _users(self) -> Counter[bytes]:
+        return Counter(reader.weight.tobytes() for reader in self.readers.values())
+
+    def is_shared(self, key: str) -> bool:
+        """Whether another consumer has the same weight: solving both on their own would store it twice."""
+        return self._users[self.readers[key].weight.tobytes()] > 1
+
+
+def engine_of(understood: Understanding, inputs: Inputs, options: Options, progress: Progress) -> Engine:
+    """The model and the inputs, ready to be walked."""
+    elements = sum(int(np.prod(understood.shapes[tensor.name][1:])) for tensor in understood.model.graph.inputs)
+    size = int(np.clip(BATCH_ELEMENTS // max(1, elements), 1, LARGEST_BATCH))
+    model = export(understood.model)
+    shallow_first(model)
+    return Engine(
+        channels=understood.channels,
+        model=model,
+        batches=partial(inputs.batches, size),
+        synthetic=options.calibration is None,
+        repair=_repair(understood, options),
+        threads=options.threads,
+        progress=progress,
+    )
+
+
+def _repair(understood: Understanding, options: Options) -> float:
+    """Exponent of the standard-deviation repair: real inputs need none, networks that are dense from the start the most."""
+    if options.calibration is not None:
+        return 0.0
+    return 0.5 if dense_first_layer(understood.channels) is None else 1.0
+
+
+def observe_reference(engine: Engine, known: Mapping[str, Centred] | None = None) -> Statistics:
+    """First walk: moments of the inputs of every consumer. known: these, where they have been taken; then nothing is walked.
+
+    On synthetic inputs every BatchNormalization gets the statistics of its own input on the way, so that each channel has the
+    mean and standard deviation that training gave it.
+    """
+    flow, positions = engine.channels.flow, engine.positions
+    consumers = [weighted for weighted in flow.weighted if weighted.in_ids.any()]
+    readers = {weighted.key: reader_of(flow, weighted, positions[weighted.key]) for weighted in consumers}
+    if known is not None:
+        outlooks = {key: outlook_of(flow, reader.weighted, {}) for key, reader in readers.items()}
+        return Statistics(copy_of(engine.model), readers, dict(known), outlooks)
+    walk = Walk(copy_of(engine.model), engine.batches(), engine.threads)
+    stops: dict[int, list[Reader]] = {reader.at: [] for reader in readers.values()}
+    for reader in readers.values():
+        stops[reader.at].append(reader)
+    normal = _normalisations(engine) if engine.synthetic else {}
+    moments: dict[str, Centred] = {}
+    seen: dict[tuple[str, bytes], Centred] = {}
+    ordered = sorted(stops.keys() | normal.keys())
+    for number, at in enumerate(ordered):
+        walk.advance(at)
+        if at in normal:
+            _match(walk, at, normal[at])
+        for reader in stops.get(at, []):
+            same = (reader.source, reader.columns.tobytes())
+            if same not in seen:
+                seen[same] = channel_moments(walk, reader, engine.threads)
+            moments[reader.key] = seen[same]
+            if not np.isfinite(seen[same].xx).all():
+                raise InputError(
+                    f"tensor {reader.source} holds NaN or infinity on these inputs; give real ones with --calibration, "
+                    "or take --method prune with --ratio"
+                )
+        engine.progress("statistics", (number + 1) / len(ordered))
+    outlooks = {key: outlook_of(flow, reader.weighted, walk.constants) for key, reader in readers.items()}
+    matched = walk.model
+    del matched.graph.node[:]
+    matched.graph.node.extend(node for nodes in walk.nodes for node in nodes)
+    return Statistics(matched, readers, moments, outlooks)
+
+
+def _normalisations(engine: Engine) -> dict[int, np.ndarray]:
+    """Position of each BatchNormalization with stored statistics -> its variance."""
+    found = {}
+    for node in engine.channels.flow.model.graph.nodes:
+        if node.op == "BatchNormalization" and node.domain in (None, "", "ai.onnx"):
+            variance = engine.channels.flow.constant(node.inputs[4])
+            if variance is not None and variance.ndim == 1:
+                found[engine.positions[node.outputs[0].name]] = variance
+    return found
+
+
+def _match(walk: Walk, at: int, before: np.ndarray) -> None:
+    """Give a BatchNormalization the mean and variance of what it reads in this run; before: the stored variance."""
+    node = NodeProto()
+    node.CopyFrom(walk.nodes[at][0])
+    count, total, squares = 0, np.zeros(len(before)), np.zeros(len(before))
+    for number in range(walk.count):
+        x = np.asarray(walk.tensor(number, node.input[0]), np.float64)
+        axes = tuple(axis for axis in range(x.ndim) if axis != 1)
+        count += x.size // x.shape[1]
+        total += x.sum(axes)
+        squares += np.square(x).sum(axes)
+    mean = total / count
+    variance = np.maximum(squares / count - mean**2, LOWEST_VARIANCE * before.astype(np.float64))
+    names = [f"{node.output[0]}//mean", f"{node.output[0]}//variance"]
+    node.input[3], node.input[4] = names
+    walk.replace(at, [node], {names[0]: mean.astype(before.dtype), names[1]: variance.astype(before.dtype)})
+
+
+def copy_of(model: ModelProto) -> ModelProto:
+    """A copy that a walk may change."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
