@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxmerge import Options, compress, inspect
+from onnxmerge import compress, inspect
 from onnxmerge.execution.sessions import open_session
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -122,7 +122,7 @@ def perform(run: Run, folder: Path) -> str:
         names = [group.name for group in inspect(run.network.path).groups]
         options["counts"] = tuple(zip(names, run.counts, strict=False))
     started = time.perf_counter()
-    result = compress(run.network.path, target, Options(verify=False, **options))
+    result = compress(run.network.path, target, verify=False, **options)
     seconds = time.perf_counter() - started
     left = result.after.parameters / result.before.parameters
     accuracy = run.network.accuracy(target)

@@ -22,7 +22,7 @@ from digits import FACTS, MODELS, models
 
 from onnxmerge.data.selection import solving_and_checking
 from onnxmerge.execution.sessions import open_session
-from onnxmerge.graph.analysed_model import understand
+from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.options import Options
 from onnxmerge.pipeline.builder import Search
 from onnxmerge.pipeline.progress import overall
@@ -76,9 +76,9 @@ def _shared(name: str, network: SharedNetwork) -> Subject:
 def rows(subject: Subject, calibration: Path | None) -> Iterator[str]:
     """For each budget: what is left, then fidelity and accuracy, allocated and uniform."""
     options = Options(calibration=calibration) if calibration is not None else subject.options
-    understood = understand(subject.path)
-    solving, checking = solving_and_checking(subject.path, understood, options)
-    wanted = Search(subject.path, understood, options, solving, checking, overall(None, {}))
+    analysed = analyse_model(subject.path)
+    solving, checking = solving_and_checking(subject.path, analysed, options)
+    wanted = Search(subject.path, analysed, options, solving, checking, overall(None, {}))
     _, reference = subject.judged(subject.path)
     for kind in ("params", "macs"):
         for share in SHARES:

@@ -16,7 +16,7 @@ from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.tables import Column, fitted
 from onnxmerge.report.terminal import show_compression
 from onnxmerge.report.wording import file_size, milliseconds, percent
-from onnxmerge.results import Comparison, Compression
+from onnxmerge.results import Compression, LatencyComparison
 
 BATCH = 64
 
@@ -62,7 +62,7 @@ def _command(model: DigitsModel, source: Path, target: Path, budget: str) -> str
     return f"onnxmerge compress {source} \\\n      {target} \\\n      {shlex.join([*words, '--no-bench'])}"
 
 
-def _table(result: Compression, latencies: list[Comparison], accuracies: tuple[float, float]) -> list[Column]:
+def _table(result: Compression, latencies: list[LatencyComparison], accuracies: tuple[float, float]) -> list[Column]:
     before, after = result.before, result.after
     rows = [
         (
@@ -81,11 +81,11 @@ def _table(result: Compression, latencies: list[Comparison], accuracies: tuple[f
         *(_latency_row(latency) for latency in latencies),
         ("accuracy", *(percent(value, 2) for value in accuracies), f"{100 * (accuracies[1] - accuracies[0]):+.2f} points"),
     ]
-    cells = list(zip(*rows, strict=True))
-    return [Column(header, cells[index], left=index == 0) for index, header in enumerate(("", "before", "after", ""))]
+    conv_groups = list(zip(*rows, strict=True))
+    return [Column(header, conv_groups[index], left=index == 0) for index, header in enumerate(("", "before", "after", ""))]
 
 
-def _latency_row(latency: Comparison) -> tuple[str, str, str, str]:
+def _latency_row(latency: LatencyComparison) -> tuple[str, str, str, str]:
     medians = milliseconds(latency.reference.median_ms), milliseconds(latency.candidate.median_ms)
     low, high = 1 / latency.ratio_high, 1 / latency.ratio_low
     return (f"latency, batch {latency.batch}", *medians, f"{latency.speedup:.2f}x as fast [{low:.2f}, {high:.2f}]")

@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 from networks import chain, residual, resnet50
 
-from onnxmerge import Options, compress
+from onnxmerge import compress
 from onnxmerge.execution.sessions import default_threads
 from onnxmerge.statistics.unfold import Network, outputs_of, patches_of, products, window_of
 
@@ -47,7 +47,7 @@ def child(kind: str, depth: int, samples: int) -> None:
         onnx.save(NETWORKS[kind](depth), source)
         before = peak_mib()
         started = time.perf_counter()
-        compress(source, target, Options(method="reconstruct", ratio=0.5, samples=samples, verify=False))
+        compress(source, target, method="reconstruct", ratio=0.5, samples=samples, verify=False)
         print(json.dumps({"seconds": time.perf_counter() - started, "before_mib": before, "peak_mib": peak_mib()}))
 
 

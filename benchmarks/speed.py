@@ -24,7 +24,7 @@ from onnxmerge.evaluation.benchmark import bench_batches
 from onnxmerge.execution.providers import Provider, provider_of
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.wording import milliseconds, percent
-from onnxmerge.results import Comparison
+from onnxmerge.results import LatencyComparison
 
 SHARED = ROOT.parent / "shared" / "models"
 FOLDER = ROOT / "build" / "speed"
@@ -93,9 +93,9 @@ def _models(large: bool) -> list[Path]:
 
 def _rows(
     path: Path, options: onnxmerge.Options, provider: Provider, batches: list[int], ratio: float
-) -> list[tuple[tuple[str, ...], Comparison]]:
+) -> list[tuple[tuple[str, ...], LatencyComparison]]:
     smaller = FOLDER / f"smaller-{path.name}"
-    onnxmerge.compress(path, smaller, onnxmerge.Options(ratio=ratio, method="prune", verify=False, provider="cpu"))
+    onnxmerge.compress(path, smaller, ratio=ratio, method="prune", verify=False, provider="cpu")
     found = []
     for settings, changed in VARIANTS.items() if provider.short == "cuda" else [("", {})]:
         for each in bench_batches(path, smaller, replace(options, **changed), batches).batches:
@@ -103,7 +103,7 @@ def _rows(
     return found
 
 
-def _row(settings: str, each: Comparison) -> tuple[str, ...]:
+def _row(settings: str, each: LatencyComparison) -> tuple[str, ...]:
     places = each.execution.candidate if each.execution is not None else {}
     elsewhere = sum(where != each.provider for where in places.values())
     return (
@@ -119,7 +119,7 @@ def _row(settings: str, each: Comparison) -> tuple[str, ...]:
     )
 
 
-def _conditions(provider: Provider, first: Comparison) -> str:
+def _conditions(provider: Provider, first: LatencyComparison) -> str:
     versions = f"onnxmerge {onnxmerge.__version__}, ONNX Runtime {onnxruntime.__version__}, Python {platform.python_version()}"
     return f"{provider.name}, {_machine(provider)}, {first.threads} threads; {versions}."
 

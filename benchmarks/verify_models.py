@@ -33,8 +33,8 @@ def main() -> None:
             rows.append(_row(model, model.options(ratio=arguments.ratio), arguments.most_points_lost))
     console = Console()
     columns = [
-        Column(header, cells, name=header == "model", left=header in ("model", ""))
-        for header, cells in zip(HEADERS, zip(*rows, strict=True), strict=True)
+        Column(header, conv_groups, name=header == "model", left=header in ("model", ""))
+        for header, conv_groups in zip(HEADERS, zip(*rows, strict=True), strict=True)
     ]
     console.print(Text(f"{asked}: what is left of parameters and MACs; accuracy on real digits", style="bold"))
     console.print(fitted(columns, console.width))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from onnxmerge.errors import OnnxMergeError, VerificationError
     from onnxmerge.evaluation.benchmark import bench, bench_batches
     from onnxmerge.evaluation.verify import verify
-    from onnxmerge.options import Options
+    from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions, Thresholds
     from onnxmerge.pipeline.compress import compress
     from onnxmerge.pipeline.inspect import inspect
     from onnxmerge.pipeline.sweep import sweep
@@ -22,7 +22,10 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "OnnxMergeError": "errors",
-    "Options": "options",
+    "InputOptions": "options",
+    "PruningOptions": "options",
+    "RuntimeOptions": "options",
+    "Thresholds": "options",
     "VerificationError": "errors",
     "bench": "evaluation.benchmark",
     "bench_batches": "evaluation.benchmark",
@@ -34,8 +37,11 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "InputOptions",
     "OnnxMergeError",
-    "Options",
+    "PruningOptions",
+    "RuntimeOptions",
+    "Thresholds",
     "VerificationError",
     "__version__",
     "bench",

@@ -101,14 +101,14 @@ class LayerDrift:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """All outputs of a candidate against the reference; `source` says what the inputs were.
+    """All outputs of a candidate against the reference, over `input_count` inputs; `input_description` says what they were.
 
-    same_layers: no layer lost channels, None where this was not asked; accuracy with --labels, layers with --layers.
+    same_layers: no layer lost channels, None where this was not asked; accuracy with `labels`, layers with `layers`.
     """
 
     outputs: tuple[OutputFidelity, ...]
-    inputs: int
-    source: str
+    input_count: int
+    input_description: str
     provider: str
     same_layers: bool | None = None
     accuracy: Accuracy | None = None
@@ -122,6 +122,21 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
+class Verification:
+    """What `verify` found: how close the candidate is, and what it fails for (nothing where it passes)."""
+
+    reference: str
+    candidate: str
+    fidelity: Fidelity
+    failures: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether no threshold was missed and nothing else is wrong."""
+        return not self.failures
+
+
+@dataclass(frozen=True)
 class LatencySummary:
     """Milliseconds of one call of a model; quantiles_ms: the 0th, 5th, 10th ... 100th percentile of all calls."""
 
@@ -132,7 +147,7 @@ class LatencySummary:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LatencyComparison:
     """Latency of reference and candidate, measured in turn in the same process.
 
     ratio = candidate / reference (below 1 is faster); low and high are its 95 % bootstrap interval. Calls of each in warm-up are
@@ -166,7 +181,7 @@ class Comparison:
 class Bench:
     """A comparison for each of several batch sizes."""
 
-    batches: tuple[Comparison, ...]
+    batches: tuple[LatencyComparison, ...]
 
 
 @dataclass(frozen=True)
@@ -205,31 +220,31 @@ class GroupResult:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` tells of a model; inputs: what the sensitivity was measured on, "" where it was not."""
+    """What `inspect` tells of a model; input_description: what the sensitivity was measured on, "" where it was not."""
 
     model: str
     size: Size
     groups: tuple[GroupResult, ...]
     refusals: tuple[Refusal, ...]
-    inputs: str = ""
+    input_description: str = ""
 
 
 @dataclass(frozen=True)
 class Compression:
-    """What `compress` did: the whole of it is printed by --json.
+    """What `compress` did: the whole of it is printed by `json`.
 
-    before and after: predicted costs and bytes; fidelity and latency: measured, None with --no-verify or without --bench;
+    before and after: predicted costs and bytes; fidelity and latency: measured, None with `verify=False` or without `bench`;
     warnings: what a user should know before deploying.
     """
 
-    source: str
-    target: str
+    model: str
+    output: str
     before: Size
     after: Size
     groups: tuple[GroupResult, ...]
     refusals: tuple[Refusal, ...]
     fidelity: Fidelity | None
-    latency: Comparison | None
+    latency: LatencyComparison | None
     warnings: tuple[str, ...]
     seconds: float
     seed: int
@@ -240,36 +255,36 @@ class Compression:
 class SweepPoint:
     """One target of a sweep and the model that meets it.
 
-    target: as it was asked for, "macs=0.5"; file: where it was written, "" where it was not kept; fidelity, top1_agreement: of
-    the worst output on the check inputs; kept: channels by group, of those that shrank; error: why there is no model ("" if
-    there is one), all other fields are then None or empty.
+    target: as it was asked for, "macs=0.5"; output: where it was written, "" where it was not kept; fidelity, top1_agreement: of
+    the worst output on the check inputs; kept_channels: how many by group, of those that shrank; error: why there is no model
+    ("" if there is one), all other fields are then None or empty.
     """
 
     target: str
     after: Size | None
     fidelity: float | None
     top1_agreement: float | None
-    latency: Comparison | None
-    kept: dict[str, int]
+    latency: LatencyComparison | None
+    kept_channels: dict[str, int]
     warnings: tuple[str, ...]
-    file: str = ""
+    output: str = ""
     error: str = ""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Size and speed against fidelity, in the order of the targets; inputs: what the fidelity was measured on."""
+    """Size and speed against fidelity, in the order of the targets; input_description: what the fidelity was measured on."""
 
-    source: str
+    model: str
     before: Size
     points: tuple[SweepPoint, ...]
-    inputs: str
+    input_description: str
     seed: int
     versions: dict[str, str]
 
 
 def as_json(value: Any) -> dict[str, Any]:
-    """The dictionary that --json prints; NaN and infinity become None, since JSON has neither."""
+    """The dictionary that `json` prints; NaN and infinity become None, since JSON has neither."""
     return _plain(asdict(value))
 
 

@@ -10,7 +10,7 @@ import onnxruntime
 from onnx import numpy_helper
 from topologies import Topology
 
-from onnxmerge.graph.analysed_model import Understanding, understand
+from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 
 PRODUCERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 LAYERS = PRODUCERS | {"LSTM", "GRU", "RNN", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
@@ -40,9 +40,9 @@ def written(model: onnx.ModelProto, folder: Path, name: str = "model.onnx") -> P
     return path
 
 
-def understood(model: onnx.ModelProto, folder: Path) -> Understanding:
+def analysed(model: onnx.ModelProto, folder: Path) -> AnalysedModel:
     """The program's understanding of a model from memory."""
-    return understand(written(model, folder, "understood.onnx"))
+    return analyse_model(written(model, folder, "understood.onnx"))
 
 
 def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:

@@ -15,12 +15,12 @@ from topologies.net import Net
 import onnxmerge
 from onnxmerge.cli import app as cli
 from onnxmerge.errors import InputError
-from onnxmerge.evaluation import proof
+from onnxmerge.evaluation import benchmark as proof
 from onnxmerge.evaluation.latency import compare_latency
 from onnxmerge.execution.providers import resolve_provider
 from onnxmerge.options import Options
 from onnxmerge.report.latency import show_latency
-from onnxmerge.results import Comparison, Execution, LatencySummary
+from onnxmerge.results import Execution, LatencyComparison, LatencySummary
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MLP = MODELS / "digits-mlp.onnx"
@@ -56,7 +56,7 @@ def models(tmp_path) -> Path:
 
 def test_half_of_the_macs_is_faster(models, monkeypatch):
     monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=1.0))
-    found = onnxmerge.bench(models / "whole.onnx", models / "half.onnx", Options(provider="cpu", threads=1))
+    found = onnxmerge.bench(models / "whole.onnx", models / "half.onnx", provider="cpu", threads=1)
     assert found.macs_ratio == 0.5
     assert found.ratio_high < 1.0
     assert found.realised == pytest.approx((1 - found.ratio) / 0.5)
@@ -70,7 +70,7 @@ def test_several_batch_sizes(run, models):
     assert (found["schema"], list(found)[-1]) == ("onnxmerge.comparisons/1", "batches")
     assert [each["batch"] for each in found["batches"]] == [1, 3]
     for each in found["batches"]:
-        assert list(each) == [field.name for field in dataclasses.fields(Comparison)]
+        assert list(each) == [field.name for field in dataclasses.fields(LatencyComparison)]
         assert each["candidate_per_second"] == pytest.approx(each["batch"] * 1e3 / each["candidate"]["median_ms"])
         assert set(each["execution"]["reference"].values()) == {CPU}
         assert {"first", "second"} <= set(each["execution"]["candidate"])
@@ -171,7 +171,7 @@ def test_what_ran_where_is_shown():
     placed = {"conv": "CUDAExecutionProvider", "odd": CPU}
     settings = {"use_tf32": "1", "cudnn_conv_algo_search": "HEURISTIC", "enable_cuda_graph": "0"}
     summary = LatencySummary(1.0, 1.2, 50)
-    shown = Comparison(
+    shown = LatencyComparison(
         summary, summary, 1.0, 0.9, 1.1, 1, "CUDAExecutionProvider", 2, execution=Execution("", settings, placed, placed)
     )
     stream = io.StringIO()

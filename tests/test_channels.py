@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from running import LAYERS, built, run, understood, weights_of
+from running import LAYERS, analysed, built, run, weights_of
 from topologies import TOPOLOGIES, Topology, feeds_of
 from topologies.net import Net
 
@@ -13,7 +13,6 @@ from onnxmerge.graph.analysis import analyse
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.merge_paths import neurons
 from onnxmerge.onnxio.model import from_proto
-from onnxmerge.options import Options
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.results import Refusal
 
@@ -25,13 +24,13 @@ TIED_ALL_THE_SAME = {"shared-weight-in-sequence", "shuffle-v2-unit"}
 
 def free_channels(channels: Channels) -> dict[str, int]:
     """Producer -> how many of its output channels could go."""
-    return {link.name: int((link.places[group.removable] >= 0).sum()) for group in channels.groups for link in group.producers}
+    return {link.name: int((link.positions[group.removable] >= 0).sum()) for group in channels.groups for link in group.producers}
 
 
 @pytest.mark.parametrize("topology", ROWS)
 def test_channels_ties_and_reasons(topology: Topology, tmp_path: Path) -> None:
     model = built(topology)
-    channels = understood(model, tmp_path).channels
+    channels = analysed(model, tmp_path).channels
     free, names = free_channels(channels), [{link.name for link in group.producers} for group in channels.groups]
     expected = {name: free.get(name, 0) for name in topology.removable}
     assert expected == topology.removable
@@ -47,7 +46,7 @@ def test_channels_ties_and_reasons(topology: Topology, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("topology", ROWS)
 def test_merging_is_accepted_where_it_is_valid(topology: Topology, tmp_path: Path) -> None:
-    channels = understood(built(topology), tmp_path).channels
+    channels = analysed(built(topology), tmp_path).channels
     refused = [found for group in channels.groups if isinstance(found := neurons(channels, group), Refusal)]
     assert topology.merge is not True or not refused
     assert topology.merge is not False or len(refused) == len(channels.groups) > 0
@@ -57,9 +56,9 @@ def test_merging_is_accepted_where_it_is_valid(topology: Topology, tmp_path: Pat
 @pytest.mark.parametrize("topology", ROWS)
 def test_every_layer_can_shrink_or_has_a_reason(topology: Topology, tmp_path: Path) -> None:
     model = built(topology)
-    channels = understood(model, tmp_path).channels
+    channels = analysed(model, tmp_path).channels
     touched = {link.name for group in channels.groups for link in (*group.producers, *group.consumers)}
-    touched |= {name for group in channels.groups for name in group.layers}
+    touched |= {name for group in channels.groups for name in group.layer_names}
     constants = weights_of(model).keys()
     layers = [node for node in model.graph.node if node.op_type in LAYERS and set(node.input) & constants]
     missing = {node.name for node in layers} - touched - {refusal.where for refusal in channels.refusals}
@@ -83,7 +82,7 @@ def test_nodes_without_names_go_by_operator_and_output(tmp_path: Path) -> None:
     model = built(TOPOLOGIES["conv-bn-relu"])
     for node in model.graph.node:
         node.name = ""
-    channels = understood(model, tmp_path).channels
+    channels = analysed(model, tmp_path).channels
     assert [group.name for group in channels.groups] == ["Conv(conv_a_y)", "Conv(conv_b_y)"]
     assert [refusal.where for refusal in channels.refusals] == ["Conv(out_y)"]
 
@@ -97,7 +96,7 @@ def test_layers_in_a_body_have_a_reason(tmp_path: Path) -> None:
     }
     condition = net.op("Greater", net.op("ReduceMean", "x", keepdims=0), net.const("zero", 0.0))
     net.output(net.op("If", condition, name="choose", **branches), 4, 8, 8)
-    reasons = {refusal.where: refusal.reason for refusal in understood(net.model(), tmp_path).channels.refusals}
+    reasons = {refusal.where: refusal.reason for refusal in analysed(net.model(), tmp_path).channels.refusals}
     assert "choose" in reasons["then_conv"]
     assert "choose" in reasons["else_conv"]
     assert "body" in reasons["conv_a"]
@@ -120,7 +119,7 @@ def test_layers_in_a_body_have_a_reason(tmp_path: Path) -> None:
 def test_neurons_are_what_the_activation_sees(name: str, producer: str, activation: str, factor: float, tmp_path: Path) -> None:
     """scale * (row . x) + offset, at the upper left 3 x 3 patch of an image or on a vector, is the observed activation."""
     model, feeds = built(TOPOLOGIES[name]), feeds_of(TOPOLOGIES[name])
-    channels = understood(model, tmp_path).channels
+    channels = analysed(model, tmp_path).channels
     found = neurons(channels, next(group for group in channels.groups if group.name == producer))
     assert not isinstance(found, Refusal)
     seen = run(model, feeds, (activation,))[-1]
@@ -149,7 +148,7 @@ def behind_stem(make) -> onnx.ModelProto:
 
 
 def test_two_readers_of_differently_scaled_channels_do_not_merge(tmp_path: Path) -> None:
-    channels = understood(behind_stem(forked), tmp_path).channels
+    channels = analysed(behind_stem(forked), tmp_path).channels
     (group,) = channels.groups
     refused = neurons(channels, group)
     assert isinstance(refused, Refusal)
@@ -157,9 +156,9 @@ def test_two_readers_of_differently_scaled_channels_do_not_merge(tmp_path: Path)
 
 
 def test_users_of_one_weight_shrink_together(tmp_path: Path) -> None:
-    groups = understood(behind_stem(shared), tmp_path).channels.groups
+    groups = analysed(behind_stem(shared), tmp_path).channels.groups
     assert [{link.name for link in group.producers} for group in groups] == [{"stem"}, {"first", "second"}]
-    result = compress(tmp_path / "understood.onnx", tmp_path / "out.onnx", Options(ratio=0.5, method="prune", verify=False))
+    result = compress(tmp_path / "understood.onnx", tmp_path / "out.onnx", ratio=0.5, method="prune", verify=False)
     small = onnx.load(tmp_path / "out.onnx")
     first, second = ({node.name: node for node in small.graph.node}[name].input[1] for name in ("first", "second"))
     assert first == second
@@ -168,7 +167,7 @@ def test_users_of_one_weight_shrink_together(tmp_path: Path) -> None:
 
 
 def test_a_weight_that_is_also_read_as_data_stays(tmp_path: Path) -> None:
-    channels = understood(built(TOPOLOGIES["weight-also-read-as-data"]), tmp_path).channels
+    channels = analysed(built(TOPOLOGIES["weight-also-read-as-data"]), tmp_path).channels
     reason = next(refusal.reason for refusal in channels.refusals if refusal.where == "conv_a")
     assert "conv_a_w" in reason
     assert "mul_5" in reason  # Abs and ReduceMean of a constant are one

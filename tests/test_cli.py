@@ -19,16 +19,16 @@ import pytest
 import onnxmerge
 from onnxmerge.cli import app as cli
 from onnxmerge.errors import ModelError
-from onnxmerge.evaluation import proof
+from onnxmerge.evaluation import benchmark as proof
 from onnxmerge.execution.providers import resolve_provider
 from onnxmerge.options import Options
 from onnxmerge.report.documents import KINDS
 from onnxmerge.results import (
-    Comparison,
     Compression,
     Fidelity,
     GroupResult,
     Inspection,
+    LatencyComparison,
     LatencySummary,
     OutputFidelity,
     Refusal,
@@ -71,7 +71,7 @@ def run(capsys):
 def smaller(tmp_path_factory) -> Path:
     """The MLP with a quarter of its neurons gone."""
     path = tmp_path_factory.mktemp("smaller") / "mlp.onnx"
-    onnxmerge.compress(MLP, path, Options(method="prune", ratio=0.25, verify=False))
+    onnxmerge.compress(MLP, path, method="prune", ratio=0.25, verify=False)
     return path
 
 
@@ -176,7 +176,7 @@ def test_json_of_compress(run, tmp_path):
     check_schema(found["after"], Size)
     check_schema(found["fidelity"], Fidelity)
     check_schema(found["fidelity"]["outputs"][0], OutputFidelity)
-    check_schema(found["latency"], Comparison)
+    check_schema(found["latency"], LatencyComparison)
     check_schema(found["latency"]["candidate"], LatencySummary)
     assert found["after"]["file_bytes"] == (tmp_path / "o.onnx").stat().st_size
 
@@ -191,7 +191,7 @@ def test_json_of_verify_also_below_the_threshold(run, smaller):
 def test_json_of_bench(run, smaller):
     code, out, _ = run("bench", MLP, smaller, "--json")
     assert code == 0
-    check_document(json.loads(out), Comparison)
+    check_document(json.loads(out), LatencyComparison)
 
 
 def test_json_and_python_give_the_same(run):

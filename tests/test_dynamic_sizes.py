@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper, parser
 
-from onnxmerge import Options, compress
+from onnxmerge import compress
 from onnxmerge.errors import OptionError
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
@@ -95,7 +95,7 @@ def outputs(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
 def test_every_size_comes_out_as_before(name, method, tmp_path):
     text, shapes = MODELS[name]
     source, target = written(text, tmp_path / "in.onnx"), tmp_path / "out.onnx"
-    result = compress(source, target, Options(ratio=0.3, method=method, samples=64, verify=False))
+    result = compress(source, target, ratio=0.3, method=method, samples=64, verify=False)
     assert result.after.parameters < result.before.parameters
     for shape in shapes:
         feeds = {"x": np.random.default_rng(1).normal(size=shape).astype(np.float32)}
@@ -108,9 +108,7 @@ def test_the_bias_behind_a_strided_conv_transpose_is_right(tmp_path):
     source, target = written(TRANSPOSED, tmp_path / "in.onnx"), tmp_path / "out.onnx"
     kept = {}
     for method in ("prune", "reconstruct"):
-        kept[method] = compress(
-            source, target, Options(ratio=0.5, method=method, samples=64, bench=False)
-        ).fidelity.worst.fidelity
+        kept[method] = compress(source, target, ratio=0.5, method=method, samples=64, bench=False).fidelity.worst.fidelity
     assert kept["reconstruct"] > max(kept["prune"], 0.3)
 
 
@@ -120,10 +118,10 @@ def test_the_output_may_not_be_what_the_model_still_needs(tmp_path):
     onnx.save(onnx.load(source), external, save_as_external_data=True, location="weights.bin", size_threshold=0)
     content = (tmp_path / "weights.bin").read_bytes()
     with pytest.raises(OptionError, match="holds the weights"):
-        compress(external, tmp_path / "weights.bin", Options(ratio=0.3, verify=False))
+        compress(external, tmp_path / "weights.bin", ratio=0.3, verify=False)
     inputs = tmp_path / "inputs.npy"
     np.save(inputs, np.zeros((32, 6), np.float32))
     with pytest.raises(OptionError, match="holds the calibration"):
-        compress(source, inputs, Options(ratio=0.3, verify=False, calibration=str(inputs)))
+        compress(source, inputs, ratio=0.3, verify=False, calibration=str(inputs))
     assert (tmp_path / "weights.bin").read_bytes() == content
     assert np.load(inputs).shape == (32, 6)

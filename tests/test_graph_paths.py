@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import understood, weights_of
+from running import analysed, weights_of
 from topologies.net import Net
 
 from onnxmerge.graph.merge_paths import Neurons, neurons
@@ -47,7 +47,7 @@ def test_moments_of_the_neurons(steps, expected, tmp_path: Path) -> None:
         y = step(net, y)
     net.output(net.conv(net.relu(y), "out", 8, 4), 4, 6, 6)
     model = net.model()
-    channels = understood(model, tmp_path).channels
+    channels = analysed(model, tmp_path).channels
     (group,) = channels.groups
     found = neurons(channels, group)
     assert isinstance(found, Neurons)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from running import built, relative_error, run, tolerance_of, understood, weights_of, written
+from running import analysed, built, relative_error, run, tolerance_of, weights_of, written
 from topologies import TOPOLOGIES, Duplicates, Topology, feeds_of, scaled_duplicates
 
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
@@ -95,7 +95,7 @@ def replace_tensor(model: onnx.ModelProto, name: str, values: np.ndarray) -> Non
 
 def merged(duplicates: Duplicates, producers: tuple[str, ...], folder: Path) -> tuple[onnx.ModelProto, Decision, np.ndarray]:
     """(the model after merging one group, what was decided, the units that are copies)."""
-    understanding = understood(duplicates.model, folder)
+    understanding = analysed(duplicates.model, folder)
     channels = understanding.channels
     group = group_of(channels, producers)
     copies = np.flatnonzero(np.isin(group.producers[0].places, duplicates.copy).any(1))
@@ -151,6 +151,6 @@ def test_compress_merges_as_the_method_alone_does(name: str, tmp_path: Path) -> 
     result = compress(source, target, options)
     assert [group.method for group in result.groups] == ["merge"]
     assert relative_error(run(duplicates.model, feeds), run(target, feeds)) < 1e-5
-    plain = compress(source, target, Options(ratio=0.5, method="prune", include=(tied[0],), verify=False))
+    plain = compress(source, target, ratio=0.5, method="prune", include=(tied[0],), verify=False)
     assert plain.after.parameters == result.after.parameters
     assert relative_error(run(duplicates.model, feeds), run(target, feeds)) > 1e-2

@@ -139,9 +139,9 @@ KEEP = {
     "all": ({}, 6, [0, 1, 2, 3, 4, 5]),
     "pinned are counted": ({"removable": [1, 1, 1, 1, 0, 1]}, 2, [4, 5]),
     "all pinned": ({"removable": [0] * 6}, 6, [0, 1, 2, 3, 4, 5]),
-    "cells": ({"cells": [0, 0, 0, 1, 1, 1]}, 2, [1, 5]),
-    "cells, interleaved, any labels": ({"cells": [7, -1, 7, -1, 7, -1]}, 4, [0, 1, 2, 5]),
-    "cells with pinned": ({"cells": [0, 0, 0, 1, 1, 1], "removable": [0, 1, 1, 1, 0, 1]}, 2, [0, 4]),
+    "cells": ({"conv_groups": [0, 0, 0, 1, 1, 1]}, 2, [1, 5]),
+    "cells, interleaved, any labels": ({"conv_groups": [7, -1, 7, -1, 7, -1]}, 4, [0, 1, 2, 5]),
+    "cells with pinned": ({"conv_groups": [0, 0, 0, 1, 1, 1], "removable": [0, 1, 1, 1, 0, 1]}, 2, [0, 4]),
 }
 
 
@@ -155,9 +155,9 @@ IMPOSSIBLE = {
     "none": ({}, 0, "cannot keep 0"),
     "too many": ({}, 7, "cannot keep 7"),
     "too many pinned": ({"removable": np.zeros(6, bool)}, 5, "must stay"),
-    "not divisible": ({"cells": np.array([0, 0, 0, 1, 1, 1])}, 3, "equally"),
-    "small cell": ({"cells": np.array([0, 1, 1, 1, 1, 1])}, 4, "fewer"),
-    "pinned in one cell": ({"cells": np.arange(6) // 3, "removable": np.array([1, 1, 1, 0, 0, 1], bool)}, 2, "must stay"),
+    "not divisible": ({"conv_groups": np.array([0, 0, 0, 1, 1, 1])}, 3, "equally"),
+    "small cell": ({"conv_groups": np.array([0, 1, 1, 1, 1, 1])}, 4, "fewer"),
+    "pinned in one cell": ({"conv_groups": np.arange(6) // 3, "removable": np.array([1, 1, 1, 0, 0, 1], bool)}, 2, "must stay"),
     "wrong length": ({"removable": np.ones(5, bool)}, 2, "one entry a channel"),
 }
 
@@ -176,13 +176,13 @@ def test_nan_scores_are_refused():
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_keep_best_properties(data):
-    cells, size = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 6))
-    scores = np.array(data.draw(st.lists(st.integers(0, 4), min_size=cells * size, max_size=cells * size)), float)
-    label = np.array(data.draw(st.permutations([cell for cell in range(cells) for _ in range(size)])))
+    conv_groups, size = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 6))
+    scores = np.array(data.draw(st.lists(st.integers(0, 4), min_size=conv_groups * size, max_size=conv_groups * size)), float)
+    label = np.array(data.draw(st.permutations([cell for cell in range(conv_groups) for _ in range(size)])))
     quota = data.draw(st.integers(1, size))
-    kept = keep_best(scores, quota * cells, cells=label)
+    kept = keep_best(scores, quota * conv_groups, conv_groups=label)
     assert (np.diff(kept) > 0).all()
-    assert (np.bincount(label[kept], minlength=cells) == quota).all()
+    assert (np.bincount(label[kept], minlength=conv_groups) == quota).all()
     for gone in np.setdiff1d(np.arange(scores.size), kept):
         rivals = kept[label[kept] == label[gone]]
         assert all(scores[rival] > scores[gone] or (scores[rival] == scores[gone] and rival < gone) for rival in rivals)

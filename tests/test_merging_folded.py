@@ -11,7 +11,6 @@ from onnx import numpy_helper
 from running import relative_error, run
 
 from onnxmerge.algorithms.folded_batchnorm import HALF_NORMAL, multiples, recovered_moments, restored_rows
-from onnxmerge.options import Options
 from onnxmerge.pipeline.compress import compress
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -113,6 +112,6 @@ def test_multiples_in_a_folded_network_merge_exactly_whatever_their_consumers_we
         stored[name].CopyFrom(numpy_helper.from_array(values, name))
     source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
     onnx.save(model, source)
-    compress(source, target, Options(ratio=0.5, method="merge", criterion=criterion, include=(layer,), verify=False))
+    compress(source, target, ratio=0.5, method="merge", criterion=criterion, include=(layer,), verify=False)
     feeds = {"x": rng.normal(size=(4, 1, 8, 8)).astype(np.float32)}
     assert relative_error(run(model, feeds), run(target, feeds)) < 1e-5

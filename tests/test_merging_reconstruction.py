@@ -55,10 +55,10 @@ def test_shards_add_up_to_the_whole():
 
 def test_centred_is_what_numpy_says():
     x, y = data()
-    centred = Moments.of(x, y).centred()
-    np.testing.assert_allclose(centred.xx, np.cov(x.T, bias=True), atol=1e-10)
-    np.testing.assert_allclose(centred.xy, np.cov(x.T, y.T, bias=True)[:7, 7:], atol=1e-10)
-    np.testing.assert_allclose(centred.variance_y, y.var(0), atol=1e-10)
+    covariance = Moments.of(x, y).covariance()
+    np.testing.assert_allclose(covariance.xx, np.cov(x.T, bias=True), atol=1e-10)
+    np.testing.assert_allclose(covariance.xy, np.cov(x.T, y.T, bias=True)[:7, 7:], atol=1e-10)
+    np.testing.assert_allclose(covariance.variance_y, y.var(0), atol=1e-10)
 
 
 @pytest.mark.parametrize("repair", [0.5, 1.0])
@@ -166,8 +166,8 @@ def test_aim_before_a_relu_changes_only_what_the_relu_lets_through():
 @pytest.mark.parametrize(("count", "ridge"), [(35, 0.5 * 7 / 35), (69, 0.5 * 7 / 69), (70, 1e-3)])
 def test_few_overlapping_samples_raise_the_ridge(count, ridge):
     x, y = data(count=count)
-    centred = x - x.mean(0)
-    damped = centred.T @ centred + ridge * (centred**2).sum(0).mean() * np.eye(7)
-    expected = np.linalg.solve(damped, centred.T @ (y - y.mean(0))).T
+    covariance = x - x.mean(0)
+    damped = covariance.T @ covariance + ridge * (covariance**2).sum(0).mean() * np.eye(7)
+    expected = np.linalg.solve(damped, covariance.T @ (y - y.mean(0))).T
     found = solve(Moments.of(x, y), np.zeros((4, 7)), ridge=1e-3, repair=0.0, independent=False)[0]
     np.testing.assert_allclose(found, expected, atol=1e-10)

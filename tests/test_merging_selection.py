@@ -87,13 +87,13 @@ def test_only_removable_channels_go():
 
 
 def test_cells_stay_balanced():
-    cells = np.array([7, 7, 7, 7, 9, 9, 9, 9, 11, 11, 11, 11])
+    conv_groups = np.array([7, 7, 7, 7, 9, 9, 9, 9, 11, 11, 11, 11])
     removable = np.ones(12, bool)
     removable[0] = False
-    elimination = eliminate([(covariance_of(samples(9, 60, 12)), np.ones((3, 12)))], removable, cells)
+    elimination = eliminate([(covariance_of(samples(9, 60, 12)), np.ones((3, 12)))], removable, conv_groups)
     assert len(elimination.order) == 9
     for round_ in range(3):
-        assert sorted(cells[elimination.order[3 * round_ : 3 * round_ + 3]]) == [7, 9, 11]
+        assert sorted(conv_groups[elimination.order[3 * round_ : 3 * round_ + 3]]) == [7, 9, 11]
 
 
 def test_a_permutation_of_channels_permutes_the_order():

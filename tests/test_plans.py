@@ -47,10 +47,10 @@ FIRST = {
 @pytest.mark.parametrize(("name", "options"), FIRST.values(), ids=FIRST.keys())
 def test_plan_gives_the_same_bytes_again(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     source, plan = source_of(name, tmp_path), tmp_path / "plan.json"
-    compress(source, tmp_path / "first.onnx", Options(**FAST, **options), save_plan=plan)
+    compress(source, tmp_path / "first.onnx", **FAST, **options, save_plan=plan)
     asked = {key: value for key, value in options.items() if key in ("criterion", "method")}
     again = tmp_path / "again.json"
-    compress(source, tmp_path / "second.onnx", Options(**FAST, **asked, plan=plan), save_plan=again)
+    compress(source, tmp_path / "second.onnx", **FAST, **asked, plan=plan, save_plan=again)
     assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
     assert (tmp_path / "first.onnx").read_bytes() != source.read_bytes()
     assert again.read_bytes() == plan.read_bytes()
@@ -61,11 +61,11 @@ def test_pruning_alone_is_planned_as_such(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("onnxmerge.pipeline.builder.fidelity_of", pruned_first())
     source, plan = source_of("residual-two-blocks", tmp_path), tmp_path / "plan.json"
     only = {**FAST, "include": ("one_conv1",)}
-    compress(source, tmp_path / "first.onnx", Options(**only, ratio=0.5), save_plan=plan)
+    compress(source, tmp_path / "first.onnx", **only, ratio=0.5, save_plan=plan)
     monkeypatch.undo()
     assert json.loads(plan.read_text())["method"] == "prune"
-    compress(source, tmp_path / "second.onnx", Options(**only, plan=plan))
-    compress(source, tmp_path / "pruned.onnx", Options(**only, ratio=0.5, method="prune"))
+    compress(source, tmp_path / "second.onnx", **only, plan=plan)
+    compress(source, tmp_path / "pruned.onnx", **only, ratio=0.5, method="prune")
     contents = {(tmp_path / f"{name}.onnx").read_bytes() for name in ("first", "second", "pruned")}
     assert len(contents) == 1
 
@@ -76,11 +76,11 @@ def test_methods_that_auto_found_hold(least: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(reconstruct_module, "expected_error", lambda *told: float(told[2].removal.method != least))
     monkeypatch.setattr("onnxmerge.pipeline.builder.fidelity_of", pruned_first(start=1))
     source, plan = source_of("residual-two-blocks", tmp_path), tmp_path / "plan.json"
-    compress(source, tmp_path / "first.onnx", Options(**FAST, ratio=0.5), save_plan=plan)
+    compress(source, tmp_path / "first.onnx", **FAST, ratio=0.5, save_plan=plan)
     assert {row["method"] for row in json.loads(plan.read_text())["groups"]} == {least}
     monkeypatch.setattr(reconstruct_module, "expected_error", lambda *told: float(told[2].removal.method == least))
     monkeypatch.setattr("onnxmerge.pipeline.builder.fidelity_of", pruned_first())
-    compress(source, tmp_path / "second.onnx", Options(**FAST, plan=plan))
+    compress(source, tmp_path / "second.onnx", **FAST, plan=plan)
     assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
 
 
@@ -98,7 +98,7 @@ def pruned_first(start: int = 0) -> Callable[..., Any]:
 
 def test_edited_plan_is_done(tmp_path: Path) -> None:
     source, plan = source_of("residual-two-blocks", tmp_path), tmp_path / "plan.json"
-    compress(source, tmp_path / "o.onnx", Options(**FAST, ratio=0.5), save_plan=plan)
+    compress(source, tmp_path / "o.onnx", **FAST, ratio=0.5, save_plan=plan)
     edited = json.loads(plan.read_text())
     by_name = {row["name"]: row for row in edited["groups"]}
     by_name["stem"]["kept"] = 7
@@ -106,7 +106,7 @@ def test_edited_plan_is_done(tmp_path: Path) -> None:
     by_name["one_conv1"].update(kept=2, kept_channels=[5, 0])
     edited["groups"].remove(by_name["two_conv1"])
     plan.write_text(json.dumps(edited))
-    result = compress(source, tmp_path / "o.onnx", Options(**FAST, plan=plan), save_plan=tmp_path / "again.json")
+    result = compress(source, tmp_path / "o.onnx", **FAST, plan=plan, save_plan=tmp_path / "again.json")
     assert {group.name: group.kept for group in result.groups} == {"stem": 7, "one_conv1": 2}
     again = {row["name"]: row for row in json.loads((tmp_path / "again.json").read_text())["groups"]}
     assert again["one_conv1"]["kept_channels"] == [0, 5]
@@ -115,14 +115,14 @@ def test_edited_plan_is_done(tmp_path: Path) -> None:
 
 def test_plan_is_a_line_a_group(tmp_path: Path) -> None:
     source, plan = source_of("residual-two-blocks", tmp_path), tmp_path / "plan.json"
-    compress(source, tmp_path / "o.onnx", Options(**FAST, ratio=0.5, method="prune"), save_plan=plan)
+    compress(source, tmp_path / "o.onnx", **FAST, ratio=0.5, method="prune", save_plan=plan)
     lines = [line for line in plan.read_text().splitlines() if '"kept_channels"' in line]
     assert [json.loads(line.rstrip(","))["name"] for line in lines] == ["stem", "one_conv1", "two_conv1"]
 
 
 def good_plan(folder: Path, name: str = "grouped-conv") -> tuple[Path, dict[str, Any]]:
     source = source_of(name, folder)
-    compress(source, folder / "made.onnx", Options(ratio=0.5, method="prune", verify=False), save_plan=folder / "plan.json")
+    compress(source, folder / "made.onnx", ratio=0.5, method="prune", verify=False, save_plan=folder / "plan.json")
     (folder / "made.onnx").unlink()
     return source, json.loads((folder / "plan.json").read_text())
 
@@ -194,7 +194,7 @@ def test_pinned_channel_cannot_leave(tmp_path: Path, capsys: Any) -> None:
     net.output(net.conv(y, "out", 8, 4), 4, 8, 8)
     net.output(first, 2, 8, 8)
     source = written(net.model(), tmp_path)
-    compress(source, tmp_path / "made.onnx", Options(ratio=0.5, method="prune", verify=False), save_plan=tmp_path / "plan.json")
+    compress(source, tmp_path / "made.onnx", ratio=0.5, method="prune", verify=False, save_plan=tmp_path / "plan.json")
     plan = json.loads((tmp_path / "plan.json").read_text())
     place = ("o.onnx", "--plan", tmp_path / "plan.json")
     for change, message in (
@@ -291,7 +291,7 @@ def test_fingerprint_covers_the_weights_beside_the_model(tmp_path: Path, capsys:
     plan = tmp_path / "plan.json"
     options = Options(ratio=0.5, method="prune", verify=False)
     compress(source, tmp_path / "made.onnx", options, save_plan=plan)
-    compress(source, tmp_path / "made.onnx", Options(plan=plan, method="prune", verify=False))
+    compress(source, tmp_path / "made.onnx", plan=plan, method="prune", verify=False)
     saved = (str(source), str(tmp_path / "o.onnx"), "--ratio", "0.5")
     refused(tmp_path, capsys, "would overwrite weights of the model", *saved, "--save-plan", tmp_path / "w.bin")
     weights = np.frombuffer((tmp_path / "w.bin").read_bytes(), np.float32).copy()

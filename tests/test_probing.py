@@ -18,41 +18,46 @@ from topologies.net import Net
 from onnxmerge.algorithms.elimination import kept_after
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.execution.sessions import open_session
-from onnxmerge.graph.analysed_model import Understanding, understand
-from onnxmerge.graph.channel_groups import ChannelGroup, Link
+from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
+from onnxmerge.graph.channel_groups import ChannelGroup
+from onnxmerge.graph.layers import Consumer
 from onnxmerge.graph.rewrite import Removal, Replacement, apply
-from onnxmerge.graph.weights import canonical, kernel_of, stored, weight_of
 from onnxmerge.onnxio.model_files import serialise
 from onnxmerge.options import Options
 from onnxmerge.pipeline.candidates import moved
-from onnxmerge.pruning.consumer_update import alpha_of, old_bias
-from onnxmerge.pruning.layer_statistics import Study, study_of
+from onnxmerge.pruning.consumer_update import old_bias
+from onnxmerge.pruning.layer_statistics import LayerStatistics, layer_statistics_of
 from onnxmerge.pruning.plan import Plan, decide, selected
-from onnxmerge.pruning.sensitivity import MOST_INPUTS, probe
+from onnxmerge.pruning.sensitivity import MOST_INPUTS, measure_sensitivities
 
 DAMPING = 1e-3
 OPTIONS = Options(ratio=0.5, method="reconstruct", samples=40, threads=1)
 
 
-def studied(source: Path, options: Options = OPTIONS, count: int = MOST_INPUTS) -> tuple[Understanding, Study]:
+def studied(source: Path, options: Options = OPTIONS, count: int = MOST_INPUTS) -> tuple[AnalysedModel, LayerStatistics]:
     """What the program studies; on no more inputs than probes run nothing is left to solve readers on."""
-    understanding = understand(source)
+    understanding = analyse_model(source)
     session = open_session(source, optimise=False, threads=1)
     inputs = inputs_for(session, understanding.shapes, replace(options, samples=None), count)
-    return understanding, study_of(understanding, inputs, options, lambda stage, share: None)
+    return understanding, layer_statistics_of(understanding, inputs, options, lambda stage, share: None)
 
 
-def measured_on(study: Study) -> list[dict[str, np.ndarray]]:
+def measured_on(layer_statistics: LayerStatistics) -> list[dict[str, np.ndarray]]:
     """The inputs of probes: the first ones."""
-    step = study.inputs.batch_size or 1
-    return list(study.inputs.chosen(np.arange(-(-MOST_INPUTS // step) * step), "first").batches(MOST_INPUTS))
+    step = layer_statistics.inputs.batch_size or 1
+    return list(layer_statistics.inputs.chosen(np.arange(-(-MOST_INPUTS // step) * step), "first").batches(MOST_INPUTS))
 
 
-ByHand = Callable[[Study, Understanding, Link, np.ndarray], Replacement]
+ByHand = Callable[[LayerStatistics, AnalysedModel, Consumer, np.ndarray], Replacement]
 
 
 def oracle(
-    study: Study, understanding: Understanding, group: ChannelGroup, kept: np.ndarray, folder: Path, by_hand: ByHand
+    layer_statistics: LayerStatistics,
+    understanding: AnalysedModel,
+    group: ChannelGroup,
+    kept: np.ndarray,
+    folder: Path,
+    by_hand: ByHand,
 ) -> float:
     """1 - fidelity of the worst output when the matched reference loses these channels and its readers are repaired by hand.
 
@@ -60,14 +65,14 @@ def oracle(
     the kept ones (damped as the program does it), and their weights moved.
     """
     reference = folder / "matched.onnx"
-    reference.write_bytes(study.statistics.matched.SerializeToString())
-    fresh = understand(reference)
+    reference.write_bytes(layer_statistics.statistics.matched.SerializeToString())
+    fresh = analyse_model(reference)
     own = next(each for each in fresh.channels.groups if each.producers[0].key == group.producers[0].key)
     gone = np.setdiff1d(np.arange(group.size), kept)
-    replacements = {link.key: by_hand(study, fresh, link, gone) for link in own.consumers}
+    replacements = {link.key: by_hand(layer_statistics, fresh, link, gone) for link in own.consumers}
     apply(fresh.channels, [Removal(own, kept, "reconstruct")], replacements)
     smaller = onnx.ModelProto.FromString(serialise(fresh.model))
-    pairs = [(run(reference, feeds), run(smaller, feeds)) for feeds in measured_on(study)]
+    pairs = [(run(reference, feeds), run(smaller, feeds)) for feeds in measured_on(layer_statistics)]
     lost = []
     for output in range(len(pairs[0][0])):
         expected, found = (np.concatenate([np.asarray(pair[side][output], np.float64) for pair in pairs]) for side in (0, 1))
@@ -75,17 +80,17 @@ def oracle(
     return float(max(lost))
 
 
-def mixed_by_hand(study: Study, fresh: Understanding, link: Link, gone: np.ndarray) -> Replacement:
+def mixed_by_hand(layer_statistics: LayerStatistics, fresh: AnalysedModel, link: Consumer, gone: np.ndarray) -> Replacement:
     """Each removed position of a reader's input regressed on all that stay, behind Flatten on those of its pixel."""
-    moments, channel_of = study.statistics.moments[link.key], study.statistics.readers[link.key].channel_of
-    value = weight_of(fresh.channels.flow, link.weighted)
-    weight = canonical(link.weighted, value).astype(np.float64)
+    moments, channel_of = layer_statistics.statistics.moments[link.key], layer_statistics.statistics.layers[link.key].channel_of
+    value = link.layer.stored_weight
+    weight = link.layer.canonical(value).astype(np.float64)
     new, bias = weight.copy(), np.zeros(weight.shape[0] * weight.shape[1])
-    removed = link.places[gone]
-    for g, place in itertools.product(range(weight.shape[0]), range(link.places.shape[1])):
+    removed = link.positions[gone]
+    for g, place in itertools.product(range(weight.shape[0]), range(link.positions.shape[1])):
         first, rows = g * weight.shape[2], slice(g * weight.shape[1], (g + 1) * weight.shape[1])
         inside = np.arange(first, first + weight.shape[2])
-        beside = link.places[:, place] if link.places.shape[1] > 1 else inside
+        beside = link.positions[:, place] if link.positions.shape[1] > 1 else inside
         out, here = np.intersect1d(removed[:, place], inside), np.setdiff1d(np.intersect1d(beside, inside), removed)
         if not len(out):
             continue
@@ -93,22 +98,20 @@ def mixed_by_hand(study: Study, fresh: Understanding, link: Link, gone: np.ndarr
         xx, mean = moments.xx[np.ix_(channels, channels)], moments.mean_x[channels]
         factors = regression(xx, len(here))
         new[g][:, here - first] += np.einsum("op...,kp->ok...", weight[g][:, out - first], factors)
-        bias[rows] += alpha_of(study.statistics.readers[link.key]) * (
-            weight[g][:, out - first].sum(-1) @ (mean[len(here) :] - mean[: len(here)] @ factors)
-        )
-    return Replacement(stored(link.weighted, new, kernel_of(link.weighted, value)).astype(value.dtype), bias)
+        bias[rows] += link.layer.alpha * (weight[g][:, out - first].sum(-1) @ (mean[len(here) :] - mean[: len(here)] @ factors))
+    return Replacement(link.layer.stored(new).astype(value.dtype), bias)
 
 
-def solved_by_hand(study: Study, fresh: Understanding, link: Link, gone: np.ndarray) -> Replacement:
+def solved_by_hand(layer_statistics: LayerStatistics, fresh: AnalysedModel, link: Consumer, gone: np.ndarray) -> Replacement:
     """The reader's outputs regressed on the patches of what stays, both taken from a run; stride 1, the same size."""
-    value = weight_of(fresh.channels.flow, link.weighted)
-    weight = canonical(link.weighted, value).astype(np.float64)
+    value = link.layer.stored_weight
+    weight = link.layer.canonical(value).astype(np.float64)
     groups, out, inside, positions = weight.shape
-    kernel = kernel_of(link.weighted, value)
-    removed = link.places[gone].reshape(-1)
-    source, read = link.weighted.node.outputs[0].name, link.weighted.node.inputs[0].name
-    proto = study.statistics.matched
-    runs = [run(proto, feeds, (read, source))[-2:] for feeds in fitted_on(study)]
+    kernel = link.layer.kernel_shape
+    removed = link.positions[gone].reshape(-1)
+    source, read = link.layer.node.outputs[0].name, link.layer.node.inputs[0].name
+    proto = layer_statistics.statistics.matched
+    runs = [run(proto, feeds, (read, source))[-2:] for feeds in fitted_on(layer_statistics)]
     x, y = (np.concatenate([each[side] for each in runs]).astype(np.float64) for side in (0, 1))
     if kernel:
         padded = np.pad(x, [(0, 0), (0, 0), *[(k // 2, k // 2) for k in kernel]])
@@ -126,14 +129,16 @@ def solved_by_hand(study: Study, fresh: Understanding, link: Link, gone: np.ndar
         solved = np.linalg.lstsq(samples - mean_x, targets - mean_y, rcond=1e-6)[0]
         new[g][:, stays] = solved.T.reshape(out, len(stays), positions)
         bias[rows] = mean_y - mean_x @ solved
-    reader = study.statistics.readers[link.key]
-    old = old_bias(study.engine.channels.flow, reader)
-    return Replacement(stored(link.weighted, new / alpha_of(reader), kernel).astype(value.dtype), bias - old)
+    layer = layer_statistics.statistics.layers[link.key]
+    old = old_bias(layer_statistics.engine.channels.flow, layer)
+    return Replacement(link.layer.stored(new / layer.alpha).astype(value.dtype), bias - old)
 
 
-def fitted_on(study: Study) -> list[dict[str, np.ndarray]]:
+def fitted_on(layer_statistics: LayerStatistics) -> list[dict[str, np.ndarray]]:
     """The inputs that readers are solved on: all others."""
-    return list(study.inputs.chosen(np.arange(MOST_INPUTS, study.inputs.count), "other").batches(MOST_INPUTS))
+    return list(
+        layer_statistics.inputs.chosen(np.arange(MOST_INPUTS, layer_statistics.inputs.count), "other").batches(MOST_INPUTS)
+    )
 
 
 def regression(xx: np.ndarray, here: int) -> np.ndarray:
@@ -221,7 +226,7 @@ SOLVED = ("conv-relu-conv", "gemm-relu-gemm-alpha-beta", "residual-two-blocks-bn
 
 @pytest.mark.parametrize("name", SOLVED)
 def test_damage_of_solves_is_that_of_the_rewritten_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxmerge.pruning.sensitivity._far_from_data", lambda study: False)
+    monkeypatch.setattr("onnxmerge.pruning.sensitivity._far_from_data", lambda layer_statistics: False)
     monkeypatch.setattr("onnxmerge.pruning.trial_solves.SAMPLES_PER_UNKNOWN", 1000)  # all inputs that are left
     source = written(built(TOPOLOGIES[name]), tmp_path)
     check_damage(source, partial(oracle, by_hand=solved_by_hand), tmp_path, 0.1, count=12 * MOST_INPUTS)
@@ -232,70 +237,72 @@ def test_solves_are_measured_on_inputs_that_they_have_not_seen(tmp_path: Path, m
     net = Net(np.random.default_rng(0))
     y = net.relu(net.gemm(net.input("x", 12), "first", 12, 96))
     net.output(net.gemm(net.relu(net.gemm(y, "second", 96, 64)), "out", 64, 4), 4)
-    understanding, study = studied(written(net.model(), tmp_path), count=2 * MOST_INPUTS)
+    understanding, layer_statistics = studied(written(net.model(), tmp_path), count=2 * MOST_INPUTS)
     groups = selected(understanding, OPTIONS)[0]
-    monkeypatch.setattr("onnxmerge.pruning.sensitivity._far_from_data", lambda study: False)
-    (last,) = [each for each in probe(study, groups, 1, OPTIONS)["second"] if each.removed == 0.75]
+    monkeypatch.setattr("onnxmerge.pruning.sensitivity._far_from_data", lambda layer_statistics: False)
+    (last,) = [each for each in measure_sensitivities(layer_statistics, groups, 1, OPTIONS)["second"] if each.removed == 0.75]
     assert last.damage > 0.02
 
 
 def test_one_batch_of_a_fixed_size_leaves_nothing_to_solve_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxmerge.pruning.sensitivity._far_from_data", lambda _: False)
     source = written(made(fixed_batch, 2 * MOST_INPUTS), tmp_path)
-    understanding, study = studied(source, count=2 * MOST_INPUTS)
-    assert all(probe(study, selected(understanding, OPTIONS)[0], 1, OPTIONS).values())
+    understanding, layer_statistics = studied(source, count=2 * MOST_INPUTS)
+    assert all(measure_sensitivities(layer_statistics, selected(understanding, OPTIONS)[0], 1, OPTIONS).values())
 
 
 def test_without_data_and_normalisation_nothing_is_solved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    understanding, study = studied(written(built(TOPOLOGIES["conv-relu-conv"]), tmp_path), count=3 * MOST_INPUTS)
+    understanding, layer_statistics = studied(written(built(TOPOLOGIES["conv-relu-conv"]), tmp_path), count=3 * MOST_INPUTS)
     (group,) = selected(understanding, OPTIONS)[0]
-    mixed = probe(study, [group], 1, OPTIONS)[group.name]
+    mixed = measure_sensitivities(layer_statistics, [group], 1, OPTIONS)[group.name]
     monkeypatch.setattr("onnxmerge.pruning.sensitivity._far_from_data", lambda _: False)
-    solved = probe(study, [group], 1, OPTIONS)[group.name]
+    solved = measure_sensitivities(layer_statistics, [group], 1, OPTIONS)[group.name]
     assert all(one.damage < 0.9 * other.damage for one, other in zip(solved, mixed, strict=True))
     monkeypatch.setattr("onnxmerge.pruning.trial_solves.AFFORDED", 0.0)
-    assert probe(study, [group], 1, OPTIONS)[group.name] == mixed
+    assert measure_sensitivities(layer_statistics, [group], 1, OPTIONS)[group.name] == mixed
 
 
 def check_damage(source: Path, expected: Callable[..., float], folder: Path, tolerance: float, count: int = MOST_INPUTS) -> None:
-    understanding, study = studied(source, count=count)
+    understanding, layer_statistics = studied(source, count=count)
     groups = selected(understanding, OPTIONS)[0]
-    probes = probe(study, groups, 1, OPTIONS)
+    sensitivities = measure_sensitivities(layer_statistics, groups, 1, OPTIONS)
     assert groups
     for group in groups:
-        assert [each.removed for each in probes[group.name]] == sorted(each.removed for each in probes[group.name])
-        elimination = study.elimination(group)
+        assert [each.removed for each in sensitivities[group.name]] == sorted(each.removed for each in sensitivities[group.name])
+        elimination = layer_statistics.elimination(group)
         assert elimination is not None
-        assert probes[group.name]
-        for found in probes[group.name][-2:]:
+        assert sensitivities[group.name]
+        for found in sensitivities[group.name][-2:]:
             kept = kept_after(elimination, group.size, found.kept)
-            assert found.damage == pytest.approx(expected(study, understanding, group, kept, folder), rel=tolerance, abs=1e-4)
+            assert found.damage == pytest.approx(
+                expected(layer_statistics, understanding, group, kept, folder), rel=tolerance, abs=1e-4
+            )
 
 
 def test_readers_that_share_a_weight_are_probed_as_they_are_treated(tmp_path: Path) -> None:
     """Their weight stays shared, so that channels are dropped: the oracle is the pruned model."""
-    understanding, study = studied(written(built(TOPOLOGIES["shared-weight-in-sequence"]), tmp_path))
+    understanding, layer_statistics = studied(written(built(TOPOLOGIES["shared-weight-in-sequence"]), tmp_path))
     (group,) = selected(understanding, OPTIONS)[0]
-    for found in probe(study, [group], 1, OPTIONS)[group.name]:
+    for found in measure_sensitivities(layer_statistics, [group], 1, OPTIONS)[group.name]:
         made = decide(understanding, replace(OPTIONS, method="prune"), None, {group.name: found.kept})
         smaller = pruned_content(understanding.model.path, made)
-        pairs = [(run(understanding.model.path, feeds), run(smaller, feeds)) for feeds in study.engine.batches()]
+        pairs = [(run(understanding.model.path, feeds), run(smaller, feeds)) for feeds in layer_statistics.engine.batches()]
         expected, reached = (np.concatenate([pair[side][0] for pair in pairs]).astype(np.float64) for side in (0, 1))
         lost = np.square(expected - reached).sum() / np.square(expected - expected.mean(0)).sum()
         assert found.damage == pytest.approx(lost, rel=0.01)
 
 
 def pruned_content(source: Path, plan: Plan) -> onnx.ModelProto:
-    fresh = understand(source)
+    fresh = analyse_model(source)
     apply(fresh.channels, moved(fresh, plan.removals), plan.replacements)
     return onnx.ModelProto.FromString(serialise(fresh.model))
 
 
 def test_normalisation_is_that_of_the_inputs(tmp_path: Path) -> None:
     """On synthetic inputs every BatchNormalization of the probed model gives its stored mean and deviation, scale and bias."""
-    _, study = studied(written(built(TOPOLOGIES["conv-bn-relu"]), tmp_path))
+    _, layer_statistics = studied(written(built(TOPOLOGIES["conv-bn-relu"]), tmp_path))
     outputs = ("bn_a_y", "bn_b_y", "bn_out_y")
-    seen = [run(study.statistics.matched, feeds, outputs)[1:] for feeds in study.engine.batches()]
+    seen = [run(layer_statistics.statistics.matched, feeds, outputs)[1:] for feeds in layer_statistics.engine.batches()]
     stored_values = weights_of(built(TOPOLOGIES["conv-bn-relu"]))
     for number, name in enumerate(("bn_a", "bn_b", "bn_out")):
         values = np.concatenate([each[number] for each in seen]).astype(np.float64)
@@ -304,19 +311,19 @@ def test_normalisation_is_that_of_the_inputs(tmp_path: Path) -> None:
 
 
 def test_more_removed_is_more_damage_and_probes_repeat(tmp_path: Path) -> None:
-    understanding, study = studied(written(built(TOPOLOGIES["residual-two-blocks"]), tmp_path))
+    understanding, layer_statistics = studied(written(built(TOPOLOGIES["residual-two-blocks"]), tmp_path))
     groups = selected(understanding, OPTIONS)[0]
-    first = probe(study, groups, 1, OPTIONS)
-    assert first == probe(study, groups, 1, OPTIONS)
-    assert first == {name: probe(study, groups[::-1], 1, OPTIONS)[name] for name in first}
-    damages = [[each.damage for each in probes] for probes in first.values()]
+    first = measure_sensitivities(layer_statistics, groups, 1, OPTIONS)
+    assert first == measure_sensitivities(layer_statistics, groups, 1, OPTIONS)
+    assert first == {name: measure_sensitivities(layer_statistics, groups[::-1], 1, OPTIONS)[name] for name in first}
+    damages = [[each.damage for each in sensitivities] for sensitivities in first.values()]
     assert all(each == sorted(each) and each[0] > 0 for each in damages)
 
 
 def test_fewer_inputs_for_dear_models(tmp_path: Path) -> None:
     """What probes cost in all is bounded, down to a few inputs."""
-    understanding, study = studied(written(built(TOPOLOGIES["conv-relu-conv"]), tmp_path))
+    understanding, layer_statistics = studied(written(built(TOPOLOGIES["conv-relu-conv"]), tmp_path))
     groups = selected(understanding, OPTIONS)[0]
-    dear, cheap = (probe(study, groups, macs, OPTIONS)["conv_a"] for macs in (10**12, 1))
+    dear, cheap = (measure_sensitivities(layer_statistics, groups, macs, OPTIONS)["conv_a"] for macs in (10**12, 1))
     assert [each.kept for each in dear] == [each.kept for each in cheap]
     assert [each.damage for each in dear] != [each.damage for each in cheap]

@@ -14,7 +14,7 @@ import pytest
 
 import onnxmerge
 from onnxmerge.cli import app as cli
-from onnxmerge.evaluation import proof
+from onnxmerge.evaluation import benchmark as proof
 from onnxmerge.options import METHOD_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,14 +52,14 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture
-def reader(folder, monkeypatch) -> Path:
+def layer(folder, monkeypatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=0.1))
     return folder
 
 
 @pytest.mark.parametrize("command", PROGRAM)
-def test_command_runs(reader, capsys, command):
+def test_command_runs(layer, capsys, command):
     with pytest.raises(SystemExit) as ending:
         cli.main(shlex.split(command)[1:])
     assert (ending.value.code or 0) == 0, capsys.readouterr().err
@@ -78,27 +78,27 @@ def called(command: list[str], environment: dict[str, str]) -> subprocess.Comple
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
 
 
-def test_shell_recipe_runs(reader, environment):
+def test_shell_recipe_runs(layer, environment):
     done = called(["bash", "-c", block_of("sh")], environment)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"\d+% of the parameters left, \d+\.\d\dx as fast, fidelity 0\.\d{3}\n", done.stdout)
 
 
-def test_shell_recipe_fails_below_the_threshold(reader, environment):
-    (reader / "bench.json").unlink(missing_ok=True)
+def test_shell_recipe_fails_below_the_threshold(layer, environment):
+    (layer / "bench.json").unlink(missing_ok=True)
     done = called(["bash", "-c", block_of("sh").replace("--min-cosine 0.9", "--min-cosine 1")], environment)
     assert (done.returncode, done.stdout) == (1, "")
     assert "mean cosine" in done.stderr
-    assert not (reader / "bench.json").exists()
+    assert not (layer / "bench.json").exists()
 
 
 @pytest.mark.parametrize(("threshold", "code"), [("0.9", 0), ("1", 2)], ids=["passes", "fails"])
-def test_make_recipe(reader, environment, threshold, code):
-    (reader / "recipe.mk").write_text(block_of("make").replace("--min-cosine 0.9", f"--min-cosine {threshold}"), encoding="utf-8")
-    (reader / "smaller.onnx").unlink(missing_ok=True)
+def test_make_recipe(layer, environment, threshold, code):
+    (layer / "recipe.mk").write_text(block_of("make").replace("--min-cosine 0.9", f"--min-cosine {threshold}"), encoding="utf-8")
+    (layer / "smaller.onnx").unlink(missing_ok=True)
     done = called(["make", "-f", "recipe.mk", "smaller.onnx"], environment)
     assert done.returncode == code, done.stderr
-    assert (reader / "smaller.onnx").exists() is (code == 0)
+    assert (layer / "smaller.onnx").exists() is (code == 0)
 
 
 def test_completion_of_the_shell(environment):
@@ -110,7 +110,7 @@ def test_completion_of_the_shell(environment):
         assert "_ONNXMERGE_COMPLETE" in script
 
 
-def test_python_example_runs(reader, capsys):
+def test_python_example_runs(layer, capsys):
     (example,) = [block for kind, block in BLOCKS if kind == "python"]
     exec(compile(example, "README.md", "exec"), {})
     printed = capsys.readouterr().out

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from running import built, relative_error, run, tolerance_of, understood, weights_of, written
+from running import analysed, built, relative_error, run, tolerance_of, weights_of, written
 from test_merge_exactness import BY_HAND, cases, duplicated, group_of
 from test_statistics_gram import dense
 from test_statistics_walk import sequence_model
@@ -24,19 +24,17 @@ from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import ModelError
 from onnxmerge.evaluation.fidelity import compare
-from onnxmerge.execution.layerwise import Walk
+from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.execution.sessions import open_session
-from onnxmerge.graph.analysed_model import understand
-from onnxmerge.graph.downstream import Outlook
-from onnxmerge.graph.readers import reader_of
-from onnxmerge.graph.weights import canonical
+from onnxmerge.graph.analysed_model import analyse_model
+from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.options import Options
 from onnxmerge.pipeline.compress import compress
-from onnxmerge.pruning import reference_run as reference_module
 from onnxmerge.pruning import solve_consumers as solving_module
-from onnxmerge.pruning.layer_statistics import study_of
+from onnxmerge.pruning.layer_statistics import layer_statistics_of
 from onnxmerge.pruning.plan import decide
 from onnxmerge.results import Compression
+from onnxmerge.statistics import reference_run as reference_module
 from onnxmerge.statistics.reference_run import Statistics, engine_of, observe_reference
 
 SAMPLES = 64
@@ -49,10 +47,10 @@ WHOLE = {"shared-weight-one-in-output", "weight-also-read-as-data"}
 NORMALISED = {each.id for each in SHRINKING if any(node.op_type == "BatchNormalization" for node in built(each).graph.node)}
 
 
-class Recorder(Walk):
+class Recorder(LayerwiseRun):
     """Walks that can be asked for afterwards."""
 
-    made: ClassVar[list[Walk]] = []
+    made: ClassVar[list[LayerwiseRun]] = []
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,14 +58,14 @@ class Recorder(Walk):
 
 
 @pytest.fixture
-def walks(monkeypatch: pytest.MonkeyPatch) -> list[Walk]:
+def walks(monkeypatch: pytest.MonkeyPatch) -> list[LayerwiseRun]:
     """The walks of the solve: reference, compressed."""
     monkeypatch.setattr(Recorder, "made", [])
     monkeypatch.setattr(solving_module, "Walk", Recorder)
     return Recorder.made
 
 
-def walked(walk: Walk) -> onnx.ModelProto:
+def walked(walk: LayerwiseRun) -> onnx.ModelProto:
     """The model that a walk ends with."""
     model = onnx.ModelProto.FromString(walk.model.SerializeToString())
     del model.graph.node[:]
@@ -77,7 +75,7 @@ def walked(walk: Walk) -> onnx.ModelProto:
 
 def check_inputs(source: Path, samples: int = SAMPLES) -> Inputs:
     session = open_session(source, optimise=False, threads=1)
-    return inputs_for(session, understand(source).shapes, Options(samples=samples, seed=5))
+    return inputs_for(session, analyse_model(source).shapes, Options(samples=samples, seed=5))
 
 
 def fidelity(source: Path, target: Path, inputs: Inputs) -> float:
@@ -86,7 +84,7 @@ def fidelity(source: Path, target: Path, inputs: Inputs) -> float:
 
 
 def shrunk(source: Path, target: Path, method: str, **options: object) -> Compression:
-    return compress(source, target, Options(method=method, **{**FAST, **options}))
+    return compress(source, target, method=method, **{**FAST, **options})
 
 
 # Every topology at one ratio, those whose ids meet (joins, groups of a convolution, shuffles, splits) at a second one.
@@ -105,7 +103,9 @@ WORSE = {("conv-transpose-grouped", 0.3)}
 @pytest.mark.parametrize(
     ("topology", "ratio"), [pytest.param(*pair, id=f"{pair[0].id}-{pair[1]}") for pair in ENDS if pair[0].id not in WHOLE]
 )
-def test_every_topology_ends_no_worse_than_pruned(topology: Topology, ratio: float, tmp_path: Path, walks: list[Walk]) -> None:
+def test_every_topology_ends_no_worse_than_pruned(
+    topology: Topology, ratio: float, tmp_path: Path, walks: list[LayerwiseRun]
+) -> None:
     """And the file computes what the solve saw: nothing that was decided is lost on the way."""
     source = written(built(topology), tmp_path)
     result = shrunk(source, tmp_path / "ours.onnx", "reconstruct", ratio=ratio)
@@ -167,7 +167,7 @@ COPIES = [param for param in cases() if param.values[0].id in (EXACT | TWICE) - 
 @pytest.mark.parametrize(("topology", "producers"), COPIES)
 def test_multiples_of_other_channels_go_without_loss(topology: Topology, producers: tuple[str, ...], tmp_path: Path) -> None:
     duplicates, feeds = duplicated(topology, producers), feeds_of(topology)
-    group = group_of(understood(duplicates.model, tmp_path).channels, producers)
+    group = group_of(analysed(duplicates.model, tmp_path).channels, producers)
     copies = np.isin(group.producers[0].places, duplicates.copy).any(1)
     source, target = written(duplicates.model, tmp_path), tmp_path / "out.onnx"
     counts = ((group.name, group.size - int(copies.sum())),)
@@ -206,7 +206,7 @@ def test_what_depends_linearly_on_others_goes_without_loss(name: str, tmp_path: 
     """The bias of what depends may be another: constants are no obstacle. Nothing here is a multiple of one other channel."""
     model = linear(name)
     source, target = written(model, tmp_path), tmp_path / "out.onnx"
-    group = understand(source).channels.groups[0]
+    group = analyse_model(source).channels.groups[0]
     feeds = {"x": np.random.default_rng(2).normal(size=(4, 16) if "fc" in group.name else (4, 3, 8, 8)).astype(np.float32)}
     result = shrunk(source, target, "auto", counts=((group.name, 7),), samples=256)
     assert [(each.kept, each.method) for each in result.groups] == [(7, "reconstruct")]
@@ -240,33 +240,32 @@ def test_one_consumer_gets_what_lstsq_finds(
     source = written(model, tmp_path)
     rng = np.random.default_rng(4)
     feeds = {key: rng.normal(size=(count, *shape[1:])).astype(np.float32) for key, shape in topology.feeds.items()}
-    understanding = understand(source)
+    understanding = analyse_model(source)
     inputs = Inputs(count, "", None, np.arange(count), lambda rows: {key: value[rows] for key, value in feeds.items()})
     given = Options(ratio=0.5, method="reconstruct", include=(producer,), calibration=Path("given"), threads=1)
-    plan = decide(understanding, given, study_of(understanding, inputs, given, lambda stage, share: None))
+    plan = decide(understanding, given, layer_statistics_of(understanding, inputs, given, lambda stage, share: None))
     (removal,) = plan.removals
-    (weighted,) = [each for each in understanding.channels.flow.weighted if each.node.name == consumer]
-    reader = reader_of(understanding.channels.flow, weighted, 0)
+    (layer,) = [each for each in understanding.channels.flow.layers if each.node.name == consumer]
     wanted = [value.name for value in model.graph.output]
-    extra = tuple(tensor for tensor in (reader.source, reader.key) if tensor not in wanted)
+    extra = tuple(tensor for tensor in (layer.source, layer.key) if tensor not in wanted)
     tensors = dict(zip([*wanted, *extra], run(model, feeds, extra), strict=True))
-    x, y = dense(name, consumer, reader, (), tensors[reader.source], tensors[reader.key])
-    stays = np.isin(weighted.in_ids, removal.group.units[removal.kept])
+    x, y = dense(name, consumer, layer, (), tensors[layer.source], tensors[layer.key])
+    stays = np.isin(layer.in_ids, removal.group.channel_ids[removal.kept])
     assert stays.mean() == 0.5
-    new = plan.replacements[reader.key]
-    weight = canonical(weighted, new.weight) * weighted.node.attrs.get("alpha", 1.0)
+    new = plan.replacements[layer.key]
+    weight = layer.canonical(new.weight) * layer.node.attrs.get("alpha", 1.0)
     node = next(node for node in model.graph.node if node.name == consumer)
     old = weights_of(model)[node.input[2]] if len(node.input) > 2 else np.zeros(1)
-    bias = old * weighted.node.attrs.get("beta", 1.0) + new.bias
-    for group in range(reader.groups):
-        inside, positions = reader.weight.shape[2:]
+    bias = old * layer.node.attrs.get("beta", 1.0) + new.bias
+    for group in range(layer.groups):
+        inside, positions = layer.weight.shape[2:]
         columns = (np.arange(positions)[:, None] * inside + np.flatnonzero(stays[group])).reshape(-1)
         samples = np.c_[x[group][:, columns], np.ones(x.shape[1])]
         best = np.linalg.lstsq(samples, y[group], rcond=None)[0]
         found = np.moveaxis(weight[group][:, stays[group]], 1, 2).reshape(weight.shape[1], -1)
         scale = np.abs(best).max()
         np.testing.assert_allclose(found, best[:-1].T, atol=2e-4 * scale)
-        np.testing.assert_allclose(bias.reshape(reader.groups, -1)[group], best[-1], atol=1e-3 * scale)
+        np.testing.assert_allclose(bias.reshape(layer.groups, -1)[group], best[-1], atol=1e-3 * scale)
         assert not weight[group][:, ~stays[group]].any()
 
 
@@ -287,7 +286,7 @@ NORMAL = [
 
 def observed(source: Path, options: Options) -> tuple[Statistics, Inputs]:
     """The first walk over synthetic inputs."""
-    understanding = understand(source)
+    understanding = analyse_model(source)
     inputs = inputs_for(open_session(source, optimise=False, threads=1), understanding.shapes, replace(options, calibration=None))
     engine = engine_of(understanding, inputs, options, lambda stage, share: None)
     return observe_reference(engine), inputs
@@ -394,9 +393,9 @@ def joined() -> onnx.ModelProto:
     return net.model()
 
 
-def alone(*arguments: object) -> Outlook:
+def alone(*arguments: object) -> DownstreamAffine:
     """What a consumer knows that does not look ahead."""
-    return Outlook(is_followed=True)
+    return DownstreamAffine(is_followed=True)
 
 
 def test_behind_a_join_a_consumer_repairs_what_the_skip_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,7 +413,7 @@ def test_looking_over_joins_helps_in_blocks_too(name: str, tmp_path: Path, monke
     source, target, calibration = written(built(TOPOLOGIES[name]), tmp_path), tmp_path / "out.onnx", tmp_path / "given.npy"
     inputs, reached = check_inputs(source, 256), []
     np.save(calibration, inputs.take(inputs.indices)["x"])
-    for look in (reference_module.outlook_of, alone):
+    for look in (reference_module.downstream_affine_of, alone):
         monkeypatch.setattr(reference_module, "outlook_of", look)
         shrunk(source, target, "reconstruct", ratio=0.7, include=("*_conv1",), calibration=calibration, samples=256)
         reached.append(fidelity(source, target, inputs))
@@ -440,7 +439,7 @@ def last_of(model: onnx.ModelProto) -> onnx.NodeProto:
 
 
 @pytest.mark.parametrize("name", ["residual-two-blocks", "gemm-relu-gemm-transb1", "matmul-add-3d", "grouped-conv", "unet"])
-def test_with_calibration_the_file_is_what_was_walked(name: str, tmp_path: Path, walks: list[Walk]) -> None:
+def test_with_calibration_the_file_is_what_was_walked(name: str, tmp_path: Path, walks: list[LayerwiseRun]) -> None:
     """Every consumer from the first removal on is refitted, the last one too."""
     topology, model = TOPOLOGIES[name], built(TOPOLOGIES[name])
     calibration, rng = tmp_path / "given.npz", np.random.default_rng(0)
@@ -481,9 +480,9 @@ def test_a_weight_of_several_consumers_stays_one(second: bool, tmp_path: Path) -
     model = siamese() if second else built(TOPOLOGIES["shared-weight-in-sequence"])
     shrunk(written(model, tmp_path), tmp_path / "out.onnx", "auto", ratio=0.5)
     small = onnx.load(tmp_path / "out.onnx")
-    readers = {node.name: node.input[1] for node in small.graph.node if node.name in ("conv_a", "conv_b")}
-    assert readers["conv_a"] == readers["conv_b"]
-    assert weights_of(small)[readers["conv_a"]].shape[1] == 4
+    layers = {node.name: node.input[1] for node in small.graph.node if node.name in ("conv_a", "conv_b")}
+    assert layers["conv_a"] == layers["conv_b"]
+    assert weights_of(small)[layers["conv_a"]].shape[1] == 4
 
 
 def siamese() -> onnx.ModelProto:

@@ -19,7 +19,7 @@ from samples import COMPRESSION, EVIL, FIDELITY, OUTPUT, RESULTS, RUN, evil
 import onnxmerge
 from onnxmerge.cli import app as cli
 from onnxmerge.errors import OptionError
-from onnxmerge.evaluation import proof
+from onnxmerge.evaluation import benchmark as proof
 from onnxmerge.onnxio import files
 from onnxmerge.report.documents import KINDS, Run, document, json_text
 from onnxmerge.report.schema import breaks, schema_of
@@ -240,7 +240,7 @@ def test_reports_are_named_where_people_read(run, tmp_path, monkeypatch):
 
 
 def test_failed_verification_is_reported(run, tmp_path):
-    onnxmerge.compress(MLP, tmp_path / "o.onnx", onnxmerge.Options(method="prune", ratio=0.9, verify=False))
+    onnxmerge.compress(MLP, tmp_path / "o.onnx", method="prune", ratio=0.9, verify=False)
     code, out, _ = run("verify", MLP, tmp_path / "o.onnx", "--json", "--report", tmp_path / "a.html")
     assert code == 1
     assert ["mean cosine" in failure for failure in json.loads(out)["failures"]] == [True]

@@ -22,7 +22,7 @@ PAGES = pytest.mark.parametrize("kind", VARIANTS)
 NAMES = pytest.mark.parametrize("name", EVIL.values(), ids=EVIL)
 
 
-class Reader(HTMLParser):
+class Layer(HTMLParser):
     """Elements with their attributes in order, the text outside <style>, and whether everything that opens closes."""
 
     def __init__(self, text: str) -> None:
@@ -92,7 +92,7 @@ def test_verdict_comes_first():
     ],
 )
 def test_everything_is_said(kind, words):
-    text = Reader(page(VARIANTS[kind], RUN)).text
+    text = Layer(page(VARIANTS[kind], RUN)).text
     assert [word for word in words if word not in text] == []
 
 
@@ -100,27 +100,27 @@ def test_figures_are_those_of_the_terminal():
     console = Console(width=300, record=True, file=None, force_terminal=False)
     with console.capture() as shown:
         show_compression(console, COMPRESSION)
-    text = Reader(page(COMPRESSION, RUN)).text
+    text = Layer(page(COMPRESSION, RUN)).text
     figures = re.findall(r"\d[\d,.]*(?:%| dB| ms| [kMG]?B)", shown.get())
     assert len(figures) > 15
     assert [figure for figure in figures if figure not in text] == []
 
 
 def test_thresholds_missed_are_the_verdict():
-    text = Reader(page(FIDELITY, replace(RUN, failures=("output 'y': mean cosine 0.5 is below 0.9",)))).text
+    text = Layer(page(FIDELITY, replace(RUN, failures=("output 'y': mean cosine 0.5 is below 0.9",)))).text
     assert "Failed: fidelity" in text
     assert "failed: output 'y': mean cosine 0.5 is below 0.9" in text
 
 
 def test_output_that_is_not_finite_is_named():
     output = replace(OUTPUT, finite=False, fidelity=math.nan)
-    assert "output logits holds NaN or infinity" in Reader(page(replace(FIDELITY, outputs=(output,)), RUN)).text
+    assert "output logits holds NaN or infinity" in Layer(page(replace(FIDELITY, outputs=(output,)), RUN)).text
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 20])
 def test_every_output_has_every_measure(count):
     outputs = tuple(replace(OUTPUT, name=f"output_{number}", max_abs_error=2 + number / 100) for number in range(count))
-    text = Reader(page(replace(FIDELITY, outputs=outputs), RUN)).text
+    text = Layer(page(replace(FIDELITY, outputs=outputs), RUN)).text
     assert all(f"output_{number}" in text and f"{2 + number / 100:.4f}" in text for number in range(count))
     assert "best class in top 5" in text
 
@@ -137,8 +137,8 @@ def test_every_output_has_every_measure(count):
     ids=["no proof", "no bench", "no warnings", "no refusals", "no notes"],
 )
 def test_what_is_not_there_is_left_out(result, word):
-    assert word in Reader(page(COMPRESSION, RUN)).text
-    assert word not in Reader(page(result, RUN)).text
+    assert word in Layer(page(COMPRESSION, RUN)).text
+    assert word not in Layer(page(result, RUN)).text
 
 
 def test_no_group_at_all_is_said():
@@ -148,7 +148,7 @@ def test_no_group_at_all_is_said():
 
 def test_many_names_of_one_reason_are_counted():
     refusals = tuple(Refusal(f"layer{number}", "it has a single output channel") for number in range(130))
-    text = Reader(page(replace(INSPECTION, refusals=refusals), RUN)).text
+    text = Layer(page(replace(INSPECTION, refusals=refusals), RUN)).text
     assert "layer99 and 30 more" in text
 
 
@@ -157,7 +157,7 @@ def test_many_names_of_one_reason_are_counted():
 
 @PAGES
 def test_page_is_whole_and_needs_nothing_else(kind):
-    read = Reader(page(VARIANTS[kind], RUN))
+    read = Layer(page(VARIANTS[kind], RUN))
     assert read.all("html") == [{"lang": "en"}]
     assert len(read.all("h1")) == len(read.all("main")) == 1
     assert {tag for tag, _ in read.elements} & {"script", "img", "iframe", "object", "video"} == set()
@@ -169,7 +169,7 @@ def test_page_is_whole_and_needs_nothing_else(kind):
 @PAGES
 def test_structure_is_there_for_those_who_do_not_see_it(kind):
     text = page(VARIANTS[kind], RUN)
-    read = Reader(text)
+    read = Layer(text)
     assert all(found.get("scope") in ("col", "row") for found in read.all("th"))
     assert all(
         found.get("aria-hidden") or found.get("role") == "img" or "picture" not in (found.get("class") or "")
@@ -186,9 +186,9 @@ def test_structure_is_there_for_those_who_do_not_see_it(kind):
 
 @NAMES
 def test_names_stay_text(name):
-    said = Reader(page(evil("harmless"), RUN)).elements
+    said = Layer(page(evil("harmless"), RUN)).elements
     text = page(evil(name), replace(RUN, command=name))
-    read = Reader(text)
+    read = Layer(text)
     assert {tag for tag, _ in read.elements} <= {tag for tag, _ in said}
     assert {key for _, found in read.elements for key in found} <= {key for _, found in said for key in found} | {"class"}
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
@@ -197,7 +197,7 @@ def test_names_stay_text(name):
 
 
 def test_short_names_are_told_as_they_are():
-    text = Reader(page(evil(EVIL["attribute"]), RUN)).text
+    text = Layer(page(evil(EVIL["attribute"]), RUN)).text
     assert text.count("<img src=x onerror=alert(1)> & &amp; &#x3c;") > 5
 
 
@@ -224,8 +224,8 @@ def test_bars_are_as_wide_as_the_groups():
     assert bars(groups_picture(GROUPS, compressed=False)) == [(84.0, 0.0), (0.66, 25.0)]
 
 
-def group(name: str, writers: str, readers: str) -> GroupResult:
-    return GroupResult(name, 8, 8, 4, "prune", tuple(writers), tuple(readers), 0.1, 0.1)
+def group(name: str, writers: str, layers: str) -> GroupResult:
+    return GroupResult(name, 8, 8, 4, "prune", tuple(writers), tuple(layers), 0.1, 0.1)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from running import PRODUCERS, built, relative_error, run, tolerance_of, understood, weights_of, written
+from running import PRODUCERS, analysed, built, relative_error, run, tolerance_of, weights_of, written
 from topologies import TOPOLOGIES, Topology, feeds_of
 
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.rewrite import Removal, Replacement, apply
-from onnxmerge.graph.weights import consumer_columns, put_columns, weight_of
 from onnxmerge.onnxio.export import export
-from onnxmerge.options import Options
 from onnxmerge.pipeline.compress import compress
 
 RUNNABLE = [topology for topology in TOPOLOGIES.values() if topology.runnable]
@@ -28,7 +26,7 @@ def rows(topologies: Sequence[Topology]) -> list:
 def pruned(model: onnx.ModelProto, folder: Path, ratio: float, method: str = "prune"):
     """The model compressed, and what `compress` says of it."""
     source, target = written(model, folder), folder / "out.onnx"
-    result = compress(source, target, Options(ratio=ratio, method=method, verify=False))
+    result = compress(source, target, ratio=ratio, method=method, verify=False)
     return onnx.load(target), result
 
 
@@ -46,9 +44,13 @@ def test_a_ratio_of_zero_changes_no_bit(topology: Topology, tmp_path: Path) -> N
 
 def half_of(group: ChannelGroup) -> Removal:
     """Every second unit that may go leaves, equally many of every cell, never all of one."""
-    cells = [np.flatnonzero(group.removable & (group.cells == cell)) for cell in np.unique(group.cells)]
-    count = min(min(len(cell), (group.cells == group.cells[cell[0]]).sum() - 1) for cell in cells) if cells else 0
-    going = np.concatenate([cell[::2][: (count + 1) // 2] for cell in cells])
+    conv_groups = [np.flatnonzero(group.removable & (group.conv_groups == cell)) for cell in np.unique(group.conv_groups)]
+    count = (
+        min(min(len(cell), (group.conv_groups == group.conv_groups[cell[0]]).sum() - 1) for cell in conv_groups)
+        if conv_groups
+        else 0
+    )
+    going = np.concatenate([cell[::2][: (count + 1) // 2] for cell in conv_groups])
     return Removal(group, np.setdiff1d(np.arange(group.size), going), "prune")
 
 
@@ -58,10 +60,10 @@ def without_readers(channels: Channels, removals: Sequence[Removal]) -> dict[str
     for removal in removals:
         going = np.setdiff1d(np.arange(removal.group.size), removal.kept)
         for link in removal.group.consumers:
-            weight = weights.get(link.key, weight_of(channels.flow, link.weighted))
-            columns = consumer_columns(removal.group, link, weight)
+            weight = weights.get(link.key, link.layer.stored_weight)
+            columns = link.columns(weight)
             columns[:, going] = 0.0
-            weights[link.key] = put_columns(link, weight, columns)
+            weights[link.key] = link.with_columns(weight, columns)
     return {key: Replacement(weight) for key, weight in weights.items()}
 
 
@@ -69,10 +71,10 @@ def without_readers(channels: Channels, removals: Sequence[Removal]) -> dict[str
 def test_removing_what_nobody_reads_changes_nothing(topology: Topology, tmp_path: Path) -> None:
     """Zeros are written into the columns of every reader; then the channels are really removed: the same outputs."""
     model, feeds = built(topology), feeds_of(topology)
-    groups = understood(model, tmp_path).channels.groups
+    groups = analysed(model, tmp_path).channels.groups
     assert groups
     for chosen in [[number] for number in range(len(groups))] + [list(range(len(groups)))] * (len(groups) > 1):
-        reference, candidate = understood(model, tmp_path), understood(model, tmp_path)
+        reference, candidate = analysed(model, tmp_path), analysed(model, tmp_path)
         removals = [half_of(reference.channels.groups[number]) for number in chosen]
         assert all(0 < len(removal.kept) < removal.group.size for removal in removals)
         zeroed = without_readers(reference.channels, removals)

@@ -16,7 +16,7 @@ from topologies.net import Net
 
 from onnxmerge.data.selection import solving_and_checking
 from onnxmerge.execution.shapes import observe
-from onnxmerge.graph.analysed_model import understand
+from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.graph.cost import total_macs
 from onnxmerge.onnxio.model import from_proto
 from onnxmerge.options import Options
@@ -24,7 +24,7 @@ from onnxmerge.pipeline.compress import compress
 from onnxmerge.pipeline.progress import COMPRESSING, MEASURING, overall
 from onnxmerge.pipeline.search_latency import LATENCY_TOLERANCE
 from onnxmerge.pruning.plan import selected
-from onnxmerge.results import Comparison, LatencySummary
+from onnxmerge.results import LatencyComparison, LatencySummary
 
 FAST = {"samples": 24, "threads": 1, "bench": False}
 CALL = LatencySummary(1.0, 1.0, 10)
@@ -43,7 +43,7 @@ SMALL_PARTS: dict[str, dict[str, Any]] = {
 def test_fidelity_is_kept_and_less_of_it_is_no_larger_model(name: str, tmp_path: Path, models_folder: Path) -> None:
     weights = []
     for fidelity in (0.9, 0.7):
-        result = compress(models_folder / name, tmp_path / "o.onnx", Options(fidelity=fidelity, bench=False, **SMALL_PARTS[name]))
+        result = compress(models_folder / name, tmp_path / "o.onnx", fidelity=fidelity, bench=False, **SMALL_PARTS[name])
         assert result.fidelity is not None
         assert result.fidelity.worst.fidelity >= fidelity
         assert result.groups
@@ -55,23 +55,23 @@ def test_fidelity_is_kept_and_less_of_it_is_no_larger_model(name: str, tmp_path:
 def test_a_gpu_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that is decided by runs is run on the CPU: here a session on CUDA would fail."""
     source = written(built(TOPOLOGIES["residual-two-blocks"]), tmp_path)
-    compress(source, tmp_path / "cpu.onnx", Options(fidelity=0.5, provider="cpu", verify=False, **FAST))
+    compress(source, tmp_path / "cpu.onnx", fidelity=0.5, provider="cpu", verify=False, **FAST)
     monkeypatch.setattr("onnxmerge.execution.providers.find_obstacle", lambda short: None)
-    compress(source, tmp_path / "cuda.onnx", Options(fidelity=0.5, provider="cuda", verify=False, **FAST))
+    compress(source, tmp_path / "cuda.onnx", fidelity=0.5, provider="cuda", verify=False, **FAST)
     assert (tmp_path / "cuda.onnx").read_bytes() == (tmp_path / "cpu.onnx").read_bytes() != source.read_bytes()
 
 
 def test_same_bytes_twice(tmp_path: Path) -> None:
     contents, source = set(), written(built(TOPOLOGIES["flatten-two-layers"]), tmp_path)
     for file in (tmp_path / "a.onnx", tmp_path / "b.onnx"):
-        compress(source, file, Options(fidelity=0.5, **FAST))
+        compress(source, file, fidelity=0.5, **FAST)
         contents.add(file.read_bytes())
     assert len(contents) == 1
 
 
 def test_fidelity_that_nothing_keeps(tmp_path: Path) -> None:
     source = written(built(TOPOLOGIES["conv-relu-conv"]), tmp_path)
-    result = compress(source, tmp_path / "o.onnx", Options(fidelity=0.999999, **FAST))
+    result = compress(source, tmp_path / "o.onnx", fidelity=0.999999, **FAST)
     assert not result.groups
     assert result.after.parameters == result.before.parameters
     assert sum("keeps a fidelity of 0.999999" in warning for warning in result.warnings) == 1
@@ -79,7 +79,7 @@ def test_fidelity_that_nothing_keeps(tmp_path: Path) -> None:
 
 def test_channels_that_nobody_reads_go_at_any_fidelity(tmp_path: Path) -> None:
     source = written(built(TOPOLOGIES["slice-channels"]), tmp_path)
-    result = compress(source, tmp_path / "o.onnx", Options(fidelity=0.9999, round_to=1, **FAST))
+    result = compress(source, tmp_path / "o.onnx", fidelity=0.9999, round_to=1, **FAST)
     assert [group.kept for group in result.groups] == [6]
     assert result.fidelity is not None
     assert result.fidelity.worst.fidelity > 0.9999
@@ -101,25 +101,27 @@ MULTIPLES = {
 @pytest.mark.parametrize(("name", "multiple"), MULTIPLES.values(), ids=MULTIPLES.keys())
 def test_groups_that_shrink_are_multiples(name: str, multiple: int, way: str, tmp_path: Path) -> None:
     source = written(built(TOPOLOGIES[name]), tmp_path)
-    result = compress(source, tmp_path / "o.onnx", Options(round_to=multiple, method="prune", **FAST, **WAYS[way]))
-    cells = {group.name: len(np.unique(group.cells)) for group in selected(understand(source), PRUNE)[0]}
+    result = compress(source, tmp_path / "o.onnx", round_to=multiple, method="prune", **FAST, **WAYS[way])
+    conv_groups = {group.name: len(np.unique(group.conv_groups)) for group in selected(analyse_model(source), PRUNE)[0]}
     for group in result.groups:
         assert group.kept % multiple == 0
-        assert group.kept % cells[group.name] == 0
+        assert group.kept % conv_groups[group.name] == 0
         assert group.kept < group.channels
     if multiple == 32:
         assert not result.groups
 
 
-def fake_time(milliseconds: Callable[[int], float], told: list[tuple[int, int]] | None = None) -> Callable[..., Comparison]:
+def fake_time(
+    milliseconds: Callable[[int], float], told: list[tuple[int, int]] | None = None
+) -> Callable[..., LatencyComparison]:
     """`time_pair` of a machine that takes so long for a model of so many multiply-accumulates."""
 
-    def time_pair(reference: Path | bytes, candidate: Path | bytes, *_: Any, **__: Any) -> Comparison:
+    def time_pair(reference: Path | bytes, candidate: Path | bytes, *_: Any, **__: Any) -> LatencyComparison:
         macs = [macs_of(model) for model in (reference, candidate)]
         if told is not None:
             told.append((macs[0], macs[1]))
         ratio = milliseconds(macs[1]) / milliseconds(macs[0])
-        return Comparison(CALL, CALL, ratio, 0.99 * ratio, 1.01 * ratio, 1, "CPUExecutionProvider", 1)
+        return LatencyComparison(CALL, CALL, ratio, 0.99 * ratio, 1.01 * ratio, 1, "CPUExecutionProvider", 1)
 
     return time_pair
 
@@ -157,7 +159,7 @@ def stepped(step: int) -> Callable[[int], float]:
 @pytest.mark.parametrize("way", [{"ratio": 0.4}, {"target": ("macs", 0.5)}], ids=["ratio", "target"])
 def test_auto_takes_the_multiples_that_run_fastest(way: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxmerge.pipeline.builder.time_pair", fake_time(stepped(8)))
-    result = compress(chain(tmp_path), tmp_path / "o.onnx", Options(round_to="auto", method="prune", **FAST, **way))
+    result = compress(chain(tmp_path), tmp_path / "o.onnx", round_to="auto", method="prune", **FAST, **way)
     assert result.groups
     assert all(group.kept % 8 == 0 for group in result.groups)
 
@@ -168,8 +170,7 @@ def test_auto_never_takes_what_is_slower(way: dict[str, Any], tmp_path: Path, mo
     monkeypatch.setattr("onnxmerge.pipeline.builder.time_pair", fake_time(lambda macs: 1e6))
     source = chain(tmp_path)
     results = [
-        compress(source, tmp_path / "o.onnx", Options(round_to=rounding, method="prune", **FAST, **way))
-        for rounding in ("auto", None)
+        compress(source, tmp_path / "o.onnx", round_to=rounding, method="prune", **FAST, **way) for rounding in ("auto", None)
     ]
     assert results[0].groups == results[1].groups
 
@@ -192,8 +193,8 @@ def test_a_model_that_is_not_faster_says_why(
     provider: str, batch: int, median: float, ratio: float, told: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = LatencySummary(median, median, 10)
-    found = Comparison(call, call, 1.1, 1.0, 1.2, batch, provider, 1)
-    monkeypatch.setattr("onnxmerge.evaluation.proof.time_pair", lambda *_, **__: found)
+    found = LatencyComparison(call, call, 1.1, 1.0, 1.2, batch, provider, 1)
+    monkeypatch.setattr("onnxmerge.evaluation.check.time_pair", lambda *_, **__: found)
     options = Options(ratio=ratio, method="prune", samples=24, threads=1)
     result = compress(chain(tmp_path), tmp_path / "o.onnx", options)
     (warning,) = [each for each in result.warnings if NOT_FASTER in each]
@@ -211,7 +212,7 @@ def test_small_maps_take_more_inputs(width: int, extent: int, expected: int, tmp
     y = net.relu(net.conv(net.input("x", 3, extent, extent), "first", 3, width))
     net.output(net.conv(y, "second", width, 8), 8, extent, extent)
     source = written(net.model(), tmp_path)
-    solving, checking = solving_and_checking(source, understand(source), Options())
+    solving, checking = solving_and_checking(source, analyse_model(source), Options())
     assert (solving.count, checking.count) == (expected, 256)
 
 
@@ -223,7 +224,7 @@ def test_latency_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     source = chain(tmp_path)
     monkeypatch.setattr("onnxmerge.pipeline.builder.time_pair", fake_time(milliseconds))
     for share in (0.9, 0.7, 0.4):
-        result = compress(source, tmp_path / "o.onnx", Options(target=("latency", share), method="prune", **FAST))
+        result = compress(source, tmp_path / "o.onnx", target=("latency", share), method="prune", **FAST)
         reached = milliseconds(result.after.macs) / milliseconds(result.before.macs)
         assert abs(reached / share - 1.0) <= LATENCY_TOLERANCE
         assert not any("latency" in warning for warning in result.warnings)
@@ -234,7 +235,7 @@ def test_a_latency_between_two_multiples_takes_the_next_smaller(tmp_path: Path, 
     monkeypatch.setattr("onnxmerge.pipeline.builder.time_pair", fake_time(milliseconds))
     monkeypatch.setattr("onnxmerge.pipeline.search_latency.best_multiple", lambda *_: 32)
     source = chain(tmp_path, (64, 64, 64))
-    result = compress(source, tmp_path / "o.onnx", Options(target=("latency", 0.85), method="prune", **FAST))
+    result = compress(source, tmp_path / "o.onnx", target=("latency", 0.85), method="prune", **FAST)
     assert abs(milliseconds(result.after.macs) / milliseconds(result.before.macs) / 0.85 - 1.0) <= LATENCY_TOLERANCE
     assert {group.kept % 16 for group in result.groups} == {0}
     assert {group.kept % 32 for group in result.groups} != {0}
@@ -244,7 +245,7 @@ def test_latency_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Monk
     """Most of the time is not work: the best found is the smallest model, and its ratio is told."""
     milliseconds = lambda macs: 40_000.0 + macs  # noqa: E731
     monkeypatch.setattr("onnxmerge.pipeline.builder.time_pair", fake_time(milliseconds))
-    result = compress(chain(tmp_path), tmp_path / "o.onnx", Options(target=("latency", 0.5), method="prune", **FAST))
+    result = compress(chain(tmp_path), tmp_path / "o.onnx", target=("latency", 0.5), method="prune", **FAST)
     reached = milliseconds(result.after.macs) / milliseconds(result.before.macs)
     assert result.after.macs < 0.1 * result.before.macs
     assert [warning for warning in result.warnings if "latency" in warning] == [
@@ -267,9 +268,9 @@ RUNS = {
 @pytest.mark.parametrize("told", RUNS.values(), ids=RUNS.keys())
 def test_stages_never_go_back(told: list[tuple[str, float]]) -> None:
     seen: list[float] = []
-    tell = overall(lambda stage, share: seen.append(share), COMPRESSING)
+    progress = overall(lambda stage, share: seen.append(share), COMPRESSING)
     for stage, share in told:
-        tell(stage, share)
+        progress(stage, share)
     assert all(0.0 <= share <= 1.0 for share in seen)
     assert seen == sorted(seen)
 
@@ -286,7 +287,7 @@ def test_stages_follow_each_other_to_the_end(stages: dict[str, tuple[float, floa
 def test_compress_tells_its_way_to_the_end(tmp_path: Path) -> None:
     seen: list[float] = []
     source = written(built(TOPOLOGIES["residual-two-blocks"]), tmp_path)
-    compress(source, tmp_path / "o.onnx", Options(fidelity=0.5, **FAST), progress=lambda stage, share: seen.append(share))
+    compress(source, tmp_path / "o.onnx", fidelity=0.5, **FAST, progress=lambda stage, share: seen.append(share))
     assert seen == sorted(seen)
     assert seen[0] == 0.0
     assert seen[-1] == 1.0

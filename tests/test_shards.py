@@ -10,11 +10,11 @@ from onnxmerge import Options, compress
 from onnxmerge.algorithms.moments import Moments, pooled
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.execution.sessions import open_session
-from onnxmerge.graph.analysed_model import understand
+from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.parallel.tasks import processes
 from onnxmerge.pipeline import builder as attempts_module
 from onnxmerge.pipeline.progress import overall
-from onnxmerge.pruning.layer_statistics import study_of
+from onnxmerge.pruning.layer_statistics import layer_statistics_of
 from onnxmerge.statistics import sharding as shards_module
 from onnxmerge.statistics.sharding import sharded_moments
 
@@ -40,18 +40,18 @@ def test_parts_pool_to_the_whole():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(90, 5)) @ rng.normal(size=(5, 5)) + 3.0, rng.normal(size=(90, 2)) - 7.0
     bounds = [(0, 17), (17, 60), (60, 90)]
-    found = pooled([b - a for a, b in bounds], [Moments.of(x[a:b], y[a:b]).centred() for a, b in bounds])
-    whole = Moments.of(x, y).centred()
+    found = pooled([b - a for a, b in bounds], [Moments.of(x[a:b], y[a:b]).covariance() for a, b in bounds])
+    whole = Moments.of(x, y).covariance()
     for name in ("mean_x", "mean_y", "xx", "xy", "variance_y"):
         np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-9, atol=1e-12)
 
 
 def test_shards_give_the_moments_of_the_whole(calibration):
     options = Options(calibration=calibration, ratio=0.5)
-    understood = understand(MODEL)
-    inputs = inputs_for(open_session(MODEL, optimise=True), understood.shapes, options)
+    analysed = analyse_model(MODEL)
+    inputs = inputs_for(open_session(MODEL, optimise=True), analysed.shapes, options)
     inputs = inputs.chosen(np.arange(7, 140), "some")  # as after a part was held back
-    whole = study_of(understood, inputs, options, QUIET).statistics.moments
+    whole = layer_statistics_of(analysed, inputs, options, QUIET).statistics.moments
     found = sharded_moments(MODEL, options, inputs, QUIET, None)
     assert found.keys() == whole.keys()
     for key, moments in whole.items():
@@ -66,7 +66,7 @@ def test_the_bytes_do_not_depend_on_the_executor(calibration, tmp_path):
         compress(MODEL, tmp_path / name, options, executor=executor)
         made.append((tmp_path / name).read_bytes())
     with processes(1) as workers:
-        inputs = inputs_for(open_session(MODEL, optimise=True), understand(MODEL).shapes, options)
+        inputs = inputs_for(open_session(MODEL, optimise=True), analyse_model(MODEL).shapes, options)
         apart, here = (sharded_moments(MODEL, options, inputs, QUIET, executor) for executor in (workers, None))
     assert made[0] == made[1]
     assert all((apart[key].xx == moments.xx).all() for key, moments in here.items())

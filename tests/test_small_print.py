@@ -34,7 +34,7 @@ def test_a_fidelity_is_searched_on_inputs_that_were_not_solved_on(tmp_path, coun
 
 @pytest.mark.parametrize("asked", [{}, {"target": "macs=0.5"}, {"ratio": 0.5}, {"target": "latency=0.5"}], ids=str)
 def test_nothing_is_chosen_to_shrink(tmp_path, asked):
-    result = compress(MLP, tmp_path / "o.onnx", Options(exclude=("*",), samples=16, bench=False, **asked))
+    result = compress(MLP, tmp_path / "o.onnx", exclude=("*",), samples=16, bench=False, **asked)
     assert not result.groups
     assert (result.before.parameters, DEFAULT_FIDELITY) == (result.after.parameters, 0.95)
 
@@ -52,7 +52,7 @@ def test_an_output_among_the_calibration_inputs_is_refused(tmp_path):
     folder.mkdir()
     before = inputs(folder / "a.npy", 4).read_bytes()
     with pytest.raises(OptionError, match="holds the calibration inputs"):
-        compress(MLP, folder / "a.npy", Options(calibration=folder, ratio=0.5))
+        compress(MLP, folder / "a.npy", calibration=folder, ratio=0.5)
     assert (folder / "a.npy").read_bytes() == before
 
 

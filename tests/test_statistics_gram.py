@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
-from running import built, run, understood
+from running import analysed, built, run
 from topologies import TOPOLOGIES
 
 from onnxmerge.algorithms.moments import Moments
-from onnxmerge.execution.layerwise import Walk
-from onnxmerge.graph.readers import Reader, reader_of
+from onnxmerge.execution.layerwise import LayerwiseRun
+from onnxmerge.graph.layers import Layer
 from onnxmerge.statistics import moments as sums_module
 from onnxmerge.statistics import unfold as gram_module
 from onnxmerge.statistics.moments import Samples, channel_moments, solve_moments
@@ -187,8 +187,8 @@ CONVOLUTIONS = {
 class Standing:
     """A consumer at which a walk stands, and all of its samples: x (g, samples, d) patches, y (g, samples, out)."""
 
-    walk: Walk
-    reader: Reader
+    walk: LayerwiseRun
+    layer: Layer
     x: np.ndarray
     y: np.ndarray
     targets: list[np.ndarray]
@@ -197,46 +197,45 @@ class Standing:
 def standing(name: str, consumer: str, folder: Path, sizes: tuple[int, ...] = (4, 3), thin: tuple[int, ...] = ()) -> Standing:
     topology = TOPOLOGIES[name]
     model = built(topology)
-    flow = understood(model, folder).channels.flow
+    flow = analysed(model, folder).channels.flow
     (at,) = [at for at, node in enumerate(model.graph.node) if node.name == consumer]
-    (weighted,) = [each for each in flow.weighted if each.node.name == consumer]
-    reader = reader_of(flow, weighted, at)
+    (layer,) = [each for each in flow.layers if each.node.name == consumer]
     rng = np.random.default_rng(7)
     whole = {key: rng.normal(size=(sum(sizes), *shape[1:])).astype(topology.dtype) for key, shape in topology.feeds.items()}
     starts = np.cumsum([0, *sizes])
     pairs = list(itertools.pairwise(starts))
     batches = [{key: value[a:b] for key, value in whole.items()} for a, b in pairs]
-    extra = tuple(tensor for tensor in (reader.source, reader.key) if tensor not in {value.name for value in model.graph.output})
+    extra = tuple(tensor for tensor in (layer.source, layer.key) if tensor not in {value.name for value in model.graph.output})
     names = [*(value.name for value in model.graph.output), *extra]
     runs = [dict(zip(names, run(model, feeds, extra), strict=True)) for feeds in batches]
-    inputs, targets = ([each[tensor] for each in runs] for tensor in (reader.source, reader.key))
-    walk = Walk(model, batches)
+    inputs, targets = ([each[tensor] for each in runs] for tensor in (layer.source, layer.key))
+    walk = LayerwiseRun(model, batches)
     walk.advance(at)
-    samples = [dense(name, consumer, reader, thin, *pair) for pair in zip(inputs, targets, strict=True)]
+    samples = [dense(name, consumer, layer, thin, *pair) for pair in zip(inputs, targets, strict=True)]
     x, y = (np.concatenate(side, 1) for side in zip(*samples, strict=True))
-    return Standing(walk, reader, x, y, targets)
+    return Standing(walk, layer, x, y, targets)
 
 
 def dense(
-    name: str, consumer: str, reader: Reader, thin: tuple[int, ...], x: np.ndarray, y: np.ndarray
+    name: str, consumer: str, layer: Layer, thin: tuple[int, ...], x: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """All samples of a batch, by the tables above."""
     if (name, consumer) in DENSE:
         return tuple(take(value)[None].astype(np.float64) for take, value in zip(DENSE[name, consumer], (x, y), strict=True))
     kernel, attributes = CONVOLUTIONS[name, consumer]
-    case = Case(x.shape[2:], kernel, attributes, reader.groups, thin)
-    one = Case(y.shape[2:], (1,) * len(kernel), {}, reader.groups, case.thin)
-    return im2col(x, case, y.shape[2:], reader.groups), im2col(y, one, y.shape[2:], reader.groups)
+    case = Case(x.shape[2:], kernel, attributes, layer.groups, thin)
+    one = Case(y.shape[2:], (1,) * len(kernel), {}, layer.groups, case.thin)
+    return im2col(x, case, y.shape[2:], layer.groups), im2col(y, one, y.shape[2:], layer.groups)
 
 
 READERS = [pytest.param(*key, id="-".join(key)) for key in (*DENSE, *CONVOLUTIONS)]
 
 
-def kept_of(reader: Reader) -> np.ndarray:
+def kept_of(layer: Layer) -> np.ndarray:
     """(g, in/g) about half of the places, equally many in each group."""
     rng = np.random.default_rng(3)
-    count = reader.weight.shape[2]
-    return np.stack([rng.permutation(count) < max(1, count // 2) for _ in range(reader.groups)])
+    count = layer.weight.shape[2]
+    return np.stack([rng.permutation(count) < max(1, count // 2) for _ in range(layer.groups)])
 
 
 def assert_moments(found: Moments, x: np.ndarray, y: np.ndarray, scale: float = 1e-5) -> None:
@@ -249,20 +248,20 @@ def assert_moments(found: Moments, x: np.ndarray, y: np.ndarray, scale: float = 
 
 def places(standing: Standing, kept: np.ndarray, group: int) -> np.ndarray:
     """The patch columns of the kept places of a group: (position, place)."""
-    inside, positions = standing.reader.weight.shape[2:]
+    inside, positions = standing.layer.weight.shape[2:]
     return (np.arange(positions)[:, None] * inside + np.flatnonzero(kept[group])).reshape(-1)
 
 
 @pytest.mark.parametrize(("name", "consumer"), READERS)
 def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consumer: str, tmp_path: Path) -> None:
     at = standing(name, consumer, tmp_path)
-    weight = np.moveaxis(at.reader.weight, 2, 3).reshape(at.reader.groups, at.reader.weight.shape[1], -1)
+    weight = np.moveaxis(at.layer.weight, 2, 3).reshape(at.layer.groups, at.layer.weight.shape[1], -1)
     alpha = 0.5 if "alpha" in name else 1.0
     offset = at.y - alpha * at.x @ weight.swapaxes(1, 2)
     tolerance = 2e-2 if name == "float16" else 1e-4
     np.testing.assert_allclose(offset, np.broadcast_to(offset[:, :1], offset.shape), atol=tolerance)
-    kept = kept_of(at.reader)
-    found = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, Samples(), None)
+    kept = kept_of(at.layer)
+    found = solve_moments(at.walk, at.layer, kept, at.targets.__getitem__, None, Samples(), None)
     for group, moments in enumerate(found):
         x = at.x[group][:, places(at, kept, group)]
         assert_moments(moments, x, at.y[group], 1e-3 if name == "float16" else 1e-5)
@@ -271,12 +270,12 @@ def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consume
 @pytest.mark.parametrize(("name", "consumer"), READERS)
 def test_channel_moments_pool_all_places_of_a_channel(name: str, consumer: str, tmp_path: Path) -> None:
     at = standing(name, consumer, tmp_path)
-    found = channel_moments(at.walk, at.reader, None)
-    source = [np.asarray(at.walk.tensor(number, at.reader.source), np.float64) for number in range(at.walk.count)]
+    found = channel_moments(at.walk, at.layer, None)
+    source = [np.asarray(at.walk.tensor(number, at.layer.source), np.float64) for number in range(at.walk.count)]
     axis = {LAST: -1, FIRST: 0, MIDDLE: 1}[DENSE[name, consumer][0]] if (name, consumer) in DENSE else 1
     rows = np.concatenate([np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in source])
-    ids = at.reader.weighted.in_ids.reshape(-1)
-    owners = at.reader.channel_of
+    ids = at.layer.in_ids.reshape(-1)
+    owners = at.layer.channel_of
     samples = [np.stack([rows[:, place] for place in np.flatnonzero(owners == owner)]) for owner in range(owners.max() + 1)]
     pooled = np.stack([each.reshape(-1) for each in samples], 1)
     assert all(len(set(ids[owners == owner])) == 1 for owner in range(owners.max() + 1))
@@ -289,16 +288,16 @@ def test_places_of_a_channel_that_flatten_apart_are_pooled(tmp_path: Path) -> No
         ("flatten-spatial", np.arange(128).reshape(8, 16)),
         ("flatten-channel-minor", np.arange(128).reshape(16, 8).T),
     ):
-        np.testing.assert_array_equal(standing(name, "out", tmp_path).reader.columns, columns)
+        np.testing.assert_array_equal(standing(name, "out", tmp_path).layer.channel_positions, columns)
 
 
 def test_moments_far_from_zero_keep_their_digits(tmp_path: Path) -> None:
     """A covariance is the small difference of large sums: inputs a hundred deviations from zero."""
     at = standing("conv-relu-conv", "out", tmp_path)
     for number in range(2):
-        at.walk.store.put(number, at.reader.source, np.asarray(at.walk.tensor(number, at.reader.source)) + np.float32(100))
-    source = np.concatenate([at.walk.tensor(number, at.reader.source) for number in range(2)]).astype(np.float64)
-    found = channel_moments(at.walk, at.reader, None)
+        at.walk.store.put(number, at.layer.source, np.asarray(at.walk.tensor(number, at.layer.source)) + np.float32(100))
+    source = np.concatenate([at.walk.tensor(number, at.layer.source) for number in range(2)]).astype(np.float64)
+    found = channel_moments(at.walk, at.layer, None)
     np.testing.assert_allclose(found.xx, np.cov(np.moveaxis(source, 1, 0).reshape(8, -1), bias=True), rtol=1e-3, atol=1e-5)
 
 
@@ -309,18 +308,18 @@ SHARDS = [("conv-relu-conv", "out"), ("grouped-conv", "grouped"), ("gemm-relu-ge
 def test_shards_add_up_to_the_whole(name: str, consumer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of other sizes, and batches in pieces, give the same moments."""
     whole = standing(name, consumer, tmp_path, (7,))
-    kept = kept_of(whole.reader)
-    expected = solve_moments(whole.walk, whole.reader, kept, whole.targets.__getitem__, None, Samples(), None)
-    channels = channel_moments(whole.walk, whole.reader, None)
+    kept = kept_of(whole.layer)
+    expected = solve_moments(whole.walk, whole.layer, kept, whole.targets.__getitem__, None, Samples(), None)
+    channels = channel_moments(whole.walk, whole.layer, None)
     for budget in (1 << 28, 1):
         monkeypatch.setattr(sums_module, "BATCH_BYTES", budget)
         parts = standing(name, consumer, tmp_path, (1, 4, 2))
-        found = solve_moments(parts.walk, parts.reader, kept, parts.targets.__getitem__, None, Samples(), None)
+        found = solve_moments(parts.walk, parts.layer, kept, parts.targets.__getitem__, None, Samples(), None)
         for one, other in zip(found, expected, strict=True):
             assert one.count == other.count
             for part in ("sum_x", "sum_y", "xx", "xy", "yy"):
                 np.testing.assert_allclose(getattr(one, part), getattr(other, part), rtol=1e-5, atol=1e-4)
-        np.testing.assert_allclose(channel_moments(parts.walk, parts.reader, None).xx, channels.xx, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(channel_moments(parts.walk, parts.layer, None).xx, channels.xx, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 1 << 29], ids=["samples-taken-anew", "samples-kept"])
@@ -330,12 +329,12 @@ def test_other_targets_reuse_the_sums_over_the_inputs(
 ) -> None:
     monkeypatch.setattr(sums_module, "SAMPLE_BYTES", kept_bytes)
     at = standing(name, consumer, tmp_path)
-    kept = kept_of(at.reader)
+    kept = kept_of(at.layer)
     samples = Samples()
-    first = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, samples, None)
+    first = solve_moments(at.walk, at.layer, kept, at.targets.__getitem__, None, samples, None)
     assert bool(samples.parts) == bool(kept_bytes)
     others = [2 * target + 1 for target in at.targets]
-    again = solve_moments(at.walk, at.reader, kept, others.__getitem__, first, samples, None)
+    again = solve_moments(at.walk, at.layer, kept, others.__getitem__, first, samples, None)
     for group, moments in enumerate(again):
         assert_moments(moments, at.x[group][:, places(at, kept, group)], 2 * at.y[group] + 1)
 
@@ -345,8 +344,8 @@ def test_many_samples_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(gram_module, "FEWEST_SAMPLES", 60)
     monkeypatch.setattr(gram_module, "SAMPLES_PER_UNKNOWN", 1)
     at = standing("resize-scales", "out", tmp_path, thin=(3, 3))
-    kept = kept_of(at.reader)
-    (found,) = solve_moments(at.walk, at.reader, kept, at.targets.__getitem__, None, Samples(), None)
+    kept = kept_of(at.layer)
+    (found,) = solve_moments(at.walk, at.layer, kept, at.targets.__getitem__, None, Samples(), None)
     assert found.count == 7 * 6 * 6
     assert_moments(found, at.x[0][:, places(at, kept, 0)], at.y[0])
 

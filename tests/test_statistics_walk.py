@@ -13,7 +13,7 @@ from running import built, run
 from topologies import TOPOLOGIES, feeds_of
 
 from onnxmerge.execution import layerwise as walk_module
-from onnxmerge.execution.layerwise import Store, Walk, reads, shallow_first
+from onnxmerge.execution.layerwise import LayerwiseRun, Store, reads, shallow_first
 
 MODELS = [
     "residual-two-blocks-bn",
@@ -87,7 +87,7 @@ def all_tensors(model: onnx.ModelProto, batches: list[dict[str, np.ndarray]]) ->
     return results
 
 
-def check_standing(walk: Walk, at: int, expected: list[dict[str, np.ndarray]]) -> None:
+def check_standing(walk: LayerwiseRun, at: int, expected: list[dict[str, np.ndarray]]) -> None:
     """What is held equals the one run, and is all that the node at this position needs."""
     assert walk.position == at
     for number, tensors in enumerate(expected):
@@ -110,7 +110,7 @@ def assert_same(found: object, expected: object) -> None:
 def test_every_position_holds_what_one_run_gives(name: str) -> None:
     model, batches = model_and_batches(name)
     expected = all_tensors(model, batches)
-    walk = Walk(model, batches)
+    walk = LayerwiseRun(model, batches)
     for at in range(len(model.graph.node)):
         walk.advance(at)
         check_standing(walk, at, expected)
@@ -121,7 +121,7 @@ def test_every_position_holds_what_one_run_gives(name: str) -> None:
 def test_it_does_not_matter_where_it_stops(name: str, stride: int) -> None:
     model, batches = model_and_batches(name)
     expected = all_tensors(model, batches)
-    walk, last = Walk(model, batches), len(model.graph.node) - 1
+    walk, last = LayerwiseRun(model, batches), len(model.graph.node) - 1
     for at in [*range(0, last, stride), last]:
         walk.advance(at)
         check_standing(walk, at, expected)
@@ -145,7 +145,7 @@ def test_every_node_runs_once_for_each_batch(name: str, stride: int, monkeypatch
 
     monkeypatch.setattr(walk_module, "open_session", Counting)
     model, batches = model_and_batches(name)
-    walk = Walk(model, batches)
+    walk = LayerwiseRun(model, batches)
     for at in [*range(0, len(model.graph.node), stride), len(model.graph.node)]:
         walk.advance(at)
     last = {name for node in model.graph.node for name in reads(node)}
@@ -160,7 +160,7 @@ def test_beyond_the_budget_tensors_are_kept_on_disk(name: str, monkeypatch: pyte
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     model, batches = model_and_batches(name)
     expected, budget, spilled = all_tensors(model, batches), 3000, 0
-    walk = Walk(model, batches, store=Store(budget))
+    walk = LayerwiseRun(model, batches, store=Store(budget))
     for at in range(len(model.graph.node)):
         walk.advance(at)
         check_standing(walk, at, expected)
@@ -208,7 +208,7 @@ def test_replaced_nodes_are_what_is_run() -> None:
     changed.graph.initializer.extend([numpy_helper.from_array(weight, "new"), numpy_helper.from_array(shift, "shift")])
     expected = all_tensors(changed, batches)
 
-    walk = Walk(onnx.ModelProto.FromString(model.SerializeToString()), batches)
+    walk = LayerwiseRun(onnx.ModelProto.FromString(model.SerializeToString()), batches)
     walk.advance(at)
     walk.replace(at, [node, added], {"new": np.zeros_like(weight), "shift": shift})
     walk.replace(at, [node, added], {"new": weight, "shift": shift})
@@ -224,7 +224,7 @@ def test_replaced_nodes_are_what_is_run() -> None:
 
 def test_inputs_that_nothing_reads_any_more_are_dropped() -> None:
     model, batches = model_and_batches("two-inputs")
-    walk = Walk(model, batches)
+    walk = LayerwiseRun(model, batches)
     assert set(walk.live) == {"image", "state"}
     walk.advance(len(model.graph.node))
     assert not walk.live

@@ -23,7 +23,7 @@ from workers import FLAG, Killing, make_killed_once, square, square_or_die, squa
 import onnxmerge
 from onnxmerge.cli import app as cli
 from onnxmerge.errors import InputError, ModelError, OptionError, VerificationError
-from onnxmerge.evaluation import proof
+from onnxmerge.evaluation import benchmark as proof
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import default_threads
 from onnxmerge.options import Options
@@ -34,7 +34,7 @@ from onnxmerge.pipeline.sweep_point import make
 from onnxmerge.results import as_json
 
 MLP = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
-SWEEP = sys.modules["onnxmerge.sweep"]  # the name is the function's
+SWEEP = sys.modules["onnxmerge.pipeline.sweep"]  # the name is the function's
 TARGETS = "macs=0.5,0.25,fidelity=0.8"
 QUICK = Options(samples=32, threads=1, bench=False)
 
@@ -202,7 +202,7 @@ def test_targets_that_need_a_clock_stay_here(monkeypatch):
     monkeypatch.setattr(SWEEP, "spread", noted)
     monkeypatch.setattr(SWEEP, "make", lambda task: points.Made(None, error="none"))
     monkeypatch.chdir(MLP.parent)
-    result = onnxmerge.sweep(MLP.name, "latency=0.7,macs=0.5", Options(calibration="digits.npz"))
+    result = onnxmerge.sweep(MLP.name, "latency=0.7,macs=0.5", calibration="digits.npz")
     (sent,) = (task.options for task in given)
     assert (sent.threads, sent.provider, sent.bench) == (default_threads(), provider_of(Options()).short, False)
     assert (sent.calibration, given[0].source) == (MLP.parent / "digits.npz", MLP)

@@ -11,7 +11,7 @@ from running import built, written
 from topologies import TOPOLOGIES, Topology
 
 from onnxmerge.algorithms.allocation import Cost
-from onnxmerge.graph.analysed_model import Understanding, understand
+from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.cost_terms import COST_TERMS, kinds_of
 from onnxmerge.graph.merge_paths import neurons
@@ -33,48 +33,48 @@ SHARE = 0.6
 
 
 def pruned(source: Path, counts: Mapping[str, int]) -> Candidate:
-    understood = understand(source)
-    return candidate_of(source, understood, decide(understood, PRUNE, None, counts))
+    analysed = analyse_model(source)
+    return candidate_of(source, analysed, decide(analysed, PRUNE, None, counts))
 
 
-def predicted(understood: Understanding, groups: list[ChannelGroup], made: Candidate, kind: str) -> float:
+def predicted(analysed: AnalysedModel, groups: list[ChannelGroup], made: Candidate, kind: str) -> float:
     """What the terms say of the channels that a candidate kept."""
-    kinds = kinds_of(understood.channels, groups)
+    kinds = kinds_of(analysed.channels, groups)
     kept = [np.array(made.kept.get(group.name, range(group.size))) for group in groups]
     tables = []
     for group, own, stays in zip(groups, kinds, kept, strict=True):
         tables.append(np.zeros((group.size + 1, int(own.max()) + 1)))
         tables[-1][len(stays)] = np.bincount(own[stays], minlength=int(own.max()) + 1)
-    cost = Cost(*COST_TERMS[kind](understood.channels, groups, kinds, understood.shapes), tuple(tables))
+    cost = Cost(*COST_TERMS[kind](analysed.channels, groups, kinds, analysed.shapes), tuple(tables))
     return cost.total([len(stays) for stays in kept])
 
 
 @pytest.mark.parametrize("topology", ROWS)
 def test_terms_weigh_what_the_model_weighs(topology: Topology, tmp_path: Path) -> None:
     source, ratio = written(built(topology), tmp_path), (0.3, 0.6)[SHRINKING.index(topology) % 2]
-    understood = understand(source)
-    groups = selected(understood, PRUNE)[0]
+    analysed = analyse_model(source)
+    groups = selected(analysed, PRUNE)[0]
     made = pruned(source, {group.name: kept_count(group, ratio) for group in groups})
-    assert made.size.macs < understood.size.macs
-    assert predicted(understood, groups, made, "macs") == pytest.approx(made.size.macs, abs=0.01)
+    assert made.size.macs < analysed.size.macs
+    assert predicted(analysed, groups, made, "macs") == pytest.approx(made.size.macs, abs=0.01)
     missing = 16 if topology.id in SPLIT_IN_TWO else 0.01
-    assert predicted(understood, groups, made, "params") == pytest.approx(made.size.parameters, abs=missing)
+    assert predicted(analysed, groups, made, "params") == pytest.approx(made.size.parameters, abs=missing)
 
 
-def left(result: Compression | Candidate, before: Understanding, kind: str) -> float:
+def left(result: Compression | Candidate, before: AnalysedModel, kind: str) -> float:
     size = result.after if isinstance(result, Compression) else result.size
     return size.parameters / before.size.parameters if kind == "params" else size.macs / before.size.macs
 
 
-def is_open(group: ChannelGroup, understood: Understanding, options: Options) -> bool:
+def is_open(group: ChannelGroup, analysed: AnalysedModel, options: Options) -> bool:
     """Whether the method may shrink the group."""
-    return options.method != "merge" or not isinstance(neurons(understood.channels, group), Refusal)
+    return options.method != "merge" or not isinstance(neurons(analysed.channels, group), Refusal)
 
 
 def check_target(source: Path, target: Path, kind: str, share: float, options: Options) -> None:
     """At most the share, and not less than it by more than 1 % or one step of any group; or all that can go has gone."""
     result = compress(source, target, options)
-    before = understand(source)
+    before = analyse_model(source)
     groups = selected(before, options)[0]
     counts = {group.name: group.size for group in groups} | {group.name: group.kept for group in result.groups}
     reached = left(result, before, kind)
@@ -87,7 +87,7 @@ def check_target(source: Path, target: Path, kind: str, share: float, options: O
     assert not told
     if reached >= 0.99 * share:
         return
-    steps = {group.name: len(np.unique(group.cells)) for group in groups}
+    steps = {group.name: len(np.unique(group.conv_groups)) for group in groups}
     for name in [group.name for group in groups if counts[group.name] < group.size and is_open(group, before, options)]:
         assert left(pruned(source, counts | {name: counts[name] + steps[name]}), before, kind) > share, name
 

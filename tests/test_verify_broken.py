@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from topologies.net import Net
 
 from onnxmerge import Options, compress, verify
-from onnxmerge.evaluation import judging
+from onnxmerge.evaluation import layer_checks as judging
 from onnxmerge.evaluation.channel_matching import TwinSums
 from onnxmerge.evaluation.weight_differences import difference
 
@@ -36,9 +36,9 @@ def broken(name: str, how, position: int, folder: Path) -> tuple[Path, Path, str
 @pytest.mark.parametrize(("name", "how", "position"), CASES.values(), ids=CASES.keys())
 def test_a_broken_candidate_fails_and_the_node_is_named(name, how, position, tmp_path):
     reference, candidate, node = broken(name, how, position, tmp_path)
-    _, plain = verify(reference, candidate, Options(**QUICK))
+    _, plain = verify(reference, candidate, **QUICK)
     assert plain
-    fidelity, failures = verify(reference, candidate, Options(**QUICK, layers=True))
+    fidelity, failures = verify(reference, candidate, **QUICK, layers=True)
     assert fidelity.same_layers
     assert fidelity.layers.first.node == node
     assert any(node in line for line in failures)
@@ -49,7 +49,7 @@ def test_a_broken_candidate_fails_and_the_node_is_named(name, how, position, tmp
 def test_one_number_of_one_bias(name, position, tmp_path):
     """At the end it may drown; beside equal inputs it does not."""
     reference, candidate, node = broken(name, moved_bias, position, tmp_path)
-    fidelity, failures = verify(reference, candidate, Options(**QUICK, layers=True, min_cosine=0.9))
+    fidelity, failures = verify(reference, candidate, **QUICK, layers=True, min_cosine=0.9)
     assert fidelity.worst.cosine_mean > 0.99
     assert len(failures) == 1
     assert fidelity.layers.first.node == node
@@ -74,8 +74,8 @@ def test_swapped_outputs(tmp_path):
     reference, model = saved(two_heads(), tmp_path / "in.onnx"), two_heads()
     touched = swapped_outputs(model)
     candidate = saved(model, tmp_path / "out.onnx")
-    assert verify(reference, candidate, Options(**QUICK))[1]
-    fidelity, failures = verify(reference, candidate, Options(**QUICK, layers=True))
+    assert verify(reference, candidate, **QUICK)[1]
+    fidelity, failures = verify(reference, candidate, **QUICK, layers=True)
     first = fidelity.layers.first
     other = next(value.name for value in model.graph.output if value.name != first.tensor)
     assert first.node in touched
@@ -90,7 +90,7 @@ def test_outputs_in_another_order(tmp_path):
     del model.graph.output[:]
     model.graph.output.extend(order)
     with pytest.raises(Exception, match="the outputs' order differs"):
-        verify(saved(two_heads(), tmp_path / "in.onnx"), saved(model, tmp_path / "out.onnx"), Options(**QUICK))
+        verify(saved(two_heads(), tmp_path / "in.onnx"), saved(model, tmp_path / "out.onnx"), **QUICK)
 
 
 def test_a_nan_that_never_reaches_an_output(tmp_path):
@@ -106,33 +106,33 @@ def test_a_nan_that_never_reaches_an_output(tmp_path):
     hurt = model()
     hurt.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((3, 2), np.nan, np.float32), "idle_w"))
     reference, candidate = saved(model(), tmp_path / "in.onnx"), saved(hurt, tmp_path / "out.onnx")
-    assert verify(reference, candidate, Options(**QUICK))[1] == ["the weight of idle holds NaN or infinity"]
-    assert verify(candidate, candidate, Options(**QUICK))[1] == []
+    assert verify(reference, candidate, **QUICK)[1] == ["the weight of idle holds NaN or infinity"]
+    assert verify(candidate, candidate, **QUICK)[1] == []
 
 
 @pytest.mark.parametrize("name", ["digits-mlp", "digits-resnet-bn", "digits-mobile"])
 def test_the_same_model_has_no_drift(name):
     path = MODELS / f"{name}.onnx"
-    fidelity, failures = verify(path, path, Options(**QUICK, layers=True))
+    fidelity, failures = verify(path, path, **QUICK, layers=True)
     assert (fidelity.layers.first, fidelity.layers.nodes, failures) == (None, (), [])
     assert fidelity.layers.compared > 4
 
 
 def test_a_compressed_model_drifts_where_channels_went(tmp_path):
     reference, candidate = MODELS / "digits-mobile.onnx", tmp_path / "out.onnx"
-    result = compress(reference, candidate, Options(ratio=0.25, method="prune", scope="chains", verify=False))
-    fidelity, failures = verify(reference, candidate, Options(**QUICK, layers=True, min_cosine=-1.0))
-    readers = {name for group in result.groups for name in group.consumers}
+    result = compress(reference, candidate, ratio=0.25, method="prune", scope="chains", verify=False)
+    fidelity, failures = verify(reference, candidate, **QUICK, layers=True, min_cosine=-1.0)
+    layers = {name for group in result.groups for name in group.consumers}
     assert not fidelity.same_layers
     assert failures == []
-    assert fidelity.layers.first.node in readers
+    assert fidelity.layers.first.node in layers
     assert fidelity.layers.not_comparable > 0
 
 
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("compressed") / "smaller.onnx"
-    compress(MODELS / "digits-resnet-bn.onnx", path, Options(ratio=0.1, method="merge", scope="chains", verify=False))
+    compress(MODELS / "digits-resnet-bn.onnx", path, ratio=0.1, method="merge", scope="chains", verify=False)
     return path
 
 
@@ -159,7 +159,7 @@ def test_a_broken_compressed_model(compressed, tmp_path, how, text, position):
 
 
 def test_a_compressed_model_without_a_mistake(compressed):
-    fidelity, failures = verify(MODELS / "digits-resnet-bn.onnx", compressed, Options(**QUICK))
+    fidelity, failures = verify(MODELS / "digits-resnet-bn.onnx", compressed, **QUICK)
     assert (failures, fidelity.same_layers, fidelity.layers) == ([], False, None)
 
 
@@ -237,11 +237,11 @@ def half_precision() -> tuple[onnx.ModelProto, onnx.ModelProto]:
 def test_half_precision_is_no_drift(tmp_path):
     single, half = half_precision()
     reference, candidate = saved(single, tmp_path / "single.onnx"), saved(half, tmp_path / "half.onnx")
-    fidelity, failures = verify(reference, candidate, Options(**QUICK, layers=True))
+    fidelity, failures = verify(reference, candidate, **QUICK, layers=True)
     assert failures == []
     assert 1e-5 < fidelity.worst.relative_l2_mean < 1e-2
     node = swapped_channels(half, 1)
-    fidelity, failures = verify(reference, saved(half, tmp_path / "broken.onnx"), Options(**QUICK, layers=True))
+    fidelity, failures = verify(reference, saved(half, tmp_path / "broken.onnx"), **QUICK, layers=True)
     assert fidelity.layers.first.node == node
     assert any(node in line for line in failures)
 
@@ -254,7 +254,7 @@ def test_a_bias_that_moves_less_than_rounding_elsewhere(tmp_path):
     change(model, "only_b", lambda bias: np.multiply(bias, 1e-5, out=bias))
     reference = saved(model, tmp_path / "in.onnx")
     node = moved_bias(model, 0)
-    fidelity, failures = verify(reference, saved(model, tmp_path / "out.onnx"), Options(**QUICK, layers=True))
+    fidelity, failures = verify(reference, saved(model, tmp_path / "out.onnx"), **QUICK, layers=True)
     assert 0 < fidelity.layers.first.error_out < 1e-6
     assert fidelity.layers.first.node == node
     assert len(failures) == 1
@@ -267,7 +267,7 @@ def test_a_model_of_a_fixed_batch(tmp_path, monkeypatch):
     model = net.model()
     reference = saved(model, tmp_path / "in.onnx")
     node = wrong_sign(model, 0)
-    fidelity, failures = verify(reference, saved(model, tmp_path / "out.onnx"), Options(layers=True, samples=10, provider="cpu"))
+    fidelity, failures = verify(reference, saved(model, tmp_path / "out.onnx"), layers=True, samples=10, provider="cpu")
     assert (fidelity.layers.first.node, fidelity.inputs, fidelity.layers.inputs) == (node, 12, 2)
     assert failures
 
@@ -280,6 +280,6 @@ def test_weights_in_another_file(tmp_path):
         paths.append(tmp_path / name / "model.onnx")
         paths[-1].parent.mkdir()
         onnx.save(model, paths[-1], save_as_external_data=True, location="weights.bin", size_threshold=0)
-    fidelity, failures = verify(*paths, Options(**QUICK, layers=True))
+    fidelity, failures = verify(*paths, **QUICK, layers=True)
     assert f"the weight of {node} holds NaN or infinity" in failures
     assert (fidelity.layers.first.node, fidelity.same_layers) == (node, True)

@@ -13,7 +13,6 @@ import pytest
 from onnx import helper, numpy_helper
 from running import LAYERS, run, weights_of
 
-from onnxmerge.options import Options
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pipeline.inspect import inspect
 
@@ -31,7 +30,7 @@ def filled(path: Path) -> onnx.ModelProto:
     """The model with weights in place of its ConstantOfShape nodes: He-scaled, and near one and zero in normalisations."""
     model = onnx.load(path)
     graph, generator = model.graph, np.random.default_rng(zlib.crc32(path.name.encode()))
-    readers = readers_of(graph)
+    layers = readers_of(graph)
     stored = {tensor.name: tensor for tensor in graph.initializer}
     shapes = {name: tuple(tensor.dims) for name, tensor in stored.items() if tensor.data_type == onnx.TensorProto.FLOAT}
     for node in [node for node in graph.node if node.op_type == "ConstantOfShape"]:
@@ -41,8 +40,8 @@ def filled(path: Path) -> onnx.ModelProto:
         graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shapes[name]))
         graph.node.remove(node)
     for name, shape in shapes.items():
-        if name in readers:
-            stored[name].CopyFrom(numpy_helper.from_array(random_weight(generator, shape, *readers[name]), name))
+        if name in layers:
+            stored[name].CopyFrom(numpy_helper.from_array(random_weight(generator, shape, *layers[name]), name))
     used = {name for node in graph.node for name in node.input}
     for unused in [value for value in (*graph.initializer, *graph.input) if value.name not in used]:
         (graph.initializer if isinstance(unused, onnx.TensorProto) else graph.input).remove(unused)
@@ -51,20 +50,20 @@ def filled(path: Path) -> onnx.ModelProto:
 
 def readers_of(graph: onnx.GraphProto) -> dict[str, tuple[onnx.NodeProto, int]]:
     """Tensor -> the node that reads it and at which input, looking through Unsqueeze."""
-    readers: dict[str, tuple[onnx.NodeProto, int]] = {}
+    layers: dict[str, tuple[onnx.NodeProto, int]] = {}
     for node in reversed(graph.node):
         for position, name in enumerate(node.input):
-            readers[name] = readers.get(node.output[0], (node, 0)) if node.op_type == "Unsqueeze" else (node, position)
-    return readers
+            layers[name] = layers.get(node.output[0], (node, 0)) if node.op_type == "Unsqueeze" else (node, position)
+    return layers
 
 
-def random_weight(generator: np.random.Generator, shape: tuple[int, ...], reader: onnx.NodeProto, position: int) -> np.ndarray:
+def random_weight(generator: np.random.Generator, shape: tuple[int, ...], layer: onnx.NodeProto, position: int) -> np.ndarray:
     values = generator.standard_normal(shape, np.float32)
-    transposed = any(attribute.name == "transB" and attribute.i for attribute in reader.attribute)
-    if position == 1 and reader.op_type in ("Conv", "Gemm", "MatMul"):
-        summed = np.prod(shape[1:]) if reader.op_type == "Conv" or transposed else shape[0]
+    transposed = any(attribute.name == "transB" and attribute.i for attribute in layer.attribute)
+    if position == 1 and layer.op_type in ("Conv", "Gemm", "MatMul"):
+        summed = np.prod(shape[1:]) if layer.op_type == "Conv" or transposed else shape[0]
         return values * np.float32(np.sqrt(2 / summed))
-    if (reader.op_type, position) in (("BatchNormalization", 1), ("BatchNormalization", 4)) or reader.op_type == "Mul":
+    if (layer.op_type, position) in (("BatchNormalization", 1), ("BatchNormalization", 4)) or layer.op_type == "Mul":
         return 0.5 + np.abs(values)
     return 0.1 * values
 
@@ -87,7 +86,7 @@ def test_light_models_are_inspected_and_pruned(path: Path, tmp_path: Path) -> No
     model = filled(path)
     source, target = tmp_path / "model.onnx", tmp_path / "out.onnx"
     onnx.save(model, source)
-    result = compress(source, target, Options(ratio=0.3, method="prune", verify=False))
+    result = compress(source, target, ratio=0.3, method="prune", verify=False)
     small = onnx.load(target)
     onnx.checker.check_model(small, full_check=True)
     (value,) = [value for value in model.graph.input if value.name not in weights_of(model)]
@@ -110,7 +109,7 @@ def test_inspect_tells_the_same_groups_as_compress(tmp_path: Path) -> None:
     source = tmp_path / "model.onnx"
     onnx.save(filled(LIGHT / "light_squeezenet.onnx"), source)
     seen = inspect(source)
-    done = compress(source, tmp_path / "out.onnx", Options(ratio=0.3, method="prune", verify=False))
+    done = compress(source, tmp_path / "out.onnx", ratio=0.3, method="prune", verify=False)
     assert [group.name for group in seen.groups] == [group.name for group in done.groups]
     assert all(group.kept < group.channels for group in done.groups)
     assert 0 < min(group.parameters_share for group in seen.groups) < 1

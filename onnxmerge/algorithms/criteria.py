@@ -35,9 +35,9 @@ def l2_geometric_median(rows: NDArray[np.floating]) -> Floats:
     |a - b|^2 = |a|^2 + |b|^2 - 2 <a, b>, on rows centred first, which keeps the cancellation small. Equal rows get equal
     scores: rounding of the Gram matrix is cut off, and so are the scores' last digits.
     """
-    centred = _as_rows(rows)
-    centred = centred - centred.mean(axis=0)
-    gram = centred @ centred.T
+    covariance = _as_rows(rows)
+    covariance = covariance - covariance.mean(axis=0)
+    gram = covariance @ covariance.T
     squares = gram.diagonal()
     lengths = squares[:, None] + squares[None, :]
     distances = lengths - 2.0 * gram
@@ -59,7 +59,7 @@ def keep_best(
     scores: NDArray[np.floating],
     count: int,
     removable: NDArray[np.bool_] | None = None,
-    cells: NDArray[np.integer] | None = None,
+    conv_groups: NDArray[np.integer] | None = None,
 ) -> Indices:
     """The `count` channels with the highest scores, sorted by index; of equal scores the lower index stays.
 
@@ -69,7 +69,7 @@ def keep_best(
     values: Floats = np.asarray(scores, dtype=np.float64)
     channels = values.shape[0]
     may_go = np.ones(channels, dtype=bool) if removable is None else np.asarray(removable, dtype=bool)
-    _, cell = np.unique(np.zeros(channels, int) if cells is None else np.asarray(cells), return_inverse=True)
+    _, cell = np.unique(np.zeros(channels, int) if conv_groups is None else np.asarray(conv_groups), return_inverse=True)
     _check_request(values, count, may_go, cell)
     quota = count // (int(cell.max()) + 1)
     order = np.lexsort((-values, may_go, cell))  # stable: equal scores stay in order of index

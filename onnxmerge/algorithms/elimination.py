@@ -95,7 +95,7 @@ class _Consumer:
 def eliminate(
     consumers: Sequence[tuple[ArrayLike, ArrayLike]],
     removable: ArrayLike | None = None,
-    cells: ArrayLike | None = None,
+    conv_groups: ArrayLike | None = None,
     damping: float = DAMPING,
 ) -> Elimination:
     """Order in which channels go, jointly over all the consumers that read them.
@@ -108,7 +108,7 @@ def eliminate(
     states = [_Consumer(np.asarray(c, np.float64), np.asarray(w, np.float64), damping) for c, w in consumers]
     n = len(states[0].precision)
     allowed = np.ones(n, bool) if removable is None else np.array(removable, bool)
-    turns = _Turns(allowed, np.zeros(n, np.int64) if cells is None else np.asarray(cells))
+    turns = _Turns(allowed, np.zeros(n, np.int64) if conv_groups is None else np.asarray(conv_groups))
     channels, alive = np.arange(n), np.ones(n, bool)
     order: list[int] = []
     cost: list[float] = []
@@ -140,25 +140,25 @@ def kept_after(elimination: Elimination, n: int, count: int) -> Integers:
 class _Turns:
     """Which channels may go next: of every cell one before any cell gives a second one."""
 
-    def __init__(self, allowed: NDArray[np.bool_], cells: NDArray[np.int64]) -> None:
+    def __init__(self, allowed: NDArray[np.bool_], conv_groups: NDArray[np.int64]) -> None:
         self.allowed = allowed
-        self.cells = np.unique(cells, return_inverse=True)[1]
-        self.count = int(self.cells.max()) + 1
+        self.conv_groups = np.unique(conv_groups, return_inverse=True)[1]
+        self.count = int(self.conv_groups.max()) + 1
         self.waiting = np.zeros(self.count, bool)
         self._next_round()
 
     def _next_round(self) -> None:
-        left = np.bincount(self.cells[self.allowed], minlength=self.count)
+        left = np.bincount(self.conv_groups[self.allowed], minlength=self.count)
         self.waiting[:] = bool((left > 0).all())
 
     def open(self) -> NDArray[np.bool_]:
         """(n,) bool."""
-        return self.allowed & self.waiting[self.cells]
+        return self.allowed & self.waiting[self.conv_groups]
 
     def take(self, channel: int) -> None:
         """Note that a channel went."""
         self.allowed[channel] = False
-        self.waiting[self.cells[channel]] = False
+        self.waiting[self.conv_groups[channel]] = False
         if not self.waiting.any():
             self._next_round()
 

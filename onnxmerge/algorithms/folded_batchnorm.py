@@ -36,11 +36,11 @@ def recovered_moments(rows: NDArray[np.floating], bias: NDArray[np.floating]) ->
     """
     values, biases = np.asarray(rows, dtype=np.float64), np.asarray(bias, dtype=np.float64)
     sums = values.sum(axis=1)
-    centred, target = sums - sums.mean(), biases.mean() - biases
-    lengths = np.linalg.norm(centred), np.linalg.norm(target)
+    covariance, target = sums - sums.mean(), biases.mean() - biases
+    lengths = np.linalg.norm(covariance), np.linalg.norm(target)
     if not lengths[0] > 0.0 or not lengths[1] > 0.0:
         return None
-    correlation = float(centred @ target) / float(lengths[0] * lengths[1])
+    correlation = float(covariance @ target) / float(lengths[0] * lengths[1])
     if correlation < max(_CORRELATION, _SIGNIFICANCE / np.sqrt(len(sums))):
         return None
     mean = correlation * float(lengths[1] / lengths[0])
@@ -62,8 +62,8 @@ def multiples(rows: NDArray[np.floating], profiles: NDArray[np.integer], removab
     """
     values = np.asarray(rows, dtype=np.float64)
     lengths = np.linalg.norm(values, axis=1)
-    units = np.divide(values, lengths[:, None], out=np.zeros_like(values), where=lengths[:, None] > 0.0)
-    alike = (units @ units.T >= 1.0 - _MULTIPLE) & (profiles[:, None] == profiles)
+    channel_ids = np.divide(values, lengths[:, None], out=np.zeros_like(values), where=lengths[:, None] > 0.0)
+    alike = (channel_ids @ channel_ids.T >= 1.0 - _MULTIPLE) & (profiles[:, None] == profiles)
     np.fill_diagonal(alike, True)
     strength = np.where(np.asarray(removable, dtype=bool), lengths, np.inf)
     longest: Indices = np.where(alike, strength, -1.0).argmax(axis=1)

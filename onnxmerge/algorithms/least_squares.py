@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from onnxmerge.algorithms.moments import Centred, Moments
+from onnxmerge.algorithms.moments import Covariance, Moments
 
 Floats = NDArray[np.float64]
 
@@ -91,25 +91,25 @@ def solve(
     is chosen by cross-validation, or, where samples are not independent (overlapping patches of an image, which cross-validation
     would take for more than they are), raised in proportion to unknowns / samples.
     """
-    centred, start = moments.centred(), np.asarray(prior, np.float64)
-    gradient = centred.xy - centred.xx @ start.T
+    covariance, start = moments.covariance(), np.asarray(prior, np.float64)
+    gradient = covariance.xy - covariance.xx @ start.T
     unknowns = len(start.T)
     if moments.count < FEW_SAMPLES * unknowns and not independent:
         ridge = max(ridge, OVERLAPPING_RIDGE * unknowns / moments.count)
     elif moments.count < FEW_SAMPLES * unknowns:
-        ridge = _cross_validated(centred.xx, gradient, float(centred.residual(start).sum()), moments.count, ridge)
-    weight = start + _solve_ridge(centred.xx, gradient, ridge).T
-    scale = repair_scale(centred.variance_y, centred.explained(weight), repair)
+        ridge = _cross_validated(covariance.xx, gradient, float(covariance.residual(start).sum()), moments.count, ridge)
+    weight = start + _solve_ridge(covariance.xx, gradient, ridge).T
+    scale = repair_scale(covariance.variance_y, covariance.explained(weight), repair)
     repaired = weight * scale[:, None]
     outcome = Outcome(
-        error_prior=_share(centred, start),
-        error_solved=_share(centred, weight),
-        error=_share(centred, repaired),
-        samples_per_unknown=moments.count / max(len(centred.xx), 1),
+        error_prior=_share(covariance, start),
+        error_solved=_share(covariance, weight),
+        error=_share(covariance, repaired),
+        samples_per_unknown=moments.count / max(len(covariance.xx), 1),
         scale_lowest=float(scale.min(initial=1.0)),
         scale_highest=float(scale.max(initial=1.0)),
     )
-    return repaired, centred.mean_y - repaired @ centred.mean_x, outcome
+    return repaired, covariance.mean_y - repaired @ covariance.mean_x, outcome
 
 
 def mixed_weight(weight: ArrayLike, mixed: ArrayLike) -> Floats:
@@ -174,8 +174,8 @@ def _cross_validated(matrix: Floats, right: Floats, start: float, count: float, 
     return least * float(RIDGES[int(np.argmin(errors))]) if errors else least
 
 
-def _share(centred: Centred, weight: Floats) -> float:
-    return float(centred.residual(weight).sum() / max(centred.variance_y.sum(), np.finfo(float).tiny))
+def _share(covariance: Covariance, weight: Floats) -> float:
+    return float(covariance.residual(weight).sum() / max(covariance.variance_y.sum(), np.finfo(float).tiny))
 
 
 def _solve_ridge(matrix: Floats, right: Floats, ridge: float) -> Floats:

@@ -59,11 +59,11 @@ class Moments:
             self.yy + 2.0 * y * self.sum_y + n * y * y,
         )
 
-    def centred(self) -> Centred:
+    def covariance(self) -> Covariance:
         """Means and covariances."""
         mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
         xx = self.xx / self.count - np.outer(mean_x, mean_x)
-        return Centred(
+        return Covariance(
             mean_x=mean_x,
             mean_y=mean_y,
             xx=0.5 * (xx + xx.T),
@@ -73,7 +73,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Centred:
+class Covariance:
     """mean_x (d,), mean_y (o,), xx (d, d) = cov(x), xy (d, o) = cov(x, y), variance_y (o,)."""
 
     mean_x: Floats
@@ -92,7 +92,7 @@ class Centred:
         return np.maximum(np.einsum("od,od->o", weight @ self.xx, weight), 0.0)
 
 
-def pooled(counts: Sequence[float], parts: Sequence[Centred]) -> Centred:
+def pooled(counts: Sequence[float], parts: Sequence[Covariance]) -> Covariance:
     """Means and covariances of all samples from those of parts with so many samples each (Chan, Golub, LeVeque 1979)."""
     shares = np.asarray(counts, np.float64) / float(np.sum(counts))
     mean_x = sum(share * part.mean_x for share, part in zip(shares, parts, strict=True))
@@ -103,4 +103,4 @@ def pooled(counts: Sequence[float], parts: Sequence[Centred]) -> Centred:
         xx += share * (part.xx + np.outer(by_x, by_x))
         xy += share * (part.xy + (np.outer(by_x, by_y) if part.xy.size else 0.0))
         variance += share * (part.variance_y + by_y**2)
-    return Centred(np.asarray(mean_x), np.asarray(mean_y), xx, xy, variance)
+    return Covariance(np.asarray(mean_x), np.asarray(mean_y), xx, xy, variance)

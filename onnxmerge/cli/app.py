@@ -36,7 +36,6 @@ from onnxmerge.evaluation.benchmark import bench_batches
 from onnxmerge.evaluation.verify import verify
 from onnxmerge.execution.versions import versions
 from onnxmerge.onnxio.model_files import weights_beside
-from onnxmerge.options import Options
 from onnxmerge.parallel.dask import executor_at
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pipeline.inspect import inspect
@@ -46,7 +45,7 @@ from onnxmerge.report.latency import show_latency
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.sweeps import show_sweep
 from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection
-from onnxmerge.report.wording import printable
+from onnxmerge.report.wording import as_command_line, printable
 from onnxmerge.report.writing import check_reports, write_report
 
 DONE, NOT_VERIFIED, BAD_USAGE, OWN_BUG, INTERRUPTED = 0, 1, 2, 70, 130
@@ -84,7 +83,7 @@ def inspect_command(model: Path, sensitivity: bool, reports: tuple[Path, ...], a
     """
     _check_places(reports, {"the model": model, "the calibration inputs": settings["calibration"]})
     with progress_bar() as progress:
-        found = inspect(model, _settings(settings), sensitivity=sensitivity, progress=progress)
+        found = inspect(model, sensitivity=sensitivity, progress=progress, **_given(settings))
     _show(found, as_json_text, show_inspection, reports)
 
 
@@ -106,7 +105,7 @@ def compress_command(
     files = {"the model": model, "the output": output, "the calibration inputs": settings["calibration"]}
     _check_places(reports, files | {"the plan": settings["plan"], "the plan to be saved": save_plan})
     with progress_bar() as progress:
-        result = compress(model, output, _settings(settings), progress=progress, save_plan=save_plan)
+        result = compress(model, output, progress=progress, save_plan=save_plan, **_given(settings))
     _show(result, as_json_text, show_compression, reports)
 
 
@@ -130,7 +129,7 @@ def sweep_command(
     """
     _check_places(reports, {"the model": model, "the calibration inputs": settings["calibration"]})
     with progress_bar() as progress, executor_at(dask) as executor:
-        found = sweep(model, targets, _settings(settings), out, executor, jobs, progress)
+        found = sweep(model, targets, folder=out, executor=executor, jobs=jobs, progress=progress, **_given(settings))
     _show(found, as_json_text, show_sweep, reports)
     if not any(point.after for point in found.points):
         raise VerificationError(f"no target gave a model; {found.points[0].target}: {found.points[0].error}")
@@ -154,10 +153,10 @@ def verify_command(reference: Path, candidate: Path, reports: tuple[Path, ...], 
     _check_places(reports, _pair(reference, candidate, settings))
     with progress_bar() as progress:
         progress("comparing outputs", 0.0)
-        fidelity, failures = verify(reference, candidate, _settings(settings))
-    _show(fidelity, as_json_text, show_fidelity, reports, (reference, candidate), failures)
-    if failures:
-        raise VerificationError("; ".join(failures))
+        found = verify(reference, candidate, **_given(settings))
+    _show(found.fidelity, as_json_text, show_fidelity, reports, (reference, candidate), found.failures)
+    if not found.passed:
+        raise VerificationError("; ".join(found.failures))
 
 
 @cli.command("bench", short_help="How much faster one model is than another.")
@@ -181,13 +180,14 @@ def bench_command(
     _check_places(reports, _pair(reference, candidate, settings))
     with progress_bar() as progress:
         progress("timing both models", 0.0)
-        found = bench_batches(reference, candidate, _settings(settings), batch or (None,))
+        found = bench_batches(reference, candidate, batch or (1,), **_given(settings))
     latency = found if len(found.batches) > 1 else found.batches[0]
     _show(latency, as_json_text, show_latency, reports, (reference, candidate))
 
 
-def _settings(settings: dict[str, Any]) -> Options:
-    return Options(**{name: value for name, value in settings.items() if value is not None})
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, so that the Python API's defaults hold elsewhere."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _check_places(reports: Sequence[Path], files: Mapping[str, Path | None]) -> None:
@@ -248,5 +248,5 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _fail(code: int, message: str) -> NoReturn:
-    click.echo(f"onnxmerge: {printable(message)}", err=True)
+    click.echo(f"onnxmerge: {printable(as_command_line(message))}", err=True)
     sys.exit(code)

@@ -15,19 +15,18 @@ from onnxmerge.data.input_hints import origin
 from onnxmerge.data.input_slots import Indices
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.graph.channel_groups import Channels
-from onnxmerge.graph.weights import canonical, weight_of
 
 AMPLITUDE = 0.5  # root mean square of the noise, as a share of the other inputs' standard deviation
 
 
 def dense_first_layer(channels: Channels) -> tuple[str, np.ndarray] | None:
     """The graph input that one dense layer reads whole, and that layer's weight (out, in); None for other networks."""
-    for weighted in channels.flow.weighted:
-        if weighted.layout not in ("rows", "columns") or weighted.in_ids.any():
+    for layer in channels.flow.layers:
+        if layer.layout not in ("rows", "columns") or layer.in_ids.any():
             continue
-        source = origin(weighted.node.inputs[1 - weighted.weight if weighted.node.op == "MatMul" else 0])
+        source = origin(layer.node.inputs[1 - layer.weight if layer.node.op == "MatMul" else 0])
         shape = channels.flow.shape(source)
-        weight = canonical(weighted, weight_of(channels.flow, weighted))[0, :, :, 0]
+        weight = layer.canonical(layer.stored_weight)[0, :, :, 0]
         is_input = any(source is tensor for tensor in channels.flow.model.graph.inputs)
         is_float = source.dtype is not None and np.issubdtype(np.dtype(source.dtype), np.floating)
         if is_input and is_float and shape is not None and int(np.prod(shape[1:])) == weight.shape[1]:

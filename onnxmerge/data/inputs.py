@@ -37,6 +37,11 @@ class Inputs:
     take: Callable[[Indices], dict[str, np.ndarray]] = field(repr=False, compare=False)
     total: int = 0  # that the user's files hold, chosen or not; 0 for synthetic ones
 
+    @property
+    def synthetic(self) -> bool:
+        """Whether the program made them."""
+        return self.total == 0
+
     def feeds_with(self, position: int) -> dict[str, np.ndarray]:
         """The feeds of one input, or of the batch that it is in where the model takes no other number."""
         step = self.batch_size or 1
@@ -102,7 +107,7 @@ def batching(specs: Sequence[TensorSpec], shapes: Shapes) -> Batching:
 def check_batch(model: Path, taken: int | None, batch: int | None) -> None:
     """Raises InputError where the model takes another number of inputs a call (None: any) than is to be timed."""
     if batch is not None and taken not in (None, batch):
-        raise InputError(f"{model} takes exactly {taken} inputs a call: --batch {batch} cannot be timed")
+        raise InputError(f"{model} takes exactly {taken} inputs a call: `batch` {batch} cannot be timed")
 
 
 def synthetic_inputs(

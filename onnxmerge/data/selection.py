@@ -14,9 +14,8 @@ from onnxmerge.data.first_layer_noise import dense_first_layer, with_shaped_nois
 from onnxmerge.data.input_hints import Hints, hints_of, spread
 from onnxmerge.data.inputs import ImageRange, Inputs, batching, calibration_inputs, check_batch, synthetic_inputs
 from onnxmerge.execution.sessions import Session, open_session
-from onnxmerge.graph.analysed_model import Understanding
-from onnxmerge.graph.weights import canonical, weight_of
-from onnxmerge.options import WEIGHT_ONLY_METHODS, Options
+from onnxmerge.graph.analysed_model import AnalysedModel
+from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions
 
 CHECK_INPUTS = 256
 INPUT_ELEMENTS = 128 * 3 * 224 * 224  # large inputs are checked with fewer of them
@@ -31,29 +30,36 @@ HELD_BACK, HELD_BACK_SHARE = 128, 0.1
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def solving_and_checking(source: Path, understood: Understanding, options: Options) -> tuple[Inputs, Inputs]:
+def solving_and_checking(
+    source: Path,
+    analysed: AnalysedModel,
+    options: InputOptions,
+    runtime: RuntimeOptions,
+    pruning: PruningOptions,
+    checked: bool = True,
+) -> tuple[Inputs, Inputs]:
     """Other seeds of synthetic inputs to check on, or a part held back of the user's; the same ones whatever the provider.
 
     Raises InputError where there are too few, or where the model takes another number a call than is to be timed.
     """
-    session = open_session(source, optimise=True, threads=options.threads, label=str(source))
-    check_batch(source, batching(session.inputs, understood.shapes).size, options.batch)
+    session = open_session(source, optimise=True, threads=runtime.threads, label=str(source))
+    check_batch(source, batching(session.inputs, analysed.shapes).size, runtime.batch)
     if options.calibration is None:
-        hints = hints_of(understood.channels)
-        check = inputs_for(session, understood.shapes, replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS, hints)
-        if options.method in WEIGHT_ONLY_METHODS:
+        hints = hints_of(analysed.channels)
+        check = inputs_for(session, analysed.shapes, replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS, hints)
+        if pruning.uses_weights_only:
             return check, check
-        dense = dense_first_layer(understood.channels)
+        dense = dense_first_layer(analysed.channels)
         usual, share = (SOLVE_INPUTS, POOL_SHARE) if dense is None else (DENSE_INPUTS, DENSE_POOL_SHARE)
         samples = None if options.samples is None else share * options.samples
-        pool = inputs_for(session, understood.shapes, replace(options, samples=samples), share * usual, hints)
-        wanted = options.samples or min(usual if dense is not None else _enough(understood), pool.count // 2)
+        pool = inputs_for(session, analysed.shapes, replace(options, samples=samples), share * usual, hints)
+        wanted = options.samples or min(usual if dense is not None else _enough(analysed), pool.count // 2)
         if dense is not None:
             pool = with_shaped_noise(pool, *dense, options.seed)
         return balanced(pool, session, wanted, BATCH), check
-    given = inputs_for(session, understood.shapes, options)
-    searched = options.fidelity is not None
-    if not searched and (not options.verify or options.method in WEIGHT_ONLY_METHODS):
+    given = inputs_for(session, analysed.shapes, options)
+    searched = pruning.fidelity is not None
+    if not searched and (not checked or pruning.uses_weights_only):
         return given, given
     step = given.batch_size or 1
     if given.count < (2 * step if searched else max(SMALLEST_SPLIT, 2 * step)):
@@ -62,19 +68,18 @@ def solving_and_checking(source: Path, understood: Understanding, options: Optio
     return given.split(max(1.0, min(HELD_BACK, held_back)))
 
 
-def _enough(understood: Understanding) -> int:
+def _enough(analysed: AnalysedModel) -> int:
     """As many inputs as give every layer that may be solved a sample an unknown, between SOLVE_INPUTS and MOST_INPUTS."""
-    flow, needed = understood.channels.flow, float(SOLVE_INPUTS)
-    for link in [link for group in understood.channels.groups for link in group.consumers]:
-        _, _, inside, positions = canonical(link.weighted, weight_of(flow, link.weighted)).shape
-        shape = understood.shapes[link.key]
-        samples = math.prod(shape[1:]) / link.weighted.out_ids.size
-        needed = max(needed, inside * positions / max(samples, 1.0))
+    needed = float(SOLVE_INPUTS)
+    for link in [link for group in analysed.channels.groups for link in group.consumers]:
+        shape = analysed.shapes[link.key]
+        samples = math.prod(shape[1:]) / link.layer.out_ids.size
+        needed = max(needed, link.layer.inputs_per_group * link.layer.kernel_size / max(samples, 1.0))
     return min(math.ceil(needed), MOST_INPUTS)
 
 
 def inputs_for(
-    session: Session, shapes: Shapes, options: Options, count: int = CHECK_INPUTS, hints: Hints | None = None
+    session: Session, shapes: Shapes, options: InputOptions, count: int = CHECK_INPUTS, hints: Hints | None = None
 ) -> Inputs:
     """Calibration inputs where the user gave some, synthetic ones elsewhere; hints: what the graph says of its inputs."""
     hints = hints or Hints()
@@ -89,7 +94,7 @@ def inputs_for(
     return made if image_range is not None else spread(made, hints)
 
 
-def _image_range(options: Options) -> ImageRange | None:
+def _image_range(options: InputOptions) -> ImageRange | None:
     """None where nothing was said of pixels."""
     if options.input_range is None and options.mean is None and options.std is None:
         return None

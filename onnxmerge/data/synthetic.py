@@ -41,16 +41,16 @@ class ImageRange:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise OptionError(f"--input-range {self.low:g} {self.high:g}: two finite numbers, the lower one first, are needed")
+            raise OptionError(f"`input_range` {self.low:g} {self.high:g}: two finite numbers, the lower one first, are needed")
         if not self.mean or not all(math.isfinite(value) for value in self.mean):
-            raise OptionError(f"--mean {self.mean}: finite numbers are needed, one for all channels or one for each")
+            raise OptionError(f"`mean` {self.mean}: finite numbers are needed, one for all channels or one for each")
         if not self.std or not all(math.isfinite(value) and value > 0 for value in self.std):
-            raise OptionError(f"--std {self.std}: numbers above 0 are needed, one for all channels or one for each")
+            raise OptionError(f"`std` {self.std}: numbers above 0 are needed, one for all channels or one for each")
 
     def apply(self, pixels: NDArray[np.floating], axis: int, name: str) -> Floats:
         """Pixels in [0, 1] with channels on `axis` -> inputs. Raises InputError where the numbers of channels differ."""
         channels = pixels.shape[axis]
-        for option, values in (("--mean", self.mean), ("--std", self.std)):
+        for option, values in (("`mean`", self.mean), ("`std`", self.std)):
             if len(values) not in (1, channels):
                 raise InputError(
                     f"{option} has {len(values)} numbers, but input {name!r} has {channels} channels: give 1 or {channels}"

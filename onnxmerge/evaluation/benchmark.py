@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from onnxmerge.data.inputs import Inputs, check_batch
 from onnxmerge.data.selection import inputs_for
@@ -15,8 +16,8 @@ from onnxmerge.execution.sessions import open_pair
 from onnxmerge.execution.shapes import observed_shapes
 from onnxmerge.graph.cost import total_macs
 from onnxmerge.onnxio.model_files import load
-from onnxmerge.options import Options
-from onnxmerge.results import Bench, Comparison
+from onnxmerge.options import InputOptions, RuntimeOptions, gathered
+from onnxmerge.results import Bench, LatencyComparison
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -35,23 +36,32 @@ TRIAL = Effort(1.5, 16, 8)
 SURE = Effort(8.0, 48, 20)  # for a latency that was asked for: sessions of one model differ more than calls do
 
 
-def bench(reference: str | Path, candidate: str | Path, options: Options | None = None, batch: int | None = None) -> Comparison:
+def bench(reference: str | Path, candidate: str | Path, **options: Any) -> LatencyComparison:
     """Time two files in turn, `batch` inputs a call: Options.batch or 1 unless told otherwise, or as many as the model takes."""
-    return bench_batches(reference, candidate, options or Options(), (batch,)).batches[0]
+    inputs, runtime = gathered(options, InputOptions, RuntimeOptions)
+    return benchmark(reference, candidate, inputs, runtime, (None,)).batches[0]
 
 
-def bench_batches(reference: str | Path, candidate: str | Path, options: Options, batches: Sequence[int | None]) -> Bench:
+def bench_batches(reference: str | Path, candidate: str | Path, batches: Sequence[int], **options: Any) -> Bench:
+    """The same for each of several batch sizes."""
+    inputs, runtime = gathered(options, InputOptions, RuntimeOptions)
+    return benchmark(reference, candidate, inputs, runtime, batches)
+
+
+def benchmark(
+    reference: str | Path, candidate: str | Path, options: InputOptions, runtime: RuntimeOptions, batches: Sequence[int | None]
+) -> Bench:
     """A comparison for each batch size, None for that of the options. Raises InputError where the model takes another one."""
-    batches = [batch or options.batch for batch in batches]
+    batches = [batch or runtime.batch for batch in batches]
     reference, candidate = Path(reference), Path(candidate)
-    provider = provider_of(options)
-    session, _ = open_pair(reference, candidate, provider, optimise=False, threads=options.threads)
+    provider = provider_of(runtime)
+    session, _ = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     shapes = observed_shapes(reference)
     inputs = inputs_for(session, shapes, options, count=max(2, *(batch or 1 for batch in batches)))
     for batch in batches:
         check_batch(reference, inputs.batch_size, batch)
     macs = _macs(reference, shapes), _macs(candidate, observed_shapes(candidate))
-    found = [time_pair(reference, candidate, inputs, provider, options, batch) for batch in batches]
+    found = [time_pair(reference, candidate, inputs, provider, runtime, batch, seed=options.seed) for batch in batches]
     return Bench(tuple(with_macs(latency, *macs) for latency in found))
 
 
@@ -63,7 +73,7 @@ def _macs(model: Path, shapes: Shapes) -> int | None:
         return None
 
 
-def with_macs(latency: Comparison, before: int | None, after: int | None) -> Comparison:
+def with_macs(latency: LatencyComparison, before: int | None, after: int | None) -> LatencyComparison:
     """The comparison with the MACs beside it: how much of the work saved became time saved."""
     if not before or after is None:
         return latency
@@ -76,13 +86,14 @@ def time_pair(
     candidate: Path | bytes,
     inputs: Inputs,
     provider: Provider,
-    options: Options,
+    runtime: RuntimeOptions,
     batch: int | None = None,
     effort: Effort | None = None,
-) -> Comparison:
+    seed: int = 0,
+) -> LatencyComparison:
     """Latency of one call of `batch` inputs (Options.batch or 1 unless told), reference and candidate in turn."""
-    provider = replace(provider, settings=replace(provider.settings, cuda_graph=options.cuda_graph))
-    pair = open_pair(reference, candidate, provider, optimise=True, threads=options.threads)
-    feeds = inputs.call(batch or options.batch or 1)
+    provider = replace(provider, settings=replace(provider.settings, cuda_graph=runtime.cuda_graph))
+    pair = open_pair(reference, candidate, provider, optimise=True, threads=runtime.threads)
+    feeds = inputs.call(batch or runtime.batch or 1)
     how = effort or USUAL
-    return compare_latency(pair[0], pair[1], feeds, seconds=how.seconds, min_runs=how.calls, rounds=how.rounds, seed=options.seed)
+    return compare_latency(pair[0], pair[1], feeds, seconds=how.seconds, min_runs=how.calls, rounds=how.rounds, seed=seed)

@@ -9,14 +9,14 @@ from pathlib import Path
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import BATCH
 from onnxmerge.errors import VerificationError
-from onnxmerge.evaluation.benchmark import SURE, USUAL, time_pair
+from onnxmerge.evaluation.benchmark import Effort, time_pair
 from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.evaluation.thresholds import missed_thresholds
 from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.providers import Provider, provider_of
 from onnxmerge.execution.sessions import Session, open_pair
-from onnxmerge.options import Options
-from onnxmerge.results import Comparison, Fidelity
+from onnxmerge.options import RuntimeOptions, Thresholds
+from onnxmerge.results import Fidelity, LatencyComparison
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Proof:
     """What was measured, and what a user should know about it."""
 
     fidelity: Fidelity
-    latency: Comparison | None
+    latency: LatencyComparison | None
     warnings: tuple[str, ...]
 
 
 def fidelity_of(
-    reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, provider: Provider, options: Options
+    reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, provider: Provider, threads: int | None
 ) -> Fidelity:
     """Compare outputs, both models without optimisation."""
-    return compared(open_pair(reference, candidate, provider, optimise=False, threads=options.threads), inputs)
+    return compared(open_pair(reference, candidate, provider, optimise=False, threads=threads), inputs)
 
 
 def compared(pair: Sequence[Session], inputs: Inputs) -> Fidelity:
@@ -40,21 +40,29 @@ def compared(pair: Sequence[Session], inputs: Inputs) -> Fidelity:
     return replace(measured, execution=execution_of(pair[0], pair[1]))
 
 
-def prove(reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, options: Options) -> Proof:
+def prove(
+    reference: Path | bytes,
+    candidate: Path | bytes,
+    inputs: Inputs,
+    runtime: RuntimeOptions,
+    thresholds: Thresholds,
+    *,
+    bench: bool,
+    effort: Effort | None = None,
+    seed: int = 0,
+) -> Proof:
     """Compare outputs without optimisation, then time both with it. VerificationError where a threshold is missed."""
-    provider = provider_of(options)
-    fidelity = fidelity_of(reference, candidate, inputs, provider, options)
-    failures = missed_thresholds(fidelity, options)
+    provider = provider_of(runtime)
+    fidelity = fidelity_of(reference, candidate, inputs, provider, runtime.threads)
+    failures = missed_thresholds(fidelity, thresholds)
     if failures:
-        raise VerificationError(f"{'; '.join(failures)} (nothing was written; --no-verify keeps the result all the same)")
-    asked = options.target is not None and options.target[0] == "latency"
-    effort = SURE if asked else USUAL
-    latency = time_pair(reference, candidate, inputs, provider, options, effort=effort) if options.bench else None
+        raise VerificationError(f"{'; '.join(failures)} (nothing was written; `verify=False` keeps the result all the same)")
+    latency = time_pair(reference, candidate, inputs, provider, runtime, effort=effort, seed=seed) if bench else None
     warnings = [] if latency is None or latency.ratio_high < 1.0 else [_not_faster(latency)]
     return Proof(fidelity, latency, tuple(warnings))
 
 
-def _not_faster(latency: Comparison) -> str:
+def _not_faster(latency: LatencyComparison) -> str:
     return (
         f"the smaller model is not measurably faster here ({latency.provider}, batch {latency.batch}, "
         f"{latency.threads} threads): {1 / latency.ratio_high:.2f}x to {1 / latency.ratio_low:.2f}x"

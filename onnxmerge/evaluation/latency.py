@@ -19,7 +19,7 @@ import numpy as np
 from onnxmerge.errors import ModelError, ProviderError
 from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.sessions import Feeds, Session, batch_size
-from onnxmerge.results import Comparison, LatencySummary
+from onnxmerge.results import LatencyComparison, LatencySummary
 
 ROUNDS = 16
 FEWEST = 12  # rounds, unless opening so many sessions takes more than twice the time asked for
@@ -42,7 +42,7 @@ def compare_latency(
     min_runs: int = 20,
     rounds: int = ROUNDS,
     seed: int = 0,
-) -> Comparison:
+) -> LatencyComparison:
     """Pairs of calls, their order random, over rounds of freshly opened sessions; ratio of the medians, and its interval.
 
     Takes about `seconds`, up to three times that where opening sessions or min_runs pairs need it, and with fewer rounds where
@@ -59,7 +59,7 @@ def compare_latency(
     ratio, low, high = ratio_interval(measured, generator)
     before, after = _summary(times[:, 0]), _summary(times[:, 1])
     batch = batch_size(feeds)
-    return Comparison(
+    return LatencyComparison(
         reference=before,
         candidate=after,
         ratio=ratio,

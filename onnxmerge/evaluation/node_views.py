@@ -75,11 +75,11 @@ class Wiring:
 
     def not_finite(self) -> list[str]:
         """Layers whose own stored numbers hold NaN or infinity, and what holds them: 'Conv_3: its weight holds NaN'."""
-        readers = {name: (wire, position) for wire in reversed(self.wires) for position, name in wire.constants.items()}
+        layers = {name: (wire, position) for wire in reversed(self.wires) for position, name in wire.constants.items()}
         found = []
         for tensor in self.proto.graph.initializer:
             if tensor.data_type in _FLOATING and not np.isfinite(_array(tensor, self.folder)).all():
-                wire, position = readers.get(tensor.name, (None, 0))
+                wire, position = layers.get(tensor.name, (None, 0))
                 place = f"the tensor {tensor.name}" if wire is None else f"the {wire.slot(position)} of {wire.name}"
                 found.append(f"{place} holds NaN or infinity")
         return found

@@ -4,56 +4,73 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from onnxmerge.data.labels import read_labels
 from onnxmerge.data.saving import save_feeds
 from onnxmerge.data.selection import BATCH, inputs_for
+from onnxmerge.errors import OptionError
 from onnxmerge.evaluation.check import compared
 from onnxmerge.evaluation.fidelity import accuracy
 from onnxmerge.evaluation.layer_checks import layer_drift, mistakes_of, small_enough
 from onnxmerge.evaluation.node_views import wiring_of
-from onnxmerge.evaluation.thresholds import failures_of, thresholds_wished
+from onnxmerge.evaluation.thresholds import failures_of
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import open_pair
 from onnxmerge.execution.shapes import observed_shapes
 from onnxmerge.onnxio.files import check_place
 from onnxmerge.onnxio.model_files import weights_beside
-from onnxmerge.options import Options
-from onnxmerge.results import Accuracy, Fidelity
+from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds, gathered
+from onnxmerge.results import Accuracy, Verification
 
 
-def verify(reference: str | Path, candidate: str | Path, options: Options | None = None) -> tuple[Fidelity, list[str]]:
-    """Compare two files; also what failed.
+def verify(
+    reference: str | Path,
+    candidate: str | Path,
+    *,
+    labels: str | Path | None = None,
+    layers: bool = False,
+    save_worst: str | Path | None = None,
+    **options: Any,
+) -> Verification:
+    """Compare two files.
 
     Without thresholds a mean cosine of 0.9 is asked for, and where no channel was removed outputs that are equal to rounding.
     """
-    reference, candidate, options = Path(reference), Path(candidate), options or Options()
-    _check_place(reference, candidate, options)
-    provider = provider_of(options)
-    pair = open_pair(reference, candidate, provider, optimise=False, threads=options.threads)
+    given, runtime, thresholds = gathered(options, InputOptions, RuntimeOptions, Thresholds)
+    reference, candidate = Path(reference), Path(candidate)
+    label_file, worst_file = (None if each is None else Path(each) for each in (labels, save_worst))
+    _check_files(reference, candidate, given.calibration, label_file, worst_file)
+    provider = provider_of(runtime)
+    pair = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     wirings = [wiring_of(model, str(model)) for model in (reference, candidate)]
     shapes = observed_shapes(reference)
-    inputs = inputs_for(pair[0], shapes, options)
-    labels = None if options.labels is None else read_labels(options.labels, inputs)
+    inputs = inputs_for(pair[0], shapes, given)
+    classes = None if label_file is None else read_labels(label_file, inputs)
     same_layers = wirings[0].layers == wirings[1].layers
-    suspected = not same_layers and not thresholds_wished(options) and small_enough(shapes)
-    drift = layer_drift(reference, candidate, inputs, shapes) if options.layers or suspected else None
+    suspected = not same_layers and not thresholds.given and small_enough(shapes)
+    drift = layer_drift(reference, candidate, inputs, shapes) if layers or suspected else None
     fidelity = replace(
         compared(pair, inputs),
         same_layers=same_layers,
-        accuracy=None if labels is None else Accuracy(*(accuracy(side, inputs.batches(BATCH), labels) for side in pair)),
-        layers=drift if options.layers else None,
+        accuracy=None if classes is None else Accuracy(*(accuracy(side, inputs.batches(BATCH), classes) for side in pair)),
+        layers=drift if layers else None,
     )
-    if options.save_worst is not None:
-        save_feeds(options.save_worst, inputs.feeds_with(fidelity.worst.worst_input))
+    if worst_file is not None:
+        save_feeds(worst_file, inputs.feeds_with(fidelity.worst.worst_input))
     new = [place for place in wirings[1].not_finite() if place not in wirings[0].not_finite()]
-    return fidelity, [*new, *failures_of(fidelity, options, wirings[1].float_types), *mistakes_of(drift)]
+    failures = (*new, *failures_of(fidelity, thresholds, wirings[1].float_types), *mistakes_of(drift))
+    return Verification(str(reference), str(candidate), fidelity, failures)
 
 
-def _check_place(reference: Path, candidate: Path, options: Options) -> None:
+def _check_files(reference: Path, candidate: Path, calibration: Path | None, labels: Path | None, worst: Path | None) -> None:
+    if labels is not None and calibration is None:
+        raise OptionError("`labels` belong to inputs of yours: give these as `calibration`")
+    if worst is not None and worst.suffix.lower() != ".npz":
+        raise OptionError(f"`save_worst` writes a .npz file, so that {worst} cannot be its name")
     files = {"the reference": reference, "the candidate": candidate}
-    files |= {"the calibration inputs": options.calibration} if options.calibration is not None else {}
-    files |= {"the labels": options.labels} if options.labels is not None else {}
-    if options.save_worst is not None:
+    files |= {"the calibration inputs": calibration} if calibration is not None else {}
+    files |= {"the labels": labels} if labels is not None else {}
+    if worst is not None:
         files |= weights_beside(reference) | weights_beside(candidate)
-        check_place(options.save_worst, "the worst input", files)
+        check_place(worst, "the worst input", files)

@@ -45,8 +45,8 @@ def _exchanged(one: np.ndarray, other: np.ndarray, changed: np.ndarray, toleranc
     if len(astray) < 2:
         return ""
     rows = [array[astray].reshape(len(astray), -1) for array in (one, other)]
-    probe = np.random.default_rng(0).standard_normal(rows[0].shape[1])
-    order = [np.argsort(array @ probe) for array in rows]
+    measure_sensitivities = np.random.default_rng(0).standard_normal(rows[0].shape[1])
+    order = [np.argsort(array @ measure_sensitivities) for array in rows]
     if not np.allclose(rows[0][order[0]], rows[1][order[1]], rtol=tolerance, atol=0.0):
         return ""
     return f"has its channels {astray[0]} and {astray[1]} exchanged" if len(astray) == 2 else "has its channels permuted"

@@ -125,7 +125,7 @@ def _plain(value: Value) -> Any:
 
 
 @dataclass
-class Walk:
+class LayerwiseRun:
     """A model under way: nodes before `position` have been run on all `count` batches of feeds."""
 
     model: ModelProto
@@ -134,12 +134,14 @@ class Walk:
     position: int = 0
     count: int = field(init=False, default=0)
     nodes: list[list[NodeProto]] = field(init=False)
+    node_index: dict[str, int] = field(init=False)  # first output of a node -> its position
     live: dict[str, int] = field(init=False)
     store: Store = field(default_factory=Store)
     constants: dict[str, np.ndarray] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.nodes = [[node] for node in self.model.graph.node]
+        self.node_index = {node.output[0]: index for index, node in enumerate(self.model.graph.node)}
         initializers = {tensor.name for tensor in self.model.graph.initializer}
         initializers |= {tensor.values.name for tensor in self.model.graph.sparse_initializer}
         self._last = {name: at for at, node in enumerate(self.model.graph.node) for name in reads(node)}

@@ -17,9 +17,9 @@ def execution_of(reference: Session, candidate: Session) -> Execution:
 
 def placement(session: Session) -> dict[str, str]:
     """Node of the graph as it runs -> its execution provider; empty where this ONNX Runtime does not tell."""
-    tell = getattr(session.handle, "get_provider_graph_assignment_info", None)
+    progress = getattr(session.handle, "get_provider_graph_assignment_info", None)
     found: dict[str, str] = {}
-    for part in tell() if tell is not None else ():
+    for part in progress() if progress is not None else ():
         for node in part.get_nodes():
             found[node.name or f"{node.op_type} {len(found)}"] = part.ep_name
     return found

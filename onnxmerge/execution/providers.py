@@ -22,7 +22,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from onnxmerge.errors import OptionError, ProviderError
-from onnxmerge.options import Options
+from onnxmerge.options import RuntimeOptions
 
 NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 CHOICES = ("auto", *NAMES)
@@ -39,8 +39,8 @@ class CudaSettings:
     @property
     def asked(self) -> list[str]:
         """The options that were given, as the command line calls them."""
-        tf32 = [] if self.tf32 is None else ["--tf32" if self.tf32 else "--no-tf32"]
-        return tf32 + ["--cudnn-search"] * (self.cudnn_search is not None) + ["--cuda-graph"] * self.cuda_graph
+        tf32 = [] if self.tf32 is None else ["`tf32`" if self.tf32 else "`no_tf32`"]
+        return tf32 + ["`cudnn_search`"] * (self.cudnn_search is not None) + ["`cuda_graph`"] * self.cuda_graph
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,17 @@ def resolve_provider(choice: str = "auto", settings: CudaSettings | None = None)
     if choice not in CHOICES:
         raise OptionError(f"provider {choice!r} is unknown: choose one of {', '.join(CHOICES)}")
     if choice == "cpu":
-        return _cpu("--provider cpu was asked for", settings, "")
+        return _cpu("`provider` cpu was asked for", settings, "")
     wanted = "cuda" if choice == "auto" else choice
     obstacle = find_obstacle(wanted)
     if obstacle is None:
         return Provider(NAMES[wanted], wanted, settings=settings)
     if choice == "auto":
         return _cpu(f"CUDA does not work here: {obstacle.what}; {obstacle.remedy}", settings, obstacle.what)
-    raise ProviderError(f"provider {wanted} does not work here: {obstacle.what}; {obstacle.remedy}, or use --provider cpu")
+    raise ProviderError(f"provider {wanted} does not work here: {obstacle.what}; {obstacle.remedy}, or use `provider` cpu")
 
 
-def provider_of(options: Options) -> Provider:
+def provider_of(options: RuntimeOptions) -> Provider:
     """Where models run. CUDA graphs need inputs of one shape, so that only timing uses them."""
     settings = CudaSettings(options.tf32, options.cudnn_search, options.cuda_graph)
     provider = resolve_provider(options.provider, settings)

@@ -156,7 +156,7 @@ def open_session(
         raise ModelError(f"{label} cannot be opened by ONNX Runtime: {one_line(error)}") from error
     if handle.get_providers()[0] != provider.name:
         landed = handle.get_providers()[0]
-        raise ProviderError(f"{label} was to run on {provider.name} but landed on {landed}; use --provider cpu to accept that")
+        raise ProviderError(f"{label} was to run on {provider.name} but landed on {landed}; use `provider` cpu to accept that")
     again = partial(open_session, model, provider, optimise=optimise, threads=threads, label=label, folder=folder)
     inputs = tuple(_spec(argument) for argument in handle.get_inputs())
     outputs = tuple(_spec(argument) for argument in handle.get_outputs())

@@ -11,16 +11,15 @@ from onnxmerge.errors import ModelError
 from onnxmerge.execution.shapes import Observations, observe_twice, random_values
 from onnxmerge.graph.analysis import analyse
 from onnxmerge.graph.channel_groups import Channels
-from onnxmerge.graph.channel_ids import label
 from onnxmerge.graph.cost import total_macs, total_parameters
-from onnxmerge.graph.weights import weight_of
+from onnxmerge.graph.layers import label
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.model_files import load
 from onnxmerge.results import Size
 
 
 @dataclass(frozen=True)
-class Understanding:
+class AnalysedModel:
     """The model, ready to be decided on.
 
     observed: every tensor in the tiny run, elsewhere: in a run with other dynamic sizes, None where there is none.
@@ -44,7 +43,7 @@ class Understanding:
         return {name: random_values(generator, seen[name].shape, seen[name].dtype) for name in inputs}
 
 
-def understand(path: Path) -> Understanding:
+def analyse_model(path: Path) -> AnalysedModel:
     """Load, run once or twice on tiny inputs, follow the channels. Raises ModelError with one clear line."""
     model = load(path)
     first, second = observe_twice(path, label=path.name)
@@ -52,10 +51,10 @@ def understand(path: Path) -> Understanding:
     others = None if second is None else {name: seen.shape for name, seen in second.items()}
     values = {name: seen.value for name, seen in first.items() if seen.value is not None}
     channels = analyse(model, shapes, others, values)
-    for weighted in channels.flow.weighted:
-        if not np.isfinite(weight_of(channels.flow, weighted)).all():
-            raise ModelError(f"{path}: the weight of {label(weighted.node)} holds NaN or infinity; export the model anew")
-    return Understanding(model, channels, first, measure(model, shapes, path.stat().st_size), second)
+    for layer in channels.flow.layers:
+        if not np.isfinite(layer.stored_weight).all():
+            raise ModelError(f"{path}: the weight of {label(layer.node)} holds NaN or infinity; export the model anew")
+    return AnalysedModel(model, channels, first, measure(model, shapes, path.stat().st_size), second)
 
 
 def measure(model: Model, shapes: dict[str, tuple[int, ...]], file_bytes: int) -> Size:

@@ -13,8 +13,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxmerge.graph.channel_groups import Channels
-from onnxmerge.graph.channel_ids import Flow, collapse, label, varying
+from onnxmerge.graph.channel_ids import Flow, collapse, varying
 from onnxmerge.graph.grouping import grouped
+from onnxmerge.graph.layers import label
 from onnxmerge.graph.operators import operator_of
 from onnxmerge.graph.shared_weights import unite_shared_weights
 from onnxmerge.onnxio.model import Model

@@ -12,10 +12,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxmerge.graph.constants import constant
+from onnxmerge.graph.layers import Ids, Layer
 from onnxmerge.onnxio.model import Model
 from onnxmerge.results import Refusal
-
-Ids = np.ndarray
 
 
 def varying(ids: Ids) -> list[int]:
@@ -41,30 +40,6 @@ def along(ids: Ids, axis: int, rank: int) -> Ids:
     shape = [1] * rank
     shape[axis] = len(ids)
     return ids.reshape(shape)
-
-
-def label(node: gs.Node) -> str:
-    """A node's name; unnamed nodes go by operator and first output."""
-    return node.name or f"{node.op}({node.outputs[0].name})"
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """A node whose constant weight ends the ids that enter it and starts new ones.
-
-    in_ids (g, in/g) and out_ids (g, out/g), where g is the number of groups of a grouped convolution and 1 elsewhere.
-    """
-
-    node: gs.Node
-    weight: int
-    layout: str
-    in_ids: Ids
-    out_ids: Ids
-
-    @property
-    def key(self) -> str:
-        """The tensor that the node writes: unique in a model, which names of nodes need not be."""
-        return str(self.node.outputs[0].name)
 
 
 @dataclass(frozen=True)
@@ -98,7 +73,7 @@ class Flow:
     other_shapes: dict[str, tuple[int, ...]] | None
     values: dict[str, np.ndarray]
     tensors: dict[str, Ids] = field(default_factory=dict)
-    weighted: list[Weighted] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
     riders: list[Rider] = field(default_factory=list)
     partitions: list[Partition] = field(default_factory=list)
     pins: dict[int, Refusal] = field(default_factory=dict)

@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import SparseTensorProto, TensorProto
 
+from onnxmerge.graph.channel_ids import Flow
 from onnxmerge.onnxio.model import Held, Model, constants, held
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -78,3 +79,9 @@ def _floats(values: Held) -> int:
         return values.size if onnx.helper.np_dtype_to_tensor_dtype(values.dtype) in FLOATING else 0
     kind = values.values.data_type if isinstance(values, SparseTensorProto) else values.data_type
     return math.prod(values.dims) if kind in FLOATING else 0
+
+
+def parameters_of(flow: Flow, node: gs.Node) -> int:
+    """Number of constant numbers that a node reads as weights."""
+    values = [flow.constant(tensor) for tensor in node.inputs if tensor.name]
+    return sum(value.size for value in values if value is not None and np.issubdtype(value.dtype, np.floating))

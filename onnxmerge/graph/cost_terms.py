@@ -12,9 +12,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
-from onnxmerge.graph.channel_ids import Flow, Ids, Weighted
+from onnxmerge.graph.channel_ids import Flow
 from onnxmerge.graph.cost import Shapes, macs_of, total_macs, total_parameters
-from onnxmerge.graph.weights import weight_of
+from onnxmerge.graph.layers import Ids, Layer
 from onnxmerge.onnxio.model import held
 
 Terms = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -24,12 +24,12 @@ Kinds = tuple[np.ndarray, ...]  # by group (n,): the kind of each of its channel
 def kinds_of(channels: Channels, groups: Sequence[ChannelGroup]) -> Kinds:
     """Channels of a group are of one kind where every layer and every per-channel constant holds them equally often."""
     flow = channels.flow
-    units = np.concatenate([group.units for group in groups])
-    position = np.full(len(flow.parents), len(units))
-    position[units] = np.arange(len(units))
+    channel_ids = np.concatenate([group.channel_ids for group in groups])
+    position = np.full(len(flow.parents), len(channel_ids))
+    position[channel_ids] = np.arange(len(channel_ids))
     kinds = np.repeat(np.arange(len(groups)), [group.size for group in groups])
-    for ids in [ids for each in flow.weighted for ids in (each.out_ids, each.in_ids)] + [rider.ids for rider in flow.riders]:
-        counts = np.bincount(position[ids.reshape(-1)], minlength=len(units) + 1)[:-1]
+    for ids in [ids for each in flow.layers for ids in (each.out_ids, each.in_ids)] + [rider.ids for rider in flow.riders]:
+        counts = np.bincount(position[ids.reshape(-1)], minlength=len(channel_ids) + 1)[:-1]
         kinds = np.unique(kinds * (int(counts.max()) + 1) + counts, return_inverse=True)[1].reshape(-1)
     parts = np.split(kinds, np.cumsum([group.size for group in groups])[:-1])
     return tuple(np.unique(part, return_inverse=True)[1].reshape(-1) for part in parts)
@@ -44,7 +44,7 @@ class _Table:
         self.owner = np.full(len(flow.parents), len(self.sizes) - 1)
         first = 0
         for group, own, size in zip(groups, kinds, sizes, strict=True):
-            self.owner[group.units] = first + own
+            self.owner[group.channel_ids] = first + own
             first += len(size)
         self.terms: list[tuple[float, np.ndarray, np.ndarray]] = []
 
@@ -82,9 +82,9 @@ def parameter_terms(channels: Channels, groups: Sequence[ChannelGroup], kinds: K
         seen.add(key)
         return not known
 
-    for weighted in flow.weighted:
-        if is_new(weighted.node.inputs[weighted.weight]):
-            table.add(weight_of(flow, weighted).size, weighted.out_ids, weighted.in_ids)
+    for layer in flow.layers:
+        if is_new(layer.node.inputs[layer.weight_input]):
+            table.add(layer.stored_weight.size, layer.out_ids, layer.in_ids)
     for rider in flow.riders:
         value = flow.constant(rider.node.inputs[rider.input])
         if value is not None and np.issubdtype(value.dtype, np.floating) and is_new(rider.node.inputs[rider.input]):
@@ -95,8 +95,8 @@ def parameter_terms(channels: Channels, groups: Sequence[ChannelGroup], kinds: K
 def mac_terms(channels: Channels, groups: Sequence[ChannelGroup], kinds: Kinds, shapes: Shapes) -> Terms:
     """Multiply-accumulates for the shapes given."""
     table = _Table(channels.flow, groups, kinds)
-    for weighted in channels.flow.weighted:
-        table.add(macs_of(weighted.node, shapes), weighted.out_ids, weighted.in_ids)
+    for layer in channels.flow.layers:
+        table.add(macs_of(layer.node, shapes), layer.out_ids, layer.in_ids)
     for rider in channels.flow.riders:
         if rider.depthwise:
             table.add(macs_of(rider.node, shapes), rider.ids)
@@ -106,9 +106,9 @@ def mac_terms(channels: Channels, groups: Sequence[ChannelGroup], kinds: Kinds, 
 def bias_terms(channels: Channels, groups: Sequence[ChannelGroup], kinds: Kinds) -> Terms:
     """What the layers that read channels gain where a solve gives them the bias that they lack."""
     table = _Table(channels.flow, groups, kinds)
-    for weighted in channels.flow.weighted:
-        if weighted.in_ids.any() and not _has_bias(channels.flow, weighted):
-            table.add(weighted.out_ids.size, weighted.out_ids)
+    for layer in channels.flow.layers:
+        if layer.in_ids.any() and not _has_bias(channels.flow, layer):
+            table.add(layer.out_ids.size, layer.out_ids)
     return table.finished(sum(weight * float(rows @ table.sizes) for weight, rows, _ in table.terms))
 
 
@@ -118,13 +118,13 @@ def together(one: Terms, other: Terms) -> Terms:
     return weights, rows, columns
 
 
-def _has_bias(flow: Flow, weighted: Weighted) -> bool:
+def _has_bias(flow: Flow, layer: Layer) -> bool:
     """Whether there is a constant that a bias can be added to: the node's own, or that of an Add behind a MatMul."""
-    node = weighted.node
+    node = layer.node
     if node.op != "MatMul":
         return len(node.inputs) > 2 and bool(node.inputs[2].name)
-    readers = node.outputs[0].outputs
-    return len(readers) == 1 and readers[0].op == "Add" and any(flow.constant(t) is not None for t in readers[0].inputs)
+    following = node.outputs[0].outputs
+    return len(following) == 1 and following[0].op == "Add" and any(flow.constant(t) is not None for t in following[0].inputs)
 
 
 COST_TERMS: dict[str, Callable[[Channels, Sequence[ChannelGroup], Kinds, Shapes], Terms]] = {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
-from onnxmerge.graph.channel_groups import ChannelGroup, Channels, Link, places_of
-from onnxmerge.graph.channel_ids import Flow, Ids, Partition, Rider, Weighted, collapse, label
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels, positions_of
+from onnxmerge.graph.channel_ids import Flow, Partition, Rider, collapse
+from onnxmerge.graph.layers import Consumer, Ids, Layer, Producer, label
 from onnxmerge.results import Refusal
 
 T = TypeVar("T")
@@ -23,23 +25,23 @@ def grouped(flow: Flow) -> Channels:
     pins: dict[int, Refusal] = {}
     for channel, refusal in flow.pins.items():
         pins.setdefault(int(roots[channel]), refusal)
-    weighted = [Weighted(w.node, w.weight, w.layout, roots[w.in_ids], roots[w.out_ids]) for w in flow.weighted]
+    layers = [replace(layer, in_ids=roots[layer.in_ids], out_ids=roots[layer.out_ids]) for layer in flow.layers]
     riders = [Rider(rider.node, rider.input, roots[rider.ids]) for rider in flow.riders]
     partitions = [Partition(each.node, roots[each.ids]) for each in flow.partitions]
-    components = _components(roots, [each.out_ids for each in weighted] + [each.ids for each in partitions])
+    components = _components(roots, [each.out_ids for each in layers] + [each.ids for each in partitions])
     members: dict[int, list[int]] = defaultdict(list)
     for channel in np.unique(roots[1:]).tolist():
         members[components[channel]].append(channel)
-    parts = _Parts(np.array([components.get(int(root), -1) for root in roots]), weighted, riders, partitions)
+    parts = _Parts(np.array([components.get(int(root), -1) for root in roots]), layers, riders, partitions)
     groups, refusals = [], list(flow.refusals)
-    for number, units in members.items():
-        group = _group(np.array(units), len(roots), parts, number, pins)
+    for number, channel_ids in members.items():
+        group = _group(np.array(channel_ids), len(roots), parts, number, pins)
         if group.producers and group.removable.any() and group.size > 1:
             groups.append(group)
-        refusals += [Refusal(name, group.reason) for name in group.layers if group.reason]
+        refusals += [Refusal(name, group.reason) for name in group.layer_names if group.reason]
     flow.riders = riders
-    flow.weighted = weighted
-    refusals += [Refusal(label(w.node), "it has a single output channel") for w in weighted if not w.out_ids.any()]
+    flow.layers = layers
+    refusals += [Refusal(label(w.node), "it has a single output channel") for w in layers if not w.out_ids.any()]
     order = {id(node): position for position, node in enumerate(flow.model.graph.nodes)}
     groups.sort(key=lambda group: order[id(group.producers[0].node)])
     return Channels(flow, tuple(groups), tuple(dict.fromkeys(refusals)))
@@ -48,10 +50,10 @@ def grouped(flow: Flow) -> Channels:
 class _Parts:
     """What touches each group, by the number of the group."""
 
-    def __init__(self, number: np.ndarray, weighted: list[Weighted], riders: list[Rider], partitions: list[Partition]) -> None:
+    def __init__(self, number: np.ndarray, layers: list[Layer], riders: list[Rider], partitions: list[Partition]) -> None:
         self.number = number
-        self.producing = self._sorted(weighted, lambda each: each.out_ids)
-        self.consuming = self._sorted(weighted, lambda each: each.in_ids)
+        self.producing = self._sorted(layers, lambda each: each.out_ids)
+        self.consuming = self._sorted(layers, lambda each: each.in_ids)
         self.riding = self._sorted(riders, lambda each: each.ids)
         self.binding = self._sorted(partitions, lambda each: each.ids)
 
@@ -81,23 +83,27 @@ def _components(roots: Ids, together: list[Ids]) -> dict[int, int]:
     return {channel: find(channel) for channel in parents}
 
 
-def _group(units: Ids, count: int, parts: _Parts, number: int, pins: dict[int, Refusal]) -> ChannelGroup:
+def _group(channel_ids: Ids, count: int, parts: _Parts, number: int, pins: dict[int, Refusal]) -> ChannelGroup:
     """One group from its units."""
     index = np.full(count, -1)
-    index[units] = np.arange(len(units))
-    producers = tuple(Link(w, places_of(index, w.out_ids)) for w in parts.producing[number])
-    consumers = tuple(Link(w, places_of(index, w.in_ids)) for w in parts.consuming[number])
+    index[channel_ids] = np.arange(len(channel_ids))
+    producers = tuple(Producer(w, positions_of(index, w.out_ids)) for w in parts.producing[number])
+    consumers = tuple(Consumer(w, positions_of(index, w.in_ids)) for w in parts.consuming[number])
     own = tuple(parts.riding[number])
-    pinned = [pins[channel] for channel in units.tolist() if channel in pins]
-    removable = np.array([channel not in pins for channel in units.tolist()])
-    cells = _cells(index, len(units), parts.binding[number])
-    if isinstance(cells, str):
-        pinned, removable, cells = [Refusal("", cells)], np.zeros(len(units), bool), np.zeros(len(units), np.int64)
-    if not pinned and len(units) == 1:
+    pinned = [pins[channel] for channel in channel_ids.tolist() if channel in pins]
+    removable = np.array([channel not in pins for channel in channel_ids.tolist()])
+    conv_groups = _cells(index, len(channel_ids), parts.binding[number])
+    if isinstance(conv_groups, str):
+        pinned, removable, conv_groups = (
+            [Refusal("", conv_groups)],
+            np.zeros(len(channel_ids), bool),
+            np.zeros(len(channel_ids), np.int64),
+        )
+    if not pinned and len(channel_ids) == 1:
         pinned = [Refusal("", "its channels can only go all at once: something after it reads them as positions")]
     reason = f"{pinned[0].where}: {pinned[0].reason}" if pinned and pinned[0].where else pinned[0].reason if pinned else ""
     name = label(producers[0].node) if producers else ""
-    return ChannelGroup(name, units, removable, cells, producers, consumers, own, reason)
+    return ChannelGroup(name, channel_ids, removable, conv_groups, producers, consumers, own, reason)
 
 
 def _cells(index: np.ndarray, count: int, partitions: list[Partition]) -> np.ndarray | str:

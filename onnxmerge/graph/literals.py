@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.channel_ids import Flow, Ids, collapse, varying
+from onnxmerge.graph.channel_ids import Flow, collapse, varying
+from onnxmerge.graph.layers import Ids
 from onnxmerge.graph.parameters import normalised, parameter
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.channel_groups import ChannelGroup, Channels, unit_places
-from onnxmerge.graph.channel_ids import Flow, label
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels, channel_positions
+from onnxmerge.graph.channel_ids import Flow
+from onnxmerge.graph.layers import Producer, label
 from onnxmerge.graph.operators import Path, operator_of
-from onnxmerge.graph.weights import producer_bias, producer_rows
 from onnxmerge.results import Refusal
 
 Moments = tuple[np.ndarray, np.ndarray]
@@ -68,7 +68,7 @@ class _Walk:
     def __init__(self, flow: Flow, group: ChannelGroup) -> None:
         self.flow, self.group = flow, group
         self.member = np.zeros(len(flow.parents), bool)
-        self.member[group.units] = True
+        self.member[group.channel_ids] = True
         self.state: dict[str, Affine | None] = {}
         self.final: dict[int, Affine] = {}
         self.producers = {id(link.node): number for number, link in enumerate(group.producers)}
@@ -80,7 +80,7 @@ class _Walk:
         parts = []
         for number, link in enumerate(self.group.producers):
             affine = self.final.get(number) or self._start(number)
-            parts.append((producer_rows(self.flow, self.group, link), affine))
+            parts.append((link.rows(), affine))
         rows, affine = parts[0]
         if len(parts) == 1 and affine.scale.shape[1] == 1:
             moments = None if affine.moments is None else (affine.moments[0][:, 0], affine.moments[1][:, 0])
@@ -94,7 +94,7 @@ class _Walk:
 
     def _start(self, number: int) -> Affine:
         link = self.group.producers[number]
-        bias = producer_bias(self.flow, link)
+        bias = _producer_bias(self.flow, link)
         if bias is None:
             raise _Refused(f"{link.name} has a bias that is not per channel")
         return Affine(number, np.ones(bias.shape), bias)
@@ -165,7 +165,7 @@ class _Walk:
             raise _Refused(f"{label(node)}: {node.op} scales or shifts channels after an activation or a join")
         ids = self._channel_ids(node)
         scale, offset = np.broadcast_to(scale, ids.shape), np.broadcast_to(offset, ids.shape)
-        places = unit_places(self.flow, self.group, ids)
+        places = channel_positions(self.flow, self.group, ids)
         if places.shape != entering.scale.shape:
             raise _Refused(f"{label(node)}: {node.op} meets only a part of each channel")
         a, t = np.append(scale, 1.0)[places], np.append(offset, 0.0)[places]
@@ -212,6 +212,19 @@ class _Walk:
     def _scaled(self, node: gs.Node, factor: np.ndarray, entering: Affine | None) -> Affine:
         factor = self._per_channel(node, factor)
         return self._affine(entering, node, 1.0 / factor if node.op == "Div" else factor, np.zeros(1))
+
+
+def _producer_bias(flow: Flow, producer: Producer) -> np.ndarray | None:
+    """(n, r) float64: the bias inside the producing node, zeros where it has none; None when it is not per channel."""
+    node = producer.node
+    if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
+        return np.zeros(producer.positions.shape)
+    bias = flow.constant(node.inputs[2])
+    if bias is None or bias.size not in (1, producer.layer.out_ids.size):
+        return None
+    scale = float(node.attrs.get("beta", 1.0)) / producer.layer.alpha if node.op == "Gemm" else 1.0
+    values = np.broadcast_to(bias.reshape(-1).astype(np.float64) * scale, producer.layer.out_ids.size)
+    return np.append(values, 0.0)[producer.positions]
 
 
 def _batch_normalization(flow: Flow, node: gs.Node) -> tuple[np.ndarray, np.ndarray, Moments]:

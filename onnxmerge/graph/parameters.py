@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.channel_ids import Flow, Ids
+from onnxmerge.graph.channel_ids import Flow
+from onnxmerge.graph.layers import Ids
 
 
 def parameter(flow: Flow, node: gs.Node, name: str, index: int | None) -> np.ndarray | None:

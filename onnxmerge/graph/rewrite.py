@@ -13,10 +13,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
-from onnxmerge.graph.channel_ids import Flow, Rider, Weighted, collapse, label, varying
+from onnxmerge.graph.channel_ids import Flow, Rider, collapse, varying
+from onnxmerge.graph.layers import Layer, label
 from onnxmerge.graph.literals import Edit, Kept
 from onnxmerge.graph.operators import operator_of
-from onnxmerge.graph.weights import canonical, kernel_of, stored, weight_of
 from onnxmerge.onnxio.model import names_taken, prune_dead, set_constant
 
 
@@ -49,17 +49,17 @@ def apply(channels: Channels, removals: Sequence[Removal], replacements: Mapping
     for removal in removals:
         going = np.ones(removal.group.size, bool)
         going[removal.kept] = False
-        stays[removal.group.units[going]] = False
+        stays[removal.group.channel_ids[going]] = False
     kept = Kept(flow, stays)
-    weights = {id(w.node): _weight(flow, w, kept, replacements) for w in flow.weighted}
+    weights = {id(w.node): _weight(flow, w, kept, replacements) for w in flow.layers}
     edits = [(node, edit) for node in flow.model.graph.nodes if (edit := _edit(flow, node, kept)) is not None]
     riders = [(rider, _shrink(flow, rider, kept)) for rider in flow.riders if not kept.mask(rider.ids).all()]
     biases = _biases(flow, replacements, kept)
     writer = _Writer(flow)
-    for weighted in flow.weighted:
-        weight = weights[id(weighted.node)]
+    for layer in flow.layers:
+        weight = weights[id(layer.node)]
         if weight is not None:
-            writer.put(weighted.node, weighted.weight, weight)
+            writer.put(layer.node, layer.weight_input, weight)
     for rider, value in riders:
         writer.put(rider.node, rider.input, value)
         if rider.depthwise:
@@ -82,25 +82,25 @@ def _edit(flow: Flow, node: gs.Node, kept: Kept) -> Edit | None:
     return rule(flow, node, kept) if rule is not None and touched else None
 
 
-def _weight(flow: Flow, weighted: Weighted, kept: Kept, replacements: Mapping[str, Replacement]) -> np.ndarray | None:
+def _weight(flow: Flow, layer: Layer, kept: Kept, replacements: Mapping[str, Replacement]) -> np.ndarray | None:
     """The stored weight, replaced, without removed rows and columns; None where nothing changes."""
-    weight = original = weight_of(flow, weighted)
-    if weighted.key in replacements:
-        weight = replacements[weighted.key].weight
-    rows, columns = kept.mask(weighted.out_ids), kept.mask(weighted.in_ids)
+    weight = original = layer.stored_weight
+    if layer.key in replacements:
+        weight = replacements[layer.key].weight
+    rows, columns = kept.mask(layer.out_ids), kept.mask(layer.in_ids)
     if rows.all() and columns.all():
         return None if weight is original else weight
-    _check_balance(weighted, rows, columns)
-    array = canonical(weighted, weight)
+    _check_balance(layer, rows, columns)
+    array = layer.canonical(weight)
     groups = [array[g][rows[g]][:, columns[g]] for g in range(len(array))]
-    return stored(weighted, np.stack(groups), kernel_of(weighted, weight))
+    return layer.stored(np.stack(groups))
 
 
-def _check_balance(weighted: Weighted, rows: np.ndarray, columns: np.ndarray) -> None:
+def _check_balance(layer: Layer, rows: np.ndarray, columns: np.ndarray) -> None:
     for mask in (rows, columns):
         counts = mask.sum(1)
         if (counts != counts[0]).any() or counts[0] == 0:
-            raise ValueError(f"{label(weighted.node)}: groups of a convolution would keep {counts.tolist()} channels")
+            raise ValueError(f"{label(layer.node)}: groups of a convolution would keep {counts.tolist()} channels")
 
 
 def _shrink(flow: Flow, rider: Rider, kept: Kept) -> np.ndarray:
@@ -115,10 +115,10 @@ def _shrink(flow: Flow, rider: Rider, kept: Kept) -> np.ndarray:
 def _biases(flow: Flow, replacements: Mapping[str, Replacement], kept: Kept) -> list[tuple[gs.Node, np.ndarray]]:
     """Additions to outputs, for the output channels that stay."""
     found = []
-    for weighted in flow.weighted:
-        bias = replacements[weighted.key].bias if weighted.key in replacements else None
+    for layer in flow.layers:
+        bias = replacements[layer.key].bias if layer.key in replacements else None
         if bias is not None:
-            found.append((weighted.node, bias[kept.mask(weighted.out_ids.reshape(-1))]))
+            found.append((layer.node, bias[kept.mask(layer.out_ids.reshape(-1))]))
     return found
 
 
@@ -176,12 +176,12 @@ class _Writer:
         graph, output = self.flow.model.graph, node.outputs[0]
         on_left = self.flow.constant(node.inputs[0]) is not None
         bias = bias[:, None] if on_left else bias
-        readers = output.outputs
-        if len(readers) == 1 and readers[0].op == "Add" and output not in graph.outputs:
-            index = next((i for i, tensor in enumerate(readers[0].inputs) if tensor is not output), 0)
-            old = self.flow.constant(readers[0].inputs[index])
+        following = output.outputs
+        if len(following) == 1 and following[0].op == "Add" and output not in graph.outputs:
+            index = next((i for i, tensor in enumerate(following[0].inputs) if tensor is not output), 0)
+            old = self.flow.constant(following[0].inputs[index])
             if old is not None:
-                self.put(readers[0], index, (old.astype(np.float64) + bias).astype(old.dtype))
+                self.put(following[0], index, (old.astype(np.float64) + bias).astype(old.dtype))
                 return
         raw = gs.Variable(self._fresh(f"{output.name}_before_bias"), output.dtype)
         node.outputs[0] = raw

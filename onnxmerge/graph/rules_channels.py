@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.channel_ids import Flow, Ids, Partition, Weighted, along, collapse, label, padded, varying
+from onnxmerge.graph.channel_ids import Flow, Partition, along, collapse, padded, varying
+from onnxmerge.graph.layers import Ids, Layer, label
 from onnxmerge.results import Refusal
 
 Outcome = list[Ids] | str
@@ -135,7 +136,7 @@ def conv(flow: Flow, node: gs.Node) -> Outcome:
     if groups > 1 and weight.shape[1] == 1 and groups == len(channels):
         out = _depthwise(flow, node, np.repeat(channels, weight.shape[0] // groups), rank)
     else:
-        out = _weighted(flow, node, 1, "conv", channels.reshape(groups, -1), weight.shape[0])
+        out = _layer(flow, node, 1, "conv", channels.reshape(groups, -1), weight.shape[0])
     if not _bias(flow, node, 2, out):
         return "the bias of this Conv is not one constant per channel"
     return [along(out, 1, rank)]
@@ -159,7 +160,7 @@ def conv_transpose(flow: Flow, node: gs.Node) -> Outcome:
     if groups > 1 and weight.shape[1] == 1 and groups == len(channels):
         out = _depthwise(flow, node, channels, rank)
     else:
-        out = _weighted(flow, node, 1, "conv_transpose", channels.reshape(groups, -1), weight.shape[1] * groups)
+        out = _layer(flow, node, 1, "conv_transpose", channels.reshape(groups, -1), weight.shape[1] * groups)
     if not _bias(flow, node, 2, out):
         return "the bias of this ConvTranspose is not one constant per channel"
     return [along(out, 1, rank)]
@@ -175,7 +176,7 @@ def gemm(flow: Flow, node: gs.Node) -> Outcome:
         return "Gemm would mix channels over its rows"
     channels = flow.per_channel(node.inputs[0], axis)
     rows = bool(node.attrs.get("transB", 0))
-    out = _weighted(flow, node, 1, "rows" if rows else "columns", channels[None], weight.shape[0 if rows else 1])
+    out = _layer(flow, node, 1, "rows" if rows else "columns", channels[None], weight.shape[0 if rows else 1])
     if not _bias(flow, node, 2, out):
         return "the bias of this Gemm is not one constant per channel"
     return [out[None]]
@@ -197,15 +198,23 @@ def matmul(flow: Flow, node: gs.Node) -> Outcome:
         return [flow.ids(data)]
     channels = flow.per_channel(data, contracted)
     layout = "columns" if index == 1 else "rows"
-    out = _weighted(flow, node, index, layout, channels[None], weight.shape[1 if index == 1 else 0])
+    out = _layer(flow, node, index, layout, channels[None], weight.shape[1 if index == 1 else 0])
     return [along(out, contracted, len(shape))]
 
 
-def _weighted(flow: Flow, node: gs.Node, index: int, layout: str, in_ids: Ids, outputs: int) -> Ids:
+def _data(node: gs.Node, index: int) -> gs.Tensor:
+    """What a layer reads beside its weight."""
+    return node.inputs[1 - index if node.op == "MatMul" else 0]
+
+
+def _layer(flow: Flow, node: gs.Node, index: int, layout: str, in_ids: Ids, outputs: int) -> Ids:
     """End the ids that enter, start new ones; grouped convolutions keep equal numbers in every group."""
     groups = len(in_ids)
     out = flow.fresh(outputs)
-    flow.weighted.append(Weighted(node, index, layout, in_ids, out.reshape(groups, -1)))
+    weight, shape = flow.constant(node.inputs[index]), flow.shape(_data(node, index))
+    assert weight is not None
+    assert shape is not None
+    flow.layers.append(Layer(node, index, layout, in_ids, out.reshape(groups, -1), weight, len(shape)))
     if groups > 1:
         flow.partitions += [Partition(node, in_ids), Partition(node, out.reshape(groups, -1))]
     return out

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.channel_ids import Flow, Ids, collapse, padded, varying
+from onnxmerge.graph.channel_ids import Flow, collapse, padded, varying
+from onnxmerge.graph.layers import Ids
 from onnxmerge.graph.literals import reshape_literal, slices_of
 from onnxmerge.graph.parameters import expanded, is_computed, normalised, parameter
 from onnxmerge.graph.rules_channels import Outcome, none

@@ -7,7 +7,8 @@ from collections import defaultdict
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxmerge.graph.channel_ids import Flow, Ids, Weighted, label
+from onnxmerge.graph.channel_ids import Flow
+from onnxmerge.graph.layers import Ids, Layer, label
 from onnxmerge.results import Refusal
 
 _SMALL = 2  # initializers of fewer elements (scalars) are shared by chance and copied without harm
@@ -22,12 +23,12 @@ def unite_shared_weights(flow: Flow) -> None:
             for tensor in node.inputs:
                 for leaf in leaves.of(tensor):
                     uses[leaf].append(node)
-    by_leaf: dict[str, list[Weighted]] = defaultdict(list)
-    for weighted in flow.weighted:
-        for leaf in leaves.of(weighted.node.inputs[weighted.weight]):
-            by_leaf[leaf].append(weighted)
+    by_leaf: dict[str, list[Layer]] = defaultdict(list)
+    for layer in flow.layers:
+        for leaf in leaves.of(layer.node.inputs[layer.weight_input]):
+            by_leaf[leaf].append(layer)
     for leaf, users in by_leaf.items():
-        ours = {id(weighted.node) for weighted in users}
+        ours = {id(layer.node) for layer in users}
         others = [node for node in uses[leaf] if id(node) not in ours]
         first = users[0]
         for user in users:
@@ -41,10 +42,10 @@ def unite_shared_weights(flow: Flow) -> None:
                 _same(flow, user.out_ids, first.out_ids, leaf)
 
 
-def _pin(flow: Flow, weighted: Weighted, reason: str) -> None:
-    refusal = Refusal(label(weighted.node), reason)
-    flow.pin(weighted.in_ids, refusal)
-    flow.pin(weighted.out_ids, refusal)
+def _pin(flow: Flow, layer: Layer, reason: str) -> None:
+    refusal = Refusal(label(layer.node), reason)
+    flow.pin(layer.in_ids, refusal)
+    flow.pin(layer.out_ids, refusal)
 
 
 def _same(flow: Flow, left: Ids, right: Ids, leaf: str) -> None:

@@ -25,14 +25,14 @@ def executor_at(address: str | None) -> Iterator[Executor | None]:
         from distributed import Client  # noqa: PLC0415  the same
         from distributed.comm import get_address_host_port  # noqa: PLC0415
     except ImportError:
-        raise OptionError("--dask needs the package distributed: pip install 'onnxmerge[dask]'") from None
+        raise OptionError("`dask` needs the package distributed: pip install 'onnxmerge[dask]'") from None
     try:
         with socket.create_connection(get_address_host_port(address), PATIENCE_SECONDS):
             pass  # a client that finds nobody leaves threads behind that complain at the end
     except OSError as error:
         raise OptionError(f"no Dask scheduler answers at {address} within {PATIENCE_SECONDS:g} s") from error
     except (ValueError, OverflowError) as error:
-        raise OptionError(f"--dask {address!r} is no address of a Dask scheduler such as tcp://host:8786: {error}") from None
+        raise OptionError(f"`dask` {address!r} is no address of a Dask scheduler such as tcp://host:8786: {error}") from None
     try:
         client = Client(address, timeout=PATIENCE_SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:

@@ -15,16 +15,15 @@ from onnxmerge.data.selection import CHECK_INPUTS
 from onnxmerge.evaluation.benchmark import TRIAL, Effort, time_pair
 from onnxmerge.evaluation.check import fidelity_of
 from onnxmerge.execution.providers import CPU, provider_of
-from onnxmerge.graph.analysed_model import Understanding, understand
+from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.options import Options, Tell
+from onnxmerge.options import CompressOptions, Progress, PruningOptions
 from onnxmerge.pipeline.candidates import Candidate, candidate_of, moved
 from onnxmerge.pruning.budget import Budget, budget_of
-from onnxmerge.pruning.layer_statistics import Study, study_of
+from onnxmerge.pruning.layer_statistics import LayerStatistics, layer_statistics_of
 from onnxmerge.pruning.plan import Plan, decide, selected
-from onnxmerge.pruning.sensitivity import Probe, probe
-from onnxmerge.pruning.weight_methods import BY_WEIGHTS
-from onnxmerge.results import Comparison
+from onnxmerge.pruning.sensitivity import Sensitivity, measure_sensitivities
+from onnxmerge.results import LatencyComparison
 from onnxmerge.statistics.reference_run import engine_of
 from onnxmerge.statistics.sharding import SHARD_INPUTS, sharded_moments
 
@@ -50,62 +49,68 @@ class Search:
     """
 
     source: Path
-    understood: Understanding
-    options: Options
+    analysed: AnalysedModel
+    options: CompressOptions
     solving: Inputs
     checking: Inputs
-    tell: Tell
+    progress: Progress
     executor: Executor | None = None
+
+    @property
+    def pruning(self) -> PruningOptions:
+        """What is removed, and what replaces it."""
+        return self.options.pruning
 
     @cached_property
     def groups(self) -> list[ChannelGroup]:
         """Those that may shrink."""
-        return selected(self.understood, self.options)[0]
+        return selected(self.analysed, self.pruning)[0]
 
     @cached_property
-    def study(self) -> Study:
+    def layer_statistics(self) -> LayerStatistics:
         """One walk over the reference, when something is first decided from it."""
-        large = self.options.calibration is not None and self.solving.count > SHARD_INPUTS
-        shards = (self.source, self.options, self.solving, self.tell, self.executor)
-        known = sharded_moments(*shards) if large else None
-        return study_of(self.understood, self.solving, self.options, self.tell, known)
+        threads, known = self.options.runtime.threads, None
+        if not self.solving.synthetic and self.solving.count > SHARD_INPUTS:
+            known = sharded_moments(self.source, self.options.inputs, threads, self.solving, self.progress, self.executor)
+        return layer_statistics_of(self.analysed, self.solving, threads, self.progress, known)
 
     @cached_property
-    def probes(self) -> dict[str, tuple[Probe, ...]]:
+    def sensitivities(self) -> dict[str, tuple[Sensitivity, ...]]:
         """What the outputs lose when a part of one group goes, by group."""
-        return probe(self.study, self.groups, self.understood.size.macs, self.options)
+        return measure_sensitivities(self.layer_statistics, self.groups, self.analysed.size.macs, self.pruning)
 
     @cached_property
     def budget(self) -> Budget:
         """What each group's channels are worth."""
-        return budget_of(self.study, self.understood, self.groups, self.probes, self.options)
+        return budget_of(self.layer_statistics, self.analysed, self.groups, self.sensitivities, self.pruning)
 
     def draft(self, counts: Counts) -> Candidate:
         """The model with these counts, solved on fewer inputs: good enough to choose counts by."""
-        few = self.solving.count <= DRAFT_INPUTS or self.options.method in BY_WEIGHTS
-        return self.candidate(counts) if few else self._made(decide(self.understood, self.options, self._quick, counts))
+        few = self.solving.count <= DRAFT_INPUTS or self.pruning.uses_weights_only
+        return self.candidate(counts) if few else self._made(decide(self.analysed, self.pruning, self._quick, counts))
 
     @cached_property
-    def _quick(self) -> Study:
+    def _quick(self) -> LayerStatistics:
         step = self.solving.batch_size or 1
         some = self.solving.chosen(np.arange(-(-DRAFT_INPUTS // step) * step), "first")
-        return replace(self.study, engine=engine_of(self.understood, some, self.options, self.tell))
+        return replace(self.layer_statistics, engine=engine_of(self.analysed, some, self.options.runtime.threads, self.progress))
 
     def candidate(self, counts: Counts) -> Candidate:
         """The model with these counts, or what pruning alone gives where that stays closer."""
-        study = None if self.options.method in BY_WEIGHTS else self.study
-        made = self._made(decide(self.understood, self.options, study, counts))
-        planned = made.kept.keys() <= dict(self.options.methods).keys()
-        return made if self.options.method != "auto" or planned else self._no_worse_than_pruned(made, counts)
+        layer_statistics = None if self.pruning.uses_weights_only else self.layer_statistics
+        made = self._made(decide(self.analysed, self.pruning, layer_statistics, counts))
+        planned = made.kept.keys() <= {name for name, each in self.pruning.planned.items() if each.method is not None}
+        return made if self.pruning.method != "auto" or planned else self._no_worse_than_pruned(made, counts)
 
-    def time(self, counts: Counts, against: bytes | None = None, effort: Effort | None = None) -> Comparison:
+    def time(self, counts: Counts, against: bytes | None = None, effort: Effort | None = None) -> LatencyComparison:
         """Latency of a model with these counts against the source or another outline; what its weights hold does not matter."""
-        reference, inputs, provider = against or self.source, self.checking, provider_of(self.options)
-        return time_pair(reference, self.outline(counts), inputs, provider, self.options, effort=effort or TRIAL)
+        reference, inputs, provider = against or self.source, self.checking, provider_of(self.options.runtime)
+        effort, seed = effort or TRIAL, self.options.inputs.seed
+        return time_pair(reference, self.outline(counts), inputs, provider, self.options.runtime, effort=effort, seed=seed)
 
     def left(self, candidate: Candidate, kind: str) -> float:
         """Share of the parameters or MACs that a candidate has."""
-        before, after = self.understood.size, candidate.size
+        before, after = self.analysed.size, candidate.size
         pair = (after.parameters, before.parameters) if kind == "params" else (after.macs, before.macs)
         return pair[0] / max(1, pair[1])
 
@@ -115,14 +120,14 @@ class Search:
 
     def _fidelity_on(self, candidate: Candidate, inputs: Inputs) -> float:
         """What is chosen by it must not depend on a GPU, where results differ from run to run."""
-        return fidelity_of(self.source, candidate.content, inputs, CPU, self.options).worst.fidelity
+        return fidelity_of(self.source, candidate.content, inputs, CPU, self.options.runtime.threads).worst.fidelity
 
     def outline(self, counts: Counts) -> bytes:
         """A model with these counts, to be timed."""
-        return self._made(decide(self.understood, replace(self.options, method="prune", kept=()), None, counts)).content
+        return self._made(decide(self.analysed, replace(self.pruning, method="prune", plan=None), None, counts)).content
 
     def _made(self, plan: Plan) -> Candidate:
-        fresh = understand(self.source)
+        fresh = analyse_model(self.source)
         return candidate_of(self.source, fresh, replace(plan, removals=moved(fresh, plan.removals)))
 
     def _no_worse_than_pruned(self, candidate: Candidate, counts: Counts) -> Candidate:
@@ -131,9 +136,9 @@ class Search:
         Synthetic inputs do not look like data to a network that keeps its BatchNormalization statistics (the solve matched
         them): there pruning must also be better than a constant output to be believed.
         """
-        normalised = any(node.op == "BatchNormalization" for node in self.understood.model.graph.nodes)
-        least = 0.0 if normalised and self.options.calibration is None else -np.inf
-        pruned = self._made(decide(self.understood, replace(self.options, method="prune"), None, counts))
+        normalised = any(node.op == "BatchNormalization" for node in self.analysed.model.graph.nodes)
+        least = 0.0 if normalised and self.solving.synthetic else -np.inf
+        pruned = self._made(decide(self.analysed, replace(self.pruning, method="prune"), None, counts))
         inputs = self.solving
         some = inputs.chosen(np.arange(min(inputs.count, CHECK_INPUTS)), "first") if inputs.batch_size is None else inputs
         reached = [self._fidelity_on(each, some) for each in (candidate, pruned)]

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from onnxmerge.errors import ModelError
 from onnxmerge.execution.shapes import Observations, observe
-from onnxmerge.graph.analysed_model import Understanding, measure, understand
+from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model, measure
 from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.graph.cost import macs_of
+from onnxmerge.graph.cost import macs_of, parameters_of
 from onnxmerge.graph.rewrite import Removal, Replacement, apply
-from onnxmerge.graph.weights import parameters_of
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.model_files import serialise
 from onnxmerge.pruning.plan import Plan
@@ -34,12 +33,12 @@ class Candidate:
     alone: bool = False
 
 
-def candidate_of(source: Path, understood: Understanding, plan: Plan) -> Candidate:
+def candidate_of(source: Path, analysed: AnalysedModel, plan: Plan) -> Candidate:
     """Remove the channels and run the result once. What cannot be removed together is found group by group and refused."""
-    results = {id(removal): _result(understood, removal) for removal in plan.removals}
+    results = {id(removal): _result(analysed, removal) for removal in plan.removals}
     accepted, refused = plan.removals, plan.refusals
     try:
-        model, content, size = _applied(understood, accepted, plan.replacements)
+        model, content, size = _applied(analysed, accepted, plan.replacements)
     except (ModelError, ValueError) as error:
         if not plan.removals:
             raise
@@ -47,11 +46,11 @@ def candidate_of(source: Path, understood: Understanding, plan: Plan) -> Candida
         if not more:
             raise error
         refused = (*refused, *more)
-        fresh = understand(source)
+        fresh = analyse_model(source)
         model, content, size = _applied(fresh, moved(fresh, accepted), _left(plan, accepted))
     groups = tuple(results[id(removal)] for removal in accepted)
     kept = {removal.group.name: tuple(removal.kept.tolist()) for removal in accepted}
-    return Candidate(model, content, size, groups, (*understood.channels.refusals, *refused), kept)
+    return Candidate(model, content, size, groups, (*analysed.channels.refusals, *refused), kept)
 
 
 def _accepted(source: Path, plan: Plan) -> tuple[tuple[Removal, ...], list[Refusal]]:
@@ -60,11 +59,11 @@ def _accepted(source: Path, plan: Plan) -> tuple[tuple[Removal, ...], list[Refus
     refused: list[Refusal] = []
     for removal in plan.removals:
         try:
-            _applied(fresh := understand(source), moved(fresh, (*accepted, removal)), _left(plan, (*accepted, removal)))
+            _applied(fresh := analyse_model(source), moved(fresh, (*accepted, removal)), _left(plan, (*accepted, removal)))
             accepted = (*accepted, removal)
         except (ModelError, ValueError) as error:
             reason = f"the model would not run without its channels: {error}"
-            refused += [Refusal(name, reason) for name in removal.group.layers]
+            refused += [Refusal(name, reason) for name in removal.group.layer_names]
     return accepted, refused
 
 
@@ -75,38 +74,38 @@ def _left(plan: Plan, removals: tuple[Removal, ...]) -> dict[str, Replacement]:
     return {key: value for key, value in plan.replacements.items() if key not in keys}
 
 
-def moved(fresh: Understanding, removals: tuple[Removal, ...]) -> tuple[Removal, ...]:
+def moved(fresh: AnalysedModel, removals: tuple[Removal, ...]) -> tuple[Removal, ...]:
     """The same removals on another load of the same file, by the key of each group's first producer."""
     groups = {group.producers[0].key: group for group in fresh.channels.groups}
     return tuple(replace(removal, group=groups[removal.group.producers[0].key]) for removal in removals)
 
 
 def _applied(
-    understood: Understanding, removals: tuple[Removal, ...], replaced: dict[str, Replacement]
+    analysed: AnalysedModel, removals: tuple[Removal, ...], replaced: dict[str, Replacement]
 ) -> tuple[Model, bytes, Size]:
     """The rewritten model, its bytes and size; it must run as before and its outputs must keep their shapes."""
-    apply(understood.channels, removals, replaced)
-    model = understood.model
+    apply(analysed.channels, removals, replaced)
+    model = analysed.model
     content = serialise(model)
-    observed = _observed(content, understood, understood.observed)
-    if understood.elsewhere is not None:
-        _observed(content, understood, understood.elsewhere)
+    observed = _observed(content, analysed, analysed.observed)
+    if analysed.elsewhere is not None:
+        _observed(content, analysed, analysed.elsewhere)
     return model, content, measure(model, {name: seen.shape for name, seen in observed.items()}, len(content))
 
 
-def _observed(content: bytes, understood: Understanding, reference: Observations) -> Observations:
+def _observed(content: bytes, analysed: AnalysedModel, reference: Observations) -> Observations:
     """A run on inputs of the reference's sizes; ModelError where an output has another shape than there."""
-    observed = observe(content, understood.feeds(reference), label="the compressed model")
-    for tensor in understood.model.graph.outputs:
+    observed = observe(content, analysed.feeds(reference), label="the compressed model")
+    for tensor in analysed.model.graph.outputs:
         before, after = reference.get(tensor.name), observed.get(tensor.name)
         if before is not None and (after is None or after.shape != before.shape):
             raise ModelError(f"output {tensor.name} would change its shape from {before.shape} to {after and after.shape}")
     return observed
 
 
-def unlocked_by(understood: Understanding, group: ChannelGroup) -> GroupResult:
+def unlocked_by(analysed: AnalysedModel, group: ChannelGroup) -> GroupResult:
     """What a group is and what shrinks with it."""
-    flow, shapes, size = understood.channels.flow, understood.shapes, understood.size
+    flow, shapes, size = analysed.channels.flow, analysed.shapes, analysed.size
     links = {link.key: link for link in (*group.producers, *group.consumers)}.values()
     return GroupResult(
         name=group.name,
@@ -122,10 +121,10 @@ def unlocked_by(understood: Understanding, group: ChannelGroup) -> GroupResult:
     )
 
 
-def _result(understood: Understanding, removal: Removal) -> GroupResult:
+def _result(analysed: AnalysedModel, removal: Removal) -> GroupResult:
     """The same with what became of it; asked for before anything is rewritten."""
     return replace(
-        unlocked_by(understood, removal.group),
+        unlocked_by(analysed, removal.group),
         kept=len(removal.kept),
         method=removal.method,
         expected_error=dict(removal.expected_error),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from onnxmerge.data.selection import solving_and_checking
-from onnxmerge.graph.analysed_model import understand
-from onnxmerge.options import Options
+from onnxmerge.graph.analysed_model import analyse_model
+from onnxmerge.options import CompressOptions, Progress
 from onnxmerge.pipeline.builder import Search
 from onnxmerge.pipeline.candidates import unlocked_by
 from onnxmerge.pipeline.progress import MEASURING, overall
@@ -18,25 +18,29 @@ from onnxmerge.results import Inspection
 
 def inspect(
     source: str | Path,
-    options: Options | None = None,
+    *,
     sensitivity: bool = False,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Inspection:
     """The channel groups of a model that the options leave, what each of them unlocks, and why the rest must stay.
 
     sensitivity: also what the outputs lose with a quarter, a half and three quarters of each group that may shrink removed.
     """
-    source, options = Path(source), options or Options()
-    understood = understand(source)
-    chosen, _ = chosen_groups(understood.channels, options)
-    groups = tuple(unlocked_by(understood, group) for group in chosen)
-    found = Inspection(str(source), understood.size, groups, understood.channels.refusals)
+    source, given = Path(source), CompressOptions.of(options)
+    analysed = analyse_model(source)
+    chosen, _ = chosen_groups(analysed.channels, given.pruning)
+    groups = tuple(unlocked_by(analysed, group) for group in chosen)
+    found = Inspection(str(source), analysed.size, groups, analysed.channels.refusals)
     if not sensitivity or not groups:
         return found
     tell = overall(progress, MEASURING)
     tell("inputs", 0.0)
-    solving, checking = solving_and_checking(source, understood, options)
-    wanted = Search(source, understood, options, solving, checking, tell)
-    measured = {name: {f"{probe.removed:g}": 1.0 - probe.damage for probe in probes} for name, probes in wanted.probes.items()}
+    solving, checking = solving_and_checking(source, analysed, given.inputs, given.runtime, given.pruning)
+    wanted = Search(source, analysed, given, solving, checking, tell)
+    measured = {
+        name: {f"{each.removed:g}": 1.0 - each.damage for each in sensitivities}
+        for name, sensitivities in wanted.sensitivities.items()
+    }
     groups = tuple(replace(group, sensitivity=measured.get(group.name, {})) for group in groups)
-    return replace(found, groups=groups, inputs=solving.source)
+    return replace(found, groups=groups, input_description=solving.source)

@@ -4,7 +4,7 @@
      "groups": [{"name": ..., "channels": 16, "kept": 12, "method": "reconstruct", "kept_channels": [0, 2, ...]}, ...]}
 
 To edit one: change `kept` and delete `kept_channels`, or change both. Groups that are not listed stay whole. The methods are
-those that --method auto found, and hold where that is asked for again; of a group only together with its channels.
+those that `method` auto found, and hold where that is asked for again; of a group only together with its channels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from onnxmerge.errors import OptionError
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.onnxio.files import write_whole
-from onnxmerge.options import METHOD_NAMES
+from onnxmerge.options import METHOD_NAMES, PlannedGroup
 from onnxmerge.pruning.plan import kept_count
 
 SCHEMA = "onnxmerge.plan/1"
@@ -30,13 +30,11 @@ BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
-class Kept:
-    """By group: how many channels stay, which ones and by what where the plan says so; method: that of the model."""
+class PlanFile:
+    """What a plan says: the method of the whole model, and by name of each group what stays of it."""
 
-    counts: tuple[tuple[str, int], ...]
-    channels: tuple[tuple[str, tuple[int, ...]], ...]
-    methods: tuple[tuple[str, str], ...] = ()
-    method: str = "auto"
+    method: str
+    groups: Mapping[str, PlannedGroup]
 
 
 def fingerprint(model: Path, external: Sequence[Path]) -> str:
@@ -49,27 +47,25 @@ def fingerprint(model: Path, external: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def write_plan(path: Path, model: Path, print_: str, groups: Sequence[ChannelGroup], kept: Kept) -> None:
-    """What was kept of each group. print_: the model's fingerprint; kept: of those that shrank."""
-    channels, methods = dict(kept.channels), dict(kept.methods)
+def write_plan(path: Path, model: Path, mark: str, groups: Sequence[ChannelGroup], plan: PlanFile) -> None:
+    """What was kept of each group. mark: the model's fingerprint; plan: the groups that shrank."""
     rows: list[dict[str, Any]] = []
     for group in groups:
-        stays = channels.get(group.name)
-        row = {"name": group.name, "channels": group.size, "kept": group.size if stays is None else len(stays)}
-        rows.append(row if stays is None else {**row, "method": methods[group.name], "kept_channels": list(stays)})
-    head = json.dumps({"schema": SCHEMA, "model": {"file": model.name, "sha256": print_}, "method": kept.method}, indent=2)
+        planned = plan.groups.get(group.name, PlannedGroup(group.size))
+        row = {"name": group.name, "channels": group.size, "kept": planned.kept}
+        whole = planned.channels is None
+        rows.append(row if whole else {**row, "method": planned.method, "kept_channels": list(planned.channels or ())})
+    head = json.dumps({"schema": SCHEMA, "model": {"file": model.name, "sha256": mark}, "method": plan.method}, indent=2)
     body = ",\n".join(f"    {json.dumps(row)}" for row in rows)  # a line a group, to be edited by hand
     text = f'{head[:-2]},\n  "groups": [\n{body}\n  ]\n}}\n'
     write_whole(path, "the plan", lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
-def read_plan(path: Path, print_: str, groups: Sequence[ChannelGroup]) -> Kept:
+def read_plan(path: Path, mark: str, groups: Sequence[ChannelGroup]) -> PlanFile:
     """The plan for the model with that fingerprint. OptionError with one line where it does not fit."""
-    method, rows = _rows(path, print_)
+    method, rows = _rows(path, mark)
     known = {group.name: group for group in groups}
-    counts: dict[str, int] = {}
-    channels: dict[str, tuple[int, ...]] = {}
-    methods: dict[str, str] = {}
+    planned: dict[str, PlannedGroup] = {}
     for row in rows:
         name, kept, named = row.get("name"), row.get("kept"), row.get("kept_channels")
         where = f"{path}: group {name!r}"
@@ -79,13 +75,13 @@ def read_plan(path: Path, print_: str, groups: Sequence[ChannelGroup]) -> Kept:
         size = known[name].size
         if row.get("channels", size) != size:
             raise OptionError(f"{where} has {size} channels, not {row['channels']!r}; how many stay is `kept`")
-        if name in counts:
+        if name in planned:
             raise OptionError(f"{where} stands there twice")
         if type(kept) is not int or not 1 <= kept <= size:
             raise OptionError(f"{where}: kept must be a number from 1 to {size}, not {kept!r}")
         if kept != kept_count(known[name], 1.0 - kept / size):
             raise OptionError(f"{where}: {kept} channels cannot stay: {_why(known[name])}")
-        counts[name] = kept
+        planned[name] = PlannedGroup(kept)
         if named is None:
             continue
         if not isinstance(named, list) or any(type(each) is not int or not 0 <= each < size for each in named):
@@ -94,11 +90,10 @@ def read_plan(path: Path, print_: str, groups: Sequence[ChannelGroup]) -> Kept:
             raise OptionError(
                 f"{where}: kept is {kept} but kept_channels holds {len(set(named))}; delete kept_channels to have them chosen"
             )
-        channels[name] = tuple(sorted(named))
-        if row.get("method") is not None:
-            methods[name] = _method(row["method"], where)
-    shrunk = tuple((name, each) for name, each in channels.items() if len(each) < known[name].size)
-    return Kept(tuple(counts.items()), shrunk, tuple(methods.items()), method)
+        if kept < size:
+            replacing = None if row.get("method") is None else _method(row["method"], where)
+            planned[name] = PlannedGroup(kept, tuple(sorted(named)), replacing)
+    return PlanFile(method, planned)
 
 
 def _check_keys(found: Mapping[str, Any], known: set[str], where: str) -> None:
@@ -109,9 +104,9 @@ def _check_keys(found: Mapping[str, Any], known: set[str], where: str) -> None:
 
 
 def _why(group: ChannelGroup) -> str:
-    cells, least = len(set(group.cells.tolist())), kept_count(group, 1.0)
-    equal = f"a multiple of {cells}, equally many in each group of its convolution" if cells > 1 else "at least"
-    return f"needed is {equal}{', and at least' if cells > 1 else ''} {least}"
+    conv_groups, least = len(set(group.conv_groups.tolist())), kept_count(group, 1.0)
+    equal = f"a multiple of {conv_groups}, equally many in each group of its convolution" if conv_groups > 1 else "at least"
+    return f"needed is {equal}{', and at least' if conv_groups > 1 else ''} {least}"
 
 
 def _method(value: Any, where: str) -> str:
@@ -120,7 +115,7 @@ def _method(value: Any, where: str) -> str:
     return str(value)
 
 
-def _rows(path: Path, print_: str) -> tuple[str, list[dict[str, Any]]]:
+def _rows(path: Path, mark: str) -> tuple[str, list[dict[str, Any]]]:
     """The method of the whole plan and its groups."""
     try:
         if path.stat().st_size > LARGEST_FILE:
@@ -136,7 +131,7 @@ def _rows(path: Path, print_: str) -> tuple[str, list[dict[str, Any]]]:
     model, rows = plan.get("model"), plan.get("groups")
     if not isinstance(model, dict) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise OptionError(f"{path} is no plan: it needs `model` with its sha256 and `groups`, a list")
-    if model.get("sha256") != print_:
+    if model.get("sha256") != mark:
         raise OptionError(f"the plan {path} was made for another model ({model.get('file')!r}): its sha256 differs")
     _check_keys(plan, KEYS, str(path))
     return _method(plan.get("method", "auto"), str(path)), rows

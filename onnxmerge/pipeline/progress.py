@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnxmerge.options import Tell, silent
+from onnxmerge.options import Progress, silent
 
 COMPRESSING = {
     "inputs": (0.0, 0.1),
@@ -17,7 +17,7 @@ MEASURING = {"inputs": (0.0, 0.2), "statistics": (0.2, 0.4), "probes": (0.4, 1.0
 REPEATED = "reconstruction"  # nobody knows how often, so every run takes half of what is left
 
 
-def overall(progress: Tell | None, stages: Mapping[str, tuple[float, float]]) -> Tell:
+def overall(progress: Progress | None, stages: Mapping[str, tuple[float, float]]) -> Progress:
     """What is told of a stage, passed on as the share of the whole."""
     if progress is None:
         return silent

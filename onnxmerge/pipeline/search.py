@@ -20,9 +20,10 @@ TINY, RUIN = 1e-12, 1e6  # the least and the greatest loss, where outputs are no
 
 def search(wanted: Search) -> Found:
     """The candidate that the options ask for."""
-    options = wanted.options
+    options = wanted.pruning
     if not wanted.groups:
-        return Found(replace(wanted, options=replace(options, method="prune")).candidate({}))
+        pruned = replace(wanted.options, pruning=replace(options, method="prune"))
+        return Found(replace(wanted, options=pruned).candidate({}))
     if options.target is not None:
         return _within(wanted, *options.target)
     if options.fidelity is not None:
@@ -89,7 +90,7 @@ def _faithful(wanted: Search, fidelity: float) -> Found:
 
 def _ways(wanted: Search, fidelity: float) -> list[Point]:
     """The frontier, in multiples: those asked for, the fastest at about this size, or what most hardware likes."""
-    if wanted.options.round_to is None:
+    if wanted.pruning.round_to is None:
         return wanted.budget.points(FRIENDLY, softly=True)
     plain = wanted.budget.points()
     hoped = plain[_Bracket(plain, 1.0 - fidelity).next() or 0]

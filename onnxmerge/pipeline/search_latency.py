@@ -13,7 +13,7 @@ from onnxmerge.pipeline.builder import Counts, Found, Search
 from onnxmerge.pruning.budget import Point
 
 FRIENDLY = 8  # ONNX Runtime computes blocks of 8 or 16 channels on a CPU, tensor cores multiples of 8
-MULTIPLES = (4, 8, 16, 32)  # what --round-to auto tries beside no rounding
+MULTIPLES = (4, 8, 16, 32)  # what `round_to` auto tries beside no rounding
 LATENCY_TOLERANCE = 0.05  # of the ratio that was asked for
 LATENCY_TRIALS, LATENCY_STEPS = 8, 24  # models timed; attempts, those included that gave the same counts again
 STEP = 0.9
@@ -22,8 +22,8 @@ SMALLEST_SHARE = 0.02
 
 
 def multiple_for(wanted: Search, kind: str, share: float) -> int:
-    """The multiple of --round-to; with auto the one that runs fastest at about this size."""
-    asked = wanted.options.round_to
+    """The multiple of `round_to`; with auto the one that runs fastest at about this size."""
+    asked = wanted.pruning.round_to
     return asked if isinstance(asked, int) else best_multiple(wanted, kind, share) if asked == "auto" else 1
 
 
@@ -35,7 +35,7 @@ def best_multiple(wanted: Search, kind: str, share: float) -> int:
 
 def rounded(wanted: Search, counts: Counts) -> Counts:
     """Counts that were asked for, in multiples: the nearest, never none."""
-    asked = wanted.options.round_to
+    asked = wanted.pruning.round_to
     if asked is None:
         return counts
     if isinstance(asked, int):
@@ -61,9 +61,9 @@ def _nearest(wanted: Search, counts: Counts, multiple: int, up: bool = False) ->
     """up: never fewer channels, so that what is faster is not just smaller."""
     found = {}
     for group in wanted.groups:
-        count, cells = counts[group.name], np.bincount(group.cells)
-        step = multiple * len(cells) // math.gcd(multiple, len(cells))
-        least = len(cells) * int(np.bincount(group.cells[~group.removable], minlength=len(cells)).max())
+        count, conv_groups = counts[group.name], np.bincount(group.conv_groups)
+        step = multiple * len(conv_groups) // math.gcd(multiple, len(conv_groups))
+        least = len(conv_groups) * int(np.bincount(group.conv_groups[~group.removable], minlength=len(conv_groups)).max())
         steps = max(1, math.ceil(count / step) if up else round(count / step), math.ceil(least / step))
         found[group.name] = min(group.size, step * steps) if count < group.size else group.size
     return found
@@ -75,7 +75,7 @@ def within_latency(wanted: Search, share: float) -> Found:
     Multiples may step over the latency: then smaller ones are tried, at last to the channel. All of it on models that are timed
     only.
     """
-    asked = wanted.options.round_to
+    asked = wanted.pruning.round_to
     multiples = (asked,) if isinstance(asked, int) else _downwards(best_multiple(wanted, "macs", share))
     found: _Timed | None = None
     for multiple in multiples:

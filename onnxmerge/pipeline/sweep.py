@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from onnxmerge.errors import InputError, OptionError
-from onnxmerge.evaluation.benchmark import bench
+from onnxmerge.evaluation.benchmark import benchmark
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import default_threads, fixed_threads
 from onnxmerge.execution.versions import versions
-from onnxmerge.graph.analysed_model import Understanding, understand
+from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.onnxio.files import check_place, write_whole
 from onnxmerge.onnxio.model_files import external_files
-from onnxmerge.options import SIZES, TARGETS, Options, Tell, silent
+from onnxmerge.options import SIZES, TARGETS, CompressOptions, Progress, silent
 from onnxmerge.parallel.tasks import Lost, spread
 from onnxmerge.pipeline.sweep_point import Made, Task, make
 from onnxmerge.pruning.plan import selected
-from onnxmerge.results import Comparison, Fidelity, Sweep, SweepPoint
+from onnxmerge.results import Fidelity, LatencyComparison, Sweep, SweepPoint
 
 DEFAULT_TARGETS = "macs=0.9,0.75,0.6,0.5,0.35,0.25"
 ALONE = ("fidelity", "ratio")  # targets that are options of their own
@@ -34,15 +35,17 @@ Target = tuple[str, float]
 def sweep(
     source: str | Path,
     targets: str | Sequence[str | Target] = DEFAULT_TARGETS,
-    options: Options | None = None,
+    *,
+    bench: bool = True,
     folder: str | Path | None = None,
     executor: Executor | None = None,
     jobs: int | None = None,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Sweep:
     """Compress the model for each target, independently of the others; a target that fails is a point with the reason.
 
-    targets: as Options.target, also "fidelity=0.95" and "ratio=0.5". folder: where the models are kept. executor: any of
+    targets: as the option `target`, also "fidelity=0.95" and "ratio=0.5". folder: where the models are kept. executor: any of
     concurrent.futures, or jobs: so many processes of our own; without either the points are made here, one after the other.
     The points and models are the same bytes in all three; only targets that are found by timing (latency, round_to="auto") and
     latencies, which are measured here when all models are there, differ from run to run.
@@ -50,28 +53,28 @@ def sweep(
     """
     source, kept = Path(source), None if folder is None else Path(folder)
     if executor is not None and jobs is not None:
-        raise OptionError("--jobs and an executor (--dask) both say where the points are made: drop one of the two")
+        raise OptionError("`jobs` and `executor` both say where the points are made: drop one of the two")
     if jobs is not None and jobs < 1:
-        raise OptionError(f"--jobs must be at least 1, not {jobs}")
-    settled = _settled(options or Options())
+        raise OptionError(f"`jobs` must be at least 1, not {jobs}")
+    settled = _settled(CompressOptions.of(options, bench=bench))
     wanted = {_text(target): _for_target(settled, target) for target in targets_of(targets)}
-    understood = understand(source)
-    selected(understood, settled)
+    analysed = analyse_model(source)
+    selected(analysed, settled.pruning)
     files = {text: f"{source.stem}-{text.replace('=', '-')}.onnx" for text in wanted}
     if kept is not None:
         _check_folder(kept, files, source, settled)
-    tell = progress or silent
-    with tempfile.TemporaryDirectory(prefix="onnxmerge-") as room, fixed_threads(settled.threads):
+    progress = progress or silent
+    with tempfile.TemporaryDirectory(prefix="onnxmerge-") as room, fixed_threads(settled.runtime.threads):
         place = kept or Path(room)
-        tasks = {text: _task(source, place / name, wanted[text], understood, Path(room)) for text, name in files.items()}
-        made = _all(tasks, tell, executor, jobs)
+        tasks = {text: _task(source, place / name, wanted[text], analysed, Path(room)) for text, name in files.items()}
+        made = _all(tasks, progress, executor, jobs)
         points = []
         for number, (text, one) in enumerate(made.items()):
             latency = _latency(source, place / files[text], settled, one)
             points.append(_point(text, one, latency, "" if kept is None else str(kept / files[text])))
-            tell("timing", POINTS_SHARE + (1.0 - POINTS_SHARE) * (number + 1) / len(made))
-    inputs = next((proof.source for one in made.values() if (proof := _fidelity(one)) is not None), "")
-    return Sweep(str(source), understood.size, tuple(points), inputs, settled.seed, versions())
+            progress("timing", POINTS_SHARE + (1.0 - POINTS_SHARE) * (number + 1) / len(made))
+    inputs = next((proof.input_description for one in made.values() if (proof := _fidelity(one)) is not None), "")
+    return Sweep(str(source), analysed.size, tuple(points), inputs, settled.inputs.seed, versions())
 
 
 def targets_of(given: str | Sequence[str | Target]) -> tuple[Target, ...]:
@@ -80,12 +83,12 @@ def targets_of(given: str | Sequence[str | Target]) -> tuple[Target, ...]:
     for one in given.split(",") if isinstance(given, str) else given:
         kind, share = _read(one, found[-1][0] if found else "") if isinstance(one, str) else one
         if kind not in (*TARGETS, *ALONE) or not isinstance(share, int | float):
-            raise OptionError(f"--targets must be a list {NEEDED}, not {one!r}")
+            raise OptionError(f"`targets` must be a list {NEEDED}, not {one!r}")
         if (kind, share) in found:
-            raise OptionError(f"--targets has {_text((kind, share))} twice")
+            raise OptionError(f"`targets` has {_text((kind, share))} twice")
         found.append((kind, share))
     if not found:
-        raise OptionError(f"--targets must be a list {NEEDED}, and it is empty")
+        raise OptionError(f"`targets` must be a list {NEEDED}, and it is empty")
     return tuple(found)
 
 
@@ -95,34 +98,36 @@ def _read(text: str, kind: str) -> Target:
     try:
         return (named.strip() if equals else kind), float(value)
     except ValueError:
-        raise OptionError(f"--targets must be a list {NEEDED}, not {text!r}") from None
+        raise OptionError(f"`targets` must be a list {NEEDED}, not {text!r}") from None
 
 
 def _text(target: Target) -> str:
     return f"{target[0]}={target[1]:.12g}"
 
 
-def _for_target(options: Options, target: Target) -> Options:
-    return replace(options, **{target[0]: target[1]}) if target[0] in ALONE else replace(options, target=target)  # type: ignore[arg-type]
+def _for_target(options: CompressOptions, target: Target) -> CompressOptions:
+    kind, share = target
+    size: dict[str, Any] = {kind: share} if kind in ALONE else {"target": target}
+    return replace(options, pruning=replace(options.pruning, **size))
 
 
-def _settled(options: Options) -> Options:
+def _settled(options: CompressOptions) -> CompressOptions:
     """Everything that a worker could see in another way is decided here. OptionError where something speaks against a sweep."""
-    given = next((name for name in SIZES if getattr(options, name) not in (None, ())), None)
+    given = next((name for name in SIZES if getattr(options.pruning, name) is not None), None)
     if given is not None:
-        raise OptionError(f"--{given} and --targets both say how small the models become: drop one of the two")
-    if not options.verify:
-        raise OptionError("a sweep measures how close each model stays, so that --no-verify cannot be")
-    calibration = None if options.calibration is None else options.calibration.absolute()
+        raise OptionError(f"`{given}` and `targets` both say how small the models become: drop one of the two")
+    inputs, runtime = options.inputs, options.runtime
+    calibration = None if inputs.calibration is None else inputs.calibration.absolute()
     if calibration is not None and not calibration.exists():
         raise InputError(
-            f"{options.calibration} does not exist: a .npz or .npy file, or a folder of images or .npy files, is needed"
+            f"{inputs.calibration} does not exist: a .npz or .npy file, or a folder of images or .npy files, is needed"
         )
-    provider = provider_of(options).short if options.provider == "auto" else options.provider
-    return replace(options, calibration=calibration, provider=provider, threads=options.threads or default_threads())
+    provider = provider_of(runtime).short if runtime.provider == "auto" else runtime.provider
+    runtime = replace(runtime, provider=provider, threads=runtime.threads or default_threads())
+    return replace(options, inputs=replace(inputs, calibration=calibration), runtime=runtime)
 
 
-def _check_folder(folder: Path, files: Mapping[str, str], source: Path, options: Options) -> None:
+def _check_folder(folder: Path, files: Mapping[str, str], source: Path, options: CompressOptions) -> None:
     """Made where it is missing; OptionError where a model has no place in it."""
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"the folder {folder} for the models is a file; name another one")
@@ -130,16 +135,16 @@ def _check_folder(folder: Path, files: Mapping[str, str], source: Path, options:
         raise OptionError(f"the folder {folder.resolve().parent} does not exist; create it first")
     folder.mkdir(exist_ok=True)
     for name in files.values():
-        check_place(folder / name, "the model", {"the model": source, "the calibration inputs": options.calibration})
+        check_place(folder / name, "the model", {"the model": source, "the calibration inputs": options.inputs.calibration})
 
 
-def _task(source: Path, target: Path, options: Options, understood: Understanding, room: Path) -> Task:
-    content = None if external_files(understood.model) else source.read_bytes()
-    timed = options.bench and _is_latency(options)  # what was asked for is measured once, with its warnings
+def _task(source: Path, target: Path, options: CompressOptions, analysed: AnalysedModel, room: Path) -> Task:
+    content = None if external_files(analysed.model) else source.read_bytes()
+    timed = options.bench and options.pruning.is_latency_target  # what was asked for is measured once, with its warnings
     return Task(source.absolute(), content, target.absolute(), replace(options, bench=timed), room)
 
 
-def _all(tasks: Mapping[str, Task], tell: Tell, executor: Executor | None, jobs: int | None) -> dict[str, Made | Lost]:
+def _all(tasks: Mapping[str, Task], progress: Progress, executor: Executor | None, jobs: int | None) -> dict[str, Made | Lost]:
     """In the order of the tasks; models are in their place as soon as they are made, also where the rest is interrupted.
 
     Tasks that need a clock come last, alone on this machine.
@@ -149,7 +154,7 @@ def _all(tasks: Mapping[str, Task], tell: Tell, executor: Executor | None, jobs:
     made: dict[str, Made | Lost] = {}
 
     def tell_count() -> None:
-        tell(f"{len(made)} of {len(tasks)} points", POINTS_SHARE * len(made) / len(tasks))
+        progress(f"{len(made)} of {len(tasks)} points", POINTS_SHARE * len(made) / len(tasks))
 
     def keep(text: str, one: Made | Lost) -> None:
         if isinstance(one, Made) and one.content is not None:
@@ -165,25 +170,21 @@ def _all(tasks: Mapping[str, Task], tell: Tell, executor: Executor | None, jobs:
     return {text: made[text] for text in tasks}
 
 
-def _needs_clock(options: Options) -> bool:
-    return options.round_to == "auto" or _is_latency(options)
-
-
-def _is_latency(options: Options) -> bool:
-    return options.target is not None and options.target[0] == "latency"
+def _needs_clock(options: CompressOptions) -> bool:
+    return options.pruning.round_to == "auto" or options.pruning.is_latency_target
 
 
 def _fidelity(made: Made | Lost) -> Fidelity | None:
     return None if isinstance(made, Lost) or made.result is None else made.result.fidelity
 
 
-def _latency(source: Path, file: Path, options: Options, made: Made | Lost) -> Comparison | None:
+def _latency(source: Path, file: Path, options: CompressOptions, made: Made | Lost) -> LatencyComparison | None:
     if not options.bench or isinstance(made, Lost) or made.result is None:
         return None
-    return made.result.latency or bench(source, file, options)
+    return made.result.latency or benchmark(source, file, options.inputs, options.runtime, (None,)).batches[0]
 
 
-def _point(text: str, made: Made | Lost, latency: Comparison | None, file: str) -> SweepPoint:
+def _point(text: str, made: Made | Lost, latency: LatencyComparison | None, file: str) -> SweepPoint:
     if isinstance(made, Lost) or made.result is None:
         error = made.reason if isinstance(made, Lost) else made.error
         return SweepPoint(text, None, None, None, None, {}, (), error=error)
@@ -198,7 +199,7 @@ def _point(text: str, made: Made | Lost, latency: Comparison | None, file: str) 
         fidelity=worst.fidelity,
         top1_agreement=worst.top1_agreement,
         latency=latency,
-        kept={group.name: group.kept for group in result.groups},
+        kept_channels={group.name: group.kept for group in result.groups},
         warnings=(*result.warnings, *told),
-        file=file,
+        output=file,
     )

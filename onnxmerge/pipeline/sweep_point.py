@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxmerge.errors import ModelError, OnnxMergeError, VerificationError
-from onnxmerge.options import Options
-from onnxmerge.pipeline.compress import compress
+from onnxmerge.options import CompressOptions
+from onnxmerge.pipeline.compress import compress_file
 from onnxmerge.results import Compression
 
 
@@ -23,7 +23,7 @@ class Task:
     source: Path
     content: bytes | None
     target: Path
-    options: Options
+    options: CompressOptions
     room: Path
 
 
@@ -43,7 +43,7 @@ def make(task: Task) -> Made:
 
 def _in_place(task: Task) -> Made:
     try:
-        return Made(compress(task.source, task.target, task.options))
+        return Made(compress_file(task.source, task.target, task.options))
     except (ModelError, VerificationError) as error:
         return Made(None, error=str(error))
 

@@ -10,13 +10,13 @@ import numpy as np
 from onnxmerge.algorithms.allocation import Cost, Curve, allocate, damage_curve, frontier, joined, spent
 from onnxmerge.algorithms.criteria import CRITERIA
 from onnxmerge.algorithms.elimination import kept_after
-from onnxmerge.graph.analysed_model import Understanding
+from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, kinds_of, together
 from onnxmerge.graph.merge_paths import neurons
-from onnxmerge.options import Options
-from onnxmerge.pruning.layer_statistics import Study
-from onnxmerge.pruning.sensitivity import Probe
+from onnxmerge.options import PruningOptions
+from onnxmerge.pruning.layer_statistics import LayerStatistics
+from onnxmerge.pruning.sensitivity import Sensitivity
 from onnxmerge.pruning.weight_methods import BY_WEIGHTS, select, weight_criterion
 from onnxmerge.results import Refusal
 
@@ -65,21 +65,21 @@ class Budget:
 
 
 def budget_of(
-    study: Study,
-    understood: Understanding,
+    layer_statistics: LayerStatistics,
+    analysed: AnalysedModel,
     groups: Sequence[ChannelGroup],
-    probes: Mapping[str, Sequence[Probe]],
-    options: Options,
+    sensitivities: Mapping[str, Sequence[Sensitivity]],
+    options: PruningOptions,
 ) -> Budget:
     """Curves from removal orders and probes, costs from the graph."""
-    channels = understood.channels
-    curves = tuple(_curve(study, group, probes[group.name], options) for group in groups)
+    channels = analysed.channels
+    curves = tuple(_curve(layer_statistics, group, sensitivities[group.name], options) for group in groups)
     kinds = kinds_of(channels, groups)
-    kept = tuple(_of_each_kind(study, *each, options) for each in zip(groups, kinds, curves, strict=True))
+    kept = tuple(_of_each_kind(layer_statistics, *each, options) for each in zip(groups, kinds, curves, strict=True))
     sizes = [group.size for group in groups]
     costs = {}
     for kind, terms in COST_TERMS.items():
-        found = terms(channels, groups, kinds, understood.shapes)
+        found = terms(channels, groups, kinds, analysed.shapes)
         whole = max(Cost(*found, kept).total(sizes), 1.0)
         if kind == "params" and options.method not in BY_WEIGHTS:
             found = together(found, bias_terms(channels, groups, kinds))
@@ -87,36 +87,42 @@ def budget_of(
     return Budget(tuple(groups), curves, {**costs, BOTH: joined(list(costs.values()))})
 
 
-def _of_each_kind(study: Study, group: ChannelGroup, kinds: np.ndarray, curve: Curve, options: Options) -> np.ndarray:
+def _of_each_kind(
+    layer_statistics: LayerStatistics, group: ChannelGroup, kinds: np.ndarray, curve: Curve, options: PruningOptions
+) -> np.ndarray:
     """(size + 1, kinds): how many channels of each kind stay, by how many stay of the group (rows that the curve lacks are 0)."""
     if not kinds.any():
         return np.arange(group.size + 1.0)[:, None]
-    elimination = study.elimination(group)
+    elimination = layer_statistics.elimination(group)
     solved = options.method not in BY_WEIGHTS and options.criterion not in CRITERIA
     table = np.zeros((group.size + 1, int(kinds.max()) + 1))
     for count in curve.counts.tolist():
         if elimination is not None and solved:
             kept = kept_after(elimination, group.size, count)
         else:
-            kept = select(study.engine.channels, group, count, weight_criterion(options))
+            kept = select(layer_statistics.engine.channels, group, count, weight_criterion(options))
         table[count] = np.bincount(kinds[kept], minlength=table.shape[1])
     return table
 
 
-def _curve(study: Study, group: ChannelGroup, probes: Sequence[Probe], options: Options) -> Curve:
+def _curve(
+    layer_statistics: LayerStatistics, group: ChannelGroup, sensitivities: Sequence[Sensitivity], options: PruningOptions
+) -> Curve:
     """Counts are whole quotas: the same number in every cell, and never less than must stay; all where merge is not valid."""
-    if options.method == "merge" and isinstance(neurons(study.engine.channels, group), Refusal):
+    if options.method == "merge" and isinstance(neurons(layer_statistics.engine.channels, group), Refusal):
         return Curve(np.array([group.size]), np.zeros(1))
-    sizes = np.bincount(group.cells)
-    pinned = int(np.bincount(group.cells[~group.removable], minlength=len(sizes)).max())
+    sizes = np.bincount(group.conv_groups)
+    pinned = int(np.bincount(group.conv_groups[~group.removable], minlength=len(sizes)).max())
     counts = len(sizes) * np.arange(max(1, pinned), int(sizes[0]) + 1)
-    elimination = study.elimination(group)
+    elimination = layer_statistics.elimination(group)
     removed = group.size - counts
     if elimination is None:
         return Curve(counts, np.zeros(len(counts)))
     cost = np.concatenate([[0.0], elimination.cost])
     errors = cost[np.minimum(removed, len(cost) - 1)]
-    damage = damage_curve(errors, cost[[group.size - each.kept for each in probes]], [each.damage for each in probes])
+    damage = damage_curve(
+        errors, cost[[group.size - each.kept for each in sensitivities]], [each.damage for each in sensitivities]
+    )
     return Curve(counts, np.maximum.accumulate(damage[::-1])[::-1])
 
 

@@ -8,31 +8,24 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from onnxmerge.algorithms.least_squares import mixed_weight, mixing
-from onnxmerge.algorithms.moments import Centred
-from onnxmerge.execution.layerwise import Walk
+from onnxmerge.algorithms.moments import Covariance
+from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.channel_ids import Flow
-from onnxmerge.graph.readers import Reader
+from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Replacement
-from onnxmerge.graph.weights import stored, weight_of
 
 
-def alpha_of(reader: Reader) -> float:
-    """What the node multiplies its weight with."""
-    node = reader.weighted.node
-    return float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0
-
-
-def mixed_priors(reader: Reader, kept: np.ndarray, moments: Centred) -> list[np.ndarray]:
+def mixed_priors(layer: Layer, kept: np.ndarray, moments: Covariance) -> list[np.ndarray]:
     """Channel mixing, times the node's alpha: for each group of the consumer (out, kept, positions)."""
-    _, out, inside, positions = reader.weight.shape
+    _, out, inside, positions = layer.weight.shape
     weights = []
-    places = reader.columns.shape[1]
-    for g in range(reader.groups):
-        own = np.flatnonzero(reader.columns[:, 0] // inside == g)
-        local = reader.columns[own] - g * inside
+    places = layer.channel_positions.shape[1]
+    for g in range(layer.groups):
+        own = np.flatnonzero(layer.channel_positions[:, 0] // inside == g)
+        local = layer.channel_positions[own] - g * inside
         stays = kept[g][local[:, 0]]
         mixed, _ = mixing(moments.xx[np.ix_(own, own)], moments.mean_x[own], np.flatnonzero(stays))
-        ordered = alpha_of(reader) * reader.weight[g][:, local].reshape(out, len(own), places * positions)
+        ordered = layer.alpha * layer.weight[g][:, local].reshape(out, len(own), places * positions)
         prior = mixed_weight(ordered, mixed).reshape(out, int(stays.sum()), places, positions)
         flat = np.zeros((out, inside, positions))
         flat[:, local[stays]] = prior
@@ -40,9 +33,9 @@ def mixed_priors(reader: Reader, kept: np.ndarray, moments: Centred) -> list[np.
     return weights
 
 
-def old_bias(flow: Flow, reader: Reader) -> np.ndarray:
+def old_bias(flow: Flow, layer: Layer) -> np.ndarray:
     """(out,) the bias inside the reference's node, as it is added to the output."""
-    node, count = reader.weighted.node, reader.weight.shape[0] * reader.weight.shape[1]
+    node, count = layer.node, layer.weight.shape[0] * layer.weight.shape[1]
     if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
         return np.zeros(count)
     value = flow.constant(node.inputs[2])
@@ -51,35 +44,36 @@ def old_bias(flow: Flow, reader: Reader) -> np.ndarray:
     return np.broadcast_to(beta * value.astype(np.float64).reshape(-1), count)
 
 
-def spread_out(flow: Flow, reader: Reader, kept: np.ndarray, weights: Sequence[np.ndarray], bias: np.ndarray) -> Replacement:
+def spread_out(flow: Flow, layer: Layer, kept: np.ndarray, weights: Sequence[np.ndarray], bias: np.ndarray) -> Replacement:
     """Weights (out, kept, positions) for each group of the consumer, alpha included, as its stored weight with zeros at removed
     places; bias (out,): what is added to the output."""
-    full = np.zeros(reader.weight.shape)
+    full = np.zeros(layer.weight.shape)
     for g, weight in enumerate(weights):
-        full[g][:, kept[g]] = weight / alpha_of(reader)
-    dtype = weight_of(flow, reader.weighted).dtype
-    return Replacement(stored(reader.weighted, full, reader.kernel).astype(dtype), bias)
+        full[g][:, kept[g]] = weight / layer.alpha
+    dtype = layer.stored_weight.dtype
+    return Replacement(layer.stored(full).astype(dtype), bias)
 
 
-def install(walk: Walk, reader: Reader, new: Replacement, old_bias: np.ndarray) -> None:
+def install(walk: LayerwiseRun, layer: Layer, new: Replacement, old_bias: np.ndarray) -> None:
     """Put the replaced consumer into a walk that stands before it; old_bias: what its own bias adds to the output."""
-    walk.replace(reader.at, *replaced(walk.nodes[reader.at][0], reader, new, old_bias))
+    index = walk.node_index[layer.key]
+    walk.replace(index, *replaced(walk.nodes[index][0], layer, new, old_bias))
 
 
 def replaced(
-    before: NodeProto, reader: Reader, new: Replacement, old_bias: np.ndarray
+    before: NodeProto, layer: Layer, new: Replacement, old_bias: np.ndarray
 ) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
     """The nodes that compute the replaced consumer, and the constants that they read, by name."""
     node = NodeProto()
     node.CopyFrom(before)
-    weight_name, bias_name, raw = (f"{reader.key}//{part}" for part in ("weight", "bias", "raw"))
+    weight_name, bias_name, raw = (f"{layer.key}//{part}" for part in ("weight", "bias", "raw"))
     constants = {weight_name: new.weight}
-    node.input[reader.weighted.weight] = weight_name
-    node.output[0] = reader.key
+    node.input[layer.weight] = weight_name
+    node.output[0] = layer.key
     nodes = [node]
     bias = old_bias + (0.0 if new.bias is None else new.bias)
     if node.op_type == "MatMul":
-        shape = (-1, 1) if reader.weighted.weight == 0 else (-1,)
+        shape = (-1, 1) if layer.weight == 0 else (-1,)
         constants[bias_name] = bias.reshape(shape).astype(new.weight.dtype)
         nodes.append(helper.make_node("Add", [raw, bias_name], [node.output[0]]))
         node.output[0] = raw

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxmerge.graph.channel_ids import Flow, Weighted
-from onnxmerge.graph.downstream import Outlook, scaled
-from onnxmerge.graph.weights import canonical, weight_of
+from onnxmerge.graph.channel_ids import Flow
+from onnxmerge.graph.downstream import DownstreamAffine, scaled
+from onnxmerge.graph.layers import Layer
 
 
-class DownstreamMetric:
+class OutputErrorMetric:
     """How much an error in each output channel of a weighted node moves what reads it: one step ahead, linearised.
 
     The metric of a node is S^T S with S = sum over its readers of V_c diag(a) / std(V_c x), V_c the reader's weights, a the scale
@@ -20,35 +20,39 @@ class DownstreamMetric:
     """
 
     def __init__(
-        self, flow: Flow, order: Mapping[str, int], output_variance: Mapping[str, float], outlooks: Mapping[str, Outlook]
+        self,
+        flow: Flow,
+        order: Mapping[str, int],
+        output_variance: Mapping[str, float],
+        downstream: Mapping[str, DownstreamAffine],
     ) -> None:
-        self._flow, self._order, self._variance, self._outlooks = flow, order, output_variance, outlooks
-        self._readers: dict[int, list[tuple[Weighted, int]]] = defaultdict(list)
-        for weighted in flow.weighted:
-            for place, channel in enumerate(weighted.in_ids.reshape(-1).tolist()):
+        self._flow, self._order, self._variance, self._outlooks = flow, order, output_variance, downstream
+        self._readers: dict[int, list[tuple[Layer, int]]] = defaultdict(list)
+        for layer in flow.layers:
+            for place, channel in enumerate(layer.in_ids.reshape(-1).tolist()):
                 if channel:
-                    self._readers[channel].append((weighted, place))
+                    self._readers[channel].append((layer, place))
 
-    def metric(self, weighted: Weighted) -> np.ndarray | None:
+    def metric(self, layer: Layer) -> np.ndarray | None:
         """(out, out) float64, positive semi-definite; None where nothing is known (the output is pinned)."""
-        ids = weighted.out_ids.reshape(-1)
-        readers: dict[str, tuple[Weighted, list[tuple[int, int]]]] = {}
+        ids = layer.out_ids.reshape(-1)
+        layers: dict[str, tuple[Layer, list[tuple[int, int]]]] = {}
         for row, channel in enumerate(ids.tolist()):
-            for reader, place in self._readers.get(channel, []):
-                if self._order[reader.key] > self._order[weighted.key] and reader.key in self._variance:
-                    readers.setdefault(reader.key, (reader, []))[1].append((row, place))
-        if not readers:
+            for layer, place in self._readers.get(channel, []):
+                if self._order[layer.key] > self._order[layer.key] and layer.key in self._variance:
+                    layers.setdefault(layer.key, (layer, []))[1].append((row, place))
+        if not layers:
             return None
         total = np.zeros((len(ids), len(ids)))
-        for reader, pairs in readers.values():
+        for layer, pairs in layers.values():
             rows, places = np.array(pairs).T
-            part = self._reading(reader)[np.ix_(places, places)] * (self._weight(reader) / self._variance[reader.key])
+            part = self._reading(layer)[np.ix_(places, places)] * (self._weight(layer) / self._variance[layer.key])
             np.add.at(total, (rows[:, None], rows[None, :]), part)
         return total
 
-    def _reading(self, reader: Weighted) -> np.ndarray:
+    def _reading(self, layer: Layer) -> np.ndarray:
         """(in, in): sum over outputs and kernel positions of products of two inputs' weights."""
-        weight = scaled(canonical(reader, weight_of(self._flow, reader)), self._outlooks[reader.key])
+        weight = scaled(layer.canonical(layer.stored_weight), self._outlooks[layer.key])
         groups, _, inside, _ = weight.shape
         result = np.zeros((groups * inside, groups * inside))
         for g in range(groups):
@@ -56,7 +60,7 @@ class DownstreamMetric:
             result[g * inside : (g + 1) * inside, g * inside : (g + 1) * inside] = flat.T @ flat
         return result
 
-    def _weight(self, reader: Weighted) -> float:
+    def _weight(self, layer: Layer) -> float:
         """How many nodes read what this reader writes, at least 1."""
-        found = {other.key for channel in np.unique(reader.out_ids).tolist() for other, _ in self._readers.get(channel, [])}
+        found = {other.key for channel in np.unique(layer.out_ids).tolist() for other, _ in self._readers.get(channel, [])}
         return float(max(1, len(found)))

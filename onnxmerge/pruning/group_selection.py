@@ -7,11 +7,11 @@ from fnmatch import fnmatchcase
 
 from onnxmerge.errors import OptionError
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
-from onnxmerge.options import Options
+from onnxmerge.options import PruningOptions
 from onnxmerge.results import Refusal
 
 
-def chosen_groups(channels: Channels, options: Options) -> tuple[list[ChannelGroup], list[Refusal]]:
+def chosen_groups(channels: Channels, options: PruningOptions) -> tuple[list[ChannelGroup], list[Refusal]]:
     """The groups that scope, include and exclude leave, and why the others are left out. OptionError for an idle pattern."""
     names = [link.name for group in channels.groups for link in group.producers]
     for pattern in (*options.include, *options.exclude):
@@ -23,19 +23,19 @@ def chosen_groups(channels: Channels, options: Options) -> tuple[list[ChannelGro
     for group in channels.groups:
         reason = _left_out(group, options)
         if reason:
-            refusals += [Refusal(name, reason) for name in group.layers]
+            refusals += [Refusal(name, reason) for name in group.layer_names]
         else:
             chosen.append(group)
     return chosen, refusals
 
 
-def _left_out(group: ChannelGroup, options: Options) -> str:
+def _left_out(group: ChannelGroup, options: PruningOptions) -> str:
     names = [link.name for link in group.producers]
     if options.scope == "chains" and len(names) > 1:
-        return f"--scope chains leaves groups with {len(names)} producers alone"
+        return f"`scope` chains leaves groups with {len(names)} producers alone"
     if options.include and not _any_match(names, options.include):
-        return "not named by --include"
-    return "named by --exclude" if _any_match(names, options.exclude) else ""
+        return "not named by `include`"
+    return "named by `exclude`" if _any_match(names, options.exclude) else ""
 
 
 def _any_match(names: Sequence[str], patterns: Sequence[str]) -> bool:

@@ -9,13 +9,12 @@ import numpy as np
 
 from onnxmerge.algorithms.least_squares import RIDGE, aim, fits_in_memory, solve
 from onnxmerge.algorithms.moments import Moments
-from onnxmerge.execution.layerwise import Walk
+from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.execution.sessions import Session
-from onnxmerge.graph.downstream import Outlook
-from onnxmerge.graph.readers import Reader
+from onnxmerge.graph.downstream import DownstreamAffine
+from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Removal, Replacement
-from onnxmerge.graph.weights import canonical
-from onnxmerge.pruning.consumer_update import alpha_of, install, mixed_priors, old_bias, spread_out
+from onnxmerge.pruning.consumer_update import install, mixed_priors, old_bias, spread_out
 from onnxmerge.statistics.moments import Samples, solve_moments
 from onnxmerge.statistics.reference_run import Engine, Statistics, copy_of
 
@@ -33,60 +32,73 @@ def solve_consumers(
     """
     stays = np.ones(len(engine.channels.flow.parents), bool)
     for removal in removals:
-        stays[removal.group.units] = False
-        stays[removal.group.units[removal.kept]] = True
-    readers = sorted(statistics.readers.values(), key=lambda reader: reader.at)
-    losing = [reader.at for reader in readers if not stays[reader.weighted.in_ids].all()]
-    due = [reader for reader in readers if losing and reader.at >= min(losing) and _is_due(engine, statistics, reader, losing)]
-    reference = Walk(copy_of(statistics.matched), engine.batches(), engine.threads)
-    compressed = Walk(copy_of(statistics.matched), engine.batches(), engine.threads)
+        stays[removal.group.channel_ids] = False
+        stays[removal.group.channel_ids[removal.kept]] = True
+    layers = sorted(statistics.layers.values(), key=lambda layer: engine.node_index[layer.key])
+    losing = [engine.node_index[layer.key] for layer in layers if not stays[layer.in_ids].all()]
+    due = [
+        layer
+        for layer in layers
+        if losing and engine.node_index[layer.key] >= min(losing) and _is_due(engine, statistics, layer, losing)
+    ]
+    reference = LayerwiseRun(copy_of(statistics.matched), engine.batches(), engine.threads)
+    compressed = LayerwiseRun(copy_of(statistics.matched), engine.batches(), engine.threads)
     found: dict[str, Replacement] = {}
-    for number, reader in enumerate(due):
-        reference.advance(reader.at)
-        compressed.advance(reader.at)
-        consumer = _Consumer(engine, statistics, reader, stays, reference, compressed)
-        if reader.key not in fixed:
-            found[reader.key] = consumer.solve()
-        elif (new := consumer.accept(fixed[reader.key])) is not None:
-            found[reader.key] = new
+    for number, layer in enumerate(due):
+        reference.advance(engine.node_index[layer.key])
+        compressed.advance(engine.node_index[layer.key])
+        consumer = _Consumer(engine, statistics, layer, stays, reference, compressed)
+        if layer.key not in fixed:
+            found[layer.key] = consumer.solve()
+        elif (new := consumer.accept(fixed[layer.key])) is not None:
+            found[layer.key] = new
         engine.progress("reconstruction", (number + 1) / len(due))
     return found
 
 
-def _is_due(engine: Engine, statistics: Statistics, reader: Reader, losing: list[int]) -> bool:
-    if reader.at in losing:
+def _is_due(engine: Engine, statistics: Statistics, layer: Layer, losing: list[int]) -> bool:
+    if engine.node_index[layer.key] in losing:
         return True
-    return not statistics.is_shared(reader.key) and (not engine.synthetic or statistics.outlooks[reader.key].is_followed)
+    return not statistics.is_shared(layer.key) and (not engine.synthetic or statistics.downstream[layer.key].is_followed)
 
 
 class _Consumer:
     """One consumer at which both walks stand."""
 
     def __init__(
-        self, engine: Engine, statistics: Statistics, reader: Reader, stays: np.ndarray, reference: Walk, compressed: Walk
+        self,
+        engine: Engine,
+        statistics: Statistics,
+        layer: Layer,
+        stays: np.ndarray,
+        reference: LayerwiseRun,
+        compressed: LayerwiseRun,
     ) -> None:
-        self.engine, self.reader, self.reference, self.compressed = engine, reader, reference, compressed
-        self.kept = stays[reader.weighted.in_ids]
-        self.moments = statistics.moments[reader.key]
-        outlook = statistics.outlooks[reader.key]
-        self.outlook = outlook if outlook.is_reachable(reference, compressed) else Outlook(is_followed=outlook.is_followed)
-        self.alpha, self.samples = alpha_of(reader), Samples()
-        self.old_bias = old_bias(engine.channels.flow, reader)
+        self.engine, self.layer, self.reference, self.compressed = engine, layer, reference, compressed
+        self.index = engine.node_index[layer.key]
+        self.kept = stays[layer.in_ids]
+        self.moments = statistics.moments[layer.key]
+        downstream = statistics.downstream[layer.key]
+        self.downstream = (
+            downstream if downstream.is_reachable(reference, compressed) else DownstreamAffine(is_followed=downstream.is_followed)
+        )
+        self.alpha, self.samples = layer.alpha, Samples()
+        self.old_bias = old_bias(engine.channels.flow, layer)
 
     def solve(self) -> Replacement:
         """Install and return what replaces the consumer: against the reference's outputs, then once as its ReLU sees them."""
-        reader = self.reader
-        priors = mixed_priors(reader, self.kept, self.moments)
-        unknowns = int(self.kept[0].sum()) * reader.weight.shape[3]
-        if not reader.solvable or not fits_in_memory(unknowns):
+        layer = self.layer
+        priors = mixed_priors(layer, self.kept, self.moments)
+        unknowns = int(self.kept[0].sum()) * layer.weight.shape[3]
+        if not layer.has_patches or not fits_in_memory(unknowns):
             return self._mixed(priors)
-        outputs = self.reference.session_for(reader.at)
+        outputs = self.reference.session_for(self.index)
         ridge = REFIT_RIDGE if self.kept.all() else RIDGE
         known = self._moments(partial(self._first_target, outputs), None)
         weights, bias = self._least_squares(known, priors, ridge)
         new = self._install(weights, bias - self.old_bias)
-        if self.outlook.rectified:
-            current = self.compressed.session_for(reader.at)
+        if self.downstream.rectified:
+            current = self.compressed.session_for(self.index)
             known = self._moments(partial(self._next_target, outputs, current), known)
             weights, bias = self._least_squares(known, weights, ridge)
             new = self._install(weights, bias - self.old_bias)
@@ -94,10 +106,10 @@ class _Consumer:
 
     def _mixed(self, priors: list[np.ndarray]) -> Replacement:
         """Channel mixing alone, with the bias that gives every output the reference's mean."""
-        axis = self.reader.written_axis
-        outputs = self.reference.session_for(self.reader.at)
+        axis = self.layer.output_axis
+        outputs = self.reference.session_for(self.index)
         self._install(priors, np.zeros(1))
-        current = self.compressed.session_for(self.reader.at)
+        current = self.compressed.session_for(self.index)
         lost = 0.0
         for number in range(self.reference.count):
             difference = self._first_target(outputs, number) - _run(current, self.compressed, number)
@@ -107,48 +119,48 @@ class _Consumer:
 
     def accept(self, given: Replacement | None) -> Replacement | None:
         """Install what was decided without statistics; returns it as it was given."""
-        weight = self.reader.weight if given is None else canonical(self.reader.weighted, given.weight).astype(np.float64)
+        weight = self.layer.weight if given is None else self.layer.canonical(given.weight).astype(np.float64)
         self._install([self.alpha * part[:, stay] for part, stay in zip(weight, self.kept, strict=True)], np.zeros(1))
         return given
 
     def _first_target(self, outputs: Session, number: int) -> np.ndarray:
         """The reference's own output, and what the other side of a join has lost."""
         output = _run(outputs, self.reference, number)
-        if self.outlook.other is None:
+        if self.downstream.other is None:
             return output
-        reached, wanted = (np.asarray(walk.tensor(number, self.outlook.other)) for walk in (self.compressed, self.reference))
-        return aim(output, reached, wanted, self.outlook.scale)
+        reached, wanted = (np.asarray(walk.tensor(number, self.downstream.other)) for walk in (self.compressed, self.reference))
+        return aim(output, reached, wanted, self.downstream.scale)
 
     def _next_target(self, outputs: Session, current: Session, number: int) -> np.ndarray:
         """The same, forgiven where a ReLU follows and anything negative will do."""
         now = _run(current, self.compressed, number)
-        reached = self.outlook.ahead(now, self.compressed, number)
-        wanted = self.outlook.ahead(_run(outputs, self.reference, number), self.reference, number)
-        return aim(now, reached, wanted, self.outlook.scale, rectified=True)
+        reached = self.downstream.ahead(now, self.compressed, number)
+        wanted = self.downstream.ahead(_run(outputs, self.reference, number), self.reference, number)
+        return aim(now, reached, wanted, self.downstream.scale, rectified=True)
 
     def _moments(self, targets: Callable[[int], np.ndarray], known: list[Moments] | None) -> list[Moments]:
-        return solve_moments(self.compressed, self.reader, self.kept, targets, known, self.samples, self.engine.threads)
+        return solve_moments(self.compressed, self.layer, self.kept, targets, known, self.samples, self.engine.threads)
 
     def _least_squares(
         self, moments: list[Moments], priors: list[np.ndarray], ridge: float
     ) -> tuple[list[np.ndarray], np.ndarray]:
-        return least_squares(self.reader, moments, priors, ridge, self.engine.repair)
+        return least_squares(self.layer, moments, priors, ridge, self.engine.repair)
 
     def _install(self, weights: list[np.ndarray], bias: np.ndarray) -> Replacement:
         """Into the compressed walk, with zeros at removed places; bias (out,): what is added to the output."""
-        reader = self.reader
-        new = spread_out(self.engine.channels.flow, reader, self.kept, weights, bias)
-        install(self.compressed, reader, new, self.old_bias)
+        layer = self.layer
+        new = spread_out(self.engine.channels.flow, layer, self.kept, weights, bias)
+        install(self.compressed, layer, new, self.old_bias)
         return new
 
 
 def least_squares(
-    reader: Reader, moments: Sequence[Moments], priors: Sequence[np.ndarray], ridge: float, repair: float
+    layer: Layer, moments: Sequence[Moments], priors: Sequence[np.ndarray], ridge: float, repair: float
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """For each group of a reader (out, kept, positions), and the bias (out,) of all; moments and priors of what it keeps."""
-    _, out, _, positions = reader.weight.shape
+    _, out, _, positions = layer.weight.shape
     weights, biases = [], []
-    rows = reader.weighted.layout != "conv"
+    rows = layer.layout != "conv"
     for part, prior in zip(moments, priors, strict=True):
         solved, bias, _ = solve(part, prior.transpose(0, 2, 1).reshape(out, -1), ridge, repair, rows)
         weights.append(solved.reshape(out, positions, -1).transpose(0, 2, 1))
@@ -156,6 +168,6 @@ def least_squares(
     return weights, np.concatenate(biases)
 
 
-def _run(session: Session, walk: Walk, number: int) -> np.ndarray:
+def _run(session: Session, walk: LayerwiseRun, number: int) -> np.ndarray:
     """The one output of a node's session on a batch of a walk."""
     return next(iter(walk.run(session, number).values()))

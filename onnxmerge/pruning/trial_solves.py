@@ -14,13 +14,13 @@ import numpy as np
 
 from onnxmerge.algorithms.least_squares import RIDGE, fits_in_memory
 from onnxmerge.algorithms.moments import Moments
-from onnxmerge.execution.layerwise import Walk
+from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.execution.sessions import batch_size
 from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.graph.readers import Reader
+from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Replacement
 from onnxmerge.pruning.consumer_update import mixed_priors, old_bias, spread_out
-from onnxmerge.pruning.layer_statistics import Study
+from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.solve_consumers import least_squares
 from onnxmerge.pruning.weight_methods import Decision
 from onnxmerge.statistics import unfold as gram
@@ -42,19 +42,19 @@ class Trial:
     group: ChannelGroup
     decision: Decision
 
-    def key(self, reader: str) -> Key:
+    def key(self, layer: str) -> Key:
         """Of one of its readers."""
-        return self.group.name, len(self.decision.removal.kept), reader
+        return self.group.name, len(self.decision.removal.kept), layer
 
-    def kept(self, study: Study, reader: Reader) -> np.ndarray:
+    def kept(self, layer_statistics: LayerStatistics, layer: Layer) -> np.ndarray:
         """(g, in/g) bool: the inputs of a reader that stay."""
-        stays = np.ones(len(study.engine.channels.flow.parents), bool)
-        stays[self.group.units] = False
-        stays[self.group.units[self.decision.removal.kept]] = True
-        return np.asarray(stays[reader.weighted.in_ids], bool)
+        stays = np.ones(len(layer_statistics.engine.channels.flow.parents), bool)
+        stays[self.group.channel_ids] = False
+        stays[self.group.channel_ids[self.decision.removal.kept]] = True
+        return np.asarray(stays[layer.in_ids], bool)
 
 
-def trial_solves(study: Study, trials: Sequence[Trial], macs: int, skipped: int) -> dict[Key, Replacement]:
+def trial_solves(layer_statistics: LayerStatistics, trials: Sequence[Trial], macs: int, skipped: int) -> dict[Key, Replacement]:
     """What replaces the readers of each trial that can be solved; nothing where all of them together would take too long.
 
     macs: of one input. The first `skipped` inputs are left for measuring: on those it was fitted to, a reader with few samples
@@ -64,69 +64,71 @@ def trial_solves(study: Study, trials: Sequence[Trial], macs: int, skipped: int)
     for trial in trials:
         for link in trial.group.consumers:
             wanted.setdefault(link.key, []).append(trial)
-    readers = [study.statistics.readers[key] for key in wanted]
-    solvable = [each for each in readers if each.solvable and fits_in_memory(each.weight.shape[2] * each.weight.shape[3])]
-    skipped += -skipped % (study.inputs.batch_size or 1)
-    count = min(_enough(study, solvable), study.inputs.count - skipped)
-    cost = sum(_cost(study, reader, wanted[reader.key], count) for reader in solvable)
+    layers = [layer_statistics.statistics.layers[key] for key in wanted]
+    solvable = [each for each in layers if each.has_patches and fits_in_memory(each.weight.shape[2] * each.weight.shape[3])]
+    skipped += -skipped % (layer_statistics.inputs.batch_size or 1)
+    count = min(_enough(layer_statistics, solvable), layer_statistics.inputs.count - skipped)
+    cost = sum(_cost(layer_statistics, layer, wanted[layer.key], count) for layer in solvable)
     if not solvable or count < FEWEST_INPUTS or count * macs > MAC_BUDGET or cost > AFFORDED:
         return {}
-    walk = Walk(copy_of(study.statistics.matched), _spread(study, skipped, count), study.engine.threads)
+    walk = LayerwiseRun(
+        copy_of(layer_statistics.statistics.matched), _spread(layer_statistics, skipped, count), layer_statistics.engine.threads
+    )
     found: dict[Key, Replacement] = {}
-    for reader in sorted(solvable, key=lambda each: each.at):
-        walk.advance(reader.at)
-        moments = _moments(study, walk, reader)
-        found |= {trial.key(reader.key): _solved(study, reader, trial, moments) for trial in wanted[reader.key]}
+    for layer in sorted(solvable, key=lambda each: walk.node_index[each.key]):
+        walk.advance(walk.node_index[layer.key])
+        moments = _moments(layer_statistics, walk, layer)
+        found |= {trial.key(layer.key): _solved(layer_statistics, layer, trial, moments) for trial in wanted[layer.key]}
     return found
 
 
-def _samples(study: Study, reader: Reader) -> float:
+def _samples(layer_statistics: LayerStatistics, layer: Layer) -> float:
     """Of one input."""
-    shape = study.engine.channels.flow.shape(reader.weighted.node.outputs[0]) or ()
-    return max(1.0, math.prod(shape[1:]) / max(1, reader.weighted.out_ids.size))
+    shape = layer_statistics.engine.channels.flow.shape(layer.node.outputs[0]) or ()
+    return max(1.0, math.prod(shape[1:]) / max(1, layer.out_ids.size))
 
 
-def _cost(study: Study, reader: Reader, trials: Sequence[Trial], count: int) -> float:
+def _cost(layer_statistics: LayerStatistics, layer: Layer, trials: Sequence[Trial], count: int) -> float:
     """Multiply-accumulates of a reader's sums, of samples as they are thinned out, and of its solves."""
-    width = reader.weight.shape[2] * reader.weight.shape[3]
-    samples = min(count * _samples(study, reader), max(gram.FEWEST_SAMPLES, gram.SAMPLES_PER_UNKNOWN * width))
-    unknowns = [int(kept.sum()) * reader.weight.shape[3] for trial in trials for kept in trial.kept(study, reader)]
-    return reader.groups * samples * float(width) ** 2 + sum(float(each) ** 3 for each in unknowns)
+    width = layer.weight.shape[2] * layer.weight.shape[3]
+    samples = min(count * _samples(layer_statistics, layer), max(gram.FEWEST_SAMPLES, gram.SAMPLES_PER_UNKNOWN * width))
+    unknowns = [int(kept.sum()) * layer.weight.shape[3] for trial in trials for kept in trial.kept(layer_statistics, layer)]
+    return layer.groups * samples * float(width) ** 2 + sum(float(each) ** 3 for each in unknowns)
 
 
-def _enough(study: Study, readers: Sequence[Reader]) -> int:
+def _enough(layer_statistics: LayerStatistics, layers: Sequence[Layer]) -> int:
     """As few inputs as give every reader enough samples, and no more than are affordable."""
-    unknowns = {reader.key: reader.weight.shape[2] * reader.weight.shape[3] for reader in readers}
-    needed = [SAMPLES_PER_UNKNOWN * unknowns[reader.key] / _samples(study, reader) for reader in readers]
+    unknowns = {layer.key: layer.weight.shape[2] * layer.weight.shape[3] for layer in layers}
+    needed = [SAMPLES_PER_UNKNOWN * unknowns[layer.key] / _samples(layer_statistics, layer) for layer in layers]
     return min(math.ceil(max([FEWEST_INPUTS, *needed])), MOST_INPUTS)
 
 
-def _spread(study: Study, skipped: int, count: int) -> list[Feeds]:
+def _spread(layer_statistics: LayerStatistics, skipped: int, count: int) -> list[Feeds]:
     """About `count` inputs evenly out of those that are not skipped, in whole batches where the model takes only those."""
-    step = study.inputs.batch_size or 1
-    blocks = np.arange(skipped // step, study.inputs.count // step)
+    step = layer_statistics.inputs.batch_size or 1
+    blocks = np.arange(skipped // step, layer_statistics.inputs.count // step)
     chosen = blocks[np.linspace(0, len(blocks) - 1, max(1, min(len(blocks), count // step))).astype(np.int64)]
     positions = (chosen[:, None] * step + np.arange(step)).reshape(-1)
-    size = batch_size(next(iter(study.engine.batches())))
-    return list(study.inputs.chosen(positions, "spread").batches(size))
+    size = batch_size(next(iter(layer_statistics.engine.batches())))
+    return list(layer_statistics.inputs.chosen(positions, "spread").batches(size))
 
 
-def _moments(study: Study, walk: Walk, reader: Reader) -> list[Moments]:
+def _moments(layer_statistics: LayerStatistics, walk: LayerwiseRun, layer: Layer) -> list[Moments]:
     """For each group of the reader, of all its inputs against its own outputs."""
-    session = walk.session_for(reader.at)
+    session = walk.session_for(walk.node_index[layer.key])
 
     def outputs(number: int) -> np.ndarray:
         return np.asarray(next(iter(walk.run(session, number).values())))
 
-    whole = np.ones((reader.groups, reader.weight.shape[2]), bool)
-    return solve_moments(walk, reader, whole, outputs, None, Samples(), study.engine.threads)
+    whole = np.ones((layer.groups, layer.weight.shape[2]), bool)
+    return solve_moments(walk, layer, whole, outputs, None, Samples(), layer_statistics.engine.threads)
 
 
-def _solved(study: Study, reader: Reader, trial: Trial, moments: Sequence[Moments]) -> Replacement:
-    flow, kept = study.engine.channels.flow, trial.kept(study, reader)
-    priors = mixed_priors(reader, kept, study.statistics.moments[reader.key])
-    inside, positions = reader.weight.shape[2:]
+def _solved(layer_statistics: LayerStatistics, layer: Layer, trial: Trial, moments: Sequence[Moments]) -> Replacement:
+    flow, kept = layer_statistics.engine.channels.flow, trial.kept(layer_statistics, layer)
+    priors = mixed_priors(layer, kept, layer_statistics.statistics.moments[layer.key])
+    inside, positions = layer.weight.shape[2:]
     places = [(np.arange(positions)[:, None] * inside + np.flatnonzero(own)).reshape(-1) for own in kept]
     parts = [whole.of_inputs(chosen) for whole, chosen in zip(moments, places, strict=True)]
-    weights, bias = least_squares(reader, parts, priors, RIDGE, repair=0.0)
-    return spread_out(flow, reader, kept, weights, bias - old_bias(flow, reader))
+    weights, bias = least_squares(layer, parts, priors, RIDGE, repair=0.0)
+    return spread_out(flow, layer, kept, weights, bias - old_bias(flow, layer))

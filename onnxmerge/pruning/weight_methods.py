@@ -13,8 +13,7 @@ from onnxmerge.algorithms.folded_batchnorm import multiples, recovered_moments, 
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.merge_paths import Moments, Neurons, neurons
 from onnxmerge.graph.rewrite import Removal, Replacement
-from onnxmerge.graph.weights import consumer_columns, producer_rows, put_columns, weight_of
-from onnxmerge.options import Options
+from onnxmerge.options import PruningOptions
 from onnxmerge.results import Refusal
 
 
@@ -26,30 +25,30 @@ class Decision:
     scaling: np.ndarray | None = None
 
 
-Method = Callable[[Channels, ChannelGroup, int, Options], Decision | Refusal]
+Method = Callable[[Channels, ChannelGroup, int, PruningOptions], Decision | Refusal]
 
 
-def given(group: ChannelGroup, options: Options) -> np.ndarray | None:
+def given(group: ChannelGroup, options: PruningOptions) -> np.ndarray | None:
     """The units that a plan names, ascending."""
-    named = dict(options.kept).get(group.name)
-    return None if named is None else np.array(sorted(named), np.int64)
+    planned = options.planned.get(group.name)
+    return None if planned is None or planned.channels is None else np.array(sorted(planned.channels), np.int64)
 
 
 def select(channels: Channels, group: ChannelGroup, count: int, criterion: str) -> np.ndarray:
     """Indices of the units that a weight criterion keeps; rows of several producers side by side."""
-    rows = [producer_rows(channels.flow, group, link) for link in group.producers]
+    rows = [link.rows() for link in group.producers]
     scores = CRITERIA[criterion](np.concatenate(rows, axis=1))
-    return keep_best(scores, count, group.removable, group.cells)
+    return keep_best(scores, count, group.removable, group.conv_groups)
 
 
-def prune(channels: Channels, group: ChannelGroup, count: int, options: Options) -> Decision | Refusal:
+def prune(channels: Channels, group: ChannelGroup, count: int, options: PruningOptions) -> Decision | Refusal:
     """Drop, replace nothing."""
     kept = given(group, options)
     kept = select(channels, group, count, weight_criterion(options)) if kept is None else kept
     return Decision(Removal(group, kept, "prune"))
 
 
-def merge(channels: Channels, group: ChannelGroup, count: int, options: Options) -> Decision | Refusal:
+def merge(channels: Channels, group: ChannelGroup, count: int, options: PruningOptions) -> Decision | Refusal:
     """Neuron merging: Z from the producers' rows, absorbed into every consumer."""
     found = neurons(channels, group)
     if isinstance(found, Refusal):
@@ -91,11 +90,11 @@ def _select_folded(channels: Channels, group: ChannelGroup, found: Neurons, coun
     """As `select`, on rows with the lengths that they had before folding; what is a multiple of another channel goes first."""
     joined = np.concatenate([found.rows, found.offset[:, None]], axis=1)
     origin = multiples(joined, group.profiles, group.removable)
-    columns = [consumer_columns(group, link, weight_of(channels.flow, link.weighted)) for link in group.consumers]
+    columns = [link.columns() for link in group.consumers]
     read = np.concatenate([each.swapaxes(0, 1).reshape(group.size, -1) for each in columns], axis=1)
     scores = CRITERIA[criterion](restored_rows(found.rows, read))
     scores[origin != np.arange(group.size)] = -1.0
-    return keep_best(scores, count, group.removable, group.cells)
+    return keep_best(scores, count, group.removable, group.conv_groups)
 
 
 def replacements(channels: Channels, decisions: Sequence[Decision]) -> dict[str, Replacement]:
@@ -107,14 +106,14 @@ def replacements(channels: Channels, decisions: Sequence[Decision]) -> dict[str,
             continue
         for link in group.consumers:
             known = found.get(link.key)
-            weight = weight_of(channels.flow, link.weighted) if known is None else known.weight
-            columns = consumer_columns(group, link, weight)
+            weight = link.layer.stored_weight if known is None else known.weight
+            columns = link.columns(weight)
             columns[:, kept] = absorb(columns, decision.scaling)
-            found[link.key] = Replacement(put_columns(link, weight, columns))
+            found[link.key] = Replacement(link.with_columns(weight, columns))
     return found
 
 
-def weight_criterion(options: Options) -> str:
+def weight_criterion(options: PruningOptions) -> str:
     """The criterion asked for, where it looks at nothing but weights."""
     return options.criterion if options.criterion in CRITERIA else "l2-norm"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from onnxmerge.report.tables import Column
 from onnxmerge.report.wording import closeness, decibels, file_size, milliseconds, percent, shortened, small, speed_interval
-from onnxmerge.results import Comparison, Compression, GroupResult, OutputFidelity
+from onnxmerge.results import Compression, GroupResult, LatencyComparison, OutputFidelity
 
 MANY_OUTPUTS = 3  # more get a row each
 _NAME = 36
@@ -120,14 +120,14 @@ def size_columns(result: Compression) -> list[Column]:
     return _columns(("", "before", "after", "left"), rows)
 
 
-def latency_columns(latency: Comparison) -> list[Column]:
+def latency_columns(latency: LatencyComparison) -> list[Column]:
     """Latency and throughput of reference and candidate."""
     per_second = [_rate(value) for value in (latency.reference_per_second, latency.candidate_per_second)]
     rows = [*_latency_rows(latency), ("throughput", *per_second, percent(1 / latency.ratio))]
     return _columns(("", "reference", "candidate", "ratio"), rows)
 
 
-def batch_columns(batches: Sequence[Comparison]) -> list[Column]:
+def batch_columns(batches: Sequence[LatencyComparison]) -> list[Column]:
     """A row a batch size."""
     intervals = [speed_interval(each) for each in batches]
     return [
@@ -147,7 +147,7 @@ def _rate(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f} /s"
 
 
-def _latency_rows(latency: Comparison) -> list[tuple[str, str, str, str]]:
+def _latency_rows(latency: LatencyComparison) -> list[tuple[str, str, str, str]]:
     reference, candidate = latency.reference, latency.candidate
     return [
         ("latency, median", milliseconds(reference.median_ms), milliseconds(candidate.median_ms), percent(latency.ratio)),

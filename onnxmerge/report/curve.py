@@ -24,7 +24,7 @@ def curves(result: Sweep) -> Markup:
     """A picture for each cost, then the same as a table."""
     title = f"{sweep_title(result)}: what is left, and how close"
     pictures = [(cost, picture) for cost in COSTS if (picture := curve_picture(result, cost)) is not None]
-    files = [element("p", "kept: ", *_listed([point.file for point in result.points if point.file]), class_="quiet")]
+    files = [element("p", "kept: ", *_listed([point.output for point in result.points if point.output]), class_="quiet")]
     return section(
         title,
         *(
@@ -32,9 +32,9 @@ def curves(result: Sweep) -> Markup:
             for cost, picture in pictures
         ),
         table(title, sweep_columns(result)),
-        element("p", f"inputs: {result.inputs}", class_="quiet") if result.inputs else None,
+        element("p", f"inputs: {result.input_description}", class_="quiet") if result.input_description else None,
         element("p", line, class_="quiet") if (line := timing_line(result)) else None,
-        *(files if any(point.file for point in result.points) else []),
+        *(files if any(point.output for point in result.points) else []),
     )
 
 

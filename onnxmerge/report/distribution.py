@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from onnxmerge.report.elements import Markup, element
 from onnxmerge.report.wording import milliseconds
-from onnxmerge.results import Comparison, LatencySummary
+from onnxmerge.results import LatencyComparison, LatencySummary
 
 _ROW, _NAME_LINE, _STRIP, _STRIP_HEIGHT = 50, 13, 20, 18  # pixels: of a row, then from its top
 _AXIS = 26
@@ -18,7 +18,7 @@ _TICKS = 5
 _MARGIN = 0.06
 
 
-def distribution_picture(latency: Comparison) -> Markup | None:
+def distribution_picture(latency: LatencyComparison) -> Markup | None:
     """One <svg>; None where no quantiles were kept."""
     sides = (("reference", latency.reference), ("candidate", latency.candidate))
     if not all(side.quantiles_ms for _, side in sides):

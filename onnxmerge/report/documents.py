@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxmerge.results import Bench, Comparison, Compression, Fidelity, Inspection, Sweep, as_json
+from onnxmerge.results import Bench, Compression, Fidelity, Inspection, LatencyComparison, Sweep, as_json
 
-Result = Inspection | Compression | Fidelity | Comparison | Bench | Sweep
+Result = Inspection | Compression | Fidelity | LatencyComparison | Bench | Sweep
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ KINDS = {
         Kind("inspection", 1, Inspection, ("command", "made_at", "versions")),
         Kind("compression", 1, Compression, ("command", "made_at")),
         Kind("fidelity", 1, Fidelity, ("command", "made_at", "models", "versions", "failures")),
-        Kind("comparison", 1, Comparison, ("command", "made_at", "models", "versions")),
+        Kind("comparison", 1, LatencyComparison, ("command", "made_at", "models", "versions")),
         Kind("comparisons", 1, Bench, ("command", "made_at", "models", "versions")),
         Kind("sweep", 1, Sweep, ("command", "made_at")),
     )

@@ -24,7 +24,7 @@ from onnxmerge.report.wording import (
     speed_interval,
     verdict_of,
 )
-from onnxmerge.results import Bench, Comparison, Compression, Fidelity, Inspection, Size, Sweep, SweepPoint
+from onnxmerge.results import Bench, Compression, Fidelity, Inspection, LatencyComparison, Size, Sweep, SweepPoint
 
 STYLESHEET = files("onnxmerge.report").joinpath("page.css").read_text(encoding="utf-8")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # a page from strangers' names fetches and runs nothing
@@ -104,8 +104,8 @@ def _compression(result: Compression, run: Run) -> Story:
             {"seed": str(result.seed), "took": f"{result.seconds:.1f} s", **_measured(result.fidelity, result.latency)},
         ),
     ]
-    title = f"{_file_name(result.source)}, made smaller"
-    return Story(title, ", ".join(said), (result.source, result.target), tiles, parts)
+    title = f"{_file_name(result.model)}, made smaller"
+    return Story(title, ", ".join(said), (result.model, result.output), tiles, parts)
 
 
 def _inspection(result: Inspection, run: Run) -> Story:
@@ -118,7 +118,7 @@ def _inspection(result: Inspection, run: Run) -> Story:
         ("file", file_size(size.file_bytes), ""),
     ]
     parts = [
-        sections.groups(result.groups, compressed=False, inputs=result.inputs),
+        sections.groups(result.groups, compressed=False, inputs=result.input_description),
         sections.refusals(MUST_STAY, result.refusals),
         sections.origin(run, {}),
     ]
@@ -132,11 +132,11 @@ def _sweep(result: Sweep, run: Run) -> Story:
     parts = [
         _warnings(sweep_warnings(result)),
         curves(result),
-        sections.origin(replace(run, versions=result.versions), {"seed": str(result.seed), "inputs": result.inputs}),
+        sections.origin(replace(run, versions=result.versions), {"seed": str(result.seed), "inputs": result.input_description}),
     ]
     tiles = [_point_tile(result, point) for point in made[:MANY_TILES]]
     return Story(
-        f"{_file_name(result.source)}, size against fidelity", f"{sweep_title(result)}{kept}", (result.source,), tiles, parts
+        f"{_file_name(result.model)}, size against fidelity", f"{sweep_title(result)}{kept}", (result.model,), tiles, parts
     )
 
 
@@ -155,7 +155,7 @@ def _fidelity(result: Fidelity, run: Run) -> Story:
     return Story("Outputs of two models", headline, run.models, _fidelity_tiles(result), parts)
 
 
-def _comparison(result: Comparison, run: Run) -> Story:
+def _comparison(result: LatencyComparison, run: Run) -> Story:
     parts = [sections.latency(result, alone=True), sections.origin(run, _measured(None, result))]
     return Story("Latency of two models", _speed(result), run.models, _latency_tiles(result), parts)
 
@@ -177,18 +177,18 @@ def _size_tiles(before: Size, after: Size) -> list[Tile]:
     return [(what, f"{percent(new / max(1, old))} left", beside) for what, old, new, beside in rows]
 
 
-def _speed(latency: Comparison) -> str:
+def _speed(latency: LatencyComparison) -> str:
     low, high = speed_interval(latency)
     return f"{latency.speedup:.2f}x as fast [{low:.2f}, {high:.2f}]"
 
 
-def _speed_tile(latency: Comparison) -> Tile:
+def _speed_tile(latency: LatencyComparison) -> Tile:
     return ("speed", f"{latency.speedup:.2f}x", verdict_of(latency))
 
 
 def _fidelity_tile(result: Fidelity) -> Tile:
     worst = result.worst
-    beside = f"the worst of {len(result.outputs)} outputs" if len(result.outputs) > 1 else f"on {result.inputs:,} inputs"
+    beside = f"the worst of {len(result.outputs)} outputs" if len(result.outputs) > 1 else f"on {result.input_count:,} inputs"
     return ("fidelity", closeness(worst.fidelity), beside)
 
 
@@ -203,14 +203,14 @@ def _fidelity_tiles(result: Fidelity) -> list[Tile]:
     return tiles if agreement is None else [*tiles, ("same best class", percent(agreement), "share of the inputs")]
 
 
-def _latency_tiles(latency: Comparison) -> list[Tile]:
+def _latency_tiles(latency: LatencyComparison) -> list[Tile]:
     sides = (("reference", latency.reference), ("candidate", latency.candidate))
     medians = [(f"{name}, median", milliseconds(side.median_ms), f"p95 {milliseconds(side.p95_ms)}") for name, side in sides]
     return [_speed_tile(latency), *medians]
 
 
-def _measured(fidelity: Fidelity | None, latency: Comparison | None) -> dict[str, str]:
-    found = {"inputs": "" if fidelity is None else fidelity.source}
+def _measured(fidelity: Fidelity | None, latency: LatencyComparison | None) -> dict[str, str]:
+    found = {"inputs": "" if fidelity is None else fidelity.input_description}
     providers = [measured.provider for measured in (fidelity, latency) if measured is not None]
     found["execution provider"] = ", ".join(dict.fromkeys(providers))
     found["threads"] = "" if latency is None else f"{latency.threads}"

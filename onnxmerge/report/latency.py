@@ -17,12 +17,12 @@ from onnxmerge.report.wording import (
     verdict_of,
     work_line,
 )
-from onnxmerge.results import Bench, Comparison, Execution
+from onnxmerge.results import Bench, Execution, LatencyComparison
 
 _STYLES = {"faster": "green", "slower": "red"}
 
 
-def show_latency(console: Console, latency: Comparison | Bench) -> None:
+def show_latency(console: Console, latency: LatencyComparison | Bench) -> None:
     """Latency and throughput of both, and the ratio with its interval; a row a batch size where there are several."""
     console.print(Text(TIMED, style="bold"))
     if isinstance(latency, Bench):
@@ -34,7 +34,7 @@ def show_latency(console: Console, latency: Comparison | Bench) -> None:
     show_speed(console, latency)
 
 
-def show_speed(console: Console, latency: Comparison) -> None:
+def show_speed(console: Console, latency: LatencyComparison) -> None:
     """A line with the verdict, one with the work saved, one with what was measured."""
     console.print(Text(speed_line(latency), style=_STYLES.get(verdict_of(latency), "yellow")))
     _show_lines(console, [work_line(latency), *timing_lines(latency)])

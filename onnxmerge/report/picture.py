@@ -85,7 +85,7 @@ def _part(groups: Sequence[GroupResult], first: int, last: int, marks: Sequence[
 def links(groups: Sequence[GroupResult]) -> list[tuple[int, int]]:
     """(i, j) where a reader of group i writes group j, another one."""
     writes = {producer: index for index, group in enumerate(groups) for producer in group.producers}
-    found = [(index, writes.get(reader, index)) for index, group in enumerate(groups) for reader in group.consumers]
+    found = [(index, writes.get(layer, index)) for index, group in enumerate(groups) for layer in group.consumers]
     return [pair for pair in dict.fromkeys(found) if pair[0] != pair[1]]
 
 
@@ -97,7 +97,7 @@ def _row(index: int, group: GroupResult, widest: int, compressed: bool) -> Marku
     top = index * _ROW
     count = f"{group.kept:,} of {group.channels:,}" if compressed else f"{group.removable:,} of {group.channels:,}"
     error = group.expected_error.get(group.method)
-    writers, readers = (listed(names, _NAMES, 60) for names in (group.producers, group.consumers))
+    writers, layers = (listed(names, _NAMES, 60) for names in (group.producers, group.consumers))
     bar = element(
         "svg",
         element("rect", class_="before", width="100%", height=_BAR_HEIGHT, rx=1.5),
@@ -110,7 +110,7 @@ def _row(index: int, group: GroupResult, widest: int, compressed: bool) -> Marku
     )
     return element(
         "g",
-        element("title", f"{shortened(group.name, 60)}: {count}. Written by {writers}; read by {readers or 'nothing'}."),
+        element("title", f"{shortened(group.name, 60)}: {count}. Written by {writers}; read by {layers or 'nothing'}."),
         *(_named(top, shortened(group.name, width), kind) for width, kind in ((_WIDE, "wide"), (_NARROW, "narrow"))),
         _figure(top, count, class_="count" if error is None else "count beside"),
         None if error is None else _figure(top, element("tspan", "error ", class_="word"), percent(error)),
@@ -135,7 +135,7 @@ def _lines(groups: Sequence[GroupResult]) -> list[tuple[int, int, Markup]]:
 
 def _rings(groups: Sequence[GroupResult]) -> list[int]:
     written = {producer for group in groups for producer in group.producers}
-    return [index for index, group in enumerate(groups) if any(reader not in written for reader in group.consumers)]
+    return [index for index, group in enumerate(groups) if any(layer not in written for layer in group.consumers)]
 
 
 def _curve(start: int, end: int) -> Markup:

@@ -38,11 +38,11 @@ from onnxmerge.report.wording import (
 )
 from onnxmerge.results import (
     Bench,
-    Comparison,
     Compression,
     Execution,
     Fidelity,
     GroupResult,
+    LatencyComparison,
     LayerDrift,
     OutputFidelity,
     Refusal,
@@ -129,13 +129,13 @@ def fidelity(result: Fidelity) -> Markup:
     outputs = result.outputs
     columns = measures_down(outputs) if len(outputs) <= MANY_OUTPUTS else _all_measures(outputs)
     broken = [named(output.name) for output in outputs if not output.finite]
-    title = f"{COMPARED}, on {result.inputs:,} inputs"
+    title = f"{COMPARED}, on {result.input_count:,} inputs"
     return section(
         title,
         *(element("p", "output ", what, " holds NaN or infinity", class_="bad") for what in broken),
         table(title, columns),
         None if result.accuracy is None else element("p", accuracy_line(result.accuracy)),
-        element("p", f"inputs: {result.source}; {result.provider}", class_="quiet"),
+        element("p", f"inputs: {result.input_description}; {result.provider}", class_="quiet"),
         *_executed(result.execution, result.provider),
     )
 
@@ -152,7 +152,7 @@ def layers(result: LayerDrift) -> Markup:
     )
 
 
-def latency(result: Comparison, *, alone: bool) -> Markup:
+def latency(result: LatencyComparison, *, alone: bool) -> Markup:
     """The verdict, the distributions, and where it stands alone the figures."""
     return section(TIMED, *_measured(result, alone=alone))
 
@@ -170,7 +170,7 @@ def batches(result: Bench) -> Markup:
     )
 
 
-def _measured(result: Comparison, *, alone: bool) -> list[Markup | None]:
+def _measured(result: LatencyComparison, *, alone: bool) -> list[Markup | None]:
     picture, work = distribution_picture(result), work_line(result)
     return [
         element("p", speed_line(result)),

@@ -59,18 +59,20 @@ def timing_line(result: Sweep) -> str | None:
 
 def show_sweep(console: Console, result: Sweep) -> None:
     """The model, a row a target, what to know."""
-    console.print(Text(shortened(result.source, console.width), style="bold"))
+    console.print(Text(shortened(result.model, console.width), style="bold"))
     console.print(Text(size_line(result.before)))
     console.print()
     console.print(Text(f"{sweep_title(result)}: what is left, and how close", style="bold"))
     console.print(fitted(sweep_columns(result), console.width))
-    for line in filter(None, (f"inputs: {printable(result.inputs)}" if result.inputs else None, timing_line(result))):
+    for line in filter(
+        None, (f"inputs: {printable(result.input_description)}" if result.input_description else None, timing_line(result))
+    ):
         console.print(Text(line, style="dim"))
     for warning in sweep_warnings(result):
         console.print(Text(f"warning: {printable(warning)}", style="yellow"))
     for point in result.points:
-        if point.file:
-            console.print(Text(f"wrote {printable(point.file)}", style="green"), soft_wrap=True)
+        if point.output:
+            console.print(Text(f"wrote {printable(point.output)}", style="green"), soft_wrap=True)
 
 
 def _speed(point: SweepPoint) -> str:

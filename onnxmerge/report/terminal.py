@@ -19,6 +19,7 @@ from onnxmerge.report.wording import (
     NOTES,
     SHARES,
     accuracy_line,
+    as_command_line,
     groups_title,
     listed,
     printable,
@@ -36,7 +37,7 @@ _NAME = 36
 def show_inspection(console: Console, result: Inspection) -> None:
     """What must stay and why, the groups and what each unlocks, the whole."""
     _show_refusals(console, MUST_STAY, result.refusals)
-    _show_groups(console, result.groups, compressed=False, inputs=result.inputs)
+    _show_groups(console, result.groups, compressed=False, inputs=result.input_description)
     _line(console, shortened(result.model, console.width), "bold")
     _line(console, size_line(result.size))
 
@@ -50,8 +51,8 @@ def show_compression(console: Console, result: Compression) -> None:
         console.print()
     _show_sizes(console, result)
     for warning in result.warnings:
-        _line(console, f"warning: {printable(warning)}", "yellow")
-    console.print(Text(f"wrote {printable(result.target)} in {result.seconds:.1f} s", style="green"), soft_wrap=True)
+        _line(console, f"warning: {printable(as_command_line(warning))}", "yellow")
+    console.print(Text(f"wrote {printable(result.output)} in {result.seconds:.1f} s", style="green"), soft_wrap=True)
 
 
 def show_fidelity(console: Console, fidelity: Fidelity) -> None:
@@ -60,9 +61,9 @@ def show_fidelity(console: Console, fidelity: Fidelity) -> None:
     columns = measures_down(outputs)
     if len(outputs) > MANY_OUTPUTS or not fits(columns, console.width):
         columns = measures_across(outputs)
-    _line(console, f"{COMPARED}, on {fidelity.inputs} inputs", "bold")
+    _line(console, f"{COMPARED}, on {fidelity.input_count} inputs", "bold")
     console.print(fitted(columns, console.width))
-    _line(console, f"inputs: {printable(fidelity.source)}; {fidelity.provider}", "dim")
+    _line(console, f"inputs: {printable(fidelity.input_description)}; {fidelity.provider}", "dim")
     show_execution(console, fidelity.execution, fidelity.provider)
     if fidelity.accuracy is not None:
         _line(console, accuracy_line(fidelity.accuracy))
@@ -75,7 +76,7 @@ def show_fidelity(console: Console, fidelity: Fidelity) -> None:
 
 def _show_sizes(console: Console, result: Compression) -> None:
     half = (console.width - 3) // 2
-    _line(console, f"{shortened(result.source, half)} → {shortened(result.target, half)}", "bold")
+    _line(console, f"{shortened(result.model, half)} → {shortened(result.output, half)}", "bold")
     console.print(fitted(size_columns(result), console.width))
     if result.latency is not None:
         show_speed(console, result.latency)

@@ -6,12 +6,13 @@ Node names come from strangers' files: nothing of them reaches a terminal raw.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.filesize import decimal
 
-from onnxmerge.results import Accuracy, Comparison, Execution, GroupResult, Refusal, Size
+from onnxmerge.results import Accuracy, Execution, GroupResult, LatencyComparison, Refusal, Size
 
 MUST_STAY, LEFT, NOTES = "Must stay whole", "Left as it was", "Notes on these groups"
 COMPARED = "Outputs against the reference's"
@@ -39,6 +40,16 @@ class Reason:
 def printable(text: str) -> str:
     """One line without control characters."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in " ".join(text.split()))
+
+
+def as_command_line(text: str) -> str:
+    """Options named as the command line names them: "`round_to` and `verify=False`" -> "--round-to and --no-verify"."""
+
+    def named(match: re.Match[str]) -> str:
+        name, value = match[1].replace("_", "-"), match[2]
+        return f"--no-{name}" if value == "False" else f"--{name} {value}" if value else f"--{name}"
+
+    return re.sub(r"`([a-z][a-z0-9_]*)(?:=(\w+))?`", named, text)
 
 
 def shortened(text: str, width: int) -> str:
@@ -132,24 +143,24 @@ def size_line(size: Size) -> str:
     return f"{size.parameters:,} parameters, {size.macs:,} MACs for one input, {file_size(size.file_bytes)}"
 
 
-def speed_interval(latency: Comparison) -> tuple[float, float]:
+def speed_interval(latency: LatencyComparison) -> tuple[float, float]:
     """How many times as fast, low and high."""
     return 1 / latency.ratio_high, 1 / latency.ratio_low
 
 
-def verdict_of(latency: Comparison) -> str:
+def verdict_of(latency: LatencyComparison) -> str:
     """What the interval allows to say."""
     low, high = speed_interval(latency)
     return "faster" if low > 1 else "slower" if high < 1 else "no difference that can be measured"
 
 
-def speed_line(latency: Comparison) -> str:
+def speed_line(latency: LatencyComparison) -> str:
     """The ratio, its interval and the verdict."""
     low, high = speed_interval(latency)
     return f"{latency.speedup:.2f}x as fast, 95 % interval {low:.2f}x to {high:.2f}x: {verdict_of(latency)}"
 
 
-def work_line(latency: Comparison) -> str | None:
+def work_line(latency: LatencyComparison) -> str | None:
     """How much of the work that was saved became time; None where it was not counted or none was saved."""
     if latency.macs_ratio is None or latency.realised is None:
         return None
@@ -157,14 +168,14 @@ def work_line(latency: Comparison) -> str | None:
     return f"{saved}: {percent(latency.realised, 0)} of what was possible if time followed the MACs"
 
 
-def macs_line(latency: Comparison) -> str | None:
+def macs_line(latency: LatencyComparison) -> str | None:
     """What `realised` speaks of."""
     if latency.macs_ratio is None:
         return None
     return f"{percent(1 - latency.macs_ratio)} of the MACs saved; realised: the share of them that became time saved"
 
 
-def timing_lines(latency: Comparison) -> list[str]:
+def timing_lines(latency: LatencyComparison) -> list[str]:
     """What was timed, where, and after how much warm-up."""
     threads = f"{latency.threads} thread{'s' * (latency.threads != 1)}"
     lines = [f"timed: {latency.candidate.runs:,} calls of each, batch {latency.batch}, {latency.provider}, {threads}"]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxmerge.algorithms.moments import Centred, Moments
-from onnxmerge.execution.layerwise import Walk
-from onnxmerge.graph.readers import Reader
+from onnxmerge.algorithms.moments import Covariance, Moments
+from onnxmerge.execution.layerwise import LayerwiseRun
+from onnxmerge.graph.layers import Layer
 from onnxmerge.statistics.unfold import (
     Network,
     outputs_of,
@@ -25,34 +25,34 @@ SAMPLE_BYTES = 1 << 29  # of samples that are kept for a second pass
 FAR = 8.0  # standard deviations from zero
 
 
-def channel_moments(walk: Walk, reader: Reader, threads: int | None) -> Centred:
+def channel_moments(walk: LayerwiseRun, layer: Layer, threads: int | None) -> Covariance:
     """Mean and covariance of the reader's input per channel, pooled over positions; the walk stands at the reader."""
-    example = walk.tensor(0, reader.source)
+    example = walk.tensor(0, layer.source)
     net = Network()
-    shift = _means(np.asarray(example), reader)
-    middle = shift[reader.channel_of].astype(np.float32)[None, None]
-    rows = net.op("Sub", rows_of(net, "x", reader.axis, example.ndim), "middle")
-    count, places = reader.columns.shape
+    shift = _means(np.asarray(example), layer)
+    middle = shift[layer.channel_of].astype(np.float32)[None, None]
+    rows = net.op("Sub", rows_of(net, "x", layer.input_axis, example.ndim), "middle")
+    count, places = layer.channel_positions.shape
     if places > 1:
-        ordered = net.op("Gather", rows, net.constant(reader.columns.reshape(-1)), axis=2)
+        ordered = net.op("Gather", rows, net.constant(layer.channel_positions.reshape(-1)), axis=2)
         split = net.op("Reshape", ordered, net.constant([-1, count, places]))
         rows = net.op("Reshape", net.op("Transpose", split, perm=[0, 2, 1]), net.constant([1, -1, count]))
     session = net.session({"x": example, "middle": middle}, {"inputs": rows}, threads)
     total = None
     for number in range(walk.count):
-        x = walk.tensor(number, reader.source)
+        x = walk.tensor(number, layer.source)
         values = products(session.run({"x": np.asarray(x), "middle": middle}), True)
-        part = _moments(values, 0, x.size // reader.columns.size * places)
+        part = _moments(values, 0, x.size // layer.channel_positions.size * places)
         total = part if total is None else total + part
     assert total is not None
-    centred = total.centred()
-    return replace(centred, mean_x=centred.mean_x + shift)
+    covariance = total.covariance()
+    return replace(covariance, mean_x=covariance.mean_x + shift)
 
 
-def _means(x: np.ndarray, reader: Reader) -> np.ndarray:
+def _means(x: np.ndarray, layer: Layer) -> np.ndarray:
     """(channels,) close to the means: products of values around zero lose less in float32."""
-    places = x.mean(tuple(axis for axis in range(x.ndim) if axis != reader.axis), dtype=np.float64)
-    return np.asarray(places[reader.columns].mean(1).astype(np.float32), np.float64)
+    places = x.mean(tuple(axis for axis in range(x.ndim) if axis != layer.input_axis), dtype=np.float64)
+    return np.asarray(places[layer.channel_positions].mean(1).astype(np.float32), np.float64)
 
 
 @dataclass
@@ -71,8 +71,8 @@ class Samples:
 
 
 def solve_moments(
-    compressed: Walk,
-    reader: Reader,
+    compressed: LayerwiseRun,
+    layer: Layer,
     kept: np.ndarray,
     targets: Callable[[int], np.ndarray],
     known: list[Moments] | None,
@@ -86,14 +86,14 @@ def solve_moments(
     now. Inputs are laid out (position, kept place). The walk stands at the reader.
     """
     first = targets(0)
-    example = np.asarray(compressed.tensor(0, reader.source))
-    middles = _middles(reader, kept, example, first)
-    sums = _sums(compressed, reader, kept, (example, first), middles, known, samples, threads)
+    example = np.asarray(compressed.tensor(0, layer.source))
+    middles = _middles(layer, kept, example, first)
+    sums = _sums(compressed, layer, kept, (example, first), middles, known, samples, threads)
     totals: list[Moments] = []
-    unknowns = int(kept.sum()) * reader.weight.shape[3]
+    unknowns = int(kept.sum()) * layer.weight.shape[3]
     for number in _all(compressed):
         value = first if number == 0 else targets(number)
-        for x_part, y_part in _parts(np.asarray(compressed.tensor(number, reader.source)), value, unknowns):
+        for x_part, y_part in _parts(np.asarray(compressed.tensor(number, layer.source)), value, unknowns):
             values = sums({"x": x_part, "y": y_part, **middles})
             parts = [_moments(values, g, int(values["shape"][1])) for g in range(len(kept))]
             totals = parts if not totals else [a + b for a, b in zip(totals, parts, strict=True)]
@@ -103,8 +103,8 @@ def solve_moments(
 
 
 def _sums(
-    compressed: Walk,
-    reader: Reader,
+    compressed: LayerwiseRun,
+    layer: Layer,
     kept: np.ndarray,
     examples: tuple[np.ndarray, np.ndarray],
     middles: dict[str, np.ndarray],
@@ -114,8 +114,8 @@ def _sums(
 ) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """x, y and their middles -> sums. The samples of the inputs are taken from the graph only once."""
     net = Network()
-    count = sum(len(compressed.tensor(n, reader.source)) for n in _all(compressed))
-    x, y = _samples(net, reader, kept, *examples, count)
+    count = sum(len(compressed.tensor(n, layer.source)) for n in _all(compressed))
+    x, y = _samples(net, layer, kept, *examples, count)
     x, y = net.op("Sub", x, "middle_x"), net.op("Sub", y, "middle_y")
     inputs = {"x": examples[0], "y": examples[1], **middles}
     again = known is not None and samples.fits and bool(samples.parts)
@@ -133,14 +133,14 @@ def _sums(
     return multiply
 
 
-def _middles(reader: Reader, kept: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+def _middles(layer: Layer, kept: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
     """(g, 1, d) and (g, 1, o) float32: the means of samples far from zero, whose products would lose too much in float32.
 
     Zero for all others: moving them too cost 3 to 50 points on VGG-16, where samples are fewer than unknowns.
     """
-    inputs = _far(x, reader.axis)[kept.reshape(-1)].reshape(len(kept), 1, -1)
-    outputs = _far(y, reader.written_axis).reshape(len(kept), 1, -1)
-    return {"middle_x": np.tile(inputs, (1, 1, reader.weight.shape[3])), "middle_y": outputs}
+    inputs = _far(x, layer.input_axis)[kept.reshape(-1)].reshape(len(kept), 1, -1)
+    outputs = _far(y, layer.output_axis).reshape(len(kept), 1, -1)
+    return {"middle_x": np.tile(inputs, (1, 1, layer.weight.shape[3])), "middle_y": outputs}
 
 
 def _far(values: np.ndarray, axis: int) -> np.ndarray:
@@ -150,23 +150,23 @@ def _far(values: np.ndarray, axis: int) -> np.ndarray:
     return np.where((deviation > 0) & (np.abs(mean) > FAR * deviation), mean, 0.0).astype(np.float32)
 
 
-def _all(walk: Walk) -> range:
+def _all(walk: LayerwiseRun) -> range:
     return range(walk.count)
 
 
 def _samples(
-    net: Network, reader: Reader, kept: np.ndarray, example: np.ndarray, output: np.ndarray, count: int
+    net: Network, layer: Layer, kept: np.ndarray, example: np.ndarray, output: np.ndarray, count: int
 ) -> tuple[str, str]:
     """The samples x (g, s, d) and y (g, s, o) of the tensors "x" and "y"; count: inputs in all, for thinning."""
     groups, per_group = kept.shape[0], int(kept[0].sum())
-    gathered = net.op("Gather", "x", net.constant(np.flatnonzero(kept.reshape(-1))), axis=reader.axis)
-    if reader.weighted.layout != "conv":
-        return rows_of(net, gathered, reader.axis, example.ndim), rows_of(net, "y", reader.written_axis, output.ndim)
-    window = window_of(reader.weighted.node.attrs, example.shape, reader.kernel, output.shape)
-    unknowns = per_group * int(np.prod(reader.kernel))
+    gathered = net.op("Gather", "x", net.constant(np.flatnonzero(kept.reshape(-1))), axis=layer.input_axis)
+    if layer.layout != "conv":
+        return rows_of(net, gathered, layer.input_axis, example.ndim), rows_of(net, "y", layer.output_axis, output.ndim)
+    window = window_of(layer.node.attrs, example.shape, layer.kernel_shape, output.shape)
+    unknowns = per_group * int(np.prod(layer.kernel_shape))
     thin = thinning(count * int(np.prod(window.extents)), unknowns, window.extents)
     x = patches_of(net, gathered, window, groups, per_group, thin)
-    return x, outputs_of(net, "y", window, groups, reader.weight.shape[1], thin)
+    return x, outputs_of(net, "y", window, groups, layer.weight.shape[1], thin)
 
 
 def _parts(x: np.ndarray, y: np.ndarray, unknowns: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

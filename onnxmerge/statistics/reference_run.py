@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -10,17 +10,16 @@ from functools import cached_property, partial
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from onnxmerge.algorithms.moments import Centred
+from onnxmerge.algorithms.moments import Covariance
 from onnxmerge.data.first_layer_noise import dense_first_layer
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.errors import InputError
-from onnxmerge.execution.layerwise import Walk, shallow_first
-from onnxmerge.graph.analysed_model import Understanding
+from onnxmerge.execution.layerwise import LayerwiseRun, shallow_first
+from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import Channels
-from onnxmerge.graph.downstream import Outlook, outlook_of
-from onnxmerge.graph.readers import Reader, reader_of
+from onnxmerge.graph.downstream import DownstreamAffine, downstream_affine_of
+from onnxmerge.graph.layers import Layer
 from onnxmerge.onnxio.export import export
-from onnxmerge.options import Options
 from onnxmerge.statistics.moments import channel_moments
 
 Feeds = Mapping[str, np.ndarray]
@@ -43,7 +42,7 @@ class Engine:
     progress: Progress
 
     @cached_property
-    def positions(self) -> dict[str, int]:
+    def node_index(self) -> dict[str, int]:
         """First output of a node -> its position."""
         return {node.output[0]: at for at, node in enumerate(self.model.graph.node)}
 
@@ -53,83 +52,82 @@ class Statistics:
     """The reference with BatchNormalization matched to the inputs; by key of each consumer what it reads and what follows it."""
 
     matched: ModelProto
-    readers: dict[str, Reader]
-    moments: dict[str, Centred]
-    outlooks: dict[str, Outlook]
+    layers: dict[str, Layer]
+    moments: dict[str, Covariance]
+    downstream: dict[str, DownstreamAffine]
 
     @cached_property
     def _users(self) -> Counter[bytes]:
-        return Counter(reader.weight.tobytes() for reader in self.readers.values())
+        return Counter(layer.weight.tobytes() for layer in self.layers.values())
 
     def is_shared(self, key: str) -> bool:
         """Whether another consumer has the same weight: solving both on their own would store it twice."""
-        return self._users[self.readers[key].weight.tobytes()] > 1
+        return self._users[self.layers[key].weight.tobytes()] > 1
 
 
-def engine_of(understood: Understanding, inputs: Inputs, options: Options, progress: Progress) -> Engine:
+def engine_of(analysed: AnalysedModel, inputs: Inputs, threads: int | None, progress: Progress) -> Engine:
     """The model and the inputs, ready to be walked."""
-    elements = sum(int(np.prod(understood.shapes[tensor.name][1:])) for tensor in understood.model.graph.inputs)
+    elements = sum(int(np.prod(analysed.shapes[tensor.name][1:])) for tensor in analysed.model.graph.inputs)
     size = int(np.clip(BATCH_ELEMENTS // max(1, elements), 1, LARGEST_BATCH))
-    model = export(understood.model)
+    model = export(analysed.model)
     shallow_first(model)
     return Engine(
-        channels=understood.channels,
+        channels=analysed.channels,
         model=model,
         batches=partial(inputs.batches, size),
-        synthetic=options.calibration is None,
-        repair=_repair(understood, options),
-        threads=options.threads,
+        synthetic=inputs.synthetic,
+        repair=_repair(analysed, inputs),
+        threads=threads,
         progress=progress,
     )
 
 
-def _repair(understood: Understanding, options: Options) -> float:
+def _repair(analysed: AnalysedModel, inputs: Inputs) -> float:
     """Exponent of the standard-deviation repair: real inputs need none, networks that are dense from the start the most."""
-    if options.calibration is not None:
+    if not inputs.synthetic:
         return 0.0
-    return 0.5 if dense_first_layer(understood.channels) is None else 1.0
+    return 0.5 if dense_first_layer(analysed.channels) is None else 1.0
 
 
-def observe_reference(engine: Engine, known: Mapping[str, Centred] | None = None) -> Statistics:
+def observe_reference(engine: Engine, known: Mapping[str, Covariance] | None = None) -> Statistics:
     """First walk: moments of the inputs of every consumer. known: these, where they have been taken; then nothing is walked.
 
     On synthetic inputs every BatchNormalization gets the statistics of its own input on the way, so that each channel has the
     mean and standard deviation that training gave it.
     """
-    flow, positions = engine.channels.flow, engine.positions
-    consumers = [weighted for weighted in flow.weighted if weighted.in_ids.any()]
-    readers = {weighted.key: reader_of(flow, weighted, positions[weighted.key]) for weighted in consumers}
+    flow = engine.channels.flow
+    layers = {layer.key: layer for layer in flow.layers if layer.in_ids.any()}
     if known is not None:
-        outlooks = {key: outlook_of(flow, reader.weighted, {}) for key, reader in readers.items()}
-        return Statistics(copy_of(engine.model), readers, dict(known), outlooks)
-    walk = Walk(copy_of(engine.model), engine.batches(), engine.threads)
-    stops: dict[int, list[Reader]] = {reader.at: [] for reader in readers.values()}
-    for reader in readers.values():
-        stops[reader.at].append(reader)
+        downstream = {key: downstream_affine_of(flow, layer, {}) for key, layer in layers.items()}
+        return Statistics(copy_of(engine.model), layers, dict(known), downstream)
+    walk = LayerwiseRun(copy_of(engine.model), engine.batches(), engine.threads)
+    stops: dict[int, list[Layer]] = defaultdict(list)
+    for layer in layers.values():
+        stops[engine.node_index[layer.key]].append(layer)
     normal = _normalisations(engine) if engine.synthetic else {}
-    moments: dict[str, Centred] = {}
-    seen: dict[tuple[str, bytes], Centred] = {}
+    moments: dict[str, Covariance] = {}
+    seen: dict[tuple[str, bytes], Covariance] = {}
     ordered = sorted(stops.keys() | normal.keys())
     for number, at in enumerate(ordered):
         walk.advance(at)
         if at in normal:
             _match(walk, at, normal[at])
-        for reader in stops.get(at, []):
-            same = (reader.source, reader.columns.tobytes())
+        for layer in stops.get(at, []):
+            same = (layer.source, layer.channel_positions.tobytes())
             if same not in seen:
-                seen[same] = channel_moments(walk, reader, engine.threads)
-            moments[reader.key] = seen[same]
+                seen[same] = channel_moments(walk, layer, engine.threads)
+            moments[layer.key] = seen[same]
             if not np.isfinite(seen[same].xx).all():
                 raise InputError(
-                    f"tensor {reader.source} holds NaN or infinity on these inputs; give real ones with --calibration, "
-                    "or take --method prune with --ratio"
+                    f"tensor {layer.source} holds NaN or infinity on these inputs; give real ones with `calibration`, "
+                    "or take `method` prune with `ratio`"
                 )
         engine.progress("statistics", (number + 1) / len(ordered))
-    outlooks = {key: outlook_of(flow, reader.weighted, walk.constants) for key, reader in readers.items()}
+    downstream = {key: downstream_affine_of(flow, layer, walk.constants) for key, layer in layers.items()}
     matched = walk.model
     del matched.graph.node[:]
     matched.graph.node.extend(node for nodes in walk.nodes for node in nodes)
-    return Statistics(matched, readers, moments, outlooks)
+    return Statistics(matched, layers, moments, downstream)
 
 
 def _normalisations(engine: Engine) -> dict[int, np.ndarray]:
@@ -139,11 +137,11 @@ def _normalisations(engine: Engine) -> dict[int, np.ndarray]:
         if node.op == "BatchNormalization" and node.domain in (None, "", "ai.onnx"):
             variance = engine.channels.flow.constant(node.inputs[4])
             if variance is not None and variance.ndim == 1:
-                found[engine.positions[node.outputs[0].name]] = variance
+                found[engine.node_index[node.outputs[0].name]] = variance
     return found
 
 
-def _match(walk: Walk, at: int, before: np.ndarray) -> None:
+def _match(walk: LayerwiseRun, at: int, before: np.ndarray) -> None:
     """Give a BatchNormalization the mean and variance of what it reads in this run; before: the stored variance."""
     node = NodeProto()
     node.CopyFrom(walk.nodes[at][0])

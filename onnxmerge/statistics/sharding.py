@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxmerge.algorithms.moments import Centred, pooled
+from onnxmerge.algorithms.moments import Covariance, pooled
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import OptionError
 from onnxmerge.execution.sessions import open_session
-from onnxmerge.graph.analysed_model import understand
-from onnxmerge.options import Options, Tell, silent
+from onnxmerge.graph.analysed_model import analyse_model
+from onnxmerge.options import InputOptions, Progress, silent
 from onnxmerge.parallel.tasks import Lost, spread
 from onnxmerge.statistics.reference_run import engine_of, observe_reference
 
@@ -26,33 +26,36 @@ class Shard:
     """Some of the calibration inputs, by their positions among the user's; paths that every worker can read."""
 
     source: Path
-    options: Options
+    options: InputOptions
+    threads: int | None
     indices: np.ndarray
 
 
-def sharded_moments(source: Path, options: Options, inputs: Inputs, tell: Tell, executor: Executor | None) -> dict[str, Centred]:
+def sharded_moments(
+    source: Path, options: InputOptions, threads: int | None, inputs: Inputs, progress: Progress, executor: Executor | None
+) -> dict[str, Covariance]:
     """By consumer, what it reads over all the inputs. Without an executor the shards are taken one after the other here."""
     step = SHARD_INPUTS - SHARD_INPUTS % (inputs.batch_size or 1) or inputs.batch_size or 1
     parts = [inputs.indices[start : start + step] for start in range(0, inputs.count, step)]
     settled = replace(options, calibration=None if options.calibration is None else options.calibration.absolute())
-    shards = [Shard(source.absolute(), settled, part) for part in parts]
-    found: dict[int, dict[str, Centred]] = {}
+    shards = [Shard(source.absolute(), settled, threads, part) for part in parts]
+    found: dict[int, dict[str, Covariance]] = {}
 
-    def keep(number: int, moments: dict[str, Centred] | Lost) -> None:
+    def keep(number: int, moments: dict[str, Covariance] | Lost) -> None:
         if isinstance(moments, Lost):
             raise OptionError(f"the statistics of a shard are lost: {moments.reason}")
         found[number] = moments
-        tell("statistics", len(found) / len(shards))
+        progress("statistics", len(found) / len(shards))
 
     spread(moments_of, shards, keep, executor)
     counts = [len(part) for part in parts]
     return {key: pooled(counts, [found[number][key] for number in range(len(parts))]) for key in found[0]}
 
 
-def moments_of(shard: Shard) -> dict[str, Centred]:
+def moments_of(shard: Shard) -> dict[str, Covariance]:
     """The moments of one shard, in any process."""
-    options, understood = shard.options, understand(shard.source)
-    session = open_session(shard.source, optimise=True, threads=options.threads, label=str(shard.source))
-    given = inputs_for(session, understood.shapes, replace(options, samples=None))
+    analysed = analyse_model(shard.source)
+    session = open_session(shard.source, optimise=True, threads=shard.threads, label=str(shard.source))
+    given = inputs_for(session, analysed.shapes, replace(shard.options, samples=None))
     inputs = replace(given, count=len(shard.indices), indices=shard.indices)
-    return observe_reference(engine_of(understood, inputs, options, silent)).moments
+    return observe_reference(engine_of(analysed, inputs, shard.threads, silent)).moments

@@ -92,9 +92,9 @@ def instance_norm(net: Net, x: str) -> None:
 @row("instance-normalization-written-out", WIDTH, False)
 def instance_norm_written_out(net: Net, x: str) -> None:
     def normalise(y: str) -> str:
-        centred = net.op("Sub", y, net.op("ReduceMean", y, axes=[2, 3]))
-        variance = net.op("ReduceMean", net.op("Mul", centred, centred), axes=[2, 3])
+        covariance = net.op("Sub", y, net.op("ReduceMean", y, axes=[2, 3]))
+        variance = net.op("ReduceMean", net.op("Mul", covariance, covariance), axes=[2, 3])
         deviation = net.op("Sqrt", net.op("Add", variance, net.const("epsilon", 1e-5)))
-        return net.relu(net.op("Mul", net.op("Div", centred, deviation), net.const("scale", net.positive(8, 1, 1))))
+        return net.relu(net.op("Mul", net.op("Div", covariance, deviation), net.const("scale", net.positive(8, 1, 1))))
 
     between_convs(net, x, normalise)

@@ -118,10 +118,10 @@ class Weights:
         """The chain of affine nodes with constants directly after the producer."""
         steps: list[onnx.NodeProto] = []
         while True:
-            readers = [other for other in self.nodes if node.output[0] in other.input]
-            if len(readers) != 1 or not self.is_affine(readers[0], node.output[0]):
+            layers = [other for other in self.nodes if node.output[0] in other.input]
+            if len(layers) != 1 or not self.is_affine(layers[0], node.output[0]):
                 return steps
-            node = readers[0]
+            node = layers[0]
             steps.append(node)
 
     def is_affine(self, node: onnx.NodeProto, tensor: str) -> bool:

@@ -32,9 +32,9 @@ def layer_norm(net: Net, x: str) -> None:
 @row("layer-norm-written-out", {"fc_a": 0, "fc_b": 12}, True, feeds=SEQUENCE)
 def layer_norm_written_out(net: Net, x: str) -> None:
     y = net.matmul(x, "fc_a", 16, 24)
-    centred = net.op("Sub", y, net.op("ReduceMean", y, axes=[-1]))
-    variance = net.op("ReduceMean", net.op("Pow", centred, net.const("two", 2.0)), axes=[-1])
-    y = net.op("Div", centred, net.op("Sqrt", net.op("Add", variance, net.const("epsilon", 1e-5))))
+    covariance = net.op("Sub", y, net.op("ReduceMean", y, axes=[-1]))
+    variance = net.op("ReduceMean", net.op("Pow", covariance, net.const("two", 2.0)), axes=[-1])
+    y = net.op("Div", covariance, net.op("Sqrt", net.op("Add", variance, net.const("epsilon", 1e-5))))
     y = net.op("Add", net.op("Mul", y, net.const("scale", net.positive(24))), net.const("shift", net.small(24)))
     y = net.relu(net.matmul(y, "fc_b", 24, 12))
     net.output(net.matmul(y, "out", 12, 4), 5, 4)

@@ -1,0 +1,223 @@
+"""Layers (nodes with a constant weight) and how channel groups meet them: as producers and as consumers.
+
+Weights come in one axis order, whatever operator holds them: (groups, outputs per group, inputs per group, kernel size). groups
+is 1 but for grouped convolutions; the kernel of a convolution is flattened, and its size is 1 for Gemm and MatMul.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+Ids = np.ndarray
+
+
+def label(node: gs.Node) -> str:
+    """A node's name; unnamed nodes go by operator and first output."""
+    return node.name or f"{node.op}({node.outputs[0].name})"
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A Conv, ConvTranspose, Gemm or MatMul with a constant weight: it ends the channels that enter it and starts new ones.
+
+    Attributes
+    ----------
+    node : the node
+    weight_input : which of the node's inputs is the weight
+    layout : "conv" (out, in / groups, *kernel), "conv_transpose" (in, out / groups, *kernel), "rows" (out, in) or
+        "columns" (in, out)
+    in_ids : (groups, inputs per group) channel ids that it reads, 0 where no channel can go
+    out_ids : (groups, outputs per group) channel ids that it writes
+    stored_weight : the weight in the layout and the dtype of the file
+    rank : number of axes of the tensor that it reads
+    """
+
+    node: gs.Node
+    weight_input: int
+    layout: str
+    in_ids: Ids
+    out_ids: Ids
+    stored_weight: np.ndarray
+    rank: int
+
+    @property
+    def key(self) -> str:
+        """The tensor that the node writes: unique in a model, which names of nodes need not be."""
+        return str(self.node.outputs[0].name)
+
+    @property
+    def name(self) -> str:
+        """The node's name, or what stands for it."""
+        return label(self.node)
+
+    @property
+    def groups(self) -> int:
+        """Groups of a grouped convolution, 1 elsewhere."""
+        return len(self.in_ids)
+
+    @property
+    def source(self) -> str:
+        """Name of the tensor that it reads."""
+        return str(self.node.inputs[1 - self.weight_input if self.node.op == "MatMul" else 0].name)
+
+    @property
+    def input_axis(self) -> int:
+        """The axis of what it reads that it sums over."""
+        if self.node.op == "Gemm":
+            return 0 if self.node.attrs.get("transA", 0) else 1
+        if self.node.op == "MatMul":
+            return self.rank - 1 if self.weight_input == 1 else self.rank - 2
+        return 1
+
+    @property
+    def output_axis(self) -> int:
+        """The channel axis of what it writes."""
+        return 1 if self.node.op == "Gemm" else self.input_axis
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Spatial extents of a convolution's kernel, () elsewhere."""
+        return tuple(self.stored_weight.shape[2:]) if self.layout.startswith("conv") else ()
+
+    @property
+    def kernel_size(self) -> int:
+        """Number of kernel positions."""
+        return math.prod(self.kernel_shape)
+
+    @property
+    def inputs_per_group(self) -> int:
+        """Channels that one output reads."""
+        return int(self.in_ids.shape[1])
+
+    @property
+    def alpha(self) -> float:
+        """What the node multiplies its weight with: Gemm's alpha."""
+        return float(self.node.attrs.get("alpha", 1.0)) if self.node.op == "Gemm" else 1.0
+
+    @property
+    def has_patches(self) -> bool:
+        """Whether an output is a fixed linear map of a patch of the input: all but ConvTranspose."""
+        return self.layout != "conv_transpose"
+
+    @cached_property
+    def weight(self) -> np.ndarray:
+        """(groups, outputs per group, inputs per group, kernel size) float64."""
+        return self.canonical(self.stored_weight).astype(np.float64)
+
+    @cached_property
+    def channel_positions(self) -> np.ndarray:
+        """(channels, t) positions of each input channel on the flattened input axis.
+
+        t > 1 where Flatten put the pixels of a channel side by side: the greatest common divisor of how often ids occur, so that
+        a channel with more positions counts as several. In grouped convolutions every position counts for itself, since an id
+        may stand in several groups.
+        """
+        ids = self.in_ids.reshape(-1)
+        repeats = 1 if self.groups > 1 else int(np.gcd.reduce(np.unique(ids, return_counts=True)[1]))
+        order = np.argsort(ids, kind="stable") if repeats > 1 else np.arange(len(ids))
+        order = order.reshape(-1, repeats)
+        return order[np.argsort(order[:, 0])]
+
+    @property
+    def channel_of(self) -> np.ndarray:
+        """(in,) for each position of the flattened input axis its row in `channel_positions`."""
+        owner = np.zeros(self.channel_positions.size, np.int64)
+        owner[self.channel_positions.reshape(-1)] = np.repeat(
+            np.arange(len(self.channel_positions)), self.channel_positions.shape[1]
+        )
+        return owner
+
+    def canonical(self, weight: np.ndarray) -> np.ndarray:
+        """A weight in the file's layout as (groups, outputs per group, inputs per group, kernel size)."""
+        if self.layout == "conv":
+            return weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
+        if self.layout == "conv_transpose":
+            return weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1).swapaxes(1, 2)
+        return (weight if self.layout == "rows" else weight.T)[None, :, :, None]
+
+    def stored(self, array: np.ndarray) -> np.ndarray:
+        """The inverse of `canonical`."""
+        groups, outputs, inputs, _ = array.shape
+        if self.layout == "conv":
+            return array.reshape(groups * outputs, inputs, *self.kernel_shape)
+        if self.layout == "conv_transpose":
+            return array.swapaxes(1, 2).reshape(groups * inputs, outputs, *self.kernel_shape)
+        matrix = array[0, :, :, 0]
+        return np.ascontiguousarray(matrix if self.layout == "rows" else matrix.T)
+
+
+@dataclass(frozen=True, eq=False)
+class _Member:
+    """A layer seen from a channel group.
+
+    Attributes
+    ----------
+    layer : the layer
+    positions : (n, t) for each channel of the group its positions on the layer's flattened output axis (producer) or input axis
+        (consumer), ascending, padded with -1 where it has fewer than t
+    """
+
+    layer: Layer
+    positions: np.ndarray
+
+    @property
+    def node(self) -> gs.Node:
+        """The layer's node."""
+        return self.layer.node
+
+    @property
+    def name(self) -> str:
+        """The layer's name."""
+        return self.layer.name
+
+    @property
+    def key(self) -> str:
+        """The layer's key."""
+        return self.layer.key
+
+
+class Producer(_Member):
+    """A layer that writes channels of a group."""
+
+    def rows(self) -> np.ndarray:
+        """(n, d) float64: for each channel of the group the weights that compute it, zeros where this layer does not."""
+        weight = self.layer.canonical(self.layer.stored_weight)
+        rows = weight.reshape(weight.shape[0] * weight.shape[1], -1)
+        if (self.positions < 0).any():
+            rows = np.concatenate([rows, np.zeros((1, rows.shape[1]), rows.dtype)])
+        return rows[self.positions].reshape(len(self.positions), -1).astype(np.float64)
+
+
+class Consumer(_Member):
+    """A layer that reads channels of a group."""
+
+    def columns(self, stored_weight: np.ndarray | None = None) -> np.ndarray:
+        """(out, n, t * kernel size) float64: the weights that read each channel of the group, zeros where it is not read.
+
+        A channel that stands at t positions of the input axis (Flatten) has t blocks of weights. Grouped convolutions come as
+        if dense, with zeros between the groups. stored_weight: in place of the layer's own.
+        """
+        weight = self.layer.canonical(self.layer.stored_weight if stored_weight is None else stored_weight).astype(np.float64)
+        groups, outputs, inputs, kernel_size = weight.shape
+        blocks = np.zeros((groups, outputs, groups, inputs, kernel_size))
+        blocks[np.arange(groups), :, np.arange(groups)] = weight
+        dense = blocks.reshape(groups * outputs, groups * inputs, kernel_size)
+        padded = np.concatenate([dense, np.zeros((groups * outputs, 1, kernel_size))], axis=1)
+        return padded[:, self.positions].reshape(groups * outputs, len(self.positions), -1)
+
+    def with_columns(self, stored_weight: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """A stored weight with the group's columns, shaped as `columns` gives them, written into it."""
+        array = self.layer.canonical(stored_weight).copy()
+        groups, outputs, inputs, kernel_size = array.shape
+        dense = np.zeros((groups * outputs, groups * inputs + 1, kernel_size), columns.dtype)
+        dense[:, self.positions] = columns.reshape(groups * outputs, *self.positions.shape, kernel_size)
+        blocks = dense[:, :-1].reshape(groups, outputs, groups, inputs, kernel_size)[np.arange(groups), :, np.arange(groups)]
+        own = np.zeros(groups * inputs + 1, bool)
+        own[self.positions.reshape(-1)] = True
+        own = own[:-1].reshape(groups, 1, inputs, 1)
+        return self.layer.stored(np.where(own, blocks, array).astype(stored_weight.dtype))
