@@ -37,8 +37,8 @@ SHORT_MS = 0.2  # of a call
 
 
 def compress(
-    source: str | Path,
-    target: str | Path,
+    model: str | Path,
+    output: str | Path,
     *,
     verify: bool = True,
     bench: bool = True,
@@ -47,16 +47,16 @@ def compress(
     executor: Executor | None = None,
     **options: Any,
 ) -> Compression:
-    """Write a smaller model to `target` and return what was done.
+    """Write a smaller model to `output` and return what was done.
 
     progress: told the stage and the share done, 0 to 1. save_plan: where to write what was kept, for the option `plan`.
     executor: takes the statistics of a large calibration set, shard by shard; workers read model and inputs by their paths.
 
     Raises ModelError, OptionError or InputError where the user can act, VerificationError where the candidate failed the
-    check; in all of these nothing is written. The target appears whole or not at all.
+    check; in all of these nothing is written. The output appears whole or not at all.
     """
     given = CompressOptions.of(options, verify=verify, bench=bench)
-    return compress_file(Path(source), Path(target), given, None if save_plan is None else Path(save_plan), progress, executor)
+    return compress_file(Path(model), Path(output), given, None if save_plan is None else Path(save_plan), progress, executor)
 
 
 def compress_file(

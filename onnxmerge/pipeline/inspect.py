@@ -17,7 +17,7 @@ from onnxmerge.results import Inspection
 
 
 def inspect(
-    source: str | Path,
+    model: str | Path,
     *,
     sensitivity: bool = False,
     progress: Progress | None = None,
@@ -27,7 +27,7 @@ def inspect(
 
     sensitivity: also what the outputs lose with a quarter, a half and three quarters of each group that may shrink removed.
     """
-    source, given = Path(source), CompressOptions.of(options)
+    source, given = Path(model), CompressOptions.of(options)
     analysed = analyse_model(source)
     chosen, _ = chosen_groups(analysed.channels, given.pruning)
     groups = tuple(unlocked_by(analysed, group) for group in chosen)

@@ -33,7 +33,7 @@ Target = tuple[str, float]
 
 
 def sweep(
-    source: str | Path,
+    model: str | Path,
     targets: str | Sequence[str | Target] = DEFAULT_TARGETS,
     *,
     bench: bool = True,
@@ -51,7 +51,7 @@ def sweep(
     latencies, which are measured here when all models are there, differ from run to run.
     Raises what `compress` raises, save where only one target is to blame, and before any work where an option is wrong.
     """
-    source, kept = Path(source), None if folder is None else Path(folder)
+    source, kept = Path(model), None if folder is None else Path(folder)
     if executor is not None and jobs is not None:
         raise OptionError("`jobs` and `executor` both say where the points are made: drop one of the two")
     if jobs is not None and jobs < 1:
