@@ -24,7 +24,7 @@ def dense_first_layer(channels: Channels) -> tuple[str, np.ndarray] | None:
     for layer in channels.flow.layers:
         if layer.layout not in ("rows", "columns") or layer.in_ids.any():
             continue
-        source = origin(layer.node.inputs[1 - layer.weight if layer.node.op == "MatMul" else 0])
+        source = origin(layer.node.inputs[1 - layer.weight_input if layer.node.op == "MatMul" else 0])
         shape = channels.flow.shape(source)
         weight = layer.canonical(layer.stored_weight)[0, :, :, 0]
         is_input = any(source is tensor for tensor in channels.flow.model.graph.inputs)

@@ -68,12 +68,12 @@ def replaced(
     node.CopyFrom(before)
     weight_name, bias_name, raw = (f"{layer.key}//{part}" for part in ("weight", "bias", "raw"))
     constants = {weight_name: new.weight}
-    node.input[layer.weight] = weight_name
+    node.input[layer.weight_input] = weight_name
     node.output[0] = layer.key
     nodes = [node]
     bias = old_bias + (0.0 if new.bias is None else new.bias)
     if node.op_type == "MatMul":
-        shape = (-1, 1) if layer.weight == 0 else (-1,)
+        shape = (-1, 1) if layer.weight_input == 0 else (-1,)
         constants[bias_name] = bias.reshape(shape).astype(new.weight.dtype)
         nodes.append(helper.make_node("Add", [raw, bias_name], [node.output[0]]))
         node.output[0] = raw

@@ -36,17 +36,17 @@ class OutputErrorMetric:
     def metric(self, layer: Layer) -> np.ndarray | None:
         """(out, out) float64, positive semi-definite; None where nothing is known (the output is pinned)."""
         ids = layer.out_ids.reshape(-1)
-        layers: dict[str, tuple[Layer, list[tuple[int, int]]]] = {}
+        readers: dict[str, tuple[Layer, list[tuple[int, int]]]] = {}
         for row, channel in enumerate(ids.tolist()):
-            for layer, place in self._readers.get(channel, []):
-                if self._order[layer.key] > self._order[layer.key] and layer.key in self._variance:
-                    layers.setdefault(layer.key, (layer, []))[1].append((row, place))
-        if not layers:
+            for reader, place in self._readers.get(channel, []):
+                if self._order[reader.key] > self._order[layer.key] and reader.key in self._variance:
+                    readers.setdefault(reader.key, (reader, []))[1].append((row, place))
+        if not readers:
             return None
         total = np.zeros((len(ids), len(ids)))
-        for layer, pairs in layers.values():
+        for reader, pairs in readers.values():
             rows, places = np.array(pairs).T
-            part = self._reading(layer)[np.ix_(places, places)] * (self._weight(layer) / self._variance[layer.key])
+            part = self._reading(reader)[np.ix_(places, places)] * (self._weight(reader) / self._variance[reader.key])
             np.add.at(total, (rows[:, None], rows[None, :]), part)
         return total
 
