@@ -10,7 +10,7 @@ from running import analysed, built, relative_error, run, tolerance_of, weights_
 from topologies import TOPOLOGIES, Duplicates, Topology, feeds_of, scaled_duplicates
 
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
-from onnxmerge.graph.rewrite import apply
+from onnxmerge.graph.rewrite import rewrite
 from onnxmerge.onnxio.export import export
 from onnxmerge.options import Options
 from onnxmerge.pipeline.compress import compress
@@ -101,8 +101,8 @@ def merged(duplicates: Duplicates, producers: tuple[str, ...], folder: Path) -> 
     copies = np.flatnonzero(np.isin(group.producers[0].places, duplicates.copy).any(1))
     decision = merge(channels, group, group.size - len(copies), OPTIONS)
     assert not isinstance(decision, Refusal), decision.reason
-    apply(channels, [decision.removal], replacements(channels, [decision]))
-    return export(understanding.model), decision, copies
+    smaller = rewrite(channels, [decision.removal], replacements(channels, [decision]))
+    return export(smaller), decision, copies
 
 
 def group_of(channels: Channels, producers: tuple[str, ...]) -> ChannelGroup:

@@ -21,13 +21,12 @@ from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.layers import Consumer
-from onnxmerge.graph.rewrite import Removal, Replacement, apply
+from onnxmerge.graph.rewrite import Removal, Replacement, rewrite
 from onnxmerge.onnxio.model_files import serialise
 from onnxmerge.options import Options
-from onnxmerge.pipeline.candidates import moved
 from onnxmerge.pruning.consumer_update import old_bias
 from onnxmerge.pruning.layer_statistics import LayerStatistics, layer_statistics_of
-from onnxmerge.pruning.plan import Plan, decide, selected
+from onnxmerge.pruning.plan import decide, selected
 from onnxmerge.pruning.sensitivity import MOST_INPUTS, measure_sensitivities
 
 DAMPING = 1e-3
@@ -70,8 +69,8 @@ def oracle(
     own = next(each for each in fresh.channels.groups if each.producers[0].key == group.producers[0].key)
     gone = np.setdiff1d(np.arange(group.size), kept)
     replacements = {link.key: by_hand(layer_statistics, fresh, link, gone) for link in own.consumers}
-    apply(fresh.channels, [Removal(own, kept, "reconstruct")], replacements)
-    smaller = onnx.ModelProto.FromString(serialise(fresh.model))
+    rewritten = rewrite(fresh.channels, [Removal(own, kept, "reconstruct")], replacements)
+    smaller = onnx.ModelProto.FromString(serialise(rewritten))
     pairs = [(run(reference, feeds), run(smaller, feeds)) for feeds in measured_on(layer_statistics)]
     lost = []
     for output in range(len(pairs[0][0])):
@@ -285,17 +284,11 @@ def test_readers_that_share_a_weight_are_probed_as_they_are_treated(tmp_path: Pa
     (group,) = selected(understanding, OPTIONS)[0]
     for found in measure_sensitivities(layer_statistics, [group], 1, OPTIONS)[group.name]:
         made = decide(understanding, replace(OPTIONS, method="prune"), None, {group.name: found.kept})
-        smaller = pruned_content(understanding.model.path, made)
+        smaller = export(rewrite(understanding.channels, made.removals, made.replacements))
         pairs = [(run(understanding.model.path, feeds), run(smaller, feeds)) for feeds in layer_statistics.engine.batches()]
         expected, reached = (np.concatenate([pair[side][0] for pair in pairs]).astype(np.float64) for side in (0, 1))
         lost = np.square(expected - reached).sum() / np.square(expected - expected.mean(0)).sum()
         assert found.damage == pytest.approx(lost, rel=0.01)
-
-
-def pruned_content(source: Path, plan: Plan) -> onnx.ModelProto:
-    fresh = analyse_model(source)
-    apply(fresh.channels, moved(fresh, plan.removals), plan.replacements)
-    return onnx.ModelProto.FromString(serialise(fresh.model))
 
 
 def test_normalisation_is_that_of_the_inputs(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""The only mutation: channels leave the graph.
+"""Remove channels from a model: the only place where graphs are edited, and always a copy.
 
-A `Removal` says which units of a group stay, a `Replacement` what those that read them compute from then on; everything is
-computed before the first write, so a removal that cannot be done changes nothing.
+A `Removal` says which channels of a group stay, a `Replacement` what a consumer computes from then on. Everything is computed
+from the model as it was read; then a fresh copy of it is edited and returned.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxmerge.errors import ModelError
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.channel_ids import Flow, Rider, collapse, varying
+from onnxmerge.graph.constants import constant
 from onnxmerge.graph.layers import Layer, label
 from onnxmerge.graph.literals import Edit, Kept
 from onnxmerge.graph.operators import operator_of
-from onnxmerge.onnxio.model import names_taken, prune_dead, set_constant
+from onnxmerge.onnxio.model import Model, fresh_copy, names_taken, prune_dead, set_constant
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,25 @@ class Replacement:
     bias: np.ndarray | None = None
 
 
-def apply(channels: Channels, removals: Sequence[Removal], replacements: Mapping[str, Replacement]) -> None:
-    """Rewrite the model in place; replacements by key of the weighted node. Dead nodes and unused initializers go too."""
+def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mapping[str, Replacement]) -> Model:
+    """A new model without the removed channels; the one that `channels` describes stays as it is.
+
+    Parameters
+    ----------
+    channels : the channel analysis of the model
+    removals : which channels stay of each group that shrinks
+    replacements : new weights by key of the layer
+
+    Returns
+    -------
+    Model
+        Dead nodes and unused initializers are gone too.
+
+    Raises
+    ------
+    ModelError
+        The groups of a convolution would keep different numbers of channels.
+    """
     flow = channels.flow
     stays = np.ones(len(flow.parents), bool)
     for removal in removals:
@@ -55,23 +74,27 @@ def apply(channels: Channels, removals: Sequence[Removal], replacements: Mapping
     edits = [(node, edit) for node in flow.model.graph.nodes if (edit := _edit(flow, node, kept)) is not None]
     riders = [(rider, _shrink(flow, rider, kept)) for rider in flow.riders if not kept.mask(rider.ids).all()]
     biases = _biases(flow, replacements, kept)
-    writer = _Writer(flow)
+    model = fresh_copy(flow.model)
+    copies = {id(old): new for old, new in zip(flow.model.graph.nodes, model.graph.nodes, strict=True)}
+    writer = _Writer(model)
     for layer in flow.layers:
         weight = weights[id(layer.node)]
         if weight is not None:
-            writer.put(layer.node, layer.weight_input, weight)
+            writer.put(copies[id(layer.node)], layer.weight_input, weight)
     for rider, value in riders:
-        writer.put(rider.node, rider.input, value)
+        node = copies[id(rider.node)]
+        writer.put(node, rider.input, value)
         if rider.depthwise:
-            rider.node.attrs["group"] = value.shape[0] // _multiplier(flow, rider)
+            node.attrs["group"] = value.shape[0] // _multiplier(rider)
     for node, edit in edits:
-        writer.edit(node, edit)
+        writer.edit(copies[id(node)], edit)
     for node, bias in biases:
-        writer.add_bias(node, bias)
-    prune_dead(flow.model)
+        writer.add_bias(copies[id(node)], bias)
+    prune_dead(model)
+    return model
 
 
-def _multiplier(flow: Flow, rider: Rider) -> int:
+def _multiplier(rider: Rider) -> int:
     """Output channels for each input channel of a depthwise convolution."""
     return rider.ids.size // int(rider.node.attrs["group"]) if rider.node.op == "Conv" else 1
 
@@ -100,7 +123,7 @@ def _check_balance(layer: Layer, rows: np.ndarray, columns: np.ndarray) -> None:
     for mask in (rows, columns):
         counts = mask.sum(1)
         if (counts != counts[0]).any() or counts[0] == 0:
-            raise ValueError(f"{label(layer.node)}: groups of a convolution would keep {counts.tolist()} channels")
+            raise ModelError(f"{label(layer.node)}: groups of a convolution would keep {counts.tolist()} channels")
 
 
 def _shrink(flow: Flow, rider: Rider, kept: Kept) -> np.ndarray:
@@ -126,12 +149,15 @@ def _biases(flow: Flow, replacements: Mapping[str, Replacement], kept: Kept) -> 
 class _Writer:
     """Puts new constants behind inputs; equal values for one old tensor stay one tensor."""
 
-    flow: Flow
+    model: Model
     written: dict[tuple[str, bytes], gs.Constant] = field(default_factory=dict)
     taken: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.taken = names_taken(self.flow.model.graph)
+        self.taken = names_taken(self.model.graph)
+
+    def _value(self, tensor: gs.Tensor) -> np.ndarray | None:
+        return constant(self.model, tensor)
 
     def put(self, node: gs.Node, index: int, value: np.ndarray) -> None:
         """Replace one input of one node, leaving other readers of the old tensor alone."""
@@ -139,7 +165,7 @@ class _Writer:
         name = old.name if old is not None and old.name else f"{label(node)}.{index}"
         key = (name, str(value.dtype).encode() + str(value.shape).encode() + value.tobytes())
         if key not in self.written:
-            self.written[key] = set_constant(self.flow.model.graph, name, value, self.taken)
+            self.written[key] = set_constant(self.model.graph, name, value, self.taken)
         while len(node.inputs) <= index:
             node.inputs.append(gs.Variable.empty())
         node.inputs[index] = self.written[key]
@@ -159,7 +185,7 @@ class _Writer:
         if node.op == "MatMul":
             self._add_after(node, bias)
             return
-        old = self.flow.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
+        old = self._value(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
         scale = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
         total = bias if old is None else scale * old.astype(np.float64) + bias
         if node.op == "Gemm":
@@ -168,18 +194,18 @@ class _Writer:
 
     def _dtype(self, node: gs.Node) -> np.dtype:
         """The type that a weighted node computes in."""
-        values = [self.flow.constant(tensor) for tensor in node.inputs[:2]]
+        values = [self._value(tensor) for tensor in node.inputs[:2]]
         return next(value.dtype for value in values if value is not None)
 
     def _add_after(self, node: gs.Node, bias: np.ndarray) -> None:
         """MatMul has no bias: use the constant of the Add behind it, or put an Add there."""
-        graph, output = self.flow.model.graph, node.outputs[0]
-        on_left = self.flow.constant(node.inputs[0]) is not None
+        graph, output = self.model.graph, node.outputs[0]
+        on_left = self._value(node.inputs[0]) is not None
         bias = bias[:, None] if on_left else bias
         following = output.outputs
         if len(following) == 1 and following[0].op == "Add" and output not in graph.outputs:
             index = next((i for i, tensor in enumerate(following[0].inputs) if tensor is not output), 0)
-            old = self.flow.constant(following[0].inputs[index])
+            old = self._value(following[0].inputs[index])
             if old is not None:
                 self.put(following[0], index, (old.astype(np.float64) + bias).astype(old.dtype))
                 return

@@ -45,6 +45,11 @@ class Model:
         return versions[0] if versions else 1
 
 
+def fresh_copy(model: Model) -> Model:
+    """The model as it was read, with a graph of its own that may be edited; nothing is read or checked again."""
+    return from_proto(model.proto, model.path)
+
+
 def from_proto(proto: ModelProto, path: str | Path = "model.onnx") -> Model:
     """A model from memory. Nothing is checked beyond what onnx-graphsurgeon needs; `load` checks files."""
     source = proto.graph if _all_text(proto.graph) else _without_binary_strings(proto.graph)

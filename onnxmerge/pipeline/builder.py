@@ -15,10 +15,10 @@ from onnxmerge.data.selection import CHECK_INPUTS
 from onnxmerge.evaluation.benchmark import TRIAL, Effort, time_pair
 from onnxmerge.evaluation.check import fidelity_of
 from onnxmerge.execution.providers import CPU, provider_of
-from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
+from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.options import CompressOptions, Progress, PruningOptions
-from onnxmerge.pipeline.candidates import Candidate, candidate_of, moved
+from onnxmerge.pipeline.candidates import Candidate, candidate_of
 from onnxmerge.pruning.budget import Budget, budget_of
 from onnxmerge.pruning.layer_statistics import LayerStatistics, layer_statistics_of
 from onnxmerge.pruning.plan import Plan, decide, selected
@@ -127,8 +127,7 @@ class Search:
         return self._made(decide(self.analysed, replace(self.pruning, method="prune", plan=None), None, counts)).content
 
     def _made(self, plan: Plan) -> Candidate:
-        fresh = analyse_model(self.source)
-        return candidate_of(self.source, fresh, replace(plan, removals=moved(fresh, plan.removals)))
+        return candidate_of(self.analysed, plan)
 
     def _no_worse_than_pruned(self, candidate: Candidate, counts: Counts) -> Candidate:
         """The candidate, or what pruning alone gives if the outputs are closer then, measured on inputs that were solved on.

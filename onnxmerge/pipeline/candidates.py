@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from onnxmerge.errors import ModelError
 from onnxmerge.execution.shapes import Observations, observe
-from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model, measure
+from onnxmerge.graph.analysed_model import AnalysedModel, measure
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.cost import macs_of, parameters_of
-from onnxmerge.graph.rewrite import Removal, Replacement, apply
+from onnxmerge.graph.rewrite import Removal, Replacement, rewrite
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.model_files import serialise
 from onnxmerge.pruning.plan import Plan
@@ -33,35 +32,34 @@ class Candidate:
     alone: bool = False
 
 
-def candidate_of(source: Path, analysed: AnalysedModel, plan: Plan) -> Candidate:
+def candidate_of(analysed: AnalysedModel, plan: Plan) -> Candidate:
     """Remove the channels and run the result once. What cannot be removed together is found group by group and refused."""
     results = {id(removal): _result(analysed, removal) for removal in plan.removals}
     accepted, refused = plan.removals, plan.refusals
     try:
         model, content, size = _applied(analysed, accepted, plan.replacements)
-    except (ModelError, ValueError) as error:
+    except ModelError as error:
         if not plan.removals:
             raise
-        accepted, more = _accepted(source, plan)
+        accepted, more = _accepted(analysed, plan)
         if not more:
             raise error
         refused = (*refused, *more)
-        fresh = analyse_model(source)
-        model, content, size = _applied(fresh, moved(fresh, accepted), _left(plan, accepted))
+        model, content, size = _applied(analysed, accepted, _left(plan, accepted))
     groups = tuple(results[id(removal)] for removal in accepted)
     kept = {removal.group.name: tuple(removal.kept.tolist()) for removal in accepted}
     return Candidate(model, content, size, groups, (*analysed.channels.refusals, *refused), kept)
 
 
-def _accepted(source: Path, plan: Plan) -> tuple[tuple[Removal, ...], list[Refusal]]:
+def _accepted(analysed: AnalysedModel, plan: Plan) -> tuple[tuple[Removal, ...], list[Refusal]]:
     """The removals that work one after the other, and why the others do not."""
     accepted: tuple[Removal, ...] = ()
     refused: list[Refusal] = []
     for removal in plan.removals:
         try:
-            _applied(fresh := analyse_model(source), moved(fresh, (*accepted, removal)), _left(plan, (*accepted, removal)))
+            _applied(analysed, (*accepted, removal), _left(plan, (*accepted, removal)))
             accepted = (*accepted, removal)
-        except (ModelError, ValueError) as error:
+        except ModelError as error:
             reason = f"the model would not run without its channels: {error}"
             refused += [Refusal(name, reason) for name in removal.group.layer_names]
     return accepted, refused
@@ -74,18 +72,11 @@ def _left(plan: Plan, removals: tuple[Removal, ...]) -> dict[str, Replacement]:
     return {key: value for key, value in plan.replacements.items() if key not in keys}
 
 
-def moved(fresh: AnalysedModel, removals: tuple[Removal, ...]) -> tuple[Removal, ...]:
-    """The same removals on another load of the same file, by the key of each group's first producer."""
-    groups = {group.producers[0].key: group for group in fresh.channels.groups}
-    return tuple(replace(removal, group=groups[removal.group.producers[0].key]) for removal in removals)
-
-
 def _applied(
     analysed: AnalysedModel, removals: tuple[Removal, ...], replaced: dict[str, Replacement]
 ) -> tuple[Model, bytes, Size]:
     """The rewritten model, its bytes and size; it must run as before and its outputs must keep their shapes."""
-    apply(analysed.channels, removals, replaced)
-    model = analysed.model
+    model = rewrite(analysed.channels, removals, replaced)
     content = serialise(model)
     observed = _observed(content, analysed, analysed.observed)
     if analysed.elsewhere is not None:
