@@ -22,6 +22,7 @@ from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.layers import Consumer
 from onnxmerge.graph.rewrite import Removal, Replacement, rewrite
+from onnxmerge.onnxio.export import export
 from onnxmerge.onnxio.model_files import serialise
 from onnxmerge.options import Options
 from onnxmerge.pruning.consumer_update import old_bias
