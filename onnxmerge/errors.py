@@ -1,4 +1,12 @@
-"""Everything a user can act on. Our own bugs stay ordinary exceptions with a traceback."""
+"""What is refused: errors that a user can act on, and refusals, which say why a part of a model stays as it is.
+
+Our own bugs stay ordinary exceptions with a traceback.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
 
 
 class OnnxMergeError(Exception):
@@ -23,3 +31,100 @@ class ProviderError(OnnxMergeError):
 
 class VerificationError(OnnxMergeError):
     """The candidate differs more from the reference than was allowed. Exit code 1, nothing written."""
+
+
+class Reason(Enum):
+    """Why something stays as it is. The value is the text; names in braces are filled in from the details of a `Refusal`."""
+
+    # channels that meet something which cannot shrink
+    GRAPH_OUTPUT = "written to the graph output {output}"
+    MIXES_CHANNELS = "{operator} mixes channels"
+    UNKNOWN_OPERATOR = "{operator} is not known to keep channels apart"
+    QUANTISED = "{operator} is quantised, which is not supported"
+    READ_IN_BODY = "read inside the body of {operator}"
+    INSIDE_BODY = "inside the body of {operator}, which stays as it is"
+    READ_ALONE = "a single channel of it is read on its own"
+    JOINED_WITH_FIXED = "{operator} joins it with {tensor}, whose channels cannot go"
+    SHARES_A_CHANNEL = "shares a channel with values that cannot be removed"
+    ALL_AT_ONCE = "its channels can only go all at once: something after it reads them as positions"
+    SINGLE_CHANNEL = "has a single output channel"
+    # shapes and positions that the graph computes
+    SHAPE_UNKNOWN = "the shape of {tensor} could not be observed"
+    COMPUTED_WEIGHT = "the weight of {operator} is computed by the graph"
+    TWO_COMPUTED_FACTORS = "{operator} multiplies two computed tensors"
+    COMPUTED_AXES = "{operator} along computed axes"
+    COMPUTED_SHAPE = "{operator} to a computed shape"
+    SEVERAL_UNKNOWN_DIMENSIONS = "{operator} to a computed shape with several unknown dimensions"
+    COMPUTED_SPLIT = "Split into computed sizes"
+    COMPUTED_BOUNDS = "Slice of channels with computed bounds"
+    SLICE_IN_STEPS = "Slice of channels in steps"
+    COMPUTED_INDICES = "Gather picks channels by computed indices"
+    COMPUTED_REPEATS = "Tile with computed repeats"
+    COMPUTED_PADS = "Pad with computed widths"
+    PADS_CHANNELS = "Pad of the channel axis is not by a constant"
+    RESAMPLES_CHANNELS = "{operator} resamples the channel axis"
+    POSITIONS_READ = "the positions that {operator} found are read"
+    # weights and parameters
+    NOT_PER_CHANNEL = "{operator} has parameters that are not one constant for each channel"
+    BIAS_NOT_PER_CHANNEL = "the bias of {operator} is not one constant for each channel"
+    NOT_A_MATRIX = "{operator} with a weight that is not a matrix is not supported"
+    MIXES_ROWS = "{operator} would mix channels over its rows"
+    MIXES_POSITIONS = "mixes positions and leaves the channels that enter it apart"
+    DEPTHWISE_INPUT_FIXED = "depthwise, and no channel that enters it can go"
+    UNEQUAL_GROUPS = "the groups of {node} would keep different numbers of channels"
+    BOUND_UNEQUALLY = "grouped convolutions ({node}) bind its channels in unequal numbers"
+    WEIGHT_READ_ELSEWHERE = "its weight {tensor} is also read by {node}"
+    WEIGHT_READ_IN_TWO_WAYS = "its weight {tensor} is read in two ways"
+    WEIGHT_SHARED_WITH_FIXED = "the weight {tensor} is shared with a node whose channels cannot go"
+    # merging
+    NOT_HOMOGENEOUS = "{operator} is not positively homogeneous"
+    FILTER_PER_CHANNEL = "{operator} has another filter for each channel"
+    SLOPE_PER_CHANNEL = "{operator} has another slope for each channel"
+    PADS_WITH_VALUE = "Pad with another value than 0"
+    AFFINE_AFTER_ACTIVATION = "{operator} scales or shifts channels after an activation or a join"
+    PART_OF_CHANNEL = "{operator} meets only a part of each channel"
+    CONSTANT_NOT_PER_CHANNEL = "{operator} with a constant that is not one number for each channel"
+    MULTIPLIES_CHANNELS = "{operator} multiplies channels with one another"
+    SUBTRACTED_FROM_CONSTANT = "Sub from a constant"
+    DOES_NOT_SCALE = "{operator} with values that do not scale along"
+    SCALED_DIFFERENTLY = "its channels reach a node with another scale than elsewhere"
+    # what was asked for
+    SCOPE = "`scope=chains` leaves groups with {count} producers alone"
+    NOT_INCLUDED = "not named by `include`"
+    EXCLUDED = "named by `exclude`"
+    ALL_KEPT = "all of its channels are kept"
+    RATIO_TOO_SMALL = "a ratio of {ratio} removes none of its channels"
+    DOES_NOT_RUN = "the model would not run without its channels: {error}"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a layer, or a tensor, stays as it is.
+
+    Attributes
+    ----------
+    where : name of the node or tensor that stays; "" where a reason holds for all that meet it
+    reason : why
+    details : what is filled into the reason's text, (name, value) pairs
+    obstacle : name of the node or tensor that stands in the way, where it is another than `where`
+    """
+
+    where: str
+    reason: Reason
+    details: tuple[tuple[str, str], ...] = ()
+    obstacle: str = ""
+
+    @property
+    def code(self) -> str:
+        """The reason as a word for programs: "mixes-channels"."""
+        return self.reason.name.lower().replace("_", "-")
+
+    @property
+    def text(self) -> str:
+        """The reason in words, without the places."""
+        return self.reason.value.format(**dict(self.details))
+
+
+def refusal(where: str, reason: Reason, obstacle: str = "", **details: object) -> Refusal:
+    """A `Refusal` with its details as keywords."""
+    return Refusal(where, reason, tuple((name, str(value)) for name, value in details.items()), obstacle)

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why something was left as it was: the node or tensor, and a reason that a user can read."""
-
-    where: str
-    reason: str
+from onnxmerge.errors import Refusal
 
 
 @dataclass(frozen=True)
@@ -283,16 +277,20 @@ class Sweep:
     versions: dict[str, str]
 
 
-def as_json(value: Any) -> dict[str, Any]:
-    """The dictionary that `json` prints; NaN and infinity become None, since JSON has neither."""
-    return _plain(asdict(value))
+REFUSAL_FIELDS = ("where", "code", "text", "obstacle")
+"""What the JSON of a refusal holds."""
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """What --json prints of a result; NaN and infinity become None, since JSON has neither."""
+    if isinstance(value, Refusal):
+        return {name: getattr(value, name) for name in REFUSAL_FIELDS}
+    if is_dataclass(value):
+        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [as_json(item) for item in value]
     if isinstance(value, float) and value - value != 0.0:
         return None
     return value

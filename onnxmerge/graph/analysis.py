@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxmerge.errors import Reason, Refusal, refusal
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.channel_ids import Flow, collapse, varying
 from onnxmerge.graph.grouping import grouped
@@ -19,7 +20,6 @@ from onnxmerge.graph.layers import label
 from onnxmerge.graph.operators import operator_of
 from onnxmerge.graph.shared_weights import unite_shared_weights
 from onnxmerge.onnxio.model import Model
-from onnxmerge.results import Refusal
 
 # Operators with weights of their own: each that stays as it is has a reason.
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"}) | {
@@ -42,7 +42,7 @@ def analyse(model: Model, shapes: Shapes, other_shapes: Shapes | None, values: M
     for node in model.graph.nodes:
         _visit(flow, node)
     for tensor in model.graph.outputs:
-        flow.pin(flow.ids(tensor), Refusal(tensor.name, f"it is written to the graph output {tensor.name}"))
+        flow.pin(flow.ids(tensor), refusal(tensor.name, Reason.GRAPH_OUTPUT, output=tensor.name))
     unite_shared_weights(flow)
     _tie(flow)
     return grouped(flow)
@@ -52,24 +52,24 @@ def _visit(flow: Flow, node: gs.Node) -> None:
     """Apply the operator's rule; a reason in place of ids pins all that enters."""
     for body in node.subgraphs():
         for tensor in _captured(body):
-            flow.pin(flow.ids(tensor), Refusal(label(node), f"it is read inside the body of {node.op}"))
+            flow.pin(flow.ids(tensor), refusal(label(node), Reason.READ_IN_BODY, operator=node.op))
         inside = [inner for inner in _nodes(body) if inner.op in LAYERS]
-        flow.refusals += [Refusal(label(inner), f"it is inside the body of {label(node)}, which stays whole") for inner in inside]
+        flow.refusals += [refusal(label(inner), Reason.INSIDE_BODY, label(node), operator=node.op) for inner in inside]
     if all(flow.constant(output) is not None for output in node.outputs if output.name):
         return
     unseen = [t.name for t in (*node.inputs, *node.outputs) if t.name and flow.shape(t) is None]
-    outcome = f"the shape of {unseen[0]} could not be observed" if unseen else operator_of(node).rule(flow, node)
-    if isinstance(outcome, str):
-        refusal = Refusal(label(node), outcome)
-        flow.refusals.append(refusal)
+    unknown = refusal(label(node), Reason.SHAPE_UNKNOWN, tensor=unseen[0]) if unseen else None
+    outcome = unknown or operator_of(node).rule(flow, node)
+    if isinstance(outcome, Refusal):
+        flow.refusals.append(outcome)
         for tensor in node.inputs:
-            flow.pin(flow.ids(tensor), refusal)
+            flow.pin(flow.ids(tensor), outcome)
         return
     for output, ids in zip(node.outputs, outcome, strict=True):
         if output.name and varying(ids):
             flow.tensors[output.name] = ids
         elif output.name:
-            flow.pin(ids, Refusal(label(node), "it is read on its own"))
+            flow.pin(ids, refusal(label(node), Reason.READ_ALONE))
 
 
 def _captured(graph: gs.Graph) -> list[gs.Tensor]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxmerge.errors import Refusal
 from onnxmerge.graph.channel_ids import Flow, Rider
 from onnxmerge.graph.layers import Consumer, Ids, Producer, label
-from onnxmerge.results import Refusal
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class ChannelGroup:
     """n units that are decided together.
 
     units (n,) representative ids; removable (n,) bool; cells (n,) int: every cell must keep the same number of units
-    (all zero without grouped convolutions); reason: why units are not removable, "" if all are.
+    (all zero without grouped convolutions); refusal: why channels are not removable, None if all are.
     """
 
     name: str
@@ -26,7 +26,7 @@ class ChannelGroup:
     producers: tuple[Producer, ...]
     consumers: tuple[Consumer, ...]
     riders: tuple[Rider, ...]
-    reason: str
+    refusal: Refusal | None
 
     @property
     def size(self) -> int:
@@ -38,6 +38,12 @@ class ChannelGroup:
         """Names of the nodes whose outputs are the group's channels: producers and depthwise convolutions."""
         depthwise = (label(rider.node) for rider in self.riders if rider.depthwise)
         return (*(link.name for link in self.producers), *depthwise)
+
+    def refused_for(self, name: str) -> Refusal:
+        """Why a layer of this group keeps channels; what stands in the way is the obstacle."""
+        assert self.refusal is not None
+        obstacle = self.refusal.obstacle or (self.refusal.where if self.refusal.where != name else "")
+        return replace(self.refusal, where=name, obstacle=obstacle)
 
     @property
     def profiles(self) -> np.ndarray:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxmerge.errors import Reason, Refusal
 from onnxmerge.graph.constants import constant
 from onnxmerge.graph.layers import Ids, Layer
 from onnxmerge.onnxio.model import Model
-from onnxmerge.results import Refusal
 
 
 def varying(ids: Ids) -> list[int]:
@@ -153,7 +153,7 @@ class Flow:
             self.unite(np.broadcast_to(first, ids.shape), ids)
             if ((ids == 0) & (first > 0)).any():
                 stuck = np.broadcast_to(first, ids.shape)[ids == 0]
-                self.pin(stuck, Refusal("", "shares a channel with values that cannot be removed"))
+                self.pin(stuck, Refusal("", Reason.SHARES_A_CHANNEL))
             ids = first
         return ids
 

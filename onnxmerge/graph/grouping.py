@@ -9,10 +9,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from onnxmerge.errors import Reason, Refusal, refusal
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels, positions_of
 from onnxmerge.graph.channel_ids import Flow, Partition, Rider, collapse
 from onnxmerge.graph.layers import Consumer, Ids, Layer, Producer, label
-from onnxmerge.results import Refusal
 
 T = TypeVar("T")
 
@@ -23,8 +23,8 @@ def grouped(flow: Flow) -> Channels:
     for name, ids in flow.tensors.items():
         flow.tensors[name] = collapse(roots[ids])
     pins: dict[int, Refusal] = {}
-    for channel, refusal in flow.pins.items():
-        pins.setdefault(int(roots[channel]), refusal)
+    for channel, why in flow.pins.items():
+        pins.setdefault(int(roots[channel]), why)
     layers = [replace(layer, in_ids=roots[layer.in_ids], out_ids=roots[layer.out_ids]) for layer in flow.layers]
     riders = [Rider(rider.node, rider.input, roots[rider.ids]) for rider in flow.riders]
     partitions = [Partition(each.node, roots[each.ids]) for each in flow.partitions]
@@ -38,10 +38,10 @@ def grouped(flow: Flow) -> Channels:
         group = _group(np.array(channel_ids), len(roots), parts, number, pins)
         if group.producers and group.removable.any() and group.size > 1:
             groups.append(group)
-        refusals += [Refusal(name, group.reason) for name in group.layer_names if group.reason]
+        refusals += [group.refused_for(name) for name in group.layer_names if group.refusal]
     flow.riders = riders
     flow.layers = layers
-    refusals += [Refusal(label(w.node), "it has a single output channel") for w in layers if not w.out_ids.any()]
+    refusals += [Refusal(layer.name, Reason.SINGLE_CHANNEL) for layer in layers if not layer.out_ids.any()]
     order = {id(node): position for position, node in enumerate(flow.model.graph.nodes)}
     groups.sort(key=lambda group: order[id(group.producers[0].node)])
     return Channels(flow, tuple(groups), tuple(dict.fromkeys(refusals)))
@@ -93,20 +93,19 @@ def _group(channel_ids: Ids, count: int, parts: _Parts, number: int, pins: dict[
     pinned = [pins[channel] for channel in channel_ids.tolist() if channel in pins]
     removable = np.array([channel not in pins for channel in channel_ids.tolist()])
     conv_groups = _cells(index, len(channel_ids), parts.binding[number])
-    if isinstance(conv_groups, str):
+    if isinstance(conv_groups, Refusal):
         pinned, removable, conv_groups = (
-            [Refusal("", conv_groups)],
+            [conv_groups],
             np.zeros(len(channel_ids), bool),
             np.zeros(len(channel_ids), np.int64),
         )
     if not pinned and len(channel_ids) == 1:
-        pinned = [Refusal("", "its channels can only go all at once: something after it reads them as positions")]
-    reason = f"{pinned[0].where}: {pinned[0].reason}" if pinned and pinned[0].where else pinned[0].reason if pinned else ""
+        pinned = [Refusal("", Reason.ALL_AT_ONCE)]
     name = label(producers[0].node) if producers else ""
-    return ChannelGroup(name, channel_ids, removable, conv_groups, producers, consumers, own, reason)
+    return ChannelGroup(name, channel_ids, removable, conv_groups, producers, consumers, own, pinned[0] if pinned else None)
 
 
-def _cells(index: np.ndarray, count: int, partitions: list[Partition]) -> np.ndarray | str:
+def _cells(index: np.ndarray, count: int, partitions: list[Partition]) -> np.ndarray | Refusal:
     """Labels such that equal numbers kept in every label keep every block of every partition equal; a reason if none do."""
     labels = np.zeros(count, np.int64)
     for partition in partitions:
@@ -121,11 +120,11 @@ def _cells(index: np.ndarray, count: int, partitions: list[Partition]) -> np.nda
         single = (table > 0).sum(1) == 1
         even = (table == table[:, :1]).all(1)
         if (fixed != fixed[0]).any() or not (single | even).all() or (even.any() and not even.all()):
-            return f"the groups of {label(partition.node)} would keep different numbers of channels"
+            return refusal("", Reason.UNEQUAL_GROUPS, node=label(partition.node))
         if not even.all():
             labels = labels * len(ids) + table.argmax(1)
     labels = np.unique(labels, return_inverse=True)[1].reshape(-1)
     if len(set(np.bincount(labels).tolist())) > 1:
         bound = ", ".join(dict.fromkeys(label(partition.node) for partition in partitions))
-        return f"grouped convolutions ({bound}) bind its channels in unequal numbers"
+        return refusal("", Reason.BOUND_UNEQUALLY, node=bound)
     return labels

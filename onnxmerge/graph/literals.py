@@ -104,12 +104,12 @@ def split_edit(flow: Flow, node: gs.Node, kept: Kept) -> Edit | None:
     return Edit({1: sizes}, {"num_outputs": None})
 
 
-def slices_of(flow: Flow, node: gs.Node) -> list[tuple[int, slice]] | str:
-    """(axis, slice) for each sliced axis; a reason where a bound is computed by the graph on an axis that carries ids."""
+def slices_of(flow: Flow, node: gs.Node) -> list[tuple[int, slice]] | None:
+    """(axis, slice) for each sliced axis; None where a bound is computed by the graph and was not seen."""
     rank = len(flow.shape(node.inputs[0]) or ())
     starts, ends = parameter(flow, node, "starts", 1), parameter(flow, node, "ends", 2)
     if starts is None or ends is None:
-        return "Slice with computed bounds"
+        return None
     axes, steps = parameter(flow, node, "axes", 3), parameter(flow, node, "steps", 4)
     axes = np.arange(len(starts)) if axes is None else axes
     steps = np.ones(len(starts), np.int64) if steps is None else steps
@@ -124,7 +124,7 @@ def slice_edit(flow: Flow, node: gs.Node, kept: Kept) -> Edit | None:
     """Slice: bounds count what is left before them."""
     found = kept.axis_mask(node.inputs[0])
     slices = slices_of(flow, node)
-    if found is None or isinstance(slices, str) or found[0] not in [axis for axis, _ in slices]:
+    if found is None or slices is None or found[0] not in [axis for axis, _ in slices]:
         return None  # bounds along other axes may be computed, and stay as they are
     starts, ends = [], []
     for axis, part in slices:

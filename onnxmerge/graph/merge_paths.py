@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxmerge.errors import Reason, Refusal, refusal
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels, channel_positions
 from onnxmerge.graph.channel_ids import Flow
 from onnxmerge.graph.layers import Producer, label
 from onnxmerge.graph.operators import Path, operator_of
-from onnxmerge.results import Refusal
 
 Moments = tuple[np.ndarray, np.ndarray]
 
@@ -53,13 +53,18 @@ class Neurons:
 class _Refused(Exception):
     """Leaves the walk early; never leaves this module."""
 
+    def __init__(self, reason: Reason, node: gs.Node | None = None) -> None:
+        super().__init__(reason, node)
+        self.reason, self.node = reason, node
+
 
 def neurons(channels: Channels, group: ChannelGroup) -> Neurons | Refusal:
     """The group's neurons, or why merging is not valid for it."""
     try:
         return _Walk(channels.flow, group).result()
     except _Refused as refused:
-        return Refusal(group.name, str(refused))
+        obstacle, operator = ("", "") if refused.node is None else (label(refused.node), refused.node.op)
+        return refusal(group.name, refused.reason, obstacle, operator=operator)
 
 
 class _Walk:
@@ -96,7 +101,7 @@ class _Walk:
         link = self.group.producers[number]
         bias = _producer_bias(self.flow, link)
         if bias is None:
-            raise _Refused(f"{link.name} has a bias that is not per channel")
+            raise _Refused(Reason.BIAS_NOT_PER_CHANNEL, link.node)
         return Affine(number, np.ones(bias.shape), bias)
 
     def _carries(self, tensor: gs.Tensor) -> bool:
@@ -129,7 +134,7 @@ class _Walk:
                 continue
             known = self.final.setdefault(affine.producer, affine)
             if not _proportional(known, affine):
-                raise _Refused(f"its channels reach {label(node)} with another scale than elsewhere")
+                raise _Refused(Reason.SCALED_DIFFERENTLY, node)
 
     def _through(self, node: gs.Node, carried: list[gs.Tensor]) -> Affine | None:
         """The affine part behind a node; None once the channels are activated or joined."""
@@ -144,30 +149,30 @@ class _Walk:
             return self._affine(entering, node, *_batch_normalization(self.flow, node))
         if path in (Path.JOIN, Path.PRODUCT):
             return self._join(node, path, carried, entering)
-        kind = "has another filter for each channel" if node.op in ("Conv", "ConvTranspose") else "is not positively homogeneous"
-        raise _Refused(f"{label(node)}: {node.op} {kind}")
+        depthwise = node.op in ("Conv", "ConvTranspose")
+        raise _Refused(Reason.FILTER_PER_CHANNEL if depthwise else Reason.NOT_HOMOGENEOUS, node)
 
     def _check_alike(self, node: gs.Node, path: Path) -> None:
         if path is Path.SLOPE:
             slope = self.flow.constant(node.inputs[1])
             if slope is None or (slope != slope.reshape(-1)[0]).any():
-                raise _Refused(f"{label(node)}: {node.op} has another slope for each channel")
+                raise _Refused(Reason.SLOPE_PER_CHANNEL, node)
         if path is Path.PAD:
             fill = self.flow.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
             if float(node.attrs.get("value", 0.0)) or (fill is not None and fill.any()):
-                raise _Refused(f"{label(node)}: Pad with another value than 0")
+                raise _Refused(Reason.PADS_WITH_VALUE, node)
 
     def _affine(
         self, entering: Affine | None, node: gs.Node, scale: np.ndarray, offset: np.ndarray, moments: Moments | None = None
     ) -> Affine:
         """y -> scale y + offset on every unit; scale, offset and moments of the outcome, if known, lie on the channel axis."""
         if entering is None:
-            raise _Refused(f"{label(node)}: {node.op} scales or shifts channels after an activation or a join")
+            raise _Refused(Reason.AFFINE_AFTER_ACTIVATION, node)
         ids = self._channel_ids(node)
         scale, offset = np.broadcast_to(scale, ids.shape), np.broadcast_to(offset, ids.shape)
         places = channel_positions(self.flow, self.group, ids)
         if places.shape != entering.scale.shape:
-            raise _Refused(f"{label(node)}: {node.op} meets only a part of each channel")
+            raise _Refused(Reason.PART_OF_CHANNEL, node)
         a, t = np.append(scale, 1.0)[places], np.append(offset, 0.0)[places]
         normalised = entering.normalised or bool((a != 1).any())
         after: Moments | None = None
@@ -186,7 +191,7 @@ class _Walk:
         ids = self.flow.tensors[next(tensor for tensor in node.inputs if self._carries(tensor)).name]
         extents = (1,) * (ids.ndim - value.ndim) + value.shape
         if any(extent > 1 and ids.shape[axis] == 1 for axis, extent in enumerate(extents[-ids.ndim :])) or value.ndim > ids.ndim:
-            raise _Refused(f"{label(node)}: {node.op} with a constant that is not one number per channel")
+            raise _Refused(Reason.CONSTANT_NOT_PER_CHANNEL, node)
         return value.astype(np.float64).reshape(-1)
 
     def _join(self, node: gs.Node, path: Path, carried: list[gs.Tensor], entering: Affine | None) -> Affine | None:
@@ -194,7 +199,7 @@ class _Walk:
         constants = [value for tensor in others if (value := self.flow.constant(tensor)) is not None]
         if path is Path.PRODUCT:
             if len(carried) > 1 or (node.op == "Div" and node.inputs[0] is not carried[0]):
-                raise _Refused(f"{label(node)}: {node.op} multiplies channels with one another")
+                raise _Refused(Reason.MULTIPLIES_CHANNELS, node)
             if not constants or constants[0].size == 1:
                 return None if not constants or entering is None else self._scaled(node, constants[0], entering)
             return self._scaled(node, constants[0], entering)
@@ -205,9 +210,9 @@ class _Walk:
         if node.op in ("Add", "Sub") and len(constants) == 1:
             sign = -1.0 if node.op == "Sub" else 1.0
             if node.op == "Sub" and node.inputs[0] is not carried[0]:
-                raise _Refused(f"{label(node)}: Sub from a constant")
+                raise _Refused(Reason.SUBTRACTED_FROM_CONSTANT, node)
             return self._affine(entering, node, np.ones(1), sign * self._per_channel(node, constants[0]))
-        raise _Refused(f"{label(node)}: {node.op} with values that do not scale along")
+        raise _Refused(Reason.DOES_NOT_SCALE, node)
 
     def _scaled(self, node: gs.Node, factor: np.ndarray, entering: Affine | None) -> Affine:
         factor = self._per_channel(node, factor)

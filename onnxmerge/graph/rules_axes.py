@@ -6,9 +6,10 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from onnxmerge.errors import Reason
 from onnxmerge.graph.channel_ids import Flow, varying
 from onnxmerge.graph.parameters import normalised, parameter
-from onnxmerge.graph.rules_channels import Outcome, none
+from onnxmerge.graph.rules_channels import Outcome, none, refused
 
 
 def over_axes(find: Any) -> Any:
@@ -18,14 +19,12 @@ def over_axes(find: Any) -> Any:
         ids = flow.ids(node.inputs[0])
         axes = find(flow, node, ids.ndim)
         if axes is None:
-            return f"{node.op} along computed axes" if varying(ids) else [none(flow, o) for o in node.outputs]
+            return refused(node, Reason.COMPUTED_AXES) if varying(ids) else [none(flow, o) for o in node.outputs]
         if any(axis in axes for axis in varying(ids)):
-            return f"{node.op} mixes channels"
+            return refused(node, Reason.MIXES_CHANNELS)
         outcome = []
         for output in node.outputs:
-            shape = flow.shape(output) if output.name else ()
-            if shape is None:
-                return f"{node.op} has a shape that could not be observed"
+            shape = (flow.shape(output) if output.name else None) or ()
             dropped = len(shape) == ids.ndim - len(axes)
             outcome.append(ids.squeeze(tuple(axes)) if dropped else ids if len(shape) == ids.ndim else none(flow, output))
         return outcome

@@ -8,11 +8,16 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxmerge.errors import Reason, Refusal, refusal
 from onnxmerge.graph.channel_ids import Flow, Partition, along, collapse, padded, varying
 from onnxmerge.graph.layers import Ids, Layer, label
-from onnxmerge.results import Refusal
 
-Outcome = list[Ids] | str
+Outcome = list[Ids] | Refusal
+
+
+def refused(node: gs.Node, reason: Reason, **details: object) -> Refusal:
+    """A refusal of a node, with its operator among the details."""
+    return refusal(label(node), reason, **{"operator": node.op, **details})
 
 
 def none(flow: Flow, tensor: gs.Tensor) -> Ids:
@@ -23,17 +28,17 @@ def none(flow: Flow, tensor: gs.Tensor) -> Ids:
 def opaque(flow: Flow, node: gs.Node) -> Outcome:
     """An operator that mixes whatever enters it."""
     domain = f" of domain {node.domain}" if node.domain not in (None, "", "ai.onnx") else ""
-    return f"{node.op}{domain} is not known to keep channels apart"
+    return refused(node, Reason.UNKNOWN_OPERATOR, operator=f"{node.op}{domain}")
 
 
 def mixes(flow: Flow, node: gs.Node) -> Outcome:
     """A known operator that mixes channels or carries them through a state."""
-    return f"{node.op} mixes channels"
+    return refused(node, Reason.MIXES_CHANNELS)
 
 
 def quantised(flow: Flow, node: gs.Node) -> Outcome:
     """Quantised operators carry scales that belong to the whole tensor."""
-    return f"{node.op} is quantised, which is not supported"
+    return refused(node, Reason.QUANTISED)
 
 
 def shape_only(flow: Flow, node: gs.Node) -> Outcome:
@@ -50,8 +55,6 @@ def join(flow: Flow, node: gs.Node) -> Outcome:
     """Elementwise with broadcasting: ids that meet are united, constants become riders, anything else pins."""
     inputs = [tensor for tensor in node.inputs if tensor.name]
     shapes = [flow.shape(tensor) for tensor in inputs]
-    if any(shape is None for shape in shapes):
-        return f"{node.op} has an input whose shape could not be observed"
     rank = max(len(shape) for shape in shapes if shape is not None)
     parts = [padded(flow.ids(tensor), rank) for tensor in inputs]
     result = np.zeros((1,) * rank, np.int64)
@@ -76,7 +79,7 @@ def _meet(flow: Flow, node: gs.Node, index: int, result: Ids) -> None:
     if not carried or not bare.any():
         return
     if flow.constant(tensor) is None:
-        flow.pin(left[bare], Refusal(label(node), f"{node.op} joins it with {tensor.name}, whose channels cannot go"))
+        flow.pin(left[bare], refused(node, Reason.JOINED_WITH_FIXED, tensor=tensor.name))
         return
     ids = flow.flatten_to(result, carried)
     flow.ride(node, index, ids.reshape(ids.shape[rank - len(shape) :]))
@@ -95,7 +98,7 @@ def instance_normalization(flow: Flow, node: gs.Node) -> Outcome:
 def _per_channel_affine(flow: Flow, node: gs.Node, inputs: tuple[int, ...]) -> Outcome:
     values = [flow.constant(node.inputs[index]) for index in inputs]
     if any(value is None or value.ndim != 1 for value in values):
-        return f"{node.op} has parameters that are not one constant per channel"
+        return refused(node, Reason.NOT_PER_CHANNEL)
     channel = flow.per_channel(node.inputs[0], 1)
     for index in inputs:
         flow.ride(node, index, channel)
@@ -107,7 +110,7 @@ def pool(flow: Flow, node: gs.Node) -> Outcome:
     """Pooling and resampling over the positions of each channel."""
     tensor = node.inputs[0]
     if any(output.outputs for output in node.outputs[1:]):
-        return f"the positions that {node.op} found are read"
+        return refused(node, Reason.POSITIONS_READ)
     rank = len(flow.shape(tensor) or ())
     ids = along(flow.per_channel(tensor, 1), 1, rank)
     return [collapse(ids), *(none(flow, output) for output in node.outputs[1:])]
@@ -119,7 +122,7 @@ def _bias(flow: Flow, node: gs.Node, index: int, ids: Ids) -> bool:
         return True
     value = flow.constant(node.inputs[index])
     if value is None or (value.size > 1 and value.shape[-1] != value.size) or value.size not in (1, ids.size):
-        flow.pin(ids, Refusal(label(node), "its bias is not one constant per channel"))
+        flow.pin(ids, refused(node, Reason.BIAS_NOT_PER_CHANNEL))
         return False
     if value.size > 1:
         flow.ride(node, index, along(ids, value.ndim - 1, value.ndim))
@@ -130,7 +133,7 @@ def conv(flow: Flow, node: gs.Node) -> Outcome:
     """Conv, weight (out, in / groups, *kernel)."""
     weight = flow.constant(node.inputs[1])
     if weight is None:
-        return "the weight of this Conv is computed by the graph"
+        return refused(node, Reason.COMPUTED_WEIGHT)
     groups, rank = int(node.attrs.get("group", 1)), weight.ndim
     channels = flow.per_channel(node.inputs[0], 1)
     if groups > 1 and weight.shape[1] == 1 and groups == len(channels):
@@ -138,14 +141,14 @@ def conv(flow: Flow, node: gs.Node) -> Outcome:
     else:
         out = _layer(flow, node, 1, "conv", channels.reshape(groups, -1), weight.shape[0])
     if not _bias(flow, node, 2, out):
-        return "the bias of this Conv is not one constant per channel"
+        return refused(node, Reason.BIAS_NOT_PER_CHANNEL)
     return [along(out, 1, rank)]
 
 
 def _depthwise(flow: Flow, node: gs.Node, out: Ids, rank: int) -> Ids:
     """The weight rides on the channels that enter."""
     if not out.any():
-        flow.refusals.append(Refusal(label(node), "it is depthwise, and no channel that enters it can go"))
+        flow.refusals.append(refusal(label(node), Reason.DEPTHWISE_INPUT_FIXED))
     flow.ride(node, 1, along(out, 0, rank))
     return out
 
@@ -154,7 +157,7 @@ def conv_transpose(flow: Flow, node: gs.Node) -> Outcome:
     """ConvTranspose, weight (in, out / groups, *kernel)."""
     weight = flow.constant(node.inputs[1])
     if weight is None:
-        return "the weight of this ConvTranspose is computed by the graph"
+        return refused(node, Reason.COMPUTED_WEIGHT)
     groups, rank = int(node.attrs.get("group", 1)), weight.ndim
     channels = flow.per_channel(node.inputs[0], 1)
     if groups > 1 and weight.shape[1] == 1 and groups == len(channels):
@@ -162,7 +165,7 @@ def conv_transpose(flow: Flow, node: gs.Node) -> Outcome:
     else:
         out = _layer(flow, node, 1, "conv_transpose", channels.reshape(groups, -1), weight.shape[1] * groups)
     if not _bias(flow, node, 2, out):
-        return "the bias of this ConvTranspose is not one constant per channel"
+        return refused(node, Reason.BIAS_NOT_PER_CHANNEL)
     return [along(out, 1, rank)]
 
 
@@ -170,15 +173,15 @@ def gemm(flow: Flow, node: gs.Node) -> Outcome:
     """Gemm: alpha A B + beta C with a constant B, stored (in, out) or, with transB, (out, in)."""
     weight = flow.constant(node.inputs[1])
     if weight is None:
-        return "Gemm multiplies two computed matrices"
+        return refused(node, Reason.TWO_COMPUTED_FACTORS)
     axis = 0 if node.attrs.get("transA", 0) else 1
     if varying(flow.ids(node.inputs[0])) not in ([], [axis]):
-        return "Gemm would mix channels over its rows"
+        return refused(node, Reason.MIXES_ROWS)
     channels = flow.per_channel(node.inputs[0], axis)
     rows = bool(node.attrs.get("transB", 0))
     out = _layer(flow, node, 1, "rows" if rows else "columns", channels[None], weight.shape[0 if rows else 1])
     if not _bias(flow, node, 2, out):
-        return "the bias of this Gemm is not one constant per channel"
+        return refused(node, Reason.BIAS_NOT_PER_CHANNEL)
     return [out[None]]
 
 
@@ -188,13 +191,13 @@ def matmul(flow: Flow, node: gs.Node) -> Outcome:
     weight, data = flow.constant(node.inputs[index]), node.inputs[1 - index]
     shape = flow.shape(data)
     if weight is None or shape is None:
-        return "MatMul multiplies two computed tensors"
+        return refused(node, Reason.TWO_COMPUTED_FACTORS)
     if weight.ndim != 2 or len(shape) < 2:
-        return "MatMul with a weight that is not a matrix is not supported"
+        return refused(node, Reason.NOT_A_MATRIX)
     contracted = len(shape) - (1 if index == 1 else 2)
     free = varying(flow.ids(data))
     if free and contracted not in free:
-        flow.refusals.append(Refusal(label(node), "it mixes positions, and leaves the channels that enter it apart"))
+        flow.refusals.append(refusal(label(node), Reason.MIXES_POSITIONS))
         return [flow.ids(data)]
     channels = flow.per_channel(data, contracted)
     layout = "columns" if index == 1 else "rows"

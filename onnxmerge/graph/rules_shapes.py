@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxmerge.errors import Reason
 from onnxmerge.graph.channel_ids import Flow, collapse, padded, varying
 from onnxmerge.graph.layers import Ids
 from onnxmerge.graph.literals import reshape_literal, slices_of
 from onnxmerge.graph.parameters import expanded, is_computed, normalised, parameter
-from onnxmerge.graph.rules_channels import Outcome, none
+from onnxmerge.graph.rules_channels import Outcome, none, refused
 
 
 def reshape(flow: Flow, node: gs.Node) -> Outcome:
@@ -19,9 +20,9 @@ def reshape(flow: Flow, node: gs.Node) -> Outcome:
         return [none(flow, node.outputs[0])]
     ids = expanded(flow, node.inputs[0])
     if ids is None or shape is None:
-        return f"{node.op} has a shape that could not be observed"
+        return refused(node, Reason.SHAPE_UNKNOWN, tensor=node.inputs[0].name)
     if reshape_literal(flow, node) is None:
-        return f"{node.op} to a computed shape with several unknown dimensions"
+        return refused(node, Reason.SEVERAL_UNKNOWN_DIMENSIONS)
     return [collapse(ids.reshape(shape))]
 
 
@@ -35,7 +36,7 @@ def concat(flow: Flow, node: gs.Node) -> Outcome:
     """Concat: the ids one after the other."""
     shapes = [flow.shape(tensor) for tensor in node.inputs]
     if any(shape is None for shape in shapes):
-        return "Concat has an input whose shape could not be observed"
+        return refused(node, Reason.SHAPE_UNKNOWN, tensor=node.inputs[0].name)
     rank = len(shapes[0] or ())
     axis = normalised(node.attrs["axis"], rank)
     parts = []
@@ -53,12 +54,12 @@ def split(flow: Flow, node: gs.Node) -> Outcome:
     ids, shape = flow.ids(node.inputs[0]), flow.shape(node.inputs[0])
     pieces = [flow.shape(output) for output in node.outputs]
     if shape is None or any(piece is None for piece in pieces):
-        return "Split has a shape that could not be observed"
+        return refused(node, Reason.SHAPE_UNKNOWN, tensor=node.inputs[0].name)
     axis = normalised(node.attrs.get("axis", 0), len(shape))
     if ids.shape[axis] == 1:
         return [ids for _ in node.outputs]
     if len(node.inputs) > 1 and node.inputs[1].name and flow.constant(node.inputs[1]) is None:
-        return "Split into computed sizes"
+        return refused(node, Reason.COMPUTED_SPLIT)
     ends = np.cumsum([piece[axis] for piece in pieces if piece is not None])
     return [collapse(part) for part in np.split(ids, ends[:-1], axis)]
 
@@ -69,13 +70,13 @@ def slice_(flow: Flow, node: gs.Node) -> Outcome:
     if not varying(ids):
         return [ids]
     slices, shape = slices_of(flow, node), flow.shape(node.inputs[0])
-    if isinstance(slices, str) or shape is None:
-        return slices if isinstance(slices, str) else "Slice has an input whose shape could not be observed"
+    if slices is None or shape is None:
+        return refused(node, Reason.COMPUTED_BOUNDS)
     for axis, part in slices:
         if ids.shape[axis] > 1:
             computed = any(flow.constant(tensor) is None for tensor in node.inputs[1:] if tensor.name)
             if computed or part.step != 1:
-                return "Slice of channels with computed bounds" if computed else "Slice of channels in steps"
+                return refused(node, Reason.COMPUTED_BOUNDS if computed else Reason.SLICE_IN_STEPS)
             ids = ids[(slice(None),) * axis + (part,)]
     return [collapse(ids)]
 
@@ -89,10 +90,10 @@ def gather(flow: Flow, node: gs.Node) -> Outcome:
     indices = flow.constant(node.inputs[1])
     axis = normalised(node.attrs.get("axis", 0), ids.ndim)
     if shape is None or out is None:
-        return "Gather has a shape that could not be observed"
+        return refused(node, Reason.SHAPE_UNKNOWN, tensor=node.inputs[0].name)
     if ids.shape[axis] > 1:
         if indices is None:
-            return "Gather picks channels by computed indices"
+            return refused(node, Reason.COMPUTED_INDICES)
         return [collapse(ids.take(indices, axis))]
     extra = len(out) - ids.ndim + 1
     return [ids.reshape(ids.shape[:axis] + (1,) * extra + ids.shape[axis + 1 :])]
@@ -103,9 +104,9 @@ def expand(flow: Flow, node: gs.Node) -> Outcome:
     shape = flow.shape(node.outputs[0])
     ids = flow.ids(node.inputs[0])
     if shape is None:
-        return "Expand to a shape that could not be observed"
+        return refused(node, Reason.SHAPE_UNKNOWN, tensor=node.inputs[0].name)
     if varying(ids) and flow.constant(node.inputs[1]) is None and not _counts_ones(flow, node):
-        return "Expand to a computed shape"
+        return refused(node, Reason.COMPUTED_SHAPE)
     return [padded(ids, len(shape))]
 
 
@@ -123,12 +124,12 @@ def resize(flow: Flow, node: gs.Node) -> Outcome:
     ids = flow.ids(node.inputs[0])
     before, after = flow.shape(node.inputs[0]), flow.shape(node.outputs[0])
     if before is None or after is None:
-        return f"{node.op} has a shape that could not be observed"
+        return refused(node, Reason.SHAPE_UNKNOWN, tensor=node.inputs[0].name)
     if any(before[axis] != after[axis] for axis in varying(ids)):
-        return f"{node.op} resamples the channel axis"
+        return refused(node, Reason.RESAMPLES_CHANNELS)
     sizes = node.inputs[3] if len(node.inputs) > 3 and node.op == "Resize" else None
     if varying(ids) and sizes is not None and sizes.name and flow.constant(sizes) is None and _needs_channels(node, ids):
-        return "Resize to a computed size"
+        return refused(node, Reason.COMPUTED_SHAPE)
     return [ids]
 
 
@@ -142,7 +143,7 @@ def tile(flow: Flow, node: gs.Node) -> Outcome:
     ids, shape = flow.ids(node.inputs[0]), flow.shape(node.inputs[0])
     repeats = flow.value(node.inputs[1])
     if repeats is None or shape is None:
-        return "Tile with computed repeats" if varying(ids) else [none(flow, node.outputs[0])]
+        return refused(node, Reason.COMPUTED_REPEATS) if varying(ids) else [none(flow, node.outputs[0])]
     return [np.tile(ids, [int(n) if ids.shape[axis] > 1 else 1 for axis, n in enumerate(repeats)])]
 
 
@@ -151,7 +152,7 @@ def pad(flow: Flow, node: gs.Node) -> Outcome:
     ids = flow.ids(node.inputs[0])
     pads = parameter(flow, node, "pads", 1)
     if pads is None:
-        return "Pad with computed widths" if varying(ids) else [ids]
+        return refused(node, Reason.COMPUTED_PADS) if varying(ids) else [ids]
     axes = parameter(flow, node, "axes", 3)
     places = range(ids.ndim) if axes is None else [normalised(a, ids.ndim) for a in axes]
     half = len(pads) // 2
@@ -161,7 +162,7 @@ def pad(flow: Flow, node: gs.Node) -> Outcome:
             continue
         mode = node.attrs.get("mode", "constant")
         if min(front, back) < 0 or mode not in ("constant", b"constant") or is_computed(flow, node):
-            return "Pad of the channel axis is not by a constant"
+            return refused(node, Reason.PADS_CHANNELS)
         side = [
             np.broadcast_to(
                 _laid(flow.fresh(n) if n > 1 else np.zeros(n, np.int64), axis, ids.ndim),
@@ -181,7 +182,7 @@ def depth_to_space(flow: Flow, node: gs.Node) -> Outcome:
     """DepthToSpace and SpaceToDepth as the Reshape-Transpose-Reshape that defines them."""
     ids, shape = expanded(flow, node.inputs[0]), flow.shape(node.inputs[0])
     if ids is None or shape is None or len(shape) != 4:
-        return f"{node.op} has a shape that could not be observed"
+        return refused(node, Reason.SHAPE_UNKNOWN, tensor=node.inputs[0].name)
     n, c, h, w = shape
     b = int(node.attrs["blocksize"])
     if node.op == "SpaceToDepth":

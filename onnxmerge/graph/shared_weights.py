@@ -7,9 +7,9 @@ from collections import defaultdict
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxmerge.errors import Reason, refusal
 from onnxmerge.graph.channel_ids import Flow
 from onnxmerge.graph.layers import Ids, Layer, label
-from onnxmerge.results import Refusal
 
 _SMALL = 2  # initializers of fewer elements (scalars) are shared by chance and copied without harm
 
@@ -33,27 +33,27 @@ def unite_shared_weights(flow: Flow) -> None:
         first = users[0]
         for user in users:
             if others:
-                _pin(flow, user, f"its weight {leaf} is also read by {label(others[0])}")
+                _pin(flow, user, Reason.WEIGHT_READ_ELSEWHERE, leaf, label(others[0]))
             elif (user.layout, user.in_ids.shape, user.out_ids.shape) != (first.layout, first.in_ids.shape, first.out_ids.shape):
-                _pin(flow, user, f"its weight {leaf} is read in two ways")
-                _pin(flow, first, f"its weight {leaf} is read in two ways")
+                _pin(flow, user, Reason.WEIGHT_READ_IN_TWO_WAYS, leaf)
+                _pin(flow, first, Reason.WEIGHT_READ_IN_TWO_WAYS, leaf)
             else:
                 _same(flow, user.in_ids, first.in_ids, leaf)
                 _same(flow, user.out_ids, first.out_ids, leaf)
 
 
-def _pin(flow: Flow, layer: Layer, reason: str) -> None:
-    refusal = Refusal(label(layer.node), reason)
-    flow.pin(layer.in_ids, refusal)
-    flow.pin(layer.out_ids, refusal)
+def _pin(flow: Flow, layer: Layer, reason: Reason, tensor: str, node: str = "") -> None:
+    why = refusal(layer.name, reason, tensor=tensor, node=node)
+    flow.pin(layer.in_ids, why)
+    flow.pin(layer.out_ids, why)
 
 
 def _same(flow: Flow, left: Ids, right: Ids, leaf: str) -> None:
     """Unite two id arrays; an id that meets 0 stays."""
     flow.unite(left, right)
-    refusal = Refusal("", f"the weight {leaf} is shared with a node whose channels cannot go")
-    flow.pin(left[right == 0], refusal)
-    flow.pin(right[left == 0], refusal)
+    why = refusal("", Reason.WEIGHT_SHARED_WITH_FIXED, tensor=leaf)
+    flow.pin(left[right == 0], why)
+    flow.pin(right[left == 0], why)
 
 
 class _Leaves:

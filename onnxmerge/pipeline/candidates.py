@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from onnxmerge.errors import ModelError
+from onnxmerge.errors import ModelError, Reason, Refusal, refusal
 from onnxmerge.execution.shapes import Observations, observe
 from onnxmerge.graph.analysed_model import AnalysedModel, measure
 from onnxmerge.graph.channel_groups import ChannelGroup
@@ -13,7 +13,7 @@ from onnxmerge.graph.rewrite import Removal, Replacement, rewrite
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.model_files import serialise
 from onnxmerge.pruning.plan import Plan
-from onnxmerge.results import GroupResult, Refusal, Size
+from onnxmerge.results import GroupResult, Size
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ def _accepted(analysed: AnalysedModel, plan: Plan) -> tuple[tuple[Removal, ...],
             _applied(analysed, (*accepted, removal), _left(plan, (*accepted, removal)))
             accepted = (*accepted, removal)
         except ModelError as error:
-            reason = f"the model would not run without its channels: {error}"
-            refused += [Refusal(name, reason) for name in removal.group.layer_names]
+            refused += [refusal(name, Reason.DOES_NOT_RUN, error=error) for name in removal.group.layer_names]
     return accepted, refused
 
 
@@ -108,8 +107,15 @@ def unlocked_by(analysed: AnalysedModel, group: ChannelGroup) -> GroupResult:
         consumers=tuple(link.name for link in group.consumers),
         parameters_share=sum(parameters_of(flow, link.node) for link in links) / max(1, size.parameters),
         macs_share=sum(macs_of(link.node, shapes) for link in links) / max(1, size.macs),
-        note=group.reason,
+        note=_note(group),
     )
+
+
+def _note(group: ChannelGroup) -> str:
+    """Why channels of a group must stay."""
+    if group.refusal is None:
+        return ""
+    return f"{group.refusal.text} ({group.refusal.where})" if group.refusal.where else group.refusal.text
 
 
 def _result(analysed: AnalysedModel, removal: Removal) -> GroupResult:
@@ -119,5 +125,5 @@ def _result(analysed: AnalysedModel, removal: Removal) -> GroupResult:
         kept=len(removal.kept),
         method=removal.method,
         expected_error=dict(removal.expected_error),
-        note=removal.note or removal.group.reason,
+        note=removal.note or _note(removal.group),
     )

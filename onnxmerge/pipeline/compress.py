@@ -213,7 +213,7 @@ def _nothing_to_remove(source: Path, analysed: AnalysedModel) -> str:
     if not refusals:
         return f"{source}: nothing can be removed: it has no Conv, ConvTranspose, Gemm or MatMul with weights in the file"
     others = f", and {len(refusals) - 1} more reasons" if len(refusals) > 1 else ""
-    return f"{source}: nothing can be removed: {refusals[0].where}: {refusals[0].reason}{others} (`onnxmerge inspect` lists them)"
+    return f"{source}: nothing can be removed: {refusals[0].where}: {refusals[0].text}{others} (`onnxmerge inspect` lists them)"
 
 
 def _check_target(target: Path) -> None:

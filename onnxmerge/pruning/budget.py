@@ -10,6 +10,7 @@ import numpy as np
 from onnxmerge.algorithms.allocation import Cost, Curve, allocate, damage_curve, frontier, joined, spent
 from onnxmerge.algorithms.criteria import CRITERIA
 from onnxmerge.algorithms.elimination import kept_after
+from onnxmerge.errors import Refusal
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, kinds_of, together
@@ -18,7 +19,6 @@ from onnxmerge.options import PruningOptions
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.sensitivity import Sensitivity
 from onnxmerge.pruning.weight_methods import BY_WEIGHTS, select, weight_criterion
-from onnxmerge.results import Refusal
 
 BOTH = "both"  # parameters and MACs, each as a share of what there was
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from onnxmerge.errors import OptionError
+from onnxmerge.errors import OptionError, Reason, Refusal, refusal
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.options import PruningOptions
-from onnxmerge.results import Refusal
 
 
 def chosen_groups(channels: Channels, options: PruningOptions) -> tuple[list[ChannelGroup], list[Refusal]]:
@@ -22,20 +21,20 @@ def chosen_groups(channels: Channels, options: PruningOptions) -> tuple[list[Cha
     chosen, refusals = [], []
     for group in channels.groups:
         reason = _left_out(group, options)
-        if reason:
-            refusals += [Refusal(name, reason) for name in group.layer_names]
+        if reason is not None:
+            refusals += [refusal(name, reason, count=len(group.producers)) for name in group.layer_names]
         else:
             chosen.append(group)
     return chosen, refusals
 
 
-def _left_out(group: ChannelGroup, options: PruningOptions) -> str:
+def _left_out(group: ChannelGroup, options: PruningOptions) -> Reason | None:
     names = [link.name for link in group.producers]
     if options.scope == "chains" and len(names) > 1:
-        return f"`scope` chains leaves groups with {len(names)} producers alone"
+        return Reason.SCOPE
     if options.include and not _any_match(names, options.include):
-        return "not named by `include`"
-    return "named by `exclude`" if _any_match(names, options.exclude) else ""
+        return Reason.NOT_INCLUDED
+    return Reason.EXCLUDED if _any_match(names, options.exclude) else None
 
 
 def _any_match(names: Sequence[str], patterns: Sequence[str]) -> bool:

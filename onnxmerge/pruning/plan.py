@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxmerge.errors import OptionError
+from onnxmerge.errors import OptionError, Reason, Refusal, refusal
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.merge_paths import neurons
@@ -17,7 +17,6 @@ from onnxmerge.pruning.group_selection import chosen_groups
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.reconstruct import reconstruct
 from onnxmerge.pruning.weight_methods import BY_WEIGHTS, Decision, replacements
-from onnxmerge.results import Refusal
 
 
 @dataclass(frozen=True)
@@ -49,18 +48,18 @@ def decide(
     groups, refusals = selected(analysed, options)
     counts = counts_of(groups, options) if counts is None else counts
     shrinking = [group for group in groups if counts[group.name] < group.size]
-    whole = (
-        "all of its channels are kept" if options.ratio is None else f"a ratio of {options.ratio} removes none of its channels"
-    )
+    whole = refusal("", Reason.ALL_KEPT)
+    if options.ratio is not None:
+        whole = refusal("", Reason.RATIO_TOO_SMALL, ratio=options.ratio)
     for group in [group for group in groups if counts[group.name] == group.size]:
         invalid = neurons(analysed.channels, group) if options.method == "merge" else None
-        reason = invalid.reason if isinstance(invalid, Refusal) else whole
-        refusals += [Refusal(name, reason) for name in group.layer_names]
+        why = invalid if isinstance(invalid, Refusal) else whole
+        refusals += [replace(why, where=name) for name in group.layer_names]
     if options.method in BY_WEIGHTS:
         method = BY_WEIGHTS[options.method]
         outcomes = [method(analysed.channels, group, counts[group.name], options) for group in shrinking]
         refused = [(group, each) for group, each in zip(shrinking, outcomes, strict=True) if isinstance(each, Refusal)]
-        refusals += [Refusal(name, outcome.reason) for group, outcome in refused for name in group.layer_names]
+        refusals += [replace(outcome, where=name) for group, outcome in refused for name in group.layer_names]
         decisions = [outcome for outcome in outcomes if isinstance(outcome, Decision)]
         return Plan(tuple(d.removal for d in decisions), replacements(analysed.channels, decisions), tuple(refusals))
     assert layer_statistics is not None
@@ -116,8 +115,7 @@ def _check_kept(group: ChannelGroup, named: Sequence[int] | None) -> None:
     stays[list(named)] = True
     if not (stays | group.removable).all():
         missing = int(np.flatnonzero(~stays & ~group.removable)[0])
-        raise OptionError(
-            f"channel {missing} of {group.name!r} must stay: {group.reason or 'a layer would be left without inputs'}"
-        )
+        why = "a layer would be left without inputs" if group.refusal is None else group.refusal.text
+        raise OptionError(f"channel {missing} of {group.name!r} must stay: {why}")
     if len(set(np.bincount(group.conv_groups[stays], minlength=group.conv_groups.max() + 1).tolist())) > 1:
         raise OptionError(f"the channels of {group.name!r} that stay must be equally many in each group of its convolution")

@@ -10,11 +10,11 @@ import numpy as np
 from onnxmerge.algorithms.criteria import CRITERIA, keep_best
 from onnxmerge.algorithms.decomposition import absorb, decompose, decompose_affine
 from onnxmerge.algorithms.folded_batchnorm import multiples, recovered_moments, restored_rows
+from onnxmerge.errors import Refusal
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.merge_paths import Moments, Neurons, neurons
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.options import PruningOptions
-from onnxmerge.results import Refusal
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from onnxmerge.errors import Refusal
 from onnxmerge.report.documents import Kind, Run
+from onnxmerge.results import REFUSAL_FIELDS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _PLAIN = {str: "string", int: "integer", bool: "boolean", NoneType: "null"}
@@ -67,6 +69,9 @@ def _type(hint: Any, definitions: dict[str, Schema]) -> Schema:
         return {"type": ["number", "null"]}
     if hint in _PLAIN:
         return {"type": _PLAIN[hint]}
+    if hint is Refusal:
+        definitions["Refusal"] = _object({name: {"type": "string"} for name in REFUSAL_FIELDS}, inspect.getdoc(hint))
+        return {"$ref": "#/$defs/Refusal"}
     if is_dataclass(hint) and isinstance(hint, type):
         if hint.__name__ not in definitions:
             definitions[hint.__name__] = {}  # a type that holds itself ends here

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from onnxmerge.errors import Refusal
 from onnxmerge.report.columns import (
     MANY_OUTPUTS,
     batch_columns,
@@ -25,28 +26,20 @@ from onnxmerge.report.wording import (
     NOTES,
     SHARES,
     TIMED,
+    SharedReason,
     accuracy_line,
     elsewhere_lines,
     execution_lines,
     groups_title,
     macs_line,
+    notes,
     reasons,
     sensitivity_line,
     speed_line,
     timing_lines,
     work_line,
 )
-from onnxmerge.results import (
-    Bench,
-    Compression,
-    Execution,
-    Fidelity,
-    GroupResult,
-    LatencyComparison,
-    LayerDrift,
-    OutputFidelity,
-    Refusal,
-)
+from onnxmerge.results import Bench, Compression, Execution, Fidelity, GroupResult, LatencyComparison, LayerDrift, OutputFidelity
 
 ERRORS = (
     "error and pruned: share of the readers' output variance that is expected to be lost if only this group shrinks, "
@@ -120,7 +113,7 @@ def groups(found: Sequence[GroupResult], *, compressed: bool, inputs: str = "") 
         table(title, columns, {**errors, **lost}),
         element("p", explained, class_="quiet"),
         element("p", f"{sensitivity_line(inputs)}. The bars: what is lost.", class_="quiet") if inputs else None,
-        *_told("h3", NOTES, [Refusal(group.name, group.note) for group in found if group.note]),
+        *_told("h3", NOTES, notes(found)),
     )
 
 
@@ -189,12 +182,12 @@ def _executed(execution: Execution | None, provider: str) -> list[Markup]:
 
 def refusals(title: str, found: Sequence[Refusal]) -> Markup | None:
     """Reasons, and under each the layers that it keeps whole."""
-    return element("section", *_told("h2", title, found)) if found else None
+    return element("section", *_told("h2", title, reasons(found))) if found else None
 
 
-def _told(heading: str, title: str, found: Sequence[Refusal]) -> list[Markup]:
+def _told(heading: str, title: str, found: Sequence[SharedReason]) -> list[Markup]:
     rows = []
-    for reason in reasons(found):
+    for reason in found:
         names = reason.layers or reason.obstacles
         more = f" and {len(names) - MANY_NAMES} more" if len(names) > MANY_NAMES else None
         shown = [joined(", " if index else None, named(name, _NAME)) for index, name in enumerate(names[:MANY_NAMES])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.padding import Padding
@@ -18,17 +18,19 @@ from onnxmerge.report.wording import (
     MUST_STAY,
     NOTES,
     SHARES,
+    SharedReason,
     accuracy_line,
     as_command_line,
     groups_title,
     listed,
+    notes,
     printable,
     reasons,
     sensitivity_line,
     shortened,
     size_line,
 )
-from onnxmerge.results import Compression, Fidelity, GroupResult, Inspection, Refusal
+from onnxmerge.results import Compression, Fidelity, GroupResult, Inspection
 
 MANY_NAMES = 12  # of one reason; --json and --report list them all
 _NAME = 36
@@ -36,7 +38,7 @@ _NAME = 36
 
 def show_inspection(console: Console, result: Inspection) -> None:
     """What must stay and why, the groups and what each unlocks, the whole."""
-    _show_refusals(console, MUST_STAY, result.refusals)
+    _show_reasons(console, MUST_STAY, reasons(result.refusals))
     _show_groups(console, result.groups, compressed=False, inputs=result.input_description)
     _line(console, shortened(result.model, console.width), "bold")
     _line(console, size_line(result.size))
@@ -44,7 +46,7 @@ def show_inspection(console: Console, result: Inspection) -> None:
 
 def show_compression(console: Console, result: Compression) -> None:
     """What could not be removed and why, what was removed and where, how close, how much smaller and faster."""
-    _show_refusals(console, LEFT, result.refusals)
+    _show_reasons(console, LEFT, reasons(result.refusals))
     _show_groups(console, result.groups, compressed=True)
     if result.fidelity is not None:
         show_fidelity(console, result.fidelity)
@@ -98,12 +100,11 @@ def _show_groups(console: Console, groups: Sequence[GroupResult], *, compressed:
         _line(console, sensitivity_line(inputs), "dim")
     console.print()
     if not inline:
-        _show_refusals(console, NOTES, [Refusal(group.name, group.note) for group in groups if group.note])
+        _show_reasons(console, NOTES, notes(groups))
 
 
-def _show_refusals(console: Console, title: str, refusals: Iterable[Refusal]) -> None:
+def _show_reasons(console: Console, title: str, found: Sequence[SharedReason]) -> None:
     """A list, reason by reason: a table of these would be mostly air."""
-    found = reasons(refusals)
     if not found:
         return
     _line(console, title, "bold")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from rich.filesize import decimal
 
-from onnxmerge.results import Accuracy, Execution, GroupResult, LatencyComparison, Refusal, Size
+from onnxmerge.errors import Refusal
+from onnxmerge.results import Accuracy, Execution, GroupResult, LatencyComparison, Size
 
 MUST_STAY, LEFT, NOTES = "Must stay whole", "Left as it was", "Notes on these groups"
 COMPARED = "Outputs against the reference's"
@@ -20,11 +21,10 @@ TIMED = "Latency of one call, measured in turn"
 SHARES = "shares: the layers that write or read the group's channels; groups overlap"
 _MANY_NODES, _NAME = 6, 36
 _SETTINGS = {"use_tf32": "TF32", "enable_cuda_graph": "CUDA graph", "trt_cuda_graph_enable": "CUDA graph"}
-_LOUD = ("it is ", "it ")  # openings that a list of reasons does not need
 
 
 @dataclass(frozen=True)
-class Reason:
+class SharedReason:
     """One reason, the layers that it keeps whole, and the nodes and tensors where it was met ("" where nothing was said)."""
 
     text: str
@@ -97,29 +97,36 @@ def file_size(count: int) -> str:
     return decimal(count)
 
 
-def reasons(refusals: Iterable[Refusal]) -> list[Reason]:
+def reasons(refusals: Iterable[Refusal]) -> list[SharedReason]:
     """Refusals with the same reason together, in the order they came.
 
-    A reason may open with the place where it was met ("/8/Softmax: Softmax mixes channels"). Beside such reasons, one without a
-    place speaks of its own node, which is then no layer that stayed whole but one more place.
+    Beside refusals that name an obstacle, one without speaks of its own node, which is then one more obstacle.
     """
+    return _together((refusal.where, as_command_line(refusal.text), refusal.obstacle) for refusal in refusals)
+
+
+def notes(groups: Iterable[GroupResult]) -> list[SharedReason]:
+    """The notes of groups, the same ones together."""
+    return _together((group.name, group.note, "") for group in groups if group.note)
+
+
+def _together(found: Iterable[tuple[str, str, str]]) -> list[SharedReason]:
+    """(layer, reason, obstacle) by reason."""
     layers: dict[str, list[str]] = {}
     obstacles: dict[str, list[str]] = {}
-    bare: dict[str, list[str]] = {}
-    for refusal in refusals:
-        place, text = _parted(refusal.reason)
-        text = _quiet(text)
-        layers.setdefault(text, []).extend([refusal.where] if place else [])
-        obstacles.setdefault(text, []).extend([place] if place else [])
-        bare.setdefault(text, []).extend([] if place else [refusal.where])
-    found = []
+    alone: dict[str, list[str]] = {}
+    for where, text, obstacle in found:
+        layers.setdefault(text, []).extend([where] if obstacle else [])
+        obstacles.setdefault(text, []).extend([obstacle] if obstacle else [])
+        alone.setdefault(text, []).extend([] if obstacle else [where])
+    shared = []
     for text, stuck in layers.items():
-        places = [*obstacles[text], *bare[text]] if stuck else []
-        names = stuck or bare[text]
-        found.append(
-            Reason(printable(text), tuple(dict.fromkeys(filter(None, names))), tuple(dict.fromkeys(filter(None, places))))
+        places = [*obstacles[text], *alone[text]] if stuck else []
+        names = stuck or alone[text]
+        shared.append(
+            SharedReason(printable(text), tuple(dict.fromkeys(filter(None, names))), tuple(dict.fromkeys(filter(None, places))))
         )
-    return found
+    return shared
 
 
 def groups_title(groups: Sequence[GroupResult], *, compressed: bool) -> str:
@@ -221,15 +228,3 @@ def listed(names: Iterable[str], most: int, width: int) -> str:
     names = list(names)
     shown = ", ".join(shortened(name, width) for name in names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
-
-
-def _parted(reason: str) -> tuple[str, str]:
-    place, separator, text = reason.partition(": ")
-    return (place, text) if separator and " " not in place else ("", reason)
-
-
-def _quiet(text: str) -> str:
-    for opening in _LOUD:
-        if text.startswith(opening):
-            return text.removeprefix(opening)
-    return text
