@@ -88,7 +88,7 @@ def rows(subject: Subject, calibration: Path | None) -> Iterator[str]:
             for way, counts in found.items():
                 accuracy, outputs = subject.judged(wanted.candidate(counts).content)
                 lost = np.square(outputs - reference).sum() / np.square(reference - reference.mean(0)).sum()
-                left = wanted.budget.point_of(counts, kind).share
+                left = wanted.budget.allocation_of(counts, kind).share
                 told.append(f"{way} {left:5.1%} {1 - lost:6.3f} {accuracy:6.2f} %")
             yield f"{subject.name:18} {'data' if calibration else 'no data':7} {kind}={share:<4} | " + " | ".join(told)
 
@@ -107,11 +107,11 @@ def _by_ratio(wanted: Search, kind: str, share: float, names: set[str]) -> Mappi
         return {group.name: kept_count(group, ratio) if group.name in names else group.size for group in wanted.groups}
 
     low, high = 0.0, 0.99
-    if wanted.budget.point_of(at(high), kind).share > share:
+    if wanted.budget.allocation_of(at(high), kind).share > share:
         return None
     for _ in range(BISECTIONS):
         middle = 0.5 * (low + high)
-        low, high = (low, middle) if wanted.budget.point_of(at(middle), kind).share <= share else (middle, high)
+        low, high = (low, middle) if wanted.budget.allocation_of(at(middle), kind).share <= share else (middle, high)
     return at(high)
 
 

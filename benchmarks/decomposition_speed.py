@@ -50,7 +50,7 @@ def main(channels: int = 512, weights: int = 4608) -> int:
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        vectorised = decompose(rows, kept, THRESHOLD).scaling
+        vectorised = decompose(rows, kept, THRESHOLD)
         seconds.append(time.perf_counter() - start)
     start = time.perf_counter()
     looped = loop_scaling(rows, kept)

@@ -65,7 +65,7 @@ def oracle(
     the kept ones (damped as the program does it), and their weights moved.
     """
     reference = folder / "matched.onnx"
-    reference.write_bytes(layer_statistics.statistics.matched.SerializeToString())
+    reference.write_bytes(layer_statistics.reference.matched.SerializeToString())
     fresh = analyse_model(reference)
     own = next(each for each in fresh.channels.groups if each.producers[0].key == group.producers[0].key)
     gone = np.setdiff1d(np.arange(group.size), kept)
@@ -82,7 +82,7 @@ def oracle(
 
 def mixed_by_hand(layer_statistics: LayerStatistics, fresh: AnalysedModel, link: Consumer, gone: np.ndarray) -> Replacement:
     """Each removed position of a reader's input regressed on all that stay, behind Flatten on those of its pixel."""
-    moments, channel_of = layer_statistics.statistics.moments[link.key], layer_statistics.statistics.layers[link.key].channel_of
+    moments, channel_of = layer_statistics.reference.covariances[link.key], layer_statistics.reference.layers[link.key].channel_of
     value = link.layer.stored_weight
     weight = link.layer.canonical(value).astype(np.float64)
     new, bias = weight.copy(), np.zeros(weight.shape[0] * weight.shape[1])
@@ -110,7 +110,7 @@ def solved_by_hand(layer_statistics: LayerStatistics, fresh: AnalysedModel, link
     kernel = link.layer.kernel_shape
     removed = link.positions[gone].reshape(-1)
     source, read = link.layer.node.outputs[0].name, link.layer.node.inputs[0].name
-    proto = layer_statistics.statistics.matched
+    proto = layer_statistics.reference.matched
     runs = [run(proto, feeds, (read, source))[-2:] for feeds in fitted_on(layer_statistics)]
     x, y = (np.concatenate([each[side] for each in runs]).astype(np.float64) for side in (0, 1))
     if kernel:
@@ -129,8 +129,8 @@ def solved_by_hand(layer_statistics: LayerStatistics, fresh: AnalysedModel, link
         solved = np.linalg.lstsq(samples - mean_x, targets - mean_y, rcond=1e-6)[0]
         new[g][:, stays] = solved.T.reshape(out, len(stays), positions)
         bias[rows] = mean_y - mean_x @ solved
-    layer = layer_statistics.statistics.layers[link.key]
-    old = old_bias(layer_statistics.engine.channels.flow, layer)
+    layer = layer_statistics.reference.layers[link.key]
+    old = old_bias(layer_statistics.context.channels.flow, layer)
     return Replacement(link.layer.stored(new / layer.alpha).astype(value.dtype), bias - old)
 
 
@@ -213,23 +213,23 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-def test_damage_of_mixing_is_that_of_the_rewritten_model(
+def test_loss_of_mixing_is_that_of_the_rewritten_model(
     model: Callable[[], onnx.ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What probes measure where solves would take too long."""
     monkeypatch.setattr("onnxmerge.pruning.trial_solves.AFFORDED", 0.0)
-    check_damage(written(model(), tmp_path), partial(oracle, by_hand=mixed_by_hand), tmp_path, 0.03)
+    check_loss(written(model(), tmp_path), partial(oracle, by_hand=mixed_by_hand), tmp_path, 0.03)
 
 
 SOLVED = ("conv-relu-conv", "gemm-relu-gemm-alpha-beta", "residual-two-blocks-bn", "concat-two-producers", "grouped-conv")
 
 
 @pytest.mark.parametrize("name", SOLVED)
-def test_damage_of_solves_is_that_of_the_rewritten_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_of_solves_is_that_of_the_rewritten_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxmerge.pruning.sensitivity._far_from_data", lambda layer_statistics: False)
     monkeypatch.setattr("onnxmerge.pruning.trial_solves.SAMPLES_PER_UNKNOWN", 1000)  # all inputs that are left
     source = written(built(TOPOLOGIES[name]), tmp_path)
-    check_damage(source, partial(oracle, by_hand=solved_by_hand), tmp_path, 0.1, count=12 * MOST_INPUTS)
+    check_loss(source, partial(oracle, by_hand=solved_by_hand), tmp_path, 0.1, count=12 * MOST_INPUTS)
 
 
 def test_solves_are_measured_on_inputs_that_they_have_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,7 @@ def test_solves_are_measured_on_inputs_that_they_have_not_seen(tmp_path: Path, m
     groups = selected(understanding, OPTIONS)[0]
     monkeypatch.setattr("onnxmerge.pruning.sensitivity._far_from_data", lambda layer_statistics: False)
     (last,) = [each for each in measure_sensitivities(layer_statistics, groups, 1, OPTIONS)["second"] if each.removed == 0.75]
-    assert last.damage > 0.02
+    assert last.loss > 0.02
 
 
 def test_one_batch_of_a_fixed_size_leaves_nothing_to_solve_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,12 +257,12 @@ def test_without_data_and_normalisation_nothing_is_solved(tmp_path: Path, monkey
     mixed = measure_sensitivities(layer_statistics, [group], 1, OPTIONS)[group.name]
     monkeypatch.setattr("onnxmerge.pruning.sensitivity._far_from_data", lambda _: False)
     solved = measure_sensitivities(layer_statistics, [group], 1, OPTIONS)[group.name]
-    assert all(one.damage < 0.9 * other.damage for one, other in zip(solved, mixed, strict=True))
+    assert all(one.loss < 0.9 * other.loss for one, other in zip(solved, mixed, strict=True))
     monkeypatch.setattr("onnxmerge.pruning.trial_solves.AFFORDED", 0.0)
     assert measure_sensitivities(layer_statistics, [group], 1, OPTIONS)[group.name] == mixed
 
 
-def check_damage(source: Path, expected: Callable[..., float], folder: Path, tolerance: float, count: int = MOST_INPUTS) -> None:
+def check_loss(source: Path, expected: Callable[..., float], folder: Path, tolerance: float, count: int = MOST_INPUTS) -> None:
     understanding, layer_statistics = studied(source, count=count)
     groups = selected(understanding, OPTIONS)[0]
     sensitivities = measure_sensitivities(layer_statistics, groups, 1, OPTIONS)
@@ -274,7 +274,7 @@ def check_damage(source: Path, expected: Callable[..., float], folder: Path, tol
         assert sensitivities[group.name]
         for found in sensitivities[group.name][-2:]:
             kept = kept_after(elimination, group.size, found.kept)
-            assert found.damage == pytest.approx(
+            assert found.loss == pytest.approx(
                 expected(layer_statistics, understanding, group, kept, folder), rel=tolerance, abs=1e-4
             )
 
@@ -286,17 +286,17 @@ def test_readers_that_share_a_weight_are_probed_as_they_are_treated(tmp_path: Pa
     for found in measure_sensitivities(layer_statistics, [group], 1, OPTIONS)[group.name]:
         made = decide(understanding, replace(OPTIONS, method="prune"), None, {group.name: found.kept})
         smaller = export(rewrite(understanding.channels, made.removals, made.replacements))
-        pairs = [(run(understanding.model.path, feeds), run(smaller, feeds)) for feeds in layer_statistics.engine.batches()]
+        pairs = [(run(understanding.model.path, feeds), run(smaller, feeds)) for feeds in layer_statistics.context.batches()]
         expected, reached = (np.concatenate([pair[side][0] for pair in pairs]).astype(np.float64) for side in (0, 1))
         lost = np.square(expected - reached).sum() / np.square(expected - expected.mean(0)).sum()
-        assert found.damage == pytest.approx(lost, rel=0.01)
+        assert found.loss == pytest.approx(lost, rel=0.01)
 
 
 def test_normalisation_is_that_of_the_inputs(tmp_path: Path) -> None:
     """On synthetic inputs every BatchNormalization of the probed model gives its stored mean and deviation, scale and bias."""
     _, layer_statistics = studied(written(built(TOPOLOGIES["conv-bn-relu"]), tmp_path))
     outputs = ("bn_a_y", "bn_b_y", "bn_out_y")
-    seen = [run(layer_statistics.statistics.matched, feeds, outputs)[1:] for feeds in layer_statistics.engine.batches()]
+    seen = [run(layer_statistics.reference.matched, feeds, outputs)[1:] for feeds in layer_statistics.context.batches()]
     stored_values = weights_of(built(TOPOLOGIES["conv-bn-relu"]))
     for number, name in enumerate(("bn_a", "bn_b", "bn_out")):
         values = np.concatenate([each[number] for each in seen]).astype(np.float64)
@@ -304,14 +304,14 @@ def test_normalisation_is_that_of_the_inputs(tmp_path: Path) -> None:
         np.testing.assert_allclose(values.std((0, 2, 3)), stored_values[f"{name}_scale"], rtol=1e-3)
 
 
-def test_more_removed_is_more_damage_and_probes_repeat(tmp_path: Path) -> None:
+def test_more_removed_is_more_loss_and_measurements_repeat(tmp_path: Path) -> None:
     understanding, layer_statistics = studied(written(built(TOPOLOGIES["residual-two-blocks"]), tmp_path))
     groups = selected(understanding, OPTIONS)[0]
     first = measure_sensitivities(layer_statistics, groups, 1, OPTIONS)
     assert first == measure_sensitivities(layer_statistics, groups, 1, OPTIONS)
     assert first == {name: measure_sensitivities(layer_statistics, groups[::-1], 1, OPTIONS)[name] for name in first}
-    damages = [[each.damage for each in sensitivities] for sensitivities in first.values()]
-    assert all(each == sorted(each) and each[0] > 0 for each in damages)
+    losses = [[each.loss for each in sensitivities] for sensitivities in first.values()]
+    assert all(each == sorted(each) and each[0] > 0 for each in losses)
 
 
 def test_fewer_inputs_for_dear_models(tmp_path: Path) -> None:
@@ -320,4 +320,4 @@ def test_fewer_inputs_for_dear_models(tmp_path: Path) -> None:
     groups = selected(understanding, OPTIONS)[0]
     dear, cheap = (measure_sensitivities(layer_statistics, groups, macs, OPTIONS)["conv_a"] for macs in (10**12, 1))
     assert [each.kept for each in dear] == [each.kept for each in cheap]
-    assert [each.damage for each in dear] != [each.damage for each in cheap]
+    assert [each.loss for each in dear] != [each.loss for each in cheap]

@@ -35,7 +35,7 @@ from onnxmerge.pruning.layer_statistics import layer_statistics_of
 from onnxmerge.pruning.plan import decide
 from onnxmerge.results import Compression
 from onnxmerge.statistics import reference_run as reference_module
-from onnxmerge.statistics.reference_run import Statistics, engine_of, observe_reference
+from onnxmerge.statistics.reference_run import ReferenceStatistics, collect_reference_statistics, run_context_of
 
 SAMPLES = 64
 FAST = {"samples": SAMPLES, "verify": False, "threads": 1}
@@ -284,12 +284,12 @@ NORMAL = [
 ]
 
 
-def observed(source: Path, options: Options) -> tuple[Statistics, Inputs]:
+def observed(source: Path, options: Options) -> tuple[ReferenceStatistics, Inputs]:
     """The first walk over synthetic inputs."""
     understanding = analyse_model(source)
     inputs = inputs_for(open_session(source, optimise=False, threads=1), understanding.shapes, replace(options, calibration=None))
-    engine = engine_of(understanding, inputs, options, lambda stage, share: None)
-    return observe_reference(engine), inputs
+    context = run_context_of(understanding, inputs, options, lambda stage, share: None)
+    return collect_reference_statistics(context), inputs
 
 
 @pytest.mark.parametrize("name", NORMAL)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from onnxmerge import Options, compress
-from onnxmerge.algorithms.moments import Moments, pooled
+from onnxmerge.algorithms.moments import MomentSums, pooled_covariance
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
@@ -16,7 +16,7 @@ from onnxmerge.pipeline import builder as attempts_module
 from onnxmerge.pipeline.progress import overall
 from onnxmerge.pruning.layer_statistics import layer_statistics_of
 from onnxmerge.statistics import sharding as shards_module
-from onnxmerge.statistics.sharding import sharded_moments
+from onnxmerge.statistics.sharding import sharded_covariances
 
 MODEL = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
 QUIET = overall(None, {})
@@ -40,8 +40,8 @@ def test_parts_pool_to_the_whole():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(90, 5)) @ rng.normal(size=(5, 5)) + 3.0, rng.normal(size=(90, 2)) - 7.0
     bounds = [(0, 17), (17, 60), (60, 90)]
-    found = pooled([b - a for a, b in bounds], [Moments.of(x[a:b], y[a:b]).covariance() for a, b in bounds])
-    whole = Moments.of(x, y).covariance()
+    found = pooled_covariance([b - a for a, b in bounds], [MomentSums.of(x[a:b], y[a:b]).covariance() for a, b in bounds])
+    whole = MomentSums.of(x, y).covariance()
     for name in ("mean_x", "mean_y", "xx", "xy", "variance_y"):
         np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-9, atol=1e-12)
 
@@ -51,8 +51,8 @@ def test_shards_give_the_moments_of_the_whole(calibration):
     analysed = analyse_model(MODEL)
     inputs = inputs_for(open_session(MODEL, optimise=True), analysed.shapes, options)
     inputs = inputs.chosen(np.arange(7, 140), "some")  # as after a part was held back
-    whole = layer_statistics_of(analysed, inputs, options, QUIET).statistics.moments
-    found = sharded_moments(MODEL, options, inputs, QUIET, None)
+    whole = layer_statistics_of(analysed, inputs, options, QUIET).reference.covariances
+    found = sharded_covariances(MODEL, options, inputs, QUIET, None)
     assert found.keys() == whole.keys()
     for key, moments in whole.items():
         np.testing.assert_allclose(found[key].xx, moments.xx, rtol=1e-4, atol=1e-5)
@@ -67,6 +67,6 @@ def test_the_bytes_do_not_depend_on_the_executor(calibration, tmp_path):
         made.append((tmp_path / name).read_bytes())
     with processes(1) as workers:
         inputs = inputs_for(open_session(MODEL, optimise=True), analyse_model(MODEL).shapes, options)
-        apart, here = (sharded_moments(MODEL, options, inputs, QUIET, executor) for executor in (workers, None))
+        apart, here = (sharded_covariances(MODEL, options, inputs, QUIET, executor) for executor in (workers, None))
     assert made[0] == made[1]
     assert all((apart[key].xx == moments.xx).all() for key, moments in here.items())

@@ -12,7 +12,7 @@ from onnxmerge.cli import app as cli
 from onnxmerge.errors import OptionError
 from onnxmerge.options import DEFAULT_FIDELITY
 from onnxmerge.pipeline.search import RUIN, _Bracket
-from onnxmerge.pruning.budget import Point
+from onnxmerge.pruning.budget import Allocation
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MLP = MODELS / "digits-mlp.onnx"
@@ -40,7 +40,7 @@ def test_nothing_is_chosen_to_shrink(tmp_path, asked):
 
 
 def test_outputs_that_are_not_finite_are_a_loss():
-    bracket = _Bracket([Point({}, 0.1 * i, 1.0 / (i + 1)) for i in range(6)], 0.1)
+    bracket = _Bracket([Allocation({}, 0.1 * i, 1.0 / (i + 1)) for i in range(6)], 0.1)
     for at, lost in ((1, np.inf), (2, np.nan), (3, np.inf)):
         assert not bracket.measured(at, lost)
         assert bracket.losses[at] == RUIN

@@ -13,13 +13,13 @@ from onnx import helper, numpy_helper
 from running import analysed, built, run
 from topologies import TOPOLOGIES
 
-from onnxmerge.algorithms.moments import Moments
+from onnxmerge.algorithms.moments import MomentSums
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.layers import Layer
-from onnxmerge.statistics import moments as sums_module
+from onnxmerge.statistics import consumer_moments as sums_module
 from onnxmerge.statistics import unfold as gram_module
-from onnxmerge.statistics.moments import Samples, channel_moments, solve_moments
-from onnxmerge.statistics.unfold import Network, outputs_of, patches_of, products, rows_of, thinning, window_of
+from onnxmerge.statistics.consumer_moments import SampleCache, channel_covariance, consumer_moment_sums
+from onnxmerge.statistics.unfold import GraphBuilder, outputs_of, patches_of, rows_of, sums_of_products, thinning, window_of
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def test_patches_and_outputs_are_what_the_convolution_reads_and_writes(case: Cas
     x, weight, bias, y = convolution(case)
     thin = case.thin or (1,) * len(case.extents)
     window = window_of(case.attributes, x.shape, case.kernel, y.shape)
-    net = Network()
+    net = GraphBuilder()
     patches = patches_of(net, "x", window, case.groups, INSIDE, thin)
     outputs = outputs_of(net, "y", window, case.groups, OUT, thin)
     found = net.session({"x": x, "y": y}, {"patches": patches, "outputs": outputs}, None).run({"x": x, "y": y})
@@ -129,7 +129,7 @@ def test_patches_and_outputs_are_what_the_convolution_reads_and_writes(case: Cas
 )
 def test_rows_put_one_axis_last(shape: tuple[int, ...], axis: int) -> None:
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    net = Network()
+    net = GraphBuilder()
     found = net.session({"x": x}, {"rows": rows_of(net, "x", axis, x.ndim)}, None).run({"x": x})["rows"]
     np.testing.assert_array_equal(found, np.moveaxis(x, axis, -1).reshape(1, -1, shape[axis]))
 
@@ -138,11 +138,11 @@ def test_rows_put_one_axis_last(shape: tuple[int, ...], axis: int) -> None:
 def test_sums_are_sums(inputs_too: bool) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(3, 50, 4)).astype(np.float32), rng.normal(size=(3, 50, 2)).astype(np.float32)
-    found = products({"inputs": x, "outputs": y}, inputs_too)
+    found = sums_of_products({"inputs": x, "outputs": y}, inputs_too)
     assert ("xx" in found) == inputs_too
     assert tuple(found.pop("shape")) == x.shape
     for group in range(3):
-        expected = Moments.of(x[group], y[group])
+        expected = MomentSums.of(x[group], y[group])
         for name, value in found.items():
             np.testing.assert_allclose(value[group], getattr(expected, name), rtol=1e-4, atol=1e-4)
 
@@ -151,7 +151,7 @@ def test_sums_are_sums(inputs_too: bool) -> None:
 Rows = Callable[[np.ndarray], np.ndarray]
 LAST, FIRST = (lambda t: t.reshape(-1, t.shape[-1])), (lambda t: t.T)
 MIDDLE: Rows = lambda t: np.concatenate([one.T for one in t])  # noqa: E731
-DENSE: dict[tuple[str, str], tuple[Rows, Samples]] = {
+DENSE: dict[tuple[str, str], tuple[Rows, SampleCache]] = {
     ("gemm-relu-gemm-transb0", "fc_b"): (LAST, LAST),
     ("gemm-relu-gemm-transb0", "out"): (LAST, LAST),
     ("gemm-relu-gemm-transb1", "fc_b"): (LAST, LAST),
@@ -238,8 +238,8 @@ def kept_of(layer: Layer) -> np.ndarray:
     return np.stack([rng.permutation(count) < max(1, count // 2) for _ in range(layer.groups)])
 
 
-def assert_moments(found: Moments, x: np.ndarray, y: np.ndarray, scale: float = 1e-5) -> None:
-    expected = Moments.of(x, y)
+def assert_moments(found: MomentSums, x: np.ndarray, y: np.ndarray, scale: float = 1e-5) -> None:
+    expected = MomentSums.of(x, y)
     assert found.count == expected.count
     for part in ("sum_x", "sum_y", "xx", "xy", "yy"):
         one, other = getattr(found, part), getattr(expected, part)
@@ -261,7 +261,7 @@ def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consume
     tolerance = 2e-2 if name == "float16" else 1e-4
     np.testing.assert_allclose(offset, np.broadcast_to(offset[:, :1], offset.shape), atol=tolerance)
     kept = kept_of(at.layer)
-    found = solve_moments(at.walk, at.layer, kept, at.targets.__getitem__, None, Samples(), None)
+    found = consumer_moment_sums(at.walk, at.layer, kept, at.targets.__getitem__, None, SampleCache(), None)
     for group, moments in enumerate(found):
         x = at.x[group][:, places(at, kept, group)]
         assert_moments(moments, x, at.y[group], 1e-3 if name == "float16" else 1e-5)
@@ -270,17 +270,17 @@ def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consume
 @pytest.mark.parametrize(("name", "consumer"), READERS)
 def test_channel_moments_pool_all_places_of_a_channel(name: str, consumer: str, tmp_path: Path) -> None:
     at = standing(name, consumer, tmp_path)
-    found = channel_moments(at.walk, at.layer, None)
+    found = channel_covariance(at.walk, at.layer, None)
     source = [np.asarray(at.walk.tensor(number, at.layer.source), np.float64) for number in range(at.walk.count)]
     axis = {LAST: -1, FIRST: 0, MIDDLE: 1}[DENSE[name, consumer][0]] if (name, consumer) in DENSE else 1
     rows = np.concatenate([np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in source])
     ids = at.layer.in_ids.reshape(-1)
     owners = at.layer.channel_of
     samples = [np.stack([rows[:, place] for place in np.flatnonzero(owners == owner)]) for owner in range(owners.max() + 1)]
-    pooled = np.stack([each.reshape(-1) for each in samples], 1)
+    pooled_covariance = np.stack([each.reshape(-1) for each in samples], 1)
     assert all(len(set(ids[owners == owner])) == 1 for owner in range(owners.max() + 1))
-    np.testing.assert_allclose(found.mean_x, pooled.mean(0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.xx, np.cov(pooled.T, bias=True), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.mean_x, pooled_covariance.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.xx, np.cov(pooled_covariance.T, bias=True), rtol=1e-4, atol=1e-6)
 
 
 def test_places_of_a_channel_that_flatten_apart_are_pooled(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_moments_far_from_zero_keep_their_digits(tmp_path: Path) -> None:
     for number in range(2):
         at.walk.store.put(number, at.layer.source, np.asarray(at.walk.tensor(number, at.layer.source)) + np.float32(100))
     source = np.concatenate([at.walk.tensor(number, at.layer.source) for number in range(2)]).astype(np.float64)
-    found = channel_moments(at.walk, at.layer, None)
+    found = channel_covariance(at.walk, at.layer, None)
     np.testing.assert_allclose(found.xx, np.cov(np.moveaxis(source, 1, 0).reshape(8, -1), bias=True), rtol=1e-3, atol=1e-5)
 
 
@@ -309,17 +309,17 @@ def test_shards_add_up_to_the_whole(name: str, consumer: str, tmp_path: Path, mo
     """Batches of other sizes, and batches in pieces, give the same moments."""
     whole = standing(name, consumer, tmp_path, (7,))
     kept = kept_of(whole.layer)
-    expected = solve_moments(whole.walk, whole.layer, kept, whole.targets.__getitem__, None, Samples(), None)
-    channels = channel_moments(whole.walk, whole.layer, None)
+    expected = consumer_moment_sums(whole.walk, whole.layer, kept, whole.targets.__getitem__, None, SampleCache(), None)
+    channels = channel_covariance(whole.walk, whole.layer, None)
     for budget in (1 << 28, 1):
         monkeypatch.setattr(sums_module, "BATCH_BYTES", budget)
         parts = standing(name, consumer, tmp_path, (1, 4, 2))
-        found = solve_moments(parts.walk, parts.layer, kept, parts.targets.__getitem__, None, Samples(), None)
+        found = consumer_moment_sums(parts.walk, parts.layer, kept, parts.targets.__getitem__, None, SampleCache(), None)
         for one, other in zip(found, expected, strict=True):
             assert one.count == other.count
             for part in ("sum_x", "sum_y", "xx", "xy", "yy"):
                 np.testing.assert_allclose(getattr(one, part), getattr(other, part), rtol=1e-5, atol=1e-4)
-        np.testing.assert_allclose(channel_moments(parts.walk, parts.layer, None).xx, channels.xx, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(channel_covariance(parts.walk, parts.layer, None).xx, channels.xx, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 1 << 29], ids=["samples-taken-anew", "samples-kept"])
@@ -330,11 +330,11 @@ def test_other_targets_reuse_the_sums_over_the_inputs(
     monkeypatch.setattr(sums_module, "SAMPLE_BYTES", kept_bytes)
     at = standing(name, consumer, tmp_path)
     kept = kept_of(at.layer)
-    samples = Samples()
-    first = solve_moments(at.walk, at.layer, kept, at.targets.__getitem__, None, samples, None)
+    samples = SampleCache()
+    first = consumer_moment_sums(at.walk, at.layer, kept, at.targets.__getitem__, None, samples, None)
     assert bool(samples.parts) == bool(kept_bytes)
     others = [2 * target + 1 for target in at.targets]
-    again = solve_moments(at.walk, at.layer, kept, others.__getitem__, first, samples, None)
+    again = consumer_moment_sums(at.walk, at.layer, kept, others.__getitem__, first, samples, None)
     for group, moments in enumerate(again):
         assert_moments(moments, at.x[group][:, places(at, kept, group)], 2 * at.y[group] + 1)
 
@@ -345,7 +345,7 @@ def test_many_samples_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(gram_module, "SAMPLES_PER_UNKNOWN", 1)
     at = standing("resize-scales", "out", tmp_path, thin=(3, 3))
     kept = kept_of(at.layer)
-    (found,) = solve_moments(at.walk, at.layer, kept, at.targets.__getitem__, None, Samples(), None)
+    (found,) = consumer_moment_sums(at.walk, at.layer, kept, at.targets.__getitem__, None, SampleCache(), None)
     assert found.count == 7 * 6 * 6
     assert_moments(found, at.x[0][:, places(at, kept, 0)], at.y[0])
 

@@ -1,13 +1,14 @@
-"""How a budget is spent: kept counts of all groups at once, with the least damage that a cost allows.
+"""How a budget is spent: kept counts of all groups at once, with the least loss that a cost allows.
 
-The damage of a group, as a function of the channels it keeps, is what the model's output loses with that group alone; damages
+The loss of a group, as a function of the channels it keeps, is what the model's output loses with that group alone; losses
 add. Parameters and MACs are bilinear in the counts, sum over layers of weight * rows(k) * columns(k), because a layer shrinks
 with the group that it writes and with those that it reads. Minimise
 
-    sum over groups of damage_g(k_g)  +  price * cost(k)
+    sum over groups of loss_g(k_g)  +  multiplier * cost(k)
 
-by coordinate descent, each step exact over all counts of a group, for prices between which bisection finds the one that meets the
-budget (Everett, "Generalized Lagrange Multiplier Method", 1963). What is left goes where a step saves most; pairs follow.
+by coordinate descent, each step exact over all counts of a group, for Lagrange multipliers between which bisection finds
+the one that meets the budget (Everett, "Generalized Lagrange Multiplier Method", 1963).
+What is left goes where a step saves most; pairs follow.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TINY = 1e-12
 EXCHANGES = 4_000  # counts times groups, up to which pairs of groups are tried as well: below a second
 
 SATURATED = 0.5
-"""A damage from which on an output is closer to noise than to what it was."""
+"""A loss from which on an output is closer to noise than to what it was."""
 
 
 @dataclass(frozen=True)
@@ -80,22 +81,22 @@ class Cost:
 
 @dataclass(frozen=True)
 class Curve:
-    """One group: counts (c,) that it may keep, ascending, and the damage (c,) of each, not rising."""
+    """One group: counts (c,) that it may keep, ascending, and the loss (c,) of each, not rising."""
 
     counts: Integers
-    damage: Floats
+    loss: Floats
 
 
-def damage_curve(errors: ArrayLike, probed_errors: ArrayLike, probed_damage: ArrayLike) -> Floats:
-    """(c,) damage for errors (c,) of the elimination, through probes (p,) of both, ascending.
+def loss_curve(errors: ArrayLike, measured_errors: ArrayLike, measured_losses: ArrayLike) -> Floats:
+    """(c,) loss for errors (c,) of the elimination, through probes (p,) of both, ascending.
 
-    Between probes the damage is a power of the error, elsewhere proportional to it. An output that is as bad as a constant cannot
-    get much worse, which must not make further removals look free: behind the last probe that lost less than SATURATED the damage
+    Between probes the loss is a power of the error, elsewhere proportional to it. An output that is as bad as a constant cannot
+    get much worse, which must not make further removals look free: behind the last probe that lost less than SATURATED the loss
     grows at least in proportion to the error.
     """
     error = np.asarray(errors, np.float64)
-    points = np.maximum(np.asarray(probed_errors, np.float64), TINY)
-    values = np.maximum.accumulate(np.maximum(np.asarray(probed_damage, np.float64), TINY))
+    points = np.maximum(np.asarray(measured_errors, np.float64), TINY)
+    values = np.maximum.accumulate(np.maximum(np.asarray(measured_losses, np.float64), TINY))
     if not len(points):
         return error.copy()
     x, px, py = np.log(np.maximum(error, TINY)), np.log(points), np.log(values)
@@ -108,7 +109,7 @@ def damage_curve(errors: ArrayLike, probed_errors: ArrayLike, probed_damage: Arr
 
 
 def allocate(curves: Sequence[Curve], cost: Cost, budget: float) -> Integers:
-    """(groups,) kept counts of least summed damage with cost at most `budget`; the smallest counts where nothing fits it."""
+    """(groups,) kept counts of least summed loss with cost at most `budget`; the smallest counts where nothing fits it."""
     least = np.array([curve.counts[0] for curve in curves], np.int64)
     most = np.array([curve.counts[-1] for curve in curves], np.int64)
     if cost.total(most) <= budget:
@@ -124,31 +125,31 @@ def allocate(curves: Sequence[Curve], cost: Cost, budget: float) -> Integers:
             break
         fitting = _descended(curves, cost, high, fitting)
     for _ in range(BISECTIONS):
-        price = np.sqrt(low * high) if low > 0.0 else 0.25 * high
-        found = _descended(curves, cost, price, most)
+        multiplier = np.sqrt(low * high) if low > 0.0 else 0.25 * high
+        found = _descended(curves, cost, multiplier, most)
         if cost.total(found) <= budget:
-            high, fitting = price, found
+            high, fitting = multiplier, found
         else:
-            low, above = price, found
+            low, above = multiplier, found
     both = [_filled(curves, cost, budget, start) for start in (fitting, _lowered(curves, cost, budget, above))]
-    best = min(both, key=lambda counts: spent(curves, counts))
+    best = min(both, key=lambda counts: total_loss(curves, counts))
     pairs = len(curves) * sum(len(curve.counts) for curve in curves)
     return best if pairs > EXCHANGES else _exchanged(curves, cost, budget, best)
 
 
-def spent(curves: Sequence[Curve], counts: ArrayLike) -> float:
-    """The summed damage of kept counts (groups,)."""
+def total_loss(curves: Sequence[Curve], counts: ArrayLike) -> float:
+    """The summed loss of kept counts (groups,)."""
     chosen = zip(curves, np.asarray(counts), strict=True)
-    return float(sum(curve.damage[int(np.searchsorted(curve.counts, count))] for curve, count in chosen))
+    return float(sum(curve.loss[int(np.searchsorted(curve.counts, count))] for curve, count in chosen))
 
 
-def _descended(curves: Sequence[Curve], cost: Cost, price: float, start: Integers) -> Integers:
-    """Coordinate descent on damage + price * cost."""
+def _descended(curves: Sequence[Curve], cost: Cost, multiplier: float, start: Integers) -> Integers:
+    """Coordinate descent on loss + multiplier * cost."""
     counts = start.copy()
     for _ in range(SWEEPS):
         before = counts.copy()
         for group, curve in enumerate(curves):
-            total = curve.damage + price * cost.along(counts, group, curve.counts)
+            total = curve.loss + multiplier * cost.along(counts, group, curve.counts)
             counts[group] = curve.counts[int(np.argmin(total))]
         if (counts == before).all():
             break
@@ -156,7 +157,7 @@ def _descended(curves: Sequence[Curve], cost: Cost, price: float, start: Integer
 
 
 def _lowered(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integers) -> Integers:
-    """Fewer channels until the budget is met: again and again the smaller count that does least damage for what it saves."""
+    """Fewer channels until the budget is met: again and again the smaller count that does least loss for what it saves."""
     counts = counts.copy()
     while cost.total(counts) > budget:
         best, step = np.inf, None
@@ -164,12 +165,12 @@ def _lowered(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integer
             here = int(np.searchsorted(curve.counts, counts[group]))
             if here == 0:
                 continue
-            prices = cost.along(counts, group, curve.counts)
-            saved = np.maximum(prices[here] - prices[:here], TINY)
-            loss = (curve.damage[:here] - curve.damage[here]) / saved
-            at = here - 1 - int(np.argmin(loss[::-1]))
-            if loss[at] < best:
-                best, step = float(loss[at]), (group, curve.counts[at])
+            multipliers = cost.along(counts, group, curve.counts)
+            saved = np.maximum(multipliers[here] - multipliers[:here], TINY)
+            increase = (curve.loss[:here] - curve.loss[here]) / saved
+            at = here - 1 - int(np.argmin(increase[::-1]))
+            if increase[at] < best:
+                best, step = float(increase[at]), (group, curve.counts[at])
         if step is None:
             break
         counts[step[0]] = step[1]
@@ -177,7 +178,7 @@ def _lowered(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integer
 
 
 def _filled(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integers) -> Integers:
-    """Spend what is left: again and again the larger count that saves most damage for its cost and still fits."""
+    """Spend what is left: again and again the larger count that saves most loss for its cost and still fits."""
     counts = counts.copy()
     while True:
         left, best, step = budget - cost.total(counts), -1.0, None
@@ -185,9 +186,9 @@ def _filled(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integers
             here = int(np.searchsorted(curve.counts, counts[group]))
             if here + 1 == len(curve.counts):
                 continue
-            prices = cost.along(counts, group, curve.counts)
-            dearer = prices[here + 1 :] - prices[here]
-            gain = (curve.damage[here] - curve.damage[here + 1 :]) / np.maximum(dearer, TINY)
+            multipliers = cost.along(counts, group, curve.counts)
+            dearer = multipliers[here + 1 :] - multipliers[here]
+            gain = (curve.loss[here] - curve.loss[here + 1 :]) / np.maximum(dearer, TINY)
             gain = np.where(dearer <= left, gain, -1.0)
             at = int(np.argmax(gain))
             if gain[at] > best:
@@ -198,49 +199,49 @@ def _filled(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integers
 
 
 def _exchanged(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integers) -> Integers:
-    """Every two groups at the best of all their counts that fit, again and again: where steps are few prices miss some."""
+    """Every two groups at the best of all their counts that fit, again and again: where steps are few multipliers miss some."""
     counts = counts.copy()
     for _ in range(SWEEPS):
-        before = spent(curves, counts)
+        before = total_loss(curves, counts)
         for one, other in permutations(range(len(curves)), 2):
-            best, step = spent(curves, counts), counts
+            best, step = total_loss(curves, counts), counts
             for count in curves[one].counts:
                 tried = counts.copy()
                 tried[one] = count
                 left = budget - cost.total(tried)
-                prices = cost.along(tried, other, curves[other].counts)
-                fitting = prices - prices[int(np.searchsorted(curves[other].counts, counts[other]))] <= left
-                if fitting.any():  # damage does not rise with the count
+                multipliers = cost.along(tried, other, curves[other].counts)
+                fitting = multipliers - multipliers[int(np.searchsorted(curves[other].counts, counts[other]))] <= left
+                if fitting.any():  # loss does not rise with the count
                     tried[other] = curves[other].counts[np.flatnonzero(fitting)[-1]]
-                    if (damage := spent(curves, tried)) < best:
-                        best, step = damage, tried
+                    if (loss := total_loss(curves, tried)) < best:
+                        best, step = loss, tried
             counts = step
-        if spent(curves, counts) >= before:
+        if total_loss(curves, counts) >= before:
             break
     return counts
 
 
-def frontier(curves: Sequence[Curve], cost: Cost, prices: int = 160) -> list[Integers]:
-    """Kept counts (groups,) for rising prices without repeats, the smallest cost first, all counts last: the lower hull."""
+def pareto_front(curves: Sequence[Curve], cost: Cost, multipliers: int = 160) -> list[Integers]:
+    """Kept counts (groups,) for rising multipliers without repeats, the smallest cost first, all counts last: the lower hull."""
     most = np.array([curve.counts[-1] for curve in curves], np.int64)
     least = np.array([curve.counts[0] for curve in curves], np.int64)
     found = {tuple(counts.tolist()): counts for counts in (most, least)}
     scale = 1.0 / max(cost.total(most), TINY)
     counts = most
-    for price in scale * np.geomspace(1e-6, 1e4, prices):
-        counts = _descended(curves, cost, price, counts)
+    for multiplier in scale * np.geomspace(1e-6, 1e4, multipliers):
+        counts = _descended(curves, cost, multiplier, counts)
         found.setdefault(tuple(counts.tolist()), counts)
     best: list[Integers] = []
-    least_damage = np.inf
-    for counts in sorted(found.values(), key=lambda each: (cost.total(each), spent(curves, each))):
-        damage = spent(curves, counts)
-        if damage < least_damage or (counts == most).all():
+    least_loss = np.inf
+    for counts in sorted(found.values(), key=lambda each: (cost.total(each), total_loss(curves, each))):
+        loss = total_loss(curves, counts)
+        if loss < least_loss or (counts == most).all():
             best.append(counts)
-            least_damage = damage
+            least_loss = loss
     return best
 
 
-def joined(costs: Sequence[Cost]) -> Cost:
+def mean_cost(costs: Sequence[Cost]) -> Cost:
     """The mean of several costs of the same groups."""
     return Cost(
         np.concatenate([cost.weight for cost in costs]) / len(costs),

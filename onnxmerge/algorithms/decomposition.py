@@ -7,8 +7,6 @@ Source: Kim, Kim, Park, Jeon, "Neuron Merging: Compensating for Pruned Neurons",
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,22 +23,7 @@ _NORMAL_GRID = np.linspace(-8.0, 8.0, 321)
 _NORMAL_WEIGHTS = np.exp(-0.5 * _NORMAL_GRID**2) / np.exp(-0.5 * _NORMAL_GRID**2).sum()
 
 
-@dataclass(frozen=True)
-class Decomposition:
-    """rows ~ scaling @ rows[kept].
-
-    scaling (n, k): columns in the order of `kept`. kept (k,): channel indices. partner (n,): the kept channel that each channel
-    became (a kept one is its own), -1 where it was dropped. similarity (n,): cosine similarity of each channel's row to the
-    chosen kept one, also where that was too low to merge; 1 for kept channels, 0 where there was nothing to compare.
-    """
-
-    scaling: Floats
-    kept: Indices
-    partner: Indices
-    similarity: Floats
-
-
-def decompose(rows: NDArray[np.floating], kept: NDArray[np.integer], threshold: float) -> Decomposition:
+def decompose(rows: NDArray[np.floating], kept: NDArray[np.integer], threshold: float) -> Floats:
     """Merge every removed row into the kept one with the highest cosine similarity, scaled by the ratio of their norms.
 
     rows (n, d): weights of Gemm, or of Conv without BatchNormalization, the bias as one more column; several producers side by
@@ -63,7 +46,7 @@ def decompose_affine(
     threshold: float,
     cosine_weight: float,
     moments: tuple[NDArray[np.floating], NDArray[np.floating]] | None = None,
-) -> Decomposition:
+) -> Floats:
     """Merge channels y_i = a_i (W_i x) + t_i: Conv, then BatchNormalization or any per-channel affine.
 
     rows W (n, d); scale a (n,) = gamma / std; offset t (n,) = beta + a (bias - mean); kept (k,). With the affine rows
@@ -172,17 +155,14 @@ def _damped(scales: Floats, cosines: Floats, means: Floats, removed: Indices, ke
 
 def _merge(
     channels: int, removed: Indices, kept: Indices, choice: Indices, cosines: Floats, scales: Floats, threshold: float
-) -> Decomposition:
+) -> Floats:
     """Write Z: identity for kept, the scale for removed channels that are similar enough, zero for the others.
 
     choice (r,): the column of each removed channel's candidate in cosines and scales (r, k).
     """
-    similarity, partner, scaling = np.ones(channels), np.full(channels, -1, dtype=np.int64), np.zeros((channels, kept.size))
+    scaling = np.zeros((channels, kept.size))
     chosen = cosines[np.arange(removed.size), choice]
     merged = np.flatnonzero((chosen > 0.0) & (chosen >= threshold - _ROUNDING))
     scaling[kept, np.arange(kept.size)] = 1.0
     scaling[removed[merged], choice[merged]] = scales[merged, choice[merged]]
-    partner[kept] = kept
-    partner[removed[merged]] = kept[choice[merged]]
-    similarity[removed] = chosen
-    return Decomposition(scaling, kept, partner, similarity)
+    return scaling

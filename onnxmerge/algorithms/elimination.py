@@ -46,7 +46,7 @@ class Elimination:
     cost: Floats
 
 
-class _Consumer:
+class _ConsumerState:
     """P = inverse(correlation + damping) and M = W^T W of one consumer, with pending rank-one downdates."""
 
     def __init__(self, covariance: Floats, weights: Floats, damping: float) -> None:
@@ -105,7 +105,7 @@ def eliminate(
     output variance, so none dominates. removable: (n,) bool, all by default. cells: (n,) integers; of each cell the same number
     goes, so order is balanced at every multiple of the number of cells and ends where a cell has none left. O(n^3) a consumer.
     """
-    states = [_Consumer(np.asarray(c, np.float64), np.asarray(w, np.float64), damping) for c, w in consumers]
+    states = [_ConsumerState(np.asarray(c, np.float64), np.asarray(w, np.float64), damping) for c, w in consumers]
     n = len(states[0].precision)
     allowed = np.ones(n, bool) if removable is None else np.array(removable, bool)
     turns = _Turns(allowed, np.zeros(n, np.int64) if conv_groups is None else np.asarray(conv_groups))

@@ -5,7 +5,7 @@ For a consumer y = W x of which only the inputs s stay, the new weight and bias 
     E|y - V s - b|^2 + ridge * mean(diag A) * |V - V0|^2,   A = cov(s),   V0 the prior
 
 so V = V0 + (A + ridge mean(diag A) I)^-1 (cov(s, y) - A V0^T), b = mean(y) - V mean(s); then every row of V is scaled by
-(std(y) / std(V s))^repair, because least squares shrinks what it cannot explain, and the shrinkage adds up over the layers.
+(std(y) / std(V s))^correction_exponent, because least squares shrinks what it cannot explain, and that adds up over layers.
 The prior is the channel mixing x ~ Z s + c, fitted on the channels alone. s are the unfolded patches of the compressed
 prefix and y the outputs of the reference, so that later layers repair what earlier ones lost (compare He, Zhang, Sun,
 "Channel Pruning for Accelerating Very Deep Neural Networks", 2017).
@@ -13,12 +13,10 @@ prefix and y the outputs of the reference, so that later layers repair what earl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from onnxmerge.algorithms.moments import Covariance, Moments
+from onnxmerge.algorithms.moments import MomentSums
 
 Floats = NDArray[np.float64]
 
@@ -37,10 +35,10 @@ RIDGES = 10.0 ** np.arange(7)
 MIXING_RIDGE = 1e-3
 """The same for the channel mixing, towards zero."""
 
-REPAIR = 0.5
-"""Exponent of the standard-deviation repair; 0 leaves the least squares as they are."""
+CORRECTION_EXPONENT = 0.5
+"""Exponent of the variance correction; 0 leaves the least squares as they are."""
 
-REPAIR_LIMIT = 2.0
+CORRECTION_LIMIT = 2.0
 """A row is never scaled by more than this, nor by less than its inverse."""
 
 LARGEST_SYSTEM = 6144
@@ -51,22 +49,6 @@ DEAD = 1e-12
 
 LEAST_SCALE = 1e-3
 """A BatchNormalization scale below this cannot be aimed through."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How well the consumer is reproduced, as shares of the summed variance of its outputs.
-
-    error_prior: with the prior and its best bias; error_solved: after the least squares; error: as returned, after the repair.
-    samples_per_unknown: below about 5 the errors are too good to be true. scale_lowest, scale_highest: of the repair.
-    """
-
-    error_prior: float
-    error_solved: float
-    error: float
-    samples_per_unknown: float
-    scale_lowest: float
-    scale_highest: float
 
 
 def mixing(covariance: ArrayLike, mean: ArrayLike, kept: ArrayLike, ridge: float = MIXING_RIDGE) -> tuple[Floats, Floats]:
@@ -82,9 +64,13 @@ def mixing(covariance: ArrayLike, mean: ArrayLike, kept: ArrayLike, ridge: float
 
 
 def solve(
-    moments: Moments, prior: ArrayLike, ridge: float = RIDGE, repair: float = REPAIR, independent: bool = True
-) -> tuple[Floats, Floats, Outcome]:
-    """Weight (o, d), bias (o,) and how good they are: the weighted least squares of the module's head.
+    moments: MomentSums,
+    prior: ArrayLike,
+    ridge: float = RIDGE,
+    correction_exponent: float = CORRECTION_EXPONENT,
+    independent: bool = True,
+) -> tuple[Floats, Floats]:
+    """Weight (o, d) and bias (o,): the weighted least squares of the module's head.
 
     moments: x are the kept (patch) inputs, y the outputs wanted, the reference's own bias included if it has one.
     prior: (o, d), see `mixed_weight`. Constant inputs keep their prior weight. ridge: the least; with few samples an unknown it
@@ -99,17 +85,9 @@ def solve(
     elif moments.count < FEW_SAMPLES * unknowns:
         ridge = _cross_validated(covariance.xx, gradient, float(covariance.residual(start).sum()), moments.count, ridge)
     weight = start + _solve_ridge(covariance.xx, gradient, ridge).T
-    scale = repair_scale(covariance.variance_y, covariance.explained(weight), repair)
-    repaired = weight * scale[:, None]
-    outcome = Outcome(
-        error_prior=_share(covariance, start),
-        error_solved=_share(covariance, weight),
-        error=_share(covariance, repaired),
-        samples_per_unknown=moments.count / max(len(covariance.xx), 1),
-        scale_lowest=float(scale.min(initial=1.0)),
-        scale_highest=float(scale.max(initial=1.0)),
-    )
-    return repaired, covariance.mean_y - repaired @ covariance.mean_x, outcome
+    scale = variance_correction(covariance.variance_y, covariance.explained(weight), correction_exponent)
+    corrected = weight * scale[:, None]
+    return corrected, covariance.mean_y - corrected @ covariance.mean_x
 
 
 def mixed_weight(weight: ArrayLike, mixed: ArrayLike) -> Floats:
@@ -117,15 +95,15 @@ def mixed_weight(weight: ArrayLike, mixed: ArrayLike) -> Floats:
     return np.moveaxis(np.tensordot(np.asarray(weight, np.float64), np.asarray(mixed, np.float64), (1, 0)), -1, 1)
 
 
-def repair_scale(wanted: ArrayLike, reached: ArrayLike, repair: float = REPAIR) -> Floats:
-    """(o,) factor that takes variances towards the wanted: (wanted / reached)^(repair / 2), limited; 1 where either is zero."""
+def variance_correction(wanted: ArrayLike, reached: ArrayLike, correction_exponent: float = CORRECTION_EXPONENT) -> Floats:
+    """(o,) factors for rows: (wanted / reached variance)^(correction_exponent / 2), limited; 1 where either is zero."""
     target, found = np.asarray(wanted, np.float64), np.asarray(reached, np.float64)
     usable = (target > 0.0) & (found > DEAD * target)
     ratio = np.sqrt(np.where(usable, target, 1.0) / np.where(usable, found, 1.0))
-    return np.clip(ratio, 1.0 / REPAIR_LIMIT, REPAIR_LIMIT) ** repair
+    return np.clip(ratio, 1.0 / CORRECTION_LIMIT, CORRECTION_LIMIT) ** correction_exponent
 
 
-def aim(
+def adjusted_target(
     output: NDArray[np.floating],
     reached: NDArray[np.floating],
     wanted: NDArray[np.floating],
@@ -172,10 +150,6 @@ def _cross_validated(matrix: Floats, right: Floats, start: float, count: float, 
         if len(errors) > 2 and errors[-3] < errors[-2] < errors[-1]:
             break
     return least * float(RIDGES[int(np.argmin(errors))]) if errors else least
-
-
-def _share(covariance: Covariance, weight: Floats) -> float:
-    return float(covariance.residual(weight).sum() / max(covariance.variance_y.sum(), np.finfo(float).tiny))
 
 
 def _solve_ridge(matrix: Floats, right: Floats, ridge: float) -> Floats:

@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Moments:
+class MomentSums:
     """Sums over samples of inputs x (d) and targets y (o), float64; they add over batches and shards.
 
     count: number of samples. sum_x (d,), sum_y (o,), xx (d, d) = sum x x^T, xy (d, o) = sum x y^T, yy (o,) = sum y^2.
@@ -26,13 +26,13 @@ class Moments:
     yy: Floats
 
     @staticmethod
-    def of(inputs: ArrayLike, targets: ArrayLike) -> Moments:
+    def of(inputs: ArrayLike, targets: ArrayLike) -> MomentSums:
         """Moments of samples in memory: inputs (samples, d), targets (samples, o)."""
         x, y = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
-        return Moments(float(len(x)), x.sum(0), y.sum(0), x.T @ x, x.T @ y, (y * y).sum(0))
+        return MomentSums(float(len(x)), x.sum(0), y.sum(0), x.T @ x, x.T @ y, (y * y).sum(0))
 
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(
+    def __add__(self, other: MomentSums) -> MomentSums:
+        return MomentSums(
             self.count + other.count,
             self.sum_x + other.sum_x,
             self.sum_y + other.sum_y,
@@ -41,16 +41,16 @@ class Moments:
             self.yy + other.yy,
         )
 
-    def of_inputs(self, chosen: ArrayLike) -> Moments:
+    def of_inputs(self, chosen: ArrayLike) -> MomentSums:
         """Those of the inputs chosen (k,) alone, against the same targets."""
         places = np.asarray(chosen)
         xx = self.xx[np.ix_(places, places)]
-        return Moments(self.count, self.sum_x[places], self.sum_y, xx, self.xy[places], self.yy)
+        return MomentSums(self.count, self.sum_x[places], self.sum_y, xx, self.xy[places], self.yy)
 
-    def moved(self, by_x: ArrayLike, by_y: ArrayLike) -> Moments:
+    def moved(self, by_x: ArrayLike, by_y: ArrayLike) -> MomentSums:
         """The moments of x + by_x (d,) and y + by_y (o,)."""
         x, y, n = np.asarray(by_x, np.float64), np.asarray(by_y, np.float64), self.count
-        return Moments(
+        return MomentSums(
             n,
             self.sum_x + n * x,
             self.sum_y + n * y,
@@ -92,7 +92,7 @@ class Covariance:
         return np.maximum(np.einsum("od,od->o", weight @ self.xx, weight), 0.0)
 
 
-def pooled(counts: Sequence[float], parts: Sequence[Covariance]) -> Covariance:
+def pooled_covariance(counts: Sequence[float], parts: Sequence[Covariance]) -> Covariance:
     """Means and covariances of all samples from those of parts with so many samples each (Chan, Golub, LeVeque 1979)."""
     shares = np.asarray(counts, np.float64) / float(np.sum(counts))
     mean_x = sum(share * part.mean_x for share, part in zip(shares, parts, strict=True))

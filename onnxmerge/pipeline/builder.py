@@ -24,8 +24,8 @@ from onnxmerge.pruning.layer_statistics import LayerStatistics, layer_statistics
 from onnxmerge.pruning.plan import Plan, decide, selected
 from onnxmerge.pruning.sensitivity import Sensitivity, measure_sensitivities
 from onnxmerge.results import LatencyComparison
-from onnxmerge.statistics.reference_run import engine_of
-from onnxmerge.statistics.sharding import SHARD_INPUTS, sharded_moments
+from onnxmerge.statistics.reference_run import run_context_of
+from onnxmerge.statistics.sharding import SHARD_INPUTS, sharded_covariances
 
 Counts = Mapping[str, int]
 
@@ -71,7 +71,7 @@ class Search:
         """One walk over the reference, when something is first decided from it."""
         threads, known = self.options.runtime.threads, None
         if not self.solving.synthetic and self.solving.count > SHARD_INPUTS:
-            known = sharded_moments(self.source, self.options.inputs, threads, self.solving, self.progress, self.executor)
+            known = sharded_covariances(self.source, self.options.inputs, threads, self.solving, self.progress, self.executor)
         return layer_statistics_of(self.analysed, self.solving, threads, self.progress, known)
 
     @cached_property
@@ -93,7 +93,9 @@ class Search:
     def _quick(self) -> LayerStatistics:
         step = self.solving.batch_size or 1
         some = self.solving.chosen(np.arange(-(-DRAFT_INPUTS // step) * step), "first")
-        return replace(self.layer_statistics, engine=engine_of(self.analysed, some, self.options.runtime.threads, self.progress))
+        return replace(
+            self.layer_statistics, context=run_context_of(self.analysed, some, self.options.runtime.threads, self.progress)
+        )
 
     def candidate(self, counts: Counts) -> Candidate:
         """The model with these counts, or what pruning alone gives where that stays closer."""

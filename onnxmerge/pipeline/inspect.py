@@ -39,7 +39,7 @@ def inspect(
     solving, checking = solving_and_checking(source, analysed, given.inputs, given.runtime, given.pruning)
     wanted = Search(source, analysed, given, solving, checking, tell)
     measured = {
-        name: {f"{each.removed:g}": 1.0 - each.damage for each in sensitivities}
+        name: {f"{each.removed:g}": 1.0 - each.loss for each in sensitivities}
         for name, sensitivities in wanted.sensitivities.items()
     }
     groups = tuple(replace(group, sensitivity=measured.get(group.name, {})) for group in groups)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from onnxmerge.pipeline.builder import Counts, Found, Search
 from onnxmerge.pipeline.candidates import Candidate
 from onnxmerge.pipeline.search_latency import FRIENDLY, multiple_for, rounded, within_latency
-from onnxmerge.pruning.budget import BOTH, Point
+from onnxmerge.pruning.budget import BOTH, Allocation
 from onnxmerge.pruning.plan import counts_of
 
 SIZE_TRIALS, SIZE_TOLERANCE = 4, 0.005
@@ -63,8 +63,9 @@ def _within(wanted: Search, kind: str, share: float) -> Found:
 def _faithful(wanted: Search, fidelity: float) -> Found:
     """The smallest model whose outputs keep the fidelity on the check inputs.
 
-    Points of the frontier are tried: first where the predicted damage is what may be lost, then where the losses measured so far
-    say that it will be, between the largest loss that passed and the smallest that did not. Drafts narrow it down.
+    Allocations of the Pareto front are tried: first where the predicted loss is the allowed loss, then where the losses
+    measured so far say that it will be, between the largest loss that passed and the smallest that did not.
+    Drafts narrow it down.
     """
     bracket = _Bracket(_ways(wanted, fidelity), 1.0 - fidelity)
     for _ in range(DRAFTS):
@@ -88,22 +89,22 @@ def _faithful(wanted: Search, fidelity: float) -> Found:
     return Found(best)
 
 
-def _ways(wanted: Search, fidelity: float) -> list[Point]:
-    """The frontier, in multiples: those asked for, the fastest at about this size, or what most hardware likes."""
+def _ways(wanted: Search, fidelity: float) -> list[Allocation]:
+    """The Pareto front, in multiples: those asked for, the fastest at about this size, or what most hardware likes."""
     if wanted.pruning.round_to is None:
-        return wanted.budget.points(FRIENDLY, softly=True)
-    plain = wanted.budget.points()
+        return wanted.budget.pareto_front(FRIENDLY, softly=True)
+    plain = wanted.budget.pareto_front()
     hoped = plain[_Bracket(plain, 1.0 - fidelity).next() or 0]
-    return wanted.budget.points(multiple_for(wanted, BOTH, hoped.share))
+    return wanted.budget.pareto_front(multiple_for(wanted, BOTH, hoped.share))
 
 
 class _Bracket:
-    """Where on a frontier the loss is what is allowed; the last point removes nothing and always passes.
+    """Where on a Pareto front the loss is what is allowed; the last point removes nothing and always passes.
 
-    Losses are expected to follow a power of the predicted damage, through the nearest that were measured.
+    Losses are expected to follow a power of the predicted loss, through the nearest that were measured.
     """
 
-    def __init__(self, points: list[Point], allowed: float) -> None:
+    def __init__(self, points: list[Allocation], allowed: float) -> None:
         self.points, self.allowed, self.close = points, allowed, CLOSE_ENOUGH
         self.passing, self.failing = len(points) - 1, -1
         self.losses: dict[int, float] = {}
@@ -121,15 +122,15 @@ class _Bracket:
         return next((i for i in inside if self._expected(i) <= hoped), inside[-1])
 
     def _expected(self, at: int) -> float:
-        damage = [math.log(max(point.damage, TINY)) for point in self.points]
+        loss = [math.log(max(point.loss, TINY)) for point in self.points]
         near = sorted(self.losses, key=lambda known: (abs(known - at), known))[:2]
         if not near:
-            return max(self.points[at].damage, TINY)
+            return max(self.points[at].loss, TINY)
         power, first = 1.0, near[0]
-        if len(near) == 2 and abs(damage[first] - damage[near[1]]) > TINY:
+        if len(near) == 2 and abs(loss[first] - loss[near[1]]) > TINY:
             rise = math.log(self.losses[first] / self.losses[near[1]])
-            power = min(max(rise / (damage[first] - damage[near[1]]), LEAST_POWER), 1.0)
-        return self.losses[first] * math.exp(power * (damage[at] - damage[first]))
+            power = min(max(rise / (loss[first] - loss[near[1]]), LEAST_POWER), 1.0)
+        return self.losses[first] * math.exp(power * (loss[at] - loss[first]))
 
     def measured(self, at: int, lost: float) -> bool:
         """Learn from a loss; whether it is close enough to what is allowed."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxmerge.evaluation.benchmark import SURE
 from onnxmerge.pipeline.builder import Counts, Found, Search
-from onnxmerge.pruning.budget import Point
+from onnxmerge.pruning.budget import Allocation
 
 FRIENDLY = 8  # ONNX Runtime computes blocks of 8 or 16 channels on a CPU, tensor cores multiples of 8
 MULTIPLES = (4, 8, 16, 32)  # what `round_to` auto tries beside no rounding
@@ -102,7 +102,7 @@ class _Timed:
     sure: measured for long enough to be told.
     """
 
-    point: Point
+    point: Allocation
     ratio: float
     off: float
     sure: bool

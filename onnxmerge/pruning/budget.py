@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxmerge.algorithms.allocation import Cost, Curve, allocate, damage_curve, frontier, joined, spent
+from onnxmerge.algorithms.allocation import Cost, Curve, allocate, loss_curve, mean_cost, pareto_front, total_loss
 from onnxmerge.algorithms.criteria import CRITERIA
 from onnxmerge.algorithms.elimination import kept_after
 from onnxmerge.errors import Refusal
@@ -24,12 +24,12 @@ BOTH = "both"  # parameters and MACs, each as a share of what there was
 
 
 @dataclass(frozen=True)
-class Point:
-    """One way to spend: kept channels by group, the share of the cost that is left, and the damage that is predicted."""
+class Allocation:
+    """One way to spend: kept channels by group, the share of the cost that is left, and the loss that is predicted."""
 
     counts: dict[str, int]
     share: float
-    damage: float
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -40,28 +40,28 @@ class Budget:
     curves: tuple[Curve, ...]
     costs: Mapping[str, Cost]
 
-    def counts_for(self, kind: str, share: float, multiple: int = 1) -> Point:
-        """The counts of least damage that leave at most `share` of the cost; the smallest there are where none do.
+    def counts_for(self, kind: str, share: float, multiple: int = 1) -> Allocation:
+        """The counts of least loss that leave at most `share` of the cost; the smallest there are where none do.
 
         multiple: groups that shrink keep multiples of it.
         """
         curves = rounded(self.curves, multiple)
         if share >= 1.0:
-            return self._point(np.array([curve.counts[-1] for curve in curves]), kind)
-        return self._point(allocate(curves, self.costs[kind], share), kind)
+            return self._allocation(np.array([curve.counts[-1] for curve in curves]), kind)
+        return self._allocation(allocate(curves, self.costs[kind], share), kind)
 
-    def points(self, multiple: int = 1, softly: bool = False) -> list[Point]:
-        """Ways to spend that no other beats in both size and damage, the smallest model first; multiples as in `rounded`."""
+    def pareto_front(self, multiple: int = 1, softly: bool = False) -> list[Allocation]:
+        """Ways to spend that no other beats in both size and loss, the smallest model first; multiples as in `rounded`."""
         curves = rounded(self.curves, multiple, softly)
-        return [self._point(counts, BOTH) for counts in frontier(curves, self.costs[BOTH])]
+        return [self._allocation(counts, BOTH) for counts in pareto_front(curves, self.costs[BOTH])]
 
-    def point_of(self, counts: Mapping[str, int], kind: str) -> Point:
+    def allocation_of(self, counts: Mapping[str, int], kind: str) -> Allocation:
         """What counts decided elsewhere cost and do."""
-        return self._point(np.array([counts[group.name] for group in self.groups]), kind)
+        return self._allocation(np.array([counts[group.name] for group in self.groups]), kind)
 
-    def _point(self, counts: np.ndarray, kind: str) -> Point:
+    def _allocation(self, counts: np.ndarray, kind: str) -> Allocation:
         named = {group.name: int(count) for group, count in zip(self.groups, counts, strict=True)}
-        return Point(named, self.costs[kind].total(counts), spent(self.curves, counts))
+        return Allocation(named, self.costs[kind].total(counts), total_loss(self.curves, counts))
 
 
 def budget_of(
@@ -84,7 +84,7 @@ def budget_of(
         if kind == "params" and options.method not in BY_WEIGHTS:
             found = together(found, bias_terms(channels, groups, kinds))
         costs[kind] = Cost(found[0] / whole, found[1], found[2], kept)
-    return Budget(tuple(groups), curves, {**costs, BOTH: joined(list(costs.values()))})
+    return Budget(tuple(groups), curves, {**costs, BOTH: mean_cost(list(costs.values()))})
 
 
 def _of_each_kind(
@@ -100,7 +100,7 @@ def _of_each_kind(
         if elimination is not None and solved:
             kept = kept_after(elimination, group.size, count)
         else:
-            kept = select(layer_statistics.engine.channels, group, count, weight_criterion(options))
+            kept = select(layer_statistics.context.channels, group, count, weight_criterion(options))
         table[count] = np.bincount(kinds[kept], minlength=table.shape[1])
     return table
 
@@ -109,7 +109,7 @@ def _curve(
     layer_statistics: LayerStatistics, group: ChannelGroup, sensitivities: Sequence[Sensitivity], options: PruningOptions
 ) -> Curve:
     """Counts are whole quotas: the same number in every cell, and never less than must stay; all where merge is not valid."""
-    if options.method == "merge" and isinstance(neurons(layer_statistics.engine.channels, group), Refusal):
+    if options.method == "merge" and isinstance(neurons(layer_statistics.context.channels, group), Refusal):
         return Curve(np.array([group.size]), np.zeros(1))
     sizes = np.bincount(group.conv_groups)
     pinned = int(np.bincount(group.conv_groups[~group.removable], minlength=len(sizes)).max())
@@ -120,10 +120,8 @@ def _curve(
         return Curve(counts, np.zeros(len(counts)))
     cost = np.concatenate([[0.0], elimination.cost])
     errors = cost[np.minimum(removed, len(cost) - 1)]
-    damage = damage_curve(
-        errors, cost[[group.size - each.kept for each in sensitivities]], [each.damage for each in sensitivities]
-    )
-    return Curve(counts, np.maximum.accumulate(damage[::-1])[::-1])
+    loss = loss_curve(errors, cost[[group.size - each.kept for each in sensitivities]], [each.loss for each in sensitivities])
+    return Curve(counts, np.maximum.accumulate(loss[::-1])[::-1])
 
 
 def rounded(curves: Sequence[Curve], multiple: int, softly: bool = False) -> tuple[Curve, ...]:
@@ -134,5 +132,5 @@ def rounded(curves: Sequence[Curve], multiple: int, softly: bool = False) -> tup
         while softly and step > 1 and 2 * step > size:
             step //= 2
         fits = (curve.counts % step == 0) | (curve.counts == size)
-        found.append(Curve(curve.counts[fits], curve.damage[fits]))
+        found.append(Curve(curve.counts[fits], curve.loss[fits]))
     return tuple(found)

@@ -20,7 +20,13 @@ from onnxmerge.graph.downstream import scaled
 from onnxmerge.graph.layers import Consumer, Layer
 from onnxmerge.pruning.downstream_metric import OutputErrorMetric
 from onnxmerge.pruning.weight_methods import Decision
-from onnxmerge.statistics.reference_run import Engine, Progress, Statistics, engine_of, observe_reference
+from onnxmerge.statistics.reference_run import (
+    Progress,
+    ReferenceStatistics,
+    RunContext,
+    collect_reference_statistics,
+    run_context_of,
+)
 
 CONSTANT = 1e-10  # a variance below this share of the second moments is rounding
 
@@ -29,16 +35,16 @@ CONSTANT = 1e-10  # a variance below this share of the second moments is roundin
 class LayerStatistics:
     """The model, what was observed of it, and how much errors matter further on; eliminations by group, made when asked for."""
 
-    engine: Engine
+    context: RunContext
     inputs: Inputs
-    statistics: Statistics
+    reference: ReferenceStatistics
     downstream: OutputErrorMetric
     known: dict[str, Elimination | None] = field(default_factory=dict)
 
     def elimination(self, group: ChannelGroup) -> Elimination | None:
         """The removal order and error curve of a group, joint over its consumers; None where nothing reads it."""
         if group.name not in self.known:
-            self.known[group.name] = elimination_of(self.statistics, group, self.downstream)
+            self.known[group.name] = elimination_of(self.reference, group, self.downstream)
         return self.known[group.name]
 
 
@@ -50,12 +56,12 @@ def layer_statistics_of(
     known: Mapping[str, Covariance] | None = None,
 ) -> LayerStatistics:
     """Walk the reference once, where the moments of its consumers are not known yet."""
-    engine = engine_of(analysed, inputs, threads, progress)
-    statistics = observe_reference(engine, known)
-    return LayerStatistics(engine, inputs, statistics, output_error_metric_of(engine, statistics))
+    context = run_context_of(analysed, inputs, threads, progress)
+    statistics = collect_reference_statistics(context, known)
+    return LayerStatistics(context, inputs, statistics, output_error_metric_of(context, statistics))
 
 
-def expected_error(statistics: Statistics, group: ChannelGroup, decision: Decision) -> float:
+def expected_error(statistics: ReferenceStatistics, group: ChannelGroup, decision: Decision) -> float:
     """Mean over the consumers of E|W x - W Z x[kept] - c|^2 as a share of the variance of W x, c the best constant.
 
     Z is the scaling matrix of merge, the least squares over channels for reconstruct, and keeps alone for prune.
@@ -80,11 +86,11 @@ def expected_error(statistics: Statistics, group: ChannelGroup, decision: Decisi
     return float(np.mean(shares)) if shares else 0.0
 
 
-def output_error_metric_of(engine: Engine, statistics: Statistics) -> OutputErrorMetric:
+def output_error_metric_of(context: RunContext, statistics: ReferenceStatistics) -> OutputErrorMetric:
     """What errors at outputs do further on, with the variances of the first walk; readers that give constants do not count."""
     variance = {}
     for key, layer in statistics.layers.items():
-        moments, total, power = statistics.moments[key], 0.0, 0.0
+        moments, total, power = statistics.covariances[key], 0.0, 0.0
         for g, weight in enumerate(scaled(layer.weight, statistics.downstream[key])):
             inside = weight.shape[1]
             channel = layer.channel_of[g * inside : (g + 1) * inside]
@@ -93,11 +99,11 @@ def output_error_metric_of(engine: Engine, statistics: Statistics) -> OutputErro
             power += float(np.square(weight).sum((0, 2)) @ (np.diag(own) + moments.mean_x[channel] ** 2))
         if total > CONSTANT * power:
             variance[key] = total
-    return OutputErrorMetric(engine.channels.flow, engine.node_index, variance, statistics.downstream)
+    return OutputErrorMetric(context.channels.flow, context.node_index, variance, statistics.downstream)
 
 
 def elimination_of(
-    statistics: Statistics, group: ChannelGroup, downstream: OutputErrorMetric | None = None
+    statistics: ReferenceStatistics, group: ChannelGroup, downstream: OutputErrorMetric | None = None
 ) -> Elimination | None:
     """The removal order and error curve of a group, joint over its consumers; None where nothing reads it."""
     consumers = []
@@ -109,7 +115,7 @@ def elimination_of(
     return eliminate(consumers, group.removable, group.conv_groups) if consumers else None
 
 
-def _covariance(statistics: Statistics, group: ChannelGroup, link: Consumer) -> np.ndarray:
+def _covariance(statistics: ReferenceStatistics, group: ChannelGroup, link: Consumer) -> np.ndarray:
     """(n, n) of the units as a consumer reads them, averaged over the places where one stands several times.
 
     Zero for those it does not read, and between groups of a convolution.
@@ -118,7 +124,7 @@ def _covariance(statistics: Statistics, group: ChannelGroup, link: Consumer) -> 
     channels = np.where(link.positions < 0, -1, layer.channel_of[link.positions])
     columns, counts = np.unique(channels.T, axis=0, return_counts=True)
     for channel, count in zip(columns, counts, strict=True):
-        covariance = statistics.moments[link.key].xx[np.ix_(channel, channel)]
+        covariance = statistics.covariances[link.key].xx[np.ix_(channel, channel)]
         total += np.where((channel[:, None] >= 0) & (channel >= 0), covariance, 0.0) * (count / counts.sum())
     places = link.positions.max(1)
     block = np.where(places < 0, -1 - np.arange(group.size), places // layer.weight.shape[2])

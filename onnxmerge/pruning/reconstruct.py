@@ -26,18 +26,18 @@ def reconstruct(
 
     With `method` auto, a group whose expected error is lower with merge or prune gets that instead.
     """
-    engine, statistics = layer_statistics.engine, layer_statistics.statistics
+    context, statistics = layer_statistics.context, layer_statistics.reference
     decisions = [decision_of(layer_statistics, group, counts[group.name], options) for group in groups]
-    by_weights = replacements(engine.channels, [decision for decision in decisions if decision.removal.method != "reconstruct"])
+    by_weights = replacements(context.channels, [decision for decision in decisions if decision.removal.method != "reconstruct"])
     removals = [decision.removal for decision in decisions]
     solved = {link.key for removal in removals if removal.method == "reconstruct" for link in removal.group.consumers}
     fixed = {link.key for removal in removals for link in removal.group.consumers} - solved
-    return removals, solve_consumers(engine, statistics, removals, {key: by_weights.get(key) for key in fixed})
+    return removals, solve_consumers(context, statistics, removals, {key: by_weights.get(key) for key in fixed})
 
 
 def decision_of(layer_statistics: LayerStatistics, group: ChannelGroup, count: int, options: PruningOptions) -> Decision:
     """The method with the lowest expected error, or what `method` asks for; weights that several nodes share stay shared."""
-    channels, statistics = layer_statistics.engine.channels, layer_statistics.statistics
+    channels, statistics = layer_statistics.context.channels, layer_statistics.reference
     candidates = [prune(channels, group, count, options), merge(channels, group, count, options)]
     by_weights = [candidate for candidate in candidates if isinstance(candidate, Decision)]
     expected = {each.removal.method: expected_error(statistics, group, each) for each in by_weights}

@@ -30,26 +30,26 @@ from onnxmerge.statistics.reference_run import Feeds, copy_of
 LEVELS = (0.25, 0.5, 0.75)
 MOST_INPUTS, FEWEST_INPUTS = 64, 8
 MAC_BUDGET = 4e11  # of all probes together, about ten seconds on two cores
-LOST = 1e3  # damage of outputs that are not finite any more
+LOST = 1e3  # loss of outputs that are not finite any more
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One group at one level: removed is the share asked for; damage = 1 - fidelity of the output that suffers most."""
+    """One group at one level: removed is the share asked for; loss = 1 - fidelity of the output that suffers most."""
 
     removed: float
     kept: int
-    damage: float
+    loss: float
 
 
 def measure_sensitivities(
     layer_statistics: LayerStatistics, groups: Sequence[ChannelGroup], macs: int, options: PruningOptions
 ) -> dict[str, tuple[Sensitivity, ...]]:
     """By group, probes of ascending shares removed. macs: of one input, decides how many inputs are afforded."""
-    engine = layer_statistics.engine
+    context = layer_statistics.context
     count = int(np.clip(MAC_BUDGET / max(1, macs * len(groups) * len(LEVELS)), FEWEST_INPUTS, MOST_INPUTS))
     batches = _first(layer_statistics.inputs.batches(count), count)
-    walk = LayerwiseRun(copy_of(layer_statistics.statistics.matched), batches, engine.threads)
+    walk = LayerwiseRun(copy_of(layer_statistics.reference.matched), batches, context.threads)
     reading = [group for group in groups if group.consumers]
     trials = {group.name: _trials(layer_statistics, group, options) for group in reading}
     solving = [each for of_group in trials.values() for _, each in of_group if _is_solved(each)]
@@ -59,7 +59,7 @@ def measure_sensitivities(
         walk.advance(_start(layer_statistics, group))
         opened = _Opened(layer_statistics, group, walk, [batch_size(feeds) for feeds in batches], solved)
         found[group.name] = tuple(opened.measure_sensitivities(level, trial) for level, trial in trials[group.name])
-        engine.progress("probes", (number + 1) / len(reading))
+        context.progress("probes", (number + 1) / len(reading))
     return found
 
 
@@ -83,8 +83,8 @@ def _far_from_data(layer_statistics: LayerStatistics) -> bool:
     On calibration images allocations by solves lost more than those by channel mixing (digits-resnet, half of the MACs: 0.129
     instead of 0.083; ResNet-56 folded: the same).
     """
-    return layer_statistics.engine.synthetic and not any(
-        node.op_type == "BatchNormalization" for node in layer_statistics.engine.model.graph.node
+    return layer_statistics.context.synthetic and not any(
+        node.op_type == "BatchNormalization" for node in layer_statistics.context.model.graph.node
     )
 
 
@@ -99,7 +99,7 @@ def _first(batches: Iterable[Feeds], count: int) -> list[Feeds]:
 
 
 def _start(layer_statistics: LayerStatistics, group: ChannelGroup) -> int:
-    return min(layer_statistics.engine.node_index[link.key] for link in group.consumers)
+    return min(layer_statistics.context.node_index[link.key] for link in group.consumers)
 
 
 class _Opened:
@@ -114,20 +114,20 @@ class _Opened:
         solved: Mapping[Key, Replacement],
     ) -> None:
         self.layer_statistics, self.group, self.walk, self.sizes, self.solved = layer_statistics, group, walk, sizes, solved
-        self.layers = {link.key: layer_statistics.statistics.layers[link.key] for link in group.consumers}
+        self.layers = {link.key: layer_statistics.reference.layers[link.key] for link in group.consumers}
         opened = {name: value for layer in self.layers.values() for name, value in self._open(layer).items()}
         self.session = walk.ending(opened)
         self.expected = [walk.run(self.session, number, opened) for number in range(walk.count)]
 
     def measure_sensitivities(self, level: float, trial: Trial) -> Sensitivity:
         """What the outputs lose with so much of the group gone."""
-        damage = self._damage(trial, {})
+        loss = self._loss(trial, {})
         if any(trial.key(key) in self.solved for key in self.layers):
-            damage = min(damage, self._damage(trial, self.solved))
-        return Sensitivity(level, len(trial.decision.removal.kept), damage)
+            loss = min(loss, self._loss(trial, self.solved))
+        return Sensitivity(level, len(trial.decision.removal.kept), loss)
 
-    def _damage(self, trial: Trial, solved: Mapping[Key, Replacement]) -> float:
-        absorbed = replacements(self.layer_statistics.engine.channels, [trial.decision])
+    def _loss(self, trial: Trial, solved: Mapping[Key, Replacement]) -> float:
+        absorbed = replacements(self.layer_statistics.context.channels, [trial.decision])
         opened: dict[str, np.ndarray] = {}
         for key, layer in self.layers.items():
             kept = trial.kept(self.layer_statistics, layer)
@@ -142,29 +142,29 @@ class _Opened:
 
     def _mixed(self, layer: Layer, kept: np.ndarray) -> Replacement:
         """Channel mixing, with the bias that keeps the means."""
-        moments = self.layer_statistics.statistics.moments[layer.key]
+        moments = self.layer_statistics.reference.covariances[layer.key]
         weights = mixed_priors(layer, kept, moments)
         means = moments.mean_x[layer.channel_of].reshape(layer.groups, -1)
         lost = [
             (layer.alpha * full.sum(-1)) @ mean - weight.sum(-1) @ mean[stay]
             for full, weight, mean, stay in zip(layer.weight, weights, means, kept, strict=True)
         ]
-        return spread_out(self.layer_statistics.engine.channels.flow, layer, kept, weights, np.concatenate(lost))
+        return spread_out(self.layer_statistics.context.channels.flow, layer, kept, weights, np.concatenate(lost))
 
     def _bare(self, layer: Layer, kept: np.ndarray, given: Replacement | None) -> Replacement:
         """Removed inputs dropped from the weight as given, or as it was."""
         weight = layer.weight if given is None else layer.canonical(given.weight).astype(np.float64)
         parts = [layer.alpha * part[:, stay] for part, stay in zip(weight, kept, strict=True)]
-        return spread_out(self.layer_statistics.engine.channels.flow, layer, kept, parts, np.zeros(1))
+        return spread_out(self.layer_statistics.context.channels.flow, layer, kept, parts, np.zeros(1))
 
     def _constants(self, layer: Layer, new: Replacement) -> dict[str, np.ndarray]:
         """The constants of a reader, named as in the walk."""
-        before = old_bias(self.layer_statistics.engine.channels.flow, layer)
+        before = old_bias(self.layer_statistics.context.channels.flow, layer)
         return replaced(self.walk.nodes[self.walk.node_index[layer.key]][0], layer, new, before)[1]
 
     def _open(self, layer: Layer) -> dict[str, np.ndarray]:
         """Put the reader into the walk as it is, with constants of its own."""
-        flow = self.layer_statistics.engine.channels.flow
+        flow = self.layer_statistics.context.channels.flow
         parts = [layer.alpha * part for part in layer.weight]
         same = spread_out(flow, layer, np.ones(layer.in_ids.shape, bool), parts, np.zeros(1))
         install(self.walk, layer, same, old_bias(flow, layer))

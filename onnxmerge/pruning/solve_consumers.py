@@ -7,22 +7,22 @@ from functools import partial
 
 import numpy as np
 
-from onnxmerge.algorithms.least_squares import RIDGE, aim, fits_in_memory, solve
-from onnxmerge.algorithms.moments import Moments
+from onnxmerge.algorithms.least_squares import RIDGE, adjusted_target, fits_in_memory, solve
+from onnxmerge.algorithms.moments import MomentSums
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.execution.sessions import Session
 from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.pruning.consumer_update import install, mixed_priors, old_bias, spread_out
-from onnxmerge.statistics.moments import Samples, solve_moments
-from onnxmerge.statistics.reference_run import Engine, Statistics, copy_of
+from onnxmerge.statistics.consumer_moments import SampleCache, consumer_moment_sums
+from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext, copy_of
 
 REFIT_RIDGE = 1e-2  # consumers that lose no input keep closer to what they were
 
 
 def solve_consumers(
-    engine: Engine, statistics: Statistics, removals: Sequence[Removal], fixed: Mapping[str, Replacement | None]
+    context: RunContext, statistics: ReferenceStatistics, removals: Sequence[Removal], fixed: Mapping[str, Replacement | None]
 ) -> dict[str, Replacement]:
     """New weights and biases, in topological order, of every consumer from the first one that loses inputs on.
 
@@ -30,36 +30,36 @@ def solve_consumers(
     follows, since synthetic inputs say little about the last layer's outputs. fixed: by key, what was decided otherwise for
     consumers that are not to be solved (None: they only lose their inputs).
     """
-    stays = np.ones(len(engine.channels.flow.parents), bool)
+    stays = np.ones(len(context.channels.flow.parents), bool)
     for removal in removals:
         stays[removal.group.channel_ids] = False
         stays[removal.group.channel_ids[removal.kept]] = True
-    layers = sorted(statistics.layers.values(), key=lambda layer: engine.node_index[layer.key])
-    losing = [engine.node_index[layer.key] for layer in layers if not stays[layer.in_ids].all()]
+    layers = sorted(statistics.layers.values(), key=lambda layer: context.node_index[layer.key])
+    losing = [context.node_index[layer.key] for layer in layers if not stays[layer.in_ids].all()]
     due = [
         layer
         for layer in layers
-        if losing and engine.node_index[layer.key] >= min(losing) and _is_due(engine, statistics, layer, losing)
+        if losing and context.node_index[layer.key] >= min(losing) and _is_due(context, statistics, layer, losing)
     ]
-    reference = LayerwiseRun(copy_of(statistics.matched), engine.batches(), engine.threads)
-    compressed = LayerwiseRun(copy_of(statistics.matched), engine.batches(), engine.threads)
+    reference = LayerwiseRun(copy_of(statistics.matched), context.batches(), context.threads)
+    compressed = LayerwiseRun(copy_of(statistics.matched), context.batches(), context.threads)
     found: dict[str, Replacement] = {}
     for number, layer in enumerate(due):
-        reference.advance(engine.node_index[layer.key])
-        compressed.advance(engine.node_index[layer.key])
-        consumer = _Consumer(engine, statistics, layer, stays, reference, compressed)
+        reference.advance(context.node_index[layer.key])
+        compressed.advance(context.node_index[layer.key])
+        consumer = _Consumer(context, statistics, layer, stays, reference, compressed)
         if layer.key not in fixed:
             found[layer.key] = consumer.solve()
         elif (new := consumer.accept(fixed[layer.key])) is not None:
             found[layer.key] = new
-        engine.progress("reconstruction", (number + 1) / len(due))
+        context.progress("reconstruction", (number + 1) / len(due))
     return found
 
 
-def _is_due(engine: Engine, statistics: Statistics, layer: Layer, losing: list[int]) -> bool:
-    if engine.node_index[layer.key] in losing:
+def _is_due(context: RunContext, statistics: ReferenceStatistics, layer: Layer, losing: list[int]) -> bool:
+    if context.node_index[layer.key] in losing:
         return True
-    return not statistics.is_shared(layer.key) and (not engine.synthetic or statistics.downstream[layer.key].is_followed)
+    return not statistics.is_shared(layer.key) and (not context.synthetic or statistics.downstream[layer.key].is_followed)
 
 
 class _Consumer:
@@ -67,28 +67,28 @@ class _Consumer:
 
     def __init__(
         self,
-        engine: Engine,
-        statistics: Statistics,
+        context: RunContext,
+        statistics: ReferenceStatistics,
         layer: Layer,
         stays: np.ndarray,
         reference: LayerwiseRun,
         compressed: LayerwiseRun,
     ) -> None:
-        self.engine, self.layer, self.reference, self.compressed = engine, layer, reference, compressed
-        self.index = engine.node_index[layer.key]
+        self.context, self.layer, self.reference, self.compressed = context, layer, reference, compressed
+        self.index = context.node_index[layer.key]
         self.kept = stays[layer.in_ids]
-        self.moments = statistics.moments[layer.key]
+        self.covariance = statistics.covariances[layer.key]
         downstream = statistics.downstream[layer.key]
         self.downstream = (
             downstream if downstream.is_reachable(reference, compressed) else DownstreamAffine(is_followed=downstream.is_followed)
         )
-        self.alpha, self.samples = layer.alpha, Samples()
-        self.old_bias = old_bias(engine.channels.flow, layer)
+        self.alpha, self.samples = layer.alpha, SampleCache()
+        self.old_bias = old_bias(context.channels.flow, layer)
 
     def solve(self) -> Replacement:
         """Install and return what replaces the consumer: against the reference's outputs, then once as its ReLU sees them."""
         layer = self.layer
-        priors = mixed_priors(layer, self.kept, self.moments)
+        priors = mixed_priors(layer, self.kept, self.covariance)
         unknowns = int(self.kept[0].sum()) * layer.weight.shape[3]
         if not layer.has_patches or not fits_in_memory(unknowns):
             return self._mixed(priors)
@@ -129,40 +129,40 @@ class _Consumer:
         if self.downstream.other is None:
             return output
         reached, wanted = (np.asarray(walk.tensor(number, self.downstream.other)) for walk in (self.compressed, self.reference))
-        return aim(output, reached, wanted, self.downstream.scale)
+        return adjusted_target(output, reached, wanted, self.downstream.scale)
 
     def _next_target(self, outputs: Session, current: Session, number: int) -> np.ndarray:
         """The same, forgiven where a ReLU follows and anything negative will do."""
         now = _run(current, self.compressed, number)
         reached = self.downstream.ahead(now, self.compressed, number)
         wanted = self.downstream.ahead(_run(outputs, self.reference, number), self.reference, number)
-        return aim(now, reached, wanted, self.downstream.scale, rectified=True)
+        return adjusted_target(now, reached, wanted, self.downstream.scale, rectified=True)
 
-    def _moments(self, targets: Callable[[int], np.ndarray], known: list[Moments] | None) -> list[Moments]:
-        return solve_moments(self.compressed, self.layer, self.kept, targets, known, self.samples, self.engine.threads)
+    def _moments(self, targets: Callable[[int], np.ndarray], known: list[MomentSums] | None) -> list[MomentSums]:
+        return consumer_moment_sums(self.compressed, self.layer, self.kept, targets, known, self.samples, self.context.threads)
 
     def _least_squares(
-        self, moments: list[Moments], priors: list[np.ndarray], ridge: float
+        self, moments: list[MomentSums], priors: list[np.ndarray], ridge: float
     ) -> tuple[list[np.ndarray], np.ndarray]:
-        return least_squares(self.layer, moments, priors, ridge, self.engine.repair)
+        return least_squares(self.layer, moments, priors, ridge, self.context.correction_exponent)
 
     def _install(self, weights: list[np.ndarray], bias: np.ndarray) -> Replacement:
         """Into the compressed walk, with zeros at removed places; bias (out,): what is added to the output."""
         layer = self.layer
-        new = spread_out(self.engine.channels.flow, layer, self.kept, weights, bias)
+        new = spread_out(self.context.channels.flow, layer, self.kept, weights, bias)
         install(self.compressed, layer, new, self.old_bias)
         return new
 
 
 def least_squares(
-    layer: Layer, moments: Sequence[Moments], priors: Sequence[np.ndarray], ridge: float, repair: float
+    layer: Layer, moments: Sequence[MomentSums], priors: Sequence[np.ndarray], ridge: float, correction_exponent: float
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """For each group of a reader (out, kept, positions), and the bias (out,) of all; moments and priors of what it keeps."""
     _, out, _, positions = layer.weight.shape
     weights, biases = [], []
     rows = layer.layout != "conv"
     for part, prior in zip(moments, priors, strict=True):
-        solved, bias, _ = solve(part, prior.transpose(0, 2, 1).reshape(out, -1), ridge, repair, rows)
+        solved, bias = solve(part, prior.transpose(0, 2, 1).reshape(out, -1), ridge, correction_exponent, rows)
         weights.append(solved.reshape(out, positions, -1).transpose(0, 2, 1))
         biases.append(bias)
     return weights, np.concatenate(biases)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxmerge.algorithms.least_squares import RIDGE, fits_in_memory
-from onnxmerge.algorithms.moments import Moments
+from onnxmerge.algorithms.moments import MomentSums
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.execution.sessions import batch_size
 from onnxmerge.graph.channel_groups import ChannelGroup
@@ -24,7 +24,7 @@ from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.solve_consumers import least_squares
 from onnxmerge.pruning.weight_methods import Decision
 from onnxmerge.statistics import unfold as gram
-from onnxmerge.statistics.moments import Samples, solve_moments
+from onnxmerge.statistics.consumer_moments import SampleCache, consumer_moment_sums
 from onnxmerge.statistics.reference_run import Feeds, copy_of
 
 SAMPLES_PER_UNKNOWN = 1.5
@@ -48,7 +48,7 @@ class Trial:
 
     def kept(self, layer_statistics: LayerStatistics, layer: Layer) -> np.ndarray:
         """(g, in/g) bool: the inputs of a reader that stay."""
-        stays = np.ones(len(layer_statistics.engine.channels.flow.parents), bool)
+        stays = np.ones(len(layer_statistics.context.channels.flow.parents), bool)
         stays[self.group.channel_ids] = False
         stays[self.group.channel_ids[self.decision.removal.kept]] = True
         return np.asarray(stays[layer.in_ids], bool)
@@ -64,7 +64,7 @@ def trial_solves(layer_statistics: LayerStatistics, trials: Sequence[Trial], mac
     for trial in trials:
         for link in trial.group.consumers:
             wanted.setdefault(link.key, []).append(trial)
-    layers = [layer_statistics.statistics.layers[key] for key in wanted]
+    layers = [layer_statistics.reference.layers[key] for key in wanted]
     solvable = [each for each in layers if each.has_patches and fits_in_memory(each.weight.shape[2] * each.weight.shape[3])]
     skipped += -skipped % (layer_statistics.inputs.batch_size or 1)
     count = min(_enough(layer_statistics, solvable), layer_statistics.inputs.count - skipped)
@@ -72,7 +72,7 @@ def trial_solves(layer_statistics: LayerStatistics, trials: Sequence[Trial], mac
     if not solvable or count < FEWEST_INPUTS or count * macs > MAC_BUDGET or cost > AFFORDED:
         return {}
     walk = LayerwiseRun(
-        copy_of(layer_statistics.statistics.matched), _spread(layer_statistics, skipped, count), layer_statistics.engine.threads
+        copy_of(layer_statistics.reference.matched), _spread(layer_statistics, skipped, count), layer_statistics.context.threads
     )
     found: dict[Key, Replacement] = {}
     for layer in sorted(solvable, key=lambda each: walk.node_index[each.key]):
@@ -84,7 +84,7 @@ def trial_solves(layer_statistics: LayerStatistics, trials: Sequence[Trial], mac
 
 def _samples(layer_statistics: LayerStatistics, layer: Layer) -> float:
     """Of one input."""
-    shape = layer_statistics.engine.channels.flow.shape(layer.node.outputs[0]) or ()
+    shape = layer_statistics.context.channels.flow.shape(layer.node.outputs[0]) or ()
     return max(1.0, math.prod(shape[1:]) / max(1, layer.out_ids.size))
 
 
@@ -109,11 +109,11 @@ def _spread(layer_statistics: LayerStatistics, skipped: int, count: int) -> list
     blocks = np.arange(skipped // step, layer_statistics.inputs.count // step)
     chosen = blocks[np.linspace(0, len(blocks) - 1, max(1, min(len(blocks), count // step))).astype(np.int64)]
     positions = (chosen[:, None] * step + np.arange(step)).reshape(-1)
-    size = batch_size(next(iter(layer_statistics.engine.batches())))
+    size = batch_size(next(iter(layer_statistics.context.batches())))
     return list(layer_statistics.inputs.chosen(positions, "spread").batches(size))
 
 
-def _moments(layer_statistics: LayerStatistics, walk: LayerwiseRun, layer: Layer) -> list[Moments]:
+def _moments(layer_statistics: LayerStatistics, walk: LayerwiseRun, layer: Layer) -> list[MomentSums]:
     """For each group of the reader, of all its inputs against its own outputs."""
     session = walk.session_for(walk.node_index[layer.key])
 
@@ -121,14 +121,14 @@ def _moments(layer_statistics: LayerStatistics, walk: LayerwiseRun, layer: Layer
         return np.asarray(next(iter(walk.run(session, number).values())))
 
     whole = np.ones((layer.groups, layer.weight.shape[2]), bool)
-    return solve_moments(walk, layer, whole, outputs, None, Samples(), layer_statistics.engine.threads)
+    return consumer_moment_sums(walk, layer, whole, outputs, None, SampleCache(), layer_statistics.context.threads)
 
 
-def _solved(layer_statistics: LayerStatistics, layer: Layer, trial: Trial, moments: Sequence[Moments]) -> Replacement:
-    flow, kept = layer_statistics.engine.channels.flow, trial.kept(layer_statistics, layer)
-    priors = mixed_priors(layer, kept, layer_statistics.statistics.moments[layer.key])
+def _solved(layer_statistics: LayerStatistics, layer: Layer, trial: Trial, moments: Sequence[MomentSums]) -> Replacement:
+    flow, kept = layer_statistics.context.channels.flow, trial.kept(layer_statistics, layer)
+    priors = mixed_priors(layer, kept, layer_statistics.reference.covariances[layer.key])
     inside, positions = layer.weight.shape[2:]
     places = [(np.arange(positions)[:, None] * inside + np.flatnonzero(own)).reshape(-1) for own in kept]
     parts = [whole.of_inputs(chosen) for whole, chosen in zip(moments, places, strict=True)]
-    weights, bias = least_squares(layer, parts, priors, RIDGE, repair=0.0)
+    weights, bias = least_squares(layer, parts, priors, RIDGE, correction_exponent=0.0)
     return spread_out(flow, layer, kept, weights, bias - old_bias(flow, layer))

@@ -75,7 +75,7 @@ def merge(channels: Channels, group: ChannelGroup, count: int, options: PruningO
         else:
             joined = np.concatenate([rows * scale[:, None], offset[:, None]], axis=1)
             part = decompose(joined, staying, options.threshold)
-        scaling[np.ix_(members, np.searchsorted(kept, members[part.kept]))] = part.scaling
+        scaling[np.ix_(members, np.searchsorted(kept, members[staying]))] = part
     return Decision(Removal(group, kept, "merge"), scaling)
 
 

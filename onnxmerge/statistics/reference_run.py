@@ -20,7 +20,7 @@ from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.downstream import DownstreamAffine, downstream_affine_of
 from onnxmerge.graph.layers import Layer
 from onnxmerge.onnxio.export import export
-from onnxmerge.statistics.moments import channel_moments
+from onnxmerge.statistics.consumer_moments import channel_covariance
 
 Feeds = Mapping[str, np.ndarray]
 Progress = Callable[[str, float], None]
@@ -30,14 +30,14 @@ LOWEST_VARIANCE = 1e-4  # of the stored one: a channel that synthetic inputs lea
 
 
 @dataclass(frozen=True)
-class Engine:
+class RunContext:
     """What both walks need: the exported model, where its nodes stand, and what it is run on."""
 
     channels: Channels
     model: ModelProto
     batches: Callable[[], Iterable[Feeds]]
     synthetic: bool
-    repair: float
+    correction_exponent: float
     threads: int | None
     progress: Progress
 
@@ -48,12 +48,12 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Statistics:
+class ReferenceStatistics:
     """The reference with BatchNormalization matched to the inputs; by key of each consumer what it reads and what follows it."""
 
     matched: ModelProto
     layers: dict[str, Layer]
-    moments: dict[str, Covariance]
+    covariances: dict[str, Covariance]
     downstream: dict[str, DownstreamAffine]
 
     @cached_property
@@ -65,47 +65,47 @@ class Statistics:
         return self._users[self.layers[key].weight.tobytes()] > 1
 
 
-def engine_of(analysed: AnalysedModel, inputs: Inputs, threads: int | None, progress: Progress) -> Engine:
+def run_context_of(analysed: AnalysedModel, inputs: Inputs, threads: int | None, progress: Progress) -> RunContext:
     """The model and the inputs, ready to be walked."""
     elements = sum(int(np.prod(analysed.shapes[tensor.name][1:])) for tensor in analysed.model.graph.inputs)
     size = int(np.clip(BATCH_ELEMENTS // max(1, elements), 1, LARGEST_BATCH))
     model = export(analysed.model)
     shallow_first(model)
-    return Engine(
+    return RunContext(
         channels=analysed.channels,
         model=model,
         batches=partial(inputs.batches, size),
         synthetic=inputs.synthetic,
-        repair=_repair(analysed, inputs),
+        correction_exponent=_correction_exponent(analysed, inputs),
         threads=threads,
         progress=progress,
     )
 
 
-def _repair(analysed: AnalysedModel, inputs: Inputs) -> float:
-    """Exponent of the standard-deviation repair: real inputs need none, networks that are dense from the start the most."""
+def _correction_exponent(analysed: AnalysedModel, inputs: Inputs) -> float:
+    """Exponent of the variance correction: real inputs need none, networks that are dense from the start the most."""
     if not inputs.synthetic:
         return 0.0
     return 0.5 if dense_first_layer(analysed.channels) is None else 1.0
 
 
-def observe_reference(engine: Engine, known: Mapping[str, Covariance] | None = None) -> Statistics:
+def collect_reference_statistics(context: RunContext, known: Mapping[str, Covariance] | None = None) -> ReferenceStatistics:
     """First walk: moments of the inputs of every consumer. known: these, where they have been taken; then nothing is walked.
 
     On synthetic inputs every BatchNormalization gets the statistics of its own input on the way, so that each channel has the
     mean and standard deviation that training gave it.
     """
-    flow = engine.channels.flow
+    flow = context.channels.flow
     layers = {layer.key: layer for layer in flow.layers if layer.in_ids.any()}
     if known is not None:
         downstream = {key: downstream_affine_of(flow, layer, {}) for key, layer in layers.items()}
-        return Statistics(copy_of(engine.model), layers, dict(known), downstream)
-    walk = LayerwiseRun(copy_of(engine.model), engine.batches(), engine.threads)
+        return ReferenceStatistics(copy_of(context.model), layers, dict(known), downstream)
+    walk = LayerwiseRun(copy_of(context.model), context.batches(), context.threads)
     stops: dict[int, list[Layer]] = defaultdict(list)
     for layer in layers.values():
-        stops[engine.node_index[layer.key]].append(layer)
-    normal = _normalisations(engine) if engine.synthetic else {}
-    moments: dict[str, Covariance] = {}
+        stops[context.node_index[layer.key]].append(layer)
+    normal = _normalisations(context) if context.synthetic else {}
+    covariances: dict[str, Covariance] = {}
     seen: dict[tuple[str, bytes], Covariance] = {}
     ordered = sorted(stops.keys() | normal.keys())
     for number, at in enumerate(ordered):
@@ -115,29 +115,29 @@ def observe_reference(engine: Engine, known: Mapping[str, Covariance] | None = N
         for layer in stops.get(at, []):
             same = (layer.source, layer.channel_positions.tobytes())
             if same not in seen:
-                seen[same] = channel_moments(walk, layer, engine.threads)
-            moments[layer.key] = seen[same]
+                seen[same] = channel_covariance(walk, layer, context.threads)
+            covariances[layer.key] = seen[same]
             if not np.isfinite(seen[same].xx).all():
                 raise InputError(
                     f"tensor {layer.source} holds NaN or infinity on these inputs; give real ones with `calibration`, "
                     "or take `method` prune with `ratio`"
                 )
-        engine.progress("statistics", (number + 1) / len(ordered))
+        context.progress("statistics", (number + 1) / len(ordered))
     downstream = {key: downstream_affine_of(flow, layer, walk.constants) for key, layer in layers.items()}
     matched = walk.model
     del matched.graph.node[:]
     matched.graph.node.extend(node for nodes in walk.nodes for node in nodes)
-    return Statistics(matched, layers, moments, downstream)
+    return ReferenceStatistics(matched, layers, covariances, downstream)
 
 
-def _normalisations(engine: Engine) -> dict[int, np.ndarray]:
+def _normalisations(context: RunContext) -> dict[int, np.ndarray]:
     """Position of each BatchNormalization with stored statistics -> its variance."""
     found = {}
-    for node in engine.channels.flow.model.graph.nodes:
+    for node in context.channels.flow.model.graph.nodes:
         if node.op == "BatchNormalization" and node.domain in (None, "", "ai.onnx"):
-            variance = engine.channels.flow.constant(node.inputs[4])
+            variance = context.channels.flow.constant(node.inputs[4])
             if variance is not None and variance.ndim == 1:
-                found[engine.node_index[node.outputs[0].name]] = variance
+                found[context.node_index[node.outputs[0].name]] = variance
     return found
 
 

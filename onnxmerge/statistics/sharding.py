@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxmerge.algorithms.moments import Covariance, pooled
+from onnxmerge.algorithms.moments import Covariance, pooled_covariance
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import OptionError
@@ -16,7 +16,7 @@ from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.options import InputOptions, Progress, silent
 from onnxmerge.parallel.tasks import Lost, spread
-from onnxmerge.statistics.reference_run import engine_of, observe_reference
+from onnxmerge.statistics.reference_run import collect_reference_statistics, run_context_of
 
 SHARD_INPUTS = 2048  # the same whatever executes them, so that results are too
 
@@ -31,7 +31,7 @@ class Shard:
     indices: np.ndarray
 
 
-def sharded_moments(
+def sharded_covariances(
     source: Path, options: InputOptions, threads: int | None, inputs: Inputs, progress: Progress, executor: Executor | None
 ) -> dict[str, Covariance]:
     """By consumer, what it reads over all the inputs. Without an executor the shards are taken one after the other here."""
@@ -47,15 +47,15 @@ def sharded_moments(
         found[number] = moments
         progress("statistics", len(found) / len(shards))
 
-    spread(moments_of, shards, keep, executor)
+    spread(covariances_of, shards, keep, executor)
     counts = [len(part) for part in parts]
-    return {key: pooled(counts, [found[number][key] for number in range(len(parts))]) for key in found[0]}
+    return {key: pooled_covariance(counts, [found[number][key] for number in range(len(parts))]) for key in found[0]}
 
 
-def moments_of(shard: Shard) -> dict[str, Covariance]:
+def covariances_of(shard: Shard) -> dict[str, Covariance]:
     """The moments of one shard, in any process."""
     analysed = analyse_model(shard.source)
     session = open_session(shard.source, optimise=True, threads=shard.threads, label=str(shard.source))
     given = inputs_for(session, analysed.shapes, replace(shard.options, samples=None))
     inputs = replace(given, count=len(shard.indices), indices=shard.indices)
-    return observe_reference(engine_of(analysed, inputs, shard.threads, silent)).moments
+    return collect_reference_statistics(run_context_of(analysed, inputs, shard.threads, silent)).covariances

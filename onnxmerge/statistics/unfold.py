@@ -25,7 +25,7 @@ FEWEST_SAMPLES = 1 << 15
 
 
 @dataclass
-class Network:
+class GraphBuilder:
     """A small ONNX graph under construction."""
 
     nodes: list[NodeProto] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Window:
     extents: tuple[int, ...]
 
 
-def rows_of(net: Network, tensor: str, axis: int, rank: int) -> str:
+def rows_of(net: GraphBuilder, tensor: str, axis: int, rank: int) -> str:
     """(1, samples, d) float32: one axis of a tensor last, all others flattened."""
     order = [a for a in range(rank) if a != axis] + [axis]
     moved = tensor if order == list(range(rank)) else net.op("Transpose", tensor, perm=order)
@@ -77,7 +77,7 @@ def rows_of(net: Network, tensor: str, axis: int, rank: int) -> str:
     return net.op("Unsqueeze", flat, net.constant([0]))
 
 
-def patches_of(net: Network, tensor: str, window: Window, groups: int, channels: int, thin: Sequence[int]) -> str:
+def patches_of(net: GraphBuilder, tensor: str, window: Window, groups: int, channels: int, thin: Sequence[int]) -> str:
     """(groups, samples, positions * channels) float32 from (N, groups * channels, *spatial), every `thin`-th output."""
     axes = len(window.kernel)
     tensor = net.op("Cast", tensor, to=1)
@@ -95,7 +95,7 @@ def patches_of(net: Network, tensor: str, window: Window, groups: int, channels:
     return _by_group(net, stacked, len(pieces), groups, channels)
 
 
-def outputs_of(net: Network, tensor: str, window: Window, groups: int, channels: int, thin: Sequence[int]) -> str:
+def outputs_of(net: GraphBuilder, tensor: str, window: Window, groups: int, channels: int, thin: Sequence[int]) -> str:
     """(groups, samples, channels) float32 from (N, groups * channels, *spatial), every `thin`-th position."""
     axes = len(window.kernel)
     tensor = net.op("Cast", tensor, to=1)
@@ -105,7 +105,7 @@ def outputs_of(net: Network, tensor: str, window: Window, groups: int, channels:
     return _by_group(net, net.op("Unsqueeze", tensor, net.constant([1])), 1, groups, channels)
 
 
-def _by_group(net: Network, tensor: str, positions: int, groups: int, channels: int) -> str:
+def _by_group(net: GraphBuilder, tensor: str, positions: int, groups: int, channels: int) -> str:
     """(N, positions, groups * channels, *spatial) -> (groups, N * pixels, positions * channels)."""
     split = net.op("Reshape", tensor, net.constant([0, positions, groups, channels, -1]))
     moved = net.op("Transpose", split, perm=[2, 0, 4, 1, 3])
@@ -113,7 +113,7 @@ def _by_group(net: Network, tensor: str, positions: int, groups: int, channels: 
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused, in a line of its own
-def products(samples: Mapping[str, np.ndarray], inputs_too: bool) -> dict[str, np.ndarray]:
+def sums_of_products(samples: Mapping[str, np.ndarray], inputs_too: bool) -> dict[str, np.ndarray]:
     """Sums over samples "inputs" x (g, s, d): sum_x and x^T x as xx; with "outputs" y (g, s, o) also sum_y, xy, yy. float32.
 
     inputs_too: whether xx is wanted. "shape" is that of x.

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxmerge.algorithms.moments import Covariance, Moments
+from onnxmerge.algorithms.moments import Covariance, MomentSums
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.layers import Layer
 from onnxmerge.statistics.unfold import (
-    Network,
+    GraphBuilder,
     outputs_of,
     patches_of,
-    products,
     rows_of,
+    sums_of_products,
     thinning,
     window_of,
 )
@@ -25,10 +25,10 @@ SAMPLE_BYTES = 1 << 29  # of samples that are kept for a second pass
 FAR = 8.0  # standard deviations from zero
 
 
-def channel_moments(walk: LayerwiseRun, layer: Layer, threads: int | None) -> Covariance:
+def channel_covariance(walk: LayerwiseRun, layer: Layer, threads: int | None) -> Covariance:
     """Mean and covariance of the reader's input per channel, pooled over positions; the walk stands at the reader."""
     example = walk.tensor(0, layer.source)
-    net = Network()
+    net = GraphBuilder()
     shift = _means(np.asarray(example), layer)
     middle = shift[layer.channel_of].astype(np.float32)[None, None]
     rows = net.op("Sub", rows_of(net, "x", layer.input_axis, example.ndim), "middle")
@@ -41,7 +41,7 @@ def channel_moments(walk: LayerwiseRun, layer: Layer, threads: int | None) -> Co
     total = None
     for number in range(walk.count):
         x = walk.tensor(number, layer.source)
-        values = products(session.run({"x": np.asarray(x), "middle": middle}), True)
+        values = sums_of_products(session.run({"x": np.asarray(x), "middle": middle}), True)
         part = _moments(values, 0, x.size // layer.channel_positions.size * places)
         total = part if total is None else total + part
     assert total is not None
@@ -56,7 +56,7 @@ def _means(x: np.ndarray, layer: Layer) -> np.ndarray:
 
 
 @dataclass
-class Samples:
+class SampleCache:
     """The input samples of one reader, part by part, kept from one pass to the next while they fit into the memory set aside."""
 
     parts: list[np.ndarray] = field(default_factory=list)
@@ -70,15 +70,15 @@ class Samples:
             self.parts.clear()
 
 
-def solve_moments(
+def consumer_moment_sums(
     compressed: LayerwiseRun,
     layer: Layer,
     kept: np.ndarray,
     targets: Callable[[int], np.ndarray],
-    known: list[Moments] | None,
-    samples: Samples,
+    known: list[MomentSums] | None,
+    samples: SampleCache,
     threads: int | None,
-) -> list[Moments]:
+) -> list[MomentSums]:
     """For each group of the reader: moments of its kept inputs in the compressed prefix against the targets.
 
     kept (g, in/g) bool, equally many in each group; targets: batch -> wanted outputs, shaped like the reader's; known: moments
@@ -89,7 +89,7 @@ def solve_moments(
     example = np.asarray(compressed.tensor(0, layer.source))
     middles = _middles(layer, kept, example, first)
     sums = _sums(compressed, layer, kept, (example, first), middles, known, samples, threads)
-    totals: list[Moments] = []
+    totals: list[MomentSums] = []
     unknowns = int(kept.sum()) * layer.weight.shape[3]
     for number in _all(compressed):
         value = first if number == 0 else targets(number)
@@ -108,12 +108,12 @@ def _sums(
     kept: np.ndarray,
     examples: tuple[np.ndarray, np.ndarray],
     middles: dict[str, np.ndarray],
-    known: list[Moments] | None,
-    samples: Samples,
+    known: list[MomentSums] | None,
+    samples: SampleCache,
     threads: int | None,
 ) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """x, y and their middles -> sums. The samples of the inputs are taken from the graph only once."""
-    net = Network()
+    net = GraphBuilder()
     count = sum(len(compressed.tensor(n, layer.source)) for n in _all(compressed))
     x, y = _samples(net, layer, kept, *examples, count)
     x, y = net.op("Sub", x, "middle_x"), net.op("Sub", y, "middle_y")
@@ -128,7 +128,7 @@ def _sums(
             found["inputs"] = next(waiting)
         elif known is None:
             samples.keep(found["inputs"])
-        return products(found, known is None)
+        return sums_of_products(found, known is None)
 
     return multiply
 
@@ -155,7 +155,7 @@ def _all(walk: LayerwiseRun) -> range:
 
 
 def _samples(
-    net: Network, layer: Layer, kept: np.ndarray, example: np.ndarray, output: np.ndarray, count: int
+    net: GraphBuilder, layer: Layer, kept: np.ndarray, example: np.ndarray, output: np.ndarray, count: int
 ) -> tuple[str, str]:
     """The samples x (g, s, d) and y (g, s, o) of the tensors "x" and "y"; count: inputs in all, for thinning."""
     groups, per_group = kept.shape[0], int(kept[0].sum())
@@ -180,9 +180,9 @@ def _parts(x: np.ndarray, y: np.ndarray, unknowns: int) -> Iterator[tuple[np.nda
         yield x[start : start + size], y[start : start + size]
 
 
-def _moments(values: dict[str, np.ndarray], group: int, count: int) -> Moments:
+def _moments(values: dict[str, np.ndarray], group: int, count: int) -> MomentSums:
     """One group's sums as float64; zeros in place of those that were not asked for."""
     sums = {name: np.asarray(value[group], np.float64) for name, value in values.items() if name != "shape"}
     size = len(sums["sum_x"])
     empty = {"sum_x": (0,), "sum_y": (0,), "xx": (size, size), "xy": (size, 0), "yy": (0,)}
-    return Moments(float(count), **{name: sums.get(name, np.zeros(shape)) for name, shape in empty.items()})
+    return MomentSums(float(count), **{name: sums.get(name, np.zeros(shape)) for name, shape in empty.items()})

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxmerge.algorithms import allocation as budget_module
-from onnxmerge.algorithms.allocation import SATURATED, Cost, Curve, allocate, damage_curve, frontier, joined, spent
+from onnxmerge.algorithms.allocation import SATURATED, Cost, Curve, allocate, loss_curve, mean_cost, pareto_front, total_loss
 from onnxmerge.pruning.budget import rounded
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -27,8 +27,8 @@ def instance(seed: int, convex: bool = False) -> tuple[list[Curve], Cost]:
         size, step = int(rng.integers(2, 7)), int(rng.integers(1, 4))
         steps = rng.exponential(1.0, size - 1) ** 2
         steps = np.sort(steps) if convex else steps
-        damage = np.concatenate([[0.0], np.cumsum(steps)])[::-1]
-        curves.append(Curve(step * np.arange(1, size + 1), damage * rng.uniform(0.01, 1.0)))
+        loss = np.concatenate([[0.0], np.cumsum(steps)])[::-1]
+        curves.append(Curve(step * np.arange(1, size + 1), loss * rng.uniform(0.01, 1.0)))
     eye = np.eye(groups + 1)
     pairs = [(group, group - 1) for group in range(groups)] + [(0, 0), (groups - 1, groups)]
     rows, columns = (np.stack([eye[pair[side]] for pair in pairs]) for side in (0, 1))
@@ -51,8 +51,8 @@ def choices(curves: list[Curve]) -> Iterator[np.ndarray]:
 
 def excess(curves: list[Curve], cost: Cost, budget: float) -> float:
     """What the allocation loses beyond the best choice there is, as a share of all that could be lost."""
-    best = min(spent(curves, counts) for counts in choices(curves) if cost.total(counts) <= budget)
-    return (spent(curves, allocate(curves, cost, budget)) - best) / spent(curves, least(curves))
+    best = min(total_loss(curves, counts) for counts in choices(curves) if cost.total(counts) <= budget)
+    return (total_loss(curves, allocate(curves, cost, budget)) - best) / total_loss(curves, least(curves))
 
 
 @FEW
@@ -86,9 +86,9 @@ def test_allocation_is_close_to_the_best_choice() -> None:
     assert max(found) < 0.07
 
 
-@pytest.mark.parametrize("limit", [0, None], ids=["prices alone", "with pairs"])
+@pytest.mark.parametrize("limit", [0, None], ids=["multipliers alone", "with pairs"])
 def test_many_groups_come_close_without_trying_pairs(limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a network of many layers gets: prices alone, within 4 % in 19 of 20 small instances, which are the hard ones."""
+    """What a network of many layers gets: multipliers alone, within 4 % in 19 of 20 small instances, which are the hard ones."""
     if limit is not None:
         monkeypatch.setattr(budget_module, "EXCHANGES", limit)
     found = []
@@ -99,14 +99,14 @@ def test_many_groups_come_close_without_trying_pairs(limit: int | None, monkeypa
     assert np.quantile(found, 0.95) < 0.04
 
 
-def test_more_budget_is_hardly_ever_more_damage() -> None:
+def test_more_budget_is_hardly_ever_more_loss() -> None:
     """Of 100 instances 3 slip once, by less than 8 %: a smaller budget then found the better of two ways to spend it."""
     rises = []
     for seed in range(20):
         curves, cost = instance(seed)
         budgets = np.linspace(cost.total(least(curves)), 1.0, 10)
-        damage = np.array([spent(curves, allocate(curves, cost, float(budget))) for budget in budgets])
-        rises.append(np.diff(damage).max() / damage[0])
+        loss = np.array([total_loss(curves, allocate(curves, cost, float(budget))) for budget in budgets])
+        rises.append(np.diff(loss).max() / loss[0])
     assert np.mean(np.array(rises) <= 1e-12) > 0.94
     assert max(rises) < 0.08
 
@@ -154,34 +154,34 @@ def test_kinds_that_stand_everywhere_change_nothing() -> None:
         assert same.total(counts) == pytest.approx(cost.total(counts))
 
 
-def test_joined_is_the_mean() -> None:
+def test_mean_cost_is_the_mean() -> None:
     curves, one = instance(1)
     other = Cost(2.0 * one.weight[::-1], one.rows, one.columns)
     for counts in itertools.islice(choices(curves), 20):
-        assert joined([one, other]).total(counts) == pytest.approx((one.total(counts) + other.total(counts)) / 2)
+        assert mean_cost([one, other]).total(counts) == pytest.approx((one.total(counts) + other.total(counts)) / 2)
 
 
 @FEW
 @given(SEEDS)
-def test_frontier_falls_from_the_smallest_to_all(seed: int) -> None:
+def test_pareto_front_falls_from_the_smallest_to_all(seed: int) -> None:
     curves, cost = instance(seed)
-    points = frontier(curves, cost)
+    points = pareto_front(curves, cost)
     costs = np.array([cost.total(counts) for counts in points])
-    damage = np.array([spent(curves, counts) for counts in points])
+    loss = np.array([total_loss(curves, counts) for counts in points])
     assert (np.diff(costs) > 0).all()
-    assert (np.diff(damage) < 0).all()
+    assert (np.diff(loss) < 0).all()
     assert (points[0] == least(curves)).all()
     assert (points[-1] == most(curves)).all()
 
 
-def test_frontier_leaves_out_what_costs_more_for_nothing_but_ends_with_all() -> None:
-    """Of the first group half of the channels are dead, the second one has a step that no price buys."""
+def test_pareto_front_leaves_out_what_costs_more_for_nothing_but_ends_with_all() -> None:
+    """Of the first group half of the channels are dead, the second one has a step that no multiplier buys."""
     curves = [
         Curve(np.array([1, 2, 3, 4]), np.array([1.0, 0.0, 0.0, 0.0])),
         Curve(np.array([1, 2, 3]), np.array([1.0, 1.0, 0.0])),
     ]
     cost = Cost(np.array([1.0, 1.0]), np.eye(3)[:2], np.eye(3)[[2, 2]])
-    points = [tuple(counts.tolist()) for counts in frontier(curves, cost)]
+    points = [tuple(counts.tolist()) for counts in pareto_front(curves, cost)]
     assert points[0] == (1, 1)
     assert points[-2:] == [(2, 3), (4, 3)]
     assert not {counts for counts in points if counts[1] == 2 or counts[0] == 3}
@@ -189,47 +189,47 @@ def test_frontier_leaves_out_what_costs_more_for_nothing_but_ends_with_all() -> 
 
 # curves
 
-PROBED = np.array([0.1, 0.3, 0.8]), np.array([0.02, 0.2, 0.4])
+MEASURED = np.array([0.1, 0.3, 0.8]), np.array([0.02, 0.2, 0.4])
 
 
-def test_damage_goes_through_the_probes_and_is_proportional_outside() -> None:
+def test_loss_goes_through_the_measurements_and_is_proportional_outside() -> None:
     errors = np.array([0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.6])
-    damage = damage_curve(errors, *PROBED)
-    assert damage[0] == 0.0
-    np.testing.assert_allclose(damage[[3, 5, 7]], PROBED[1], rtol=1e-12)
-    np.testing.assert_allclose(damage[[1, 2, 8]], [0.002, 0.01, 0.8], rtol=1e-12)
-    assert damage[4] == pytest.approx(0.02 * 10 ** (np.log(2) / np.log(3)))
+    loss = loss_curve(errors, *MEASURED)
+    assert loss[0] == 0.0
+    np.testing.assert_allclose(loss[[3, 5, 7]], MEASURED[1], rtol=1e-12)
+    np.testing.assert_allclose(loss[[1, 2, 8]], [0.002, 0.01, 0.8], rtol=1e-12)
+    assert loss[4] == pytest.approx(0.02 * 10 ** (np.log(2) / np.log(3)))
 
 
-def test_without_probes_the_damage_is_the_error() -> None:
-    np.testing.assert_array_equal(damage_curve([0.0, 0.5, 2.0], [], []), [0.0, 0.5, 2.0])
+def test_without_measurements_the_loss_is_the_error() -> None:
+    np.testing.assert_array_equal(loss_curve([0.0, 0.5, 2.0], [], []), [0.0, 0.5, 2.0])
 
 
 def test_saturated_outputs_do_not_make_removals_free() -> None:
     """Half of the error loses 0.3; beyond, the output is noise and would seem to get no worse."""
     errors = np.array([0.1, 0.2, 0.4, 0.8])
-    damage = damage_curve(errors, [0.1, 0.2, 0.8], [0.3, SATURATED + 0.2, SATURATED + 0.25])
-    np.testing.assert_allclose(damage[:2], [0.3, SATURATED + 0.2])
-    assert damage[2] >= 0.3 * 4 - 1e-9
-    assert damage[3] >= 0.3 * 8 - 1e-9
+    loss = loss_curve(errors, [0.1, 0.2, 0.8], [0.3, SATURATED + 0.2, SATURATED + 0.25])
+    np.testing.assert_allclose(loss[:2], [0.3, SATURATED + 0.2])
+    assert loss[2] >= 0.3 * 4 - 1e-9
+    assert loss[3] >= 0.3 * 8 - 1e-9
 
 
 @FEW
 @given(SEEDS)
-def test_damage_never_falls_with_the_error(seed: int) -> None:
+def test_loss_never_falls_with_the_error(seed: int) -> None:
     rng = np.random.default_rng(seed)
     errors = np.sort(rng.exponential(1.0, 20))
     at = np.sort(rng.choice(20, int(rng.integers(1, 4)), replace=False))
-    damage = damage_curve(errors, errors[at], rng.exponential(0.5, len(at)))
-    assert (np.diff(damage) >= -1e-12).all()
-    assert np.isfinite(damage).all()
+    loss = loss_curve(errors, errors[at], rng.exponential(0.5, len(at)))
+    assert (np.diff(loss) >= -1e-12).all()
+    assert np.isfinite(loss).all()
 
 
-@pytest.mark.parametrize("probed", [([0.0, 0.0], [0.0, 0.0]), ([0.2, 0.2], [0.1, 0.1]), ([1e-9], [1e3])], ids=str)
-def test_odd_probes_give_finite_curves(probed: tuple[list[float], list[float]]) -> None:
-    damage = damage_curve(np.linspace(0, 1, 11), *probed)
-    assert np.isfinite(damage).all()
-    assert (np.diff(damage) >= 0).all()
+@pytest.mark.parametrize("measured", [([0.0, 0.0], [0.0, 0.0]), ([0.2, 0.2], [0.1, 0.1]), ([1e-9], [1e3])], ids=str)
+def test_odd_probes_give_finite_curves(measured: tuple[list[float], list[float]]) -> None:
+    loss = loss_curve(np.linspace(0, 1, 11), *measured)
+    assert np.isfinite(loss).all()
+    assert (np.diff(loss) >= 0).all()
 
 
 def test_soft_multiples_leave_small_groups_a_choice():
@@ -238,4 +238,4 @@ def test_soft_multiples_leave_small_groups_a_choice():
     assert [curve.counts.tolist() for curve in soft[:4]] == [[1, 2, 3], [2, 4, 6], [4, 8, 12], [8, 16]]
     assert [curve.counts.tolist() for curve in hard[:4]] == [[3], [6], [8, 12], [8, 16]]
     assert soft[4].counts.tolist() == hard[4].counts.tolist() == [8, 16, 24, 32, 40]
-    assert all((curve.damage[-1], len(curve.damage)) == (0.0, len(curve.counts)) for curve in soft)
+    assert all((curve.loss[-1], len(curve.loss)) == (0.0, len(curve.counts)) for curve in soft)
