@@ -216,8 +216,8 @@ def test_an_edit_leaves_nothing_stale() -> None:
     proto.graph.quantization_annotation.add(tensor_name="w")
     model = from_proto(proto)
     first, _, last = model.graph.nodes
-    first.inputs[1] = set_constant(model.graph, "w", np.ones((4, 2), np.float32))
-    last.inputs[1] = set_constant(model.graph, "v", np.ones((2, 3), np.float32))
+    first.inputs[1] = set_constant(model, "w", np.ones((4, 2), np.float32))
+    last.inputs[1] = set_constant(model, "v", np.ones((2, 3), np.float32))
     exported = export(model)
     onnx.checker.check_model(exported, full_check=True)
     shapes = {
@@ -236,7 +236,7 @@ def test_shared_initializer_stays_for_the_other_consumer() -> None:
         CHAIN.replace("y = MatMul(active, v)", "other = MatMul(x, w) both = Add(active, other) y = MatMul(both, v)")
     )
     model = from_proto(proto)
-    model.graph.nodes[0].inputs[1] = set_constant(model.graph, "w", np.zeros((4, 5), np.float32))
+    model.graph.nodes[0].inputs[1] = set_constant(model, "w", np.zeros((4, 5), np.float32))
     exported = export(model)
     assert [each.name for each in exported.graph.initializer] == ["w", "v", "w_1"]
     assert exported.graph.initializer[0] == proto.graph.initializer[0]
@@ -252,7 +252,7 @@ def test_initializers_that_are_graph_inputs(ir_version: int, inputs: list[str]) 
         proto.graph.input.append(helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, tensor.dims))
     proto.opset_import[0].version = 8
     model = check_round_trip(proto)
-    model.graph.nodes[0].inputs[1] = set_constant(model.graph, "w", np.ones((4, 2), np.float32))
+    model.graph.nodes[0].inputs[1] = set_constant(model, "w", np.ones((4, 2), np.float32))
     shorter = model.graph.nodes[2].inputs[1]
     shorter.values = np.ones((2, 3), np.float32)
     exported = export(model)
@@ -266,7 +266,7 @@ def test_bodies_keep_their_own_initializers() -> None:
     proto = parser.parse_model(BODIES)
     model = from_proto(proto)
     inner = model.graph.nodes[1].attrs["then_branch"]
-    inner.nodes[0].inputs[1] = set_constant(model.graph, "inner", np.full(3, 4, np.float32))
+    inner.nodes[0].inputs[1] = set_constant(model, "inner", np.full(3, 4, np.float32))
     prune_dead(model)
     exported = export(model)
     onnx.checker.check_model(exported, full_check=True)

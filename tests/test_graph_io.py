@@ -204,7 +204,7 @@ def test_save_beside(source: str, request: pytest.FixtureRequest, tmp_path: Path
     target = tmp_path / "out" / "m.onnx"
     for data in ("m.onnx.data", "m.onnx.1.data", "m.onnx.data"):  # each run replaces the one before, whole
         model = io.load(path)
-        model.graph.nodes[1].inputs[1] = set_constant(model.graph, "b", np.array([1, 1, 1], np.float32))
+        model.graph.nodes[1].inputs[1] = set_constant(model, "b", np.array([1, 1, 1], np.float32))
         io.save(model, target)
         assert sorted(os.listdir(target.parent)) == sorted([data, "m.onnx"])
         tensors = onnx.load(target, load_external_data=False).graph.initializer
@@ -269,7 +269,7 @@ def test_second_rename_fails(inline: Path, monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_invalid_edit_is_not_written(inline: Path, tmp_path: Path) -> None:
     model = io.load(inline)
-    model.graph.nodes[0].inputs[1] = set_constant(model.graph, "w", np.zeros((5, 3), np.float32))
+    model.graph.nodes[0].inputs[1] = set_constant(model, "w", np.zeros((5, 3), np.float32))
     with pytest.raises(onnx.shape_inference.InferenceError):
         io.save(model, tmp_path / "out.onnx")
     assert os.listdir(tmp_path) == ["in.onnx"]

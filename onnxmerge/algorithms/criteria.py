@@ -21,7 +21,7 @@ _SIGNIFICANT_DIGITS = 12
 
 def l1_norm(rows: NDArray[np.floating]) -> Floats:
     """Sum of absolute weights of each row: (n, d) -> (n,). Li et al., "Pruning Filters for Efficient ConvNets", 2017."""
-    return np.abs(_as_rows(rows)).sum(axis=1)
+    return np.asarray(np.abs(_as_rows(rows)).sum(axis=1))
 
 
 def l2_norm(rows: NDArray[np.floating]) -> Floats:
@@ -43,7 +43,7 @@ def l2_geometric_median(rows: NDArray[np.floating]) -> Floats:
     distances = lengths - 2.0 * gram
     distances[distances < _GRAM_ROUNDING * lengths] = 0.0
     np.fill_diagonal(distances, 0.0)
-    scores = np.sqrt(distances).sum(axis=1)
+    scores: Floats = np.sqrt(distances).sum(axis=1)
     largest = scores.max(initial=0.0)
     return np.round(scores / largest, _SIGNIFICANT_DIGITS) * largest if largest > 0.0 else scores
 

@@ -52,7 +52,8 @@ def restored_rows(rows: NDArray[np.floating], columns: NDArray[np.floating]) -> 
     values = np.asarray(rows, dtype=np.float64)
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
     wanted = np.linalg.norm(np.asarray(columns, dtype=np.float64), axis=1, keepdims=True)
-    return values * np.divide(wanted, lengths, out=np.zeros_like(lengths), where=lengths > 0.0)
+    restored: Floats = values * np.divide(wanted, lengths, out=np.zeros_like(lengths), where=lengths > 0.0)
+    return restored
 
 
 def multiples(rows: NDArray[np.floating], profiles: NDArray[np.integer], removable: NDArray[np.bool_]) -> Indices:

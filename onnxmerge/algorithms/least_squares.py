@@ -124,7 +124,8 @@ def adjusted_target(
         return output + (wanted - reached)
     factor = np.asarray(scale, output.dtype)
     inverse = np.divide(1, factor, out=np.zeros_like(factor), where=np.abs(factor) > LEAST_SCALE)
-    return output + (wanted - reached) * inverse.reshape(-1, *[1] * (output.ndim - 2))
+    target: NDArray[np.floating] = output + (wanted - reached) * inverse.reshape(-1, *[1] * (output.ndim - 2))
+    return target
 
 
 def fits_in_memory(unknowns: int) -> bool:

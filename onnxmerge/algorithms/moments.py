@@ -85,11 +85,13 @@ class Covariance:
     def residual(self, weight: Floats) -> Floats:
         """(o,) variance of y - weight x, for a weight (o, d)."""
         cross = np.einsum("od,do->o", weight, self.xy)
-        return np.maximum(self.variance_y - 2.0 * cross + self.explained(weight), 0.0)
+        residual: Floats = np.maximum(self.variance_y - 2.0 * cross + self.explained(weight), 0.0)
+        return residual
 
     def explained(self, weight: Floats) -> Floats:
         """(o,) variance of weight x."""
-        return np.maximum(np.einsum("od,od->o", weight @ self.xx, weight), 0.0)
+        explained: Floats = np.maximum(np.einsum("od,od->o", weight @ self.xx, weight), 0.0)
+        return explained
 
 
 def pooled_covariance(counts: Sequence[float], parts: Sequence[Covariance]) -> Covariance:

@@ -14,7 +14,7 @@ from onnxmerge.pipeline.sweep import DEFAULT_TARGETS
 FILE = click.Path(path_type=Path)
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType[tuple[float, ...]]):
     """Comma-separated numbers."""
 
     name = "numbers"
@@ -29,7 +29,7 @@ class Numbers(click.ParamType):
             self.fail(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406", param, ctx)
 
 
-class Counts(click.ParamType):
+class Counts(click.ParamType[tuple[int, ...]]):
     """Comma-separated whole numbers of at least 1."""
 
     name = "counts"

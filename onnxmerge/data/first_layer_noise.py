@@ -28,7 +28,7 @@ def dense_first_layer(channels: Channels) -> tuple[str, np.ndarray] | None:
         shape = channels.flow.shape(source)
         weight = layer.canonical(layer.stored_weight)[0, :, :, 0]
         is_input = any(source is tensor for tensor in channels.flow.model.graph.inputs)
-        is_float = source.dtype is not None and np.issubdtype(np.dtype(source.dtype), np.floating)
+        is_float = isinstance(source.dtype, np.dtype) and np.issubdtype(source.dtype, np.floating)
         if is_input and is_float and shape is not None and int(np.prod(shape[1:])) == weight.shape[1]:
             return str(source.name), weight.astype(np.float64)
     return None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxmerge.data.input_slots import Indices
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.graph.channel_groups import Channels
+from onnxmerge.onnxio import surgeon as gs
 
 SHAPE_ONLY = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "Dropout")
 

@@ -12,7 +12,8 @@ import numpy as np
 from onnxmerge.data.balance import balanced
 from onnxmerge.data.first_layer_noise import dense_first_layer, with_shaped_noise
 from onnxmerge.data.input_hints import Hints, hints_of, spread
-from onnxmerge.data.inputs import ImageRange, Inputs, batching, calibration_inputs, check_batch, synthetic_inputs
+from onnxmerge.data.inputs import Inputs, batching, calibration_inputs, check_batch, synthetic_inputs
+from onnxmerge.data.synthetic import ImageRange
 from onnxmerge.execution.sessions import Session, open_session
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions

@@ -130,7 +130,7 @@ def _classes(outputs: dict[str, Any], size: int, label: str) -> np.ndarray:
     rows = [array for array in arrays if array.ndim and len(array) == size]
     for array in rows:
         if looks_like_scores(array):
-            return array.reshape(size, -1).argmax(axis=1)
+            return np.asarray(array.reshape(size, -1).argmax(axis=1))
     for array in rows:
         if array.dtype.kind in "iu" and array.size == size:
             return array.ravel()

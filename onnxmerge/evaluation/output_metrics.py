@@ -98,7 +98,7 @@ class OutputMoments:
     def _add_numbers(self, expected: np.ndarray, found: np.ndarray, shape: tuple[int, ...], first: int) -> np.ndarray:
         valid = np.isfinite(expected)
         usable = valid & np.isfinite(found)
-        lost = (valid & ~usable).any(axis=1)
+        lost = np.asarray((valid & ~usable).any(axis=1))
         reference = np.where(valid, expected, 0.0)
         candidate = np.where(usable, found, 0.0)
         differences = candidate - reference

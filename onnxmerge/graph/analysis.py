@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxmerge.errors import Reason, Refusal, refusal
 from onnxmerge.graph.channel_groups import Channels
@@ -19,6 +18,7 @@ from onnxmerge.graph.grouping import grouped
 from onnxmerge.graph.layers import label
 from onnxmerge.graph.operators import operator_of
 from onnxmerge.graph.shared_weights import unite_shared_weights
+from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.model import Model
 
 # Operators with weights of their own: each that stays as it is has a reason.

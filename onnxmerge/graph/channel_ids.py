@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxmerge.errors import Reason, Refusal
 from onnxmerge.graph.constants import constant
 from onnxmerge.graph.layers import Ids, Layer
+from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.model import Model
 
 
@@ -126,7 +126,7 @@ class Flow:
             while (table != table[table]).any():
                 table = table[table]
             self._table = table
-        return self._table[ids]
+        return np.asarray(self._table[ids])
 
     def unite(self, left: Ids, right: Ids) -> None:
         """Ids at the same position go or stay together; a pair with 0 is left alone."""

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 from onnx import NodeProto, SparseTensorProto, TensorProto, ValueInfoProto
 from onnx.reference import ReferenceEvaluator
 
+from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.export import standalone
-from onnxmerge.onnxio.model import Held, Model, held
+from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.storage import SMALL_BYTES
 from onnxmerge.onnxio.tensors import array_of, dense_of, frozen, tensor_of
 
@@ -40,7 +40,7 @@ def constant(model: Model, tensor: gs.Tensor) -> np.ndarray | None:
     An initializer that is also a graph input counts as constant with the value it has in the file.
     """
     if isinstance(tensor, gs.Constant):
-        return _value(model, held(tensor))
+        return _value(model, gs.stored_values(tensor))
     nodes = _sources(tensor) if tensor.name else None
     if nodes is None:
         return None
@@ -64,12 +64,12 @@ def is_quantised(tensor: gs.Tensor) -> bool:
             continue
         seen.add(id(current))
         if isinstance(current, gs.Constant):
-            if _few_bits(held(current)):
+            if _few_bits(gs.stored_values(current)):
                 return True
             continue
         for node in current.inputs:
             if node.op in QUANTISATION or (
-                isinstance(node.attrs.get("value"), gs.Constant) and _few_bits(held(node.attrs["value"]))
+                isinstance(node.attrs.get("value"), gs.Constant) and _few_bits(gs.stored_values(node.attrs["value"]))
             ):
                 return True
             if node.op in FOLDABLE and not node.domain and node.op != "Shape":
@@ -77,7 +77,7 @@ def is_quantised(tensor: gs.Tensor) -> bool:
     return False
 
 
-def _few_bits(values: Held) -> bool:
+def _few_bits(values: gs.StoredValues) -> bool:
     if isinstance(values, np.ndarray):
         return values.dtype.itemsize == 1 and values.dtype != np.bool_
     data_type = values.values.data_type if isinstance(values, SparseTensorProto) else values.data_type
@@ -86,7 +86,7 @@ def _few_bits(values: Held) -> bool:
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(data_type)).itemsize == 1
 
 
-def _value(model: Model, values: Held) -> np.ndarray:
+def _value(model: Model, values: gs.StoredValues) -> np.ndarray:
     if isinstance(values, np.ndarray):
         return frozen(values)
     return dense_of(values, model.folder) if isinstance(values, SparseTensorProto) else array_of(values, model.folder)
@@ -137,7 +137,7 @@ def _compute(model: Model, node: gs.Node, known: Known) -> bool:
 
 
 def _leaf(model: Model, tensor: gs.Constant) -> tuple[Identity, np.ndarray]:
-    values = held(tensor)
+    values = gs.stored_values(tensor)
     number, _ = model.folded.setdefault(id(values), (len(model.folded), values))  # held there, so that its id stays its own
     return (number, 0), _value(model, values)
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 from onnx import SparseTensorProto, TensorProto
 
 from onnxmerge.graph.channel_ids import Flow
-from onnxmerge.onnxio.model import Held, Model, constants, held
+from onnxmerge.onnxio import surgeon as gs
+from onnxmerge.onnxio.model import Model, constants
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -61,7 +61,10 @@ def total_macs(model: Model, shapes: Shapes) -> int:
 
 def total_parameters(model: Model) -> int:
     """Floating-point numbers in the initializers and Constant nodes that are read, those of bodies too; each tensor once."""
-    found = {id(held(tensor)): held(tensor) for tensor in [*constants(model.graph), *_constant_nodes(model.graph)]}
+    found = {
+        id(gs.stored_values(tensor)): gs.stored_values(tensor)
+        for tensor in [*constants(model.graph), *_constant_nodes(model.graph)]
+    }
     return sum(_floats(values) for values in found.values())
 
 
@@ -73,7 +76,7 @@ def _constant_nodes(graph: gs.Graph) -> Iterator[gs.Constant]:
             yield from _constant_nodes(body)
 
 
-def _floats(values: Held) -> int:
+def _floats(values: gs.StoredValues) -> int:
     """How many numbers, without loading them; 0 where they are integers."""
     if isinstance(values, np.ndarray):
         return values.size if onnx.helper.np_dtype_to_tensor_dtype(values.dtype) in FLOATING else 0

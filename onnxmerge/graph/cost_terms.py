@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.channel_ids import Flow
 from onnxmerge.graph.cost import Shapes, macs_of, total_macs, total_parameters
 from onnxmerge.graph.layers import Ids, Layer
-from onnxmerge.onnxio.model import held
+from onnxmerge.onnxio import surgeon as gs
 
 Terms = tuple[np.ndarray, np.ndarray, np.ndarray]
 Kinds = tuple[np.ndarray, ...]  # by group (n,): the kind of each of its channels, from 0
@@ -77,7 +76,7 @@ def parameter_terms(channels: Channels, groups: Sequence[ChannelGroup], kinds: K
     seen: set[int] = set()
 
     def is_new(tensor: gs.Tensor) -> bool:
-        key = id(held(tensor)) if isinstance(tensor, gs.Constant) else id(tensor)
+        key = id(gs.stored_values(tensor)) if isinstance(tensor, gs.Constant) else id(tensor)
         known = key in seen
         seen.add(key)
         return not known

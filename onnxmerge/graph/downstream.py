@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.channel_ids import Flow
 from onnxmerge.graph.layers import Layer
+from onnxmerge.onnxio import surgeon as gs
 
 PASSING = ("Identity", "Dropout", "Cast")
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import onnx_graphsurgeon as gs
+
+from onnxmerge.onnxio import surgeon as gs
 
 Ids = np.ndarray
 
@@ -190,7 +191,7 @@ class Producer(_Member):
         rows = weight.reshape(weight.shape[0] * weight.shape[1], -1)
         if (self.positions < 0).any():
             rows = np.concatenate([rows, np.zeros((1, rows.shape[1]), rows.dtype)])
-        return rows[self.positions].reshape(len(self.positions), -1).astype(np.float64)
+        return np.asarray(rows[self.positions].reshape(len(self.positions), -1), np.float64)
 
 
 class Consumer(_Member):

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxmerge.graph.channel_ids import Flow, collapse, varying
 from onnxmerge.graph.layers import Ids
 from onnxmerge.graph.parameters import normalised, parameter
+from onnxmerge.onnxio import surgeon as gs
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Kept:
 
     def mask(self, ids: Ids) -> np.ndarray:
         """True where the id at a position stays."""
-        return self.stays[ids]
+        return np.asarray(self.stays[ids])
 
     def axis_mask(self, tensor: gs.Tensor) -> tuple[int, np.ndarray] | None:
         """The axis that shrinks and which of its positions stay; None where nothing goes."""

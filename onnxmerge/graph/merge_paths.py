@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxmerge.errors import Reason, Refusal, refusal
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels, channel_positions
 from onnxmerge.graph.channel_ids import Flow
 from onnxmerge.graph.layers import Producer, label
 from onnxmerge.graph.operators import Path, operator_of
+from onnxmerge.onnxio import surgeon as gs
 
 Moments = tuple[np.ndarray, np.ndarray]
 
@@ -229,7 +229,7 @@ def _producer_bias(flow: Flow, producer: Producer) -> np.ndarray | None:
         return None
     scale = float(node.attrs.get("beta", 1.0)) / producer.layer.alpha if node.op == "Gemm" else 1.0
     values = np.broadcast_to(bias.reshape(-1).astype(np.float64) * scale, producer.layer.out_ids.size)
-    return np.append(values, 0.0)[producer.positions]
+    return np.asarray(np.append(values, 0.0)[producer.positions])
 
 
 def _batch_normalization(flow: Flow, node: gs.Node) -> tuple[np.ndarray, np.ndarray, Moments]:

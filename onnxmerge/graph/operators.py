@@ -9,13 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-import onnx_graphsurgeon as gs
-
 from onnxmerge.graph import literals
 from onnxmerge.graph import rules_axes as axis
 from onnxmerge.graph import rules_channels as channel
 from onnxmerge.graph import rules_shapes as shape
 from onnxmerge.graph.channel_ids import Flow
+from onnxmerge.onnxio import surgeon as gs
 
 Rule = Callable[[Flow, gs.Node], channel.Outcome]
 EditRule = Callable[[Flow, gs.Node, literals.Kept], literals.Edit | None]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxmerge.graph.channel_ids import Flow
 from onnxmerge.graph.layers import Ids
+from onnxmerge.onnxio import surgeon as gs
 
 
 def parameter(flow: Flow, node: gs.Node, name: str, index: int | None) -> np.ndarray | None:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxmerge.errors import ModelError
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
@@ -19,6 +18,7 @@ from onnxmerge.graph.constants import constant
 from onnxmerge.graph.layers import Layer, label
 from onnxmerge.graph.literals import Edit, Kept
 from onnxmerge.graph.operators import operator_of
+from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.model import Model, fresh_copy, names_taken, prune_dead, set_constant
 
 
@@ -154,7 +154,7 @@ class _Writer:
     taken: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.taken = names_taken(self.model.graph)
+        self.taken = names_taken(self.model)
 
     def _value(self, tensor: gs.Tensor) -> np.ndarray | None:
         return constant(self.model, tensor)
@@ -165,7 +165,7 @@ class _Writer:
         name = old.name if old is not None and old.name else f"{label(node)}.{index}"
         key = (name, str(value.dtype).encode() + str(value.shape).encode() + value.tobytes())
         if key not in self.written:
-            self.written[key] = set_constant(self.model.graph, name, value, self.taken)
+            self.written[key] = set_constant(self.model, name, value, self.taken)
         while len(node.inputs) <= index:
             node.inputs.append(gs.Variable.empty())
         node.inputs[index] = self.written[key]
@@ -211,7 +211,7 @@ class _Writer:
                 return
         raw = gs.Variable(self._fresh(f"{output.name}_before_bias"), output.dtype)
         node.outputs[0] = raw
-        added = set_constant(graph, f"{output.name}_bias", bias.astype(self._dtype(node)), self.taken)
+        added = set_constant(self.model, f"{output.name}_bias", bias.astype(self._dtype(node)), self.taken)
         place = next(i for i, other in enumerate(graph.nodes) if other is node)
         name = f"{node.name}_bias" if node.name else ""
         graph.nodes.insert(place + 1, gs.Node("Add", name, inputs=[raw, added], outputs=[output]))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import onnx_graphsurgeon as gs
-
 from onnxmerge.errors import Reason
 from onnxmerge.graph.channel_ids import Flow, varying
 from onnxmerge.graph.parameters import normalised, parameter
 from onnxmerge.graph.rules_channels import Outcome, none, refused
+from onnxmerge.onnxio import surgeon as gs
 
 
 def over_axes(find: Any) -> Any:

@@ -6,18 +6,19 @@ A rule takes (flow, node) and returns one id array for each output, or a reason,
 from __future__ import annotations
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxmerge.errors import Reason, Refusal, refusal
 from onnxmerge.graph.channel_ids import Flow, Partition, along, collapse, padded, varying
 from onnxmerge.graph.layers import Ids, Layer, label
+from onnxmerge.onnxio import surgeon as gs
 
 Outcome = list[Ids] | Refusal
 
 
 def refused(node: gs.Node, reason: Reason, **details: object) -> Refusal:
     """A refusal of a node, with its operator among the details."""
-    return refusal(label(node), reason, **{"operator": node.op, **details})
+    details.setdefault("operator", node.op)
+    return refusal(label(node), reason, "", **details)
 
 
 def none(flow: Flow, tensor: gs.Tensor) -> Ids:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxmerge.errors import Reason
 from onnxmerge.graph.channel_ids import Flow, collapse, padded, varying
@@ -11,6 +10,7 @@ from onnxmerge.graph.layers import Ids
 from onnxmerge.graph.literals import reshape_literal, slices_of
 from onnxmerge.graph.parameters import expanded, is_computed, normalised, parameter
 from onnxmerge.graph.rules_channels import Outcome, none, refused
+from onnxmerge.onnxio import surgeon as gs
 
 
 def reshape(flow: Flow, node: gs.Node) -> Outcome:

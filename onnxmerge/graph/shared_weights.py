@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxmerge.errors import Reason, refusal
 from onnxmerge.graph.channel_ids import Flow
 from onnxmerge.graph.layers import Ids, Layer, label
+from onnxmerge.onnxio import surgeon as gs
 
 _SMALL = 2  # initializers of fewer elements (scalars) are shared by chance and copied without harm
 

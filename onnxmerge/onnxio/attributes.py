@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 from onnx import AttributeProto, TensorProto
+
+from onnxmerge.onnxio import surgeon as gs
 
 
 def attribute_proto(name: str, value: Any, old: AttributeProto | None, node: gs.Node, opset: int) -> AttributeProto:
@@ -41,6 +42,7 @@ def _declared_type(node: gs.Node, name: str, opset: int) -> int | None:
     if node.domain not in (None, "", "ai.onnx"):
         return None
     try:
-        return int(onnx.defs.get_schema(node.op, opset, "").attributes[name].type)  # type: ignore[call-overload]  # onnx's stub
+        declared: Any = onnx.defs.get_schema(node.op, opset, "").attributes[name].type
     except (onnx.defs.SchemaError, KeyError):
         return None
+    return int(declared)

@@ -10,8 +10,8 @@ from typing import Self
 import numpy as np
 from onnx import StringStringEntryProto, TensorProto, numpy_helper
 
-from onnxmerge.onnxio.model import Held
 from onnxmerge.onnxio.storage import SMALL_BYTES, bare_tensor, held_bytes, inside
+from onnxmerge.onnxio.surgeon import DenseValues
 from onnxmerge.onnxio.tensors import byte_count, external_range, is_external, tensor_of
 
 PAGE_BYTES = 4096  # tensors start on a page, so that a runtime can map them
@@ -34,7 +34,7 @@ class DataFile:
         os.fsync(self.stream.fileno())
         self.stream.close()
 
-    def place(self, values: Held, name: str) -> TensorProto:
+    def place(self, values: DenseValues, name: str) -> TensorProto:
         """The tensor as the model will hold it."""
         is_text = isinstance(values, TensorProto) and values.data_type == TensorProto.STRING
         if held_bytes(values) <= SMALL_BYTES or is_text:
@@ -63,7 +63,7 @@ class DataFile:
                 left -= len(chunk)
 
 
-def _raw(values: Held, name: str) -> bytes:
+def _raw(values: DenseValues, name: str) -> bytes:
     """The bytes as a file holds them, whichever field holds them now."""
     if isinstance(values, TensorProto) and values.HasField("raw_data"):
         return values.raw_data

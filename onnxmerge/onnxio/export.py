@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import onnx_graphsurgeon as gs
 from google.protobuf.message import Message
 from onnx import (
     AttributeProto,
@@ -18,11 +17,11 @@ from onnx import (
     TensorShapeProto,
     ValueInfoProto,
 )
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
+from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.attributes import attribute_proto, tensors_within
-from onnxmerge.onnxio.model import Model, constants, graphs, held, in_order, names_in, names_used
-from onnxmerge.onnxio.storage import SMALL_BYTES, Held, Place, as_held, bare_tensor, fits_inside, held_bytes, inside
+from onnxmerge.onnxio.model import Model, constants, graphs, in_order, names_in, names_used
+from onnxmerge.onnxio.storage import SMALL_BYTES, Place, as_held, bare_tensor, fits_inside, held_bytes, inside
 from onnxmerge.onnxio.tensors import is_external
 from onnxmerge.onnxio.value_info import put_value_info
 
@@ -53,7 +52,7 @@ def export_with(model: Model, place: Place) -> ModelProto:
 def bare(model: Model) -> ModelProto:
     """The model as edited, for shape inference only: large tensors have shape and dtype but no bytes."""
 
-    def without_bytes(values: Held, name: str) -> TensorProto:
+    def without_bytes(values: gs.DenseValues, name: str) -> TensorProto:
         return inside(values, name, model.folder) if held_bytes(values) <= SMALL_BYTES else bare_tensor(values, name)
 
     return _assembled(model, without_bytes, without_bytes)
@@ -92,7 +91,9 @@ def _attribute(name: str, value: Any, old: AttributeProto | None, node: gs.Node,
         _fill(new.g, value, replace(scope, original=old.g if old is not None else GraphProto(name=value.name)), frozenset())
         return new
     if isinstance(value, gs.Constant):
-        tensor = scope.place_attribute(held(value), value.name)
+        values = gs.stored_values(value)
+        assert not isinstance(values, SparseTensorProto)  # those stay opaque attributes
+        tensor = scope.place_attribute(values, value.name)
         return AttributeProto(name=name, type=AttributeProto.TENSOR, t=tensor)
     if isinstance(value, AttributeProto):
         opaque = AttributeProto()
@@ -149,20 +150,20 @@ def _fill(new: GraphProto, graph: gs.Graph, scope: Scope, read_elsewhere: frozen
     _declare(new, graph, old, kept)
 
 
-def _initializers(graph: gs.Graph, scope: Scope, also: frozenset[str]) -> dict[str, Held]:
+def _initializers(graph: gs.Graph, scope: Scope, also: frozenset[str]) -> dict[str, gs.StoredValues]:
     """The constants that belong to this graph, in the order they were read, new ones behind.
 
     A body owns those it held when read; every other constant, also one that only a body uses, goes to the outermost graph.
     Unused initializers are left out, unless the model had them unused and offered them as graph inputs.
     """
     old = scope.original
-    as_read: dict[str, Held] = {tensor.name: tensor for tensor in old.initializer}
+    as_read: dict[str, gs.StoredValues] = {tensor.name: tensor for tensor in old.initializer}
     as_read |= {tensor.values.name: tensor for tensor in old.sparse_initializer}
-    found: dict[str, Held] = {}
+    found: dict[str, gs.StoredValues] = {}
     for constant in constants(graph):
         if constant.name in as_read or (scope.elsewhere is not None and constant.name not in scope.elsewhere):
-            values = found.setdefault(constant.name, held(constant))
-            if values is not held(constant):
+            values = found.setdefault(constant.name, gs.stored_values(constant))
+            if values is not gs.stored_values(constant):
                 raise ValueError(f"two constants named '{constant.name}' with different values")
     used_as_read = {name for body in graphs(old) for node in body.node for name in node.input}
     captured = {name for node in graph.nodes for value in node.attrs.values() for name in names_in(value)}
@@ -170,7 +171,7 @@ def _initializers(graph: gs.Graph, scope: Scope, also: frozenset[str]) -> dict[s
     return {name: found.get(name, values) for name, values in as_read.items() if name in found or name in wanted} | found
 
 
-def _declare(new: GraphProto, graph: gs.Graph, old: GraphProto, kept: dict[str, Held]) -> None:
+def _declare(new: GraphProto, graph: gs.Graph, old: GraphProto, kept: dict[str, gs.StoredValues]) -> None:
     """Graph inputs and outputs as they were declared; initializers that are also inputs with their new shapes."""
     inputs = {tensor.name: tensor for tensor in graph.inputs}
     weights = {tensor.name: tensor for tensor in new.initializer}
@@ -180,12 +181,10 @@ def _declare(new: GraphProto, graph: gs.Graph, old: GraphProto, kept: dict[str, 
         elif value.name in kept:
             new.input.append(_declaration(weights[value.name], value) if value.name in weights else value)
     declared = {value.name for value in old.input}
-    new.input.extend(
-        OnnxExporter.export_value_info_proto(tensor, False) for name, tensor in inputs.items() if name not in declared
-    )
+    new.input.extend(gs.declaration(tensor) for name, tensor in inputs.items() if name not in declared)
     outputs = {value.name: value for value in old.output}
     for tensor in graph.outputs:
-        new.output.append(outputs.get(tensor.name) or OnnxExporter.export_value_info_proto(tensor, False))
+        new.output.append(outputs.get(tensor.name) or gs.declaration(tensor))
 
 
 def _declaration(tensor: TensorProto, old: ValueInfoProto | None) -> ValueInfoProto:

@@ -10,17 +10,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
-from onnx import AttributeProto, GraphProto, ModelProto, SparseTensorProto, TensorProto
-from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
-from onnx_graphsurgeon.ir.tensor import LazyValues
-from onnx_graphsurgeon.logger import G_LOGGER
+from onnx import AttributeProto, GraphProto, ModelProto
 
 from onnxmerge.errors import ModelError
+from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.tensors import one_line
-
-# What a gs.Constant holds: the tensor as read, or an array of an edit.
-Held = TensorProto | SparseTensorProto | np.ndarray
 
 
 @dataclass
@@ -30,6 +24,7 @@ class Model:
     proto: ModelProto
     graph: gs.Graph
     path: Path
+    names_as_read: frozenset[str] = frozenset()
     folded: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     folded_bytes: int = field(default=0, repr=False, compare=False)
 
@@ -53,23 +48,13 @@ def fresh_copy(model: Model) -> Model:
 def from_proto(proto: ModelProto, path: str | Path = "model.onnx") -> Model:
     """A model from memory. Nothing is checked beyond what onnx-graphsurgeon needs; `load` checks files."""
     source = proto.graph if _all_text(proto.graph) else _without_binary_strings(proto.graph)
-    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None)
     try:
-        with G_LOGGER.suppress():
-            # Functions stay with the proto: they are never edited, and importing them loses their overloads.
-            graph = OnnxImporter.import_graph(
-                source,
-                opset=opset,
-                import_domains=list(proto.opset_import),
-                producer_name=proto.producer_name,
-                producer_version=proto.producer_version,
-                ir_version=proto.ir_version,
-            )
+        graph = gs.import_graph(source, proto)
     except (gs.OnnxGraphSurgeonException, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: the graph cannot be understood: {one_line(error)}") from error
     _keep_opaque_attributes(graph, proto.graph)
-    graph.names_as_read = names_used(graph).union(tensor.name for tensor in proto.graph.initializer)
-    return Model(proto, graph, Path(path).absolute())
+    names = names_used(graph).union(tensor.name for tensor in proto.graph.initializer)
+    return Model(proto, graph, Path(path).absolute(), frozenset(names))
 
 
 def graphs(graph: GraphProto) -> Iterator[GraphProto]:
@@ -102,15 +87,10 @@ def names_in(attribute: Any) -> set[str]:
         return set()
     found: set[str] = set()
     for body in [scope for top in [*attribute.graphs, attribute.g] for scope in graphs(top)]:
-        found.update(value.name for value in [*body.input, *body.output, *body.initializer])
+        found.update(value.name for value in [*body.input, *body.output])
+        found.update(tensor.name for tensor in body.initializer)
         found.update(name for node in body.node for name in [*node.input, *node.output])
     return found - {""}
-
-
-def held(constant: gs.Constant) -> Held:
-    """A constant's values without loading them."""
-    values = constant._values
-    return values.tensor if isinstance(values, LazyValues) else values
 
 
 def constants(graph: gs.Graph) -> Iterator[gs.Constant]:
@@ -147,20 +127,20 @@ def _names_read(node: gs.Node) -> list[str]:
     return [*(tensor.name for tensor in node.inputs), *captured]
 
 
-def names_taken(graph: gs.Graph) -> set[str]:
+def names_taken(model: Model) -> set[str]:
     """The names that a new tensor cannot have.
 
     Names as read stay taken: what was said about the tensor of that name (annotations, metadata) is not true of a new one.
     """
-    return names_used(graph).union(graph.__dict__.get("names_as_read", ()))
+    return names_used(model.graph) | model.names_as_read
 
 
-def set_constant(graph: gs.Graph, name_hint: str, array: np.ndarray, taken: set[str] | None = None) -> gs.Constant:
+def set_constant(model: Model, name_hint: str, array: np.ndarray, taken: set[str] | None = None) -> gs.Constant:
     """A new constant with a name that nothing in the model has, holding a copy of the array (any dtype that ONNX has).
 
-    taken: `names_taken(graph)`, kept by callers that make many; the new name is added to it.
+    taken: `names_taken(model)`, kept by callers that make many; the new name is added to it.
     """
-    taken = names_taken(graph) if taken is None else taken
+    taken = names_taken(model) if taken is None else taken
     name, number = name_hint, 0
     while not name or name in taken:
         number += 1

@@ -30,10 +30,11 @@ def put_value_info(new: ModelProto, bare: ModelProto, original: ModelProto) -> N
 
 
 def _value(inferred: ValueInfoProto | None, as_read: ValueInfoProto | None, named: set[str]) -> ValueInfoProto | None:
-    if inferred is None and as_read is None:
+    source = as_read if inferred is None else inferred
+    if source is None:
         return None
     new = ValueInfoProto()
-    new.CopyFrom(inferred if inferred is not None else as_read)
+    new.CopyFrom(source)
     if inferred is None and new.type.HasField("tensor_type"):
         new.type.tensor_type.ClearField("shape")
     for dim in _dims(new):

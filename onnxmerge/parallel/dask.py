@@ -23,7 +23,7 @@ def executor_at(address: str | None) -> Iterator[Executor | None]:
     try:
         from dask import config  # noqa: PLC0415  an optional extra
         from distributed import Client  # noqa: PLC0415  the same
-        from distributed.comm import get_address_host_port  # noqa: PLC0415
+        from distributed.comm.addressing import get_address_host_port  # noqa: PLC0415
     except ImportError:
         raise OptionError("`dask` needs the package distributed: pip install 'onnxmerge[dask]'") from None
     try:

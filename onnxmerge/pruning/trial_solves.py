@@ -93,13 +93,13 @@ def _cost(layer_statistics: LayerStatistics, layer: Layer, trials: Sequence[Tria
     width = layer.weight.shape[2] * layer.weight.shape[3]
     samples = min(count * _samples(layer_statistics, layer), max(gram.FEWEST_SAMPLES, gram.SAMPLES_PER_UNKNOWN * width))
     unknowns = [int(kept.sum()) * layer.weight.shape[3] for trial in trials for kept in trial.kept(layer_statistics, layer)]
-    return layer.groups * samples * float(width) ** 2 + sum(float(each) ** 3 for each in unknowns)
+    return float(layer.groups * samples * float(width) ** 2 + sum(float(each) ** 3 for each in unknowns))
 
 
 def _enough(layer_statistics: LayerStatistics, layers: Sequence[Layer]) -> int:
     """As few inputs as give every reader enough samples, and no more than are affordable."""
     unknowns = {layer.key: layer.weight.shape[2] * layer.weight.shape[3] for layer in layers}
-    needed = [SAMPLES_PER_UNKNOWN * unknowns[layer.key] / _samples(layer_statistics, layer) for layer in layers]
+    needed: list[float] = [SAMPLES_PER_UNKNOWN * unknowns[layer.key] / _samples(layer_statistics, layer) for layer in layers]
     return min(math.ceil(max([FEWEST_INPUTS, *needed])), MOST_INPUTS)
 
 
