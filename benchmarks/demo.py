@@ -87,8 +87,8 @@ def _table(result: Compression, latencies: list[LatencyComparison], accuracies: 
 
 def _latency_row(latency: LatencyComparison) -> tuple[str, str, str, str]:
     medians = milliseconds(latency.reference.median_ms), milliseconds(latency.candidate.median_ms)
-    low, high = 1 / latency.ratio_high, 1 / latency.ratio_low
-    return (f"latency, batch {latency.batch}", *medians, f"{latency.speedup:.2f}x as fast [{low:.2f}, {high:.2f}]")
+    low, high = 1 / latency.latency_ratio_high, 1 / latency.latency_ratio_low
+    return (f"latency, batch {latency.batch_size}", *medians, f"{latency.speedup:.2f}x as fast [{low:.2f}, {high:.2f}]")
 
 
 if __name__ == "__main__":

@@ -109,12 +109,12 @@ def _row(settings: str, each: LatencyComparison) -> tuple[str, ...]:
     return (
         settings or "default",
         "-" if each.macs_ratio is None else percent(each.macs_ratio),
-        str(each.batch),
+        str(each.batch_size),
         milliseconds(each.reference.median_ms),
         milliseconds(each.candidate.median_ms),
         f"{each.speedup:.2f}",
-        f"{1 / each.ratio_high:.2f} to {1 / each.ratio_low:.2f}",
-        "-" if each.realised is None else percent(each.realised, 0),
+        f"{1 / each.latency_ratio_high:.2f} to {1 / each.latency_ratio_low:.2f}",
+        "-" if each.realised_saving is None else percent(each.realised_saving, 0),
         f"{elsewhere} of {len(places)}",
     )
 

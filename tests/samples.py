@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from onnxmerge.report.documents import Run
+from onnxmerge.errors import Reason, refusal
+from onnxmerge.report.documents import Provenance
 from onnxmerge.results import (
     Accuracy,
-    Bench,
+    Benchmark,
     Compression,
     Execution,
     Fidelity,
@@ -16,13 +17,13 @@ from onnxmerge.results import (
     Inspection,
     LatencyComparison,
     LatencySummary,
-    LayerDrift,
-    NodeDrift,
+    LayerComparison,
+    NodeDeviation,
     OutputFidelity,
-    Refusal,
     Size,
     Sweep,
     SweepPoint,
+    Verification,
 )
 
 LONG = "/backbone/stage_3/block_17/attention/projection/pointwise/expand_1x1/fused_conv_bn/Conv"
@@ -39,31 +40,42 @@ LATENCY = LatencyComparison(
     2,
     warm_up_runs=60,
     rounds=16,
-    reference_per_second=4 / 12.345e-3,
-    candidate_per_second=4 / 8.23e-3,
+    reference_inputs_per_second=4 / 12.345e-3,
+    candidate_inputs_per_second=4 / 8.23e-3,
     macs_ratio=0.5,
-    realised=0.666,
+    realised_saving=0.666,
 )
-BENCH = Bench((LATENCY, replace(LATENCY, batch=32, ratio=1.2, ratio_low=1.1, ratio_high=1.3, realised=-0.4)))
-DRIFT = NodeDrift("/3/Conv", "Conv", "/3/Conv_output_0", 1e-7, 0.25, "its weight has the opposite sign")
-LAYERS = LayerDrift(
-    True, 9, 2, 8, DRIFT, (DRIFT, replace(DRIFT, node="/4/Relu", error_in=0.25, error_out=math.inf)), ("/3/Conv: a sign",)
+SLOWER = replace(LATENCY, batch_size=32, latency_ratio=1.2, latency_ratio_low=1.1, latency_ratio_high=1.3, realised_saving=-0.4)
+BENCHMARK = Benchmark("in.onnx", "out.onnx", (LATENCY,))
+BATCHES = replace(BENCHMARK, batches=(LATENCY, SLOWER))
+DEVIATION = NodeDeviation("/3/Conv", "Conv", "/3/Conv_output_0", 1e-7, 0.25, "its weight has the opposite sign")
+LAYERS = LayerComparison(
+    True,
+    9,
+    2,
+    8,
+    DEVIATION,
+    (DEVIATION, replace(DEVIATION, node="/4/Relu", relative_l2_before=0.25, relative_l2_after=math.inf)),
+    ("/3/Conv: a sign",),
 )
-JUDGED = replace(
+EXAMINED = replace(
     FIDELITY,
-    same_layers=True,
+    same_channel_counts=True,
     accuracy=Accuracy(0.9966, 0.9933),
-    layers=LAYERS,
+    layer_comparison=LAYERS,
     execution=Execution("libcudnn is missing", {"use_tf32": "0"}, {"a": "CPUExecutionProvider"}, {"b": "CUDAExecutionProvider"}),
 )
 GROUPS = (
     GroupResult(LONG, 1024, 1024, 512, "reconstruct", ("a", "b"), ("c",), 0.123, 0.456),
     GroupResult("stem", 8, 6, 7, "prune", ("stem",), ("c", "d"), 0.01, 0.02, "merge is not valid behind HardSwish"),
 )
-REFUSALS = (Refusal("fc", "y: it is written to the graph output y"), Refusal("p1", "/8/Softmax: Softmax mixes channels"))
+REFUSALS = (
+    refusal("fc", Reason.GRAPH_OUTPUT, "y", output="y"),
+    refusal("p1", Reason.MIXES_CHANNELS, "/8/Softmax", operator="Softmax"),
+)
 COMPRESSION = Compression(
-    source="models/in.onnx",
-    target="out.onnx",
+    model="models/in.onnx",
+    output="out.onnx",
     before=Size(25_557_032, 4_089_184_256, 102_442_450),
     after=Size(12_345_678, 1_234_567_890, 49_382_712),
     groups=GROUPS,
@@ -76,16 +88,23 @@ COMPRESSION = Compression(
     versions={},
 )
 INSPECTION = Inspection("models/in.onnx", COMPRESSION.before, GROUPS, REFUSALS)
-RUN = Run("onnxmerge compress in.onnx out.onnx", "2026-11-24T18:40:00Z", ("in.onnx", "out.onnx"), {"onnxmerge": "0.1.0"})
+PROVENANCE = Provenance("onnxmerge compress in.onnx out.onnx", "2026-11-24T18:40:00Z", {"onnxmerge": "0.1.0"})
+VERIFICATION = Verification("in.onnx", "out.onnx", FIDELITY)
 POINTS = (
     SweepPoint(
         "macs=0.75", Size(19_200_000, 3_050_000_000, 76_900_000), 0.9812, 0.953, LATENCY, {LONG: 700}, (), "out/in-macs-0.75.onnx"
     ),
     SweepPoint(
-        "macs=0.5", Size(12_345_678, 2_040_000_000, 49_382_712), 0.9123, 0.871, replace(LATENCY, ratio=0.5), {LONG: 512}, ()
+        "macs=0.5",
+        Size(12_345_678, 2_040_000_000, 49_382_712),
+        0.9123,
+        0.871,
+        replace(LATENCY, latency_ratio=0.5),
+        {LONG: 512},
+        (),
     ),
     SweepPoint("macs=0.25", Size(6_000_000, 1_000_000_000, 24_000_000), -3.2, 0.25, None, {LONG: 99}, ("it drifted",)),
-    SweepPoint("macs=0.01", None, None, None, None, {}, (), error="at least 3 % must stay"),
+    SweepPoint("macs=0.01", None, None, None, None, {}, (), failure="at least 3 % must stay"),
 )
 SWEEP = Sweep("models/in.onnx", COMPRESSION.before, POINTS, "256 synthetic images", 7, {"numpy": "2.4.6"})
 MEASURED = replace(
@@ -94,17 +113,21 @@ MEASURED = replace(
         replace(GROUPS[0], sensitivity={"0.25": 0.99312, "0.5": 0.96, "0.75": -0.4}),
         replace(GROUPS[1], sensitivity={"0.5": 0.8}),
     ),
-    inputs="384 synthetic images",
+    input_description="384 synthetic images",
 )
 RESULTS = {
     "compression": COMPRESSION,
     "inspection": INSPECTION,
-    "fidelity": FIDELITY,
-    "comparison": LATENCY,
-    "comparisons": BENCH,
+    "verification": VERIFICATION,
+    "benchmark": BENCHMARK,
     "sweep": SWEEP,
 }
-VARIANTS = {**RESULTS, "judged": JUDGED, "measured": MEASURED}
+VARIANTS = {
+    **RESULTS,
+    "examined": replace(VERIFICATION, fidelity=EXAMINED),
+    "batches": BATCHES,
+    "sensitivity": MEASURED,
+}
 EVIL = {
     "script": "</style></title><script>alert(1)</script>",
     "attribute": "\"'><img src=x onerror=alert(1)> & &amp; &#x3c;",
@@ -117,18 +140,26 @@ EVIL = {
 }
 
 
+def verification(*outputs: OutputFidelity) -> Verification:
+    """One with these outputs."""
+    return replace(VERIFICATION, fidelity=replace(FIDELITY, outputs=outputs))
+
+
 def evil(name: str) -> Compression:
     """A compression that says `name` wherever a stranger's file may."""
     output = replace(OUTPUT, name=name)
     group = replace(GROUPS[1], name=name, producers=(name,), consumers=(name, LONG), note=name, expected_error={"prune": 0.1})
     return replace(
         COMPRESSION,
-        source=name,
-        target=name,
+        model=name,
+        output=name,
         groups=(group, *GROUPS),
-        refusals=(Refusal(name, name), Refusal("fc", f"{name.replace(' ', '')}: it is {name}")),
+        refusals=(refusal(name, Reason.DOES_NOT_RUN, error=name), refusal("fc", Reason.GRAPH_OUTPUT, name, output=name)),
         fidelity=replace(
-            JUDGED, outputs=(output, output), source=name, execution=Execution(name, {name: name}, {name: name}, {})
+            EXAMINED,
+            outputs=(output, output),
+            input_description=name,
+            execution=Execution(name, {name: name}, {name: name}, {}),
         ),
         warnings=(name,),
         versions={name: name},

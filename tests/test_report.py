@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
-from samples import COMPRESSION, FIDELITY, GROUPS, INSPECTION, LATENCY, LONG, OUTPUT
+from samples import BENCHMARK, COMPRESSION, GROUPS, INSPECTION, LATENCY, LONG, OUTPUT, VERIFICATION, verification
 
+from onnxmerge.errors import Reason, refusal
 from onnxmerge.report import progress
 from onnxmerge.report.latency import show_latency
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.tables import Column, fitted
-from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection
+from onnxmerge.report.terminal import show_compression, show_inspection, show_verification
 from onnxmerge.report.wording import (
     closeness,
     decibels,
@@ -27,8 +28,9 @@ from onnxmerge.report.wording import (
     shortened,
     small,
 )
-from onnxmerge.results import Refusal
 
+SOFTMAX = refusal("s", Reason.MIXES_CHANNELS, operator="Softmax")
+SINGLE = "has a single output channel"
 WIDTHS = pytest.mark.parametrize("width", [60, 80, 100, 140])
 
 
@@ -41,8 +43,13 @@ def text_of(show, value, width: int) -> str:
 @WIDTHS
 @pytest.mark.parametrize(
     ("show", "value"),
-    [(show_compression, COMPRESSION), (show_inspection, INSPECTION), (show_fidelity, FIDELITY), (show_latency, LATENCY)],
-    ids=["compression", "inspection", "fidelity", "latency"],
+    [
+        (show_compression, COMPRESSION),
+        (show_inspection, INSPECTION),
+        (show_verification, VERIFICATION),
+        (show_latency, BENCHMARK),
+    ],
+    ids=["compression", "inspection", "verification", "benchmark"],
 )
 def test_no_line_is_wider_than_the_terminal(show, value, width):
     assert max(cell_len(line) for line in text_of(show, value, width).splitlines()) <= width
@@ -98,8 +105,8 @@ def test_without_proof_sizes_are_still_shown():
     [(0.5, 0.9, ": faster"), (0.9, 1.2, "no difference that can be measured"), (1.1, 1.3, ": slower")],
 )
 def test_verdict_follows_the_interval(low, high, verdict):
-    latency = replace(LATENCY, ratio=(low + high) / 2, ratio_low=low, ratio_high=high)
-    assert verdict in text_of(show_latency, latency, 80)
+    latency = replace(LATENCY, latency_ratio=(low + high) / 2, latency_ratio_low=low, latency_ratio_high=high)
+    assert verdict in text_of(show_latency, replace(BENCHMARK, batches=(latency,)), 80)
 
 
 def test_warnings_are_shown():
@@ -110,31 +117,31 @@ def test_warnings_are_shown():
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 20])
 def test_every_output_is_shown(count, width):
     outputs = tuple(replace(OUTPUT, name=f"output_{number}", fidelity=0.5 + number / 100) for number in range(count))
-    text = text_of(show_fidelity, replace(FIDELITY, outputs=outputs), width)
+    text = text_of(show_verification, verification(*outputs), width)
     assert all(f"output_{number}" in text and f"{0.5 + number / 100:.4f}" in text for number in range(count))
     assert "…" not in text
 
 
 def test_outputs_without_classes_show_no_agreement():
     output = replace(OUTPUT, top1_agreement=None, top5_agreement=None)
-    assert "class" not in text_of(show_fidelity, replace(FIDELITY, outputs=(output,)), 80)
+    assert "class" not in text_of(show_verification, verification(output), 80)
 
 
 def test_output_that_is_not_finite_is_named():
     output = replace(OUTPUT, finite=False, fidelity=math.nan)
-    assert "output logits holds NaN or infinity" in text_of(show_fidelity, replace(FIDELITY, outputs=(output,)), 80)
+    assert "output logits holds NaN or infinity" in text_of(show_verification, verification(output), 80)
 
 
 def test_names_cannot_reach_the_terminal_raw():
     evil = replace(GROUPS[0], name="conv\x1b[31m[red]\nnew", note="\x1b]0;title\x07")
-    refusals = (Refusal("a\x1b[2J", "b\x07: it is [bold]written"),)
+    refusals = (refusal("a\x1b[2J", Reason.DOES_NOT_RUN, "b\x07", error="\x1b[bold]"),)
     text = text_of(show_inspection, replace(INSPECTION, model="m\x1b[1m.onnx", groups=(evil,), refusals=refusals), 140)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)
     assert "[red]" in text
 
 
 def test_many_names_of_one_reason_are_counted():
-    refusals = tuple(Refusal(f"layer{number}", "it has a single output channel") for number in range(30))
+    refusals = tuple(refusal(f"layer{number}", Reason.SINGLE_CHANNEL) for number in range(30))
     text = text_of(show_inspection, replace(INSPECTION, refusals=refusals), 80)
     assert "layer11 and 18 more" in text
 
@@ -143,20 +150,18 @@ def test_many_names_of_one_reason_are_counted():
     ("refusals", "expected"),
     [
         ([], []),
-        ([Refusal("fc", "y: it is written to the graph output y")], [("written to the graph output y", ("fc",), ("y",))]),
+        ([refusal("fc", Reason.GRAPH_OUTPUT, "y", output="y")], [("written to the graph output y", ("fc",), ("y",))]),
         (
-            [
-                Refusal("s", "Softmax mixes channels"),
-                Refusal("a", "s: Softmax mixes channels"),
-                Refusal("b", "s: Softmax mixes channels"),
-            ],
+            [SOFTMAX, replace(SOFTMAX, where="a", obstacle="s"), replace(SOFTMAX, where="b", obstacle="s")],
             [("Softmax mixes channels", ("a", "b"), ("s",))],
         ),
-        ([Refusal("", "shares a channel"), Refusal("x", "other")], [("shares a channel", (), ()), ("other", ("x",), ())]),
-        ([Refusal("Identity", "Identity:0: it is read")], [("read", ("Identity",), ("Identity:0",))]),
-        ([Refusal("g", "it would not run: too small")], [("would not run: too small", ("g",), ())]),
+        (
+            [refusal("", Reason.SHARES_A_CHANNEL), refusal("x", Reason.EXCLUDED)],
+            [("shares a channel with values that cannot be removed", (), ()), ("named by --exclude", ("x",), ())],
+        ),
+        ([refusal("a", Reason.SINGLE_CHANNEL), refusal("b", Reason.SINGLE_CHANNEL)], [(SINGLE, ("a", "b"), ())]),
     ],
-    ids=["none", "output", "obstacle and its layers", "no place", "colon in a name", "colon in a sentence"],
+    ids=["none", "output", "obstacle and its layers", "no place", "no obstacle"],
 )
 def test_reasons_are_grouped(refusals, expected):
     assert [(found.text, found.layers, found.obstacles) for found in reasons(refusals)] == expected

@@ -2,7 +2,7 @@
 
 import pytest
 from browser import CHROMIUM, chromium
-from samples import COMPRESSION, EVIL, RUN, VARIANTS, deep, evil
+from samples import COMPRESSION, EVIL, PROVENANCE, VARIANTS, deep, evil
 
 from onnxmerge.report.html import page
 
@@ -29,7 +29,7 @@ def browser(tmp_path_factory):
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     for name, result in PAGES.items():
-        (folder / f"{name}.html").write_text(page(result, RUN), encoding="utf-8")
+        (folder / f"{name}.html").write_text(page(result, PROVENANCE), encoding="utf-8")
     return folder
 
 
@@ -56,7 +56,13 @@ def test_scheme_is_followed(browser, files, scheme):
 def test_content_can_be_seen(browser, files):
     browser.open(files / "compression.html", 390, "light")
     text = browser.value("document.body.innerText")
-    for word in ("48.3% of the parameters left", "512 of 1,024", "Softmax mixes channels", RUN.command, *COMPRESSION.warnings):
+    for word in (
+        "48.3% of the parameters left",
+        "512 of 1,024",
+        "Softmax mixes channels",
+        PROVENANCE.command,
+        *COMPRESSION.warnings,
+    ):
         assert word in text
     assert browser.value("document.querySelector('svg.picture').getBoundingClientRect().height") > 50
     assert browser.value(

@@ -14,15 +14,15 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-from samples import COMPRESSION, EVIL, FIDELITY, OUTPUT, RESULTS, RUN, evil
+from samples import COMPRESSION, EVIL, FIDELITY, LATENCY, OUTPUT, PROVENANCE, RESULTS, VERIFICATION, evil
 
 import onnxmerge
 from onnxmerge.cli import app as cli
 from onnxmerge.errors import OptionError
 from onnxmerge.evaluation import benchmark as proof
 from onnxmerge.onnxio import files
-from onnxmerge.report.documents import KINDS, Run, document, json_text
-from onnxmerge.report.schema import breaks, schema_of
+from onnxmerge.report.documents import KINDS, Provenance, as_json, document, json_text
+from onnxmerge.report.schema import breaking_changes, schema_of
 from onnxmerge.report.writing import check_reports, write_report
 from onnxmerge.results import Size
 
@@ -55,21 +55,26 @@ def test_schemas_are_those_of_the_dataclasses(kind):
 
 
 @ALL_KINDS
-def test_documentation_names_every_kind_and_field(kind):
-    told = (ROOT / "docs" / "report-schema.md").read_text(encoding="utf-8")
-    assert f"`{kind.schema}`" in told
-    names = [*kind.run_fields, *(field.name for field in dataclasses.fields(kind.result))]
-    assert [name for name in names if f"`{name}`" not in told] == []
+def test_every_field_is_described(kind):
+    schema = schema_of(kind)
+    for described in (schema, *schema["$defs"].values()):
+        assert described["description"]
+        assert all(field["description"] for name, field in described["properties"].items() if name != "schema")
+
+
+def test_documentation_names_every_kind():
+    introduction = (ROOT / "docs" / "report-schema.md").read_text(encoding="utf-8")
+    assert [kind.schema for kind in KINDS.values() if f"`{kind.result.__name__}` | `{kind.schema}`" not in introduction] == []
 
 
 @pytest.mark.parametrize("kind", RESULTS)
 def test_documents_follow_their_schema(kind):
     result = RESULTS[kind]
-    found = json.loads(json_text(result, RUN))
+    found = json.loads(json_text(result, PROVENANCE))
     schema = schema_of(KINDS[type(result)])
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(found, schema)
-    assert found["schema"] == f"onnxmerge.{kind}/1"
+    assert found["schema"].startswith(f"onnxmerge.{kind}/")
     for name in found:
         with pytest.raises(jsonschema.ValidationError, match="required property"):
             jsonschema.validate({key: value for key, value in found.items() if key != name}, schema)
@@ -77,29 +82,45 @@ def test_documents_follow_their_schema(kind):
 
 def test_missing_proof_and_hostile_names_follow_the_schema():
     schema = schema_of(KINDS[type(COMPRESSION)])
-    for result in (dataclasses.replace(COMPRESSION, fidelity=None, latency=None), *map(evil, EVIL.values())):
-        jsonschema.validate(json.loads(json_text(result, RUN)), schema)
-    assert json.loads(json_text(evil(EVIL["control"]), RUN))["groups"][0]["name"] == EVIL["control"]
+    for result in (replace(COMPRESSION, fidelity=None, latency=None), *map(evil, EVIL.values())):
+        jsonschema.validate(json.loads(json_text(result, PROVENANCE)), schema)
+    assert json.loads(json_text(evil(EVIL["control"]), PROVENANCE))["groups"][0]["name"] == EVIL["control"]
 
 
 def test_nan_and_infinity_are_null():
-    output = dataclasses.replace(OUTPUT, fidelity=math.nan, sqnr_db=math.inf, max_abs_error=-math.inf)
-    result = dataclasses.replace(FIDELITY, outputs=(output,))
-    (found,) = json.loads(json_text(result, RUN), parse_constant=pytest.fail)["outputs"]
+    output = replace(OUTPUT, fidelity=math.nan, sqnr_db=math.inf, max_abs_error=-math.inf)
+    result = replace(VERIFICATION, fidelity=replace(FIDELITY, outputs=(output,)))
+    (found,) = json.loads(json_text(result, PROVENANCE), parse_constant=pytest.fail)["fidelity"]["outputs"]
     assert (found["fidelity"], found["sqnr_db"], found["max_abs_error"]) == (None, None, None)
-    jsonschema.validate(json.loads(json_text(result, RUN)), schema_of(KINDS[type(result)]))
+    jsonschema.validate(json.loads(json_text(result, PROVENANCE)), schema_of(KINDS[type(result)]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Larger(Size):
-    """A field more."""
+    """A field more.
+
+    Attributes
+    ----------
+    parameters, macs, file_bytes : int
+        As before, in other words.
+    extra : float
+        New.
+    """
 
     extra: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Other:
-    """A field less, another one of a new type."""
+    """A field less, another one of a new type.
+
+    Attributes
+    ----------
+    parameters : str
+        Of another type.
+    macs : int
+        As before.
+    """
 
     parameters: str
     macs: int
@@ -107,29 +128,34 @@ class Other:
 
 @pytest.mark.parametrize(
     ("changed", "expected"),
-    [(Size, []), (Larger, []), (Other, ["file_bytes is gone", "parameters was {'type': 'integer'}, is {'type': 'string'}"])],
+    [(Size, []), (Larger, []), (Other, ["file_bytes was removed", "parameters was {'type': 'integer'}, is {'type': 'string'}"])],
     ids=["same", "more", "other"],
 )
-def test_changes_that_break_readers_are_found(changed, expected):
+def test_breaking_changes_are_found(changed, expected):
     kind = next(iter(KINDS.values()))
-    old, new = (schema_of(dataclasses.replace(kind, result=result)) for result in (Size, changed))
-    assert breaks(old, new) == expected
+    old, new = (schema_of(replace(kind, result=result)) for result in (Size, changed))
+    assert breaking_changes(old, new) == expected
 
 
-def test_broken_readers_need_a_new_version(tmp_path, monkeypatch, capsys):
+def test_breaking_changes_need_a_new_version(tmp_path):
     spec = importlib.util.spec_from_file_location("write_schemas", ROOT / "docs" / "write_schemas.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    monkeypatch.setattr(script, "FOLDER", tmp_path)
-    script.main()
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
-        path.name: path.read_bytes() for path in SCHEMAS.iterdir()
-    }
-    old = (tmp_path / "fidelity-1.json").read_text().replace('"sqnr_db"', '"noise_db"')
-    (tmp_path / "fidelity-1.json").write_text(old)
-    with pytest.raises(SystemExit, match=r"onnxmerge\.fidelity/1: OutputFidelity\.noise_db is gone: raise its version"):
-        script.main()
-    assert (tmp_path / "fidelity-1.json").read_text() == old
+    docs = shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    script.main(docs)
+    files = [path.relative_to(docs) for path in docs.rglob("*.[jm][sd]*")]
+    assert {path: (docs / path).read_bytes() for path in files} == {path: (ROOT / "docs" / path).read_bytes() for path in files}
+    schema = docs / "schemas" / "verification-1.json"
+    old = schema.read_text(encoding="utf-8").replace('"sqnr_db"', '"noise_db"')
+    schema.write_text(old, encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"onnxmerge\.verification/1: OutputFidelity\.noise_db was removed: raise its version"):
+        script.main(docs)
+    assert schema.read_text(encoding="utf-8") == old
+
+
+def test_a_single_comparison_is_a_benchmark_of_one_batch_size():
+    found = document(LATENCY, PROVENANCE)
+    assert (found["schema"], found["batches"]) == ("onnxmerge.benchmark/1", [as_json(LATENCY)])
 
 
 # files
@@ -139,23 +165,23 @@ def test_broken_readers_need_a_new_version(tmp_path, monkeypatch, capsys):
 def test_report_appears_whole_and_replaces_what_was_there(tmp_path, suffix):
     report = tmp_path / f"report{suffix}"
     report.write_text("old")
-    write_report(COMPRESSION, report, RUN)
+    write_report(COMPRESSION, report, PROVENANCE)
     assert os.listdir(tmp_path) == [report.name]
     text = report.read_text(encoding="utf-8")
     assert text.endswith("}\n" if suffix.lower() == ".json" else "</html>\n")
-    assert RUN.command in text
+    assert PROVENANCE.command in text
 
 
-def test_report_without_a_run_leaves_the_command_out(tmp_path):
+def test_report_without_provenance_leaves_the_command_out(tmp_path):
     onnxmerge.write_report(COMPRESSION, str(tmp_path / "report.html"))
     assert "<pre" not in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert document(COMPRESSION, Run())["command"] == ""
+    assert document(COMPRESSION, Provenance())["command"] == ""
 
 
 def test_link_stays_a_link(tmp_path):
     (tmp_path / "real.html").write_text("old")
     (tmp_path / "link.html").symlink_to(tmp_path / "real.html")
-    write_report(COMPRESSION, tmp_path / "link.html", RUN)
+    write_report(COMPRESSION, tmp_path / "link.html", PROVENANCE)
     assert (tmp_path / "link.html").is_symlink()
     assert (tmp_path / "real.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
@@ -168,7 +194,7 @@ def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     report.write_text("old")
     monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OptionError, match=r"report\.html cannot be written: No space left on device"):
-        write_report(COMPRESSION, report, RUN)
+        write_report(COMPRESSION, report, PROVENANCE)
     assert {name: (tmp_path / name).read_text() for name in os.listdir(tmp_path)} == {"report.html": "old"}
 
 
@@ -286,7 +312,8 @@ def test_failed_compression_writes_no_report(run, tmp_path):
 def test_latencies_keep_their_distribution(run, tmp_path):
     code, out, _ = run("bench", MLP, MLP, "--json")
     assert code == 0
-    for side in (json.loads(out)[name] for name in ("reference", "candidate")):
+    (measured,) = json.loads(out)["batches"]
+    for side in (measured["reference"], measured["candidate"]):
         quantiles = side["quantiles_ms"]
         assert len(quantiles) == 21
         assert quantiles == sorted(quantiles)

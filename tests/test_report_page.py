@@ -7,15 +7,31 @@ from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
-from samples import COMPRESSION, EVIL, FIDELITY, GROUPS, INSPECTION, LATENCY, MEASURED, OUTPUT, RUN, SWEEP, VARIANTS, deep, evil
+from samples import (
+    COMPRESSION,
+    EVIL,
+    GROUPS,
+    INSPECTION,
+    LATENCY,
+    MEASURED,
+    OUTPUT,
+    PROVENANCE,
+    SWEEP,
+    VARIANTS,
+    VERIFICATION,
+    deep,
+    evil,
+    verification,
+)
 
+from onnxmerge.errors import Reason, refusal
 from onnxmerge.report.curve import curve_picture
 from onnxmerge.report.distribution import distribution_picture, ticks
 from onnxmerge.report.elements import Markup, element, named
 from onnxmerge.report.html import STYLESHEET, page
 from onnxmerge.report.picture import groups_picture, links
 from onnxmerge.report.terminal import show_compression, show_inspection
-from onnxmerge.results import GroupResult, Refusal
+from onnxmerge.results import GroupResult
 
 VOID = {"meta", "link", "wbr"}
 PAGES = pytest.mark.parametrize("kind", VARIANTS)
@@ -58,7 +74,7 @@ class Layer(HTMLParser):
 
 
 def test_verdict_comes_first():
-    text = page(COMPRESSION, RUN)
+    text = page(COMPRESSION, PROVENANCE)
     assert "<h1>48.3% of the parameters left, 1.50x as fast [1.45, 1.54], fidelity 0.9876</h1>" in text
 
 
@@ -69,30 +85,30 @@ def test_verdict_comes_first():
         ("compression", ["Left as it was", "written to the graph output y", "Softmax mixes channels (/8/Softmax)", "seed 0"]),
         ("compression", ["the smaller model is not measurably faster here", "onnxmerge compress in.onnx out.onnx", "12.3 s"]),
         ("inspection", ["1,030 channels in 2 groups may go", "Must stay whole", "4,089,184,256", "12.3%", "onnxmerge 0.1.0"]),
-        ("fidelity", ["Passed: fidelity 0.9876", "19.1 dB", "0.8765", "1.2345", "no. 17", "95.3%", "99.99%", "dead-leaves"]),
+        ("verification", ["Passed: fidelity 0.9876", "19.1 dB", "0.8765", "1.2345", "no. 17", "95.3%", "99.99%", "dead-leaves"]),
         (
-            "judged",
+            "examined",
             ["99.66% before, 99.33% after (-0.33 points)", "Layer by layer, on 8 runs", "first drift: /3/Conv: its weight"],
         ),
-        ("judged", ["/3/Conv: a sign", "not finite", "2 others lost channels", "libcudnn is missing", "CUDA: TF32 off"]),
-        ("judged", ["1 of 1 nodes of the candidate ran elsewhere: b"]),
+        ("examined", ["/3/Conv: a sign", "not finite", "2 others lost channels", "libcudnn is missing", "CUDA: TF32 off"]),
+        ("examined", ["1 of 1 nodes of the candidate ran elsewhere: b"]),
         (
-            "comparison",
+            "benchmark",
             ["50.0% of the MACs and 33.3% of the time saved: 67%", "in 16 rounds of freshly opened sessions", "486 /s"],
         ),
-        ("comparisons", ["0.83x to 1.50x as fast, by batch size", "batch 32", "0.83x", "slower", "0.77x to 0.91x", "-40%"]),
+        ("batches", ["0.83x to 1.50x as fast, by batch size", "batch 32", "0.83x", "slower", "0.77x to 0.91x", "-40%"]),
         ("sweep", ["3 of 4 targets gave a model, fidelity -3.2000 to 0.9812", "75.1% of the parameters", "74.6%", "76.9 MB"]),
         ("sweep", ["macs=0.01: no model: at least 3 % must stay", "macs=0.25: it drifted", "out/ in-macs-0.75.onnx", "95.3%"]),
         ("sweep", ["macs=0.5: 49.9% left, fidelity 0.9123", "2.00x [1.45, 1.54]", "256 synthetic images", "seed 7"]),
         (
-            "measured",
+            "sensitivity",
             ["0.9931", "-0.4000", "with so much of one group removed", "only what reads it repaired", "on 384 synthetic images"],
         ),
-        ("comparison", ["1.50x as fast [1.45, 1.54]", "faster", "throughput", "batch 4, CPUExecutionProvider, 2 threads"]),
+        ("benchmark", ["1.50x as fast [1.45, 1.54]", "faster", "throughput", "batch 4, CPUExecutionProvider, 2 threads"]),
     ],
 )
 def test_everything_is_said(kind, words):
-    text = Layer(page(VARIANTS[kind], RUN)).text
+    text = Layer(page(VARIANTS[kind], PROVENANCE)).text
     assert [word for word in words if word not in text] == []
 
 
@@ -100,27 +116,27 @@ def test_figures_are_those_of_the_terminal():
     console = Console(width=300, record=True, file=None, force_terminal=False)
     with console.capture() as shown:
         show_compression(console, COMPRESSION)
-    text = Layer(page(COMPRESSION, RUN)).text
+    text = Layer(page(COMPRESSION, PROVENANCE)).text
     figures = re.findall(r"\d[\d,.]*(?:%| dB| ms| [kMG]?B)", shown.get())
     assert len(figures) > 15
     assert [figure for figure in figures if figure not in text] == []
 
 
 def test_thresholds_missed_are_the_verdict():
-    text = Layer(page(FIDELITY, replace(RUN, failures=("output 'y': mean cosine 0.5 is below 0.9",)))).text
+    text = Layer(page(replace(VERIFICATION, failures=("output 'y': mean cosine 0.5 is below 0.9",)), PROVENANCE)).text
     assert "Failed: fidelity" in text
     assert "failed: output 'y': mean cosine 0.5 is below 0.9" in text
 
 
 def test_output_that_is_not_finite_is_named():
     output = replace(OUTPUT, finite=False, fidelity=math.nan)
-    assert "output logits holds NaN or infinity" in Layer(page(replace(FIDELITY, outputs=(output,)), RUN)).text
+    assert "output logits holds NaN or infinity" in Layer(page(verification(output), PROVENANCE)).text
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 20])
 def test_every_output_has_every_measure(count):
     outputs = tuple(replace(OUTPUT, name=f"output_{number}", max_abs_error=2 + number / 100) for number in range(count))
-    text = Layer(page(replace(FIDELITY, outputs=outputs), RUN)).text
+    text = Layer(page(verification(*outputs), PROVENANCE)).text
     assert all(f"output_{number}" in text and f"{2 + number / 100:.4f}" in text for number in range(count))
     assert "best class in top 5" in text
 
@@ -137,18 +153,18 @@ def test_every_output_has_every_measure(count):
     ids=["no proof", "no bench", "no warnings", "no refusals", "no notes"],
 )
 def test_what_is_not_there_is_left_out(result, word):
-    assert word in Layer(page(COMPRESSION, RUN)).text
-    assert word not in Layer(page(result, RUN)).text
+    assert word in Layer(page(COMPRESSION, PROVENANCE)).text
+    assert word not in Layer(page(result, PROVENANCE)).text
 
 
 def test_no_group_at_all_is_said():
-    assert "No channel group was made smaller." in page(replace(COMPRESSION, groups=()), RUN)
-    assert "No channel group can shrink" in page(replace(INSPECTION, groups=()), RUN)
+    assert "No channel group was made smaller." in page(replace(COMPRESSION, groups=()), PROVENANCE)
+    assert "No channel group can shrink" in page(replace(INSPECTION, groups=()), PROVENANCE)
 
 
 def test_many_names_of_one_reason_are_counted():
-    refusals = tuple(Refusal(f"layer{number}", "it has a single output channel") for number in range(130))
-    text = Layer(page(replace(INSPECTION, refusals=refusals), RUN)).text
+    refusals = tuple(refusal(f"layer{number}", Reason.SINGLE_CHANNEL) for number in range(130))
+    text = Layer(page(replace(INSPECTION, refusals=refusals), PROVENANCE)).text
     assert "layer99 and 30 more" in text
 
 
@@ -157,7 +173,7 @@ def test_many_names_of_one_reason_are_counted():
 
 @PAGES
 def test_page_is_whole_and_needs_nothing_else(kind):
-    read = Layer(page(VARIANTS[kind], RUN))
+    read = Layer(page(VARIANTS[kind], PROVENANCE))
     assert read.all("html") == [{"lang": "en"}]
     assert len(read.all("h1")) == len(read.all("main")) == 1
     assert {tag for tag, _ in read.elements} & {"script", "img", "iframe", "object", "video"} == set()
@@ -168,7 +184,7 @@ def test_page_is_whole_and_needs_nothing_else(kind):
 
 @PAGES
 def test_structure_is_there_for_those_who_do_not_see_it(kind):
-    text = page(VARIANTS[kind], RUN)
+    text = page(VARIANTS[kind], PROVENANCE)
     read = Layer(text)
     assert all(found.get("scope") in ("col", "row") for found in read.all("th"))
     assert all(
@@ -186,8 +202,8 @@ def test_structure_is_there_for_those_who_do_not_see_it(kind):
 
 @NAMES
 def test_names_stay_text(name):
-    said = Layer(page(evil("harmless"), RUN)).elements
-    text = page(evil(name), replace(RUN, command=name))
+    said = Layer(page(evil("harmless"), PROVENANCE)).elements
+    text = page(evil(name), replace(PROVENANCE, command=name))
     read = Layer(text)
     assert {tag for tag, _ in read.elements} <= {tag for tag, _ in said}
     assert {key for _, found in read.elements for key in found} <= {key for _, found in said for key in found} | {"class"}
@@ -197,7 +213,7 @@ def test_names_stay_text(name):
 
 
 def test_short_names_are_told_as_they_are():
-    text = Layer(page(evil(EVIL["attribute"]), RUN)).text
+    text = Layer(page(evil(EVIL["attribute"]), PROVENANCE)).text
     assert text.count("<img src=x onerror=alert(1)> & &amp; &#x3c;") > 5
 
 
@@ -359,7 +375,7 @@ def test_points_of_a_curve_stand_where_they_were_measured():
 
 
 def test_bars_of_sensitivity_show_what_is_lost():
-    text = page(MEASURED, RUN)
+    text = page(MEASURED, PROVENANCE)
     assert re.findall(r'<rect width="([\d.]+)%" height="3" class="kept">', text) == ["0.5", "2.9", "100.0", "14.3"]
     console = Console(width=200, force_terminal=False)
     with console.capture() as shown:

@@ -40,11 +40,11 @@ from onnxmerge.parallel.dask import executor_at
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pipeline.inspect import inspect
 from onnxmerge.pipeline.sweep import sweep
-from onnxmerge.report.documents import Result, Run, json_text
+from onnxmerge.report.documents import Provenance, Result, json_text
 from onnxmerge.report.latency import show_latency
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.sweeps import show_sweep
-from onnxmerge.report.terminal import show_compression, show_fidelity, show_inspection
+from onnxmerge.report.terminal import show_compression, show_inspection, show_verification
 from onnxmerge.report.wording import as_command_line, printable
 from onnxmerge.report.writing import check_reports, write_report
 
@@ -132,7 +132,7 @@ def sweep_command(
         found = sweep(model, targets, folder=out, executor=executor, jobs=jobs, progress=progress, **_given(settings))
     _show(found, as_json_text, show_sweep, reports)
     if not any(point.after for point in found.points):
-        raise VerificationError(f"no target gave a model; {found.points[0].target}: {found.points[0].error}")
+        raise VerificationError(f"no target gave a model; {found.points[0].target}: {found.points[0].failure}")
 
 
 @cli.command("verify", short_help="How close one model's outputs are to another's.")
@@ -154,7 +154,7 @@ def verify_command(reference: Path, candidate: Path, reports: tuple[Path, ...], 
     with progress_bar() as progress:
         progress("comparing outputs", 0.0)
         found = verify(reference, candidate, **_given(settings))
-    _show(found.fidelity, as_json_text, show_fidelity, reports, (reference, candidate), found.failures)
+    _show(found, as_json_text, show_verification, reports)
     if not found.passed:
         raise VerificationError("; ".join(found.failures))
 
@@ -173,16 +173,12 @@ def bench_command(
     as_json_text: bool,
     **settings: Any,
 ) -> None:
-    """Latency and throughput of REFERENCE and CANDIDATE, measured in turn.
-
-    --json gives one comparison, or with several batch sizes an object that lists them as `batches`.
-    """
+    """Latency and throughput of REFERENCE and CANDIDATE, measured in turn."""
     _check_places(reports, _pair(reference, candidate, settings))
     with progress_bar() as progress:
         progress("timing both models", 0.0)
         found = bench_batches(reference, candidate, batch or (1,), **_given(settings))
-    latency = found if len(found.batches) > 1 else found.batches[0]
-    _show(latency, as_json_text, show_latency, reports, (reference, candidate))
+    _show(found, as_json_text, show_latency, reports)
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
@@ -209,19 +205,17 @@ def _show(
     as_json_text: bool,
     show: Callable[[Console, Any], None],
     reports: Sequence[Path],
-    models: Sequence[Path] = (),
-    failures: Sequence[str] = (),
 ) -> None:
     """On stdout, then in report files."""
     command = shlex.join(["onnxmerge", *click.get_current_context().obj])
     made_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    run = Run(command, made_at, tuple(map(str, models)), versions(), tuple(failures))
+    provenance = Provenance(command, made_at, versions())
     if as_json_text:
-        click.echo(json_text(result, run))
+        click.echo(json_text(result, provenance))
     else:
         show(Console(), result)
     for report in reports:
-        write_report(result, report, run)
+        write_report(result, report, provenance)
         if not as_json_text:
             click.echo(f"wrote {printable(str(report))}")
 

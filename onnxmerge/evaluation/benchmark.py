@@ -17,7 +17,7 @@ from onnxmerge.execution.shapes import observed_shapes
 from onnxmerge.graph.cost import total_macs
 from onnxmerge.onnxio.model_files import load
 from onnxmerge.options import InputOptions, RuntimeOptions, gathered
-from onnxmerge.results import Bench, LatencyComparison
+from onnxmerge.results import Benchmark, LatencyComparison
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -42,7 +42,7 @@ def bench(reference: str | Path, candidate: str | Path, **options: Any) -> Laten
     return benchmark(reference, candidate, inputs, runtime, (None,)).batches[0]
 
 
-def bench_batches(reference: str | Path, candidate: str | Path, batches: Sequence[int], **options: Any) -> Bench:
+def bench_batches(reference: str | Path, candidate: str | Path, batches: Sequence[int], **options: Any) -> Benchmark:
     """The same for each of several batch sizes."""
     inputs, runtime = gathered(options, InputOptions, RuntimeOptions)
     return benchmark(reference, candidate, inputs, runtime, batches)
@@ -50,7 +50,7 @@ def bench_batches(reference: str | Path, candidate: str | Path, batches: Sequenc
 
 def benchmark(
     reference: str | Path, candidate: str | Path, options: InputOptions, runtime: RuntimeOptions, batches: Sequence[int | None]
-) -> Bench:
+) -> Benchmark:
     """A comparison for each batch size, None for that of the options. Raises InputError where the model takes another one."""
     batches = [batch or runtime.batch for batch in batches]
     reference, candidate = Path(reference), Path(candidate)
@@ -62,7 +62,7 @@ def benchmark(
         check_batch(reference, inputs.batch_size, batch)
     macs = _macs(reference, shapes), _macs(candidate, observed_shapes(candidate))
     found = [time_pair(reference, candidate, inputs, provider, runtime, batch, seed=options.seed) for batch in batches]
-    return Bench(tuple(with_macs(latency, *macs) for latency in found))
+    return Benchmark(str(reference), str(candidate), tuple(with_macs(latency, *macs) for latency in found))
 
 
 def _macs(model: Path, shapes: Shapes) -> int | None:
@@ -78,7 +78,7 @@ def with_macs(latency: LatencyComparison, before: int | None, after: int | None)
     if not before or after is None:
         return latency
     ratio = after / before
-    return replace(latency, macs_ratio=ratio, realised=(1 - latency.ratio) / (1 - ratio) if ratio < 1 else None)
+    return replace(latency, macs_ratio=ratio, realised_saving=(1 - latency.latency_ratio) / (1 - ratio) if ratio < 1 else None)
 
 
 def time_pair(

@@ -58,12 +58,12 @@ def prove(
     if failures:
         raise VerificationError(f"{'; '.join(failures)} (nothing was written; `verify=False` keeps the result all the same)")
     latency = time_pair(reference, candidate, inputs, provider, runtime, effort=effort, seed=seed) if bench else None
-    warnings = [] if latency is None or latency.ratio_high < 1.0 else [_not_faster(latency)]
+    warnings = [] if latency is None or latency.latency_ratio_high < 1.0 else [_not_faster(latency)]
     return Proof(fidelity, latency, tuple(warnings))
 
 
 def _not_faster(latency: LatencyComparison) -> str:
     return (
-        f"the smaller model is not measurably faster here ({latency.provider}, batch {latency.batch}, "
-        f"{latency.threads} threads): {1 / latency.ratio_high:.2f}x to {1 / latency.ratio_low:.2f}x"
+        f"the smaller model is not measurably faster here ({latency.provider}, batch {latency.batch_size}, "
+        f"{latency.threads} threads): {1 / latency.latency_ratio_high:.2f}x to {1 / latency.latency_ratio_low:.2f}x"
     )

@@ -62,16 +62,16 @@ def compare_latency(
     return LatencyComparison(
         reference=before,
         candidate=after,
-        ratio=ratio,
-        ratio_low=low,
-        ratio_high=high,
-        batch=batch,
+        latency_ratio=ratio,
+        latency_ratio_low=low,
+        latency_ratio_high=high,
+        batch_size=batch,
         provider=reference.provider.name,
         threads=reference.threads,
         warm_up_runs=warm_up,
         rounds=len(measured),
-        reference_per_second=batch / before.median_ms * 1e3,
-        candidate_per_second=batch / after.median_ms * 1e3,
+        reference_inputs_per_second=batch / before.median_ms * 1e3,
+        candidate_inputs_per_second=batch / after.median_ms * 1e3,
         execution=execution_of(reference, candidate),
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.evaluation.layer_comparison import compare_layers
-from onnxmerge.results import LayerDrift
+from onnxmerge.results import LayerComparison
 
 LAYER_INPUTS, MOST_LAYER_INPUTS = 8, 256
 LAYER_WORK = 4_000_000  # more inputs than the fewest only where a run holds few numbers
@@ -28,7 +28,7 @@ def _elements(shapes: Shapes) -> int:
     return sum(int(np.prod(shape)) for shape in shapes.values())
 
 
-def layer_drift(reference: Path, candidate: Path, inputs: Inputs, shapes: Shapes) -> LayerDrift:
+def layer_drift(reference: Path, candidate: Path, inputs: Inputs, shapes: Shapes) -> LayerComparison:
     """On a few inputs, more of small ones, one a run: the tensors of one run of both models are in memory at a time."""
     wanted = max(LAYER_INPUTS, min(MOST_LAYER_INPUTS, LAYER_WORK // max(_elements(shapes), 1)), inputs.batch_size or 1)
     number = min(inputs.count, wanted)
@@ -36,11 +36,11 @@ def layer_drift(reference: Path, candidate: Path, inputs: Inputs, shapes: Shapes
     return compare_layers(reference, candidate, some.batches(1), (str(reference), str(candidate)))
 
 
-def mistakes_of(layers: LayerDrift | None) -> list[str]:
+def mistakes_of(layers: LayerComparison | None) -> list[str]:
     """What the layer-wise comparison found wrong: any drift where no channel was removed, else what removal does not explain."""
     if layers is None:
         return []
-    if layers.first is not None and layers.same_layers:
-        note = f": {layers.first.note}" if layers.first.note else ""
-        return [f"no channel was removed, but the outputs drift from {layers.first.node} on{note}"]
-    return list(layers.mistakes)
+    if layers.first_deviation is not None and layers.same_channel_counts:
+        note = f": {layers.first_deviation.note}" if layers.first_deviation.note else ""
+        return [f"no channel was removed, but the outputs drift from {layers.first_deviation.node} on{note}"]
+    return list(layers.unexplained)

@@ -22,7 +22,7 @@ from onnxmerge.evaluation.node_views import WEIGHTED, Wire, Wiring, wiring_of
 from onnxmerge.evaluation.weight_differences import difference
 from onnxmerge.execution.sessions import Feeds, Session
 from onnxmerge.execution.shapes import open_traced
-from onnxmerge.results import LayerDrift, NodeDrift
+from onnxmerge.results import LayerComparison, NodeDeviation
 
 ROUNDING = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-12}  # relative L2 that other kernels may differ by
 _LEAP = 5.0
@@ -47,7 +47,7 @@ class _Traces:
             if one is None or one.dtype.kind not in "biuf":
                 continue
             axis = -1 if wire.operator == "MatMul" or one.ndim < 2 else 1
-            if other is not None and wire.operator in WEIGHTED and not self.same_layers and one.ndim == other.ndim > 1:
+            if other is not None and wire.operator in WEIGHTED and not self.same_channel_counts and one.ndim == other.ndim > 1:
                 self.twins.setdefault(name, TwinSums(axis)).add(one, other)
             if other is None or one.shape != other.shape or other.dtype.kind not in "biuf":
                 self.apart.add(name)
@@ -56,7 +56,7 @@ class _Traces:
             self.rounding = max(self.rounding, *(ROUNDING.get(array.dtype.name, 0.0) for array in (one, other)))
 
     @cached_property
-    def same_layers(self) -> bool:
+    def same_channel_counts(self) -> bool:
         """Whether no layer lost channels."""
         return self.reference.layers == self.candidate.layers
 
@@ -68,7 +68,7 @@ class _Traces:
 
 def compare_layers(
     reference: Path | bytes, candidate: Path | bytes, batches: Iterable[Feeds], labels: tuple[str, str]
-) -> LayerDrift:
+) -> LayerComparison:
     """Both models on the CPU without optimisation. Memory: all tensors of one run of each. InputError without any batch."""
     pair = (reference, candidate)
     wirings = [wiring_of(model, label) for model, label in zip(pair, labels, strict=True)]
@@ -94,7 +94,7 @@ def _constants(wiring: Wiring, values: dict[str, np.ndarray]) -> dict[str, np.nd
     return {name: value for name, value in values.items() if name in needed}
 
 
-def _judged(traces: _Traces, runs: int) -> LayerDrift:
+def _judged(traces: _Traces, runs: int) -> LayerComparison:
     """Node by node in the order they run."""
     fronts = _fronts(traces)
     drifting: dict[str, bool] = {}
@@ -111,7 +111,8 @@ def _judged(traces: _Traces, runs: int) -> LayerDrift:
             first = first or (node if starts else None)
             nodes.append(node)
         mistakes.append((wire.name, _mistake(traces, wire)))
-    return LayerDrift(traces.same_layers, len(traces.sums), len(traces.apart), runs, first, tuple(nodes), _told(mistakes))
+    counts = len(traces.sums), len(traces.apart), runs
+    return LayerComparison(traces.same_channel_counts, *counts, first, tuple(nodes), _told(mistakes))
 
 
 def _told(mistakes: list[tuple[str, str]]) -> tuple[str, ...]:
@@ -173,9 +174,9 @@ def _leaps(traces: _Traces, tensor: str, front: tuple[str, ...]) -> bool:
     return traces.sums[tensor].error > _LEAP * max((traces.sums[name].error for name in front), default=0.0)
 
 
-def _node(traces: _Traces, wire: Wire, tensor: str, front: tuple[str, ...], starts: bool) -> NodeDrift:
+def _node(traces: _Traces, wire: Wire, tensor: str, front: tuple[str, ...], starts: bool) -> NodeDeviation:
     before = max((traces.sums[name].error for name in front), default=0.0)
-    return NodeDrift(wire.name, wire.operator, tensor, before, traces.sums[tensor].error, _note(traces, wire, tensor, starts))
+    return NodeDeviation(wire.name, wire.operator, tensor, before, traces.sums[tensor].error, _note(traces, wire, tensor, starts))
 
 
 def _note(traces: _Traces, wire: Wire, tensor: str, starts: bool) -> str:

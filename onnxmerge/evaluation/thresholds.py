@@ -26,7 +26,7 @@ def failures_of(fidelity: Fidelity, thresholds: Thresholds, float_types: frozens
     """
     if thresholds.given:
         return missed_thresholds(fidelity, thresholds)
-    if not fidelity.same_layers:
+    if not fidelity.same_channel_counts:
         return missed_thresholds(fidelity, replace(thresholds, min_cosine=DEFAULT_COSINE))
     coarsest = max((ROUNDING[kind] for kind in float_types & ROUNDING.keys()), default=ROUNDING["FLOAT"])
     why = "no channel was removed, so that only rounding may differ; a threshold of your own allows more"

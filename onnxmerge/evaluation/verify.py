@@ -47,14 +47,14 @@ def verify(
     shapes = observed_shapes(reference)
     inputs = inputs_for(pair[0], shapes, given)
     classes = None if label_file is None else read_labels(label_file, inputs)
-    same_layers = wirings[0].layers == wirings[1].layers
-    suspected = not same_layers and not thresholds.given and small_enough(shapes)
+    same_channel_counts = wirings[0].layers == wirings[1].layers
+    suspected = not same_channel_counts and not thresholds.given and small_enough(shapes)
     drift = layer_drift(reference, candidate, inputs, shapes) if layers or suspected else None
     fidelity = replace(
         compared(pair, inputs),
-        same_layers=same_layers,
+        same_channel_counts=same_channel_counts,
         accuracy=None if classes is None else Accuracy(*(accuracy(side, inputs.batches(BATCH), classes) for side in pair)),
-        layers=drift if layers else None,
+        layer_comparison=drift if layers else None,
     )
     if worst_file is not None:
         save_feeds(worst_file, inputs.feeds_with(fidelity.worst.worst_input))

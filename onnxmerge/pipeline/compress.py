@@ -168,7 +168,7 @@ def _told_of(found: Found, proof: Proof | None, checking: Inputs, options: Compr
     """What became of a latency, and on how little a fidelity rests."""
     told = []
     kind, share = options.pruning.target or ("", 0.0)
-    ratio = found.ratio if proof is None or proof.latency is None else proof.latency.ratio
+    ratio = found.ratio if proof is None or proof.latency is None else proof.latency.latency_ratio
     if kind == "latency" and ratio is not None and abs(ratio / share - 1.0) > LATENCY_TOLERANCE:
         told.append(f"latency={share:g} was not reached within {LATENCY_TOLERANCE:.0%}: it takes {ratio:.2f} of the time")
     if options.pruning.fidelity is not None and checking.count < FEWEST_CHECKED:
@@ -199,9 +199,9 @@ def _why(latency: LatencyComparison | None, chosen: Candidate) -> str:
     told = []
     if odd:
         told.append(f"{odd} of {len(chosen.groups)} groups keep a count that is no multiple of {FRIENDLY}: try `round_to=auto`")
-    if latency is not None and latency.provider != CPU.name and latency.batch == 1:
+    if latency is not None and latency.provider != CPU.name and latency.batch_size == 1:
         told.append("with one input a call a GPU mostly waits: time the batch that you serve with `batch`")
-    elif latency is not None and latency.batch == 1 and latency.reference.median_ms < SHORT_MS:
+    elif latency is not None and latency.batch_size == 1 and latency.reference.median_ms < SHORT_MS:
         told.append("calls this short are mostly overhead: time larger batches with `batch`")
     return "".join(f"; {each}" for each in told)
 

@@ -52,8 +52,8 @@ def _fastest(wanted: Search, plain: Counts, tried: Mapping[int, Counts]) -> int:
             continue
         seen.append(dict(counts))
         measured = wanted.time(counts, reference)
-        if measured.ratio_high < 1.0 and measured.ratio < CLEARLY * least:
-            best, least = multiple, measured.ratio
+        if measured.latency_ratio_high < 1.0 and measured.latency_ratio < CLEARLY * least:
+            best, least = multiple, measured.latency_ratio
     return best
 
 
@@ -85,7 +85,7 @@ def within_latency(wanted: Search, share: float) -> Found:
             break
     assert found is not None
     told = found.sure or (wanted.options.verify and wanted.options.bench)  # the proof times it again
-    ratio = found.ratio if told else wanted.time(found.point.counts, effort=SURE).ratio
+    ratio = found.ratio if told else wanted.time(found.point.counts, effort=SURE).latency_ratio
     return Found(wanted.candidate(found.point.counts), ratio=ratio)
 
 
@@ -120,9 +120,9 @@ def _by_latency(wanted: Search, share: float, multiple: int) -> _Timed:
             stuck += 1
             aim *= STEP if all(each.ratio > share for each in timed) else 1.0 - 0.02 * (-1) ** stuck * stuck
             continue
-        ratio, sure = wanted.time(point.counts).ratio, False
+        ratio, sure = wanted.time(point.counts).latency_ratio, False
         if abs(ratio / share - 1.0) <= 0.5 * LATENCY_TOLERANCE:  # near enough to be believed only when measured for longer
-            ratio, sure = wanted.time(point.counts, effort=SURE).ratio, True
+            ratio, sure = wanted.time(point.counts, effort=SURE).latency_ratio, True
         timed.append(_Timed(point, ratio, abs(ratio / share - 1.0), sure))
         if timed[-1].off <= 0.4 * LATENCY_TOLERANCE:
             break

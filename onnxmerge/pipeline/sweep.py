@@ -186,8 +186,8 @@ def _latency(source: Path, file: Path, options: CompressOptions, made: Made | Lo
 
 def _point(text: str, made: Made | Lost, latency: LatencyComparison | None, file: str) -> SweepPoint:
     if isinstance(made, Lost) or made.result is None:
-        error = made.reason if isinstance(made, Lost) else made.error
-        return SweepPoint(text, None, None, None, None, {}, (), error=error)
+        failure = made.reason if isinstance(made, Lost) else made.error
+        return SweepPoint(text, None, None, None, None, {}, (), failure=failure)
     result = made.result
     assert result.fidelity is not None
     worst, here = result.fidelity.worst, versions()
@@ -199,7 +199,7 @@ def _point(text: str, made: Made | Lost, latency: LatencyComparison | None, file
         fidelity=worst.fidelity,
         top1_agreement=worst.top1_agreement,
         latency=latency,
-        kept_channels={group.name: group.kept for group in result.groups},
+        kept_by_group={group.name: group.kept for group in result.groups},
         warnings=(*result.warnings, *told),
         output=file,
     )

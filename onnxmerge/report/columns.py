@@ -122,8 +122,8 @@ def size_columns(result: Compression) -> list[Column]:
 
 def latency_columns(latency: LatencyComparison) -> list[Column]:
     """Latency and throughput of reference and candidate."""
-    per_second = [_rate(value) for value in (latency.reference_per_second, latency.candidate_per_second)]
-    rows = [*_latency_rows(latency), ("throughput", *per_second, percent(1 / latency.ratio))]
+    per_second = [_rate(value) for value in (latency.reference_inputs_per_second, latency.candidate_inputs_per_second)]
+    rows = [*_latency_rows(latency), ("throughput", *per_second, percent(1 / latency.latency_ratio))]
     return _columns(("", "reference", "candidate", "ratio"), rows)
 
 
@@ -131,15 +131,15 @@ def batch_columns(batches: Sequence[LatencyComparison]) -> list[Column]:
     """A row a batch size."""
     intervals = [speed_interval(each) for each in batches]
     return [
-        Column("batch", [str(each.batch) for each in batches]),
+        Column("batch", [str(each.batch_size) for each in batches]),
         Column("reference", [milliseconds(each.reference.median_ms) for each in batches]),
         Column("p95", [milliseconds(each.reference.p95_ms) for each in batches], extra=True),
         Column("candidate", [milliseconds(each.candidate.median_ms) for each in batches]),
         Column("p95", [milliseconds(each.candidate.p95_ms) for each in batches], extra=True),
-        Column("inputs a second", [_rate(each.candidate_per_second) for each in batches], extra=True),
+        Column("inputs a second", [_rate(each.candidate_inputs_per_second) for each in batches], extra=True),
         Column("as fast", [f"{each.speedup:.2f}x" for each in batches]),
         Column("95 % interval", [f"{low:.2f}x to {high:.2f}x" for low, high in intervals]),
-        Column("realised", ["-" if each.realised is None else percent(each.realised, 0) for each in batches]),
+        Column("realised", ["-" if each.realised_saving is None else percent(each.realised_saving, 0) for each in batches]),
     ]
 
 
@@ -150,7 +150,7 @@ def _rate(value: float | None) -> str:
 def _latency_rows(latency: LatencyComparison) -> list[tuple[str, str, str, str]]:
     reference, candidate = latency.reference, latency.candidate
     return [
-        ("latency, median", milliseconds(reference.median_ms), milliseconds(candidate.median_ms), percent(latency.ratio)),
+        ("latency, median", milliseconds(reference.median_ms), milliseconds(candidate.median_ms), percent(latency.latency_ratio)),
         ("latency, p95", milliseconds(reference.p95_ms), milliseconds(candidate.p95_ms), ""),
     ]
 

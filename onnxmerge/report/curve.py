@@ -71,7 +71,7 @@ def _place(result: Sweep, point: SweepPoint, cost: str) -> Place | None:
     if point.after is None or point.fidelity is None or point.fidelity != point.fidelity:
         return None
     if cost == "latency":
-        return None if point.latency is None else (point.latency.ratio, point.fidelity, point.target)
+        return None if point.latency is None else (point.latency.latency_ratio, point.fidelity, point.target)
     return getattr(point.after, cost) / max(1, getattr(result.before, cost)), point.fidelity, point.target
 
 

@@ -29,13 +29,13 @@ def distribution_picture(latency: LatencyComparison) -> Markup | None:
     rows = [mark for index, (name, side) in enumerate(sides) for mark in _row(index, name, side, limits)]
     return element(
         "svg",
-        element("title", f"Latency of single calls, batch {latency.batch}", id=f"latency-title-{latency.batch}"),
-        element("desc", f"{said}.", id=f"latency-told-{latency.batch}"),
+        element("title", f"Latency of single calls, batch {latency.batch_size}", id=f"latency-title-{latency.batch_size}"),
+        element("desc", f"{said}.", id=f"latency-told-{latency.batch_size}"),
         *(mark for tick in ticks(*limits) for mark in _tick(tick, limits, height)),
         *rows,
         class_="distribution",
         role="img",
-        aria_labelledby=f"latency-title-{latency.batch} latency-told-{latency.batch}",
+        aria_labelledby=f"latency-title-{latency.batch_size} latency-told-{latency.batch_size}",
         width="100%",
         height=height + _AXIS,
     )

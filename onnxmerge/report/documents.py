@@ -1,66 +1,119 @@
-"""Results for programs: JSON with the kind of result and the version of its schema in front."""
+"""JSON documents: the name and version of a schema, how the result came about, and the fields of the result."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from onnxmerge.results import Bench, Compression, Fidelity, Inspection, LatencyComparison, Sweep, as_json
+from onnxmerge.errors import Refusal
+from onnxmerge.results import Benchmark, Compression, Inspection, LatencyComparison, Sweep, Verification
 
-Result = Inspection | Compression | Fidelity | LatencyComparison | Bench | Sweep
+Result = Inspection | Compression | Verification | Benchmark | Sweep
+
+REFUSAL_FIELDS = {
+    "where": "Node or tensor that keeps all of its channels; empty where the reason holds for all nodes that meet it.",
+    "code": 'The reason as a word for programs: "mixes-channels".',
+    "text": "The reason in words.",
+    "obstacle": "Node or tensor that prevents the removal, where it is another than `where`; empty elsewhere.",
+}
+"""Fields of a refusal in JSON and what they hold; its reason and details, which they are made from, are left out."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """How a result came about: what gives it again.
+class Provenance:
+    """How a result came about, and what is needed to reproduce it.
 
-    command: as typed; made_at: date and time, UTC; models: the files it speaks of; versions: of the program and its packages;
-    failures: thresholds missed, a line each.
+    Attributes
+    ----------
+    command : str
+        Command line as typed, quoted for a shell; empty where the result comes from Python.
+    made_at : str
+        Date and time in UTC, ISO 8601.
+    versions : dict
+        Versions of onnxmerge, its dependencies, Python and the system, by name.
     """
 
     command: str = ""
     made_at: str = ""
-    models: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
-    failures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of document. version rises when a field goes or changes its meaning; run_fields: of Run, before the result's own."""
+    """A kind of JSON document.
+
+    Attributes
+    ----------
+    name : str
+        What a result of this kind is called.
+    version : int
+        Rises when a field is removed or changes its type or meaning.
+    result : type
+        The dataclass that the document is made from.
+    """
 
     name: str
     version: int
     result: type
-    run_fields: tuple[str, ...]
 
     @property
     def schema(self) -> str:
-        """What `schema` says at the top of a document."""
+        """The field `schema` of the document: "onnxmerge.compression/2"."""
         return f"onnxmerge.{self.name}/{self.version}"
 
 
 KINDS = {
     kind.result: kind
     for kind in (
-        Kind("inspection", 1, Inspection, ("command", "made_at", "versions")),
-        Kind("compression", 1, Compression, ("command", "made_at")),
-        Kind("fidelity", 1, Fidelity, ("command", "made_at", "models", "versions", "failures")),
-        Kind("comparison", 1, LatencyComparison, ("command", "made_at", "models", "versions")),
-        Kind("comparisons", 1, Bench, ("command", "made_at", "models", "versions")),
-        Kind("sweep", 1, Sweep, ("command", "made_at")),
+        Kind("inspection", 2, Inspection),
+        Kind("compression", 2, Compression),
+        Kind("verification", 1, Verification),
+        Kind("benchmark", 1, Benchmark),
+        Kind("sweep", 2, Sweep),
     )
 }
 
 
-def document(result: Result, run: Run) -> dict[str, Any]:
-    """The schema's name, how the result came about, and the result's fields."""
-    kind = KINDS[type(result)]
-    about = as_json(run)
-    return {"schema": kind.schema, **{name: about[name] for name in kind.run_fields}, **as_json(result)}
+def reportable(result: Result | LatencyComparison) -> Result:
+    """The result itself; a single comparison, which does not know the paths of its models, as a `Benchmark`."""
+    return Benchmark("", "", (result,)) if isinstance(result, LatencyComparison) else result
 
 
-def json_text(result: Result, run: Run) -> str:
-    """The document as text, without NaN or infinity, which JSON does not have."""
-    return json.dumps(document(result, run), indent=2, allow_nan=False)
+def document(result: Result | LatencyComparison, provenance: Provenance) -> dict[str, Any]:
+    """The JSON object of a result.
+
+    Parameters
+    ----------
+    result : Result or LatencyComparison
+    provenance : Provenance
+        Its `versions` give way to those that the result itself holds.
+
+    Returns
+    -------
+    dict
+        `schema`, then the fields of `provenance` and of `result` as `as_json` gives them.
+    """
+    result = reportable(result)
+    return {"schema": KINDS[type(result)].schema, **as_json(provenance), **as_json(result)}
+
+
+def json_text(result: Result | LatencyComparison, provenance: Provenance) -> str:
+    """`document` as text."""
+    return json.dumps(document(result, provenance), indent=2, allow_nan=False)
+
+
+def as_json(value: Any) -> Any:
+    """A result as dicts, lists, strings and numbers; NaN and infinity, which JSON does not have, become None."""
+    if isinstance(value, Refusal):
+        return {name: getattr(value, name) for name in REFUSAL_FIELDS}
+    if is_dataclass(value):
+        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

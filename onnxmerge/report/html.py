@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 from onnxmerge.report import sections
 from onnxmerge.report.curve import curves
-from onnxmerge.report.documents import Result, Run
+from onnxmerge.report.documents import Provenance, Result
 from onnxmerge.report.elements import Markup, element, joined, named
 from onnxmerge.report.sweeps import share_left, sweep_title, sweep_warnings
 from onnxmerge.report.wording import (
@@ -24,7 +24,17 @@ from onnxmerge.report.wording import (
     speed_interval,
     verdict_of,
 )
-from onnxmerge.results import Bench, Compression, Fidelity, Inspection, LatencyComparison, Size, Sweep, SweepPoint
+from onnxmerge.results import (
+    Benchmark,
+    Compression,
+    Fidelity,
+    Inspection,
+    LatencyComparison,
+    Size,
+    Sweep,
+    SweepPoint,
+    Verification,
+)
 
 STYLESHEET = files("onnxmerge.report").joinpath("page.css").read_text(encoding="utf-8")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # a page from strangers' names fetches and runs nothing
@@ -45,7 +55,7 @@ class Story:
     parts: Sequence[Markup | None]
 
 
-def page(result: Result, run: Run) -> str:
+def page(result: Result, run: Provenance) -> str:
     """The whole document."""
     story = _story(result, run)
     head = element(
@@ -69,19 +79,19 @@ def page(result: Result, run: Run) -> str:
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
-def _story(result: Result, run: Run) -> Story:
+def _story(result: Result, run: Provenance) -> Story:
     if isinstance(result, Compression):
         return _compression(result, run)
     if isinstance(result, Inspection):
         return _inspection(result, run)
     if isinstance(result, Sweep):
         return _sweep(result, run)
-    if isinstance(result, Bench):
+    if isinstance(result, Benchmark):
         return _batches(result, run)
-    return _fidelity(result, run) if isinstance(result, Fidelity) else _comparison(result, run)
+    return _verification(result, run)
 
 
-def _compression(result: Compression, run: Run) -> Story:
+def _compression(result: Compression, run: Provenance) -> Story:
     before, after = result.before, result.after
     left = after.parameters / max(1, before.parameters)
     said = [f"{percent(left)} of the parameters left"]
@@ -108,7 +118,7 @@ def _compression(result: Compression, run: Run) -> Story:
     return Story(title, ", ".join(said), (result.model, result.output), tiles, parts)
 
 
-def _inspection(result: Inspection, run: Run) -> Story:
+def _inspection(result: Inspection, run: Provenance) -> Story:
     size = result.size
     removable = sum(group.removable for group in result.groups)
     headline = f"{removable:,} channels in {len(result.groups)} groups may go" if result.groups else "No channel group can shrink"
@@ -125,7 +135,7 @@ def _inspection(result: Inspection, run: Run) -> Story:
     return Story(f"{_file_name(result.model)}, what could shrink", headline, (result.model,), tiles, parts)
 
 
-def _sweep(result: Sweep, run: Run) -> Story:
+def _sweep(result: Sweep, run: Provenance) -> Story:
     made = [point for point in result.points if point.fidelity is not None]
     closest = sorted(point.fidelity for point in made if point.fidelity is not None)
     kept = f", fidelity {closeness(closest[0])} to {closeness(closest[-1])}" if closest else ""
@@ -144,28 +154,29 @@ def _point_tile(result: Sweep, point: SweepPoint) -> Tile:
     return (point.target, closeness(point.fidelity or 0.0), f"{share_left(point, result.before, 'parameters')} of the parameters")
 
 
-def _fidelity(result: Fidelity, run: Run) -> Story:
-    headline = f"{'Failed' if run.failures else 'Passed'}: fidelity {closeness(result.worst.fidelity)}"
+def _verification(result: Verification, run: Provenance) -> Story:
+    fidelity = result.fidelity
+    headline = f"{'Passed' if result.passed else 'Failed'}: fidelity {closeness(fidelity.worst.fidelity)}"
     parts = [
-        _warnings(run.failures, "failed"),
-        sections.fidelity(result),
-        None if result.layers is None else sections.layers(result.layers),
-        sections.origin(run, _measured(result, None)),
+        _warnings(result.failures, "failed"),
+        sections.fidelity(fidelity),
+        None if fidelity.layer_comparison is None else sections.layers(fidelity.layer_comparison),
+        sections.origin(run, _measured(fidelity, None)),
     ]
-    return Story("Outputs of two models", headline, run.models, _fidelity_tiles(result), parts)
+    return Story("Outputs of two models", headline, (result.reference, result.candidate), _fidelity_tiles(fidelity), parts)
 
 
-def _comparison(result: LatencyComparison, run: Run) -> Story:
-    parts = [sections.latency(result, alone=True), sections.origin(run, _measured(None, result))]
-    return Story("Latency of two models", _speed(result), run.models, _latency_tiles(result), parts)
-
-
-def _batches(result: Bench, run: Run) -> Story:
-    tiles = [(f"batch {each.batch}", f"{each.speedup:.2f}x", verdict_of(each)) for each in result.batches]
+def _batches(result: Benchmark, run: Provenance) -> Story:
+    models = tuple(filter(None, (result.reference, result.candidate)))
+    if len(result.batches) == 1:
+        (only,) = result.batches
+        parts = [sections.latency(only, alone=True), sections.origin(run, _measured(None, only))]
+        return Story("Latency of two models", _speed(only), models, _latency_tiles(only), parts)
+    tiles = [(f"batch {each.batch_size}", f"{each.speedup:.2f}x", verdict_of(each)) for each in result.batches]
     speeds = sorted(each.speedup for each in result.batches)
     headline = f"{speeds[0]:.2f}x to {speeds[-1]:.2f}x as fast, by batch size"
     parts = [sections.batches(result), sections.origin(run, _measured(None, result.batches[0]))]
-    return Story("Latency of two models", headline, run.models, tiles, parts)
+    return Story("Latency of two models", headline, models, tiles, parts)
 
 
 def _size_tiles(before: Size, after: Size) -> list[Tile]:

@@ -17,21 +17,21 @@ from onnxmerge.report.wording import (
     verdict_of,
     work_line,
 )
-from onnxmerge.results import Bench, Execution, LatencyComparison
+from onnxmerge.results import Benchmark, Execution, LatencyComparison
 
 _STYLES = {"faster": "green", "slower": "red"}
 
 
-def show_latency(console: Console, latency: LatencyComparison | Bench) -> None:
+def show_latency(console: Console, latency: Benchmark) -> None:
     """Latency and throughput of both, and the ratio with its interval; a row a batch size where there are several."""
     console.print(Text(TIMED, style="bold"))
-    if isinstance(latency, Bench):
+    if len(latency.batches) > 1:
         console.print(fitted(batch_columns(latency.batches), console.width))
         _show_lines(console, [macs_line(latency.batches[0]), *timing_lines(latency.batches[0])])
         show_execution(console, latency.batches[0].execution, latency.batches[0].provider)
         return
-    console.print(fitted(latency_columns(latency), console.width))
-    show_speed(console, latency)
+    console.print(fitted(latency_columns(latency.batches[0]), console.width))
+    show_speed(console, latency.batches[0])
 
 
 def show_speed(console: Console, latency: LatencyComparison) -> None:

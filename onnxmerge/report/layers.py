@@ -9,62 +9,62 @@ from rich.text import Text
 
 from onnxmerge.report.tables import Column, fitted
 from onnxmerge.report.wording import percent, printable, shortened
-from onnxmerge.results import LayerDrift, NodeDrift
+from onnxmerge.results import LayerComparison, NodeDeviation
 
 MOST_ROWS = 12
 _NAME = 60
 
 
-def show_layers(console: Console, layers: LayerDrift) -> None:
+def show_layers(console: Console, layers: LayerComparison) -> None:
     """The nodes that add most error, in the order they run, and the first of them last."""
     console.print()
     console.print(Text(layers_title(layers), style="bold"))
-    if layers.nodes:
+    if layers.deviations:
         console.print(fitted(drift_columns(layers), console.width))
     for line in drift_lines(layers):
         console.print(Text(line, style="dim"))
-    for mistake in layers.mistakes:
+    for mistake in layers.unexplained:
         console.print(Text(printable(mistake), style="red"))
-    style = "green" if layers.first is None else "red" if layers.same_layers else "yellow"
+    style = "green" if layers.first_deviation is None else "red" if layers.same_channel_counts else "yellow"
     console.print(Text(first_drift(layers), style=style))
 
 
-def layers_title(layers: LayerDrift) -> str:
+def layers_title(layers: LayerComparison) -> str:
     """What was compared."""
-    return f"Layer by layer, on {layers.inputs} runs"
+    return f"Layer by layer, on {layers.input_count} runs"
 
 
-def drift_lines(layers: LayerDrift) -> list[str]:
+def drift_lines(layers: LayerComparison) -> list[str]:
     """What the table leaves out, and what could be compared."""
-    left_out = len(layers.nodes) - len(_steepest(layers.nodes))
+    left_out = len(layers.deviations) - len(_steepest(layers.deviations))
     more = [f"the nodes that add most error; {left_out} more drift (--json lists all)"] if left_out > 0 else []
-    apart = f"; {layers.not_comparable} others lost channels" if layers.not_comparable else ""
-    return [*more, f"compared: {layers.compared} tensors of equal name and shape{apart}; relative L2 error"]
+    apart = f"; {layers.skipped_tensors} others lost channels" if layers.skipped_tensors else ""
+    return [*more, f"compared: {layers.compared_tensors} tensors of equal name and shape{apart}; relative L2 error"]
 
 
-def first_drift(layers: LayerDrift) -> str:
+def first_drift(layers: LayerComparison) -> str:
     """The node where it starts."""
-    if layers.first is None:
+    if layers.first_deviation is None:
         return "no drift beyond rounding"
-    note = f": {printable(layers.first.note)}" if layers.first.note else ""
-    return f"first drift: {shortened(layers.first.node, _NAME)}{note}"
+    note = f": {printable(layers.first_deviation.note)}" if layers.first_deviation.note else ""
+    return f"first drift: {shortened(layers.first_deviation.node, _NAME)}{note}"
 
 
-def _steepest(nodes: tuple[NodeDrift, ...]) -> list[NodeDrift]:
+def _steepest(nodes: tuple[NodeDeviation, ...]) -> list[NodeDeviation]:
     """Those that add error, the first always among them."""
-    adding = [index for index, node in enumerate(nodes) if not index or node.jump > 0.0]
-    steep = sorted(adding, key=lambda index: (index != 0, -nodes[index].jump))[:MOST_ROWS]
+    adding = [index for index, node in enumerate(nodes) if not index or node.added_error > 0.0]
+    steep = sorted(adding, key=lambda index: (index != 0, -nodes[index].added_error))[:MOST_ROWS]
     return [nodes[index] for index in sorted(steep)]
 
 
-def drift_columns(layers: LayerDrift) -> list[Column]:
+def drift_columns(layers: LayerComparison) -> list[Column]:
     """The nodes that add most error, in the order they run, the first of all among them."""
-    nodes = _steepest(layers.nodes)
+    nodes = _steepest(layers.deviations)
     return [
         Column("node", [node.node for node in nodes], name=True),
         Column("operator", [node.operator for node in nodes], left=True, extra=True),
-        Column("error before it", [_error(node.error_in) for node in nodes]),
-        Column("behind it", [_error(node.error_out) for node in nodes]),
+        Column("error before it", [_error(node.relative_l2_before) for node in nodes]),
+        Column("behind it", [_error(node.relative_l2_after) for node in nodes]),
     ]
 
 

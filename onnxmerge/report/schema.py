@@ -1,81 +1,86 @@
-"""JSON Schemas of the documents, made from the dataclasses they are printed from, and what a change of them breaks."""
+"""JSON Schemas of the documents, made from the dataclasses and their docstrings; and which changes break the readers of one."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from onnxmerge.errors import Refusal
-from onnxmerge.report.documents import Kind, Run
-from onnxmerge.results import REFUSAL_FIELDS
+from onnxmerge.report.documents import REFUSAL_FIELDS, Kind, Provenance
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_PLAIN = {str: "string", int: "integer", bool: "boolean", NoneType: "null"}
+_SIMPLE_TYPES = {str: "string", int: "integer", bool: "boolean", NoneType: "null"}
 
 Schema = dict[str, Any]
 
 
 def schema_of(kind: Kind) -> Schema:
-    """The schema of a kind of document. Every field is there; a reader ignores those it does not know."""
+    """The JSON Schema of a kind of document. Every field is required; further fields are allowed."""
     definitions: dict[str, Schema] = {}
-    about = get_type_hints(Run)
-    properties = {
-        "schema": {"const": kind.schema},
-        **{name: _type(about[name], definitions) for name in kind.run_fields},
-        **_properties(kind.result, definitions),
-    }
+    summary, properties = described(kind.result, definitions)
+    properties = {"schema": {"const": kind.schema}, **described(Provenance, definitions)[1], **properties}
     return {
         "$schema": DIALECT,
         "title": kind.schema,
-        **_object(properties, inspect.getdoc(kind.result)),
+        **_object(summary, properties),
         "$defs": dict(sorted(definitions.items())),
     }
 
 
-def breaks(old: Schema, new: Schema) -> list[str]:
-    """What readers of documents of the old schema would miss or misread in those of the new one."""
+def breaking_changes(old: Schema, new: Schema) -> list[str]:
+    """Fields of the old schema that the new one lacks or gives another type, a line each."""
     before, after = dict(_types(old)), dict(_types(new))
-    gone = [f"{place} is gone" for place in before if place not in after]
-    changed = [
-        f"{place} was {before[place]}, is {after[place]}" for place in before if after.get(place, before[place]) != before[place]
-    ]
-    return gone + changed
+    removed = [f"{path} was removed" for path in before if path not in after]
+    changed = [f"{path} was {type_}, is {after[path]}" for path, type_ in before.items() if after.get(path, type_) != type_]
+    return removed + changed
+
+
+def described(owner: type, definitions: dict[str, Schema]) -> tuple[str, dict[str, Schema]]:
+    """The summary of a dataclass, and the type and description of each of its fields."""
+    summary, descriptions = attributes_of(owner)
+    hints = get_type_hints(owner)
+    types = {field.name: _type(hints[field.name], definitions) for field in fields(owner)}
+    return summary, {name: {**type_, "description": descriptions[name]} for name, type_ in types.items()}
+
+
+def attributes_of(owner: type) -> tuple[str, dict[str, str]]:
+    """The summary of a class and the description of each attribute, from its numpy-style docstring."""
+    summary, _, listed = (inspect.getdoc(owner) or "").partition("Attributes\n----------\n")
+    descriptions: dict[str, str] = {}
+    for names, text in re.findall(r"^(\w[\w, ]*) : .*\n((?: +.*\n?)+)", listed, re.MULTILINE):
+        descriptions |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return " ".join(summary.split()), descriptions
 
 
 def _types(schema: Schema) -> Iterator[tuple[str, Schema]]:
-    """Each field's place and its type."""
-    for owner, described in [("", schema), *schema["$defs"].items()]:
-        for name, found in described["properties"].items():
+    """(path, type) of every field, without its description."""
+    for owner, definition in [("", schema), *schema["$defs"].items()]:
+        for name, found in definition["properties"].items():
             if name != "schema":
-                yield f"{owner}.{name}".lstrip("."), found
+                yield f"{owner}.{name}".lstrip("."), {key: value for key, value in found.items() if key != "description"}
 
 
-def _object(properties: dict[str, Schema], description: str | None) -> Schema:
-    said = {} if description is None else {"description": description}
-    return {"type": "object", **said, "properties": properties, "required": list(properties)}
-
-
-def _properties(owner: type, definitions: dict[str, Schema]) -> dict[str, Schema]:
-    hints = get_type_hints(owner)
-    return {field.name: _type(hints[field.name], definitions) for field in fields(owner)}
+def _object(summary: str, properties: dict[str, Schema]) -> Schema:
+    return {"type": "object", "description": summary, "properties": properties, "required": list(properties)}
 
 
 def _type(hint: Any, definitions: dict[str, Schema]) -> Schema:
-    """The schema of a type; a number may be null, which stands for NaN and infinity."""
+    """The schema of a type; a float may be null, which stands for NaN and infinity."""
     if hint is float:
         return {"type": ["number", "null"]}
-    if hint in _PLAIN:
-        return {"type": _PLAIN[hint]}
-    if hint is Refusal:
-        definitions["Refusal"] = _object({name: {"type": "string"} for name in REFUSAL_FIELDS}, inspect.getdoc(hint))
-        return {"$ref": "#/$defs/Refusal"}
+    if hint in _SIMPLE_TYPES:
+        return {"type": _SIMPLE_TYPES[hint]}
     if is_dataclass(hint) and isinstance(hint, type):
-        if hint.__name__ not in definitions:
-            definitions[hint.__name__] = {}  # a type that holds itself ends here
-            definitions[hint.__name__] = _object(_properties(hint, definitions), inspect.getdoc(hint))
+        if hint is Refusal:
+            properties = {name: {"type": "string", "description": text} for name, text in REFUSAL_FIELDS.items()}
+            definitions["Refusal"] = _object(attributes_of(hint)[0], properties)
+        elif hint.__name__ not in definitions:
+            definitions[hint.__name__] = {}  # ends the recursion where a type holds itself
+            definitions[hint.__name__] = _object(*described(hint, definitions))
         return {"$ref": f"#/$defs/{hint.__name__}"}
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is UnionType:
@@ -84,4 +89,4 @@ def _type(hint: Any, definitions: dict[str, Schema]) -> Schema:
         return {"type": "array", "items": _type(arguments[0], definitions)}
     if origin is dict:
         return {"type": "object", "additionalProperties": _type(arguments[1], definitions)}
-    raise TypeError(f"{hint} has no JSON Schema here: add it to onnxmerge/report/schema.py")
+    raise TypeError(f"no JSON Schema is known for the type {hint}: add it to onnxmerge/report/schema.py")

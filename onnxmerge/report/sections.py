@@ -16,7 +16,7 @@ from onnxmerge.report.columns import (
     size_columns,
 )
 from onnxmerge.report.distribution import distribution_picture
-from onnxmerge.report.documents import Run
+from onnxmerge.report.documents import Provenance
 from onnxmerge.report.elements import Markup, element, joined, named
 from onnxmerge.report.layers import drift_columns, drift_lines, first_drift, layers_title
 from onnxmerge.report.picture import groups_picture, legend
@@ -39,7 +39,16 @@ from onnxmerge.report.wording import (
     timing_lines,
     work_line,
 )
-from onnxmerge.results import Bench, Compression, Execution, Fidelity, GroupResult, LatencyComparison, LayerDrift, OutputFidelity
+from onnxmerge.results import (
+    Benchmark,
+    Compression,
+    Execution,
+    Fidelity,
+    GroupResult,
+    LatencyComparison,
+    LayerComparison,
+    OutputFidelity,
+)
 
 ERRORS = (
     "error and pruned: share of the readers' output variance that is expected to be lost if only this group shrinks, "
@@ -133,14 +142,14 @@ def fidelity(result: Fidelity) -> Markup:
     )
 
 
-def layers(result: LayerDrift) -> Markup:
+def layers(result: LayerComparison) -> Markup:
     """Where the candidate drifts from the reference."""
     title = layers_title(result)
     return section(
         title,
         element("p", first_drift(result)),
-        *(element("p", mistake, class_="bad") for mistake in result.mistakes),
-        table(title, drift_columns(result)) if result.nodes else None,
+        *(element("p", mistake, class_="bad") for mistake in result.unexplained),
+        table(title, drift_columns(result)) if result.deviations else None,
         *(element("p", line, class_="quiet") for line in drift_lines(result)),
     )
 
@@ -150,10 +159,10 @@ def latency(result: LatencyComparison, *, alone: bool) -> Markup:
     return section(TIMED, *_measured(result, alone=alone))
 
 
-def batches(result: Bench) -> Markup:
+def batches(result: Benchmark) -> Markup:
     """A table with a row a batch size, then the distributions of each."""
     title = f"{TIMED}: {len(result.batches)} batch sizes"
-    parts = [(element("h3", f"batch {each.batch}"), *_measured(each, alone=False)) for each in result.batches]
+    parts = [(element("h3", f"batch {each.batch_size}"), *_measured(each, alone=False)) for each in result.batches]
     realised = macs_line(result.batches[0])
     return section(
         title,
@@ -195,7 +204,7 @@ def _told(heading: str, title: str, found: Sequence[SharedReason]) -> list[Marku
     return [element(heading, title), element("dl", *rows, class_="reasons")] if rows else []
 
 
-def origin(run: Run, facts: Mapping[str, str]) -> Markup:
+def origin(run: Provenance, facts: Mapping[str, str]) -> Markup:
     """What gives the result again."""
     versions = ", ".join(f"{package} {version}" for package, version in run.versions.items())
     told = {**facts, "versions": versions, "made at": run.made_at}

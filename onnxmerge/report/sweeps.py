@@ -38,7 +38,7 @@ def sweep_warnings(result: Sweep) -> list[str]:
     """What a user should know of single points, those with the same words together."""
     found: dict[str, list[str]] = {}
     for point in result.points:
-        for warning in (*point.warnings, *([f"no model: {point.error}"] if point.error else [])):
+        for warning in (*point.warnings, *([f"no model: {point.failure}"] if point.failure else [])):
             found.setdefault(warning, []).append(point.target)
     return [f"{', '.join(targets)}: {warning}" for warning, targets in found.items()]
 
@@ -54,7 +54,7 @@ def timing_line(result: Sweep) -> str | None:
     if timed is None:
         return None
     threads = f"{timed.threads} thread{'s' * (timed.threads != 1)}"
-    return f"timed against the model as it was: batch {timed.batch}, {timed.provider}, {threads}; [low, high]: 95 % interval"
+    return f"timed against the model as it was: batch {timed.batch_size}, {timed.provider}, {threads}; [low, high]: 95 % interval"
 
 
 def show_sweep(console: Console, result: Sweep) -> None:

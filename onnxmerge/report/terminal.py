@@ -30,7 +30,7 @@ from onnxmerge.report.wording import (
     shortened,
     size_line,
 )
-from onnxmerge.results import Compression, Fidelity, GroupResult, Inspection
+from onnxmerge.results import Compression, Fidelity, GroupResult, Inspection, Verification
 
 MANY_NAMES = 12  # of one reason; --json and --report list them all
 _NAME = 36
@@ -49,7 +49,7 @@ def show_compression(console: Console, result: Compression) -> None:
     _show_reasons(console, LEFT, reasons(result.refusals))
     _show_groups(console, result.groups, compressed=True)
     if result.fidelity is not None:
-        show_fidelity(console, result.fidelity)
+        _show_fidelity(console, result.fidelity)
         console.print()
     _show_sizes(console, result)
     for warning in result.warnings:
@@ -57,7 +57,12 @@ def show_compression(console: Console, result: Compression) -> None:
     console.print(Text(f"wrote {printable(result.output)} in {result.seconds:.1f} s", style="green"), soft_wrap=True)
 
 
-def show_fidelity(console: Console, fidelity: Fidelity) -> None:
+def show_verification(console: Console, result: Verification) -> None:
+    """How close the outputs are; failures are left to the error message."""
+    _show_fidelity(console, result.fidelity)
+
+
+def _show_fidelity(console: Console, fidelity: Fidelity) -> None:
     """How close the outputs stayed: a column an output, or a row an output where there are many."""
     outputs = fidelity.outputs
     columns = measures_down(outputs)
@@ -69,8 +74,8 @@ def show_fidelity(console: Console, fidelity: Fidelity) -> None:
     show_execution(console, fidelity.execution, fidelity.provider)
     if fidelity.accuracy is not None:
         _line(console, accuracy_line(fidelity.accuracy))
-    if fidelity.layers is not None:
-        show_layers(console, fidelity.layers)
+    if fidelity.layer_comparison is not None:
+        show_layers(console, fidelity.layer_comparison)
     for output in outputs:
         if not output.finite:
             _line(console, f"output {printable(output.name)} holds NaN or infinity", "red")

@@ -152,7 +152,7 @@ def size_line(size: Size) -> str:
 
 def speed_interval(latency: LatencyComparison) -> tuple[float, float]:
     """How many times as fast, low and high."""
-    return 1 / latency.ratio_high, 1 / latency.ratio_low
+    return 1 / latency.latency_ratio_high, 1 / latency.latency_ratio_low
 
 
 def verdict_of(latency: LatencyComparison) -> str:
@@ -169,10 +169,10 @@ def speed_line(latency: LatencyComparison) -> str:
 
 def work_line(latency: LatencyComparison) -> str | None:
     """How much of the work that was saved became time; None where it was not counted or none was saved."""
-    if latency.macs_ratio is None or latency.realised is None:
+    if latency.macs_ratio is None or latency.realised_saving is None:
         return None
-    saved = f"{percent(1 - latency.macs_ratio)} of the MACs and {percent(1 - latency.ratio)} of the time saved"
-    return f"{saved}: {percent(latency.realised, 0)} of what was possible if time followed the MACs"
+    saved = f"{percent(1 - latency.macs_ratio)} of the MACs and {percent(1 - latency.latency_ratio)} of the time saved"
+    return f"{saved}: {percent(latency.realised_saving, 0)} of what was possible if time followed the MACs"
 
 
 def macs_line(latency: LatencyComparison) -> str | None:
@@ -185,7 +185,7 @@ def macs_line(latency: LatencyComparison) -> str | None:
 def timing_lines(latency: LatencyComparison) -> list[str]:
     """What was timed, where, and after how much warm-up."""
     threads = f"{latency.threads} thread{'s' * (latency.threads != 1)}"
-    lines = [f"timed: {latency.candidate.runs:,} calls of each, batch {latency.batch}, {latency.provider}, {threads}"]
+    lines = [f"timed: {latency.candidate.runs:,} calls of each, batch {latency.batch_size}, {latency.provider}, {threads}"]
     if latency.warm_up_runs:
         rounds = f"{latency.rounds} round{'s' * (latency.rounds != 1)}"
         lines.append(f"in {rounds} of freshly opened sessions, warmed up until stable: {latency.warm_up_runs} calls")
@@ -196,15 +196,17 @@ def execution_lines(execution: Execution | None) -> list[str]:
     """A fallback and what was set of the provider."""
     if execution is None:
         return []
-    fallback = f"on the CPU because CUDA does not work here: {printable(execution.fallback)}"
-    stated = [_setting(key, value) for key, value in execution.settings.items()]
-    return [*([fallback] if execution.fallback else []), *([f"CUDA: {', '.join(stated)}"] if stated else [])]
+    fallback = f"on the CPU because CUDA does not work here: {printable(execution.fallback_reason)}"
+    stated = [_setting(key, value) for key, value in execution.provider_settings.items()]
+    return [*([fallback] if execution.fallback_reason else []), *([f"CUDA: {', '.join(stated)}"] if stated else [])]
 
 
 def elsewhere_lines(execution: Execution | None, provider: str) -> list[str]:
     """Nodes that ran on another provider, for each model that has some."""
+    if execution is None:
+        return []
     lines = []
-    for side, placed in () if execution is None else (("reference", execution.reference), ("candidate", execution.candidate)):
+    for side, placed in (("reference", execution.reference_providers), ("candidate", execution.candidate_providers)):
         elsewhere = [node for node, where in placed.items() if where != provider]
         names = listed(elsewhere, _MANY_NODES, _NAME)
         lines += [f"{len(elsewhere)} of {len(placed)} nodes of the {side} ran elsewhere: {names}"] if elsewhere else []
@@ -213,8 +215,8 @@ def elsewhere_lines(execution: Execution | None, provider: str) -> list[str]:
 
 def accuracy_line(accuracy: Accuracy) -> str:
     """Before and after, by the user's labels."""
-    points = f"{100 * (accuracy.after - accuracy.before):+.2f} points"
-    return f"accuracy by the labels: {percent(accuracy.before, 2)} before, {percent(accuracy.after, 2)} after ({points})"
+    points = f"{100 * (accuracy.candidate - accuracy.reference):+.2f} points"
+    return f"accuracy by the labels: {percent(accuracy.reference, 2)} before, {percent(accuracy.candidate, 2)} after ({points})"
 
 
 def _setting(key: str, value: str) -> str:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from onnxmerge.errors import OptionError
 from onnxmerge.onnxio.files import check_place, write_whole
-from onnxmerge.report.documents import Result, Run, json_text
+from onnxmerge.report.documents import Provenance, Result, json_text, reportable
 from onnxmerge.report.html import page
+from onnxmerge.results import LatencyComparison
 
-WRITERS: dict[str, Callable[[Result, Run], str]] = {
+WRITERS: dict[str, Callable[[Result, Provenance], str]] = {
     ".html": page,
-    ".json": lambda result, run: f"{json_text(result, run)}\n",
+    ".json": lambda result, provenance: f"{json_text(result, provenance)}\n",
 }
 
 
@@ -28,12 +29,24 @@ def check_reports(reports: Sequence[Path], kept: Mapping[str, Path | None]) -> N
         check_place(report, "the report", {**kept, **others})
 
 
-def write_report(result: Result, report: str | Path, run: Run | None = None) -> None:
-    """The result as .html or .json, by the file's suffix. OptionError where it cannot be written; what was there then stays.
+def write_report(result: Result | LatencyComparison, report: str | Path, provenance: Provenance | None = None) -> None:
+    """Write a result as a page (.html) or a JSON document (.json).
 
-    run: the command and the versions that give the result again, as far as they are known.
+    Parameters
+    ----------
+    result : Inspection, Compression, Verification, Benchmark, LatencyComparison or Sweep
+        What `inspect`, `compress`, `verify`, `bench` or `sweep` returned.
+    report : path
+        File to write; a file of that name is replaced once the new one is complete.
+    provenance : Provenance, optional
+        Command, date and versions, as far as they are known.
+
+    Raises
+    ------
+    OptionError
+        Where the suffix is another one or the file cannot be written; a file of that name then stays as it was.
     """
     report = Path(report)
     check_reports([report], {})
-    text = WRITERS[report.suffix.lower()](result, run or Run())
+    text = WRITERS[report.suffix.lower()](reportable(result), provenance or Provenance())
     write_whole(report, "the report", lambda draft: draft.write_text(text, encoding="utf-8"))

@@ -1,0 +1,29 @@
+"""Result objects: frozen dataclasses with the units in the names of their fields. `onnxmerge.report` shows and writes them.
+
+`reference` always is the original model and `candidate` the model that is compared with it; a share is a number from 0 to 1.
+The JSON Schemas in docs/schemas are made from the docstrings of these classes.
+"""
+
+from onnxmerge.results.compression import Compression, GroupResult, Inspection, Size, Sweep, SweepPoint
+from onnxmerge.results.execution import Execution
+from onnxmerge.results.fidelity import Accuracy, Fidelity, LayerComparison, NodeDeviation, OutputFidelity, Verification
+from onnxmerge.results.latency import Benchmark, LatencyComparison, LatencySummary
+
+__all__ = [
+    "Accuracy",
+    "Benchmark",
+    "Compression",
+    "Execution",
+    "Fidelity",
+    "GroupResult",
+    "Inspection",
+    "LatencyComparison",
+    "LatencySummary",
+    "LayerComparison",
+    "NodeDeviation",
+    "OutputFidelity",
+    "Size",
+    "Sweep",
+    "SweepPoint",
+    "Verification",
+]

@@ -1,0 +1,209 @@
+"""Sizes and channel groups of a model; the results of `inspect`, `compress` and `sweep`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onnxmerge.errors import Refusal
+from onnxmerge.results.fidelity import Fidelity
+from onnxmerge.results.latency import LatencyComparison
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size and predicted cost of a model.
+
+    Attributes
+    ----------
+    parameters : int
+        Number of weights.
+    macs : int
+        Multiply-accumulate operations for one input.
+    file_bytes : int
+        Bytes of the model file and its external data.
+    """
+
+    parameters: int
+    macs: int
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """A channel group and, after `compress`, what was done to it.
+
+    Attributes
+    ----------
+    name : str
+        The first node that produces the channels.
+    channels : int
+        Number of channels of the original model.
+    removable : int
+        How many of them could be removed.
+    kept : int
+        How many of them were kept.
+    method : str
+        How the consumers were adapted: reconstruct, merge or prune; empty in an inspection.
+    producers : list of str
+        Nodes that produce the channels.
+    consumers : list of str
+        Nodes with weights that read the channels.
+    parameters_share : float
+        Share of the model's parameters in the producers and consumers; groups overlap.
+    macs_share : float
+        Share of the model's MACs in the producers and consumers; groups overlap.
+    note : str
+        Why the method was taken, or why channels cannot be removed.
+    expected_error : dict
+        By method, the share of the consumers' output variance that is expected to be lost if only this group is compressed.
+    sensitivity : dict
+        By share of the group's channels removed ("0.25"), the fidelity of the worst output with all other groups whole. Only
+        the group's consumers are adapted, so that `compress` mostly comes out above it.
+    """
+
+    name: str
+    channels: int
+    removable: int
+    kept: int
+    method: str
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    parameters_share: float
+    macs_share: float
+    note: str = ""
+    expected_error: dict[str, float] = field(default_factory=dict)
+    sensitivity: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Result of `inspect`.
+
+    Attributes
+    ----------
+    model : str
+        Path of the model.
+    size : Size
+        Size of the model.
+    groups : list of GroupResult
+        The channel groups that the options choose, in the order of the graph.
+    refusals : list of Refusal
+        Layers that keep all of their channels, and why.
+    input_description : str
+        What inputs the sensitivity was measured on; empty where it was not.
+    """
+
+    model: str
+    size: Size
+    groups: tuple[GroupResult, ...]
+    refusals: tuple[Refusal, ...]
+    input_description: str = ""
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Result of `compress`.
+
+    Attributes
+    ----------
+    model : str
+        Path of the original model.
+    output : str
+        Path of the compressed model.
+    before : Size
+        Size of the original model.
+    after : Size
+        Size of the compressed model.
+    groups : list of GroupResult
+        The channel groups that lost channels, in the order of the graph.
+    refusals : list of Refusal
+        Layers that keep all of their channels, and why.
+    fidelity : Fidelity or None
+        How close the outputs stayed; None with `verify=False`.
+    latency : LatencyComparison or None
+        How fast both models are; None with `verify=False` or `bench=False`.
+    warnings : list of str
+        What to know before deploying the model, a line each.
+    seconds : float
+        How long it took.
+    seed : int
+        Seed of everything random.
+    versions : dict
+        Versions of onnxmerge, its dependencies, Python and the system, by name.
+    """
+
+    model: str
+    output: str
+    before: Size
+    after: Size
+    groups: tuple[GroupResult, ...]
+    refusals: tuple[Refusal, ...]
+    fidelity: Fidelity | None
+    latency: LatencyComparison | None
+    warnings: tuple[str, ...]
+    seconds: float
+    seed: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One target of a sweep and the model that meets it.
+
+    Attributes
+    ----------
+    target : str
+        The target as it was asked for, "macs=0.5".
+    after : Size or None
+        Size of the compressed model; None where there is none.
+    fidelity, top1_agreement : float or None
+        Of the worst output on the check inputs; None where there is no model.
+    latency : LatencyComparison or None
+        How fast the model is; None with `bench=False`.
+    kept_by_group : dict
+        Number of channels kept, by name of the group; groups that lost none are left out.
+    warnings : list of str
+        What to know before deploying the model, a line each.
+    output : str
+        Path of the compressed model; empty where it was not written.
+    failure : str
+        Why there is no model; empty where there is one.
+    """
+
+    target: str
+    after: Size | None
+    fidelity: float | None
+    top1_agreement: float | None
+    latency: LatencyComparison | None
+    kept_by_group: dict[str, int]
+    warnings: tuple[str, ...]
+    output: str = ""
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Result of `sweep`: size and speed against fidelity.
+
+    Attributes
+    ----------
+    model : str
+        Path of the original model.
+    before : Size
+        Size of the original model.
+    points : list of SweepPoint
+        One entry for each target, in the order in which they were asked for.
+    input_description : str
+        What inputs the fidelity was measured on.
+    seed : int
+        Seed of everything random.
+    versions : dict
+        Versions of onnxmerge, its dependencies, Python and the system, by name.
+    """
+
+    model: str
+    before: Size
+    points: tuple[SweepPoint, ...]
+    input_description: str
+    seed: int
+    versions: dict[str, str]

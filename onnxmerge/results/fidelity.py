@@ -1,0 +1,200 @@
+"""How close a candidate is to its reference: each output, and tensor by tensor; the result of `verify`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxmerge.results.execution import Execution
+
+
+@dataclass(frozen=True)
+class OutputFidelity:
+    """How close one output y' of the candidate is to the reference's output y, over the check inputs.
+
+    Attributes
+    ----------
+    name : str
+        Name of the graph output.
+    fidelity : float
+        Share of the reference's variance that is explained, 1 - sum|y - y'|^2 / sum|y - mean(y)|^2, the mean taken over the
+        inputs. 1 is identical, 0 as good as a constant, below 0 worse.
+    sqnr_db : float
+        Signal-to-quantisation-noise ratio in decibels, -10 log10(1 - fidelity); infinite where nothing differs.
+    relative_l2_mean : float
+        Mean over the inputs of |y - y'| / |y|.
+    relative_l2_worst : float
+        The largest |y - y'| / |y| of an input.
+    cosine_mean : float
+        Mean over the inputs of the cosine similarity <y, y'> / (|y| |y'|).
+    cosine_worst : float
+        The smallest cosine similarity of an input.
+    max_abs_error : float
+        Largest |y - y'| of a single element.
+    worst_input : int
+        Index, from 0, of the input with the largest relative L2.
+    top1_agreement : float or None
+        Share of the inputs with the same best class in both models; None where the output does not look like class scores.
+    top5_agreement : float or None
+        Share of the inputs whose best class of the candidate is among the reference's five best; None as above.
+    finite : bool
+        False where the candidate's output holds NaN or infinity.
+    """
+
+    name: str
+    fidelity: float
+    sqnr_db: float
+    relative_l2_mean: float
+    relative_l2_worst: float
+    cosine_mean: float
+    cosine_worst: float
+    max_abs_error: float
+    worst_input: int
+    top1_agreement: float | None
+    top5_agreement: float | None
+    finite: bool
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of the inputs whose best class is their label.
+
+    Attributes
+    ----------
+    reference : float
+        Accuracy of the reference.
+    candidate : float
+        Accuracy of the candidate.
+    """
+
+    reference: float
+    candidate: float
+
+
+@dataclass(frozen=True)
+class NodeDeviation:
+    """A node whose output differs from the reference's beyond rounding.
+
+    Attributes
+    ----------
+    node : str
+        Name of the node.
+    operator : str
+        Operator type of the node.
+    tensor : str
+        Name of the output that differs.
+    relative_l2_before : float
+        Relative L2 error |y - y'| / |y| of the nearest comparable tensors in front of the node, the largest of them.
+    relative_l2_after : float
+        Relative L2 error of `tensor`; infinite for NaN.
+    note : str
+        What differs in the node itself (weights, attributes, order of channels), where that explains the deviation.
+    """
+
+    node: str
+    operator: str
+    tensor: str
+    relative_l2_before: float
+    relative_l2_after: float
+    note: str = ""
+
+    @property
+    def added_error(self) -> float:
+        """relative_l2_after - relative_l2_before, 0 where both are infinite."""
+        return 0.0 if self.relative_l2_after == self.relative_l2_before else self.relative_l2_after - self.relative_l2_before
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """The candidate against the reference tensor by tensor, on the CPU without graph optimisation.
+
+    Attributes
+    ----------
+    same_channel_counts : bool
+        True where no layer lost channels, so that only rounding may differ.
+    compared_tensors : int
+        Number of tensors with the same name and shape in both models.
+    skipped_tensors : int
+        Number of tensors that lost channels or are not in both models.
+    input_count : int
+        Number of inputs that both models ran on.
+    first_deviation : NodeDeviation or None
+        Node where the deviation starts; None where nothing deviates beyond rounding.
+    deviations : list of NodeDeviation
+        All nodes that deviate, in the order in which they run.
+    unexplained : list of str
+        Differences that removing channels cannot explain, a line each.
+    """
+
+    same_channel_counts: bool
+    compared_tensors: int
+    skipped_tensors: int
+    input_count: int
+    first_deviation: NodeDeviation | None
+    deviations: tuple[NodeDeviation, ...]
+    unexplained: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close all outputs of a candidate are to the reference's.
+
+    Attributes
+    ----------
+    outputs : list of OutputFidelity
+        One entry for each graph output.
+    input_count : int
+        Number of check inputs.
+    input_description : str
+        What the check inputs were.
+    provider : str
+        Execution provider of both models.
+    same_channel_counts : bool or None
+        True where no layer lost channels; None where this was not examined.
+    accuracy : Accuracy or None
+        Accuracy of both models, with `labels`.
+    layer_comparison : LayerComparison or None
+        Comparison tensor by tensor, with `layers`.
+    execution : Execution or None
+        Where and how both models ran.
+    """
+
+    outputs: tuple[OutputFidelity, ...]
+    input_count: int
+    input_description: str
+    provider: str
+    same_channel_counts: bool | None = None
+    accuracy: Accuracy | None = None
+    layer_comparison: LayerComparison | None = None
+    execution: Execution | None = None
+
+    @property
+    def worst(self) -> OutputFidelity:
+        """The output with the lowest fidelity, one that is not finite before all others."""
+        return min(self.outputs, key=lambda output: (output.finite, output.fidelity))
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Result of `verify`.
+
+    Attributes
+    ----------
+    reference : str
+        Path of the reference.
+    candidate : str
+        Path of the candidate.
+    fidelity : Fidelity
+        How close the outputs are.
+    failures : list of str
+        Why the candidate fails, a line each: thresholds missed, NaN, infinity and other defects. Empty where it passes.
+    """
+
+    reference: str
+    candidate: str
+    fidelity: Fidelity
+    failures: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether `failures` is empty."""
+        return not self.failures

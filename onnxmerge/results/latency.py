@@ -1,0 +1,108 @@
+"""How fast two models are; the result of `bench`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxmerge.results.execution import Execution
+
+
+@dataclass(frozen=True)
+class LatencySummary:
+    """Latency of one call of a model.
+
+    Attributes
+    ----------
+    median_ms : float
+        Median in milliseconds.
+    p95_ms : float
+        95th percentile in milliseconds.
+    runs : int
+        Number of calls that were timed.
+    quantiles_ms : list of float
+        The 0th, 5th, 10th ... 100th percentile in milliseconds; empty where they were not kept.
+    """
+
+    median_ms: float
+    p95_ms: float
+    runs: int
+    quantiles_ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class LatencyComparison:
+    """Latency of reference and candidate, their calls interleaved in one process.
+
+    Attributes
+    ----------
+    reference : LatencySummary
+        Latency of the reference.
+    candidate : LatencySummary
+        Latency of the candidate.
+    latency_ratio : float
+        Median of the candidate / median of the reference; below 1 the candidate is faster.
+    latency_ratio_low : float
+        Lower end of the 95 % bootstrap interval of `latency_ratio`.
+    latency_ratio_high : float
+        Upper end of that interval.
+    batch_size : int
+        Number of inputs in one call.
+    provider : str
+        Execution provider of both models.
+    threads : int
+        Number of threads of each model.
+    warm_up_runs : int
+        Calls of each model in warm-up; they are not counted in `runs`.
+    rounds : int
+        Number of times that new sessions of both models were created.
+    reference_inputs_per_second : float or None
+        Throughput of the reference at its median latency.
+    candidate_inputs_per_second : float or None
+        Throughput of the candidate at its median latency.
+    macs_ratio : float or None
+        MACs of the candidate / MACs of the reference; None where they were not counted.
+    realised_saving : float or None
+        (1 - latency_ratio) / (1 - macs_ratio): time saved as a share of MACs saved; None where no MACs were saved.
+    execution : Execution or None
+        Where and how both models ran.
+    """
+
+    reference: LatencySummary
+    candidate: LatencySummary
+    latency_ratio: float
+    latency_ratio_low: float
+    latency_ratio_high: float
+    batch_size: int
+    provider: str
+    threads: int
+    warm_up_runs: int = 0
+    rounds: int = 1
+    reference_inputs_per_second: float | None = None
+    candidate_inputs_per_second: float | None = None
+    macs_ratio: float | None = None
+    realised_saving: float | None = None
+    execution: Execution | None = None
+
+    @property
+    def speedup(self) -> float:
+        """1 / latency_ratio: how many times as fast the candidate is."""
+        return 1.0 / self.latency_ratio
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Latency of two models for one or several batch sizes.
+
+    Attributes
+    ----------
+    reference : str
+        Path of the reference.
+    candidate : str
+        Path of the candidate.
+    batches : list of LatencyComparison
+        One entry for each batch size, in the order in which they were asked for.
+    """
+
+    reference: str
+    candidate: str
+    batches: tuple[LatencyComparison, ...]
