@@ -18,7 +18,6 @@ from onnxmerge.errors import InputError
 from onnxmerge.evaluation import benchmark as proof
 from onnxmerge.evaluation.latency import compare_latency
 from onnxmerge.execution.providers import resolve_provider
-from onnxmerge.options import Options
 from onnxmerge.report.latency import show_latency
 from onnxmerge.results import Execution, LatencyComparison, LatencySummary
 
@@ -126,10 +125,11 @@ def test_a_batch_that_the_model_does_not_take_is_refused(run, models, monkeypatc
 
 
 def test_the_batch_of_options_is_timed(models):
-    options = Options(batch=8, provider="cpu")
-    assert onnxmerge.bench_batches(models / "whole.onnx", models / "half.onnx", options, (None, 2)).batches[0].batch == 8
-    with pytest.raises(InputError, match="takes exactly 4"):
-        onnxmerge.bench_batches(models / "four.onnx", models / "four.onnx", options, (None,))
+    whole, half, four = (models / f"{name}.onnx" for name in ("whole", "half", "four"))
+    assert onnxmerge.bench(whole, half, batch=8, provider="cpu").batch == 8
+    assert [each.batch for each in onnxmerge.bench_batches(whole, half, (None, 2), batch=8, provider="cpu").batches] == [8, 2]
+    with pytest.raises(InputError, match="takes exactly 4 inputs a call: `batch` 8"):
+        onnxmerge.bench(four, four, batch=8, provider="cpu")
 
 
 REFUSED = {

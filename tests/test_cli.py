@@ -21,7 +21,7 @@ from onnxmerge.cli import app as cli
 from onnxmerge.errors import ModelError
 from onnxmerge.evaluation import benchmark as proof
 from onnxmerge.execution.providers import resolve_provider
-from onnxmerge.options import Options
+from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions, Thresholds
 from onnxmerge.report.documents import KINDS
 from onnxmerge.results import (
     Compression,
@@ -258,6 +258,7 @@ BAD = {
     "no such calibration": (("compress", MLP, "o.onnx", "--calibration", "no-such.npz"), "no-such.npz does not exist"),
     "batch of 0": (("bench", MLP, MLP, "--batch", "0"), "--batch"),
     "no threads": (("bench", MLP, MLP, "--threads", "0"), "--threads must be at least 1"),
+    "jobs and dask": (("sweep", MLP, "--jobs", "2", "--dask", "tcp://127.0.0.1:1"), "--jobs and --dask both say where"),
     "negative seed": (("compress", MLP, "o.onnx", "--seed", "-1"), "--seed must be at least 0"),
 }
 
@@ -329,12 +330,17 @@ def test_every_option_has_a_help_text():
 
 
 def test_every_setting_of_the_command_line_is_an_option_of_the_program():
-    known = {field.name for field in dataclasses.fields(Options)} | {
+    kinds = (PruningOptions, InputOptions, RuntimeOptions, Thresholds)
+    known = {field.name for kind in kinds for field in dataclasses.fields(kind)} | {
         "as_json_text",
-        "batch",
+        "bench",
         "dask",
         "jobs",
+        "labels",
+        "layers",
         "out",
+        "save_worst",
+        "verify",
         "targets",
         "reports",
         "save_plan",

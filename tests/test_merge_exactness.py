@@ -12,13 +12,13 @@ from topologies import TOPOLOGIES, Duplicates, Topology, feeds_of, scaled_duplic
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.rewrite import rewrite
 from onnxmerge.onnxio.export import export
-from onnxmerge.options import Options
+from onnxmerge.options import PruningOptions
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pruning.weight_methods import Decision, merge, replacements
 from onnxmerge.results import Refusal
 
 # Copies have a cosine of exactly one with their bases, so a threshold just below takes those pairs only.
-OPTIONS = Options(method="merge", criterion="l2-norm", threshold=0.999)
+OPTIONS = PruningOptions(method="merge", criterion="l2-norm", threshold=0.999)
 # One unit is a channel of every group of the convolution before the shuffle: its pairs need one factor.
 ONE_FACTOR = {"channel-shuffle"}
 # Groups of mixed topologies (`merge` is None there) that merging refuses.
@@ -98,7 +98,7 @@ def merged(duplicates: Duplicates, producers: tuple[str, ...], folder: Path) -> 
     understanding = analysed(duplicates.model, folder)
     channels = understanding.channels
     group = group_of(channels, producers)
-    copies = np.flatnonzero(np.isin(group.producers[0].places, duplicates.copy).any(1))
+    copies = np.flatnonzero(np.isin(group.producers[0].positions, duplicates.copy).any(1))
     decision = merge(channels, group, group.size - len(copies), OPTIONS)
     assert not isinstance(decision, Refusal), decision.reason
     smaller = rewrite(channels, [decision.removal], replacements(channels, [decision]))
@@ -147,8 +147,7 @@ def test_compress_merges_as_the_method_alone_does(name: str, tmp_path: Path) -> 
     tied = topology.tied[0] if topology.tied else (next(key for key, count in topology.removable.items() if count),)
     duplicates, feeds = duplicated(topology, tied), feeds_of(topology)
     source, target = written(duplicates.model, tmp_path), tmp_path / "out.onnx"
-    options = Options(ratio=0.5, method="merge", criterion="l2-norm", include=(tied[0],), verify=False)
-    result = compress(source, target, options)
+    result = compress(source, target, ratio=0.5, method="merge", criterion="l2-norm", include=(tied[0],), verify=False)
     assert [group.method for group in result.groups] == ["merge"]
     assert relative_error(run(duplicates.model, feeds), run(target, feeds)) < 1e-5
     plain = compress(source, target, ratio=0.5, method="prune", include=(tied[0],), verify=False)

@@ -17,7 +17,7 @@ from topologies.net import Net
 
 from onnxmerge.cli import app as cli
 from onnxmerge.errors import OptionError
-from onnxmerge.options import Options
+from onnxmerge.options import PruningOptions
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pipeline.plan_files import LARGEST_FILE
 from onnxmerge.pruning import reconstruct as reconstruct_module
@@ -140,11 +140,11 @@ def group(**changes: Any) -> Callable[[dict[str, Any]], Any]:
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "another model": (lambda plan: {**plan, "model": {"file": "other.onnx", "sha256": "0" * 64}}, "another model ('other.onnx')"),
-    "no model": (lambda plan: {**plan, "model": None}, "needs `model`"),
+    "no model": (lambda plan: {**plan, "model": None}, 'needs "model" with its sha256'),
     "wrong schema": (lambda plan: {**plan, "schema": "onnxmerge.plan/2"}, "schema is 'onnxmerge.plan/2'"),
     "no schema": (lambda plan: [plan], "schema is None"),
-    "no groups": (lambda plan: {**plan, "groups": {}}, "`groups`, a list"),
-    "groups of numbers": (lambda plan: {**plan, "groups": [1]}, "`groups`, a list"),
+    "no groups": (lambda plan: {**plan, "groups": {}}, '"groups", a list'),
+    "groups of numbers": (lambda plan: {**plan, "groups": [1]}, '"groups", a list'),
     "unknown method": (lambda plan: {**plan, "method": "magic"}, "method must be one of"),
     "unknown method of a group": (group(method="magic"), "method must be one of"),
     "unhashable method": (group(method=["prune"]), "method must be one of"),
@@ -270,27 +270,26 @@ def test_options_that_do_not_go_together(
 
 @pytest.mark.parametrize("target", [("macs", 0.5), "macs=0.5", " macs =0.5"], ids=repr)
 def test_target_in_two_forms(target: object) -> None:
-    assert Options(target=target).target == ("macs", 0.5)
+    assert PruningOptions(target=target).target == ("macs", 0.5)
 
 
 @pytest.mark.parametrize("target", [("macs",), ("macs", "0.5"), ("macs", None), ("macs", 0.5, 1), 0.5, ["macs", 0.5]], ids=repr)
 def test_bad_forms_of_a_target(target: object) -> None:
-    with pytest.raises(OptionError, match="--target must be one of params, macs, latency"):
-        Options(target=target)
+    with pytest.raises(OptionError, match="`target` must be one of params, macs, latency"):
+        PruningOptions(target=target)
 
 
 @pytest.mark.parametrize("multiple", [True, 1.5, (8,)], ids=repr)
 def test_bad_forms_of_a_multiple(multiple: object) -> None:
-    with pytest.raises(OptionError, match="--round-to must be"):
-        Options(ratio=0.5, round_to=multiple)
+    with pytest.raises(OptionError, match="`round_to` must be"):
+        PruningOptions(ratio=0.5, round_to=multiple)
 
 
 def test_fingerprint_covers_the_weights_beside_the_model(tmp_path: Path, capsys: Any) -> None:
     source = tmp_path / "model.onnx"
     onnx.save(built(TOPOLOGIES["conv-relu-conv"]), source, save_as_external_data=True, location="w.bin", size_threshold=0)
     plan = tmp_path / "plan.json"
-    options = Options(ratio=0.5, method="prune", verify=False)
-    compress(source, tmp_path / "made.onnx", options, save_plan=plan)
+    compress(source, tmp_path / "made.onnx", ratio=0.5, method="prune", verify=False, save_plan=plan)
     compress(source, tmp_path / "made.onnx", plan=plan, method="prune", verify=False)
     saved = (str(source), str(tmp_path / "o.onnx"), "--ratio", "0.5")
     refused(tmp_path, capsys, "would overwrite weights of the model", *saved, "--save-plan", tmp_path / "w.bin")

@@ -24,22 +24,22 @@ from onnxmerge.graph.layers import Consumer
 from onnxmerge.graph.rewrite import Removal, Replacement, rewrite
 from onnxmerge.onnxio.export import export
 from onnxmerge.onnxio.model_files import serialise
-from onnxmerge.options import Options
+from onnxmerge.options import InputOptions, PruningOptions, silent
 from onnxmerge.pruning.consumer_update import old_bias
 from onnxmerge.pruning.layer_statistics import LayerStatistics, layer_statistics_of
 from onnxmerge.pruning.plan import decide, selected
 from onnxmerge.pruning.sensitivity import MOST_INPUTS, measure_sensitivities
 
 DAMPING = 1e-3
-OPTIONS = Options(ratio=0.5, method="reconstruct", samples=40, threads=1)
+OPTIONS = PruningOptions(ratio=0.5, method="reconstruct")
 
 
-def studied(source: Path, options: Options = OPTIONS, count: int = MOST_INPUTS) -> tuple[AnalysedModel, LayerStatistics]:
+def studied(source: Path, count: int = MOST_INPUTS) -> tuple[AnalysedModel, LayerStatistics]:
     """What the program studies; on no more inputs than probes run nothing is left to solve readers on."""
     understanding = analyse_model(source)
     session = open_session(source, optimise=False, threads=1)
-    inputs = inputs_for(session, understanding.shapes, replace(options, samples=None), count)
-    return understanding, layer_statistics_of(understanding, inputs, options, lambda stage, share: None)
+    inputs = inputs_for(session, understanding.shapes, InputOptions(), count)
+    return understanding, layer_statistics_of(understanding, inputs, 1, silent)
 
 
 def measured_on(layer_statistics: LayerStatistics) -> list[dict[str, np.ndarray]]:

@@ -31,7 +31,7 @@ from onnxmerge.cli.options import (
     Counts,
     options_of,
 )
-from onnxmerge.errors import OnnxMergeError, VerificationError
+from onnxmerge.errors import OnnxMergeError, OptionError, VerificationError
 from onnxmerge.evaluation.benchmark import bench_batches
 from onnxmerge.evaluation.verify import verify
 from onnxmerge.execution.versions import versions
@@ -128,6 +128,8 @@ def sweep_command(
     Exit code 1 where none gave a model.
     """
     _check_places(reports, {"the model": model, "the calibration inputs": settings["calibration"]})
+    if dask is not None and jobs is not None:
+        raise OptionError("`jobs` and `dask` both say where the points are made: drop one of the two")
     with progress_bar() as progress, executor_at(dask) as executor:
         found = sweep(model, targets, folder=out, executor=executor, jobs=jobs, progress=progress, **_given(settings))
     _show(found, as_json_text, show_sweep, reports)
@@ -177,7 +179,7 @@ def bench_command(
     _check_places(reports, _pair(reference, candidate, settings))
     with progress_bar() as progress:
         progress("timing both models", 0.0)
-        found = bench_batches(reference, candidate, batch or (1,), **_given(settings))
+        found = bench_batches(reference, candidate, batch or (None,), **_given(settings))
     _show(found, as_json_text, show_latency, reports)
 
 

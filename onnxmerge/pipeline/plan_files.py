@@ -130,7 +130,7 @@ def _rows(path: Path, mark: str) -> tuple[str, list[dict[str, Any]]]:
         raise OptionError(f"{path} is no plan: its schema is {found!r}, needed is {SCHEMA!r}")
     model, rows = plan.get("model"), plan.get("groups")
     if not isinstance(model, dict) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise OptionError(f"{path} is no plan: it needs `model` with its sha256 and `groups`, a list")
+        raise OptionError(f'{path} is no plan: it needs "model" with its sha256 and "groups", a list')
     if model.get("sha256") != mark:
         raise OptionError(f"the plan {path} was made for another model ({model.get('file')!r}): its sha256 differs")
     _check_keys(plan, KEYS, str(path))
