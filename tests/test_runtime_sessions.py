@@ -38,7 +38,7 @@ def test_auto_says_why_it_took_the_cpu(broken_cuda):
 
 @pytest.mark.parametrize("choice", ["cuda", "tensorrt"])
 def test_a_provider_that_does_not_work_is_refused(broken_cuda, choice):
-    with pytest.raises(ProviderError, match=f"provider {choice} does not work here: no NVIDIA driver.*--provider cpu"):
+    with pytest.raises(ProviderError, match=f"provider {choice} does not work here: no NVIDIA driver.*`provider` cpu"):
         resolve_provider(choice)
 
 
@@ -172,13 +172,13 @@ def test_settings_of_cuda(optimise, settings, options):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (CudaSettings(tf32=True), "--tf32"),
-        (CudaSettings(tf32=False), "--no-tf32"),
-        (CudaSettings(cudnn_search="default", cuda_graph=True), "--cudnn-search and --cuda-graph"),
+        (CudaSettings(tf32=True), "`tf32`"),
+        (CudaSettings(tf32=False), "`tf32=False`"),
+        (CudaSettings(cudnn_search="default", cuda_graph=True), "`cudnn_search` and `cuda_graph`"),
     ],
     ids=["TF32", "no TF32", "two"],
 )
-@pytest.mark.parametrize(("choice", "why"), [("cpu", "--provider cpu was asked for"), ("auto", "no NVIDIA driver was found")])
+@pytest.mark.parametrize(("choice", "why"), [("cpu", "`provider` cpu was asked for"), ("auto", "no NVIDIA driver was found")])
 def test_settings_of_cuda_are_refused_on_the_cpu(broken_cuda, settings, named, choice, why):
     with pytest.raises(OptionError, match=f"^{named} can be had on CUDA only, and the models run on the CPU: .*{why}"):
         resolve_provider(choice, settings)

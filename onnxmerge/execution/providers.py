@@ -39,7 +39,7 @@ class CudaSettings:
     @property
     def asked(self) -> list[str]:
         """The options that were given, as the command line calls them."""
-        tf32 = [] if self.tf32 is None else ["`tf32`" if self.tf32 else "`no_tf32`"]
+        tf32 = [] if self.tf32 is None else ["`tf32`" if self.tf32 else "`tf32=False`"]
         return tf32 + ["`cudnn_search`"] * (self.cudnn_search is not None) + ["`cuda_graph`"] * self.cuda_graph
 
 
