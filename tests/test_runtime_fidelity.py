@@ -65,7 +65,7 @@ def test_the_documented_formulas(inputs, weight, size):
     }
     assert {name: getattr(output, name) for name in expected} == pytest.approx(expected, rel=1e-5)
     assert output.finite
-    assert (found.inputs, found.source, found.provider) == (50, "noise", "CPUExecutionProvider")
+    assert (found.input_count, found.input_description, found.provider) == (50, "noise", "CPUExecutionProvider")
 
 
 def test_a_large_mean_costs_no_digits(inputs):

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxmerge import Options, compress
+from onnxmerge import compress
 from onnxmerge.algorithms.moments import MomentSums, pooled_covariance
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
+from onnxmerge.options import InputOptions
 from onnxmerge.parallel.tasks import processes
 from onnxmerge.pipeline import builder as attempts_module
 from onnxmerge.pipeline.progress import overall
@@ -47,12 +48,12 @@ def test_parts_pool_to_the_whole():
 
 
 def test_shards_give_the_moments_of_the_whole(calibration):
-    options = Options(calibration=calibration, ratio=0.5)
+    options = InputOptions(calibration=calibration)
     analysed = analyse_model(MODEL)
     inputs = inputs_for(open_session(MODEL, optimise=True), analysed.shapes, options)
     inputs = inputs.chosen(np.arange(7, 140), "some")  # as after a part was held back
-    whole = layer_statistics_of(analysed, inputs, options, QUIET).reference.covariances
-    found = sharded_covariances(MODEL, options, inputs, QUIET, None)
+    whole = layer_statistics_of(analysed, inputs, None, QUIET).reference.covariances
+    found = sharded_covariances(MODEL, options, None, inputs, QUIET, None)
     assert found.keys() == whole.keys()
     for key, moments in whole.items():
         np.testing.assert_allclose(found[key].xx, moments.xx, rtol=1e-4, atol=1e-5)
@@ -61,12 +62,12 @@ def test_shards_give_the_moments_of_the_whole(calibration):
 
 def test_the_bytes_do_not_depend_on_the_executor(calibration, tmp_path):
     made = []
-    options = Options(calibration=calibration, ratio=0.5, verify=False, threads=1)
+    options = InputOptions(calibration=calibration)
     for name, executor in (("here", None), ("threads", ThreadPoolExecutor(2))):
-        compress(MODEL, tmp_path / name, options, executor=executor)
+        compress(MODEL, tmp_path / name, calibration=calibration, ratio=0.5, verify=False, threads=1, executor=executor)
         made.append((tmp_path / name).read_bytes())
     with processes(1) as workers:
         inputs = inputs_for(open_session(MODEL, optimise=True), analyse_model(MODEL).shapes, options)
-        apart, here = (sharded_covariances(MODEL, options, inputs, QUIET, executor) for executor in (workers, None))
+        apart, here = (sharded_covariances(MODEL, options, 1, inputs, QUIET, executor) for executor in (workers, None))
     assert made[0] == made[1]
     assert all((apart[key].xx == moments.xx).all() for key, moments in here.items())

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 import onnxmerge
-from onnxmerge import Options, compress
+from onnxmerge import compress
 from onnxmerge.cli import app as cli
 from onnxmerge.errors import OptionError
 from onnxmerge.options import DEFAULT_FIDELITY
@@ -26,9 +26,9 @@ def inputs(path: Path, count: int) -> Path:
 @pytest.mark.parametrize(("count", "checked", "warned"), [(10, 5, True), (40, 20, True), (200, 32, False)])
 @pytest.mark.parametrize("verify", [True, False], ids=["verified", "not-verified"])
 def test_a_fidelity_is_searched_on_inputs_that_were_not_solved_on(tmp_path, count, checked, warned, verify):
-    options = Options(calibration=inputs(tmp_path / "x.npy", count), fidelity=0.5, bench=False, verify=verify)
-    result = compress(MLP, tmp_path / "o.onnx", options)
-    assert result.fidelity is None or result.fidelity.inputs == checked
+    calibration = inputs(tmp_path / "x.npy", count)
+    result = compress(MLP, tmp_path / "o.onnx", calibration=calibration, fidelity=0.5, bench=False, verify=verify)
+    assert result.fidelity is None or result.fidelity.input_count == checked
     assert any(f"rests on {checked} of {count}" in warning for warning in result.warnings) == warned
 
 
@@ -71,5 +71,5 @@ def test_a_report_does_not_overwrite_weights_beside_the_model(tmp_path, capsys):
 
 
 def test_paths_may_be_text(tmp_path):
-    fidelity, failures = onnxmerge.verify(str(MLP), str(MLP))
-    assert (fidelity.worst.fidelity, failures) == (1.0, [])
+    found = onnxmerge.verify(str(MLP), str(MLP))
+    assert (found.fidelity.worst.fidelity, found.failures, found.passed) == (1.0, (), True)

@@ -6,11 +6,12 @@ import numpy as np
 import onnx
 from onnx import parser
 
-from onnxmerge import Options, compress
+from onnxmerge import compress
 from onnxmerge.data.input_hints import hints_of
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
+from onnxmerge.options import InputOptions
 
 EMBEDDING = """<ir_version: 8, opset_import: ["" : 17]>
 g (int64[N,5] ids) => (float[N,4] y)
@@ -40,7 +41,7 @@ def test_ids_range_over_the_whole_embedding(tmp_path):
     analysed = analyse_model(path)
     hints = hints_of(analysed.channels)
     assert hints.limits == {"ids": 37}
-    inputs = inputs_for(open_session(path, optimise=False), analysed.shapes, Options(), 256, hints)
+    inputs = inputs_for(open_session(path, optimise=False), analysed.shapes, InputOptions(), 256, hints)
     ids = np.concatenate([feeds["ids"] for feeds in inputs.batches(64)])
     assert (ids.min(), ids.max()) == (0, 36)
     assert compress(path, tmp_path / "small.onnx", ratio=0.25, bench=False).groups
@@ -51,9 +52,11 @@ def test_images_are_what_a_first_normalisation_expects(tmp_path):
     variance = [value**2 for value in deviation]
     path = written(NORMALISED, tmp_path, mean=mean, variance=variance, one=[1, 1, 1], zero=[0, 0, 0])
     analysed = analyse_model(path)
-    inputs = inputs_for(open_session(path, optimise=False), analysed.shapes, Options(), 200, hints_of(analysed.channels))
+    inputs = inputs_for(open_session(path, optimise=False), analysed.shapes, InputOptions(), 200, hints_of(analysed.channels))
     images = np.concatenate([feeds["x"] for feeds in inputs.batches(50)])
     np.testing.assert_allclose(images.mean((0, 2, 3)), mean, rtol=0.1)
     np.testing.assert_allclose(images.std((0, 2, 3)), deviation, rtol=0.1)
-    given = inputs_for(open_session(path, optimise=False), analysed.shapes, Options(mean=(0.0,)), 8, hints_of(analysed.channels))
+    given = inputs_for(
+        open_session(path, optimise=False), analysed.shapes, InputOptions(mean=(0.0,)), 8, hints_of(analysed.channels)
+    )
     assert next(iter(given.batches(8)))["x"].max() <= 1.0

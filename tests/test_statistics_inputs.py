@@ -195,11 +195,11 @@ def test_inputs_of_one_shape_are_fed_differently():
 
 
 RANGES = {
-    "turned round": ({"low": 1.0, "high": 0.0}, "--input-range 1 0"),
-    "infinite": ({"high": np.inf}, "--input-range 0 inf"),
-    "zero std": ({"std": (1.0, 0.0)}, "--std"),
-    "no std": ({"std": ()}, "--std"),
-    "nan mean": ({"mean": (np.nan,)}, "--mean"),
+    "turned round": ({"low": 1.0, "high": 0.0}, "`input_range` 1 0"),
+    "infinite": ({"high": np.inf}, "`input_range` 0 inf"),
+    "zero std": ({"std": (1.0, 0.0)}, "`std`"),
+    "no std": ({"std": ()}, "`std`"),
+    "nan mean": ({"mean": (np.nan,)}, "`mean`"),
 }
 
 
@@ -210,7 +210,7 @@ def test_image_ranges_that_make_no_sense_are_refused(options, message):
 
 
 def test_mean_of_another_number_of_channels_is_refused():
-    with pytest.raises(InputError, match=r"--mean has 3 numbers, but input 'x' has 1 channels"):
+    with pytest.raises(InputError, match=r"`mean` has 3 numbers, but input 'x' has 1 channels"):
         whole(synthesise(spec("x", ("N", 1, 8, 8)), image_range=CIFAR))
 
 

@@ -1,6 +1,5 @@
 """A candidate broken on purpose fails `verify`, and the layer-wise comparison names the node."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from broken import change, layers, moved_bias, one_nan, swapped_channels, swappe
 from onnx import numpy_helper
 from topologies.net import Net
 
-from onnxmerge import Options, compress, verify
+from onnxmerge import compress, verify
 from onnxmerge.evaluation import layer_checks as judging
 from onnxmerge.evaluation.channel_matching import TwinSums
 from onnxmerge.evaluation.weight_differences import difference
@@ -36,9 +35,9 @@ def broken(name: str, how, position: int, folder: Path) -> tuple[Path, Path, str
 @pytest.mark.parametrize(("name", "how", "position"), CASES.values(), ids=CASES.keys())
 def test_a_broken_candidate_fails_and_the_node_is_named(name, how, position, tmp_path):
     reference, candidate, node = broken(name, how, position, tmp_path)
-    _, plain = verify(reference, candidate, **QUICK)
-    assert plain
-    fidelity, failures = verify(reference, candidate, **QUICK, layers=True)
+    assert not verify(reference, candidate, **QUICK).passed
+    found = verify(reference, candidate, **QUICK, layers=True)
+    fidelity, failures = found.fidelity, found.failures
     assert fidelity.same_layers
     assert fidelity.layers.first.node == node
     assert any(node in line for line in failures)
@@ -49,7 +48,8 @@ def test_a_broken_candidate_fails_and_the_node_is_named(name, how, position, tmp
 def test_one_number_of_one_bias(name, position, tmp_path):
     """At the end it may drown; beside equal inputs it does not."""
     reference, candidate, node = broken(name, moved_bias, position, tmp_path)
-    fidelity, failures = verify(reference, candidate, **QUICK, layers=True, min_cosine=0.9)
+    found = verify(reference, candidate, **QUICK, layers=True, min_cosine=0.9)
+    fidelity, failures = found.fidelity, found.failures
     assert fidelity.worst.cosine_mean > 0.99
     assert len(failures) == 1
     assert fidelity.layers.first.node == node
@@ -74,8 +74,9 @@ def test_swapped_outputs(tmp_path):
     reference, model = saved(two_heads(), tmp_path / "in.onnx"), two_heads()
     touched = swapped_outputs(model)
     candidate = saved(model, tmp_path / "out.onnx")
-    assert verify(reference, candidate, **QUICK)[1]
-    fidelity, failures = verify(reference, candidate, **QUICK, layers=True)
+    assert not verify(reference, candidate, **QUICK).passed
+    found = verify(reference, candidate, **QUICK, layers=True)
+    fidelity, failures = found.fidelity, found.failures
     first = fidelity.layers.first
     other = next(value.name for value in model.graph.output if value.name != first.tensor)
     assert first.node in touched
@@ -106,25 +107,27 @@ def test_a_nan_that_never_reaches_an_output(tmp_path):
     hurt = model()
     hurt.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((3, 2), np.nan, np.float32), "idle_w"))
     reference, candidate = saved(model(), tmp_path / "in.onnx"), saved(hurt, tmp_path / "out.onnx")
-    assert verify(reference, candidate, **QUICK)[1] == ["the weight of idle holds NaN or infinity"]
-    assert verify(candidate, candidate, **QUICK)[1] == []
+    assert verify(reference, candidate, **QUICK).failures == ("the weight of idle holds NaN or infinity",)
+    assert verify(candidate, candidate, **QUICK).failures == ()
 
 
 @pytest.mark.parametrize("name", ["digits-mlp", "digits-resnet-bn", "digits-mobile"])
 def test_the_same_model_has_no_drift(name):
     path = MODELS / f"{name}.onnx"
-    fidelity, failures = verify(path, path, **QUICK, layers=True)
-    assert (fidelity.layers.first, fidelity.layers.nodes, failures) == (None, (), [])
+    found = verify(path, path, **QUICK, layers=True)
+    fidelity, failures = found.fidelity, found.failures
+    assert (fidelity.layers.first, fidelity.layers.nodes, failures) == (None, (), ())
     assert fidelity.layers.compared > 4
 
 
 def test_a_compressed_model_drifts_where_channels_went(tmp_path):
     reference, candidate = MODELS / "digits-mobile.onnx", tmp_path / "out.onnx"
     result = compress(reference, candidate, ratio=0.25, method="prune", scope="chains", verify=False)
-    fidelity, failures = verify(reference, candidate, **QUICK, layers=True, min_cosine=-1.0)
+    found = verify(reference, candidate, **QUICK, layers=True, min_cosine=-1.0)
+    fidelity, failures = found.fidelity, found.failures
     layers = {name for group in result.groups for name in group.consumers}
     assert not fidelity.same_layers
-    assert failures == []
+    assert failures == ()
     assert fidelity.layers.first.node in layers
     assert fidelity.layers.not_comparable > 0
 
@@ -151,16 +154,16 @@ def test_a_broken_compressed_model(compressed, tmp_path, how, text, position):
     onnx.save(model, tmp_path / "broken.onnx")
     (weight,) = [tensor for tensor in model.graph.initializer if tensor.name == layers(model)[position].input[1]]
     text = text.format(last=weight.dims[0] - 1)
-    asked = Options(**QUICK)
-    for options in (asked, replace(asked, layers=True, min_cosine=-1.0)):
-        _, failures = verify(MODELS / "digits-resnet-bn.onnx", tmp_path / "broken.onnx", options)
+    for options in ({}, {"layers": True, "min_cosine": -1.0}):
+        failures = verify(MODELS / "digits-resnet-bn.onnx", tmp_path / "broken.onnx", **QUICK, **options).failures
         assert f"{node} {text}" in failures
         assert sum("gives NaN" in line for line in failures) == (how is one_nan)
 
 
 def test_a_compressed_model_without_a_mistake(compressed):
-    fidelity, failures = verify(MODELS / "digits-resnet-bn.onnx", compressed, **QUICK)
-    assert (failures, fidelity.same_layers, fidelity.layers) == ([], False, None)
+    found = verify(MODELS / "digits-resnet-bn.onnx", compressed, **QUICK)
+    fidelity, failures = found.fidelity, found.failures
+    assert (failures, fidelity.same_layers, fidelity.layers) == ((), False, None)
 
 
 def twins(reference: np.ndarray, candidate: np.ndarray) -> str:
@@ -237,11 +240,13 @@ def half_precision() -> tuple[onnx.ModelProto, onnx.ModelProto]:
 def test_half_precision_is_no_drift(tmp_path):
     single, half = half_precision()
     reference, candidate = saved(single, tmp_path / "single.onnx"), saved(half, tmp_path / "half.onnx")
-    fidelity, failures = verify(reference, candidate, **QUICK, layers=True)
-    assert failures == []
+    found = verify(reference, candidate, **QUICK, layers=True)
+    fidelity, failures = found.fidelity, found.failures
+    assert failures == ()
     assert 1e-5 < fidelity.worst.relative_l2_mean < 1e-2
     node = swapped_channels(half, 1)
-    fidelity, failures = verify(reference, saved(half, tmp_path / "broken.onnx"), **QUICK, layers=True)
+    found = verify(reference, saved(half, tmp_path / "broken.onnx"), **QUICK, layers=True)
+    fidelity, failures = found.fidelity, found.failures
     assert fidelity.layers.first.node == node
     assert any(node in line for line in failures)
 
@@ -254,7 +259,8 @@ def test_a_bias_that_moves_less_than_rounding_elsewhere(tmp_path):
     change(model, "only_b", lambda bias: np.multiply(bias, 1e-5, out=bias))
     reference = saved(model, tmp_path / "in.onnx")
     node = moved_bias(model, 0)
-    fidelity, failures = verify(reference, saved(model, tmp_path / "out.onnx"), **QUICK, layers=True)
+    found = verify(reference, saved(model, tmp_path / "out.onnx"), **QUICK, layers=True)
+    fidelity, failures = found.fidelity, found.failures
     assert 0 < fidelity.layers.first.error_out < 1e-6
     assert fidelity.layers.first.node == node
     assert len(failures) == 1
@@ -267,8 +273,9 @@ def test_a_model_of_a_fixed_batch(tmp_path, monkeypatch):
     model = net.model()
     reference = saved(model, tmp_path / "in.onnx")
     node = wrong_sign(model, 0)
-    fidelity, failures = verify(reference, saved(model, tmp_path / "out.onnx"), layers=True, samples=10, provider="cpu")
-    assert (fidelity.layers.first.node, fidelity.inputs, fidelity.layers.inputs) == (node, 12, 2)
+    found = verify(reference, saved(model, tmp_path / "out.onnx"), layers=True, samples=10, provider="cpu")
+    fidelity, failures = found.fidelity, found.failures
+    assert (fidelity.layers.first.node, fidelity.input_count, fidelity.layers.inputs) == (node, 12, 2)
     assert failures
 
 
@@ -280,6 +287,7 @@ def test_weights_in_another_file(tmp_path):
         paths.append(tmp_path / name / "model.onnx")
         paths[-1].parent.mkdir()
         onnx.save(model, paths[-1], save_as_external_data=True, location="weights.bin", size_threshold=0)
-    fidelity, failures = verify(*paths, **QUICK, layers=True)
+    found = verify(*paths, **QUICK, layers=True)
+    fidelity, failures = found.fidelity, found.failures
     assert f"the weight of {node} holds NaN or infinity" in failures
     assert (fidelity.layers.first.node, fidelity.same_layers) == (node, True)

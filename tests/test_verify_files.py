@@ -109,7 +109,7 @@ def test_the_worst_input_can_be_given_again(run, folder):
         assert session.run({"x": archive["x"]})["y"].shape == (1, 10)
     _, out, _ = run("verify", MLP, folder / "swapped.onnx", "--calibration", worst, "--json")
     again = json.loads(out)
-    assert again["inputs"] == 1
+    assert again["input_count"] == 1
     assert again["outputs"][0]["relative_l2_mean"] == pytest.approx(first["relative_l2_worst"], rel=1e-4)
 
 
