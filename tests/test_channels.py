@@ -38,9 +38,9 @@ def test_channels_ties_and_reasons(topology: Topology, tmp_path: Path) -> None:
     assert all(any(set(tied) <= found for found in names) for tied in topology.tied if free.keys() & set(tied))
     apart = [found for found in names if len(found) > 1 and not any(found <= set(tied) for tied in topology.tied)]
     assert not apart or topology.id in TIED_ALL_THE_SAME
-    reasons = {refusal.where: refusal.reason for refusal in channels.refusals}
+    reasons = {refusal.where: refusal.text for refusal in channels.refusals}
     assert all(reasons.get(name) for name in {*topology.removable, *topology.at_most} if not free.get(name, 0))
-    assert all(refusal.where and refusal.reason for refusal in channels.refusals)
+    assert all(refusal.where and refusal.text for refusal in channels.refusals)
     assert len({group.name for group in channels.groups}) == len(channels.groups)
 
 
@@ -50,7 +50,7 @@ def test_merging_is_accepted_where_it_is_valid(topology: Topology, tmp_path: Pat
     refused = [found for group in channels.groups if isinstance(found := neurons(channels, group), Refusal)]
     assert topology.merge is not True or not refused
     assert topology.merge is not False or len(refused) == len(channels.groups) > 0
-    assert all(refusal.where and refusal.reason for refusal in refused)
+    assert all(refusal.where and refusal.text for refusal in refused)
 
 
 @pytest.mark.parametrize("topology", ROWS)
@@ -73,7 +73,7 @@ def test_an_unknown_operator_pins_what_enters_it() -> None:
     shapes |= {"x": (2, 3, 8, 8), "conv_b_y": (2, 6, 8, 8), "relu_4_y": (2, 6, 8, 8), "out_y": (2, 4, 8, 8)}
     channels = analyse(from_proto(model), shapes, None, {})
     assert {name: free_channels(channels).get(name, 0) for name in topology.removable} == topology.removable
-    reason = next(refusal.reason for refusal in channels.refusals if refusal.where == "conv_a")
+    reason = next(refusal.text for refusal in channels.refusals if refusal.where == "conv_a")
     assert "Mystery" in reason
     assert "com.example" in reason
 
@@ -96,7 +96,7 @@ def test_layers_in_a_body_have_a_reason(tmp_path: Path) -> None:
     }
     condition = net.op("Greater", net.op("ReduceMean", "x", keepdims=0), net.const("zero", 0.0))
     net.output(net.op("If", condition, name="choose", **branches), 4, 8, 8)
-    reasons = {refusal.where: refusal.reason for refusal in analysed(net.model(), tmp_path).channels.refusals}
+    reasons = {refusal.where: refusal.text for refusal in analysed(net.model(), tmp_path).channels.refusals}
     assert "choose" in reasons["then_conv"]
     assert "choose" in reasons["else_conv"]
     assert "body" in reasons["conv_a"]
@@ -152,7 +152,7 @@ def test_two_readers_of_differently_scaled_channels_do_not_merge(tmp_path: Path)
     (group,) = channels.groups
     refused = neurons(channels, group)
     assert isinstance(refused, Refusal)
-    assert "another scale" in refused.reason
+    assert "another scale" in refused.text
 
 
 def test_users_of_one_weight_shrink_together(tmp_path: Path) -> None:
@@ -168,6 +168,6 @@ def test_users_of_one_weight_shrink_together(tmp_path: Path) -> None:
 
 def test_a_weight_that_is_also_read_as_data_stays(tmp_path: Path) -> None:
     channels = analysed(built(TOPOLOGIES["weight-also-read-as-data"]), tmp_path).channels
-    reason = next(refusal.reason for refusal in channels.refusals if refusal.where == "conv_a")
+    reason = next(refusal.text for refusal in channels.refusals if refusal.where == "conv_a")
     assert "conv_a_w" in reason
     assert "mul_5" in reason  # Abs and ReduceMean of a constant are one

@@ -100,7 +100,7 @@ def merged(duplicates: Duplicates, producers: tuple[str, ...], folder: Path) -> 
     group = group_of(channels, producers)
     copies = np.flatnonzero(np.isin(group.producers[0].positions, duplicates.copy).any(1))
     decision = merge(channels, group, group.size - len(copies), OPTIONS)
-    assert not isinstance(decision, Refusal), decision.reason
+    assert not isinstance(decision, Refusal), decision.text
     smaller = rewrite(channels, [decision.removal], replacements(channels, [decision]))
     return export(smaller), decision, copies
 

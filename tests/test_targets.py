@@ -120,7 +120,7 @@ def test_merge_says_why_groups_stay_whole(tmp_path: Path) -> None:
     source = written(built(TOPOLOGIES["gelu-op"]), tmp_path)
     options = Options(target=("macs", SHARE), method="merge", samples=8, verify=False, threads=1)
     refusals = compress(source, tmp_path / "out.onnx", options).refusals
-    assert "Gelu" in next(refusal.reason for refusal in refusals if refusal.where == "conv_a")
+    assert "Gelu" in next(refusal.text for refusal in refusals if refusal.where == "conv_a")
 
 
 @pytest.fixture

@@ -97,12 +97,12 @@ def test_light_models_are_inspected_and_pruned(path: Path, tmp_path: Path) -> No
     assert all(np.isfinite(y).all() for y in after)
     assert result.after.parameters < (0.9 if path.stem != "light_shufflenet" else 0.95) * result.before.parameters
     assert result.after.macs < 0.9 * result.before.macs
-    assert not [refusal for refusal in result.refusals if "would not run" in refusal.reason]
+    assert not [refusal for refusal in result.refusals if "would not run" in refusal.text]
     old, new = layers_of(model), layers_of(small)
     assert old.keys() == new.keys()
     untouched = {name for key, (name, weight) in old.items() if np.array_equal(weight, new[key][1])}
     assert len(untouched) == UNTOUCHED.get(path.stem, 0)
-    assert untouched <= {refusal.where for refusal in result.refusals if refusal.reason}
+    assert untouched <= {refusal.where for refusal in result.refusals if refusal.text}
 
 
 def test_inspect_tells_the_same_groups_as_compress(tmp_path: Path) -> None:
