@@ -9,6 +9,7 @@ from running import LAYERS, analysed, built, run, weights_of
 from topologies import TOPOLOGIES, Topology, feeds_of
 from topologies.net import Net
 
+from onnxmerge.errors import Reason
 from onnxmerge.graph.analysis import analyse
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.merge_paths import neurons
@@ -96,10 +97,10 @@ def test_layers_in_a_body_have_a_reason(tmp_path: Path) -> None:
     }
     condition = net.op("Greater", net.op("ReduceMean", "x", keepdims=0), net.const("zero", 0.0))
     net.output(net.op("If", condition, name="choose", **branches), 4, 8, 8)
-    reasons = {refusal.where: refusal.text for refusal in analysed(net.model(), tmp_path).channels.refusals}
-    assert "choose" in reasons["then_conv"]
-    assert "choose" in reasons["else_conv"]
-    assert "body" in reasons["conv_a"]
+    found = {refusal.where: refusal for refusal in analysed(net.model(), tmp_path).channels.refusals}
+    assert found["then_conv"].obstacle == found["else_conv"].obstacle == "choose"
+    assert found["then_conv"].reason is found["else_conv"].reason is Reason.INSIDE_BODY
+    assert found["conv_a"].reason is Reason.READ_IN_BODY
 
 
 # Where the activation of each producer is, before anything that is not affine, and what the producer multiplies by on its own.

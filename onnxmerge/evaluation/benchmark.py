@@ -42,9 +42,7 @@ def bench(reference: str | Path, candidate: str | Path, **options: Any) -> Laten
     return benchmark(reference, candidate, inputs, runtime, (None,)).batches[0]
 
 
-def bench_batches(
-    reference: str | Path, candidate: str | Path, batches: Sequence[int | None], **options: Any
-) -> Benchmark:
+def bench_batches(reference: str | Path, candidate: str | Path, batches: Sequence[int | None], **options: Any) -> Benchmark:
     """The same for each of several batch sizes, None for that of `bench`."""
     inputs, runtime = gathered(options, InputOptions, RuntimeOptions)
     return benchmark(reference, candidate, inputs, runtime, batches)
