@@ -9,13 +9,12 @@ from running import LAYERS, analysed, built, run, weights_of
 from topologies import TOPOLOGIES, Topology, feeds_of
 from topologies.net import Net
 
-from onnxmerge.errors import Reason
+from onnxmerge.errors import Reason, Refusal
 from onnxmerge.graph.analysis import analyse
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.merge_paths import neurons
 from onnxmerge.onnxio.model import from_proto
 from onnxmerge.pipeline.compress import compress
-from onnxmerge.results import Refusal
 
 ROWS = [pytest.param(topology, id=topology.id) for topology in TOPOLOGIES.values() if topology.runnable]
 

@@ -9,13 +9,13 @@ from onnx import numpy_helper
 from running import analysed, built, relative_error, run, tolerance_of, weights_of, written
 from topologies import TOPOLOGIES, Duplicates, Topology, feeds_of, scaled_duplicates
 
+from onnxmerge.errors import Refusal
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.rewrite import rewrite
 from onnxmerge.onnxio.export import export
 from onnxmerge.options import PruningOptions
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pruning.weight_methods import Decision, merge, replacements
-from onnxmerge.results import Refusal
 
 # Copies have a cosine of exactly one with their bases, so a threshold just below takes those pairs only.
 OPTIONS = PruningOptions(method="merge", criterion="l2-norm", threshold=0.999)
