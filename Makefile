@@ -13,15 +13,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # demo, verify_models and transcript have targets of their own, digits and networks are modules
 BENCHMARKS = $(filter-out $(addprefix benchmarks/,demo.py verify_models.py transcript.py digits.py networks.py),$(sort $(wildcard benchmarks/*.py)))
 
-.PHONY: help demo test lint verify bench cuda readme schemas clean
+.PHONY: help demo test lint verify bench cuda package readme schemas clean
 
 help:
 	@echo 'make demo     compress a trained model: size, speed and accuracy on real digits, before and after'
-	@echo 'make test     the tests'
-	@echo 'make lint     ruff, mypy, imports one way'
+	@echo 'make test     the tests, in parallel; fails below a coverage of $(COVERAGE) %'
+	@echo 'make lint     ruff, mypy --strict, imports one way'
 	@echo 'make verify   compress, verify and time every model in models/'
 	@echo 'make bench    the benchmarks'
 	@echo 'make cuda     speed on CUDA, written into benchmarks/RESULTS.md'
+	@echo 'make package  build the wheel and the source distribution, and check what they hold'
 	@echo 'make readme   write the transcript in README.md afresh'
 	@echo 'make schemas  write the schemas of the JSON reports afresh'
 	@echo 'make clean    remove the virtual environment and everything built'
@@ -32,8 +33,16 @@ demo: $(INSTALLED)
 verify: $(INSTALLED)
 	@$(BIN)/python benchmarks/verify_models.py
 
+# `make test ARGS=tests/test_cli.py` runs a part, without the coverage floor
+COVERAGE := 93
+FLOOR = $(if $(ARGS),,--cov --cov-report= --cov-fail-under=$(COVERAGE))
+
 test: $(TOOLS)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(FLOOR) $(ARGS)
+
+package: $(TOOLS)
+	$(PIP) build
+	$(BIN)/python tests/package_check.py
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .
