@@ -12,7 +12,7 @@ from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import ModelError
 from onnxmerge.evaluation.latency import compare_latency
 from onnxmerge.execution.providers import Provider, provider_of
-from onnxmerge.execution.sessions import open_pair
+from onnxmerge.execution.sessions import ModelSource, open_pair
 from onnxmerge.execution.shapes import observed_shapes
 from onnxmerge.graph.cost import total_macs
 from onnxmerge.onnxio.model_files import load
@@ -82,8 +82,8 @@ def with_macs(latency: LatencyComparison, before: int | None, after: int | None)
 
 
 def time_pair(
-    reference: Path | bytes,
-    candidate: Path | bytes,
+    reference: ModelSource,
+    candidate: ModelSource,
     inputs: Inputs,
     provider: Provider,
     runtime: RuntimeOptions,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import BATCH
@@ -14,7 +13,7 @@ from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.evaluation.thresholds import missed_thresholds
 from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.providers import Provider, provider_of
-from onnxmerge.execution.sessions import Session, open_pair
+from onnxmerge.execution.sessions import ModelSource, Session, open_pair
 from onnxmerge.options import RuntimeOptions, Thresholds
 from onnxmerge.results import Fidelity, LatencyComparison
 
@@ -29,7 +28,7 @@ class Proof:
 
 
 def fidelity_of(
-    reference: Path | bytes, candidate: Path | bytes, inputs: Inputs, provider: Provider, threads: int | None
+    reference: ModelSource, candidate: ModelSource, inputs: Inputs, provider: Provider, threads: int | None
 ) -> Fidelity:
     """Compare outputs, both models without optimisation."""
     return compared(open_pair(reference, candidate, provider, optimise=False, threads=threads), inputs)
@@ -41,8 +40,8 @@ def compared(pair: Sequence[Session], inputs: Inputs) -> Fidelity:
 
 
 def prove(
-    reference: Path | bytes,
-    candidate: Path | bytes,
+    reference: ModelSource,
+    candidate: ModelSource,
     inputs: Inputs,
     runtime: RuntimeOptions,
     thresholds: Thresholds,

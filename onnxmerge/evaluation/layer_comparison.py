@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from onnxmerge.evaluation.channel_matching import NOT_FINITE, TwinSums
 from onnxmerge.evaluation.channel_sums import ChannelSums
 from onnxmerge.evaluation.node_views import WEIGHTED, Wire, Wiring, wiring_of
 from onnxmerge.evaluation.weight_differences import difference
-from onnxmerge.execution.sessions import Feeds, Session
+from onnxmerge.execution.sessions import Feeds, ModelSource, Session
 from onnxmerge.execution.shapes import open_traced
 from onnxmerge.results import LayerComparison, NodeDeviation
 
@@ -67,7 +66,7 @@ class _Traces:
 
 
 def compare_layers(
-    reference: Path | bytes, candidate: Path | bytes, batches: Iterable[Feeds], labels: tuple[str, str]
+    reference: ModelSource, candidate: ModelSource, batches: Iterable[Feeds], labels: tuple[str, str]
 ) -> LayerComparison:
     """Both models on the CPU without optimisation. Memory: all tensors of one run of each. InputError without any batch."""
     pair = (reference, candidate)

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxmerge.errors import ModelError
-from onnxmerge.execution.sessions import Model, one_line
+from onnxmerge.execution.sessions import ModelSource
+from onnxmerge.execution.shapes import read_graph
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _SLOTS = {
@@ -85,12 +85,9 @@ class Wiring:
         return found
 
 
-def wiring_of(model: Model, label: str) -> Wiring:
+def wiring_of(model: ModelSource, label: str) -> Wiring:
     """Read a graph without its external weights. Raises ModelError."""
-    try:
-        proto = onnx.load(model, load_external_data=False) if isinstance(model, Path) else onnx.load_model_from_string(model)
-    except Exception as error:  # protobuf's own errors, without importing protobuf
-        raise ModelError(f"{label} cannot be read: {one_line(error)}") from error
+    proto = read_graph(model, label)
     stored = {tensor.name for tensor in (*proto.graph.initializer, *(each.values for each in proto.graph.sparse_initializer))}
     varying = {value.name for value in proto.graph.input} - stored
     wires = []

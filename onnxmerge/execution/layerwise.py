@@ -131,6 +131,7 @@ class LayerwiseRun:
     model: ModelProto
     batches: Iterable[Mapping[str, np.ndarray]]
     threads: int | None = None
+    folder: Path | None = None  # where external data of the model is
     position: int = 0
     count: int = field(init=False, default=0)
     nodes: list[list[NodeProto]] = field(init=False)
@@ -223,4 +224,4 @@ class LayerwiseRun:
                 needed |= {name for name in reads(node) if name not in self.live}
         inputs = {name: self.store.get(0, name) for node in chosen for name in sorted(reads(node)) if name in self.live}
         part = sub_model(self.model, chosen[::-1], {**inputs, **(opened or {})}, wanted)
-        return open_session(part, optimise=True, threads=self.threads, label="a part of the model")
+        return open_session(part, optimise=True, threads=self.threads, label="a part of the model", folder=self.folder)

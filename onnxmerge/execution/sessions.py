@@ -17,9 +17,10 @@ from threadpoolctl import threadpool_limits
 
 from onnxmerge.errors import ModelError, ProviderError
 from onnxmerge.execution.providers import CPU, NAMES, Provider, quiet_log
+from onnxmerge.onnxio.model_files import TemporaryModel
 
 Feeds = Mapping[str, np.ndarray]
-Model = bytes | Path
+ModelSource = bytes | Path | TemporaryModel
 DEVICE = "cuda"  # where IO binding keeps inputs and outputs, unless they are strings
 
 _ONNX_NAMES = {"float": "FLOAT", "double": "DOUBLE"}
@@ -129,7 +130,7 @@ class Session:
 
 
 def open_session(
-    model: Model,
+    model: ModelSource,
     provider: Provider = CPU,
     *,
     optimise: bool,
@@ -146,7 +147,7 @@ def open_session(
     """
     label = label or (str(model) if isinstance(model, Path) else "the model")
     threads = threads or default_threads()
-    source = str(model) if isinstance(model, Path) else model
+    source = model if isinstance(model, bytes) else str(path_of(model))
     try:
         with quiet_log():
             handle = onnxruntime.InferenceSession(
@@ -163,8 +164,13 @@ def open_session(
     return Session(label, provider, threads, inputs, outputs, handle, again)
 
 
+def path_of(model: Path | TemporaryModel) -> Path:
+    """Where a model that is not in memory lies."""
+    return model if isinstance(model, Path) else model.path
+
+
 def open_pair(
-    reference: Model, candidate: Model, provider: Provider, *, optimise: bool, threads: int | None
+    reference: ModelSource, candidate: ModelSource, provider: Provider, *, optimise: bool, threads: int | None
 ) -> tuple[Session, Session]:
     """Both models of a comparison, opened alike; models in memory are called what they are."""
     sides = ((reference, "the reference"), (candidate, "the candidate"))

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from onnxmerge.errors import InputError, ModelError
-from onnxmerge.execution.sessions import Feeds, Model, Session, TensorSpec, one_line, open_session
+from onnxmerge.execution.sessions import Feeds, ModelSource, Session, TensorSpec, one_line, open_session, path_of
 
 EXTENTS = (32, 64, 224, 16, 8, 128, 256, 1, 512, 4096, 16000)
 VALUE_LIMIT = 64
@@ -30,7 +30,7 @@ class Observation:
 Observations = dict[str, Observation]
 
 
-def observe(model: Model, feeds: Feeds, *, label: str | None = None, folder: Path | None = None) -> Observations:
+def observe(model: ModelSource, feeds: Feeds, *, label: str | None = None, folder: Path | None = None) -> Observations:
     """Every tensor of the main graph (feeds, node outputs, graph outputs) in one run on the CPU without optimisation.
 
     Sequences and optionals are left out. folder: where external data of a model given as bytes lies.
@@ -41,7 +41,7 @@ def observe(model: Model, feeds: Feeds, *, label: str | None = None, folder: Pat
 
 
 def observe_twice(
-    model: Model, *, seed: int = 0, label: str | None = None, folder: Path | None = None
+    model: ModelSource, *, seed: int = 0, label: str | None = None, folder: Path | None = None
 ) -> tuple[Observations, Observations | None]:
     """Two runs on tiny random inputs: batch 1 with the first extent that runs, then batch 2 with another extent.
 
@@ -121,14 +121,14 @@ def _observation(array: np.ndarray) -> Observation:
     return Observation(array.shape, array.dtype, array.copy() if small else None)
 
 
-def open_traced(model: Model, label: str | None, folder: Path | None) -> Session:
+def open_traced(model: ModelSource, label: str | None, folder: Path | None) -> Session:
     """A session whose outputs are all tensors that numpy can hold.
 
     Weights in external files stay there: only the graph is read and written. Types are left to ONNX Runtime to infer.
     """
     label = label or (str(model) if isinstance(model, Path) else "the model")
-    folder = model.parent if isinstance(model, Path) else folder
-    proto = _read(model, label)
+    folder = folder if isinstance(model, bytes) else path_of(model).parent
+    proto = read_graph(model, label)
     extra = [name for node in proto.graph.node for name in node.output if name]
 
     def opened(names: Sequence[str]) -> Session:
@@ -166,11 +166,12 @@ def _with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> bytes:
         del proto.graph.output[given:]
 
 
-def _read(model: Model, label: str) -> onnx.ModelProto:
+def read_graph(model: ModelSource, label: str) -> onnx.ModelProto:
+    """The model with external data left outside. Raises ModelError."""
     try:
-        if isinstance(model, Path):
-            return onnx.load(model, load_external_data=False)
-        return onnx.load_model_from_string(model)
+        if isinstance(model, bytes):
+            return onnx.load_model_from_string(model)
+        return onnx.load(path_of(model), load_external_data=False)
     except Exception as error:  # protobuf's own errors, without importing protobuf
         raise ModelError(f"{label} cannot be read: {one_line(error)}") from error
 

@@ -14,7 +14,7 @@ from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.cost import total_macs, total_parameters
 from onnxmerge.graph.layers import label
 from onnxmerge.onnxio.model import Model
-from onnxmerge.onnxio.model_files import load
+from onnxmerge.onnxio.model_files import external_bytes, load
 from onnxmerge.results import Size
 
 
@@ -54,7 +54,8 @@ def analyse_model(path: Path) -> AnalysedModel:
     for layer in channels.flow.layers:
         if not np.isfinite(layer.stored_weight).all():
             raise ModelError(f"{path}: the weight of {label(layer.node)} holds NaN or infinity; export the model anew")
-    return AnalysedModel(model, channels, first, measure(model, shapes, path.stat().st_size), second)
+    size = measure(model, shapes, path.stat().st_size + external_bytes(model.proto))
+    return AnalysedModel(model, channels, first, size, second)
 
 
 def measure(model: Model, shapes: dict[str, tuple[int, ...]], file_bytes: int) -> Size:

@@ -68,7 +68,7 @@ def node_proto(node: gs.Node, original: NodeProto | None, scope: Scope) -> NodeP
     """The node as edited; metadata, doc string, overload and device settings come from the node as read."""
     new = NodeProto()
     if original is not None:
-        _copy_fields(original, new, {"input", "output", "op_type", "name", "domain", "attribute"})
+        copy_fields(original, new, {"input", "output", "op_type", "name", "domain", "attribute"})
     new.op_type = node.op
     if node.name:
         new.name = node.name
@@ -111,7 +111,7 @@ def _embed(attributes: list[AttributeProto], place: Place) -> None:
 
 def _assembled(model: Model, place: Place, place_attribute: Place) -> ModelProto:
     new = ModelProto()
-    _copy_fields(model.proto, new, {"graph"})
+    copy_fields(model.proto, new, {"graph"})
     for function in new.functions:
         _embed([attribute for node in function.node for attribute in node.attribute], place_attribute)
     training = [body for info in model.proto.training_info for body in (info.algorithm, info.initialization)]
@@ -129,7 +129,7 @@ def _assembled(model: Model, place: Place, place_attribute: Place) -> ModelProto
 def _fill(new: GraphProto, graph: gs.Graph, scope: Scope, read_elsewhere: frozenset[str]) -> None:
     old = scope.original
     rewritten = {"node", "initializer", "sparse_initializer", "input", "output", "value_info", "quantization_annotation"}
-    _copy_fields(old, new, rewritten)
+    copy_fields(old, new, rewritten)
     by_output = {name: node for node in old.node for name in node.output if name}
     by_name = {node.name: node for node in old.node if node.name}
     inner = replace(scope, elsewhere=None)
@@ -200,7 +200,7 @@ def _declaration(tensor: TensorProto, old: ValueInfoProto | None) -> ValueInfoPr
     return new
 
 
-def _copy_fields(old: Any, new: Any, without: set[str]) -> None:
+def copy_fields(old: Any, new: Any, without: set[str]) -> None:
     """Every field of a message but those named, also the ones that a later ONNX will add."""
     for field, value in old.ListFields():
         if field.name in without:

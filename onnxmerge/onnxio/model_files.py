@@ -1,10 +1,15 @@
-"""Files: a model is read whole or refused with one line, and written whole or not at all."""
+"""Model files: a model is read whole or refused with one line, and written whole or not at all."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
+import shutil
 import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -12,12 +17,13 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 
 from onnxmerge.errors import ModelError, OptionError
+from onnxmerge.onnxio import storage
 from onnxmerge.onnxio.data_file import DataFile
-from onnxmerge.onnxio.export import bare, export, export_with
-from onnxmerge.onnxio.model import Model, from_proto, graphs
-from onnxmerge.onnxio.storage import fits_inside, weight_bytes
-from onnxmerge.onnxio.tensors import is_external, one_line
-from onnxmerge.onnxio.validation import read
+from onnxmerge.onnxio.export import bare, copy_fields, export, export_with
+from onnxmerge.onnxio.model import Model, from_proto
+from onnxmerge.onnxio.storage import fits_inside
+from onnxmerge.onnxio.tensors import byte_count, is_external, one_line
+from onnxmerge.onnxio.validation import PROTOBUF_LIMIT, model_tensors, read
 
 
 def load(path: str | Path) -> Model:
@@ -27,12 +33,7 @@ def load(path: str | Path) -> Model:
 
 def external_files(model: Model) -> set[Path]:
     """The files beside the model that hold weights of it."""
-    tensors = [tensor for graph in graphs(model.proto.graph) for tensor in graph.initializer]
-    tensors += [a.t for graph in graphs(model.proto.graph) for node in graph.node for a in node.attribute if a.HasField("t")]
-    locations = [
-        entry.value for tensor in tensors if is_external(tensor) for entry in tensor.external_data if entry.key == "location"
-    ]
-    return {model.folder / location for location in locations}
+    return {model.folder / _location(tensor) for tensor in model_tensors(model.proto) if is_external(tensor)}
 
 
 def weights_beside(path: Path) -> dict[str, Path]:
@@ -43,11 +44,105 @@ def weights_beside(path: Path) -> dict[str, Path]:
         return {}
 
 
-def serialise(model: Model | ModelProto) -> bytes:
-    """The model as one protobuf message; ModelError from 2 GB on, where only `save` can write it."""
-    if isinstance(model, Model) and not fits_inside(model):
-        raise ModelError(f"{model.path}: its weights need {weight_bytes(model)} bytes, one message holds less than 2 GB")
-    return (export(model) if isinstance(model, Model) else model).SerializeToString()
+@contextmanager
+def as_file(model: str | Path | ModelProto) -> Iterator[Path]:
+    """The path of a model; one in memory is written to a temporary folder, which is removed at the end.
+
+    Parameters
+    ----------
+    model : str, Path or ModelProto
+        A file, which is yielded as it is and not looked at, or a model with its weights in it.
+
+    Raises
+    ------
+    ModelError
+        Where a model in memory refers to external data, since nothing says in which folder that is.
+    OptionError
+        Where the temporary folder cannot be written.
+
+    Examples
+    --------
+    >>> with as_file("model.onnx") as path:
+    ...     print(path)
+    model.onnx
+    """
+    if not isinstance(model, ModelProto):
+        yield Path(model)
+        return
+    with tempfile.TemporaryDirectory(prefix="onnxmerge-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "model.onnx"
+        try:
+            _write_proto(model, path)
+        except OSError as error:
+            raise OptionError(_no_room(path.parent, error)) from error
+        yield path
+
+
+def _write_proto(proto: ModelProto, path: Path) -> None:
+    """A model from memory as a file, with a data file beside it where one message cannot hold it."""
+    external = [tensor.name for tensor in model_tensors(proto) if is_external(tensor)]
+    if external:
+        raise ModelError(
+            f"the weights of the model in memory are in other files (initializer '{external[0]}'): give the path of the model,"
+            " or load it with its external data"
+        )
+    if sum(tensor.ByteSize() for tensor in proto.graph.initializer) < storage.EMBED_LIMIT:
+        path.write_bytes(proto.SerializeToString())
+        return
+    outside = ModelProto()
+    copy_fields(proto, outside, without={"graph"})
+    copy_fields(proto.graph, outside.graph, without={"initializer"})
+    with DataFile(path.with_name(f"{path.name}.data"), path.parent) as file:
+        outside.graph.initializer.extend(file.place(tensor, tensor.name) for tensor in proto.graph.initializer)
+    path.write_bytes(outside.SerializeToString())
+
+
+class TemporaryModel:
+    """A model that one message cannot hold, in a temporary folder that is removed with the last reference to this object.
+
+    Attributes
+    ----------
+    path : Path
+        The file; its weights are in another one beside it.
+    """
+
+    def __init__(self, model: Model) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="onnxmerge-"))
+        self._removal = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.path = folder / "model.onnx"
+        try:
+            _write(model, self.path, folder / "model.onnx.data")
+        except OSError as error:
+            raise OptionError(_no_room(folder, error)) from error
+
+
+def serialise(model: Model) -> bytes | TemporaryModel:
+    """The edited model, to be opened: in memory, or from 2 GB on in a temporary folder.
+
+    Raises
+    ------
+    OptionError
+        Where the temporary folder cannot be written.
+    """
+    return export(model).SerializeToString() if fits_inside(model) else TemporaryModel(model)
+
+
+def stored_bytes(model: bytes | Path | TemporaryModel) -> int:
+    """Size of a model in bytes: of its file, and of its weights in other files."""
+    if isinstance(model, bytes):
+        return len(model)
+    path = model if isinstance(model, Path) else model.path
+    return path.stat().st_size + external_bytes(onnx.load(path, load_external_data=False))
+
+
+def external_bytes(proto: ModelProto) -> int:
+    """Size of the weights that a model has in other files, in bytes."""
+    return sum(byte_count(tensor) for tensor in model_tensors(proto) if is_external(tensor))
+
+
+def _no_room(folder: Path, error: OSError) -> str:
+    reason = error.strerror or one_line(error)
+    return f"a model cannot be written into the temporary folder {folder.parent}: {reason}; TMPDIR names another one"
 
 
 def save(model: Model, path: str | Path) -> None:
@@ -114,7 +209,7 @@ def _check(model: Model, draft: Path) -> None:
 
 
 def _publish(model: Model, draft: Path, data: Path, target: Path) -> None:
-    superseded = _superseded_data(model, target) if data.exists() else []
+    superseded = _superseded_data(model, target)
     published = target.parent / data.name
     try:
         if data.exists():
@@ -129,16 +224,39 @@ def _publish(model: Model, draft: Path, data: Path, target: Path) -> None:
 
 
 def _superseded_data(model: Model, target: Path) -> list[Path]:
-    """The data files of an earlier run's output, which nobody reads once it is replaced; never those of the model in hand."""
-    if not target.exists():
+    """The data files that only the model about to be replaced reads, by the names that this program gives.
+
+    Kept are those that the model in hand still reads, and those that any other file of the folder names: a copy of the old
+    model may be among them.
+    """
+    if not target.exists() or target.stat().st_size >= PROTOBUF_LIMIT:
         return []
     try:
-        tensors = ModelProto.FromString(target.read_bytes()).graph.initializer
+        old = ModelProto.FromString(target.read_bytes())
     except DecodeError:
         return []
     ours = re.compile(re.escape(target.name) + r"(\.\d+)?\.data")
-    in_use = {_location(tensor) for tensor in model.proto.graph.initializer} if model.folder.resolve() == target.parent else set()
-    return [target.parent / name for name in sorted({*map(_location, tensors)} - in_use) if ours.fullmatch(name)]
+    names = {_location(tensor) for tensor in model_tensors(old) if is_external(tensor)}
+    if model.folder.resolve() == target.parent:
+        names -= {_location(tensor) for tensor in model_tensors(model.proto) if is_external(tensor)}
+    return [target.parent / name for name in sorted(names) if ours.fullmatch(name) and not _is_named_beside(target, name)]
+
+
+def _is_named_beside(target: Path, data_name: str) -> bool:
+    """Whether another file of the folder, small enough to be a model, holds the name of a data file, or cannot be read."""
+    for other in target.parent.iterdir():
+        if other in (target, target.parent / data_name) or not other.is_file():
+            continue
+        try:
+            size = other.stat().st_size
+            if not 0 < size < PROTOBUF_LIMIT:
+                continue
+            with other.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                if content.find(data_name.encode()) >= 0:
+                    return True
+        except OSError:
+            return True
+    return False
 
 
 def _location(tensor: TensorProto) -> str:

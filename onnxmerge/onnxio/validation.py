@@ -50,7 +50,9 @@ def _check(proto: ModelProto, path: Path) -> None:
         raise ModelError("its graph has no nodes")
     _check_versions(proto)
     _check_names(proto.graph)
-    for tensor in _tensors(proto):
+    for graph in graphs(proto.graph):
+        _check_sparse(graph)
+    for tensor in model_tensors(proto):
         check_payload(tensor, path.parent)
     try:
         onnx.checker.check_model(str(path))
@@ -85,14 +87,14 @@ def _check_names(graph: GraphProto, outer: frozenset[str] = frozenset()) -> None
                 _check_names(body, visible)
 
 
-def _tensors(proto: ModelProto) -> Iterator[TensorProto]:
-    for graph in graphs(proto.graph):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            if is_external(sparse.values) or is_external(sparse.indices):
-                raise ModelError(f"sparse initializer '{sparse.values.name}' has external data, which is not supported")
-    for node in proto.graph.node:
+def model_tensors(proto: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor that a model stores, once: initializers and tensors in attributes, those of bodies and functions too."""
+    yield from proto.graph.initializer
+    for node in [*proto.graph.node, *(node for function in proto.functions for node in function.node)]:
         yield from tensors_within(node.attribute)
-    for function in proto.functions:
-        for node in function.node:
-            yield from tensors_within(node.attribute)
+
+
+def _check_sparse(graph: GraphProto) -> None:
+    for sparse in graph.sparse_initializer:
+        if is_external(sparse.values) or is_external(sparse.indices):
+            raise ModelError(f"sparse initializer '{sparse.values.name}' has external data, which is not supported")

@@ -15,6 +15,7 @@ from onnxmerge.data.selection import CHECK_INPUTS
 from onnxmerge.evaluation.benchmark import TRIAL, Effort, time_pair
 from onnxmerge.evaluation.check import fidelity_of
 from onnxmerge.execution.providers import CPU, provider_of
+from onnxmerge.execution.sessions import ModelSource
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.options import CompressOptions, Progress, PruningOptions
@@ -104,7 +105,7 @@ class Search:
         planned = made.kept.keys() <= {name for name, each in self.pruning.planned.items() if each.method is not None}
         return made if self.pruning.method != "auto" or planned else self._no_worse_than_pruned(made, counts)
 
-    def time(self, counts: Counts, against: bytes | None = None, effort: Effort | None = None) -> LatencyComparison:
+    def time(self, counts: Counts, against: ModelSource | None = None, effort: Effort | None = None) -> LatencyComparison:
         """Latency of a model with these counts against the source or another outline; what its weights hold does not matter."""
         reference, inputs, provider = against or self.source, self.checking, provider_of(self.options.runtime)
         effort, seed = effort or TRIAL, self.options.inputs.seed
@@ -124,7 +125,7 @@ class Search:
         """What is chosen by it must not depend on a GPU, where results differ from run to run."""
         return fidelity_of(self.source, candidate.content, inputs, CPU, self.options.runtime.threads).worst.fidelity
 
-    def outline(self, counts: Counts) -> bytes:
+    def outline(self, counts: Counts) -> ModelSource:
         """A model with these counts, to be timed."""
         return self._made(decide(self.analysed, replace(self.pruning, method="prune", plan=None), None, counts)).content
 

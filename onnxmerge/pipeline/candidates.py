@@ -5,26 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from onnxmerge.errors import ModelError, Reason, Refusal, refusal
+from onnxmerge.execution.sessions import ModelSource
 from onnxmerge.execution.shapes import Observations, observe
 from onnxmerge.graph.analysed_model import AnalysedModel, measure
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.cost import macs_of, parameters_of
 from onnxmerge.graph.rewrite import Removal, Replacement, rewrite
 from onnxmerge.onnxio.model import Model
-from onnxmerge.onnxio.model_files import serialise
+from onnxmerge.onnxio.model_files import serialise, stored_bytes
 from onnxmerge.pruning.plan import Plan
 from onnxmerge.results import GroupResult, Size
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A smaller model that runs, not yet written: its bytes, what it weighs, what was done and what was not.
+    """A smaller model that runs, not yet written: where it can be opened, what it weighs, what was done and what was not.
 
     kept: by group, the channels that stay; groups that stay whole are not in it. alone: pruning alone was taken.
     """
 
     model: Model
-    content: bytes
+    content: ModelSource
     size: Size
     groups: tuple[GroupResult, ...]
     refusals: tuple[Refusal, ...]
@@ -73,17 +74,17 @@ def _left(plan: Plan, removals: tuple[Removal, ...]) -> dict[str, Replacement]:
 
 def _applied(
     analysed: AnalysedModel, removals: tuple[Removal, ...], replaced: dict[str, Replacement]
-) -> tuple[Model, bytes, Size]:
-    """The rewritten model, its bytes and size; it must run as before and its outputs must keep their shapes."""
+) -> tuple[Model, ModelSource, Size]:
+    """The rewritten model, where it can be opened, and its size; it must run as before and its outputs must keep their shapes."""
     model = rewrite(analysed.channels, removals, replaced)
     content = serialise(model)
     observed = _observed(content, analysed, analysed.observed)
     if analysed.elsewhere is not None:
         _observed(content, analysed, analysed.elsewhere)
-    return model, content, measure(model, {name: seen.shape for name, seen in observed.items()}, len(content))
+    return model, content, measure(model, {name: seen.shape for name, seen in observed.items()}, stored_bytes(content))
 
 
-def _observed(content: bytes, analysed: AnalysedModel, reference: Observations) -> Observations:
+def _observed(content: ModelSource, analysed: AnalysedModel, reference: Observations) -> Observations:
     """A run on inputs of the reference's sizes; ModelError where an output has another shape than there."""
     observed = observe(content, analysed.feeds(reference), label="the compressed model")
     for tensor in analysed.model.graph.outputs:

@@ -21,7 +21,7 @@ from onnxmerge.execution.versions import versions
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.graph.layers import label
 from onnxmerge.onnxio.files import check_place, is_at
-from onnxmerge.onnxio.model_files import external_files, save
+from onnxmerge.onnxio.model_files import external_files, save, stored_bytes
 from onnxmerge.options import CompressOptions, PlannedGroup, Progress, PruningOptions
 from onnxmerge.pipeline.builder import Found, Search
 from onnxmerge.pipeline.candidates import Candidate
@@ -98,7 +98,7 @@ def compress_file(
         model=str(source),
         output=str(target),
         before=analysed.size,
-        after=Size(chosen.size.parameters, chosen.size.macs, target.stat().st_size),
+        after=Size(chosen.size.parameters, chosen.size.macs, stored_bytes(target)),
         groups=chosen.groups,
         refusals=chosen.refusals,
         fidelity=None if proof is None else proof.fidelity,

@@ -18,6 +18,7 @@ from onnxmerge.execution.versions import versions
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.onnxio.files import check_place, write_whole
 from onnxmerge.onnxio.model_files import external_files
+from onnxmerge.onnxio.storage import fits_inside
 from onnxmerge.options import SIZES, TARGETS, CompressOptions, Progress, silent
 from onnxmerge.parallel.tasks import Lost, spread
 from onnxmerge.pipeline.sweep_point import Made, Task, make
@@ -139,7 +140,7 @@ def _check_folder(folder: Path, files: Mapping[str, str], source: Path, options:
 
 
 def _task(source: Path, target: Path, options: CompressOptions, analysed: AnalysedModel, room: Path) -> Task:
-    content = None if external_files(analysed.model) else source.read_bytes()
+    content = None if external_files(analysed.model) or not fits_inside(analysed.model) else source.read_bytes()
     timed = options.bench and options.pruning.is_latency_target  # what was asked for is measured once, with its warnings
     return Task(source.absolute(), content, target.absolute(), replace(options, bench=timed), room)
 

@@ -49,7 +49,7 @@ def measure_sensitivities(
     context = layer_statistics.context
     count = int(np.clip(MAC_BUDGET / max(1, macs * len(groups) * len(LEVELS)), FEWEST_INPUTS, MOST_INPUTS))
     batches = _first(layer_statistics.inputs.batches(count), count)
-    walk = LayerwiseRun(copy_of(layer_statistics.reference.matched), batches, context.threads)
+    walk = LayerwiseRun(copy_of(layer_statistics.reference.matched), batches, context.threads, context.folder)
     reading = [group for group in groups if group.consumers]
     trials = {group.name: _trials(layer_statistics, group, options) for group in reading}
     solving = [each for of_group in trials.values() for _, each in of_group if _is_solved(each)]

@@ -41,8 +41,8 @@ def solve_consumers(
         for layer in layers
         if losing and context.node_index[layer.key] >= min(losing) and _is_due(context, statistics, layer, losing)
     ]
-    reference = LayerwiseRun(copy_of(statistics.matched), context.batches(), context.threads)
-    compressed = LayerwiseRun(copy_of(statistics.matched), context.batches(), context.threads)
+    reference = LayerwiseRun(copy_of(statistics.matched), context.batches(), context.threads, context.folder)
+    compressed = LayerwiseRun(copy_of(statistics.matched), context.batches(), context.threads, context.folder)
     found: dict[str, Replacement] = {}
     for number, layer in enumerate(due):
         reference.advance(context.node_index[layer.key])

@@ -71,9 +71,8 @@ def trial_solves(layer_statistics: LayerStatistics, trials: Sequence[Trial], mac
     cost = sum(_cost(layer_statistics, layer, wanted[layer.key], count) for layer in solvable)
     if not solvable or count < FEWEST_INPUTS or count * macs > MAC_BUDGET or cost > AFFORDED:
         return {}
-    walk = LayerwiseRun(
-        copy_of(layer_statistics.reference.matched), _spread(layer_statistics, skipped, count), layer_statistics.context.threads
-    )
+    context, batches = layer_statistics.context, _spread(layer_statistics, skipped, count)
+    walk = LayerwiseRun(copy_of(layer_statistics.reference.matched), batches, context.threads, context.folder)
     found: dict[Key, Replacement] = {}
     for layer in sorted(solvable, key=lambda each: walk.node_index[each.key]):
         walk.advance(walk.node_index[layer.key])

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, NodeProto
@@ -39,6 +40,7 @@ class RunContext:
     synthetic: bool
     correction_exponent: float
     threads: int | None
+    folder: Path  # where external data of the model is
     progress: Progress
 
     @cached_property
@@ -78,6 +80,7 @@ def run_context_of(analysed: AnalysedModel, inputs: Inputs, threads: int | None,
         synthetic=inputs.synthetic,
         correction_exponent=_correction_exponent(analysed, inputs),
         threads=threads,
+        folder=analysed.model.folder,
         progress=progress,
     )
 
@@ -100,7 +103,7 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
     if known is not None:
         downstream = {key: downstream_affine_of(flow, layer, {}) for key, layer in layers.items()}
         return ReferenceStatistics(copy_of(context.model), layers, dict(known), downstream)
-    walk = LayerwiseRun(copy_of(context.model), context.batches(), context.threads)
+    walk = LayerwiseRun(copy_of(context.model), context.batches(), context.threads, context.folder)
     stops: dict[int, list[Layer]] = defaultdict(list)
     for layer in layers.values():
         stops[context.node_index[layer.key]].append(layer)

@@ -211,8 +211,82 @@ def test_save_beside(source: str, request: pytest.FixtureRequest, tmp_path: Path
         offsets = [int(entry.value) for tensor in tensors for entry in tensor.external_data if entry.key == "offset"]
         assert offsets == [0, 4096]
         assert np.array_equal(run(target), run(path) - np.float32([1, 0, -1]) + 1)
-    with pytest.raises(ModelError, match="2 GB"):
+
+
+@pytest.mark.parametrize("user", ["a copy", "a file of another kind"])
+def test_data_that_another_file_names_stays(inline: Path, user: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_limits(monkeypatch)
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / "m.onnx"
+    io.save(io.load(inline), target)
+    other = target.with_name("best.onnx" if user == "a copy" else "best.bin")
+    other.write_bytes(target.read_bytes())
+    io.save(io.load(inline), target)
+    io.save(io.load(inline), target)
+    assert sorted(os.listdir(target.parent)) == sorted([other.name, "m.onnx", "m.onnx.data", "m.onnx.2.data"])
+    if user == "a copy":
+        assert np.array_equal(run(other), run(inline))
+
+
+def test_data_goes_with_the_large_model_that_a_small_one_replaces(
+    inline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patch:
+        set_limits(patch)
+        io.save(io.load(inline), tmp_path / "out" / "m.onnx")
+    io.save(io.load(inline), tmp_path / "out" / "m.onnx")
+    assert os.listdir(tmp_path / "out") == ["m.onnx"]
+
+
+def test_a_path_is_a_file_already(tmp_path: Path) -> None:
+    with io.as_file(str(tmp_path / "missing.onnx")) as path:
+        assert path == tmp_path / "missing.onnx"
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["one message", "external data"])
+def test_a_model_in_memory_as_file(inline: Path, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if large:
+        set_limits(monkeypatch)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    proto = onnx.load(inline)
+    proto.metadata_props.add(key="author", value="us")
+    before = proto.SerializeToString()
+    with io.as_file(proto) as path:
+        assert len(os.listdir(path.parent)) == (2 if large else 1)
+        assert np.array_equal(run(path), run(inline))
+        assert onnx.load(path).metadata_props == proto.metadata_props
+        assert io.load(path).graph.nodes[0].op == "MatMul"
+    assert os.listdir(tmp_path) == ["in.onnx"]
+    assert proto.SerializeToString() == before
+
+
+def test_a_model_in_memory_without_its_weights_is_refused(outside: Path) -> None:
+    proto = onnx.load(outside, load_external_data=False)
+    with pytest.raises(ModelError, match="give the path of the model"), io.as_file(proto):
+        pass
+
+
+def test_a_full_temporary_folder_is_one_line(inline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, proto = io.load(inline), onnx.load(inline)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OptionError, match="No space left on device; TMPDIR"), io.as_file(proto):
+        pass
+    set_limits(monkeypatch)
+    with pytest.raises(OptionError, match="No space left on device; TMPDIR"):
         io.serialise(model)
+
+
+@pytest.mark.parametrize(("source", "outside_bytes"), [("inline", 0), ("outside", 4 * (12 + 3))])
+def test_sizes_count_external_data(source: str, outside_bytes: int, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(source)
+    assert io.stored_bytes(path) == path.stat().st_size + outside_bytes
+    assert io.stored_bytes(path.read_bytes()) == path.stat().st_size
 
 
 def test_save_over_itself(outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
