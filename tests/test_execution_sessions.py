@@ -213,14 +213,14 @@ def test_io_binding_on_the_device(monkeypatch, graph):
 def test_every_node_says_where_it_ran(optimise):
     session = open_session(model_bytes(LINEAR), optimise=optimise, threads=1)
     found = execution_of(session, session)
-    assert found.reference == found.candidate == {"MatMul 0": "CPUExecutionProvider"}
-    assert (found.fallback, found.settings) == ("", {})
+    assert found.reference_providers == found.candidate_providers == {"MatMul 0": "CPUExecutionProvider"}
+    assert (found.fallback_reason, found.provider_settings) == ("", {})
 
 
 def test_an_onnxruntime_that_does_not_tell_where_nodes_ran(monkeypatch):
     monkeypatch.delattr(sessions.onnxruntime.InferenceSession.__base__, "get_provider_graph_assignment_info")
     session = open_session(model_bytes(LINEAR), optimise=True, threads=1)
-    assert execution_of(session, session).reference == {}
+    assert execution_of(session, session).reference_providers == {}
 
 
 def test_inputs_are_described():

@@ -14,9 +14,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 from running import analysed, built, relative_error, run, tolerance_of, weights_of, written
+from test_execution_layerwise import sequence_model
 from test_merge_exactness import BY_HAND, cases, duplicated, group_of
 from test_statistics_gram import dense
-from test_execution_layerwise import sequence_model
 from topologies import TOPOLOGIES, Topology, feeds_of
 from topologies.net import Net
 
