@@ -1,47 +1,81 @@
-"""onnxmerge: a smaller, faster ONNX model without training code, data or fine-tuning.
+"""onnxmerge: a smaller, faster ONNX model without training code, labelled data or fine-tuning.
 
-Names are loaded when they are first used (PEP 562), so that `import onnxmerge` and `onnxmerge --help` take no time.
+Verbs: `compress`, `inspect`, `verify`, `bench`, `bench_batches`, `sweep` and `write_report`. They take keywords, which the option
+classes list (`PruningOptions`, `InputOptions`, `RuntimeOptions`, `Thresholds`), and return frozen results; what a user can act on
+raises an `OnnxMergeError`. Names are loaded on first use (PEP 562), so that `import onnxmerge` imports neither numpy nor onnx.
 """
 
-from __future__ import annotations
+import typing as _typing
+from importlib import import_module as _import_module
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from onnxmerge.errors import OnnxMergeError, VerificationError
+if _typing.TYPE_CHECKING:
+    from onnxmerge.errors import (
+        InputError,
+        ModelError,
+        OnnxMergeError,
+        OptionError,
+        ProviderError,
+        Reason,
+        Refusal,
+        VerificationError,
+    )
     from onnxmerge.evaluation.benchmark import bench, bench_batches
     from onnxmerge.evaluation.verify import verify
-    from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions, Thresholds
+    from onnxmerge.options import InputOptions, PlannedGroup, PruningOptions, RuntimeOptions, Thresholds
     from onnxmerge.pipeline.compress import compress
     from onnxmerge.pipeline.inspect import inspect
     from onnxmerge.pipeline.sweep import sweep
     from onnxmerge.report.writing import write_report
+    from onnxmerge.results import (
+        Accuracy,
+        Benchmark,
+        Compression,
+        Execution,
+        Fidelity,
+        GroupResult,
+        Inspection,
+        LatencyComparison,
+        LatencySummary,
+        LayerComparison,
+        NodeDeviation,
+        OutputFidelity,
+        Size,
+        Sweep,
+        SweepPoint,
+        Verification,
+    )
 
 __version__ = "0.1.0"
 
-_MODULE_OF = {
-    "OnnxMergeError": "errors",
-    "InputOptions": "options",
-    "PruningOptions": "options",
-    "RuntimeOptions": "options",
-    "Thresholds": "options",
-    "VerificationError": "errors",
-    "bench": "evaluation.benchmark",
-    "bench_batches": "evaluation.benchmark",
-    "compress": "pipeline.compress",
-    "inspect": "pipeline.inspect",
-    "sweep": "pipeline.sweep",
-    "verify": "evaluation.verify",
-    "write_report": "report.writing",
-}
-
 __all__ = [
+    "Accuracy",
+    "Benchmark",
+    "Compression",
+    "Execution",
+    "Fidelity",
+    "GroupResult",
+    "InputError",
     "InputOptions",
+    "Inspection",
+    "LatencyComparison",
+    "LatencySummary",
+    "LayerComparison",
+    "ModelError",
+    "NodeDeviation",
     "OnnxMergeError",
+    "OptionError",
+    "OutputFidelity",
+    "PlannedGroup",
+    "ProviderError",
     "PruningOptions",
+    "Reason",
+    "Refusal",
     "RuntimeOptions",
+    "Size",
+    "Sweep",
+    "SweepPoint",
     "Thresholds",
+    "Verification",
     "VerificationError",
     "__version__",
     "bench",
@@ -53,12 +87,26 @@ __all__ = [
     "write_report",
 ]
 
+_MODULE_OF_VERB = {
+    "bench": "evaluation.benchmark",
+    "bench_batches": "evaluation.benchmark",
+    "compress": "pipeline.compress",
+    "inspect": "pipeline.inspect",
+    "sweep": "pipeline.sweep",
+    "verify": "evaluation.verify",
+    "write_report": "report.writing",
+}
+_MODULES_OF_TYPES = ("errors", "options", "results")
 
-def __getattr__(name: str) -> Any:
+
+def __getattr__(name: str) -> _typing.Any:
     """The public name, loaded from its module."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'onnxmerge' has no attribute {name!r}")
-    return getattr(import_module(f"onnxmerge.{_MODULE_OF[name]}"), name)
+    if name in __all__:
+        for module in (_MODULE_OF_VERB[name],) if name in _MODULE_OF_VERB else _MODULES_OF_TYPES:
+            loaded = _import_module(f"onnxmerge.{module}")
+            if hasattr(loaded, name):
+                return getattr(loaded, name)
+    raise AttributeError(f"module 'onnxmerge' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

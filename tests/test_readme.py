@@ -15,7 +15,7 @@ import pytest
 import onnxmerge
 from onnxmerge.cli import app as cli
 from onnxmerge.evaluation import benchmark as proof
-from onnxmerge.options import METHOD_NAMES
+from onnxmerge.options.checks import METHOD_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,1 +1,1 @@
-"""The command line: options and commands, translated into calls of the Python API."""
+"""The command line: it translates words into calls of the Python API and results into text, and nothing else."""

@@ -16,7 +16,8 @@ from onnxmerge.execution.sessions import ModelSource, open_pair
 from onnxmerge.execution.shapes import observed_shapes
 from onnxmerge.graph.cost import total_macs
 from onnxmerge.onnxio.model_files import load
-from onnxmerge.options import InputOptions, RuntimeOptions, gathered
+from onnxmerge.options import InputOptions, RuntimeOptions
+from onnxmerge.options.keywords import options_of, takes
 from onnxmerge.results import Benchmark, LatencyComparison
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -36,15 +37,17 @@ TRIAL = Effort(1.5, 16, 8)
 SURE = Effort(8.0, 48, 20)  # for a latency that was asked for: sessions of one model differ more than calls do
 
 
+@takes(InputOptions, RuntimeOptions)
 def bench(reference: str | Path, candidate: str | Path, **options: Any) -> LatencyComparison:
     """Time two files in turn, `batch` inputs a call: Options.batch or 1 unless told otherwise, or as many as the model takes."""
-    inputs, runtime = gathered(options, InputOptions, RuntimeOptions)
+    inputs, runtime = options_of(options, InputOptions, RuntimeOptions)
     return benchmark(reference, candidate, inputs, runtime, (None,)).batches[0]
 
 
+@takes(InputOptions, RuntimeOptions)
 def bench_batches(reference: str | Path, candidate: str | Path, batches: Sequence[int | None], **options: Any) -> Benchmark:
     """The same for each of several batch sizes, None for that of `bench`."""
-    inputs, runtime = gathered(options, InputOptions, RuntimeOptions)
+    inputs, runtime = options_of(options, InputOptions, RuntimeOptions)
     return benchmark(reference, candidate, inputs, runtime, batches)
 
 

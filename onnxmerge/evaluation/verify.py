@@ -20,10 +20,12 @@ from onnxmerge.execution.sessions import open_pair
 from onnxmerge.execution.shapes import observed_shapes
 from onnxmerge.onnxio.files import check_place
 from onnxmerge.onnxio.model_files import weights_beside
-from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds, gathered
+from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
+from onnxmerge.options.keywords import options_of, takes
 from onnxmerge.results import Accuracy, Verification
 
 
+@takes(InputOptions, RuntimeOptions, Thresholds)
 def verify(
     reference: str | Path,
     candidate: str | Path,
@@ -37,7 +39,7 @@ def verify(
 
     Without thresholds a mean cosine of 0.9 is asked for, and where no channel was removed outputs that are equal to rounding.
     """
-    given, runtime, thresholds = gathered(options, InputOptions, RuntimeOptions, Thresholds)
+    given, runtime, thresholds = options_of(options, InputOptions, RuntimeOptions, Thresholds)
     reference, candidate = Path(reference), Path(candidate)
     label_file, worst_file = (None if each is None else Path(each) for each in (labels, save_worst))
     _check_files(reference, candidate, given.calibration, label_file, worst_file)

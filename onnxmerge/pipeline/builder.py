@@ -18,8 +18,9 @@ from onnxmerge.execution.providers import CPU, provider_of
 from onnxmerge.execution.sessions import ModelSource
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.options import CompressOptions, Progress, PruningOptions
+from onnxmerge.options import Progress, PruningOptions
 from onnxmerge.pipeline.candidates import Candidate, candidate_of
+from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pruning.budget import Budget, budget_of
 from onnxmerge.pruning.layer_statistics import LayerStatistics, layer_statistics_of
 from onnxmerge.pruning.plan import Plan, decide, selected

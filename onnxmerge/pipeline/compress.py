@@ -22,9 +22,11 @@ from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.graph.layers import label
 from onnxmerge.onnxio.files import check_place, is_at
 from onnxmerge.onnxio.model_files import external_files, save, stored_bytes
-from onnxmerge.options import CompressOptions, PlannedGroup, Progress, PruningOptions
+from onnxmerge.options import PlannedGroup, Progress, PruningOptions
+from onnxmerge.options.keywords import takes
 from onnxmerge.pipeline.builder import Found, Search
 from onnxmerge.pipeline.candidates import Candidate
+from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.plan_files import PlanFile, fingerprint, read_plan, write_plan
 from onnxmerge.pipeline.progress import COMPRESSING, overall
 from onnxmerge.pipeline.search import search
@@ -36,6 +38,7 @@ DOUBTFUL_FIDELITY = 0.5
 SHORT_MS = 0.2  # of a call
 
 
+@takes(*PARTS)
 def compress(
     model: str | Path,
     output: str | Path,
@@ -55,7 +58,7 @@ def compress(
     Raises ModelError, OptionError or InputError where the user can act, VerificationError where the candidate failed the
     check; in all of these nothing is written. The output appears whole or not at all.
     """
-    given = CompressOptions.of(options, verify=verify, bench=bench)
+    given = CompressOptions.from_keywords(options, verify=verify, bench=bench)
     return compress_file(Path(model), Path(output), given, None if save_plan is None else Path(save_plan), progress, executor)
 
 
@@ -129,7 +132,7 @@ def _check_plan_file(
     """OptionError where the plan to be saved would destroy something that is needed."""
     if plan_file is None:
         return
-    needed = {"the model": source, "the output": target, "the calibration inputs": options.inputs.calibration}
+    needed = {"the model": source, "the output": target, "the calibration inputs": options.inputs.calibration_path}
     needed |= {"the plan that is read": _plan_read(options)}
     needed |= {f"weights of the model in {path.name}": path for path in external}
     check_place(plan_file, "the plan", needed)
@@ -229,7 +232,8 @@ def _check_target(target: Path) -> None:
 def _check_not_needed(target: Path, analysed: AnalysedModel, options: CompressOptions) -> None:
     """OptionError where writing the target would destroy weights of the source, or the calibration inputs."""
     needed = [(location, "the weights of the model") for location in external_files(analysed.model)]
-    needed += [(options.inputs.calibration, "the calibration inputs")] if options.inputs.calibration is not None else []
+    calibration = options.inputs.calibration_path
+    needed += [(calibration, "the calibration inputs")] if calibration is not None else []
     plan = _plan_read(options)
     needed += [(plan, "the plan that is read")] if plan is not None else []
     for path, what in needed:

@@ -8,14 +8,17 @@ from typing import Any
 
 from onnxmerge.data.selection import solving_and_checking
 from onnxmerge.graph.analysed_model import analyse_model
-from onnxmerge.options import CompressOptions, Progress
+from onnxmerge.options import Progress
+from onnxmerge.options.keywords import takes
 from onnxmerge.pipeline.builder import Search
 from onnxmerge.pipeline.candidates import unlocked_by
+from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.progress import MEASURING, overall
 from onnxmerge.pruning.group_selection import chosen_groups
 from onnxmerge.results import Inspection
 
 
+@takes(*PARTS)
 def inspect(
     model: str | Path,
     *,
@@ -27,7 +30,7 @@ def inspect(
 
     sensitivity: also what the outputs lose with a quarter, a half and three quarters of each group that may shrink removed.
     """
-    source, given = Path(model), CompressOptions.of(options)
+    source, given = Path(model), CompressOptions.from_keywords(options)
     analysed = analyse_model(source)
     chosen, _ = chosen_groups(analysed.channels, given.pruning)
     groups = tuple(unlocked_by(analysed, group) for group in chosen)

@@ -19,7 +19,8 @@ from typing import Any
 from onnxmerge.errors import OptionError
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.onnxio.files import write_whole
-from onnxmerge.options import METHOD_NAMES, PlannedGroup
+from onnxmerge.options import PlannedGroup
+from onnxmerge.options.checks import METHOD_NAMES
 from onnxmerge.pruning.plan import kept_count
 
 SCHEMA = "onnxmerge.plan/1"

@@ -19,13 +19,15 @@ from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.onnxio.files import check_place, write_whole
 from onnxmerge.onnxio.model_files import external_files
 from onnxmerge.onnxio.storage import fits_inside
-from onnxmerge.options import SIZES, TARGETS, CompressOptions, Progress, silent
+from onnxmerge.options import DEFAULT_TARGETS, SIZES, Progress, silent
+from onnxmerge.options.checks import TARGETS
+from onnxmerge.options.keywords import takes
 from onnxmerge.parallel.tasks import Lost, spread
+from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.sweep_point import Made, Task, make
 from onnxmerge.pruning.plan import selected
 from onnxmerge.results import Fidelity, LatencyComparison, Sweep, SweepPoint
 
-DEFAULT_TARGETS = "macs=0.9,0.75,0.6,0.5,0.35,0.25"
 ALONE = ("fidelity", "ratio")  # targets that are options of their own
 NEEDED = f"such as macs=0.75,0.5 or params=0.5, of {', '.join((*TARGETS, *ALONE))}"
 POINTS_SHARE = 0.8  # of the time; the rest is timing
@@ -33,6 +35,7 @@ POINTS_SHARE = 0.8  # of the time; the rest is timing
 Target = tuple[str, float]
 
 
+@takes(*PARTS)
 def sweep(
     model: str | Path,
     targets: str | Sequence[str | Target] = DEFAULT_TARGETS,
@@ -57,7 +60,7 @@ def sweep(
         raise OptionError("`jobs` and `executor` both say where the points are made: drop one of the two")
     if jobs is not None and jobs < 1:
         raise OptionError(f"`jobs` must be at least 1, not {jobs}")
-    settled = _settled(CompressOptions.of(options, bench=bench))
+    settled = _settled(CompressOptions.from_keywords(options, bench=bench))
     wanted = {_text(target): _for_target(settled, target) for target in targets_of(targets)}
     analysed = analyse_model(source)
     selected(analysed, settled.pruning)
@@ -118,14 +121,13 @@ def _settled(options: CompressOptions) -> CompressOptions:
     if given is not None:
         raise OptionError(f"`{given}` and `targets` both say how small the models become: drop one of the two")
     inputs, runtime = options.inputs, options.runtime
-    calibration = None if inputs.calibration is None else inputs.calibration.absolute()
-    if calibration is not None and not calibration.exists():
+    if inputs.calibration_path is not None and not inputs.calibration_path.exists():
         raise InputError(
-            f"{inputs.calibration} does not exist: a .npz or .npy file, or a folder of images or .npy files, is needed"
+            f"{inputs.calibration_path} does not exist: a .npz or .npy file, or a folder of images or .npy files, is needed"
         )
     provider = provider_of(runtime).short if runtime.provider == "auto" else runtime.provider
     runtime = replace(runtime, provider=provider, threads=runtime.threads or default_threads())
-    return replace(options, inputs=replace(inputs, calibration=calibration), runtime=runtime)
+    return replace(options, inputs=inputs.absolute(), runtime=runtime)
 
 
 def _check_folder(folder: Path, files: Mapping[str, str], source: Path, options: CompressOptions) -> None:
@@ -136,7 +138,7 @@ def _check_folder(folder: Path, files: Mapping[str, str], source: Path, options:
         raise OptionError(f"the folder {folder.resolve().parent} does not exist; create it first")
     folder.mkdir(exist_ok=True)
     for name in files.values():
-        check_place(folder / name, "the model", {"the model": source, "the calibration inputs": options.inputs.calibration})
+        check_place(folder / name, "the model", {"the model": source, "the calibration inputs": options.inputs.calibration_path})
 
 
 def _task(source: Path, target: Path, options: CompressOptions, analysed: AnalysedModel, room: Path) -> Task:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxmerge.errors import ModelError, OnnxMergeError, VerificationError
-from onnxmerge.options import CompressOptions
 from onnxmerge.pipeline.compress import compress_file
+from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.results import Compression
 
 

@@ -37,8 +37,7 @@ def sharded_covariances(
     """By consumer, what it reads over all the inputs. Without an executor the shards are taken one after the other here."""
     step = SHARD_INPUTS - SHARD_INPUTS % (inputs.batch_size or 1) or inputs.batch_size or 1
     parts = [inputs.indices[start : start + step] for start in range(0, inputs.count, step)]
-    settled = replace(options, calibration=None if options.calibration is None else options.calibration.absolute())
-    shards = [Shard(source.absolute(), settled, threads, part) for part in parts]
+    shards = [Shard(source.absolute(), options.absolute(), threads, part) for part in parts]
     found: dict[int, dict[str, Covariance]] = {}
 
     def keep(number: int, moments: dict[str, Covariance] | Lost) -> None:

@@ -1,0 +1,62 @@
+"""What a command writes: its result on stdout, report files, and the progress of its work on stderr."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from onnxmerge.execution.versions import versions
+from onnxmerge.onnxio.model_files import weights_beside
+from onnxmerge.report.documents import Provenance, Result, json_text
+from onnxmerge.report.latency import show_latency
+from onnxmerge.report.progress import progress_bar
+from onnxmerge.report.sweeps import show_sweep
+from onnxmerge.report.terminal import show_compression, show_inspection, show_verification
+from onnxmerge.report.wording import printable
+from onnxmerge.report.writing import check_reports, write_report
+from onnxmerge.results import Benchmark, Compression, Inspection, Sweep, Verification
+
+__all__ = ["check_report_paths", "progress_bar", "show"]
+
+_SHOWN_BY: dict[type, Callable[[Console, Any], None]] = {
+    Inspection: show_inspection,
+    Compression: show_compression,
+    Sweep: show_sweep,
+    Verification: show_verification,
+    Benchmark: show_latency,
+}
+"""Type of a result -> what prints it for people."""
+
+
+def check_report_paths(reports: Sequence[Path], files: Mapping[str, Path | None], models: Sequence[Path]) -> None:
+    """OptionError where a report would overwrite one of the files (what it is -> its path) or weights beside a model."""
+    weights = {what: path for model in models if reports for what, path in weights_beside(model).items()}
+    check_reports(reports, {**weights, **files})
+
+
+def show(result: Result, as_json: bool, reports: Sequence[Path]) -> None:
+    """Print a result, as text or as JSON, and write it to the report files.
+
+    Parameters
+    ----------
+    result : what a verb returned
+    as_json : whether stdout gets JSON, and nothing else
+    reports : files to be written
+    """
+    command = shlex.join(["onnxmerge", *click.get_current_context().obj])
+    made_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    provenance = Provenance(command, made_at, versions())
+    if as_json:
+        click.echo(json_text(result, provenance))
+    else:
+        _SHOWN_BY[type(result)](Console(), result)
+    for report in reports:
+        write_report(result, report, provenance)
+        if not as_json:
+            click.echo(f"wrote {printable(str(report))}")

@@ -1,0 +1,223 @@
+"""What a user may set, split by what it is for; every check of a single value is here.
+
+The verbs of the Python API take the fields of the classes below as keywords, `compress("a.onnx", "b.onnx", ratio=0.5)`, or whole
+classes by the name of the part, `pruning=PruningOptions(ratio=0.5)`. In messages an option stands in backticks, `round_to`; the
+command line shows it as --round-to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from onnxmerge.errors import OptionError
+from onnxmerge.options.checks import CHECKS, READ_FROM_TEXT
+
+if TYPE_CHECKING:  # the command line reads this module for --help, which must not wait for numpy
+    import numpy as np
+
+SIZES = ("ratio", "target", "fidelity", "plan")
+"""Options that say how small the model becomes; at most one of them is given."""
+DEFAULT_FIDELITY = 0.95
+"""Used where none of `SIZES` is given. ResNet-56 on CIFAR-10, calibrated with 500 images, kept 98 % of its best classes at it."""
+DEFAULT_TARGETS = "macs=0.9,0.75,0.6,0.5,0.35,0.25"
+"""What `sweep` tries: steps of about a sixth of the MACs, the coarsest that still show where a curve bends."""
+WEIGHT_ONLY_METHODS = ("prune", "merge")
+"""Methods that read weights only, so that they need no inputs."""
+
+Progress = Callable[[str, float], None]
+"""Called with the name of a stage and the share of the work that is done, 0 to 1."""
+
+
+def silent(stage: str, share: float) -> None:
+    """A `Progress` that shows nothing."""
+
+
+class CheckedOptions:
+    """Options whose values are read from text where they are given as text, then checked against `CHECKS`."""
+
+    part: ClassVar[str]
+    """The keyword by which a verb takes a whole object of the class."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]  # all subclasses are dataclasses
+            value = getattr(self, field.name)
+            if isinstance(value, str) and field.name in READ_FROM_TEXT:
+                value = READ_FROM_TEXT[field.name](value)
+                object.__setattr__(self, field.name, value)
+            check = CHECKS.get(field.name)
+            if check is not None and value is not None and not check.accepts(value):
+                raise OptionError(f"`{field.name}` must be {check.needed}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """What a plan says of one channel group.
+
+    Attributes
+    ----------
+    kept : how many of its channels stay
+    channels : which ones, ascending; None where they are still to be chosen
+    method : what replaces the others; None where that is still to be chosen
+    """
+
+    kept: int
+    channels: tuple[int, ...] | None = None
+    method: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningOptions(CheckedOptions):
+    """What is removed, and what replaces it. At most one of ratio, target, fidelity and plan is given.
+
+    Attributes
+    ----------
+    ratio : share of the channels that is removed from every group, 0 <= ratio < 1
+    target : what is limited (one of "params", "macs", "latency") and the share of it that may remain: ("macs", 0.5) or "macs=0.5"
+    fidelity : least fidelity of the worst output; the model becomes as small as that allows. 0.95 where none of the four is given
+    plan : a file written by `save_plan`, or a mapping from a group's name to how many channels stay, or to a `PlannedGroup`
+    round_to : channel counts are multiples of this number; "auto" for the multiples that run fastest here; None for 8 where a
+        fidelity is searched and for no rounding elsewhere
+    method : what replaces removed channels: "auto", "reconstruct" (layers behind them are solved anew by least squares), "merge"
+        (similar channels are added to kept ones) or "prune" (nothing)
+    criterion : which channels go first: "auto", "reconstruction", "l1-norm", "l2-norm" or "l2-gm"
+    threshold : for merge, the cosine similarity below which a channel is dropped instead of merged
+    cosine_weight : for merge, the paper's lambda: weight of the cosine distance against that of the bias distance, 0 to 1
+    scope : "all", or "chains" for groups with a single producer only; None for "all"
+    include, exclude : patterns (fnmatch) of the names of the nodes that write a group
+    """
+
+    part = "pruning"
+
+    ratio: float | None = None
+    target: tuple[str, float] | None = None
+    fidelity: float | None = None
+    plan: Path | Mapping[str, PlannedGroup] | None = None
+    round_to: int | str | None = None
+    method: str = "auto"
+    criterion: str = "auto"
+    threshold: float = 0.1
+    cosine_weight: float = 0.85
+    scope: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.plan, Mapping):
+            plan = {name: PlannedGroup(each) if isinstance(each, int) else each for name, each in self.plan.items()}
+            object.__setattr__(self, "plan", plan)
+        given = [name for name in SIZES if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise OptionError(f"`{given[0]}` and `{given[1]}` both say how small the model becomes: drop one of the two")
+        if isinstance(self.plan, Path) and self.round_to is not None:
+            raise OptionError("`plan` says how many channels stay, so that `round_to` has nothing to round: drop one of the two")
+
+    @property
+    def plan_file(self) -> Path | None:
+        """The file that holds the plan, None where it is given as a mapping or not at all."""
+        return self.plan if isinstance(self.plan, Path) else None
+
+    @property
+    def planned(self) -> Mapping[str, PlannedGroup]:
+        """The plan by name of the group, empty where there is none. A plan file must have been read."""
+        return self.plan if isinstance(self.plan, Mapping) else {}
+
+    @property
+    def uses_weights_only(self) -> bool:
+        """Whether the method needs no inputs."""
+        return self.method in WEIGHT_ONLY_METHODS
+
+    @property
+    def is_latency_target(self) -> bool:
+        """Whether a latency is asked for."""
+        return self.target is not None and self.target[0] == "latency"
+
+    def sized(self) -> PruningOptions:
+        """The same, with the default fidelity where nothing says how small the model becomes."""
+        return self if any(getattr(self, name) is not None for name in SIZES) else replace(self, fidelity=DEFAULT_FIDELITY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(CheckedOptions):
+    """What the models are run on.
+
+    Attributes
+    ----------
+    calibration : unlabelled inputs: a .npz or .npy file, a folder of images or .npy files, an array of N inputs for a model with
+        one input, or a mapping from the model's input names to such arrays; None for synthetic inputs
+    input_range : (low, high): what pixels 0 and 255 become; None for (0, 1)
+    mean, std : subtracted from pixels and then divided by, one number for all channels or one for each; None for (0,) and (1,)
+    samples : number of synthetic inputs, or most calibration inputs that are used; None for as many as the layers need, or all
+    seed : of everything that is drawn at random: the same seed gives the same bytes
+    """
+
+    part = "inputs"
+
+    calibration: Path | np.ndarray | Mapping[str, np.ndarray] | None = None
+    input_range: tuple[float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    samples: int | None = None
+    seed: int = 0
+
+    @property
+    def calibration_path(self) -> Path | None:
+        """The file or folder of calibration inputs, None where they are arrays or synthetic."""
+        return self.calibration if isinstance(self.calibration, Path) else None
+
+    def absolute(self) -> InputOptions:
+        """The same for a process with another working directory."""
+        path = self.calibration_path
+        return self if path is None else replace(self, calibration=path.absolute())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions(CheckedOptions):
+    """How ONNX Runtime runs and times the models.
+
+    Attributes
+    ----------
+    provider : execution provider: "auto" (CUDA where it works, else the CPU), "cuda", "cpu" or "tensorrt"
+    threads : threads of one operator; None for all processors that this process may use
+    batch : inputs in one call where models are timed; None for 1, or for the number that the model is fixed to
+    tf32 : whether CUDA computes in TF32; None for yes where models are timed and no where outputs are compared
+    cudnn_search : how CUDA finds its cuDNN algorithms: "exhaustive", "heuristic" or "default"; None for exhaustive
+    cuda_graph : whether CUDA times replays of a CUDA graph
+    """
+
+    part = "runtime"
+
+    provider: str = "auto"
+    threads: int | None = None
+    batch: int | None = None
+    tf32: bool | None = None
+    cudnn_search: str | None = None
+    cuda_graph: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds(CheckedOptions):
+    """What the outputs must keep; the worst output counts, and None asks for nothing.
+
+    Attributes
+    ----------
+    min_fidelity : least share of an output's variance that is explained
+    min_cosine : least mean cosine similarity
+    min_top1_agreement : least share of inputs whose best class stays
+    max_relative_l2 : greatest mean relative L2 error
+    """
+
+    part = "thresholds"
+
+    min_fidelity: float | None = None
+    min_cosine: float | None = None
+    min_top1_agreement: float | None = None
+    max_relative_l2: float | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether any threshold was set."""
+        return any(getattr(self, field.name) is not None for field in fields(self))

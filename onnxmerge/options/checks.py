@@ -1,0 +1,98 @@
+"""What the value of an option must be, and how it is read from text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxmerge.errors import OptionError
+
+METHOD_NAMES = ("auto", "reconstruct", "merge", "prune")
+CRITERION_NAMES = ("auto", "reconstruction", "l1-norm", "l2-norm", "l2-gm")
+SCOPES = ("all", "chains")
+TARGETS = ("params", "macs", "latency")
+PROVIDERS = ("auto", "cuda", "cpu", "tensorrt")
+CUDNN_SEARCHES = ("exhaustive", "heuristic", "default")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What an option's value must be: in words, and as a test."""
+
+    needed: str
+    holds: Callable[[Any], bool]
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value passes; one of a type that cannot even be compared does not."""
+        try:
+            return self.holds(value)
+        except TypeError:
+            return False
+
+
+def _one_of(names: tuple[str, ...]) -> Check:
+    return Check("one of " + ", ".join(names), lambda value: value in names)
+
+
+def _target(text: str) -> tuple[str, float]:
+    """'macs=0.5' -> ('macs', 0.5)."""
+    kind, _, value = text.partition("=")
+    try:
+        return kind.strip(), float(value)
+    except ValueError:
+        raise OptionError(f"`target` must be {CHECKS['target'].needed}, not {text!r}") from None
+
+
+def _is_target(value: Any) -> bool:
+    if not isinstance(value, tuple) or len(value) != 2:
+        return False
+    kind, share = value
+    return kind in TARGETS and isinstance(share, int | float) and 0.0 < share <= 1.0
+
+
+def _is_calibration(value: Any) -> bool:
+    arrays = value.values() if isinstance(value, Mapping) else [value]
+    return isinstance(value, Path) or all(hasattr(array, "__array__") for array in arrays)
+
+
+READ_FROM_TEXT: dict[str, Callable[[str], Any]] = {
+    "target": _target,
+    "round_to": lambda text: int(text) if text.isdecimal() else text,
+    "calibration": Path,
+    "plan": Path,
+}
+"""Options that may be given as text -> what reads it."""
+
+_SHARE = Check("between 0 and 1", lambda value: 0.0 <= value <= 1.0)
+_AT_MOST_ONE = Check("at most 1", lambda value: value <= 1.0)
+_AT_LEAST_ONE = Check("a whole number of at least 1", lambda value: type(value) is int and value >= 1)
+
+CHECKS = {
+    "target": Check(
+        f"one of {', '.join(TARGETS)}, and the share that may remain, above 0 and at most 1, such as macs=0.5", _is_target
+    ),
+    "fidelity": Check("above 0 and below 1", lambda value: 0.0 < value < 1.0),
+    "round_to": Check("a number of at least 1, or auto", lambda value: value == "auto" or (type(value) is int and value >= 1)),
+    "ratio": Check("at least 0 and below 1 (the share of channels to remove)", lambda value: 0.0 <= value < 1.0),
+    "method": _one_of(METHOD_NAMES),
+    "criterion": _one_of(CRITERION_NAMES),
+    "scope": _one_of(SCOPES),
+    "provider": _one_of(PROVIDERS),
+    "cudnn_search": _one_of(CUDNN_SEARCHES),
+    "threshold": Check("between -1 and 1 (a cosine)", lambda value: -1.0 <= value <= 1.0),
+    "cosine_weight": _SHARE,
+    "calibration": Check("a path, an array, or a mapping from the model's input names to arrays", _is_calibration),
+    "samples": Check("at least 2", lambda value: value >= 2),
+    "seed": Check("at least 0", lambda value: value >= 0),
+    "threads": _AT_LEAST_ONE,
+    "batch": _AT_LEAST_ONE,
+    "std": Check("above 0", lambda value: all(number > 0 for number in value)),
+    "input_range": Check("two numbers, the lower first", lambda value: len(value) == 2 and value[0] < value[1]),
+    "min_fidelity": _AT_MOST_ONE,
+    "min_cosine": _AT_MOST_ONE,
+    "min_top1_agreement": _SHARE,
+    "max_relative_l2": Check("at least 0", lambda value: value >= 0.0),
+}
+"""Name of an option -> what its value must be."""

@@ -1,0 +1,44 @@
+"""All options of one compression, in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from onnxmerge.errors import OptionError
+from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions, Thresholds
+from onnxmerge.options.keywords import options_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressOptions:
+    """What `compress` was asked for.
+
+    Attributes
+    ----------
+    pruning, inputs, runtime, thresholds : the options by purpose
+    verify : whether the result is compared with the model before it is written
+    bench : whether both are timed too
+    """
+
+    pruning: PruningOptions
+    inputs: InputOptions
+    runtime: RuntimeOptions
+    thresholds: Thresholds
+    verify: bool = True
+    bench: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.verify and self.thresholds.given:
+            raise OptionError("`verify=False` measures nothing, so that thresholds cannot be held: drop one of the two")
+
+    @classmethod
+    def from_keywords(cls, keywords: Mapping[str, Any], *, verify: bool = True, bench: bool = True) -> CompressOptions:
+        """From the keywords of a verb, see `options_of`."""
+        pruning, inputs, runtime, thresholds = options_of(keywords, *PARTS)
+        return cls(pruning=pruning, inputs=inputs, runtime=runtime, thresholds=thresholds, verify=verify, bench=bench)
+
+
+PARTS = (PruningOptions, InputOptions, RuntimeOptions, Thresholds)
+"""The option classes whose fields are keywords of `compress`, `inspect` and `sweep`."""
