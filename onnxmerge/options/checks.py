@@ -67,7 +67,6 @@ READ_FROM_TEXT: dict[str, Callable[[str], Any]] = {
 
 _SHARE = Check("between 0 and 1", lambda value: 0.0 <= value <= 1.0)
 _AT_MOST_ONE = Check("at most 1", lambda value: value <= 1.0)
-_AT_LEAST_ONE = Check("a whole number of at least 1", lambda value: type(value) is int and value >= 1)
 
 CHECKS = {
     "target": Check(
@@ -86,8 +85,8 @@ CHECKS = {
     "calibration": Check("a path, an array, or a mapping from the model's input names to arrays", _is_calibration),
     "samples": Check("at least 2", lambda value: value >= 2),
     "seed": Check("at least 0", lambda value: value >= 0),
-    "threads": _AT_LEAST_ONE,
-    "batch": _AT_LEAST_ONE,
+    "threads": Check("at least 1", lambda value: value >= 1),
+    "batch": Check("a whole number of at least 1", lambda value: type(value) is int and value >= 1),
     "std": Check("above 0", lambda value: all(number > 0 for number in value)),
     "input_range": Check("two numbers, the lower first", lambda value: len(value) == 2 and value[0] < value[1]),
     "min_fidelity": _AT_MOST_ONE,
