@@ -10,9 +10,9 @@ from topologies import TOPOLOGIES, Topology, feeds_of
 from topologies.net import Net
 
 from onnxmerge.errors import Reason, Refusal
-from onnxmerge.graph.analysis import analyse
+from onnxmerge.graph.channel_analysis import analyse_channels
 from onnxmerge.graph.channel_groups import Channels
-from onnxmerge.graph.merge_paths import neurons
+from onnxmerge.graph.merge_validity import pre_activations
 from onnxmerge.onnxio.model import from_proto
 from onnxmerge.pipeline.compress import compress
 
@@ -47,7 +47,7 @@ def test_channels_ties_and_reasons(topology: Topology, tmp_path: Path) -> None:
 @pytest.mark.parametrize("topology", ROWS)
 def test_merging_is_accepted_where_it_is_valid(topology: Topology, tmp_path: Path) -> None:
     channels = analysed(built(topology), tmp_path).channels
-    refused = [found for group in channels.groups if isinstance(found := neurons(channels, group), Refusal)]
+    refused = [found for group in channels.groups if isinstance(found := pre_activations(channels, group), Refusal)]
     assert topology.merge is not True or not refused
     assert topology.merge is not False or len(refused) == len(channels.groups) > 0
     assert all(refusal.where and refusal.text for refusal in refused)
@@ -71,7 +71,7 @@ def test_an_unknown_operator_pins_what_enters_it() -> None:
     model = built(topology)
     shapes = {name: (2, 8, 8, 8) for name in ("conv_a_y", "relu_1_y", "mystery_2_y")}
     shapes |= {"x": (2, 3, 8, 8), "conv_b_y": (2, 6, 8, 8), "relu_4_y": (2, 6, 8, 8), "out_y": (2, 4, 8, 8)}
-    channels = analyse(from_proto(model), shapes, None, {})
+    channels = analyse_channels(from_proto(model), shapes)
     assert {name: free_channels(channels).get(name, 0) for name in topology.removable} == topology.removable
     reason = next(refusal.text for refusal in channels.refusals if refusal.where == "conv_a")
     assert "Mystery" in reason
@@ -120,7 +120,7 @@ def test_neurons_are_what_the_activation_sees(name: str, producer: str, activati
     """scale * (row . x) + offset, at the upper left 3 x 3 patch of an image or on a vector, is the observed activation."""
     model, feeds = built(TOPOLOGIES[name]), feeds_of(TOPOLOGIES[name])
     channels = analysed(model, tmp_path).channels
-    found = neurons(channels, next(group for group in channels.groups if group.name == producer))
+    found = pre_activations(channels, next(group for group in channels.groups if group.name == producer))
     assert not isinstance(found, Refusal)
     seen = run(model, feeds, (activation,))[-1]
     x = feeds["x"][:, :, :3, :3] if seen.ndim == 4 else feeds["x"]
@@ -150,7 +150,7 @@ def behind_stem(make) -> onnx.ModelProto:
 def test_two_readers_of_differently_scaled_channels_do_not_merge(tmp_path: Path) -> None:
     channels = analysed(behind_stem(forked), tmp_path).channels
     (group,) = channels.groups
-    refused = neurons(channels, group)
+    refused = pre_activations(channels, group)
     assert isinstance(refused, Refusal)
     assert "another scale" in refused.text
 

@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnxmerge.graph import constants
-from onnxmerge.graph.constants import constant, is_quantised
+from onnxmerge.graph import constant_folding
+from onnxmerge.graph.constant_folding import constant_value
 from onnxmerge.onnxio import model_files as io
 from onnxmerge.onnxio.export import export
 from onnxmerge.onnxio.model import from_proto, set_constant
@@ -62,7 +62,7 @@ FOLDED = {
 def test_computed_like_onnxruntime(case: str) -> None:
     model = model_of(FOLDED[case])
     session = onnxruntime.InferenceSession(io.serialise(model), providers=["CPUExecutionProvider"])
-    value = constant(model, model.graph.outputs[0])
+    value = constant_value(model, model.graph.outputs[0])
     expected = session.run(None, {})[0]
     assert value is not None
     assert (value.dtype, value.shape) == (expected.dtype, expected.shape)
@@ -73,7 +73,7 @@ def test_computed_like_onnxruntime(case: str) -> None:
 @pytest.mark.parametrize("opset", [7, 9, 11, 13, 18, 21])
 def test_old_and_new_forms(opset: int) -> None:
     squeeze = "a = Unsqueeze<axes = [0]>(w) y = Squeeze<axes = [0]>(a)" if opset < 13 else FOLDED["Unsqueeze and Squeeze"]
-    value = constant(model := model_of(squeeze, opset=opset), model.graph.outputs[0])
+    value = constant_value(model := model_of(squeeze, opset=opset), model.graph.outputs[0])
     assert value is not None
     assert value.tolist() == [[1, -2, 3], [4, -5, 6]]
 
@@ -100,13 +100,13 @@ NOT_CONSTANT = {
 def test_not_constant(case: str) -> None:
     nodes, inputs = NOT_CONSTANT[case]
     model = model_of(nodes, inputs=inputs, weights=WEIGHTS + ", float[2, 2] two_by_two = {1, 2, 3, 4}")
-    assert constant(model, model.graph.outputs[0]) is None
+    assert constant_value(model, model.graph.outputs[0]) is None
 
 
 def test_long_chains_are_no_recursion() -> None:
     nodes = " ".join(f"t{number + 1} = Neg(t{number})" for number in range(1500))
     model = model_of(f"t0 = Identity(v) {nodes} y = Identity(t1500)")
-    value = constant(model, model.graph.outputs[0])
+    value = constant_value(model, model.graph.outputs[0])
     assert value is not None
     assert value.tolist() == [1, 2, 4]
 
@@ -114,20 +114,20 @@ def test_long_chains_are_no_recursion() -> None:
 def test_computed_once_and_anew_after_an_edit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("a = Transpose(w) b = Transpose(w) y = Add(a, b)")
     calls = []
-    evaluator = constants.ReferenceEvaluator
-    monkeypatch.setattr(constants, "ReferenceEvaluator", lambda proto: (calls.append(proto), evaluator(proto))[1])
-    first = constant(model, model.graph.outputs[0])
-    assert constant(model, model.graph.outputs[0]) is first
+    evaluator = constant_folding.ReferenceEvaluator
+    monkeypatch.setattr(constant_folding, "ReferenceEvaluator", lambda proto: (calls.append(proto), evaluator(proto))[1])
+    first = constant_value(model, model.graph.outputs[0])
+    assert constant_value(model, model.graph.outputs[0]) is first
     assert len(calls) == 2  # one for both Transposes
     for node in model.graph.nodes[:2]:
         node.inputs[0] = set_constant(model, "w", np.ones((2, 3), np.float32))
-    value = constant(model, model.graph.outputs[0])
+    value = constant_value(model, model.graph.outputs[0])
     assert value is not None
     assert value.tolist() == np.full((3, 2), 2).tolist()
     model.graph.nodes[0].attrs["perm"] = [0, 1]
-    assert constant(model, model.graph.outputs[0]) is None  # (2, 3) + (3, 2)
-    monkeypatch.setattr(constants, "LIMIT_BYTES", 10)
-    assert constant(model, model.graph.nodes[1].outputs[0]) is None
+    assert constant_value(model, model.graph.outputs[0]) is None  # (2, 3) + (3, 2)
+    monkeypatch.setattr(constant_folding, "LIMIT_BYTES", 10)
+    assert constant_value(model, model.graph.nodes[1].outputs[0]) is None
 
 
 DTYPES = [np.float16, np.float64, np.int8, np.uint16, np.bool_, ml_dtypes.bfloat16, ml_dtypes.int4, ml_dtypes.uint4]
@@ -142,7 +142,7 @@ def test_dtypes_survive_reading_and_writing(dtype: type) -> None:
     value = helper.make_tensor_value_info("y", tensor.data_type, [2, 3])
     graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], [value], [tensor])
     model = from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11))
-    read = constant(model, model.graph.nodes[0].inputs[0])
+    read = constant_value(model, model.graph.nodes[0].inputs[0])
     assert read is not None
     assert read.dtype == array.dtype
     assert read.tobytes() == array.tobytes()
@@ -159,7 +159,7 @@ def test_typed_fields_sparse_and_scalar() -> None:
     proto = model.proto
     proto.graph.sparse_initializer.append(sparse)
     model = from_proto(proto)
-    value = constant(model, model.graph.nodes[0].inputs[1])
+    value = constant_value(model, model.graph.nodes[0].inputs[1])
     assert value is not None
     assert value.tolist() == [[0, 7, 0], [0, 0, 8]]
     assert export(model).graph.sparse_initializer[0] == sparse
@@ -182,32 +182,11 @@ def test_writer_takes_fresh_names_and_a_copy() -> None:
         set_constant(model, "w", np.ones(3, np.longdouble))
 
 
-QUANTISED = {
-    "plain": ("y = Identity(w)", False),
-    "transposed": ("y = Transpose(w)", False),
-    "scaled": ("y = Mul(w, v)", False),
-    "behind DequantizeLinear": ("s = Constant<value_float = 0.5>() a = DequantizeLinear(q, s) y = Transpose(a)", True),
-    "fake quantisation": ("s = Constant<value_float = 0.5>() a = QuantizeLinear(w, s) y = DequantizeLinear(a, s)", True),
-    "contrib operator": ("s = Constant<value_float = 0.5>() y = com.microsoft.DequantizeLinear(q, s)", True),
-    "cast by hand": ("a = Cast<to = 1>(q) y = Mul(a, v)", True),
-    "Constant node": ("a = Constant<value = int8[1] {3}>() y = Cast<to = 1>(a)", True),
-    "mask": ("a = Cast<to = 1>(m) y = Mul(a, v)", False),
-    "itself": ("y = Identity(q)", True),
-}
-
-
-@pytest.mark.parametrize("case", QUANTISED)
-def test_quantised(case: str) -> None:
-    nodes, expected = QUANTISED[case]
-    model = model_of(nodes, weights=WEIGHTS + ", int8[2, 3] q = {1, 2, 3, 4, 5, 6}, bool[3] m = {1, 0, 1}")
-    assert is_quantised(model.graph.outputs[0]) is expected
-
-
 def test_initializer_behind_a_body_is_found() -> None:
     body = "then_branch = g () => (a) { t = Transpose(w) a = Add(t, x) }, else_branch = h () => (b) { b = Identity(x) }"
     model = model_of(f"c = Constant<value = bool {{1}}>() y = If(c) <{body}>", inputs="float[3, 2] x")
     inner = model.graph.nodes[1].attrs["then_branch"].nodes
-    value = constant(model, inner[0].outputs[0])
+    value = constant_value(model, inner[0].outputs[0])
     assert value is not None
     assert value.shape == (3, 2)
-    assert constant(model, inner[1].outputs[0]) is None
+    assert constant_value(model, inner[1].outputs[0]) is None

@@ -10,7 +10,7 @@ import pytest
 from running import analysed, weights_of
 from topologies.net import Net
 
-from onnxmerge.graph.merge_paths import Neurons, neurons
+from onnxmerge.graph.merge_validity import PreActivations, pre_activations
 
 PER_CHANNEL = (8, 1, 1)
 
@@ -49,12 +49,12 @@ def test_moments_of_the_neurons(steps, expected, tmp_path: Path) -> None:
     model = net.model()
     channels = analysed(model, tmp_path).channels
     (group,) = channels.groups
-    found = neurons(channels, group)
-    assert isinstance(found, Neurons)
+    found = pre_activations(channels, group)
+    assert isinstance(found, PreActivations)
     if expected is None:
-        assert found.moments is None
+        assert found.mean_std is None
         return
-    assert found.moments is not None
+    assert found.mean_std is not None
     mean, deviation = expected({name: np.squeeze(value) for name, value in weights_of(model).items()})
-    np.testing.assert_allclose(found.moments[0], mean, rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(found.moments[1], deviation, rtol=1e-4)  # sqrt(var / (var + epsilon)) is not quite 1
+    np.testing.assert_allclose(found.mean_std[0], mean, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(found.mean_std[1], deviation, rtol=1e-4)  # sqrt(var / (var + epsilon)) is not quite 1

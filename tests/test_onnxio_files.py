@@ -15,7 +15,7 @@ from onnx import ModelProto, TensorProto, parser
 from onnx.external_data_helper import convert_model_to_external_data
 
 from onnxmerge.errors import ModelError, OptionError
-from onnxmerge.graph.constants import constant
+from onnxmerge.graph.constant_folding import constant_value
 from onnxmerge.onnxio import model_files as io
 from onnxmerge.onnxio import storage as placing
 from onnxmerge.onnxio.model import set_constant
@@ -170,7 +170,7 @@ def test_external_weights_are_mapped_and_embedded(outside: Path, monkeypatch: py
     model = io.load("in.onnx")
     monkeypatch.chdir("/")
     assert all(not tensor.raw_data for tensor in model.proto.graph.initializer)
-    weight = constant(model, model.graph.nodes[0].inputs[1])
+    weight = constant_value(model, model.graph.nodes[0].inputs[1])
     assert weight.tolist() == np.arange(1, 13).reshape(4, 3).tolist()
     assert isinstance(origin(weight), mmap.mmap)
     assert not weight.flags.writeable
@@ -297,7 +297,7 @@ def test_save_over_itself(outside: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     io.save(model, outside)
     assert sorted(os.listdir(outside.parent)) == ["in.onnx", "in.onnx.1.data", "in.onnx.data", "weights"]
     assert np.array_equal(run(outside), expected)
-    assert constant(model, model.graph.nodes[0].inputs[1])[0, 0] == 1  # the model in hand still finds its weights
+    assert constant_value(model, model.graph.nodes[0].inputs[1])[0, 0] == 1  # the model in hand still finds its weights
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["one file", "data beside"])

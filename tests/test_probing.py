@@ -130,7 +130,7 @@ def solved_by_hand(layer_statistics: LayerStatistics, fresh: AnalysedModel, link
         new[g][:, stays] = solved.T.reshape(out, len(stays), positions)
         bias[rows] = mean_y - mean_x @ solved
     layer = layer_statistics.reference.layers[link.key]
-    old = old_bias(layer_statistics.context.channels.flow, layer)
+    old = old_bias(layer_statistics.context.channels, layer)
     return Replacement(link.layer.stored(new / layer.alpha).astype(value.dtype), bias - old)
 
 

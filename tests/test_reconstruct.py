@@ -245,7 +245,7 @@ def test_one_consumer_gets_what_lstsq_finds(
     given = Options(ratio=0.5, method="reconstruct", include=(producer,), calibration=Path("given"), threads=1)
     plan = decide(understanding, given, layer_statistics_of(understanding, inputs, given, lambda stage, share: None))
     (removal,) = plan.removals
-    (layer,) = [each for each in understanding.channels.flow.layers if each.node.name == consumer]
+    (layer,) = [each for each in understanding.channels.layers if each.node.name == consumer]
     wanted = [value.name for value in model.graph.output]
     extra = tuple(tensor for tensor in (layer.source, layer.key) if tensor not in wanted)
     tensors = dict(zip([*wanted, *extra], run(model, feeds, extra), strict=True))

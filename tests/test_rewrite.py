@@ -78,9 +78,9 @@ def test_removing_what_nobody_reads_changes_nothing(topology: Topology, tmp_path
         removals = [half_of(channels.groups[number]) for number in chosen]
         assert all(0 < len(removal.kept) < removal.group.size for removal in removals)
         zeroed = without_readers(channels, removals)
-        before = export(channels.flow.model).SerializeToString()
+        before = export(channels.model).SerializeToString()
         small, whole = (export(rewrite(channels, each, zeroed)) for each in (removals, []))
-        assert export(channels.flow.model).SerializeToString() == before  # the model at hand stays as it is
+        assert export(channels.model).SerializeToString() == before  # the model at hand stays as it is
         assert size(small) < size(whole) == size(model)
         error = relative_error(run(whole, feeds), run(small, feeds))
         assert error < tolerance_of(topology, 1e-5), groups[chosen[0]].name

@@ -197,9 +197,9 @@ class Standing:
 def standing(name: str, consumer: str, folder: Path, sizes: tuple[int, ...] = (4, 3), thin: tuple[int, ...] = ()) -> Standing:
     topology = TOPOLOGIES[name]
     model = built(topology)
-    flow = analysed(model, folder).channels.flow
+    channels = analysed(model, folder).channels
     (at,) = [at for at, node in enumerate(model.graph.node) if node.name == consumer]
-    (layer,) = [each for each in flow.layers if each.node.name == consumer]
+    (layer,) = [each for each in channels.layers if each.node.name == consumer]
     rng = np.random.default_rng(7)
     whole = {key: rng.normal(size=(sum(sizes), *shape[1:])).astype(topology.dtype) for key, shape in topology.feeds.items()}
     starts = np.cumsum([0, *sizes])

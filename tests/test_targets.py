@@ -13,8 +13,8 @@ from topologies import TOPOLOGIES, Topology
 from onnxmerge.algorithms.allocation import Cost
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.graph.cost_terms import COST_TERMS, kinds_of
-from onnxmerge.graph.merge_paths import neurons
+from onnxmerge.graph.cost_terms import COST_TERMS, cost_classes
+from onnxmerge.graph.merge_validity import pre_activations
 from onnxmerge.options import Options
 from onnxmerge.pipeline.builder import Search
 from onnxmerge.pipeline.candidates import Candidate, candidate_of
@@ -39,13 +39,13 @@ def pruned(source: Path, counts: Mapping[str, int]) -> Candidate:
 
 def predicted(analysed: AnalysedModel, groups: list[ChannelGroup], made: Candidate, kind: str) -> float:
     """What the terms say of the channels that a candidate kept."""
-    kinds = kinds_of(analysed.channels, groups)
+    classes = cost_classes(analysed.channels, groups)
     kept = [np.array(made.kept.get(group.name, range(group.size))) for group in groups]
     tables = []
-    for group, own, stays in zip(groups, kinds, kept, strict=True):
+    for group, own, stays in zip(groups, classes, kept, strict=True):
         tables.append(np.zeros((group.size + 1, int(own.max()) + 1)))
         tables[-1][len(stays)] = np.bincount(own[stays], minlength=int(own.max()) + 1)
-    cost = Cost(*COST_TERMS[kind](analysed.channels, groups, kinds, analysed.shapes), tuple(tables))
+    cost = Cost(*COST_TERMS[kind](analysed.channels, groups, classes, analysed.shapes), tuple(tables))
     return cost.total([len(stays) for stays in kept])
 
 
@@ -68,7 +68,7 @@ def left(result: Compression | Candidate, before: AnalysedModel, kind: str) -> f
 
 def is_open(group: ChannelGroup, analysed: AnalysedModel, options: Options) -> bool:
     """Whether the method may shrink the group."""
-    return options.method != "merge" or not isinstance(neurons(analysed.channels, group), Refusal)
+    return options.method != "merge" or not isinstance(pre_activations(analysed.channels, group), Refusal)
 
 
 def check_target(source: Path, target: Path, kind: str, share: float, options: Options) -> None:

@@ -21,13 +21,13 @@ AMPLITUDE = 0.5  # root mean square of the noise, as a share of the other inputs
 
 def dense_first_layer(channels: Channels) -> tuple[str, np.ndarray] | None:
     """The graph input that one dense layer reads whole, and that layer's weight (out, in); None for other networks."""
-    for layer in channels.flow.layers:
+    for layer in channels.layers:
         if layer.layout not in ("rows", "columns") or layer.in_ids.any():
             continue
-        source = origin(layer.node.inputs[1 - layer.weight_input if layer.node.op == "MatMul" else 0])
-        shape = channels.flow.shape(source)
+        source = origin(layer.data)
+        shape = channels.shape(source)
         weight = layer.canonical(layer.stored_weight)[0, :, :, 0]
-        is_input = any(source is tensor for tensor in channels.flow.model.graph.inputs)
+        is_input = any(source is tensor for tensor in channels.model.graph.inputs)
         is_float = isinstance(source.dtype, np.dtype) and np.issubdtype(source.dtype, np.floating)
         if is_input and is_float and shape is not None and int(np.prod(shape[1:])) == weight.shape[1]:
             return str(source.name), weight.astype(np.float64)

@@ -31,15 +31,15 @@ def origin(tensor: gs.Tensor) -> gs.Tensor:
 
 def hints_of(channels: Channels) -> Hints:
     """Read the graph's first layers."""
-    flow, found = channels.flow, Hints()
-    names = {tensor.name for tensor in flow.model.graph.inputs}
-    for node in flow.model.graph.nodes:
-        if node.op == "Gather" and (table := flow.constant(node.inputs[0])) is not None and not node.attrs.get("axis", 0):
+    found = Hints()
+    names = {tensor.name for tensor in channels.model.graph.inputs}
+    for node in channels.model.graph.nodes:
+        if node.op == "Gather" and (table := channels.constant(node.inputs[0])) is not None and not node.attrs.get("axis", 0):
             name = origin(node.inputs[1]).name
             if name in names:
                 found.limits[name] = min(found.limits.get(name, len(table)), len(table))
         if node.op == "BatchNormalization" and node.inputs[0].name in names:
-            mean, variance = flow.constant(node.inputs[3]), flow.constant(node.inputs[4])
+            mean, variance = channels.constant(node.inputs[3]), channels.constant(node.inputs[4])
             if mean is not None and variance is not None and mean.ndim == 1:
                 found.spreads[node.inputs[0].name] = mean.astype(np.float64), np.sqrt(variance.astype(np.float64))
     return found

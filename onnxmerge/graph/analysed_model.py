@@ -1,4 +1,4 @@
-"""A file understood: the model, its tensors' shapes in a tiny run, its channel groups and what it costs."""
+"""A model that is ready to be decided on: its channels, the shapes of its tensors, and what it costs."""
 
 from __future__ import annotations
 
@@ -9,55 +9,76 @@ import numpy as np
 
 from onnxmerge.errors import ModelError
 from onnxmerge.execution.shapes import Observations, observe_twice, random_values
-from onnxmerge.graph.analysis import analyse
+from onnxmerge.graph.channel_analysis import analyse_channels
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.cost import total_macs, total_parameters
-from onnxmerge.graph.layers import label
+from onnxmerge.graph.tensor_facts import Shapes
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.model_files import external_bytes, load
 from onnxmerge.results import Size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AnalysedModel:
-    """The model, ready to be decided on.
+    """A model with its channel groups and its cost.
 
-    observed: every tensor in the tiny run, elsewhere: in a run with other dynamic sizes, None where there is none.
+    Attributes
+    ----------
+    model : the model as loaded
+    channels : its channel analysis
+    observed : every tensor in a run on small random inputs
+    size : parameters, MACs for the shapes of that run, and bytes of the file
+    observed_otherwise : every tensor in a run with other sizes of the dynamic axes; None where nothing is dynamic
     """
 
     model: Model
     channels: Channels
     observed: Observations
     size: Size
-    elsewhere: Observations | None = None
+    observed_otherwise: Observations | None = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name -> concrete shape."""
-        return {name: seen.shape for name, seen in self.observed.items()}
+        """Tensor name -> concrete shape in the first run."""
+        return shapes_of(self.observed)
 
-    def feeds(self, seen: Observations) -> dict[str, np.ndarray]:
-        """Random inputs of the shapes of a run."""
+    def random_feeds(self, observed: Observations) -> dict[str, np.ndarray]:
+        """Random inputs of the shapes and types that they had in a run; always the same."""
         generator = np.random.default_rng(0)
-        inputs = [tensor.name for tensor in self.model.graph.inputs]
-        return {name: random_values(generator, seen[name].shape, seen[name].dtype) for name in inputs}
+        names = [tensor.name for tensor in self.model.graph.inputs]
+        return {name: random_values(generator, observed[name].shape, observed[name].dtype) for name in names}
+
+
+def shapes_of(observed: Observations) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> concrete shape in a run."""
+    return {name: observation.shape for name, observation in observed.items()}
 
 
 def analyse_model(path: Path) -> AnalysedModel:
-    """Load, run once or twice on tiny inputs, follow the channels. Raises ModelError with one clear line."""
+    """Load a model, run it on small random inputs, and find its channel groups.
+
+    Parameters
+    ----------
+    path : an ONNX file
+
+    Raises
+    ------
+    ModelError
+        The file is no valid model, the model does not run, or a weight holds NaN or infinity.
+    """
     model = load(path)
-    first, second = observe_twice(path, label=path.name)
-    shapes = {name: seen.shape for name, seen in first.items()}
-    others = None if second is None else {name: seen.shape for name, seen in second.items()}
-    values = {name: seen.value for name, seen in first.items() if seen.value is not None}
-    channels = analyse(model, shapes, others, values)
-    for layer in channels.flow.layers:
+    observed, observed_otherwise = observe_twice(path, label=path.name)
+    shapes = shapes_of(observed)
+    other_shapes = None if observed_otherwise is None else shapes_of(observed_otherwise)
+    values = {name: observation.value for name, observation in observed.items() if observation.value is not None}
+    channels = analyse_channels(model, shapes, other_shapes, values)
+    for layer in channels.layers:
         if not np.isfinite(layer.stored_weight).all():
-            raise ModelError(f"{path}: the weight of {label(layer.node)} holds NaN or infinity; export the model anew")
-    size = measure(model, shapes, path.stat().st_size + external_bytes(model.proto))
-    return AnalysedModel(model, channels, first, size, second)
+            raise ModelError(f"{path}: the weight of {layer.name} holds NaN or infinity; export the model anew")
+    size = size_of(model, shapes, path.stat().st_size + external_bytes(model.proto))
+    return AnalysedModel(model, channels, observed, size, observed_otherwise)
 
 
-def measure(model: Model, shapes: dict[str, tuple[int, ...]], file_bytes: int) -> Size:
-    """Parameters, MACs for the shapes given, bytes."""
+def size_of(model: Model, shapes: Shapes, file_bytes: int) -> Size:
+    """Parameters, MACs for the shapes given, and the bytes of the file."""
     return Size(total_parameters(model), total_macs(model, shapes), file_bytes)

@@ -1,22 +1,36 @@
-"""What a model is to the methods: channel groups, who writes them and who reads them, and reasons for the rest."""
+"""What the channel analysis of a model finds: channel groups, the layers that write and read them, and reasons for the rest."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnxmerge.errors import Refusal
-from onnxmerge.graph.channel_ids import Flow, Rider
-from onnxmerge.graph.layers import Consumer, Ids, Producer, label
+from onnxmerge.graph.channel_ids import Ids
+from onnxmerge.graph.channel_propagation import ChannelParameter
+from onnxmerge.graph.layers import Consumer, Layer, Producer
+from onnxmerge.graph.nodes import node_name
+from onnxmerge.graph.tensor_facts import TensorFacts
+from onnxmerge.onnxio import surgeon as gs
+from onnxmerge.onnxio.model import Model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """n units that are decided together.
+    """n channels that are decided together. A channel of a group is one set of united ids: it is kept or removed as a whole.
 
-    units (n,) representative ids; removable (n,) bool; cells (n,) int: every cell must keep the same number of units
-    (all zero without grouped convolutions); refusal: why channels are not removable, None if all are.
+    Attributes
+    ----------
+    name : name of the first producer
+    channel_ids : (n,) representative id of each channel, ascending
+    removable : (n,) bool, False where a channel must stay
+    conv_groups : (n,) int labels; all labels must keep equally many channels. All zero without grouped convolutions
+    producers : the layers that write the channels
+    consumers : the layers that read them
+    parameters : per-channel constants between producers and consumers
+    refusal : why channels are not removable, None where all are
     """
 
     name: str
@@ -25,58 +39,120 @@ class ChannelGroup:
     conv_groups: np.ndarray
     producers: tuple[Producer, ...]
     consumers: tuple[Consumer, ...]
-    riders: tuple[Rider, ...]
+    parameters: tuple[ChannelParameter, ...]
     refusal: Refusal | None
 
     @property
     def size(self) -> int:
-        """Number of units."""
+        """Number of channels."""
         return len(self.channel_ids)
 
     @property
     def layer_names(self) -> tuple[str, ...]:
         """Names of the nodes whose outputs are the group's channels: producers and depthwise convolutions."""
-        depthwise = (label(rider.node) for rider in self.riders if rider.depthwise)
-        return (*(link.name for link in self.producers), *depthwise)
-
-    def refused_for(self, name: str) -> Refusal:
-        """Why a layer of this group keeps channels; what stands in the way is the obstacle."""
-        assert self.refusal is not None
-        obstacle = self.refusal.obstacle or (self.refusal.where if self.refusal.where != name else "")
-        return replace(self.refusal, where=name, obstacle=obstacle)
+        depthwise = (node_name(parameter.node) for parameter in self.parameters if parameter.is_depthwise)
+        return (*(producer.name for producer in self.producers), *depthwise)
 
     @property
-    def profiles(self) -> np.ndarray:
-        """(n,) int: units with the same number are read by the same consumers in the same way, within the same cell."""
-        counts = np.stack([self.conv_groups, *((link.positions >= 0).sum(1) for link in self.consumers)], axis=1)
+    def merge_classes(self) -> np.ndarray:
+        """(n,) int labels: a channel can take the place of another of the same label.
+
+        They are read by the same consumers equally often, and are of the same group of a grouped convolution.
+        """
+        counts = np.stack([self.conv_groups, *((each.positions >= 0).sum(1) for each in self.consumers)], axis=1)
         return np.unique(counts, axis=0, return_inverse=True)[1].reshape(-1)
 
+    def refusal_of(self, layer_name: str) -> Refusal:
+        """Why a layer of this group keeps channels; what stands in the way is the obstacle."""
+        if self.refusal is None:
+            raise ValueError(f"nothing keeps the channels of {self.name}")
+        obstacle = self.refusal.obstacle or (self.refusal.where if self.refusal.where != layer_name else "")
+        return replace(self.refusal, where=layer_name, obstacle=obstacle)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Channels:
-    """The model understood: groups that can shrink, in topological order, and reasons for all that cannot."""
+    """The channel analysis of a model.
 
-    flow: Flow
+    Attributes
+    ----------
+    facts : the model, with shapes and constants of its tensors
+    layers : nodes with a constant weight, in topological order
+    parameters : per-channel constants
+    tensor_ids : id array by name of the tensor, for tensors with channels that could go
+    id_count : number of ids, 0 included
+    shared_weight_keys : keys of the layers whose weight is made from an initializer that the weight of another layer is made from
+    groups : groups of channels that can shrink, in topological order
+    refusals : why the other layers stay as they are
+    """
+
+    facts: TensorFacts
+    layers: tuple[Layer, ...]
+    parameters: tuple[ChannelParameter, ...]
+    tensor_ids: Mapping[str, Ids]
+    id_count: int
+    shared_weight_keys: frozenset[str]
     groups: tuple[ChannelGroup, ...]
     refusals: tuple[Refusal, ...]
 
+    @property
+    def model(self) -> Model:
+        """The model that was analysed."""
+        return self.facts.model
 
-def channel_positions(flow: Flow, group: ChannelGroup, ids: Ids) -> np.ndarray:
-    """(n, r) positions of each unit of a group in a flattened id array, padded with -1."""
-    index = np.full(len(flow.parents), -1)
+    def shape(self, tensor: gs.Tensor) -> tuple[int, ...] | None:
+        """Concrete shape of a tensor, None where it is not known."""
+        return self.facts.shape(tensor)
+
+    def constant(self, tensor: gs.Tensor) -> np.ndarray | None:
+        """The value of a tensor that depends on nothing but the file; None for every other."""
+        return self.facts.constant(tensor)
+
+    def ids(self, tensor: gs.Tensor) -> Ids:
+        """The tensor's id array; zeros where nothing could go."""
+        known = self.tensor_ids.get(tensor.name)
+        return np.zeros((1,) * len(self.shape(tensor) or ()), np.int64) if known is None else known
+
+    def kept_mask(self, kept: Iterable[tuple[ChannelGroup, np.ndarray]]) -> np.ndarray:
+        """(id_count,) bool: which ids stay when each of these groups keeps the channels with the given indices."""
+        mask = np.ones(self.id_count, bool)
+        for group, indices in kept:
+            mask[group.channel_ids] = False
+            mask[group.channel_ids[indices]] = True
+        return mask
+
+
+def channel_positions(channels: Channels, group: ChannelGroup, ids: Ids) -> np.ndarray:
+    """(n, t) positions of each channel of a group in a flattened id array, padded with -1."""
+    index = np.full(channels.id_count, -1)
     index[group.channel_ids] = np.arange(group.size)
     return positions_of(index, ids)
 
 
 def positions_of(index: np.ndarray, ids: Ids) -> np.ndarray:
-    """(n, r) positions of each unit in a flattened id array."""
-    flat = index[ids.reshape(-1)]
-    flat[ids.reshape(-1) == 0] = -1
-    count = int(index.max()) + 1
-    order = np.argsort(flat, kind="stable")
-    order = order[flat[order] >= 0]
-    owner = flat[order]
-    many = np.bincount(owner, minlength=count)
-    places = np.full((count, max(1, many.max())), -1)
-    places[owner, np.arange(len(owner)) - np.repeat(np.cumsum(many) - many, many)] = order
-    return places
+    """Where channels stand in an id array.
+
+    Parameters
+    ----------
+    index : (number of ids,) index of the channel that each id stands for, -1 for none
+    ids : id array of any shape
+
+    Returns
+    -------
+    (n, t) int: the positions of each channel in the flattened id array, ascending, padded with -1 where it has fewer than t
+
+    Examples
+    --------
+    >>> positions_of(np.array([-1, 0, 1, -1]), np.array([[1, 2, 3], [1, 0, 1]])).tolist()
+    [[0, 3, 5], [1, -1, -1]]
+    """
+    flat = ids.reshape(-1)
+    owner = np.where(flat > 0, index[flat], -1)
+    order = np.argsort(owner, kind="stable")
+    order = order[owner[order] >= 0]
+    owner = owner[order]
+    count = np.bincount(owner, minlength=int(index.max()) + 1)
+    first = np.cumsum(count) - count
+    positions = np.full((len(count), max(1, count.max())), -1)
+    positions[owner, np.arange(len(owner)) - np.repeat(first, count)] = order
+    return positions

@@ -1,132 +1,155 @@
-"""How parameters and MACs follow the numbers of channels that groups keep: a table of bilinear terms, one a layer.
+"""How parameters and MACs follow the numbers of channels that groups keep: sums of bilinear terms, one for each layer.
 
-Channels of a group that stand at other places than the rest of it, behind a Slice, a Pad or a Gather, are of a kind of their own:
-what leaves with them is different.
+A layer with weight (out, in) whose outputs are channels of one group and whose inputs are channels of another costs a constant
+times the kept channels of both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
-from onnxmerge.graph.channel_ids import Flow
-from onnxmerge.graph.cost import Shapes, macs_of, total_macs, total_parameters
-from onnxmerge.graph.layers import Ids, Layer
+from onnxmerge.graph.channel_ids import Ids
+from onnxmerge.graph.cost import float_count, node_macs, total_macs, total_parameters
+from onnxmerge.graph.layers import Layer
+from onnxmerge.graph.nodes import has_input
+from onnxmerge.graph.tensor_facts import Shapes
 from onnxmerge.onnxio import surgeon as gs
 
-Terms = tuple[np.ndarray, np.ndarray, np.ndarray]
-Kinds = tuple[np.ndarray, ...]  # by group (n,): the kind of each of its channels, from 0
+CostClasses = tuple[np.ndarray, ...]
+"""By group (n,) int from 0: channels of the same number cost the same."""
 
 
-def kinds_of(channels: Channels, groups: Sequence[ChannelGroup]) -> Kinds:
-    """Channels of a group are of one kind where every layer and every per-channel constant holds them equally often."""
-    flow = channels.flow
+class CostTerms(NamedTuple):
+    """cost(n) = sum over t of weight[t] * (rows[t] . n) * (columns[t] . n).
+
+    n (classes + 1,) holds the kept channels of each cost class, those of the first group first, and a 1 in the last place.
+
+    Attributes
+    ----------
+    weight : (terms,) float64
+    rows, columns : (terms, classes + 1) float64
+    """
+
+    weight: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+
+    def plus(self, other: CostTerms) -> CostTerms:
+        """The terms of both."""
+        return CostTerms(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
+
+
+def cost_classes(channels: Channels, groups: Sequence[ChannelGroup]) -> CostClasses:
+    """Which channels of a group cost the same: those that every layer and every per-channel constant holds equally often.
+
+    Channels behind a Slice, a Pad or a Gather stand in other layers than the rest of their group, so that other parameters leave
+    with them.
+    """
+    sizes = [group.size for group in groups]
     channel_ids = np.concatenate([group.channel_ids for group in groups])
-    position = np.full(len(flow.parents), len(channel_ids))
+    position = np.full(channels.id_count, len(channel_ids))
     position[channel_ids] = np.arange(len(channel_ids))
-    kinds = np.repeat(np.arange(len(groups)), [group.size for group in groups])
-    for ids in [ids for each in flow.layers for ids in (each.out_ids, each.in_ids)] + [rider.ids for rider in flow.riders]:
+    classes = np.repeat(np.arange(len(groups)), sizes)
+    held_ids = [ids for layer in channels.layers for ids in (layer.out_ids, layer.in_ids)]
+    for ids in held_ids + [parameter.ids for parameter in channels.parameters]:
         counts = np.bincount(position[ids.reshape(-1)], minlength=len(channel_ids) + 1)[:-1]
-        kinds = np.unique(kinds * (int(counts.max()) + 1) + counts, return_inverse=True)[1].reshape(-1)
-    parts = np.split(kinds, np.cumsum([group.size for group in groups])[:-1])
+        classes = np.unique(classes * (int(counts.max()) + 1) + counts, return_inverse=True)[1].reshape(-1)
+    parts = np.split(classes, np.cumsum(sizes)[:-1])
     return tuple(np.unique(part, return_inverse=True)[1].reshape(-1) for part in parts)
 
 
-class _Table:
-    """Terms under construction: weight * (units of each kind in the rows) * (in the columns), a constant in the last place."""
+class _TermBuilder:
+    """Collects the terms of layers, from what each costs with all channels."""
 
-    def __init__(self, flow: Flow, groups: Sequence[ChannelGroup], kinds: Kinds) -> None:
-        sizes = [np.bincount(own) for own in kinds]
+    def __init__(self, channels: Channels, groups: Sequence[ChannelGroup], classes: CostClasses) -> None:
+        sizes = [np.bincount(own) for own in classes]
         self.sizes = np.concatenate([*sizes, [1]]).astype(np.float64)
-        self.owner = np.full(len(flow.parents), len(self.sizes) - 1)
+        self._class_of = np.full(channels.id_count, len(self.sizes) - 1)
+        self._constant = np.zeros(len(self.sizes))
+        self._constant[-1] = 1.0
         first = 0
-        for group, own, size in zip(groups, kinds, sizes, strict=True):
-            self.owner[group.channel_ids] = first + own
+        for group, own, size in zip(groups, classes, sizes, strict=True):
+            self._class_of[group.channel_ids] = first + own
             first += len(size)
         self.terms: list[tuple[float, np.ndarray, np.ndarray]] = []
 
-    def share(self, ids: Ids) -> np.ndarray:
-        """(kinds + 1,) positions for each kept unit of a kind, and those of no group."""
-        return np.bincount(self.owner[ids.reshape(-1)], minlength=len(self.sizes)) / self.sizes
+    def _positions_per_channel(self, ids: Ids) -> np.ndarray:
+        """(classes + 1,) how many of these positions each kept channel of a class takes; last: how many are of no group."""
+        return np.bincount(self._class_of[ids.reshape(-1)], minlength=len(self.sizes)) / self.sizes
 
-    def add(self, total: float, rows: Ids, columns: Ids | None = None) -> None:
-        """A layer that costs `total` with all channels, over the ids that it writes and those that it reads."""
-        one = np.zeros(len(self.sizes))
-        one[-1] = 1.0
-        parts = self.share(rows), one if columns is None else self.share(columns)
-        full = float(np.prod([part @ self.sizes for part in parts]))
-        if total and full:
-            self.terms.append((total / full, *parts))
+    def add(self, total: float, out_ids: Ids, in_ids: Ids | None = None) -> None:
+        """A layer that costs `total` with all channels, with the ids that it writes and those that it reads."""
+        rows = self._positions_per_channel(out_ids)
+        columns = self._constant if in_ids is None else self._positions_per_channel(in_ids)
+        product = float((rows @ self.sizes) * (columns @ self.sizes))
+        if total and product:
+            self.terms.append((total / product, rows, columns))
 
-    def finished(self, total: float) -> Terms:
-        """With what does not depend on any group, so that all channels cost `total`."""
-        so_far = sum(weight * (rows @ self.sizes) * (columns @ self.sizes) for weight, rows, columns in self.terms)
-        constant = np.zeros(len(self.sizes))
-        constant[-1] = 1.0
-        weights, rows, columns = zip(*self.terms, (total - so_far, constant, constant), strict=True)
-        return np.array(weights), np.stack(rows), np.stack(columns)
+    def sum(self) -> float:
+        """What the terms so far cost with all channels."""
+        return sum(weight * float((rows @ self.sizes) * (columns @ self.sizes)) for weight, rows, columns in self.terms)
+
+    def build(self, total: float) -> CostTerms:
+        """The terms, with a constant one so that all channels cost `total`."""
+        weights, rows, columns = zip(*self.terms, (total - self.sum(), self._constant, self._constant), strict=True)
+        return CostTerms(np.array(weights), np.stack(rows), np.stack(columns))
 
 
-def parameter_terms(channels: Channels, groups: Sequence[ChannelGroup], kinds: Kinds, shapes: Shapes) -> Terms:
+def parameter_terms(channels: Channels, groups: Sequence[ChannelGroup], classes: CostClasses, shapes: Shapes) -> CostTerms:
     """Floating-point parameters; a tensor that several nodes read counts once."""
-    flow = channels.flow
-    table = _Table(flow, groups, kinds)
-    seen: set[int] = set()
+    builder = _TermBuilder(channels, groups, classes)
+    counted: set[int] = set()
 
     def is_new(tensor: gs.Tensor) -> bool:
-        key = id(gs.stored_values(tensor)) if isinstance(tensor, gs.Constant) else id(tensor)
-        known = key in seen
-        seen.add(key)
-        return not known
+        identity = id(gs.stored_values(tensor)) if isinstance(tensor, gs.Constant) else id(tensor)
+        was_counted = identity in counted
+        counted.add(identity)
+        return not was_counted
 
-    for layer in flow.layers:
+    for layer in channels.layers:
         if is_new(layer.node.inputs[layer.weight_input]):
-            table.add(layer.stored_weight.size, layer.out_ids, layer.in_ids)
-    for rider in flow.riders:
-        value = flow.constant(rider.node.inputs[rider.input])
-        if value is not None and np.issubdtype(value.dtype, np.floating) and is_new(rider.node.inputs[rider.input]):
-            table.add(value.size, rider.ids)
-    return table.finished(total_parameters(flow.model))
+            builder.add(layer.stored_weight.size, layer.out_ids, layer.in_ids)
+    for parameter in channels.parameters:
+        tensor = parameter.node.inputs[parameter.input_index]
+        value = channels.constant(tensor)
+        if value is not None and (count := float_count(value)) and is_new(tensor):
+            builder.add(count, parameter.ids)
+    return builder.build(total_parameters(channels.model))
 
 
-def mac_terms(channels: Channels, groups: Sequence[ChannelGroup], kinds: Kinds, shapes: Shapes) -> Terms:
+def mac_terms(channels: Channels, groups: Sequence[ChannelGroup], classes: CostClasses, shapes: Shapes) -> CostTerms:
     """Multiply-accumulates for the shapes given."""
-    table = _Table(channels.flow, groups, kinds)
-    for layer in channels.flow.layers:
-        table.add(macs_of(layer.node, shapes), layer.out_ids, layer.in_ids)
-    for rider in channels.flow.riders:
-        if rider.depthwise:
-            table.add(macs_of(rider.node, shapes), rider.ids)
-    return table.finished(total_macs(channels.flow.model, shapes))
+    builder = _TermBuilder(channels, groups, classes)
+    for layer in channels.layers:
+        builder.add(node_macs(layer.node, shapes), layer.out_ids, layer.in_ids)
+    for parameter in channels.parameters:
+        if parameter.is_depthwise:
+            builder.add(node_macs(parameter.node, shapes), parameter.ids)
+    return builder.build(total_macs(channels.model, shapes))
 
 
-def bias_terms(channels: Channels, groups: Sequence[ChannelGroup], kinds: Kinds) -> Terms:
-    """What the layers that read channels gain where a solve gives them the bias that they lack."""
-    table = _Table(channels.flow, groups, kinds)
-    for layer in channels.flow.layers:
-        if layer.in_ids.any() and not _has_bias(channels.flow, layer):
-            table.add(layer.out_ids.size, layer.out_ids)
-    return table.finished(sum(weight * float(rows @ table.sizes) for weight, rows, _ in table.terms))
+def bias_terms(channels: Channels, groups: Sequence[ChannelGroup], classes: CostClasses) -> CostTerms:
+    """Parameters that consumers gain where reconstruction gives them a bias that they lack."""
+    builder = _TermBuilder(channels, groups, classes)
+    for layer in channels.layers:
+        if layer.in_ids.any() and not _has_bias(channels, layer):
+            builder.add(layer.out_ids.size, layer.out_ids)
+    return builder.build(builder.sum())
 
 
-def together(one: Terms, other: Terms) -> Terms:
-    """The terms of both."""
-    weights, rows, columns = (np.concatenate(pair) for pair in zip(one, other, strict=True))
-    return weights, rows, columns
-
-
-def _has_bias(flow: Flow, layer: Layer) -> bool:
+def _has_bias(channels: Channels, layer: Layer) -> bool:
     """Whether there is a constant that a bias can be added to: the node's own, or that of an Add behind a MatMul."""
-    node = layer.node
-    if node.op != "MatMul":
-        return len(node.inputs) > 2 and bool(node.inputs[2].name)
-    following = node.outputs[0].outputs
-    return len(following) == 1 and following[0].op == "Add" and any(flow.constant(t) is not None for t in following[0].inputs)
+    if layer.node.op != "MatMul":
+        return has_input(layer.node, 2)
+    following = layer.node.outputs[0].outputs
+    return len(following) == 1 and following[0].op == "Add" and any(channels.constant(t) is not None for t in following[0].inputs)
 
 
-COST_TERMS: dict[str, Callable[[Channels, Sequence[ChannelGroup], Kinds, Shapes], Terms]] = {
+COST_TERMS: dict[str, Callable[[Channels, Sequence[ChannelGroup], CostClasses, Shapes], CostTerms]] = {
     "params": parameter_terms,
     "macs": mac_terms,
 }

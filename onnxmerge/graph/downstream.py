@@ -8,66 +8,99 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxmerge.execution.layerwise import LayerwiseRun
-from onnxmerge.graph.channel_ids import Flow
+from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.layers import Layer
+from onnxmerge.graph.nodes import is_standard
 from onnxmerge.onnxio import surgeon as gs
 
-PASSING = ("Identity", "Dropout", "Cast")
+# Operators between a layer and its activation that change no value.
+_VALUE_KEEPING = ("Identity", "Dropout", "Cast")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DownstreamAffine:
-    """What follows a consumer: scale and shift (out,) of the BatchNormalizations behind it, then a join, then perhaps a ReLU.
+    """What follows a layer: y -> [relu](scale * y + shift [+ added]).
 
-    other: the computed tensor that its scaled output is added to, None without a join. is_followed: some node reads on.
+    Attributes
+    ----------
+    scale, shift : (out,) of the BatchNormalizations behind the layer; None without any
+    added : name of the computed tensor that is added after that; None without one
+    has_relu : whether a ReLU follows
+    is_followed : whether any node reads on; False for a layer whose output, up to these steps, is a graph output
     """
 
     scale: np.ndarray | None = None
     shift: np.ndarray | None = None
-    other: str | None = None
-    rectified: bool = False
+    added: str | None = None
+    has_relu: bool = False
     is_followed: bool = True
 
-    def is_reachable(self, *walks: LayerwiseRun) -> bool:
-        """Whether the other side of the join has been computed where the walks stand; if not, that side will repair this."""
-        return self.other is None or all(self.other in walk.live for walk in walks)
+    def is_reachable(self, *runs: LayerwiseRun) -> bool:
+        """Whether `added` has been computed where the runs stand."""
+        return self.added is None or all(self.added in run.live for run in runs)
 
-    def ahead(self, output: np.ndarray, walk: LayerwiseRun, number: int) -> np.ndarray:
-        """What the ReLU reads when the consumer gives `output` (N, out, *space) on a batch of the walk."""
+    def before_relu(self, output: np.ndarray, run: LayerwiseRun, batch: int) -> np.ndarray:
+        """What the ReLU reads when the layer gives `output` (N, out, *space) on one batch of a run."""
         if self.scale is not None and self.shift is not None:
             space = (1, -1) + (1,) * (output.ndim - 2)
             output = output * self.scale.astype(output.dtype).reshape(space) + self.shift.astype(output.dtype).reshape(space)
-        return output if self.other is None else output + np.asarray(walk.tensor(number, self.other))
+        return output if self.added is None else output + np.asarray(run.tensor(batch, self.added))
+
+    def scaled(self, weight: np.ndarray) -> np.ndarray:
+        """A weight of the layer, (groups, outputs per group, inputs per group, kernel size), times the scale of each output."""
+        scale = np.ones(weight.shape[0] * weight.shape[1]) if self.scale is None else self.scale
+        return weight.astype(np.float64) * scale.reshape(*weight.shape[:2], 1, 1)
 
 
-def downstream_affine_of(flow: Flow, layer: Layer, matched: Mapping[str, np.ndarray]) -> DownstreamAffine:
-    """Look ahead from a node. matched: mean and variance of BatchNormalizations that a walk has given others, by name."""
-    tensor, channels = layer.node.outputs[0], layer.out_ids.size
-    scale, shift, other = None, None, None
-    while len(tensor.outputs) == 1 and tensor not in flow.model.graph.outputs:
+def downstream_affine_of(channels: Channels, layer: Layer, matched: Mapping[str, np.ndarray]) -> DownstreamAffine:
+    """Follow a layer's output as far as only one node reads it.
+
+    Parameters
+    ----------
+    channels : the channel analysis of the model
+    layer : the layer
+    matched : mean and variance that a run has given BatchNormalizations in place of the stored ones, under
+        ``"{output}//mean"`` and ``"{output}//variance"``
+    """
+    tensor, outputs = layer.node.outputs[0], channels.model.graph.outputs
+    scale: np.ndarray | None = None
+    shift: np.ndarray | None = None
+    added: str | None = None
+    while len(tensor.outputs) == 1 and tensor not in outputs:
         node = tensor.outputs[0]
-        if node.op == "BatchNormalization" and other is None:
-            own = _normalisation(flow, node, matched)
-            if own is None or len(own[0]) != channels:
+        if not is_standard(node):
+            break
+        if node.op == "BatchNormalization" and added is None and layer.output_axis == 1:
+            affine = _batch_normalization(channels, node, matched)
+            if affine is None or len(affine[0]) != layer.out_ids.size:
                 break
-            scale, shift = own if scale is None or shift is None else (own[0] * scale, own[0] * shift + own[1])
-        elif node.op == "Add" and other is None and len(node.inputs) == 2:
-            beside = next((t for t in node.inputs if t is not tensor), None)
-            if beside is None or flow.constant(beside) is not None or flow.shape(beside) != flow.shape(tensor):
+            scale, shift = affine if scale is None or shift is None else (affine[0] * scale, affine[0] * shift + affine[1])
+        elif node.op == "Add" and added is None and len(node.inputs) == 2:
+            added = _computed_summand(channels, node, tensor)
+            if added is None:
                 break
-            other = str(beside.name)
         elif node.op == "Relu":
-            return DownstreamAffine(scale, shift, other, rectified=True)
-        elif node.op not in PASSING:
+            return DownstreamAffine(scale, shift, added, has_relu=True)
+        elif node.op not in _VALUE_KEEPING:
             break
         tensor = node.outputs[0]
-    is_followed = bool(tensor.outputs) and tensor not in flow.model.graph.outputs
-    return DownstreamAffine(scale, shift, other, rectified=False, is_followed=is_followed)
+    is_followed = bool(tensor.outputs) and tensor not in outputs
+    return DownstreamAffine(scale, shift, added, has_relu=False, is_followed=is_followed)
 
 
-def _normalisation(flow: Flow, node: gs.Node, matched: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
-    """BatchNormalization as scale and shift (out,)."""
-    values = [flow.constant(tensor) for tensor in node.inputs[1:5]]
+def _computed_summand(channels: Channels, node: gs.Node, tensor: gs.Tensor) -> str | None:
+    """Name of what an Add adds to `tensor`; None where it is a constant, of another shape, or `tensor` itself."""
+    other = next((each for each in node.inputs if each is not tensor), None)
+    if other is None or channels.constant(other) is not None or channels.shape(other) != channels.shape(tensor):
+        return None
+    return str(other.name)
+
+
+def _batch_normalization(
+    channels: Channels, node: gs.Node, matched: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """A BatchNormalization as scale and shift (out,) float64; None where its parameters are computed."""
+    values = [channels.constant(tensor) for tensor in node.inputs[1:5]]
     if any(value is None for value in values):
         return None
     gamma, beta, mean, variance = (value.astype(np.float64) for value in values if value is not None)
@@ -76,9 +109,3 @@ def _normalisation(flow: Flow, node: gs.Node, matched: Mapping[str, np.ndarray])
     variance = np.asarray(matched.get(f"{name}//variance", variance), np.float64)
     scale = gamma / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
     return scale, beta - scale * mean
-
-
-def scaled(weight: np.ndarray, downstream: DownstreamAffine) -> np.ndarray:
-    """A canonical weight (g, out/g, in/g, positions) as the BatchNormalizations behind it scale its outputs, float64."""
-    scale = np.ones(weight.shape[0] * weight.shape[1]) if downstream.scale is None else downstream.scale
-    return weight.astype(np.float64) * scale.reshape(*weight.shape[:2], 1, 1)

@@ -12,14 +12,9 @@ from functools import cached_property
 
 import numpy as np
 
+from onnxmerge.graph.channel_ids import Ids
+from onnxmerge.graph.nodes import node_name
 from onnxmerge.onnxio import surgeon as gs
-
-Ids = np.ndarray
-
-
-def label(node: gs.Node) -> str:
-    """A node's name; unnamed nodes go by operator and first output."""
-    return node.name or f"{node.op}({node.outputs[0].name})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +48,8 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """The node's name, or what stands for it."""
-        return label(self.node)
+        """The node's name, as `node_name` gives it."""
+        return node_name(self.node)
 
     @property
     def groups(self) -> int:
@@ -62,9 +57,14 @@ class Layer:
         return len(self.in_ids)
 
     @property
+    def data(self) -> gs.Tensor:
+        """The tensor that it reads beside its weight and bias."""
+        return self.node.inputs[1 - self.weight_input if self.node.op == "MatMul" else 0]
+
+    @property
     def source(self) -> str:
         """Name of the tensor that it reads."""
-        return str(self.node.inputs[1 - self.weight_input if self.node.op == "MatMul" else 0].name)
+        return str(self.data.name)
 
     @property
     def input_axis(self) -> int:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from onnxmerge.errors import ModelError, Reason, Refusal, refusal
 from onnxmerge.execution.sessions import ModelSource
 from onnxmerge.execution.shapes import Observations, observe
-from onnxmerge.graph.analysed_model import AnalysedModel, measure
+from onnxmerge.graph.analysed_model import AnalysedModel, size_of
 from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.graph.cost import macs_of, parameters_of
+from onnxmerge.graph.cost import node_macs, node_parameters
 from onnxmerge.graph.rewrite import Removal, Replacement, rewrite
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.model_files import serialise, stored_bytes
@@ -79,14 +79,14 @@ def _applied(
     model = rewrite(analysed.channels, removals, replaced)
     content = serialise(model)
     observed = _observed(content, analysed, analysed.observed)
-    if analysed.elsewhere is not None:
-        _observed(content, analysed, analysed.elsewhere)
-    return model, content, measure(model, {name: seen.shape for name, seen in observed.items()}, stored_bytes(content))
+    if analysed.observed_otherwise is not None:
+        _observed(content, analysed, analysed.observed_otherwise)
+    return model, content, size_of(model, {name: seen.shape for name, seen in observed.items()}, stored_bytes(content))
 
 
 def _observed(content: ModelSource, analysed: AnalysedModel, reference: Observations) -> Observations:
     """A run on inputs of the reference's sizes; ModelError where an output has another shape than there."""
-    observed = observe(content, analysed.feeds(reference), label="the compressed model")
+    observed = observe(content, analysed.random_feeds(reference), label="the compressed model")
     for tensor in analysed.model.graph.outputs:
         before, after = reference.get(tensor.name), observed.get(tensor.name)
         if before is not None and (after is None or after.shape != before.shape):
@@ -96,7 +96,7 @@ def _observed(content: ModelSource, analysed: AnalysedModel, reference: Observat
 
 def unlocked_by(analysed: AnalysedModel, group: ChannelGroup) -> GroupResult:
     """What a group is and what shrinks with it."""
-    flow, shapes, size = analysed.channels.flow, analysed.shapes, analysed.size
+    facts, shapes, size = analysed.channels.facts, analysed.shapes, analysed.size
     links = {link.key: link for link in (*group.producers, *group.consumers)}.values()
     return GroupResult(
         name=group.name,
@@ -106,8 +106,8 @@ def unlocked_by(analysed: AnalysedModel, group: ChannelGroup) -> GroupResult:
         method="",
         producers=tuple(link.name for link in group.producers),
         consumers=tuple(link.name for link in group.consumers),
-        parameters_share=sum(parameters_of(flow, link.node) for link in links) / max(1, size.parameters),
-        macs_share=sum(macs_of(link.node, shapes) for link in links) / max(1, size.macs),
+        parameters_share=sum(node_parameters(facts, link.node) for link in links) / max(1, size.parameters),
+        macs_share=sum(node_macs(link.node, shapes) for link in links) / max(1, size.macs),
         note=_note(group),
     )
 

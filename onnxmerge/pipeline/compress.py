@@ -19,7 +19,6 @@ from onnxmerge.execution.providers import CPU, provider_of
 from onnxmerge.execution.sessions import fixed_threads
 from onnxmerge.execution.versions import versions
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
-from onnxmerge.graph.layers import label
 from onnxmerge.onnxio.files import check_place, is_at
 from onnxmerge.onnxio.model_files import external_files, save, stored_bytes
 from onnxmerge.options import PlannedGroup, Progress, PruningOptions
@@ -211,7 +210,7 @@ def _why(latency: LatencyComparison | None, chosen: Candidate) -> str:
 
 def _nothing_to_remove(source: Path, analysed: AnalysedModel) -> str:
     """One line that says why."""
-    layers = {label(layer.node) for layer in analysed.channels.flow.layers}
+    layers = {layer.name for layer in analysed.channels.layers}
     refusals = sorted(analysed.channels.refusals, key=lambda refusal: refusal.where not in layers)
     if not refusals:
         return f"{source}: nothing can be removed: it has no Conv, ConvTranspose, Gemm or MatMul with weights in the file"

@@ -13,8 +13,8 @@ from onnxmerge.algorithms.elimination import kept_after
 from onnxmerge.errors import Refusal
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, kinds_of, together
-from onnxmerge.graph.merge_paths import neurons
+from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, cost_classes
+from onnxmerge.graph.merge_validity import pre_activations
 from onnxmerge.options import PruningOptions
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.sensitivity import Sensitivity
@@ -74,34 +74,34 @@ def budget_of(
     """Curves from removal orders and probes, costs from the graph."""
     channels = analysed.channels
     curves = tuple(_curve(layer_statistics, group, sensitivities[group.name], options) for group in groups)
-    kinds = kinds_of(channels, groups)
-    kept = tuple(_of_each_kind(layer_statistics, *each, options) for each in zip(groups, kinds, curves, strict=True))
+    classes = cost_classes(channels, groups)
+    kept = tuple(_of_each_class(layer_statistics, *each, options) for each in zip(groups, classes, curves, strict=True))
     sizes = [group.size for group in groups]
     costs = {}
     for kind, terms in COST_TERMS.items():
-        found = terms(channels, groups, kinds, analysed.shapes)
+        found = terms(channels, groups, classes, analysed.shapes)
         whole = max(Cost(*found, kept).total(sizes), 1.0)
         if kind == "params" and options.method not in BY_WEIGHTS:
-            found = together(found, bias_terms(channels, groups, kinds))
-        costs[kind] = Cost(found[0] / whole, found[1], found[2], kept)
+            found = found.plus(bias_terms(channels, groups, classes))
+        costs[kind] = Cost(found.weight / whole, found.rows, found.columns, kept)
     return Budget(tuple(groups), curves, {**costs, BOTH: mean_cost(list(costs.values()))})
 
 
-def _of_each_kind(
-    layer_statistics: LayerStatistics, group: ChannelGroup, kinds: np.ndarray, curve: Curve, options: PruningOptions
+def _of_each_class(
+    layer_statistics: LayerStatistics, group: ChannelGroup, classes: np.ndarray, curve: Curve, options: PruningOptions
 ) -> np.ndarray:
-    """(size + 1, kinds): how many channels of each kind stay, by how many stay of the group (rows that the curve lacks are 0)."""
-    if not kinds.any():
+    """(size + 1, classes): channels of each cost class that stay, by how many of the group do (0 where the curve has none)."""
+    if not classes.any():
         return np.arange(group.size + 1.0)[:, None]
     elimination = layer_statistics.elimination(group)
     solved = options.method not in BY_WEIGHTS and options.criterion not in CRITERIA
-    table = np.zeros((group.size + 1, int(kinds.max()) + 1))
+    table = np.zeros((group.size + 1, int(classes.max()) + 1))
     for count in curve.counts.tolist():
         if elimination is not None and solved:
             kept = kept_after(elimination, group.size, count)
         else:
             kept = select(layer_statistics.context.channels, group, count, weight_criterion(options))
-        table[count] = np.bincount(kinds[kept], minlength=table.shape[1])
+        table[count] = np.bincount(classes[kept], minlength=table.shape[1])
     return table
 
 
@@ -109,7 +109,7 @@ def _curve(
     layer_statistics: LayerStatistics, group: ChannelGroup, sensitivities: Sequence[Sensitivity], options: PruningOptions
 ) -> Curve:
     """Counts are whole quotas: the same number in every cell, and never less than must stay; all where merge is not valid."""
-    if options.method == "merge" and isinstance(neurons(layer_statistics.context.channels, group), Refusal):
+    if options.method == "merge" and isinstance(pre_activations(layer_statistics.context.channels, group), Refusal):
         return Curve(np.array([group.size]), np.zeros(1))
     sizes = np.bincount(group.conv_groups)
     pinned = int(np.bincount(group.conv_groups[~group.removable], minlength=len(sizes)).max())

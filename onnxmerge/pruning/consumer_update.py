@@ -10,7 +10,7 @@ from onnx import NodeProto, helper
 from onnxmerge.algorithms.least_squares import mixed_weight, mixing
 from onnxmerge.algorithms.moments import Covariance
 from onnxmerge.execution.layerwise import LayerwiseRun
-from onnxmerge.graph.channel_ids import Flow
+from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Replacement
 
@@ -33,18 +33,20 @@ def mixed_priors(layer: Layer, kept: np.ndarray, moments: Covariance) -> list[np
     return weights
 
 
-def old_bias(flow: Flow, layer: Layer) -> np.ndarray:
+def old_bias(channels: Channels, layer: Layer) -> np.ndarray:
     """(out,) the bias inside the reference's node, as it is added to the output."""
     node, count = layer.node, layer.weight.shape[0] * layer.weight.shape[1]
     if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
         return np.zeros(count)
-    value = flow.constant(node.inputs[2])
+    value = channels.constant(node.inputs[2])
     assert value is not None
     beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
     return np.broadcast_to(beta * value.astype(np.float64).reshape(-1), count)
 
 
-def spread_out(flow: Flow, layer: Layer, kept: np.ndarray, weights: Sequence[np.ndarray], bias: np.ndarray) -> Replacement:
+def spread_out(
+    channels: Channels, layer: Layer, kept: np.ndarray, weights: Sequence[np.ndarray], bias: np.ndarray
+) -> Replacement:
     """Weights (out, kept, positions) for each group of the consumer, alpha included, as its stored weight with zeros at removed
     places; bias (out,): what is added to the output."""
     full = np.zeros(layer.weight.shape)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxmerge.graph.channel_ids import Flow
-from onnxmerge.graph.downstream import DownstreamAffine, scaled
+from onnxmerge.graph.channel_groups import Channels
+from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.graph.layers import Layer
 
 
@@ -21,14 +21,14 @@ class OutputErrorMetric:
 
     def __init__(
         self,
-        flow: Flow,
+        channels: Channels,
         order: Mapping[str, int],
         output_variance: Mapping[str, float],
         downstream: Mapping[str, DownstreamAffine],
     ) -> None:
-        self._flow, self._order, self._variance, self._outlooks = flow, order, output_variance, downstream
+        self._order, self._variance, self._outlooks = order, output_variance, downstream
         self._readers: dict[int, list[tuple[Layer, int]]] = defaultdict(list)
-        for layer in flow.layers:
+        for layer in channels.layers:
             for place, channel in enumerate(layer.in_ids.reshape(-1).tolist()):
                 if channel:
                     self._readers[channel].append((layer, place))
@@ -52,7 +52,7 @@ class OutputErrorMetric:
 
     def _reading(self, layer: Layer) -> np.ndarray:
         """(in, in): sum over outputs and kernel positions of products of two inputs' weights."""
-        weight = scaled(layer.canonical(layer.stored_weight), self._outlooks[layer.key])
+        weight = self._outlooks[layer.key].scaled(layer.canonical(layer.stored_weight))
         groups, _, inside, _ = weight.shape
         result = np.zeros((groups * inside, groups * inside))
         for g in range(groups):

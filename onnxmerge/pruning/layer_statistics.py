@@ -16,7 +16,6 @@ from onnxmerge.algorithms.moments import Covariance
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.graph.downstream import scaled
 from onnxmerge.graph.layers import Consumer, Layer
 from onnxmerge.pruning.downstream_metric import OutputErrorMetric
 from onnxmerge.pruning.weight_methods import Decision
@@ -91,7 +90,7 @@ def output_error_metric_of(context: RunContext, statistics: ReferenceStatistics)
     variance = {}
     for key, layer in statistics.layers.items():
         moments, total, power = statistics.covariances[key], 0.0, 0.0
-        for g, weight in enumerate(scaled(layer.weight, statistics.downstream[key])):
+        for g, weight in enumerate(statistics.downstream[key].scaled(layer.weight)):
             inside = weight.shape[1]
             channel = layer.channel_of[g * inside : (g + 1) * inside]
             own = moments.xx[np.ix_(channel, channel)]
@@ -99,7 +98,7 @@ def output_error_metric_of(context: RunContext, statistics: ReferenceStatistics)
             power += float(np.square(weight).sum((0, 2)) @ (np.diag(own) + moments.mean_x[channel] ** 2))
         if total > CONSTANT * power:
             variance[key] = total
-    return OutputErrorMetric(context.channels.flow, context.node_index, variance, statistics.downstream)
+    return OutputErrorMetric(context.channels, context.node_index, variance, statistics.downstream)
 
 
 def elimination_of(

@@ -10,7 +10,7 @@ import numpy as np
 from onnxmerge.errors import OptionError, Reason, Refusal, refusal
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
-from onnxmerge.graph.merge_paths import neurons
+from onnxmerge.graph.merge_validity import pre_activations
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.options import PruningOptions
 from onnxmerge.pruning.group_selection import chosen_groups
@@ -52,7 +52,7 @@ def decide(
     if options.ratio is not None:
         whole = refusal("", Reason.RATIO_TOO_SMALL, ratio=options.ratio)
     for group in [group for group in groups if counts[group.name] == group.size]:
-        invalid = neurons(analysed.channels, group) if options.method == "merge" else None
+        invalid = pre_activations(analysed.channels, group) if options.method == "merge" else None
         why = invalid if isinstance(invalid, Refusal) else whole
         refusals += [replace(why, where=name) for name in group.layer_names]
     if options.method in BY_WEIGHTS:

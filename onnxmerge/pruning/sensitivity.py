@@ -149,23 +149,23 @@ class _Opened:
             (layer.alpha * full.sum(-1)) @ mean - weight.sum(-1) @ mean[stay]
             for full, weight, mean, stay in zip(layer.weight, weights, means, kept, strict=True)
         ]
-        return spread_out(self.layer_statistics.context.channels.flow, layer, kept, weights, np.concatenate(lost))
+        return spread_out(self.layer_statistics.context.channels, layer, kept, weights, np.concatenate(lost))
 
     def _bare(self, layer: Layer, kept: np.ndarray, given: Replacement | None) -> Replacement:
         """Removed inputs dropped from the weight as given, or as it was."""
         weight = layer.weight if given is None else layer.canonical(given.weight).astype(np.float64)
         parts = [layer.alpha * part[:, stay] for part, stay in zip(weight, kept, strict=True)]
-        return spread_out(self.layer_statistics.context.channels.flow, layer, kept, parts, np.zeros(1))
+        return spread_out(self.layer_statistics.context.channels, layer, kept, parts, np.zeros(1))
 
     def _constants(self, layer: Layer, new: Replacement) -> dict[str, np.ndarray]:
         """The constants of a reader, named as in the walk."""
-        before = old_bias(self.layer_statistics.context.channels.flow, layer)
+        before = old_bias(self.layer_statistics.context.channels, layer)
         return replaced(self.walk.nodes[self.walk.node_index[layer.key]][0], layer, new, before)[1]
 
     def _open(self, layer: Layer) -> dict[str, np.ndarray]:
         """Put the reader into the walk as it is, with constants of its own."""
-        flow = self.layer_statistics.context.channels.flow
+        channels = self.layer_statistics.context.channels
         parts = [layer.alpha * part for part in layer.weight]
-        same = spread_out(flow, layer, np.ones(layer.in_ids.shape, bool), parts, np.zeros(1))
-        install(self.walk, layer, same, old_bias(flow, layer))
+        same = spread_out(channels, layer, np.ones(layer.in_ids.shape, bool), parts, np.zeros(1))
+        install(self.walk, layer, same, old_bias(channels, layer))
         return self._constants(layer, same)

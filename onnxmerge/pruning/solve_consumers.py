@@ -30,10 +30,7 @@ def solve_consumers(
     follows, since synthetic inputs say little about the last layer's outputs. fixed: by key, what was decided otherwise for
     consumers that are not to be solved (None: they only lose their inputs).
     """
-    stays = np.ones(len(context.channels.flow.parents), bool)
-    for removal in removals:
-        stays[removal.group.channel_ids] = False
-        stays[removal.group.channel_ids[removal.kept]] = True
+    stays = context.channels.kept_mask((removal.group, removal.kept) for removal in removals)
     layers = sorted(statistics.layers.values(), key=lambda layer: context.node_index[layer.key])
     losing = [context.node_index[layer.key] for layer in layers if not stays[layer.in_ids].all()]
     due = [
@@ -83,7 +80,7 @@ class _Consumer:
             downstream if downstream.is_reachable(reference, compressed) else DownstreamAffine(is_followed=downstream.is_followed)
         )
         self.alpha, self.samples = layer.alpha, SampleCache()
-        self.old_bias = old_bias(context.channels.flow, layer)
+        self.old_bias = old_bias(context.channels, layer)
 
     def solve(self) -> Replacement:
         """Install and return what replaces the consumer: against the reference's outputs, then once as its ReLU sees them."""
@@ -97,7 +94,7 @@ class _Consumer:
         known = self._moments(partial(self._first_target, outputs), None)
         weights, bias = self._least_squares(known, priors, ridge)
         new = self._install(weights, bias - self.old_bias)
-        if self.downstream.rectified:
+        if self.downstream.has_relu:
             current = self.compressed.session_for(self.index)
             known = self._moments(partial(self._next_target, outputs, current), known)
             weights, bias = self._least_squares(known, weights, ridge)
@@ -126,16 +123,16 @@ class _Consumer:
     def _first_target(self, outputs: Session, number: int) -> np.ndarray:
         """The reference's own output, and what the other side of a join has lost."""
         output = _run(outputs, self.reference, number)
-        if self.downstream.other is None:
+        if self.downstream.added is None:
             return output
-        reached, wanted = (np.asarray(walk.tensor(number, self.downstream.other)) for walk in (self.compressed, self.reference))
+        reached, wanted = (np.asarray(walk.tensor(number, self.downstream.added)) for walk in (self.compressed, self.reference))
         return adjusted_target(output, reached, wanted, self.downstream.scale)
 
     def _next_target(self, outputs: Session, current: Session, number: int) -> np.ndarray:
         """The same, forgiven where a ReLU follows and anything negative will do."""
         now = _run(current, self.compressed, number)
-        reached = self.downstream.ahead(now, self.compressed, number)
-        wanted = self.downstream.ahead(_run(outputs, self.reference, number), self.reference, number)
+        reached = self.downstream.before_relu(now, self.compressed, number)
+        wanted = self.downstream.before_relu(_run(outputs, self.reference, number), self.reference, number)
         return adjusted_target(now, reached, wanted, self.downstream.scale, rectified=True)
 
     def _moments(self, targets: Callable[[int], np.ndarray], known: list[MomentSums] | None) -> list[MomentSums]:
@@ -149,7 +146,7 @@ class _Consumer:
     def _install(self, weights: list[np.ndarray], bias: np.ndarray) -> Replacement:
         """Into the compressed walk, with zeros at removed places; bias (out,): what is added to the output."""
         layer = self.layer
-        new = spread_out(self.context.channels.flow, layer, self.kept, weights, bias)
+        new = spread_out(self.context.channels, layer, self.kept, weights, bias)
         install(self.compressed, layer, new, self.old_bias)
         return new
 

@@ -48,9 +48,7 @@ class Trial:
 
     def kept(self, layer_statistics: LayerStatistics, layer: Layer) -> np.ndarray:
         """(g, in/g) bool: the inputs of a reader that stay."""
-        stays = np.ones(len(layer_statistics.context.channels.flow.parents), bool)
-        stays[self.group.channel_ids] = False
-        stays[self.group.channel_ids[self.decision.removal.kept]] = True
+        stays = layer_statistics.context.channels.kept_mask([(self.group, self.decision.removal.kept)])
         return np.asarray(stays[layer.in_ids], bool)
 
 
@@ -83,7 +81,7 @@ def trial_solves(layer_statistics: LayerStatistics, trials: Sequence[Trial], mac
 
 def _samples(layer_statistics: LayerStatistics, layer: Layer) -> float:
     """Of one input."""
-    shape = layer_statistics.context.channels.flow.shape(layer.node.outputs[0]) or ()
+    shape = layer_statistics.context.channels.shape(layer.node.outputs[0]) or ()
     return max(1.0, math.prod(shape[1:]) / max(1, layer.out_ids.size))
 
 
@@ -124,10 +122,10 @@ def _moments(layer_statistics: LayerStatistics, walk: LayerwiseRun, layer: Layer
 
 
 def _solved(layer_statistics: LayerStatistics, layer: Layer, trial: Trial, moments: Sequence[MomentSums]) -> Replacement:
-    flow, kept = layer_statistics.context.channels.flow, trial.kept(layer_statistics, layer)
+    channels, kept = layer_statistics.context.channels, trial.kept(layer_statistics, layer)
     priors = mixed_priors(layer, kept, layer_statistics.reference.covariances[layer.key])
     inside, positions = layer.weight.shape[2:]
     places = [(np.arange(positions)[:, None] * inside + np.flatnonzero(own)).reshape(-1) for own in kept]
     parts = [whole.of_inputs(chosen) for whole, chosen in zip(moments, places, strict=True)]
     weights, bias = least_squares(layer, parts, priors, RIDGE, correction_exponent=0.0)
-    return spread_out(flow, layer, kept, weights, bias - old_bias(flow, layer))
+    return spread_out(channels, layer, kept, weights, bias - old_bias(channels, layer))

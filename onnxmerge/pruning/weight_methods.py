@@ -12,7 +12,7 @@ from onnxmerge.algorithms.decomposition import absorb, decompose, decompose_affi
 from onnxmerge.algorithms.folded_batchnorm import multiples, recovered_moments, restored_rows
 from onnxmerge.errors import Refusal
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
-from onnxmerge.graph.merge_paths import Moments, Neurons, neurons
+from onnxmerge.graph.merge_validity import MeanStd, PreActivations, pre_activations
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.options import PruningOptions
 
@@ -50,10 +50,10 @@ def prune(channels: Channels, group: ChannelGroup, count: int, options: PruningO
 
 def merge(channels: Channels, group: ChannelGroup, count: int, options: PruningOptions) -> Decision | Refusal:
     """Neuron merging: Z from the producers' rows, absorbed into every consumer."""
-    found = neurons(channels, group)
+    found = pre_activations(channels, group)
     if isinstance(found, Refusal):
         return found
-    criterion, moments = weight_criterion(options), found.moments
+    criterion, moments = weight_criterion(options), found.mean_std
     folded = _folded_moments(group, found)
     if folded is None:
         kept = select(channels, group, count, criterion)
@@ -62,14 +62,14 @@ def merge(channels: Channels, group: ChannelGroup, count: int, options: PruningO
     named = given(group, options)
     kept = kept if named is None else named
     scaling = np.zeros((group.size, len(kept)))
-    profiles = group.profiles
+    profiles = group.merge_classes
     for profile in np.unique(profiles):
         members = np.flatnonzero(profiles == profile)
         staying = np.flatnonzero(np.isin(members, kept))
         if not len(staying):
             continue
         rows, scale, offset = found.rows[members], found.scale[members], found.offset[members]
-        if found.normalised or moments is not None:
+        if found.is_scaled or moments is not None:
             told = None if moments is None else (moments[0][members], moments[1][members])
             part = decompose_affine(rows, scale, offset, staying, options.threshold, options.cosine_weight, told)
         else:
@@ -79,17 +79,17 @@ def merge(channels: Channels, group: ChannelGroup, count: int, options: PruningO
     return Decision(Removal(group, kept, "merge"), scaling)
 
 
-def _folded_moments(group: ChannelGroup, found: Neurons) -> Moments | None:
+def _folded_moments(group: ChannelGroup, found: PreActivations) -> MeanStd | None:
     """Estimated moments, where one convolution feeds the group and its biases look as if a BatchNormalization was folded in."""
-    if found.normalised or len(group.producers) > 1 or group.producers[0].node.op != "Conv":
+    if found.is_scaled or len(group.producers) > 1 or group.producers[0].node.op != "Conv":
         return None
     return recovered_moments(found.rows, found.offset)
 
 
-def _select_folded(channels: Channels, group: ChannelGroup, found: Neurons, count: int, criterion: str) -> np.ndarray:
+def _select_folded(channels: Channels, group: ChannelGroup, found: PreActivations, count: int, criterion: str) -> np.ndarray:
     """As `select`, on rows with the lengths that they had before folding; what is a multiple of another channel goes first."""
     joined = np.concatenate([found.rows, found.offset[:, None]], axis=1)
-    origin = multiples(joined, group.profiles, group.removable)
+    origin = multiples(joined, group.merge_classes, group.removable)
     columns = [link.columns() for link in group.consumers]
     read = np.concatenate([each.swapaxes(0, 1).reshape(group.size, -1) for each in columns], axis=1)
     scores = CRITERIA[criterion](restored_rows(found.rows, read))

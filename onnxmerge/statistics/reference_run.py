@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -57,14 +57,11 @@ class ReferenceStatistics:
     layers: dict[str, Layer]
     covariances: dict[str, Covariance]
     downstream: dict[str, DownstreamAffine]
-
-    @cached_property
-    def _users(self) -> Counter[bytes]:
-        return Counter(layer.weight.tobytes() for layer in self.layers.values())
+    shared_weight_keys: frozenset[str]
 
     def is_shared(self, key: str) -> bool:
-        """Whether another consumer has the same weight: solving both on their own would store it twice."""
-        return self._users[self.layers[key].weight.tobytes()] > 1
+        """Whether another layer reads the same weight: solving both on their own would store it twice."""
+        return key in self.shared_weight_keys
 
 
 def run_context_of(analysed: AnalysedModel, inputs: Inputs, threads: int | None, progress: Progress) -> RunContext:
@@ -98,11 +95,10 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
     On synthetic inputs every BatchNormalization gets the statistics of its own input on the way, so that each channel has the
     mean and standard deviation that training gave it.
     """
-    flow = context.channels.flow
-    layers = {layer.key: layer for layer in flow.layers if layer.in_ids.any()}
+    layers = {layer.key: layer for layer in context.channels.layers if layer.in_ids.any()}
     if known is not None:
-        downstream = {key: downstream_affine_of(flow, layer, {}) for key, layer in layers.items()}
-        return ReferenceStatistics(copy_of(context.model), layers, dict(known), downstream)
+        downstream = {key: downstream_affine_of(context.channels, layer, {}) for key, layer in layers.items()}
+        return ReferenceStatistics(copy_of(context.model), layers, dict(known), downstream, context.channels.shared_weight_keys)
     walk = LayerwiseRun(copy_of(context.model), context.batches(), context.threads, context.folder)
     stops: dict[int, list[Layer]] = defaultdict(list)
     for layer in layers.values():
@@ -126,19 +122,19 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
                     "or take `method` prune with `ratio`"
                 )
         context.progress("statistics", (number + 1) / len(ordered))
-    downstream = {key: downstream_affine_of(flow, layer, walk.constants) for key, layer in layers.items()}
+    downstream = {key: downstream_affine_of(context.channels, layer, walk.constants) for key, layer in layers.items()}
     matched = walk.model
     del matched.graph.node[:]
     matched.graph.node.extend(node for nodes in walk.nodes for node in nodes)
-    return ReferenceStatistics(matched, layers, covariances, downstream)
+    return ReferenceStatistics(matched, layers, covariances, downstream, context.channels.shared_weight_keys)
 
 
 def _normalisations(context: RunContext) -> dict[int, np.ndarray]:
     """Position of each BatchNormalization with stored statistics -> its variance."""
     found = {}
-    for node in context.channels.flow.model.graph.nodes:
+    for node in context.channels.model.graph.nodes:
         if node.op == "BatchNormalization" and node.domain in (None, "", "ai.onnx"):
-            variance = context.channels.flow.constant(node.inputs[4])
+            variance = context.channels.constant(node.inputs[4])
             if variance is not None and variance.ndim == 1:
                 found[context.node_index[node.outputs[0].name]] = variance
     return found

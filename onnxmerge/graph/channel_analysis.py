@@ -1,0 +1,140 @@
+"""Which channels of a model can be removed, and which only together.
+
+Every output channel of every layer gets an id, and one pass over the nodes follows the ids through the operators
+(`operators/table.py`). Ids that meet in a join, in a shared weight or in a channel axis that is split are united; what the graph
+outputs, or what an operator mixes, is pinned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnxmerge.errors import Reason, Refusal, refusal
+from onnxmerge.graph.channel_grouping import form_groups
+from onnxmerge.graph.channel_groups import Channels
+from onnxmerge.graph.channel_ids import collapse, varying_axes
+from onnxmerge.graph.channel_propagation import ChannelPropagation
+from onnxmerge.graph.nodes import node_name
+from onnxmerge.graph.operators.table import operator_of
+from onnxmerge.graph.shared_weights import SharedWeights
+from onnxmerge.graph.tensor_facts import Shapes, TensorFacts
+from onnxmerge.onnxio import surgeon as gs
+from onnxmerge.onnxio.model import Model
+
+# Operators with weights of their own: each that stays as it is has a reason.
+_LAYER_OPERATORS = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"}
+    | {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
+)
+
+
+def analyse_channels(
+    model: Model, shapes: Shapes, other_shapes: Shapes | None = None, values: Mapping[str, np.ndarray] | None = None
+) -> Channels:
+    """Find the channel groups of a model. The model stays as it is.
+
+    Parameters
+    ----------
+    model : the model
+    shapes : concrete shape of every tensor of the main graph in one run, by name
+    other_shapes : the same in a run with other sizes of the dynamic axes; None where nothing is dynamic
+    values : small integer tensors of the first run by name, since graphs compute shapes
+
+    Returns
+    -------
+    Channels
+        The groups of channels that can shrink, and why the other layers stay as they are.
+
+    Examples
+    --------
+    >>> from onnx import parser
+    >>> from onnxmerge.onnxio.model import from_proto
+    >>> model = from_proto(parser.parse_model('''<ir_version: 8, opset_import: ["": 17]>
+    ...     mlp (float[1, 2] x) => (float[1, 2] y) <float[2, 3] v = {1, 2, 3, 4, 5, 6}, float[3, 2] w = {1, 2, 3, 4, 5, 6}>
+    ...     { hidden = Gemm(x, v)  active = Relu(hidden)  y = Gemm(active, w) }'''))
+    >>> channels = analyse_channels(model, {"x": (1, 2), "hidden": (1, 3), "active": (1, 3), "y": (1, 2)})
+    >>> [(group.name, group.size) for group in channels.groups]
+    [('Gemm(hidden)', 3)]
+    >>> [(refusal.where, refusal.text) for refusal in channels.refusals]
+    [('Gemm(y)', 'written to the graph output y')]
+    """
+    propagation = ChannelPropagation(TensorFacts(model, shapes, other_shapes, values or {}))
+    for node in model.graph.nodes:
+        _visit(propagation, node)
+    for tensor in model.graph.outputs:
+        propagation.pin(propagation.ids(tensor), refusal(tensor.name, Reason.GRAPH_OUTPUT, output=tensor.name))
+    shared_weights = SharedWeights(propagation)
+    shared_weights.unite_channels()
+    _keep_rectangular(propagation)
+    return form_groups(propagation, shared_weights.layer_keys)
+
+
+def _visit(propagation: ChannelPropagation, node: gs.Node) -> None:
+    """Apply the operator's rule; where it refuses, all that enters the node is pinned."""
+    for body in node.subgraphs():
+        _visit_body(propagation, node, body)
+    if all(propagation.constant(output) is not None for output in node.outputs if output.name):
+        return
+    result = _missing_shape(propagation, node) or operator_of(node).propagate(propagation, node)
+    if isinstance(result, Refusal):
+        propagation.refusals.append(result)
+        for tensor in node.inputs:
+            propagation.pin(propagation.ids(tensor), result)
+        return
+    for output, ids in zip(node.outputs, result, strict=True):
+        if output.name and varying_axes(ids):
+            propagation.tensor_ids[output.name] = ids
+        elif output.name:
+            propagation.pin(ids, refusal(node_name(node), Reason.READ_ALONE))
+
+
+def _missing_shape(propagation: ChannelPropagation, node: gs.Node) -> Refusal | None:
+    for tensor in (*node.inputs, *node.outputs):
+        if tensor.name and propagation.shape(tensor) is None:
+            return refusal(node_name(node), Reason.SHAPE_UNKNOWN, tensor=tensor.name)
+    return None
+
+
+def _visit_body(propagation: ChannelPropagation, node: gs.Node, body: gs.Graph) -> None:
+    """What a body of a node (If, Loop) reads is pinned, and the layers inside stay as they are."""
+    for tensor in _read_from_outside(body):
+        propagation.pin(propagation.ids(tensor), refusal(node_name(node), Reason.READ_IN_BODY, operator=node.op))
+    for inner in _nodes_within(body):
+        if inner.op in _LAYER_OPERATORS:
+            why = refusal(node_name(inner), Reason.INSIDE_BODY, node_name(node), operator=node.op)
+            propagation.refusals.append(why)
+
+
+def _read_from_outside(graph: gs.Graph) -> list[gs.Tensor]:
+    """Tensors that a body reads from outside, at any depth."""
+    own = {tensor.name for node in graph.nodes for tensor in node.outputs} | {tensor.name for tensor in graph.inputs}
+    read = [tensor for node in graph.nodes for tensor in node.inputs] + list(graph.outputs)
+    for node in graph.nodes:
+        for body in node.subgraphs():
+            read += _read_from_outside(body)
+    return [tensor for tensor in read if tensor.name and tensor.name not in own]
+
+
+def _nodes_within(graph: gs.Graph) -> list[gs.Node]:
+    """The nodes of a body, at any depth."""
+    return [*graph.nodes, *(inner for node in graph.nodes for body in node.subgraphs() for inner in _nodes_within(body))]
+
+
+def _keep_rectangular(propagation: ChannelPropagation) -> None:
+    """Unite ids until those of every tensor vary along one axis only.
+
+    A channel axis that is split (channel shuffle, pixel shuffle) stays rectangular only if every block loses the same
+    positions, so those ids are united across the shorter axes.
+    """
+    changed = True
+    while changed:
+        changed = False
+        for name, ids in propagation.tensor_ids.items():
+            ids = collapse(propagation.united.representatives(ids))
+            axes = varying_axes(ids)
+            if len(axes) > 1:
+                longest = max(axes, key=lambda axis: (ids.shape[axis], axis))
+                propagation.tensor_ids[name] = propagation.unite_except(ids, [longest])
+                changed = True

@@ -1,0 +1,136 @@
+"""From channel ids to channel groups: what one layer writes, or one grouped convolution binds, is decided together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from onnxmerge.errors import Reason, Refusal, refusal
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels, positions_of
+from onnxmerge.graph.channel_ids import Ids, UnionFind, collapse
+from onnxmerge.graph.channel_propagation import ChannelParameter, ChannelPropagation, EqualGroups
+from onnxmerge.graph.layers import Consumer, Layer, Producer
+from onnxmerge.graph.nodes import node_name
+
+T = TypeVar("T")
+
+
+def form_groups(propagation: ChannelPropagation, shared_weight_keys: frozenset[str]) -> Channels:
+    """The channel analysis from what was noted while the nodes were visited, every id replaced by its representative."""
+    representatives = propagation.united.representatives(np.arange(propagation.united.count))
+    pins: dict[int, Refusal] = {}
+    for channel, why in propagation.pins.items():
+        pins.setdefault(int(representatives[channel]), why)
+    parts = _Parts(
+        [
+            replace(layer, in_ids=representatives[layer.in_ids], out_ids=representatives[layer.out_ids])
+            for layer in propagation.layers
+        ],
+        [replace(parameter, ids=representatives[parameter.ids]) for parameter in propagation.parameters],
+        [replace(each, ids=representatives[each.ids]) for each in propagation.equal_groups],
+        representatives,
+    )
+    groups = [parts.group(np.array(channel_ids), pins) for channel_ids in parts.members()]
+    refusals = [*propagation.refusals]
+    refusals += [group.refusal_of(name) for group in groups if group.refusal is not None for name in group.layer_names]
+    refusals += [Refusal(layer.name, Reason.SINGLE_CHANNEL) for layer in parts.layers if not layer.out_ids.any()]
+    order = {id(node): position for position, node in enumerate(propagation.facts.model.graph.nodes)}
+    groups = [group for group in groups if group.producers and group.removable.any() and group.size > 1]
+    groups.sort(key=lambda group: order[id(group.producers[0].node)])
+    return Channels(
+        facts=propagation.facts,
+        layers=tuple(parts.layers),
+        parameters=tuple(parts.parameters),
+        tensor_ids={name: collapse(representatives[ids]) for name, ids in propagation.tensor_ids.items()},
+        id_count=len(representatives),
+        shared_weight_keys=shared_weight_keys,
+        groups=tuple(groups),
+        refusals=tuple(dict.fromkeys(refusals)),
+    )
+
+
+class _Parts:
+    """Layers, parameters and grouped convolutions, by the number of the group that they belong to."""
+
+    def __init__(
+        self,
+        layers: list[Layer],
+        parameters: list[ChannelParameter],
+        equal_groups: list[EqualGroups],
+        representatives: Ids,
+    ) -> None:
+        self.layers, self.parameters = layers, parameters
+        connected = UnionFind()
+        connected.new_ids(len(representatives) - 1)
+        for ids in [layer.out_ids for layer in layers] + [each.ids for each in equal_groups]:
+            present = np.unique(ids[ids > 0])
+            if len(present):
+                connected.unite(present[:1], present)
+        self._representatives = representatives
+        self._number = connected.representatives(representatives)
+        self._producers = self._by_number(layers, lambda layer: layer.out_ids)
+        self._consumers = self._by_number(layers, lambda layer: layer.in_ids)
+        self._parameters = self._by_number(parameters, lambda parameter: parameter.ids)
+        self._equal_groups = self._by_number(equal_groups, lambda each: each.ids)
+
+    def _by_number(self, parts: list[T], ids_of: Callable[[T], Ids]) -> dict[int, list[T]]:
+        by_number: dict[int, list[T]] = defaultdict(list)
+        for part in parts:
+            ids = ids_of(part)
+            for number in np.unique(self._number[ids[ids > 0]]).tolist():
+                by_number[number].append(part)
+        return by_number
+
+    def members(self) -> Iterable[list[int]]:
+        """The representative ids of each group, ascending."""
+        members: dict[int, list[int]] = defaultdict(list)
+        for channel in np.unique(self._representatives[1:]).tolist():
+            members[int(self._number[channel])].append(channel)
+        return members.values()
+
+    def group(self, channel_ids: Ids, pins: dict[int, Refusal]) -> ChannelGroup:
+        """The group of these ids."""
+        number, count = int(self._number[channel_ids[0]]), len(channel_ids)
+        index = np.full(len(self._representatives), -1)
+        index[channel_ids] = np.arange(count)
+        producers = tuple(Producer(layer, positions_of(index, layer.out_ids)) for layer in self._producers[number])
+        consumers = tuple(Consumer(layer, positions_of(index, layer.in_ids)) for layer in self._consumers[number])
+        removable = np.array([channel not in pins for channel in channel_ids.tolist()])
+        why = next((pins[channel] for channel in channel_ids.tolist() if channel in pins), None)
+        conv_groups = _conv_groups(index, count, self._equal_groups[number])
+        if isinstance(conv_groups, Refusal):
+            why, removable, conv_groups = conv_groups, np.zeros(count, bool), np.zeros(count, np.int64)
+        if why is None and count == 1:
+            why = Refusal("", Reason.ALL_AT_ONCE)
+        name = producers[0].name if producers else ""
+        return ChannelGroup(name, channel_ids, removable, conv_groups, producers, consumers, tuple(self._parameters[number]), why)
+
+
+def _conv_groups(index: Ids, count: int, equal_groups: list[EqualGroups]) -> np.ndarray | Refusal:
+    """Labels (count,) of a group's channels such that equal numbers kept of every label leave the groups of every grouped
+    convolution equal; a refusal where there are none. index: id -> channel of the group, -1 for none."""
+    labels = np.zeros(count, np.int64)
+    for each in equal_groups:
+        owner = np.where(each.ids > 0, index[each.ids], -1)
+        if (owner < 0).all():
+            continue
+        groups = len(each.ids)
+        occurrences = np.zeros((count, groups), np.int64)  # of each channel in each group of the convolution
+        number = np.broadcast_to(np.arange(groups)[:, None], each.ids.shape)
+        np.add.at(occurrences, (owner[owner >= 0], number[owner >= 0]), 1)
+        others = (owner < 0).sum(1)
+        in_one = (occurrences > 0).sum(1) == 1
+        in_all = (occurrences == occurrences[:, :1]).all(1)
+        if (others != others[0]).any() or not (in_one | in_all).all() or (in_all.any() and not in_all.all()):
+            return refusal("", Reason.UNEQUAL_GROUPS, node=node_name(each.node))
+        if not in_all.all():
+            labels = labels * groups + occurrences.argmax(1)
+    labels = np.unique(labels, return_inverse=True)[1].reshape(-1)
+    if len(set(np.bincount(labels).tolist())) > 1:
+        names = ", ".join(dict.fromkeys(node_name(each.node) for each in equal_groups))
+        return refusal("", Reason.BOUND_UNEQUALLY, node=names)
+    return labels

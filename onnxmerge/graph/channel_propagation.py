@@ -1,0 +1,136 @@
+"""The state of one pass over the graph: which channel id stands at which position of which tensor, and what is noted on the way.
+
+Ids that meet in a join are united; ids that meet something which cannot shrink are pinned, with a reason: they are never removed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxmerge.errors import Reason, Refusal
+from onnxmerge.graph.channel_ids import Ids, UnionFind, varying_axes
+from onnxmerge.graph.layers import Layer
+from onnxmerge.graph.tensor_facts import TensorFacts
+from onnxmerge.onnxio import surgeon as gs
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelParameter:
+    """A per-channel constant (bias, scale, BatchNormalization, slope, depthwise weight), which loses entries with the channels.
+
+    Attributes
+    ----------
+    node : the node that reads it
+    input_index : which of the node's inputs it is
+    ids : id array that broadcasts to the constant's shape
+    """
+
+    node: gs.Node
+    input_index: int
+    ids: Ids
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether it is the weight of a depthwise convolution."""
+        return self.node.op in ("Conv", "ConvTranspose") and self.input_index == 1
+
+
+@dataclass(frozen=True, eq=False)
+class EqualGroups:
+    """Channels that enter or leave a grouped convolution: every one of its groups must keep equally many.
+
+    Attributes
+    ----------
+    node : the grouped convolution
+    ids : (groups, channels per group) ids
+    """
+
+    node: gs.Node
+    ids: Ids
+
+
+@dataclass(eq=False)
+class ChannelPropagation:
+    """What the rules of the operator table read and note while the nodes are visited once, in order.
+
+    Attributes
+    ----------
+    facts : shapes and constants of the model's tensors
+    tensor_ids : id array by name of the tensor, for tensors with channels that could go
+    layers : nodes with a constant weight that were met
+    parameters : per-channel constants that were met
+    equal_groups : grouped convolutions that were met
+    pins : id -> why it must stay; the first reason stands
+    refusals : why layers stay as they are whose channels have no ids
+    united : which ids are removed together
+    """
+
+    facts: TensorFacts
+    tensor_ids: dict[str, Ids] = field(default_factory=dict)
+    layers: list[Layer] = field(default_factory=list)
+    parameters: list[ChannelParameter] = field(default_factory=list)
+    equal_groups: list[EqualGroups] = field(default_factory=list)
+    pins: dict[int, Refusal] = field(default_factory=dict)
+    refusals: list[Refusal] = field(default_factory=list)
+    united: UnionFind = field(default_factory=UnionFind)
+
+    def shape(self, tensor: gs.Tensor) -> tuple[int, ...] | None:
+        """Concrete shape, None where it is not known."""
+        return self.facts.shape(tensor)
+
+    def known_shape(self, tensor: gs.Tensor) -> tuple[int, ...]:
+        """Concrete shape of a tensor of a node whose shapes are all known, which is so in every rule."""
+        shape = self.facts.shape(tensor)
+        if shape is None:
+            raise ValueError(f"the shape of {tensor.name} is not known")
+        return shape
+
+    def constant(self, tensor: gs.Tensor) -> np.ndarray | None:
+        """The value of a tensor that depends on nothing but the file; None for every other."""
+        return self.facts.constant(tensor)
+
+    def ids(self, tensor: gs.Tensor) -> Ids:
+        """The tensor's id array; zeros where nothing could go."""
+        known = self.tensor_ids.get(tensor.name)
+        return self.no_ids(tensor) if known is None else known
+
+    def no_ids(self, tensor: gs.Tensor) -> Ids:
+        """Zeros, in the rank of the tensor."""
+        return np.zeros((1,) * len(self.shape(tensor) or ()), np.int64)
+
+    def full_ids(self, tensor: gs.Tensor) -> Ids:
+        """The id at every position of the tensor, in its concrete shape."""
+        return np.broadcast_to(self.ids(tensor), self.known_shape(tensor))
+
+    def pin(self, ids: Ids, refusal: Refusal) -> None:
+        """These ids must stay."""
+        for channel in np.unique(ids[ids > 0]).tolist():
+            self.pins.setdefault(channel, refusal)
+
+    def unite_except(self, ids: Ids, axes: list[int]) -> Ids:
+        """Unite the ids along every axis but `axes`, so that these are the only ones along which ids vary.
+
+        A 0 among ids that are united pins them.
+        """
+        for axis in varying_axes(ids):
+            if axis in axes:
+                continue
+            first = ids.max(axis=axis, keepdims=True)
+            self.united.unite(np.broadcast_to(first, ids.shape), ids)
+            if ((ids == 0) & (first > 0)).any():
+                self.pin(np.broadcast_to(first, ids.shape)[ids == 0], Refusal("", Reason.SHARES_A_CHANNEL))
+            ids = first
+        return ids
+
+    def ids_along(self, tensor: gs.Tensor, axis: int) -> Ids:
+        """(extent of the axis,) one id for each position of one axis; ids along the other axes are united."""
+        ids = self.unite_except(self.ids(tensor), [axis])
+        extent = self.known_shape(tensor)[axis]
+        return np.broadcast_to(ids.reshape(-1), extent)
+
+    def note_parameter(self, node: gs.Node, input_index: int, ids: Ids) -> None:
+        """Note a per-channel constant, where any of its channels has an id."""
+        if (ids > 0).any():
+            self.parameters.append(ChannelParameter(node, input_index, ids))

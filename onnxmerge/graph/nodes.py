@@ -1,0 +1,35 @@
+"""Names of nodes, and refusals that name them."""
+
+from __future__ import annotations
+
+from onnxmerge.errors import Reason, Refusal, refusal
+from onnxmerge.onnxio import surgeon as gs
+
+# Spellings of the domain of the operators that ONNX itself defines.
+STANDARD_DOMAINS = (None, "", "ai.onnx")
+
+
+def node_name(node: gs.Node) -> str:
+    """A node's name; an unnamed node goes by its operator and first output, as in ``Conv(conv_1_output)``."""
+    return node.name or f"{node.op}({node.outputs[0].name})"
+
+
+def node_refusal(node: gs.Node, reason: Reason, **details: object) -> Refusal:
+    """Why the channels that enter a node stay; its operator is the detail `operator` unless another one is given."""
+    details.setdefault("operator", node.op)
+    return refusal(node_name(node), reason, "", **details)
+
+
+def is_standard(node: gs.Node) -> bool:
+    """Whether the node's operator is one that ONNX itself defines."""
+    return node.domain in STANDARD_DOMAINS
+
+
+def has_input(node: gs.Node, index: int) -> bool:
+    """Whether the node is given its input number `index`; optional inputs may be absent or have an empty name."""
+    return len(node.inputs) > index and bool(node.inputs[index].name)
+
+
+def non_negative_axis(axis: int, rank: int) -> int:
+    """The same axis, counted from the front."""
+    return int(axis) + rank if axis < 0 else int(axis)

@@ -1,0 +1,51 @@
+"""Propagation rules of elementwise operators: Relu, Sigmoid, Add, Mul, Where, PRelu and the like."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxmerge.errors import Reason
+from onnxmerge.graph.channel_ids import Ids, collapse, varying_axes, with_rank
+from onnxmerge.graph.channel_propagation import ChannelPropagation
+from onnxmerge.graph.nodes import node_refusal
+from onnxmerge.onnxio import surgeon as gs
+
+
+def unary(propagation: ChannelPropagation, node: gs.Node) -> list[Ids]:
+    """Elementwise on the first input; the other inputs and outputs are scalars or masks."""
+    return [propagation.ids(node.inputs[0]), *(propagation.no_ids(output) for output in node.outputs[1:])]
+
+
+def join(propagation: ChannelPropagation, node: gs.Node) -> list[Ids]:
+    """Elementwise on several inputs, with broadcasting.
+
+    Ids that meet are united, a constant becomes a per-channel parameter, and an input without ids pins what it meets.
+    """
+    inputs = [tensor for tensor in node.inputs if tensor.name]
+    rank = max(len(propagation.known_shape(tensor)) for tensor in inputs)
+    joined = np.zeros((1,) * rank, np.int64)
+    for tensor in inputs:
+        ids = with_rank(propagation.ids(tensor), rank)
+        propagation.united.unite(joined, ids)
+        joined = collapse(np.where(joined > 0, joined, ids))
+    for index, tensor in enumerate(node.inputs):
+        if tensor.name and (joined > 0).any():
+            _note_input(propagation, node, index, joined)
+    return [joined, *(propagation.no_ids(output) for output in node.outputs[1:])]
+
+
+def _note_input(propagation: ChannelPropagation, node: gs.Node, index: int, joined: Ids) -> None:
+    """Note an input of a join that holds values for channels of the result but has no ids for them."""
+    tensor, rank = node.inputs[index], joined.ndim
+    shape = propagation.known_shape(tensor)
+    extents = (1,) * (rank - len(shape)) + shape
+    channel_axes = [axis for axis in varying_axes(joined) if extents[axis] > 1]
+    result_ids, input_ids = np.broadcast_arrays(joined, with_rank(propagation.ids(tensor), rank))
+    without_ids = (result_ids > 0) & (input_ids == 0)
+    if not channel_axes or not without_ids.any():
+        return
+    if propagation.constant(tensor) is None:
+        propagation.pin(result_ids[without_ids], node_refusal(node, Reason.JOINED_WITH_FIXED, tensor=tensor.name))
+        return
+    ids = propagation.unite_except(joined, channel_axes)
+    propagation.note_parameter(node, index, ids.reshape(ids.shape[rank - len(shape) :]))

@@ -1,0 +1,112 @@
+"""Rules of operators that change the extents of axes: Resize, Upsample, Expand, Tile and Pad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from onnxmerge.errors import Reason, Refusal
+from onnxmerge.graph.channel_ids import Ids, along_axis, varying_axes, with_rank
+from onnxmerge.graph.channel_propagation import ChannelPropagation
+from onnxmerge.graph.nodes import has_input, node_refusal, non_negative_axis
+from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit
+from onnxmerge.graph.tensor_facts import TensorFacts
+from onnxmerge.onnxio import surgeon as gs
+
+
+def resize(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
+    """Resize, Upsample: channels pass where their axis keeps its extent."""
+    ids = propagation.ids(node.inputs[0])
+    before, after = (propagation.known_shape(tensor) for tensor in (node.inputs[0], node.outputs[0]))
+    if any(before[axis] != after[axis] for axis in varying_axes(ids)):
+        return node_refusal(node, Reason.RESAMPLES_CHANNELS)
+    has_sizes = node.op == "Resize" and has_input(node, 3)
+    if has_sizes and propagation.constant(node.inputs[3]) is None:
+        axes = [non_negative_axis(axis, ids.ndim) for axis in node.attrs.get("axes", range(ids.ndim))]
+        if any(axis in axes for axis in varying_axes(ids)):
+            return node_refusal(node, Reason.COMPUTED_SHAPE)
+    return [ids]
+
+
+def expand(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
+    """Expand: broadcasting. A shape that the graph computes must have 1 along the axes that carry channels."""
+    ids, target = propagation.ids(node.inputs[0]), propagation.facts.value(node.inputs[1])
+    if varying_axes(ids) and propagation.constant(node.inputs[1]) is None:
+        positions = [] if target is None else [axis - ids.ndim + len(target) for axis in varying_axes(ids)]
+        if target is None or any(position >= 0 and target[position] != 1 for position in positions):
+            return node_refusal(node, Reason.COMPUTED_SHAPE)
+    return [with_rank(ids, len(propagation.known_shape(node.outputs[0])))]
+
+
+def edit_extents(index: int) -> Callable[[KeptChannels, gs.Node], NodeEdit | None]:
+    """The edit rule of an operator whose input `index` lists extents of its output: Expand, and Resize with sizes."""
+
+    def edit(kept: KeptChannels, node: gs.Node) -> NodeEdit | None:
+        if not has_input(node, index) or kept.axis_mask(node.outputs[0]) is None:
+            return None
+        extents = kept.facts.constant(node.inputs[index])
+        if extents is None or extents.size == 0:
+            return None
+        old_shape, new_shape = kept.facts.shape(node.outputs[0]) or (), kept.shape(node.outputs[0])
+        rank = len(old_shape)
+        axes = node.attrs.get("axes", range(rank - len(extents), rank))
+        new_extents = extents.copy()
+        for position, axis in enumerate(non_negative_axis(axis, rank) for axis in axes):
+            if old_shape[axis] != new_shape[axis] and extents[position] == old_shape[axis]:
+                new_extents[position] = new_shape[axis]
+        return NodeEdit({index: new_extents})
+
+    return edit
+
+
+def tile(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
+    """Tile: repeats of the ids."""
+    ids, repeats = propagation.ids(node.inputs[0]), propagation.facts.value(node.inputs[1])
+    if repeats is None:
+        return node_refusal(node, Reason.COMPUTED_REPEATS) if varying_axes(ids) else [propagation.no_ids(node.outputs[0])]
+    return [np.tile(ids, [int(count) if ids.shape[axis] > 1 else 1 for axis, count in enumerate(repeats)])]
+
+
+def pad(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
+    """Pad: channels that it adds get ids of their own, so that they can go with those that they are joined with."""
+    ids = propagation.ids(node.inputs[0])
+    widths = _pad_widths(propagation.facts, node, ids.ndim)
+    if widths is None:
+        return node_refusal(node, Reason.COMPUTED_PADS) if varying_axes(ids) else [ids]
+    for axis, (front, back) in widths.items():
+        if ids.shape[axis] == 1 or (front, back) == (0, 0):
+            continue
+        is_constant = node.attrs.get("mode", "constant") in ("constant", b"constant")
+        is_computed = has_input(node, 1) and propagation.constant(node.inputs[1]) is None
+        if min(front, back) < 0 or not is_constant or is_computed:
+            return node_refusal(node, Reason.PADS_CHANNELS)
+        added = [along_axis(propagation.united.new_ids(count), axis, ids.ndim) for count in (front, back)]
+        shapes = [(*ids.shape[:axis], count, *ids.shape[axis + 1 :]) for count in (front, back)]
+        front_ids, back_ids = (np.broadcast_to(part, shape) for part, shape in zip(added, shapes, strict=True))
+        ids = np.concatenate([front_ids, ids, back_ids], axis)
+    return [ids]
+
+
+def _pad_widths(facts: TensorFacts, node: gs.Node, rank: int) -> dict[int, tuple[int, int]] | None:
+    """Axis -> how many positions are added before and behind; None where the graph computes it."""
+    pads, axes = facts.parameter(node, "pads", 1), facts.parameter(node, "axes", 3)
+    if pads is None:
+        return None
+    axes = np.arange(rank) if axes is None else axes
+    half = len(pads) // 2
+    pairs = zip(pads[:half].tolist(), pads[half:].tolist(), strict=True)
+    return {non_negative_axis(axis, rank): pair for axis, pair in zip(axes.tolist(), pairs, strict=True)}
+
+
+def edit_pad(kept: KeptChannels, node: gs.Node) -> NodeEdit | None:
+    """Pad: how many of the added channels are kept on either side. Widths along other axes stay, and may be computed."""
+    removed = kept.axis_mask(node.outputs[0])
+    widths = _pad_widths(kept.facts, node, len(kept.facts.shape(node.inputs[0]) or ()))
+    if removed is None or widths is None or widths.get(removed[0], (0, 0)) == (0, 0):
+        return None
+    axis, mask = removed
+    front, back = widths[axis]
+    widths[axis] = int(mask[:front].sum()), int(mask[len(mask) - back :].sum())
+    pads = [pair[0] for pair in widths.values()] + [pair[1] for pair in widths.values()]
+    return NodeEdit(attributes={"pads": pads}) if "pads" in node.attrs else NodeEdit({1: np.array(pads, np.int64)})

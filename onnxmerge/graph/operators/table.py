@@ -1,0 +1,137 @@
+"""The table of operators: how each passes channels, what it does to a scale of a channel, and which channel counts it holds.
+
+A new operator is one row here and one test. What is not in the table pins whatever enters it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from onnxmerge.errors import Refusal
+from onnxmerge.graph.channel_ids import Ids
+from onnxmerge.graph.channel_propagation import ChannelPropagation
+from onnxmerge.graph.nodes import is_standard
+from onnxmerge.graph.operators import batchnorm_pooling as channelwise
+from onnxmerge.graph.operators import conv_gemm_matmul as layers
+from onnxmerge.graph.operators import elementwise, unsupported
+from onnxmerge.graph.operators import reductions_softmax as mixing
+from onnxmerge.graph.operators import reshape_transpose_concat as layout
+from onnxmerge.graph.operators import resize_pad_expand as extents
+from onnxmerge.graph.operators import slice_split_gather as picking
+from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit
+from onnxmerge.onnxio import surgeon as gs
+
+# One id array for each output of the node, or why every id that enters it is pinned.
+PropagationRule = Callable[[ChannelPropagation, gs.Node], list[Ids] | Refusal]
+# New constants and attributes of the node once channels are removed; None where it stays as it is.
+EditRule = Callable[[KeptChannels, gs.Node], NodeEdit | None]
+
+
+class Homogeneity(Enum):
+    """What becomes of a positive scale of a channel when it crosses an operator f; whether merging is valid depends on it."""
+
+    HOMOGENEOUS = "f(s x) = s f(x) for s > 0, alike for every channel"
+    JOIN = "homogeneous in all of its computed inputs together; a constant input makes it affine"
+    PRODUCT = "multiplies: homogeneous only when all but one input are the same for every channel"
+    AFFINE = "scale and offset for each channel"
+    SLOPE = "homogeneous when every channel has the same slope"
+    PAD = "homogeneous when it pads with zeros"
+    NOT_HOMOGENEOUS = "not homogeneous"
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One row of the table.
+
+    Attributes
+    ----------
+    propagate : which channel ids come out
+    homogeneity : what becomes of a positive scale of a channel
+    edit : new constants and attributes of a node once channels are removed; None where the operator holds no channel counts
+    """
+
+    propagate: PropagationRule
+    homogeneity: Homogeneity = Homogeneity.NOT_HOMOGENEOUS
+    edit: EditRule | None = None
+
+
+def _rows(names: str, operator: Operator) -> dict[str, Operator]:
+    return dict.fromkeys(names.split(), operator)
+
+
+def _table(*parts: dict[str, Operator]) -> dict[str, Operator]:
+    table: dict[str, Operator] = {}
+    for part in parts:
+        repeated = table.keys() & part.keys()
+        if repeated:
+            raise ValueError(f"operators listed twice: {sorted(repeated)}")
+        table.update(part)
+    return table
+
+
+_HOMOGENEOUS = Homogeneity.HOMOGENEOUS
+_UNARY, _UNARY_HOMOGENEOUS = Operator(elementwise.unary), Operator(elementwise.unary, _HOMOGENEOUS)
+_MIXES, _QUANTISED = Operator(unsupported.mixes_channels), Operator(unsupported.quantised)
+_NO_CHANNELS = Operator(unsupported.writes_no_channels)
+_REDUCTION = mixing.mixes_along(mixing.reduction_axes)
+
+OPERATORS = _table(
+    # weights
+    {"Conv": Operator(layers.conv), "ConvTranspose": Operator(layers.conv_transpose)},
+    {"Gemm": Operator(layers.gemm), "MatMul": Operator(layers.matmul)},
+    # elementwise, one input
+    _rows("Identity Dropout Relu LeakyRelu Abs Neg Cast", _UNARY_HOMOGENEOUS),
+    _rows("Sigmoid HardSigmoid HardSwish Swish Tanh Softplus Softsign Elu Selu Celu Gelu Mish", _UNARY),
+    _rows("Erf Exp Log Sqrt Reciprocal Floor Ceil Round Sign Not IsNaN IsInf", _UNARY),
+    _rows("Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh", _UNARY),
+    _rows("Clip Shrink ThresholdedRelu Bernoulli", _UNARY),
+    # elementwise, several inputs
+    _rows("Add Sub Sum Mean Max Min", Operator(elementwise.join, Homogeneity.JOIN)),
+    _rows("Mul Div", Operator(elementwise.join, Homogeneity.PRODUCT)),
+    _rows("Pow Mod Where And Or Xor Equal Greater GreaterOrEqual Less LessOrEqual BitShift", Operator(elementwise.join)),
+    {"PRelu": Operator(elementwise.join, Homogeneity.SLOPE)},
+    # normalisation
+    {"BatchNormalization": Operator(channelwise.batch_normalization, Homogeneity.AFFINE)},
+    {"InstanceNormalization": Operator(channelwise.instance_normalization)},
+    _rows("LayerNormalization RMSNormalization", Operator(mixing.mixes_along(mixing.trailing_axes))),
+    _rows("LRN GroupNormalization MeanVarianceNormalization", Operator(mixing.mixes_along(mixing.all_but_batch))),
+    _rows("LpNormalization Hardmax TopK", Operator(mixing.mixes_along(mixing.axis_attribute(-1)))),
+    _rows("ArgMax ArgMin", Operator(mixing.mixes_along(mixing.axis_attribute(0)))),
+    _rows("Softmax LogSoftmax", Operator(mixing.mixes_along(mixing.softmax_axes))),
+    {"CumSum": Operator(mixing.mixes_along(mixing.axis_input))},
+    # over the positions of a channel
+    _rows("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool", Operator(channelwise.pool, _HOMOGENEOUS)),
+    _rows("ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2", Operator(_REDUCTION, _HOMOGENEOUS)),
+    _rows("ReduceProd ReduceLogSum ReduceLogSumExp ReduceSumSquare", Operator(_REDUCTION)),
+    {"Resize": Operator(extents.resize, _HOMOGENEOUS, extents.edit_extents(3))},
+    {"Upsample": Operator(extents.resize, _HOMOGENEOUS)},
+    # moving values
+    {"Reshape": Operator(layout.reshape, _HOMOGENEOUS, layout.edit_reshape)},
+    _rows("Flatten Squeeze Unsqueeze", Operator(layout.reshape, _HOMOGENEOUS)),
+    {"Transpose": Operator(layout.transpose, _HOMOGENEOUS), "Concat": Operator(layout.concat, _HOMOGENEOUS)},
+    {"Split": Operator(picking.split, _HOMOGENEOUS, picking.edit_split)},
+    {"Slice": Operator(picking.slice_channels, _HOMOGENEOUS, picking.edit_slice)},
+    {"Gather": Operator(picking.gather, _HOMOGENEOUS, picking.edit_gather)},
+    {"Expand": Operator(extents.expand, _HOMOGENEOUS, extents.edit_extents(1))},
+    {"Tile": Operator(extents.tile, _HOMOGENEOUS)},
+    {"Pad": Operator(extents.pad, Homogeneity.PAD, extents.edit_pad)},
+    _rows("DepthToSpace SpaceToDepth", Operator(layout.depth_to_space, _HOMOGENEOUS)),
+    # no channels come out
+    _rows("Shape Size Constant ConstantOfShape Range RandomNormal RandomUniform EyeLike", _NO_CHANNELS),
+    _rows("RandomNormalLike RandomUniformLike", _NO_CHANNELS),
+    # known to mix
+    _rows("LSTM GRU RNN Einsum Attention Det NonMaxSuppression GridSample RoiAlign NonZero Compress", _MIXES),
+    _rows("GatherElements GatherND ScatterElements ScatterND Scatter OneHot Unique ReverseSequence", _MIXES),
+    _rows("If Loop Scan SequenceConstruct SequenceAt SplitToSequence ConcatFromSequence", _MIXES),
+    _rows("QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul", _QUANTISED),
+    _rows("ConvInteger MatMulInteger", _QUANTISED),
+)
+
+_UNKNOWN = Operator(unsupported.unknown)
+
+
+def operator_of(node: gs.Node) -> Operator:
+    """The row of a node's operator; an operator of another domain is unknown whatever its name."""
+    return OPERATORS.get(node.op, _UNKNOWN) if is_standard(node) else _UNKNOWN
