@@ -19,7 +19,7 @@ from onnxmerge.evaluation import benchmark as proof
 from onnxmerge.evaluation.latency import compare_latency
 from onnxmerge.execution.providers import resolve_provider
 from onnxmerge.report.latency import show_latency
-from onnxmerge.results import Execution, LatencyComparison, LatencySummary
+from onnxmerge.results import Benchmark, Execution, LatencyComparison, LatencySummary
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MLP = MODELS / "digits-mlp.onnx"
@@ -57,8 +57,8 @@ def test_half_of_the_macs_is_faster(models, monkeypatch):
     monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=1.0))
     found = onnxmerge.bench(models / "whole.onnx", models / "half.onnx", provider="cpu", threads=1)
     assert found.macs_ratio == 0.5
-    assert found.ratio_high < 1.0
-    assert found.realised == pytest.approx((1 - found.ratio) / 0.5)
+    assert found.latency_ratio_high < 1.0
+    assert found.realised_saving == pytest.approx((1 - found.latency_ratio) / 0.5)
 
 
 def test_several_batch_sizes(run, models):
@@ -66,13 +66,13 @@ def test_several_batch_sizes(run, models):
     code, out, err = run("bench", *files, "--batch", "1,3", "--json", "--provider", "cpu")
     found = json.loads(out)
     assert (code, err) == (0, "")
-    assert (found["schema"], list(found)[-1]) == ("onnxmerge.comparisons/1", "batches")
-    assert [each["batch"] for each in found["batches"]] == [1, 3]
+    assert (found["schema"], list(found)[-1]) == ("onnxmerge.benchmark/1", "batches")
+    assert [each["batch_size"] for each in found["batches"]] == [1, 3]
     for each in found["batches"]:
         assert list(each) == [field.name for field in dataclasses.fields(LatencyComparison)]
-        assert each["candidate_per_second"] == pytest.approx(each["batch"] * 1e3 / each["candidate"]["median_ms"])
-        assert set(each["execution"]["reference"].values()) == {CPU}
-        assert {"first", "second"} <= set(each["execution"]["candidate"])
+        assert each["candidate_inputs_per_second"] == pytest.approx(each["batch_size"] * 1e3 / each["candidate"]["median_ms"])
+        assert set(each["execution"]["reference_providers"].values()) == {CPU}
+        assert {"first", "second"} <= set(each["execution"]["candidate_providers"])
     code, out, _ = run("bench", *files, "--batch", "1,3", "--provider", "cpu")
     assert code == 0
     assert "50.0% of the MACs saved" in out
@@ -80,14 +80,14 @@ def test_several_batch_sizes(run, models):
 
 def test_a_model_of_one_batch_size_takes_its_own(run, models):
     code, out, _ = run("bench", models / "four.onnx", models / "four.onnx", "--json")
-    assert (code, json.loads(out)["batch"]) == (0, 4)
+    assert (code, json.loads(out)["batches"][0]["batch_size"]) == (0, 4)
 
 
 def test_fewer_inputs_than_a_call_takes_are_repeated(run, models, tmp_path):
     np.save(tmp_path / "two.npy", np.zeros((2, 16, 24, 24), np.float32))
     files = (models / "whole.onnx", models / "half.onnx")
     code, out, _ = run("bench", *files, "--batch", "8", "--calibration", tmp_path / "two.npy", "--json")
-    assert (code, json.loads(out)["batch"]) == (0, 8)
+    assert (code, json.loads(out)["batches"][0]["batch_size"]) == (0, 8)
 
 
 def test_compress_and_sweep_time_the_batch_that_is_asked_for_and_are_sure_of_a_latency(run, tmp_path, monkeypatch):
@@ -95,17 +95,17 @@ def test_compress_and_sweep_time_the_batch_that_is_asked_for_and_are_sure_of_a_l
 
     def spy(reference, candidate, feeds, *, rounds, **others):
         asked.append((len(next(iter(feeds.values()))), rounds))
-        return replace(compare_latency(reference, candidate, feeds, seconds=0.02, min_runs=2, rounds=1), ratio=0.9)
+        return replace(compare_latency(reference, candidate, feeds, seconds=0.02, min_runs=2, rounds=1), latency_ratio=0.9)
 
     monkeypatch.setattr(proof, "compare_latency", spy)
     quick = ("--method", "prune", "--samples", "8", "--batch", "3", "--json")
     code, out, _ = run("compress", MLP, tmp_path / "o.onnx", "--target", "latency=0.9", "--round-to", "8", *quick)
-    assert (code, json.loads(out)["latency"]["batch"]) == (0, 3)
+    assert (code, json.loads(out)["latency"]["batch_size"]) == (0, 3)
     trial, sure = ((3, effort.rounds) for effort in (proof.TRIAL, proof.SURE))
     assert asked == [trial, sure, sure]  # tried, confirmed, proved
     asked.clear()
     code, out, _ = run("sweep", MLP, "--targets", "macs=0.5,latency=0.9", "--round-to", "8", *quick)
-    assert (code, [point["latency"]["batch"] for point in json.loads(out)["points"]]) == (0, [3, 3])
+    assert (code, [point["latency"]["batch_size"] for point in json.loads(out)["points"]]) == (0, [3, 3])
     assert asked == [trial, sure, sure, (3, proof.USUAL.rounds)]
     asked.clear()
     code, *_ = run("compress", MLP, tmp_path / "o.onnx", "--target", "latency=0.5", "--round-to", "8", "--no-bench", *quick)
@@ -126,8 +126,11 @@ def test_a_batch_that_the_model_does_not_take_is_refused(run, models, monkeypatc
 
 def test_the_batch_of_options_is_timed(models):
     whole, half, four = (models / f"{name}.onnx" for name in ("whole", "half", "four"))
-    assert onnxmerge.bench(whole, half, batch=8, provider="cpu").batch == 8
-    assert [each.batch for each in onnxmerge.bench_batches(whole, half, (None, 2), batch=8, provider="cpu").batches] == [8, 2]
+    assert onnxmerge.bench(whole, half, batch=8, provider="cpu").batch_size == 8
+    assert [each.batch_size for each in onnxmerge.bench_batches(whole, half, (None, 2), batch=8, provider="cpu").batches] == [
+        8,
+        2,
+    ]
     with pytest.raises(InputError, match="takes exactly 4 inputs a call: `batch` 8"):
         onnxmerge.bench(four, four, batch=8, provider="cpu")
 
@@ -175,7 +178,7 @@ def test_what_ran_where_is_shown():
         summary, summary, 1.0, 0.9, 1.1, 1, "CUDAExecutionProvider", 2, execution=Execution("", settings, placed, placed)
     )
     stream = io.StringIO()
-    show_latency(Console(file=stream, width=120), shown)
+    show_latency(Console(file=stream, width=120), Benchmark("a", "b", (shown,)))
     assert "CUDA: TF32 on, cuDNN search heuristic, CUDA graph off" in stream.getvalue()
     assert "1 of 2 nodes of the candidate ran elsewhere: odd" in stream.getvalue()
 

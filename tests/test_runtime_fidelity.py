@@ -7,9 +7,10 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxmerge.errors import InputError, VerificationError
-from onnxmerge.evaluation.fidelity import accuracy, as_array, check_thresholds, compare
+from onnxmerge.evaluation.fidelity import as_array, check_thresholds, compare
 from onnxmerge.execution.sessions import open_session
-from onnxmerge.results import Fidelity, OutputFidelity, as_json
+from onnxmerge.report.documents import as_json
+from onnxmerge.results import Accuracy, Fidelity, OutputFidelity
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 LINEAR = "g (float[N,4] x) => (float[N,K] y) { y = MatMul(x, w) }"
@@ -253,13 +254,16 @@ def test_top1_without_class_scores():
     ]
 
 
+LABELLED = Accuracy(pytest.approx(0.9), pytest.approx(0.9))
+
+
 def test_accuracy(inputs, weight):
     labels = (inputs @ weight).argmax(axis=1)
     labels[:5] = (labels[:5] + 1) % 8
-    assert accuracy(linear(weight), batches(inputs), labels) == pytest.approx(0.9)
+    assert compare(linear(weight), linear(weight), batches(inputs), "", labels).accuracy == LABELLED
     classes = session("g (float[N,4] x) => (int64[N] y) { m = MatMul(x, w)\n y = ArgMax <axis = 1, keepdims = 0> (m) }", w=weight)
-    assert accuracy(classes, batches(inputs), labels) == pytest.approx(0.9)
+    assert compare(classes, classes, batches(inputs), "", labels).accuracy == LABELLED
     with pytest.raises(InputError, match="49 labels do not fit 50 inputs"):
-        accuracy(linear(weight), batches(inputs), labels[:49])
+        compare(linear(weight), linear(weight), batches(inputs), "", labels[:49])
     with pytest.raises(InputError, match="no output of class scores"):
-        accuracy(linear(weight[:, :2]), batches(inputs), labels)
+        compare(linear(weight[:, :2]), linear(weight[:, :2]), batches(inputs), "", labels)

@@ -1,17 +1,21 @@
 """Latency: the interval holds 1 for identical models and excludes it for different ones."""
 
+from __future__ import annotations
+
 import gc
 import itertools
 import math
-import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from onnx import numpy_helper, parser
 
 from onnxmerge.errors import ModelError, ProviderError
-from onnxmerge.evaluation.latency import RESOLUTION, compare_latency, latency, ratio_interval, sign_test_interval
-from onnxmerge.execution.sessions import Session, open_session
+from onnxmerge.evaluation.latency import RESOLUTION, compare_latency, ratio_interval, sign_test_interval
+from onnxmerge.execution.providers import CPU, Provider
+from onnxmerge.execution.sessions import open_session
 
 
 def repeated(products: int):
@@ -28,20 +32,19 @@ FEEDS = {"v0": np.ones((16, 128), np.float32)}
 
 def test_identical_models_hold_one():
     found = compare_latency(repeated(4), repeated(4), FEEDS, seconds=1.0)
-    assert found.ratio_low <= 1.0 <= found.ratio_high
-    assert found.ratio_low <= found.ratio <= found.ratio_high
-    assert (found.batch, found.threads, found.provider) == (16, 1, "CPUExecutionProvider")
+    assert found.latency_ratio_low <= 1.0 <= found.latency_ratio_high
+    assert found.latency_ratio_low <= found.latency_ratio <= found.latency_ratio_high
+    assert (found.batch_size, found.threads, found.provider) == (16, 1, "CPUExecutionProvider")
     assert found.reference.runs == found.candidate.runs >= 20
     assert found.warm_up_runs >= 6 * found.rounds
-    assert found.reference_per_second == pytest.approx(16e3 / found.reference.median_ms)
-    assert set(found.execution.candidate.values()) == {"CPUExecutionProvider"}
+    assert found.reference_inputs_per_second == pytest.approx(16e3 / found.reference.median_ms)
 
 
 def test_a_quarter_of_the_work_is_faster():
     found = compare_latency(repeated(16), repeated(4), FEEDS, seconds=1.0)
-    assert found.ratio_high < 1.0
+    assert found.latency_ratio_high < 1.0
     assert found.candidate.median_ms < found.reference.median_ms <= found.reference.p95_ms
-    assert compare_latency(repeated(4), repeated(16), FEEDS, seconds=1.0).ratio_low > 1.0
+    assert compare_latency(repeated(4), repeated(16), FEEDS, seconds=1.0).latency_ratio_low > 1.0
 
 
 @pytest.mark.parametrize("rounds", [1, 3, 10])
@@ -50,39 +53,69 @@ def test_enough_runs_whatever_the_time(rounds):
     assert found.reference.runs >= 12
 
 
-def test_rounds_are_few_where_the_first_call_is_dear(monkeypatch):
+class FakeClock:
+    """A clock that only the sessions of a test move."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        self.seconds += 1e-6
+        return self.seconds
+
+
+@dataclass(frozen=True)
+class FakeSession:
+    """A session whose binding and calls take what they are told, by the fake clock; one number a call."""
+
+    clock: FakeClock
+    binding: float
+    calls: Iterator[float]
+    provider: Provider = CPU
+    threads: int = 1
+
+    def reopen(self) -> FakeSession:
+        return self
+
+    def bind(self, feeds: object) -> Callable[[], None]:
+        self.clock.seconds += self.binding
+        self.call()  # as a session does, which makes one call when it binds
+        return self.call
+
+    def call(self) -> None:
+        self.clock.seconds += next(self.calls)
+
+
+def timed(seconds: float, *, binding: float = 0.0, calls: Iterable[float] = (), usual: float = 1e-3, **how: int) -> tuple:
+    """The comparison of two equal fake sessions, and how long it took by their clock."""
+    clock, each = FakeClock(), itertools.chain(calls, itertools.repeat(usual))
+    pair = [FakeSession(clock, binding, each) for _ in range(2)]
+    found = compare_latency(*pair, FEEDS, seconds=seconds, clock=clock, **how)
+    return found, clock.seconds
+
+
+def test_rounds_are_few_where_the_first_call_is_dear():
     """As on CUDA, where it searches for algorithms."""
-    bind = Session.bind
-    monkeypatch.setattr(Session, "bind", lambda session, feeds: time.sleep(0.6) or bind(session, feeds))
-    assert compare_latency(repeated(2), repeated(2), FEEDS, seconds=0.5).rounds == 1
+    found, _ = timed(0.5, binding=0.6)
+    assert found.rounds == 1
 
 
-def delayed(monkeypatch, seconds):
-    """Every call of a session, the one that binds it too, takes so much longer: one number a call."""
-    bind = Session.bind
-
-    def bound(session, feeds):
-        call = bind(session, feeds)
-        time.sleep(next(seconds))
-        return lambda: time.sleep(next(seconds)) or call()
-
-    monkeypatch.setattr(Session, "bind", bound)
-
-
-def test_rounds_are_few_where_calls_are_long(monkeypatch):
+def test_rounds_are_few_where_calls_are_long():
     """Warming up the sessions of every round must not take more than the time asked for."""
-    delayed(monkeypatch, itertools.repeat(0.02))
-    started = time.perf_counter()
-    found = compare_latency(repeated(2), repeated(2), FEEDS, seconds=0.8, rounds=48)
+    found, taken = timed(0.8, usual=0.02, rounds=48)
     assert 2 <= found.rounds <= 6
-    assert time.perf_counter() - started < 3 * 0.8 + 0.5
+    assert taken < 3 * 0.8
 
 
-def test_a_hiccup_while_the_cost_of_a_round_is_seen_costs_little(monkeypatch):
-    delayed(monkeypatch, itertools.chain([0, 0, 0.3], itertools.repeat(0)))
-    started = time.perf_counter()
-    compare_latency(repeated(2), repeated(2), FEEDS, seconds=0.5)
-    assert time.perf_counter() - started < 3 * 0.5 + 0.3
+def test_a_hiccup_while_the_cost_of_a_round_is_seen_costs_little():
+    found, taken = timed(0.5, calls=[1e-3, 1e-3, 0.3])
+    assert found.rounds > 1
+    assert taken < 3 * 0.5
+
+
+def test_the_collector_is_left_as_it_was():
+    timed(0.1)
+    assert gc.isenabled()
 
 
 def test_sessions_that_differ_are_not_compared():
@@ -94,13 +127,6 @@ def test_sessions_that_differ_are_not_compared():
 def test_a_failing_model_says_so():
     with pytest.raises(ModelError, match="chain does not run"):
         compare_latency(repeated(2), repeated(2), {"v0": np.ones((1, 3), np.float32)}, seconds=0.1)
-
-
-def test_latency_of_one_model():
-    found = latency(repeated(2), FEEDS, seconds=0.05, min_runs=5)
-    assert 0 < found.median_ms <= found.p95_ms
-    assert found.runs >= 5
-    assert gc.isenabled()
 
 
 def synthetic(generator, rounds, ratio, burst, session_effect):

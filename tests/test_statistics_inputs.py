@@ -12,7 +12,7 @@ from onnxmerge.data.inputs import Batching, batching, calibration_inputs, synthe
 from onnxmerge.data.npy_files import open_npz
 from onnxmerge.data.synthetic import ImageRange, dead_leaves, leaves
 from onnxmerge.errors import InputError, OptionError
-from onnxmerge.evaluation.fidelity import accuracy
+from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.execution.sessions import TensorSpec, open_session
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -288,18 +288,24 @@ SPLITS = {
 @pytest.mark.parametrize(("fixed", "count", "held_back", "expected"), SPLITS.values(), ids=SPLITS)
 def test_split_holds_a_part_back(fixed, count, held_back, expected):
     inputs = synthesise(spec("x", (fixed or "N", 6)), count=count)
-    rest, held = inputs.split(held_back)
+    rest, held = inputs.split(held_back, seed=0)
     assert (rest.count, held.count) == (count - expected, expected)
     assert held.source == f"{expected} of {inputs.source}"
     rows = {name: {row.tobytes() for row in whole(part)["x"]} for name, part in (("all", inputs), ("rest", rest), ("held", held))}
     assert len(rows["rest"]) + len(rows["held"]) == len(rows["all"])
     assert rows["rest"] | rows["held"] == rows["all"]
-    assert {row.tobytes() for row in whole(inputs.split(held_back)[1])["x"]} == rows["held"]
+    assert {row.tobytes() for row in whole(inputs.split(held_back, seed=0)[1])["x"]} == rows["held"]
+
+
+def test_the_seed_draws_the_part_that_is_held_back():
+    inputs = synthesise(IMAGE, count=40)
+    held = [tuple(inputs.split(8, seed)[1].indices) for seed in (0, 0, 1)]
+    assert held[0] == held[1] != held[2]
 
 
 def test_one_input_cannot_be_split():
     with pytest.raises(InputError, match="at least 2 inputs are needed"):
-        synthesise(IMAGE, count=1).split(0.5)
+        synthesise(IMAGE, count=1).split(0.5, seed=0)
 
 
 def test_a_batch_of_no_inputs_is_our_own_bug():
@@ -584,7 +590,7 @@ def test_npy_files_hold_one_input_or_several(tmp_path):
     inputs = calibrate(tmp_path, IMAGE)
     for size in (2, 7):
         np.testing.assert_allclose(whole(inputs, size)["x"], FLOATS, rtol=1e-6)
-    assert sum(part.count for part in inputs.split(3)) == 7
+    assert sum(part.count for part in inputs.split(3, seed=0)) == 7
 
 
 def test_npy_files_of_pixels_are_turned(tmp_path):
@@ -650,4 +656,4 @@ def test_real_images_reach_the_network_as_it_was_trained():
     path = SHARED / "data" / "fashion_mnist_test.npz"
     inputs = calibration_inputs(path, session.inputs, shapes, ImageRange(mean=(0.5,), std=(0.5,)))
     with np.load(path, allow_pickle=False) as archive:
-        assert accuracy(session, inputs.batches(200), archive["labels"]) > 0.88
+        assert compare(session, session, inputs.batches(200), "", archive["labels"]).accuracy.reference > 0.88

@@ -8,12 +8,14 @@ import onnx
 import pytest
 from broken import swapped_channels
 
+import onnxmerge
 from onnxmerge.cli import app as cli
-from onnxmerge.execution.sessions import open_session
+from onnxmerge.execution.sessions import Session, open_session
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MLP = MODELS / "digits-mlp.onnx"
-PIXELS = ("--mean", "0.3054", "--std", "0.3758")
+MEAN, STD = 0.3054, 0.3758
+PIXELS = ("--mean", str(MEAN), "--std", str(STD))
 
 
 @pytest.fixture
@@ -45,17 +47,29 @@ def test_accuracy_before_and_after(run, folder, file):
     code, out, _ = run("verify", MLP, folder / "swapped.onnx", *given, "--min-cosine", "0")
     labels = np.load(folder / "labels.npy")
     _, found, _ = run("verify", MLP, folder / "swapped.onnx", *given, "--min-cosine", "0", "--json")
-    accuracy = json.loads(found)["accuracy"]
+    accuracy = json.loads(found)["fidelity"]["accuracy"]
     assert code == 0
-    assert accuracy["before"] > 0.97
-    assert accuracy["after"] == pytest.approx(accuracy["before"] - np.isin(labels, (0, 9)).mean(), abs=0.021)
-    assert f"{accuracy['before']:.2%} before, {accuracy['after']:.2%} after" in out
+    assert accuracy["reference"] > 0.97
+    assert accuracy["candidate"] == pytest.approx(accuracy["reference"] - np.isin(labels, (0, 9)).mean(), abs=0.021)
+    assert f"{accuracy['reference']:.2%} before, {accuracy['candidate']:.2%} after" in out
+
+
+def test_labels_cost_no_second_run(folder, monkeypatch):
+    calls, run = [], Session.run
+    monkeypatch.setattr(Session, "run", lambda session, feeds: calls.append(session.label) or run(session, feeds))
+    given = {"calibration": folder / "images.npy", "mean": (MEAN,), "std": (STD,), "min_cosine": -1.0}
+    counts = []
+    for labels in (None, folder / "labels.npy"):
+        calls.clear()
+        onnxmerge.verify(MLP, folder / "swapped.onnx", labels=labels, **given)
+        counts.append(len(calls))
+    assert counts[0] == counts[1]
 
 
 def test_labels_stay_with_their_inputs_where_only_some_are_used(run, folder):
     given = ("--calibration", folder / "images.npy", "--labels", folder / "labels.npy", *PIXELS, "--samples", "31", "--json")
     _, out, _ = run("verify", MLP, MLP, *given)
-    assert json.loads(out)["accuracy"]["before"] > 0.96
+    assert json.loads(out)["fidelity"]["accuracy"]["reference"] > 0.96
 
 
 LABELS = {
@@ -101,14 +115,14 @@ def test_what_is_refused(run, folder, monkeypatch, options, message):
 def test_the_worst_input_can_be_given_again(run, folder):
     worst = folder / "worst.npz"
     code, out, _ = run("verify", MLP, folder / "swapped.onnx", "--samples", "40", "--save-worst", worst, "--json")
-    first = json.loads(out)["outputs"][0]
+    first = json.loads(out)["fidelity"]["outputs"][0]
     assert code == 1
     with np.load(worst) as archive:
         assert archive.files == ["x"]
         session = open_session(MLP, optimise=False)
         assert session.run({"x": archive["x"]})["y"].shape == (1, 10)
     _, out, _ = run("verify", MLP, folder / "swapped.onnx", "--calibration", worst, "--json")
-    again = json.loads(out)
+    again = json.loads(out)["fidelity"]
     assert again["input_count"] == 1
     assert again["outputs"][0]["relative_l2_mean"] == pytest.approx(first["relative_l2_worst"], rel=1e-4)
 
@@ -119,6 +133,6 @@ def test_layers_on_the_terminal_and_as_json(run, folder):
     assert "first drift: /5/Gemm: channels are permuted: 0 holds 9, 9 holds 0" in out
     assert "drift from /5/Gemm on" in err
     _, out, _ = run("verify", MLP, folder / "swapped.onnx", "--layers", "--samples", "16", "--json")
-    layers = json.loads(out)["layers"]
-    assert (layers["first"]["node"], layers["same_layers"], layers["inputs"]) == ("/5/Gemm", True, 16)
-    assert [node["tensor"] for node in layers["nodes"]] == ["y"]
+    layers = json.loads(out)["fidelity"]["layer_comparison"]
+    assert (layers["first_deviation"]["node"], layers["same_channel_counts"], layers["input_count"]) == ("/5/Gemm", True, 16)
+    assert [node["tensor"] for node in layers["deviations"]] == ["y"]

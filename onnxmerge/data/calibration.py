@@ -53,6 +53,26 @@ def read_columns(
     return {slot.spec.name: _folder(path, slot) if path.is_dir() else column(open_npy(path), slot, str(path))}
 
 
+def array_columns(
+    given: np.ndarray | Mapping[str, np.ndarray],
+    specs: Sequence[TensorSpec],
+    shapes: Mapping[str, tuple[int, ...]],
+    batched: frozenset[str],
+    image_range: ImageRange | None = None,
+) -> dict[str, Column]:
+    """The same for arrays in memory: one for the only input, or a mapping from the inputs' names."""
+    slots = {spec.name: make_slot(spec, shapes[spec.name], batched, image_range) for spec in specs}
+    if not isinstance(given, Mapping):
+        if len(slots) != 1:
+            raise InputError(f"one calibration array feeds one input, the model has {len(slots)}: give {{name: array}}")
+        given = dict.fromkeys(slots, given)
+    unknown, missing = sorted(given.keys() - slots.keys()), sorted(slots.keys() - given.keys())
+    if unknown or missing:
+        found, needed = ", ".join(given) or "none", ", ".join(slots)
+        raise InputError(f"the calibration arrays are named {found}: needed is one for each input of the model, {needed}")
+    return {name: column(np.asarray(given[name]), slot, f"the calibration array {name!r}") for name, slot in slots.items()}
+
+
 def _archive(path: Path, slots: Sequence[Slot]) -> dict[str, Column]:
     headers = npz_headers(path)
     chosen = {slot.spec.name: _member(headers, slot, len(slots) == 1, path) for slot in slots}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxmerge.data.calibration import read_columns
+from onnxmerge.data.calibration import array_columns, read_columns
 from onnxmerge.data.input_slots import Indices
 from onnxmerge.data.synthetic import ImageRange, Sampler, sampler
 from onnxmerge.errors import InputError
@@ -60,8 +60,8 @@ class Inputs:
         """Feeds of exactly `size` inputs, repeated where there are fewer, or of `batch_size` where the model takes no other."""
         return self.take(self.indices[np.arange(self.batch_size or size) % self.count])
 
-    def split(self, held_back: float) -> tuple[Inputs, Inputs]:
-        """The rest and a part held back: a share where below 1, else a number of inputs. Chosen at random, always the same.
+    def split(self, held_back: float, seed: int) -> tuple[Inputs, Inputs]:
+        """The rest and a part held back: a share where below 1, else a number of inputs. Drawn at random by the seed.
 
         Both parts have at least one batch, and whole batches where the model takes only those. Raises InputError where
         there is only one.
@@ -72,7 +72,7 @@ class Inputs:
         wanted = held_back * self.count if held_back < 1 else held_back
         number = step * min(max(1, round(wanted / step)), self.count // step - 1)
         chosen = np.zeros(self.count, bool)
-        chosen[np.random.default_rng(self.count).permutation(self.count)[:number]] = True
+        chosen[np.random.default_rng([seed, self.count]).permutation(self.count)[:number]] = True
         return self._part(self.indices[~chosen]), self._part(self.indices[chosen])
 
     def chosen(self, positions: Indices, how: str) -> Inputs:
@@ -144,24 +144,33 @@ def synthetic_inputs(
 
 
 def calibration_inputs(
-    path: str | Path, specs: Sequence[TensorSpec], shapes: Shapes, image_range: ImageRange | None = None
+    given: str | Path | np.ndarray | Mapping[str, np.ndarray],
+    specs: Sequence[TensorSpec],
+    shapes: Shapes,
+    image_range: ImageRange | None = None,
 ) -> Inputs:
-    """The user's inputs from a .npz or .npy file, or a folder of images or .npy files; whole batches only where the model asks.
+    """The user's inputs from a .npz or .npy file, a folder of images or .npy files, or arrays.
 
     Raises InputError where the path is missing or broken, holds nothing, or does not fit the model's inputs.
     """
-    path, plan = Path(path), batching(specs, shapes)
-    columns = read_columns(path, specs, shapes, plan.batched, image_range)
+    plan = batching(specs, shapes)
+    if isinstance(given, str | Path):
+        path = Path(given)
+        origin, where = path.name or str(path), str(path)
+        columns = read_columns(path, specs, shapes, plan.batched, image_range)
+    else:
+        origin = where = "arrays in memory"
+        columns = array_columns(given, specs, shapes, plan.batched, image_range)
     counts = {name: column.count for name, column in columns.items() if column.count is not None}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{count} of {name!r}" for name, count in counts.items())
-        raise InputError(f"{path} holds {found}: the same number of each input is needed")
+        raise InputError(f"{where} holds {found}: the same number of each input is needed")
     total = next(iter(counts.values()), 1)
     count = total - total % (plan.size or 1)
     if not count:
-        raise InputError(f"{path} holds {total} inputs, but the model takes exactly {plan.size} at a time")
+        raise InputError(f"{where} holds {total} inputs, but the model takes exactly {plan.size} at a time")
     left_out = f" ({total - count} left out: the model takes {plan.size} at a time)" if total > count else ""
-    source = f"{count} calibration inputs from {path.name or path}{left_out}"
+    source = f"{count} calibration inputs from {origin}{left_out}"
     indices = np.arange(count)
     return Inputs(
         count, source, plan.size, indices, lambda rows: {name: each.take(rows) for name, each in columns.items()}, total

@@ -67,7 +67,7 @@ def solving_and_checking(
     if given.count < (2 * step if searched else max(SMALLEST_SPLIT, 2 * step)):
         return given, replace(given, source=f"{given.source}, the same that were solved on")
     held_back = max(given.count * HELD_BACK_SHARE, float(min(FEWEST_CHECKED, given.count // 2)) if searched else 0.0)
-    return given.split(max(1.0, min(HELD_BACK, held_back)))
+    return given.split(max(1.0, min(HELD_BACK, held_back)), options.seed)
 
 
 def _enough(analysed: AnalysedModel) -> int:

@@ -11,6 +11,7 @@ from onnxmerge.data.inputs import Inputs, check_batch
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import ModelError
 from onnxmerge.evaluation.latency import compare_latency
+from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.providers import Provider, provider_of
 from onnxmerge.execution.sessions import ModelSource, open_pair
 from onnxmerge.execution.shapes import observed_shapes
@@ -99,4 +100,5 @@ def time_pair(
     pair = open_pair(reference, candidate, provider, optimise=True, threads=runtime.threads)
     feeds = inputs.call(batch or runtime.batch or 1)
     how = effort or USUAL
-    return compare_latency(pair[0], pair[1], feeds, seconds=how.seconds, min_runs=how.calls, rounds=how.rounds, seed=seed)
+    found = compare_latency(*pair, feeds, seconds=how.seconds, min_runs=how.calls, rounds=how.rounds, seed=seed)
+    return replace(found, execution=execution_of(*pair))

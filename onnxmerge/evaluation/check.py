@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import BATCH
 from onnxmerge.errors import VerificationError
@@ -34,8 +36,9 @@ def fidelity_of(
     return compared(open_pair(reference, candidate, provider, optimise=False, threads=threads), inputs)
 
 
-def compared(pair: Sequence[Session], inputs: Inputs) -> Fidelity:
-    measured = compare(pair[0], pair[1], inputs.batches(BATCH), inputs.source)
+def compared(pair: Sequence[Session], inputs: Inputs, labels: np.ndarray | None = None) -> Fidelity:
+    """Outputs of two open sessions, and with labels (inputs,) the accuracy of both."""
+    measured = compare(pair[0], pair[1], inputs.batches(BATCH), inputs.source, labels)
     return replace(measured, execution=execution_of(pair[0], pair[1]))
 
 

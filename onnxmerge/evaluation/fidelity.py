@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,26 +13,65 @@ from onnxmerge.data.balance import looks_like_scores
 from onnxmerge.errors import InputError, VerificationError
 from onnxmerge.evaluation.output_metrics import OutputMoments
 from onnxmerge.execution.sessions import Feeds, Session, batch_size
-from onnxmerge.results import Fidelity, OutputFidelity
+from onnxmerge.results import Accuracy, Fidelity, OutputFidelity
+
+Outputs = Mapping[str, Any]
+"""Values of a model's outputs, by name."""
 
 
-def compare(reference: Session, candidate: Session, batches: Iterable[Feeds], source: str) -> Fidelity:
-    """Run both on the same batches (batch on axis 0 of the inputs) and measure every output.
+def compare(
+    reference: Session, candidate: Session, batches: Iterable[Feeds], description: str, labels: np.ndarray | None = None
+) -> Fidelity:
+    """Run both models once on the same batches and measure every output.
 
-    An output whose axis 0 is not the batch counts as one sample a batch. Sequences and maps of numbers are compared as one
-    array; strings by equality, where fidelity and cosine are the share of inputs that are equal.
-    Raises VerificationError where an output's name, place, shape or type changed, InputError without any batch.
+    Parameters
+    ----------
+    reference, candidate : sessions of the two models
+    batches : feeds whose axis 0 counts inputs
+    description : what the inputs are, for the report
+    labels : (inputs,) class numbers; then the accuracy of both models is measured in the same runs
+
+    Returns
+    -------
+    Fidelity
+        An output whose axis 0 is not the batch counts as one sample a batch. Sequences and maps of numbers are compared as one
+        array; strings by equality, where fidelity and cosine are the share of inputs that are equal.
+
+    Raises
+    ------
+    VerificationError
+        The name, place, shape or type of an output changed.
+    InputError
+        There is no batch, or the labels do not fit the inputs or the outputs.
     """
     _check_names(reference, candidate)
-    runs = ((batch_size(feeds), reference.run(feeds), candidate.run(feeds)) for feeds in batches)
-    outputs, inputs = compare_outputs(runs, reference.output_names)
-    return Fidelity(outputs, inputs, source, candidate.provider.name)
+    counted = None if labels is None else _LabelCount(np.asarray(labels).ravel(), (reference.label, candidate.label))
+
+    def runs() -> Iterator[tuple[int, Outputs, Outputs]]:
+        for feeds in batches:
+            size, expected, found = batch_size(feeds), reference.run(feeds), candidate.run(feeds)
+            if counted is not None:
+                counted.add(size, expected, found)
+            yield size, expected, found
+
+    outputs, inputs = compare_outputs(runs(), reference.output_names)
+    accuracy = None if counted is None else counted.accuracy()
+    return Fidelity(outputs, inputs, description, candidate.provider.name, accuracy=accuracy)
 
 
-def compare_outputs(
-    runs: Iterable[tuple[int, Mapping[str, Any], Mapping[str, Any]]], names: Sequence[str]
-) -> tuple[tuple[OutputFidelity, ...], int]:
-    """The same for outputs at hand: runs of (inputs, what the reference gives, what the candidate gives). And how many inputs."""
+def compare_outputs(runs: Iterable[tuple[int, Outputs, Outputs]], names: Sequence[str]) -> tuple[tuple[OutputFidelity, ...], int]:
+    """The same for outputs at hand.
+
+    Parameters
+    ----------
+    runs : for each batch the number of inputs, the reference's outputs and the candidate's, by name
+    names : the outputs to compare
+
+    Returns
+    -------
+    tuple of OutputFidelity, int
+        One for each name, and the number of inputs.
+    """
     moments = {name: OutputMoments(name) for name in names}
     inputs = 0
     for size, expected, found in runs:
@@ -41,6 +81,31 @@ def compare_outputs(
     if not inputs:
         raise InputError("there are no check inputs: at least one batch is needed")
     return tuple(accumulated.result() for accumulated in moments.values()), inputs
+
+
+@dataclass
+class _LabelCount:
+    """How many inputs each of the two models puts into the class of their label."""
+
+    labels: np.ndarray
+    models: tuple[str, str]
+    seen: int = 0
+    correct: list[int] = field(default_factory=lambda: [0, 0])
+
+    def add(self, size: int, expected: Outputs, found: Outputs) -> None:
+        """The outputs of one batch of so many inputs."""
+        labels = self.labels[self.seen : self.seen + size]
+        for side, outputs in enumerate((expected, found)):
+            classes = _classes(outputs, size, self.models[side])
+            self.correct[side] += int(np.sum(classes[: len(labels)] == labels))
+        self.seen += size
+
+    def accuracy(self) -> Accuracy:
+        """Of both models. Raises InputError where there is not one label for each input."""
+        if self.seen != len(self.labels) or not self.seen:
+            raise InputError(f"{len(self.labels)} labels do not fit {self.seen} inputs: one label for each input is needed")
+        before, after = (count / self.seen for count in self.correct)
+        return Accuracy(before, after)
 
 
 def check_thresholds(
@@ -72,23 +137,6 @@ def check_thresholds(
         if not holds:
             failures.append(f"output {name!r}: {what} {value:.6g} is {side} {limit:g}")
     return failures
-
-
-def accuracy(session: Session, batches: Iterable[Feeds], labels: np.ndarray) -> float:
-    """Share of the inputs whose best class is the label, by the first output that looks like class scores or holds classes.
-
-    Raises InputError where no output fits, or the number of labels differs from the number of inputs.
-    """
-    labels = np.asarray(labels).ravel()
-    correct = seen = 0
-    for feeds in batches:
-        size = batch_size(feeds)
-        classes = _classes(session.run(feeds), size, session.label)
-        correct += int(np.sum(classes == labels[seen : seen + size])) if seen + size <= len(labels) else 0
-        seen += size
-    if seen != len(labels) or not seen:
-        raise InputError(f"{len(labels)} labels do not fit {seen} inputs: one label for each input is needed")
-    return correct / seen
 
 
 def as_array(value: Any) -> np.ndarray:
@@ -125,7 +173,7 @@ def _top1(fidelity: Fidelity) -> Iterator[tuple[float, str]]:
             yield output.top1_agreement, output.name
 
 
-def _classes(outputs: dict[str, Any], size: int, label: str) -> np.ndarray:
+def _classes(outputs: Outputs, size: int, label: str) -> np.ndarray:
     arrays = [as_array(value) for value in outputs.values()]
     rows = [array for array in arrays if array.ndim and len(array) == size]
     for array in rows:

@@ -8,16 +8,15 @@ rounds, not runs. And medians of identical models still differ by one per cent, 
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from onnxmerge.errors import ModelError, ProviderError
-from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.sessions import Feeds, Session, batch_size
 from onnxmerge.results import LatencyComparison, LatencySummary
 
@@ -31,6 +30,21 @@ _WARM_RUNS = (3, 50)
 _STABLE = 0.05
 
 Call = Callable[[], object]
+Clock = Callable[[], float]
+"""Seconds from any start, as `time.perf_counter` gives them."""
+
+
+@dataclass(frozen=True)
+class _Stopwatch:
+    """A clock, and what a call takes by it."""
+
+    now: Clock
+
+    def time(self, call: Call) -> float:
+        """Seconds of one call."""
+        start = self.now()
+        call()
+        return self.now() - start
 
 
 def compare_latency(
@@ -42,6 +56,7 @@ def compare_latency(
     min_runs: int = 20,
     rounds: int = ROUNDS,
     seed: int = 0,
+    clock: Clock = time.perf_counter,
 ) -> LatencyComparison:
     """Pairs of calls, their order random, over rounds of freshly opened sessions; ratio of the medians, and its interval.
 
@@ -53,8 +68,9 @@ def compare_latency(
         sides = " and ".join(f"{side.provider.name} with {side.threads} threads" for side in (reference, candidate))
         raise ProviderError(f"latencies on {sides} cannot be compared: open both sessions alike")
     generator = np.random.default_rng(seed)
-    with _collector_off():
-        measured, warm_up = _rounds((reference, candidate), feeds, seconds, min_runs, max(rounds, 1), generator)
+    gc.collect()  # so that the collector, which stays on, has nothing left to do while calls are timed
+    stopwatch = _Stopwatch(clock)
+    measured, warm_up = _rounds((reference, candidate), feeds, seconds, min_runs, max(rounds, 1), generator, stopwatch)
     times = np.concatenate(measured)
     ratio, low, high = ratio_interval(measured, generator)
     before, after = _summary(times[:, 0]), _summary(times[:, 1])
@@ -72,20 +88,7 @@ def compare_latency(
         rounds=len(measured),
         reference_inputs_per_second=batch / before.median_ms * 1e3,
         candidate_inputs_per_second=batch / after.median_ms * 1e3,
-        execution=execution_of(reference, candidate),
     )
-
-
-def latency(session: Session, feeds: Feeds, *, seconds: float = 2.0, min_runs: int = 20) -> LatencySummary:
-    """Median and p95 of one model; to say which of two is faster use compare_latency."""
-    call = session.bind(feeds)
-    with _collector_off():
-        _warm_up([call], seconds / 5)
-        times: list[float] = []
-        end = time.perf_counter() + seconds
-        while len(times) < min_runs or time.perf_counter() < end:
-            times.append(_time(call))
-    return _summary(np.array(times))
 
 
 def ratio_interval(rounds: list[np.ndarray], generator: np.random.Generator) -> tuple[float, float, float]:
@@ -125,19 +128,20 @@ def _rounds(
     min_runs: int,
     rounds: int,
     generator: np.random.Generator,
+    stopwatch: _Stopwatch,
 ) -> tuple[list[np.ndarray], int]:
     """Times in seconds, one array (pairs, 2) a round, and the calls of warm-up of the side that needed more.
 
     The number of rounds follows from what the first pair cost until it ran as later on: on CUDA the search for algorithms in the
     first call takes longer than opening a session.
     """
-    started = time.perf_counter()
+    started = stopwatch.now()
     opened = _reopened(sessions, generator) if rounds > 1 else sessions
     if opened is None:
         opened, rounds = sessions, 1
     calls = [session.bind(feeds) for session in opened]
-    elapsed = time.perf_counter() - started
-    pair = min(sum(map(_time, calls)), elapsed)
+    elapsed = stopwatch.now() - started
+    pair = min(sum(map(stopwatch.time, calls)), elapsed)
     cost = max(elapsed - pair, 1e-9)
     affordable = int(max(1, seconds / 2 / cost))
     rounds = min(rounds, max(affordable, FEWEST if FEWEST * cost < 2.0 * seconds else 1))
@@ -150,8 +154,8 @@ def _rounds(
             del opened, calls  # frees the last pair before the next one opens
             opened = _reopened(sessions, generator) or sessions
             calls = [session.bind(feeds) for session in opened]
-        warm_up += _warm_up(calls, share / 5)
-        measured.append(_pairs(calls, share, math.ceil(min_runs / rounds), generator))
+        warm_up += _warm_up(calls, share / 5, stopwatch)
+        measured.append(_pairs(calls, share, math.ceil(min_runs / rounds), generator, stopwatch))
     return measured, warm_up
 
 
@@ -166,25 +170,25 @@ def _reopened(sessions: tuple[Session, Session], generator: np.random.Generator)
         return None
 
 
-def _pairs(calls: list[Call], seconds: float, minimum: int, generator: np.random.Generator) -> np.ndarray:
+def _pairs(calls: list[Call], seconds: float, minimum: int, generator: np.random.Generator, stopwatch: _Stopwatch) -> np.ndarray:
     pairs: list[tuple[float, float]] = []
-    end = time.perf_counter() + seconds
-    while len(pairs) < max(minimum, 1) or time.perf_counter() < end:
+    end = stopwatch.now() + seconds
+    while len(pairs) < max(minimum, 1) or stopwatch.now() < end:
         if generator.integers(2):
-            second = _time(calls[1])
-            pairs.append((_time(calls[0]), second))
+            second = stopwatch.time(calls[1])
+            pairs.append((stopwatch.time(calls[0]), second))
         else:
-            pairs.append((_time(calls[0]), _time(calls[1])))
+            pairs.append((stopwatch.time(calls[0]), stopwatch.time(calls[1])))
     return np.array(pairs)
 
 
-def _warm_up(calls: list[Call], seconds: float) -> int:
+def _warm_up(calls: list[Call], seconds: float, stopwatch: _Stopwatch) -> int:
     """Until the last three runs of each agree with the three before, or the time or fifty runs are over; the most runs of one."""
-    end, most = time.perf_counter() + seconds, 0
+    end, most = stopwatch.now() + seconds, 0
     for call in calls:
         times: list[float] = []
-        while len(times) < _WARM_RUNS[0] or (len(times) < _WARM_RUNS[1] and time.perf_counter() < end):
-            times.append(_time(call))
+        while len(times) < _WARM_RUNS[0] or (len(times) < _WARM_RUNS[1] and stopwatch.now() < end):
+            times.append(stopwatch.time(call))
             before, last = times[-6:-3], times[-3:]
             if len(times) >= 6 and abs(np.median(last) / np.median(before) - 1) < _STABLE:
                 break
@@ -192,25 +196,6 @@ def _warm_up(calls: list[Call], seconds: float) -> int:
     return most
 
 
-def _time(call: Call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def _summary(times: np.ndarray) -> LatencySummary:
     quantiles = tuple(float(value) for value in np.percentile(times * 1e3, range(0, 101, 5)))
     return LatencySummary(quantiles[10], quantiles[19], len(times), quantiles)
-
-
-@contextlib.contextmanager
-def _collector_off() -> Iterator[None]:
-    """No garbage collection in the middle of a run."""
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

@@ -8,10 +8,9 @@ from typing import Any
 
 from onnxmerge.data.labels import read_labels
 from onnxmerge.data.saving import save_feeds
-from onnxmerge.data.selection import BATCH, inputs_for
+from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import OptionError
 from onnxmerge.evaluation.check import compared
-from onnxmerge.evaluation.fidelity import accuracy
 from onnxmerge.evaluation.layer_checks import layer_drift, mistakes_of, small_enough
 from onnxmerge.evaluation.node_views import wiring_of
 from onnxmerge.evaluation.thresholds import failures_of
@@ -22,7 +21,7 @@ from onnxmerge.onnxio.files import check_place
 from onnxmerge.onnxio.model_files import weights_beside
 from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of, takes
-from onnxmerge.results import Accuracy, Verification
+from onnxmerge.results import Verification
 
 
 @takes(InputOptions, RuntimeOptions, Thresholds)
@@ -53,9 +52,8 @@ def verify(
     suspected = not same_channel_counts and not thresholds.given and small_enough(shapes)
     drift = layer_drift(reference, candidate, inputs, shapes) if layers or suspected else None
     fidelity = replace(
-        compared(pair, inputs),
+        compared(pair, inputs, classes),
         same_channel_counts=same_channel_counts,
-        accuracy=None if classes is None else Accuracy(*(accuracy(side, inputs.batches(BATCH), classes) for side in pair)),
         layer_comparison=drift if layers else None,
     )
     if worst_file is not None:
