@@ -25,7 +25,7 @@ import onnx
 from networks import chain, residual, resnet50
 
 from onnxmerge import compress
-from onnxmerge.execution.sessions import default_threads
+from onnxmerge.execution.threads import default_threads
 from onnxmerge.statistics.unfold import Network, outputs_of, patches_of, products, window_of
 
 GROWTH_ALLOWED = 1.5  # seconds a layer, deepest against shallowest

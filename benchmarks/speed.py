@@ -82,7 +82,7 @@ def main() -> None:
     if not SHARED.is_dir():
         print(f"\nonly the project's own models: {SHARED} is not there")
     if arguments.write:
-        _write(provider.short, text)
+        _write(provider.option, text)
 
 
 def _models(large: bool) -> list[Path]:
@@ -97,7 +97,7 @@ def _rows(
     smaller = FOLDER / f"smaller-{path.name}"
     onnxmerge.compress(path, smaller, ratio=ratio, method="prune", verify=False, provider="cpu")
     found = []
-    for settings, changed in VARIANTS.items() if provider.short == "cuda" else [("", {})]:
+    for settings, changed in VARIANTS.items() if provider.option == "cuda" else [("", {})]:
         for each in bench_batches(path, smaller, replace(options, **changed), batches).batches:
             found.append(((path.stem, percent(ratio, 0), *_row(settings, each)), each))
     return found
@@ -125,7 +125,7 @@ def _conditions(provider: Provider, first: LatencyComparison) -> str:
 
 
 def _machine(provider: Provider) -> str:
-    if provider.short != "cpu":
+    if provider.option != "cpu":
         asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
         return "; ".join(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip().splitlines())
     facts = Path("/proc/cpuinfo")

@@ -15,7 +15,7 @@ from topologies import TOPOLOGIES
 from topologies.net import Net
 
 from onnxmerge.cli.app import main
-from onnxmerge.execution.providers import find_obstacle
+from onnxmerge.execution.gpu_detection import CUDA_NAME, find_problem
 
 GOOD = built(TOPOLOGIES["conv-relu-conv"]).SerializeToString()
 
@@ -202,7 +202,7 @@ def test_a_failed_run_leaves_the_old_output(folder: Path, capsys: pytest.Capture
     assert (folder / "out.onnx").read_bytes() == b"an earlier result"
 
 
-@pytest.mark.skipif(find_obstacle("cuda") is None, reason="CUDA works here")
+@pytest.mark.skipif(find_problem(CUDA_NAME) is None, reason="CUDA works here")
 def test_cuda_without_a_gpu(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "model.onnx").write_bytes(GOOD)
     line = refused(["compress", "model.onnx", "out.onnx", "--ratio", "0.3", "--provider", "cuda"], capsys)

@@ -183,7 +183,7 @@ def test_what_ran_where_is_shown():
     assert "1 of 2 nodes of the candidate ran elsewhere: odd" in stream.getvalue()
 
 
-@pytest.mark.skipif(resolve_provider("auto").short == "cuda", reason="CUDA works here")
+@pytest.mark.skipif(resolve_provider("auto").option == "cuda", reason="CUDA works here")
 @pytest.mark.parametrize("command", ["bench", "verify"])
 def test_a_fallback_is_said(run, command):
     code, out, _ = run(command, MLP, MLP)

@@ -282,7 +282,7 @@ def test_truncated_model(run, tmp_path):
     assert not (tmp_path / "o.onnx").exists()
 
 
-@pytest.mark.skipif(resolve_provider("auto").short == "cuda", reason="CUDA works here")
+@pytest.mark.skipif(resolve_provider("auto").option == "cuda", reason="CUDA works here")
 def test_cuda_that_is_not_there(run, smaller):
     code, out, err = run("bench", MLP, smaller, "--provider", "cuda")
     assert (code, out) == (2, "")

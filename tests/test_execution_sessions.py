@@ -1,6 +1,8 @@
 """Providers and sessions: no silent fallback, one clear line for every failure."""
 
+import json
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +11,10 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxmerge.errors import ModelError, OptionError, ProviderError
-from onnxmerge.execution import providers, sessions
+from onnxmerge.execution import gpu_detection, gpu_probe, providers, sessions
+from onnxmerge.execution.gpu_detection import CPU_NAME, CUDA_NAME, ProviderProblem, find_problem
 from onnxmerge.execution.placement import execution_of
-from onnxmerge.execution.providers import CPU, NAMES, CudaSettings, Obstacle, Provider, resolve_provider
+from onnxmerge.execution.providers import CPU, NAMES, CudaSettings, Provider, resolve_provider
 from onnxmerge.execution.sessions import batch_size, one_line, open_session
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
@@ -27,13 +30,13 @@ def model_bytes(text: str) -> bytes:
 
 @pytest.fixture
 def broken_cuda(monkeypatch):
-    obstacle = Obstacle("no NVIDIA driver was found", "install NVIDIA's driver")
-    monkeypatch.setattr(providers, "find_obstacle", lambda short: obstacle)
+    problem = ProviderProblem("no NVIDIA driver was found", "install NVIDIA's driver")
+    monkeypatch.setattr(providers, "find_problem", lambda name: problem)
 
 
 def test_auto_says_why_it_took_the_cpu(broken_cuda):
     assert resolve_provider("auto") == Provider("CPUExecutionProvider", "cpu", "no NVIDIA driver was found")
-    assert resolve_provider("cpu").why == ""
+    assert resolve_provider("cpu").fallback_reason == ""
 
 
 @pytest.mark.parametrize("choice", ["cuda", "tensorrt"])
@@ -44,7 +47,7 @@ def test_a_provider_that_does_not_work_is_refused(broken_cuda, choice):
 
 @pytest.mark.parametrize(("choice", "short"), [("auto", "cuda"), ("cuda", "cuda"), ("tensorrt", "tensorrt")])
 def test_a_provider_that_works_is_taken(monkeypatch, choice, short):
-    monkeypatch.setattr(providers, "find_obstacle", lambda short: None)
+    monkeypatch.setattr(providers, "find_problem", lambda name: None)
     assert resolve_provider(choice) == Provider(NAMES[short], short)
 
 
@@ -53,21 +56,68 @@ def test_an_unknown_provider_is_refused():
         resolve_provider("rocm")
 
 
+@pytest.fixture
+def fresh_detection():
+    find_problem.cache_clear()
+    yield
+    find_problem.cache_clear()
+
+
+@pytest.fixture
+def working_driver(monkeypatch):
+    monkeypatch.setattr(gpu_detection, "_driver_problem", lambda: None)
+
+
 @pytest.mark.parametrize("choice", ["cuda", "tensorrt"])
-def test_the_probe_is_quiet_and_never_raises(capfd, choice):
-    providers.find_obstacle.cache_clear()
-    obstacle = providers.find_obstacle(choice)
-    assert obstacle is None or (obstacle.what and obstacle.remedy)
+def test_detection_is_quiet_and_never_raises(fresh_detection, capfd, choice):
+    problem = find_problem(NAMES[choice])
+    assert problem is None or (problem.cause and problem.remedy)
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("short", ["cuda", "tensorrt"])
-def test_the_probe_session_does_not_mistake_the_cpu(capfd, short):
-    if resolve_provider("auto").short != "cpu":
-        pytest.skip("CUDA works here")
-    providers._preload_libraries(short)
-    assert providers._session_obstacle(short, "") is not None
+@pytest.mark.parametrize("choice", ["cuda", "tensorrt"])
+def test_missing_libraries_are_named_in_silence(fresh_detection, working_driver, capfd, choice):
+    if NAMES[choice] not in sessions.onnxruntime.get_available_providers() or resolve_provider("auto").option != "cpu":
+        pytest.skip("this onnxruntime has no CUDA, or CUDA works here")
+    find_problem.cache_clear()
+    before = sys.stdout, sys.stderr
+    assert re.search(r"libraries were not found: \S*cu", find_problem(NAMES[choice]).cause)
+    assert (sys.stdout, sys.stderr) == before
     assert capfd.readouterr() == ("", "")
+
+
+PROBES = {
+    "it works": ("import json; print('noise'); print(json.dumps({'libraries': ['here.so'], 'error': ''}))", None, ["here.so"]),
+    "an error": ("import json; print(json.dumps({'libraries': ['here.so'], 'error': 'no memory'}))", "^no memory$", []),
+    "it dies": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended with code -11", []),
+    "it says nothing": ("", "ended with code 0", []),
+    "it hangs": ("import time; time.sleep(60)", "did not run within 0.5 s", []),
+}
+
+
+@pytest.mark.parametrize(("script", "cause", "loaded"), PROBES.values(), ids=PROBES)
+def test_what_the_process_that_tries_says(fresh_detection, working_driver, monkeypatch, tmp_path, script, cause, loaded):
+    """A stand-in for the process; the libraries that it needed are loaded here too."""
+    start, seen = gpu_detection.subprocess.run, []
+    monkeypatch.setattr(gpu_detection.onnxruntime, "get_available_providers", lambda: [CUDA_NAME])
+    monkeypatch.setattr(gpu_detection.subprocess, "run", lambda command, **how: start([command[0], "-c", script], **how))
+    monkeypatch.setattr(gpu_detection, "PROBE_SECONDS", 0.5 if cause and "within" in cause else 60.0)
+    monkeypatch.setattr(gpu_detection.ctypes, "CDLL", seen.append)
+    problem = find_problem(CUDA_NAME)
+    assert problem is None if cause is None else re.search(cause, problem.cause)
+    assert seen == loaded
+
+
+def test_the_process_that_tries_runs_the_tiny_model(monkeypatch, capsys):
+    """On the CPU, which is what a session without the option to forbid it lands on."""
+    real = gpu_probe.onnxruntime.SessionOptions.add_session_config_entry
+    monkeypatch.setattr(gpu_probe.ctypes, "CDLL", gpu_probe.ctypes.CDLL)  # the process replaces it
+    monkeypatch.setattr(gpu_probe.onnxruntime, "set_default_logger_severity", lambda level: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_probe.onnxruntime.SessionOptions, "add_session_config_entry", lambda *_: None)
+        gpu_probe.main(CPU_NAME, [CPU_NAME])
+    assert json.loads(capsys.readouterr().out)["error"] == ""
+    assert gpu_probe.onnxruntime.SessionOptions.add_session_config_entry is real
 
 
 class Package:
@@ -80,14 +130,12 @@ class Package:
     [(["onnxruntime"], False), (["onnxruntime", "onnxruntime-gpu"], True)],
     ids=["the CPU package", "both packages"],
 )
-def test_a_runtime_without_cuda(monkeypatch, packages, both):
-    monkeypatch.setattr(providers.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(providers.importlib.metadata, "distributions", lambda: [Package(name) for name in packages])
-    providers.find_obstacle.cache_clear()
-    obstacle = providers.find_obstacle("cuda")
-    providers.find_obstacle.cache_clear()
-    assert "is built without cuda" in obstacle.what
-    assert ("are both installed" in obstacle.what, "uninstall" in obstacle.remedy) == (both, both)
+def test_a_runtime_without_cuda(fresh_detection, monkeypatch, packages, both):
+    monkeypatch.setattr(gpu_detection.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(gpu_detection.importlib.metadata, "distributions", lambda: [Package(name) for name in packages])
+    problem = find_problem(CUDA_NAME)
+    assert "is built without CUDA" in problem.cause
+    assert ("are both installed" in problem.cause, "uninstall" in problem.remedy) == (both, both)
 
 
 class Driver:
@@ -114,18 +162,17 @@ class Driver:
     ids=["no GPU", "old driver", "fine"],
 )
 def test_what_the_driver_says(monkeypatch, driver, what):
-    monkeypatch.setattr(providers.ctypes, "CDLL", lambda name: driver)
-    monkeypatch.setattr(providers.onnxruntime, "cuda_version", "13.0", raising=False)
-    obstacle = providers._driver_obstacle()
-    assert obstacle is None if what is None else re.search(what, obstacle.what)
+    monkeypatch.setattr(gpu_detection.ctypes, "CDLL", lambda name: driver)
+    monkeypatch.setattr(gpu_detection.onnxruntime, "cuda_version", "13.0", raising=False)
+    problem = gpu_detection._driver_problem()
+    assert problem is None if what is None else re.search(what, problem.cause)
 
 
-def test_a_session_that_fell_back_is_refused(monkeypatch, capfd):
-    if resolve_provider("auto").short != "cpu":
+def test_a_session_that_fell_back_is_refused():
+    if resolve_provider("auto").option != "cpu":
         pytest.skip("CUDA works here")
     with pytest.raises(ProviderError, match="was to run on CUDAExecutionProvider but landed on CPUExecutionProvider"):
         open_session(model_bytes(LINEAR), Provider(NAMES["cuda"], "cuda"), optimise=False)
-    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("optimise", [True, False], ids=["speed", "correctness"])
@@ -185,7 +232,7 @@ def test_settings_of_cuda_are_refused_on_the_cpu(broken_cuda, settings, named, c
 
 
 def test_settings_are_kept_where_cuda_works(monkeypatch):
-    monkeypatch.setattr(providers, "find_obstacle", lambda short: None)
+    monkeypatch.setattr(providers, "find_problem", lambda name: None)
     settings = CudaSettings(tf32=False, cuda_graph=True)
     assert resolve_provider("auto", settings) == Provider(NAMES["cuda"], "cuda", settings=settings)
 

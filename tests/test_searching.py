@@ -56,7 +56,7 @@ def test_a_gpu_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Everything that is decided by runs is run on the CPU: here a session on CUDA would fail."""
     source = written(built(TOPOLOGIES["residual-two-blocks"]), tmp_path)
     compress(source, tmp_path / "cpu.onnx", fidelity=0.5, provider="cpu", verify=False, **FAST)
-    monkeypatch.setattr("onnxmerge.execution.providers.find_obstacle", lambda short: None)
+    monkeypatch.setattr("onnxmerge.execution.providers.find_problem", lambda short: None)
     compress(source, tmp_path / "cuda.onnx", fidelity=0.5, provider="cuda", verify=False, **FAST)
     assert (tmp_path / "cuda.onnx").read_bytes() == (tmp_path / "cpu.onnx").read_bytes() != source.read_bytes()
 

@@ -25,7 +25,7 @@ from onnxmerge.cli import app as cli
 from onnxmerge.errors import InputError, ModelError, OptionError, VerificationError
 from onnxmerge.evaluation import benchmark as proof
 from onnxmerge.execution.providers import provider_of
-from onnxmerge.execution.sessions import default_threads
+from onnxmerge.execution.threads import default_threads
 from onnxmerge.options import Options
 from onnxmerge.parallel import dask as clusters
 from onnxmerge.parallel.tasks import Lost, spread
@@ -204,7 +204,7 @@ def test_targets_that_need_a_clock_stay_here(monkeypatch):
     monkeypatch.chdir(MLP.parent)
     result = onnxmerge.sweep(MLP.name, "latency=0.7,macs=0.5", calibration="digits.npz")
     (sent,) = (task.options for task in given)
-    assert (sent.threads, sent.provider, sent.bench) == (default_threads(), provider_of(Options()).short, False)
+    assert (sent.threads, sent.provider, sent.bench) == (default_threads(), provider_of(Options()).option, False)
     assert (sent.calibration, given[0].source) == (MLP.parent / "digits.npz", MLP)
     assert [task.options.target for task in given] == [("macs", 0.5)]
     assert [point.target for point in result.points] == ["latency=0.7", "macs=0.5"]

@@ -12,7 +12,7 @@ def execution_of(reference: Session, candidate: Session) -> Execution:
     """Of two sessions opened alike."""
     options = reference.handle.get_provider_options()
     settings = {key: value for of_one in options.values() for key, value in of_one.items() if key in _STATED}
-    return Execution(reference.provider.why, settings, placement(reference), placement(candidate))
+    return Execution(reference.provider.fallback_reason, settings, placement(reference), placement(candidate))
 
 
 def placement(session: Session) -> dict[str, str]:

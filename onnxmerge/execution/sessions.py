@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,10 +12,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper
-from threadpoolctl import threadpool_limits
 
 from onnxmerge.errors import ModelError, ProviderError
-from onnxmerge.execution.providers import CPU, NAMES, Provider, quiet_log
+from onnxmerge.execution.providers import CPU, NAMES, Provider
+from onnxmerge.execution.threads import default_threads
 from onnxmerge.onnxio.model_files import TemporaryModel
 
 Feeds = Mapping[str, np.ndarray]
@@ -149,10 +148,9 @@ def open_session(
     threads = threads or default_threads()
     source = model if isinstance(model, bytes) else str(path_of(model))
     try:
-        with quiet_log():
-            handle = onnxruntime.InferenceSession(
-                source, _options(optimise, threads, folder), providers=_providers(provider, optimise), enable_fallback=0
-            )
+        handle = onnxruntime.InferenceSession(
+            source, _options(optimise, threads, folder), providers=_providers(provider, optimise), enable_fallback=0
+        )
     except Exception as error:  # ONNX Runtime's exceptions have no common root
         raise ModelError(f"{label} cannot be opened by ONNX Runtime: {one_line(error)}") from error
     if handle.get_providers()[0] != provider.name:
@@ -179,18 +177,6 @@ def open_pair(
         for model, name in sides
     )
     return first, second
-
-
-def default_threads() -> int:
-    """The CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def fixed_threads(threads: int | None) -> threadpool_limits:
-    """A context in which numpy has as many threads: with others its products and decompositions differ in the last bits."""
-    return threadpool_limits(threads or default_threads(), user_api="blas")
 
 
 def batch_size(feeds: Feeds) -> int:
@@ -233,10 +219,10 @@ def _cuda_settings(provider: Provider, optimise: bool) -> dict[str, str]:
 
 
 def _providers(provider: Provider, optimise: bool) -> list[Any]:
-    if provider.short == "cpu":
+    if provider.option == "cpu":
         return [CPU.name]
     settings = _cuda_settings(provider, optimise)
-    if provider.short == "cuda":
+    if provider.option == "cuda":
         return [(NAMES["cuda"], settings), CPU.name]
     graph = settings.pop("enable_cuda_graph", "0")
     return [(NAMES["tensorrt"], {"trt_cuda_graph_enable": graph}), (NAMES["cuda"], settings), CPU.name]

@@ -16,7 +16,7 @@ from onnxmerge.errors import ModelError, OptionError
 from onnxmerge.evaluation.benchmark import SURE, with_macs
 from onnxmerge.evaluation.check import Proof, prove
 from onnxmerge.execution.providers import CPU, provider_of
-from onnxmerge.execution.sessions import fixed_threads
+from onnxmerge.execution.threads import fixed_threads
 from onnxmerge.execution.versions import versions
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.onnxio.files import check_place, is_at

@@ -13,7 +13,7 @@ from typing import Any
 from onnxmerge.errors import InputError, OptionError
 from onnxmerge.evaluation.benchmark import benchmark
 from onnxmerge.execution.providers import provider_of
-from onnxmerge.execution.sessions import default_threads, fixed_threads
+from onnxmerge.execution.threads import default_threads, fixed_threads
 from onnxmerge.execution.versions import versions
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.onnxio.files import check_place, write_whole
@@ -125,7 +125,7 @@ def _settled(options: CompressOptions) -> CompressOptions:
         raise InputError(
             f"{inputs.calibration_path} does not exist: a .npz or .npy file, or a folder of images or .npy files, is needed"
         )
-    provider = provider_of(runtime).short if runtime.provider == "auto" else runtime.provider
+    provider = provider_of(runtime).option if runtime.provider == "auto" else runtime.provider
     runtime = replace(runtime, provider=provider, threads=runtime.threads or default_threads())
     return replace(options, inputs=inputs.absolute(), runtime=runtime)
 
