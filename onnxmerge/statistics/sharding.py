@@ -13,6 +13,7 @@ from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import OptionError
 from onnxmerge.execution.sessions import open_session
+from onnxmerge.execution.threads import fixed_threads
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.options import InputOptions, Progress, silent
 from onnxmerge.parallel.tasks import Lost, spread
@@ -57,4 +58,5 @@ def covariances_of(shard: Shard) -> dict[str, Covariance]:
     session = open_session(shard.source, optimise=True, threads=shard.threads, label=str(shard.source))
     given = inputs_for(session, analysed.shapes, replace(shard.options, samples=None))
     inputs = replace(given, count=len(shard.indices), indices=shard.indices)
-    return collect_reference_statistics(run_context_of(analysed, inputs, shard.threads, silent)).covariances
+    with fixed_threads(shard.threads):
+        return collect_reference_statistics(run_context_of(analysed, inputs, shard.threads, silent)).covariances
