@@ -137,7 +137,24 @@ def forked(net: Net, y: str) -> str:
 def shared(net: Net, y: str) -> str:
     """`second` has the weight of `first`, reads the same, and nothing joins what they write."""
     weight = net.const("shared_w", net.he((6, 8, 3, 3), 72))
-    first, second = (net.relu(net.conv(y, name, 8, 6, weight=weight)) for name in ("first", "second"))
+    return two_branches(net, y, weight, weight)
+
+
+def shared_behind_transposes(net: Net, y: str) -> str:
+    """One initializer, from which both weights are computed."""
+    stored = net.const("shared_w", net.he((8, 6, 3, 3), 72))
+    return two_branches(net, y, *(net.op("Transpose", stored, perm=[1, 0, 2, 3]) for _ in range(2)))
+
+
+def initialised_alike(net: Net, y: str) -> str:
+    """Two initializers with the same values."""
+    values = net.he((6, 8, 3, 3), 72)
+    return two_branches(net, y, net.const("first_w", values), net.const("second_w", values))
+
+
+def two_branches(net: Net, y: str, first_weight: str, second_weight: str) -> str:
+    first = net.relu(net.conv(y, "first", 8, 6, weight=first_weight))
+    second = net.relu(net.conv(y, "second", 8, 6, weight=second_weight))
     return net.op("Add", net.conv(first, "out", 6, 4), net.conv(second, "other", 6, 4))
 
 
@@ -164,6 +181,23 @@ def test_users_of_one_weight_shrink_together(tmp_path: Path) -> None:
     assert first == second
     assert weights_of(small)[first].shape == (3, 4, 3, 3)
     assert [group.kept for group in result.groups] == [4, 3]
+
+
+@pytest.mark.parametrize(
+    ("make", "sharing", "method"),
+    [
+        pytest.param(shared, {"first", "second"}, "prune", id="one initializer"),
+        pytest.param(shared_behind_transposes, {"first", "second"}, "prune", id="one initializer, two Transposes"),
+        pytest.param(initialised_alike, set(), "reconstruct", id="equal values"),
+    ],
+)
+def test_layers_share_a_weight_where_they_share_an_initializer(make, sharing: set[str], method: str, tmp_path: Path) -> None:
+    """A weight that is shared is not solved for one of its layers; equal ones are."""
+    channels = analysed(behind_stem(make), tmp_path).channels
+    assert {layer.name for layer in channels.layers if layer.key in channels.shared_weight_keys} == sharing
+    source, options = tmp_path / "understood.onnx", {"ratio": 0.5, "samples": 16, "threads": 1, "verify": False, "bench": False}
+    result = compress(source, tmp_path / "out.onnx", method="reconstruct", **options)
+    assert {group.name: group.method for group in result.groups}["stem"] in (method, "merge" if sharing else method)
 
 
 def test_a_weight_that_is_also_read_as_data_stays(tmp_path: Path) -> None:

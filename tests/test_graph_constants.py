@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import ml_dtypes
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
@@ -128,6 +131,20 @@ def test_computed_once_and_anew_after_an_edit(monkeypatch: pytest.MonkeyPatch) -
     assert constant_value(model, model.graph.outputs[0]) is None  # (2, 3) + (3, 2)
     monkeypatch.setattr(constant_folding, "LIMIT_BYTES", 10)
     assert constant_value(model, model.graph.nodes[1].outputs[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "is_bug"),
+    [(ValueError, False), (NotImplementedError, False), (IndexError, False), (AttributeError, True), (KeyError, True)],
+)
+def test_only_what_cannot_be_computed_is_not_constant(error: type, is_bug: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(proto: onnx.ModelProto) -> None:
+        raise error("on purpose")
+
+    model = model_of("y = Transpose(w)")
+    monkeypatch.setattr(constant_folding, "ReferenceEvaluator", fail)
+    with pytest.raises(error) if is_bug else nullcontext():
+        assert constant_value(model, model.graph.outputs[0]) is None
 
 
 DTYPES = [np.float16, np.float64, np.int8, np.uint16, np.bool_, ml_dtypes.bfloat16, ml_dtypes.int4, ml_dtypes.uint4]

@@ -1,4 +1,4 @@
-"""What the walk from producer to consumer tells of a group's neurons: scale, offset and the moments of what comes out."""
+"""Between producers and consumers: pre-activations with their mean and deviation, and the operators that bar merging."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 from running import analysed, weights_of
 from topologies.net import Net
 
+from onnxmerge.graph.downstream import downstream_affine_of
 from onnxmerge.graph.merge_validity import PreActivations, pre_activations
 
 PER_CHANNEL = (8, 1, 1)
@@ -40,7 +42,7 @@ STEPS: dict[str, tuple[tuple[Callable[[Net, str], str], ...], Callable | None]] 
 
 
 @pytest.mark.parametrize(("steps", "expected"), STEPS.values(), ids=STEPS)
-def test_moments_of_the_neurons(steps, expected, tmp_path: Path) -> None:
+def test_mean_and_deviation_of_pre_activations(steps, expected, tmp_path: Path) -> None:
     net = Net(np.random.default_rng(1))
     y = net.conv(net.input("x", 3, 6, 6), "conv_a", 3, 8)
     for step in steps:
@@ -58,3 +60,43 @@ def test_moments_of_the_neurons(steps, expected, tmp_path: Path) -> None:
     mean, deviation = expected({name: np.squeeze(value) for name, value in weights_of(model).items()})
     np.testing.assert_allclose(found.mean_std[0], mean, rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(found.mean_std[1], deviation, rtol=1e-4)  # sqrt(var / (var + epsilon)) is not quite 1
+
+
+def one_channel_at_each_position(net: Net, y: str) -> str:
+    return net.conv("x", "other", 3, 1)
+
+
+# Steps between a producer of eight channels and its consumer, and whether f(s x) = s f(x) holds for each channel apart.
+BETWEEN: dict[str, tuple[Callable[[Net, str], str], bool]] = {
+    "maximum with zero": (lambda net, y: net.op("Max", y, net.const("zero", 0.0)), True),
+    "maximum with a constant": (lambda net, y: net.op("Max", y, net.const("one", 1.0)), False),
+    "maximum with a computed tensor": (lambda net, y: net.op("Max", y, one_channel_at_each_position(net, y)), False),
+    "minimum with zero and a computed tensor": (
+        lambda net, y: net.op("Min", y, net.const("zero", 0.0), one_channel_at_each_position(net, y)),
+        False,
+    ),
+    "gate": (lambda net, y: net.op("Mul", y, one_channel_at_each_position(net, y)), True),
+    "computed summand": (lambda net, y: net.op("Add", y, one_channel_at_each_position(net, y)), False),
+    "cast to double and back": (lambda net, y: net.op("Cast", net.op("Cast", y, to=TensorProto.DOUBLE), to=1), True),
+    "cast to integer and back": (lambda net, y: net.op("Cast", net.op("Cast", y, to=TensorProto.INT32), to=1), False),
+}
+
+
+@pytest.mark.parametrize(("step", "is_valid"), BETWEEN.values(), ids=BETWEEN)
+def test_merging_is_valid_across_what_is_homogeneous(step, is_valid: bool, tmp_path: Path) -> None:
+    net = Net(np.random.default_rng(1))
+    y = step(net, net.conv(net.input("x", 3, 6, 6), "conv_a", 3, 8))
+    net.output(net.conv(net.relu(y), "out", 8, 4), 4, 6, 6)
+    channels = analysed(net.model(), tmp_path).channels
+    (group,) = channels.groups
+    assert isinstance(pre_activations(channels, group), PreActivations) is is_valid
+
+
+def test_a_scale_belongs_to_channels_only_where_they_stand_on_axis_1(tmp_path: Path) -> None:
+    """BatchNormalization behind a MatMul of three axes normalises positions, here as many as there are channels."""
+    net = Net(np.random.default_rng(1))
+    y = net.batch_norm(net.matmul(net.relu(net.matmul(net.input("x", 4, 6), "fc_a", 6, 8)), "fc_b", 8, 4), "bn", 4)
+    net.output(net.matmul(net.relu(y), "out", 4, 2), 4, 2)
+    channels = analysed(net.model(), tmp_path).channels
+    (layer,) = [layer for layer in channels.layers if layer.name == "fc_b"]
+    assert downstream_affine_of(channels, layer, {}).scale is None

@@ -86,6 +86,33 @@ def test_removing_what_nobody_reads_changes_nothing(topology: Topology, tmp_path
         assert error < tolerance_of(topology, 1e-5), groups[chosen[0]].name
 
 
+@pytest.mark.parametrize("topology", rows(SHRINKING))
+def test_the_analysed_model_stays_as_it_is(topology: Topology, tmp_path: Path) -> None:
+    """Channels leave, every consumer gets a new weight and a bias; then the same again: the same bytes, twice."""
+    channels = analysed(built(topology), tmp_path).channels
+    removals = [half_of(group) for group in channels.groups]
+    consumers = {link.key: link.layer for removal in removals for link in removal.group.consumers}
+    new = {
+        key: Replacement(np.asarray(layer.stored_weight * 2, layer.stored_weight.dtype), np.arange(layer.out_ids.size) * 0.5)
+        for key, layer in consumers.items()
+    }
+    state = state_of(channels)
+    first = export(rewrite(channels, removals, new)).SerializeToString()
+    assert state_of(channels) == state
+    assert export(rewrite(channels, removals, new)).SerializeToString() == first
+    assert export(rewrite(channels, [], {})).SerializeToString() == state[0]
+
+
+def state_of(channels: Channels) -> list[object]:
+    """The model as it would be written, its nodes as Python values, and every array that the analysis holds."""
+    nodes = [(node.op, str(node.attrs), [t.name for t in (*node.inputs, *node.outputs)]) for node in channels.model.graph.nodes]
+    arrays = [array for layer in channels.layers for array in (layer.stored_weight, layer.weight, layer.in_ids, layer.out_ids)]
+    for parameter in channels.parameters:
+        arrays += [parameter.ids, channels.constant(parameter.node.inputs[parameter.input_index])]
+    protos = [export(channels.model), channels.model.proto]
+    return [*(proto.SerializeToString() for proto in protos), nodes, [array.tobytes() for array in arrays]]
+
+
 def size(model: onnx.ModelProto) -> int:
     """Floating-point parameters, counted in the file."""
     return sum(array.size for array in weights_of(model).values() if array.dtype.kind == "f")

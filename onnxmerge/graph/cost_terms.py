@@ -124,11 +124,13 @@ def parameter_terms(channels: Channels, groups: Sequence[ChannelGroup], classes:
 def mac_terms(channels: Channels, groups: Sequence[ChannelGroup], classes: CostClasses, shapes: Shapes) -> CostTerms:
     """Multiply-accumulates for the shapes given."""
     builder = _TermBuilder(channels, groups, classes)
-    for layer in channels.layers:
-        builder.add(node_macs(layer.node, shapes), layer.out_ids, layer.in_ids)
-    for parameter in channels.parameters:
-        if parameter.is_depthwise:
-            builder.add(node_macs(parameter.node, shapes), parameter.ids)
+    layers = {id(layer.node): layer for layer in channels.layers}
+    for node in channels.model.graph.nodes:
+        layer, macs = layers.get(id(node)), node_macs(node, shapes)
+        if layer is not None:
+            builder.add(macs, layer.out_ids, layer.in_ids)
+        elif macs:  # channels pass depthwise convolutions, and matrices that mix positions
+            builder.add(macs, channels.ids(node.outputs[0]))
     return builder.build(total_macs(channels.model, shapes))
 
 

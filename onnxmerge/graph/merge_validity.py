@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxmerge.errors import Reason, Refusal, refusal
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels, channel_positions
+from onnxmerge.graph.cost import FLOATING_TYPES
 from onnxmerge.graph.layers import Producer
 from onnxmerge.graph.nodes import has_input, node_name
 from onnxmerge.graph.operators.table import Homogeneity, operator_of
@@ -150,6 +151,8 @@ class _PathChecker:
         homogeneity = operator_of(node).homogeneity
         carrying = self._carrying(node)
         entering = self.affine.get(carrying[0].name)
+        if homogeneity is Homogeneity.CAST and node.attrs.get("to") not in FLOATING_TYPES:
+            raise _NotValid(Reason.NOT_HOMOGENEOUS, node)
         if node.op in ("Identity", "Dropout", "Cast"):
             return entering
         if homogeneity in (Homogeneity.HOMOGENEOUS, Homogeneity.SLOPE, Homogeneity.PAD):
@@ -230,7 +233,8 @@ class _PathChecker:
     def _join(self, node: gs.Node, carrying: list[gs.Tensor], entering: _Affine | None) -> _Affine | None:
         """Add, Sub, Max and the like: homogeneous if all inputs carry channels; a constant summand is an offset."""
         constants, other_count = self._constants(node)
-        if other_count == 0 or (node.op in ("Max", "Min") and not any(value.any() for value in constants)):
+        all_zero = len(constants) == other_count and not any(value.any() for value in constants)
+        if other_count == 0 or (node.op in ("Max", "Min") and all_zero):
             return None
         if node.op not in ("Add", "Sub") or len(constants) != 1:
             raise _NotValid(Reason.DOES_NOT_SCALE, node)

@@ -143,3 +143,11 @@ def padding(net: Net, x: str, value: float) -> None:
 def dropout(net: Net, x: str) -> None:
     y = net.op("Dropout", net.relu(net.conv(x, "conv_a", 3, 8)), net.const("ratio", 0.5))
     net.output(net.conv(y, "out", 8, 4), 4, 8, 8)
+
+
+@row("token-mixing", {"fc_a": 24, "mix": 0}, True, feeds=SEQUENCE)
+def token_mixing(net: Net, x: str) -> None:
+    """A matrix on the left mixes positions: the channels pass, and cost fewer multiplications when fewer are left."""
+    y = net.relu(net.matmul(x, "fc_a", 16, 24))
+    y = net.op("MatMul", net.const("mix_w", net.he((6, 5), 5)), y, name="mix")
+    net.output(net.matmul(y, "out", 24, 4), 6, 4)

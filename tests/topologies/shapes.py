@@ -127,6 +127,15 @@ def gather_channels(net: Net, x: str, indices: list[int]) -> None:
     net.output(net.conv(y, "out", len(indices), 4), 4, 8, 8)
 
 
+@row("gather-channels-onto-two-axes", WIDTH, None)
+def gather_channels_onto_two_axes(net: Net, x: str) -> None:
+    """Indices of two rows, exchanged with the columns afterwards: the channels of a column leave together."""
+    indices = net.const("indices", [[0, 2, 4, 6], [1, 3, 5, 7]])
+    y = net.op("Gather", net.relu(net.conv(x, "conv_a", 3, 8)), indices, axis=1)
+    y = net.op("Reshape", net.op("Transpose", y, perm=[0, 2, 1, 3, 4]), net.const("shape", [0, 8, 8, 8]))
+    net.output(net.conv(y, "out", 8, 4), 4, 8, 8)
+
+
 @row("nhwc-transposes-around-convs", {"conv_a": 8, "conv_b": 6}, True, feeds={"x": (2, 8, 8, 3)})
 def nhwc(net: Net, x: str) -> None:
     y = net.op("Transpose", x, perm=[0, 3, 1, 2])

@@ -38,6 +38,7 @@ class Homogeneity(Enum):
     AFFINE = "scale and offset for each channel"
     SLOPE = "homogeneous when every channel has the same slope"
     PAD = "homogeneous when it pads with zeros"
+    CAST = "homogeneous between floating-point types"
     NOT_HOMOGENEOUS = "not homogeneous"
 
 
@@ -80,9 +81,10 @@ _REDUCTION = mixing.mixes_along(mixing.reduction_axes)
 OPERATORS = _table(
     # weights
     {"Conv": Operator(layers.conv), "ConvTranspose": Operator(layers.conv_transpose)},
-    {"Gemm": Operator(layers.gemm), "MatMul": Operator(layers.matmul)},
+    {"Gemm": Operator(layers.gemm), "MatMul": Operator(layers.matmul, _HOMOGENEOUS)},  # of channels that pass it
     # elementwise, one input
-    _rows("Identity Dropout Relu LeakyRelu Abs Neg Cast", _UNARY_HOMOGENEOUS),
+    _rows("Identity Dropout Relu LeakyRelu Abs Neg", _UNARY_HOMOGENEOUS),
+    {"Cast": Operator(elementwise.unary, Homogeneity.CAST)},
     _rows("Sigmoid HardSigmoid HardSwish Swish Tanh Softplus Softsign Elu Selu Celu Gelu Mish", _UNARY),
     _rows("Erf Exp Log Sqrt Reciprocal Floor Ceil Round Sign Not IsNaN IsInf", _UNARY),
     _rows("Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh", _UNARY),
