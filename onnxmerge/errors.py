@@ -34,62 +34,62 @@ class VerificationError(OnnxMergeError):
 
 
 class Reason(Enum):
-    """Why something stays as it is. The value is the text; names in braces are filled in from the details of a `Refusal`."""
+    """Why a layer or tensor stays as it is. The value is the text; names in braces are details of the `Refusal`."""
 
     # channels that meet something which cannot shrink
     GRAPH_OUTPUT = "written to the graph output {output}"
     MIXES_CHANNELS = "{operator} mixes channels"
-    UNKNOWN_OPERATOR = "{operator} is not known to keep channels apart"
+    UNKNOWN_OPERATOR = "{operator} is not in the table of operators, and may mix channels"
     QUANTISED = "{operator} is quantised, which is not supported"
     READ_IN_BODY = "read inside the body of {operator}"
-    INSIDE_BODY = "inside the body of {operator}, which stays as it is"
-    READ_ALONE = "a single channel of it is read on its own"
-    JOINED_WITH_FIXED = "{operator} joins it with {tensor}, whose channels cannot go"
+    INSIDE_BODY = "inside the body of {operator}, which is not changed"
+    READ_ALONE = "one of its channels is read apart from the others"
+    JOINED_WITH_FIXED = "{operator} joins it with {tensor}, whose channels cannot be removed"
     SHARES_A_CHANNEL = "shares a channel with values that cannot be removed"
-    ALL_AT_ONCE = "its channels can only go all at once: something after it reads them as positions"
+    ALL_AT_ONCE = "its channels can only be removed all together: an operator behind it reads them as positions"
     SINGLE_CHANNEL = "has a single output channel"
     # shapes and positions that the graph computes
     SHAPE_UNKNOWN = "the shape of {tensor} could not be observed"
     COMPUTED_WEIGHT = "the weight of {operator} is computed by the graph"
     TWO_COMPUTED_FACTORS = "{operator} multiplies two computed tensors"
-    COMPUTED_AXES = "{operator} along computed axes"
-    COMPUTED_SHAPE = "{operator} to a computed shape"
-    SEVERAL_UNKNOWN_DIMENSIONS = "{operator} to a computed shape with several unknown dimensions"
-    COMPUTED_SPLIT = "Split into computed sizes"
-    COMPUTED_BOUNDS = "Slice of channels with computed bounds"
-    SLICE_IN_STEPS = "Slice of channels in steps"
-    COMPUTED_INDICES = "Gather picks channels by computed indices"
-    COMPUTED_REPEATS = "Tile with computed repeats"
-    COMPUTED_PADS = "Pad with computed widths"
-    PADS_CHANNELS = "Pad of the channel axis is not by a constant"
+    COMPUTED_AXES = "{operator} along axes that the graph computes"
+    COMPUTED_SHAPE = "{operator} to a shape that the graph computes"
+    SEVERAL_UNKNOWN_DIMENSIONS = "{operator} to a shape that the graph computes, with several dynamic dimensions"
+    COMPUTED_SPLIT = "Split into sizes that the graph computes"
+    COMPUTED_BOUNDS = "Slice of channels with bounds that the graph computes"
+    SLICE_IN_STEPS = "Slice of channels with another step than 1"
+    COMPUTED_INDICES = "Gather of channels with indices that the graph computes"
+    COMPUTED_REPEATS = "Tile with repeats that the graph computes"
+    COMPUTED_PADS = "Pad with widths that the graph computes"
+    PADS_CHANNELS = "Pad of the channel axis with anything but a constant"
     RESAMPLES_CHANNELS = "{operator} resamples the channel axis"
-    POSITIONS_READ = "the positions that {operator} found are read"
+    POSITIONS_READ = "the indices that {operator} writes are read"
     # weights and parameters
     NOT_PER_CHANNEL = "{operator} has parameters that are not one constant for each channel"
     BIAS_NOT_PER_CHANNEL = "the bias of {operator} is not one constant for each channel"
     NOT_A_MATRIX = "{operator} with a weight that is not a matrix is not supported"
-    MIXES_ROWS = "{operator} would mix channels over its rows"
-    MIXES_POSITIONS = "mixes positions and leaves the channels that enter it apart"
-    DEPTHWISE_INPUT_FIXED = "depthwise, and no channel that enters it can go"
-    UNEQUAL_GROUPS = "the groups of {node} would keep different numbers of channels"
-    BOUND_UNEQUALLY = "grouped convolutions ({node}) bind its channels in unequal numbers"
+    MIXES_ROWS = "{operator} sums over another axis than that of the channels"
+    MIXES_POSITIONS = "sums over positions, so that it writes the channels that it reads and none of its own"
+    DEPTHWISE_INPUT_FIXED = "a depthwise convolution of channels that cannot be removed"
+    UNEQUAL_GROUPS = "the groups of the convolution {node} would keep different numbers of channels"
+    BOUND_UNEQUALLY = "grouped convolutions ({node}) need equal numbers of channels that are not there"
     WEIGHT_READ_ELSEWHERE = "its weight {tensor} is also read by {node}"
-    WEIGHT_READ_IN_TWO_WAYS = "its weight {tensor} is read in two ways"
-    WEIGHT_SHARED_WITH_FIXED = "the weight {tensor} is shared with a node whose channels cannot go"
+    WEIGHT_READ_IN_TWO_WAYS = "its weight {tensor} is read by two layers in different layouts"
+    WEIGHT_SHARED_WITH_FIXED = "the weight {tensor} is shared with a node whose channels cannot be removed"
     # merging
     NOT_HOMOGENEOUS = "{operator} is not positively homogeneous"
     FILTER_PER_CHANNEL = "{operator} has another filter for each channel"
     SLOPE_PER_CHANNEL = "{operator} has another slope for each channel"
     PADS_WITH_VALUE = "Pad with another value than 0"
-    AFFINE_AFTER_ACTIVATION = "{operator} scales or shifts channels after an activation or a join"
-    PART_OF_CHANNEL = "{operator} meets only a part of each channel"
+    AFFINE_AFTER_ACTIVATION = "{operator} scales or shifts channels behind an activation or a join"
+    PART_OF_CHANNEL = "{operator} reads only a part of each channel"
     CONSTANT_NOT_PER_CHANNEL = "{operator} with a constant that is not one number for each channel"
     MULTIPLIES_CHANNELS = "{operator} multiplies channels with one another"
-    SUBTRACTED_FROM_CONSTANT = "Sub from a constant"
-    DOES_NOT_SCALE = "{operator} with values that do not scale along"
+    SUBTRACTED_FROM_CONSTANT = "Sub subtracts channels from a constant"
+    DOES_NOT_SCALE = "{operator} with values that do not scale with the channels"
     SCALED_DIFFERENTLY = "its channels reach a node with another scale than elsewhere"
     # what was asked for
-    SCOPE = "`scope=chains` leaves groups with {count} producers alone"
+    SCOPE = "`scope=chains` leaves out groups with {count} producers"
     NOT_INCLUDED = "not named by `include`"
     EXCLUDED = "named by `exclude`"
     ALL_KEPT = "all of its channels are kept"
@@ -103,10 +103,14 @@ class Refusal:
 
     Attributes
     ----------
-    where : name of the node or tensor that stays; "" where a reason holds for all that meet it
-    reason : why
-    details : what is filled into the reason's text, (name, value) pairs
-    obstacle : name of the node or tensor that stands in the way, where it is another than `where`
+    where : str
+        Name of the node or tensor that stays; "" where a reason holds for all that meet it.
+    reason : Reason
+        Why it stays.
+    details : tuple of (str, str)
+        What is filled into the reason's text, (name, value) pairs.
+    obstacle : str
+        Name of the node or tensor that stands in the way, where it is another than `where`.
     """
 
     where: str

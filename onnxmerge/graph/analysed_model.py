@@ -24,11 +24,16 @@ class AnalysedModel:
 
     Attributes
     ----------
-    model : the model as loaded
-    channels : its channel analysis
-    observed : every tensor in a run on small random inputs
-    size : parameters, MACs for the shapes of that run, and bytes of the file
-    observed_otherwise : every tensor in a run with other sizes of the dynamic axes; None where nothing is dynamic
+    model : Model
+        The model as loaded.
+    channels : Channels
+        Its channel analysis.
+    observed : dict[str, Observation]
+        Every tensor in a run on small random inputs.
+    size : Size
+        Parameters, MACs for the shapes of that run, and bytes of the file.
+    observed_otherwise : dict[str, Observation] or None
+        Every tensor in a run with other sizes of the dynamic axes; None where nothing is dynamic.
     """
 
     model: Model
@@ -59,7 +64,8 @@ def analyse_model(path: Path) -> AnalysedModel:
 
     Parameters
     ----------
-    path : an ONNX file
+    path : Path
+        An ONNX file.
 
     Raises
     ------

@@ -37,10 +37,14 @@ def analyse_channels(
 
     Parameters
     ----------
-    model : the model
-    shapes : concrete shape of every tensor of the main graph in one run, by name
-    other_shapes : the same in a run with other sizes of the dynamic axes; None where nothing is dynamic
-    values : small integer tensors of the first run by name, since graphs compute shapes
+    model : Model
+        The model.
+    shapes : Mapping[str, tuple of int]
+        Concrete shape of every tensor of the main graph in one run, by name.
+    other_shapes : Mapping[str, tuple of int] or None
+        The same in a run with other sizes of the dynamic axes; None where nothing is dynamic.
+    values : Mapping[str, ndarray] or None
+        Small integer tensors of the first run by name, since graphs compute shapes.
 
     Returns
     -------

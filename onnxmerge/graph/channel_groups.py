@@ -23,14 +23,22 @@ class ChannelGroup:
 
     Attributes
     ----------
-    name : name of the first producer
-    channel_ids : (n,) representative id of each channel, ascending
-    removable : (n,) bool, False where a channel must stay
-    conv_groups : (n,) int labels; all labels must keep equally many channels. All zero without grouped convolutions
-    producers : the layers that write the channels
-    consumers : the layers that read them
-    parameters : per-channel constants between producers and consumers
-    refusal : why channels are not removable, None where all are
+    name : str
+        Name of the first producer.
+    channel_ids : ndarray of shape (n,)
+        Representative id of each channel, ascending.
+    removable : ndarray of shape (n,), bool
+        False where a channel must stay.
+    conv_groups : ndarray of shape (n,), int
+        Labels: of every label equally many channels must be kept. All zero without grouped convolutions.
+    producers : tuple of Producer
+        The layers that write the channels.
+    consumers : tuple of Consumer
+        The layers that read them.
+    parameters : tuple of ChannelParameter
+        Per-channel constants between producers and consumers.
+    refusal : Refusal or None
+        Why channels are not removable, None where all are.
     """
 
     name: str
@@ -76,14 +84,22 @@ class Channels:
 
     Attributes
     ----------
-    facts : the model, with shapes and constants of its tensors
-    layers : nodes with a constant weight, in topological order
-    parameters : per-channel constants
-    tensor_ids : id array by name of the tensor, for tensors with channels that could go
-    id_count : number of ids, 0 included
-    shared_weight_keys : keys of the layers whose weight is made from an initializer that the weight of another layer is made from
-    groups : groups of channels that can shrink, in topological order
-    refusals : why the other layers stay as they are
+    facts : TensorFacts
+        The model, with shapes and constants of its tensors.
+    layers : tuple of Layer
+        Nodes with a constant weight, in topological order.
+    parameters : tuple of ChannelParameter
+        Per-channel constants.
+    tensor_ids : Mapping[str, ndarray]
+        Id array of each tensor with channels that could go, by name.
+    id_count : int
+        Number of ids, 0 included.
+    shared_weight_keys : frozenset[str]
+        Keys of the layers whose weight is made from an initializer that the weight of another layer is made from.
+    groups : tuple of ChannelGroup
+        Groups of channels that can shrink, in topological order.
+    refusals : tuple of Refusal
+        Why the other layers stay as they are.
     """
 
     facts: TensorFacts
@@ -134,12 +150,15 @@ def positions_of(index: np.ndarray, ids: Ids) -> np.ndarray:
 
     Parameters
     ----------
-    index : (number of ids,) index of the channel that each id stands for, -1 for none
-    ids : id array of any shape
+    index : ndarray of shape (number of ids,)
+        Index of the channel that each id stands for, -1 for none.
+    ids : ndarray
+        Id array of any shape.
 
     Returns
     -------
-    (n, t) int: the positions of each channel in the flattened id array, ascending, padded with -1 where it has fewer than t
+    ndarray of shape (n, t), int
+        The positions of each channel in the flattened id array, ascending, padded with -1 where it has fewer than t.
 
     Examples
     --------

@@ -20,11 +20,13 @@ def collapse(ids: Ids) -> Ids:
 
     Parameters
     ----------
-    ids : integer array of any shape
+    ids : ndarray
+        Integer array of any shape.
 
     Returns
     -------
-    array of the same rank, with extent 1 along every axis on which nothing changes
+    ndarray
+        Of the same rank, with extent 1 along every axis on which nothing changes.
 
     Examples
     --------

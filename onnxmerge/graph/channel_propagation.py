@@ -22,9 +22,12 @@ class ChannelParameter:
 
     Attributes
     ----------
-    node : the node that reads it
-    input_index : which of the node's inputs it is
-    ids : id array that broadcasts to the constant's shape
+    node : Node
+        The node that reads it.
+    input_index : int
+        Which of the node's inputs it is.
+    ids : ndarray
+        Id array that broadcasts to the constant's shape.
     """
 
     node: gs.Node
@@ -43,8 +46,10 @@ class EqualGroups:
 
     Attributes
     ----------
-    node : the grouped convolution
-    ids : (groups, channels per group) ids
+    node : Node
+        The grouped convolution.
+    ids : ndarray of shape (groups, channels per group)
+        Their ids.
     """
 
     node: gs.Node
@@ -57,14 +62,22 @@ class ChannelPropagation:
 
     Attributes
     ----------
-    facts : shapes and constants of the model's tensors
-    tensor_ids : id array by name of the tensor, for tensors with channels that could go
-    layers : nodes with a constant weight that were met
-    parameters : per-channel constants that were met
-    equal_groups : grouped convolutions that were met
-    pins : id -> why it must stay; the first reason stands
-    refusals : why layers stay as they are whose channels have no ids
-    united : which ids are removed together
+    facts : TensorFacts
+        Shapes and constants of the model's tensors.
+    tensor_ids : dict[str, ndarray]
+        Id array of each tensor with channels that could go, by name.
+    layers : list of Layer
+        Nodes with a constant weight that were met.
+    parameters : list of ChannelParameter
+        Per-channel constants that were met.
+    equal_groups : list of EqualGroups
+        Grouped convolutions that were met.
+    pins : dict[int, Refusal]
+        By id, why it must stay: the first reason that was found.
+    refusals : list of Refusal
+        Why layers stay as they are.
+    united : UnionFind
+        Which ids are removed together.
     """
 
     facts: TensorFacts

@@ -43,12 +43,14 @@ def constant_value(model: Model, tensor: gs.Tensor) -> np.ndarray | None:
 
     Parameters
     ----------
-    model : the model
-    tensor : a tensor of its graph
+    model : Model
+        The model.
+    tensor : Tensor
+        A tensor of its graph.
 
     Returns
     -------
-    array or None
+    ndarray or None
         The value, read-only and in its own dtype; None where it depends on a graph input or cannot be computed. An initializer
         that is also a graph input counts as constant, with the value that it has in the file.
 

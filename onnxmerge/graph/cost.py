@@ -23,8 +23,15 @@ def node_macs(node: gs.Node, shapes: Shapes) -> int:
 
     Parameters
     ----------
-    node : the node; only Conv, ConvTranspose, Gemm and MatMul count, every other operator counts as 0
-    shapes : concrete shape of every tensor by name
+    node : Node
+        The node; only Conv, ConvTranspose, Gemm and MatMul count, every other operator counts as 0.
+    shapes : Mapping[str, tuple of int]
+        Concrete shape of every tensor by name.
+
+    Returns
+    -------
+    int
+        Multiplications of a weight or a computed factor with an activation; biases are not counted.
     """
     count = MACS.get(node.op) if is_standard(node) else None
     return 0 if count is None else count(node, shapes)

@@ -30,8 +30,10 @@ class CostTerms(NamedTuple):
 
     Attributes
     ----------
-    weight : (terms,) float64
-    rows, columns : (terms, classes + 1) float64
+    weight : ndarray of shape (terms,), float64
+        What each term costs for one position on both sides.
+    rows, columns : ndarray of shape (terms, classes + 1), float64
+        Positions on the output and the input side of a layer for each kept channel of a class; last: those of no group.
     """
 
     weight: np.ndarray

@@ -23,10 +23,14 @@ class DownstreamAffine:
 
     Attributes
     ----------
-    scale, shift : (out,) of the BatchNormalizations behind the layer; None without any
-    added : name of the computed tensor that is added after that; None without one
-    has_relu : whether a ReLU follows
-    is_followed : whether any node reads on; False for a layer whose output, up to these steps, is a graph output
+    scale, shift : ndarray of shape (out,) or None
+        Of the BatchNormalizations behind the layer, taken together; None without any.
+    added : str or None
+        Name of the computed tensor that is added after that; None without one.
+    has_relu : bool
+        Whether a ReLU follows.
+    is_followed : bool
+        Whether any node reads on; False for a layer whose output, up to these steps, is a graph output.
     """
 
     scale: np.ndarray | None = None
@@ -57,10 +61,13 @@ def downstream_affine_of(channels: Channels, layer: Layer, matched: Mapping[str,
 
     Parameters
     ----------
-    channels : the channel analysis of the model
-    layer : the layer
-    matched : mean and variance that a run has given BatchNormalizations in place of the stored ones, under
-        ``"{output}//mean"`` and ``"{output}//variance"``
+    channels : Channels
+        The channel analysis of the model.
+    layer : Layer
+        The layer.
+    matched : Mapping[str, ndarray]
+        Mean and variance that a run has given BatchNormalizations in place of the stored ones, under ``"{output}//mean"`` and
+        ``"{output}//variance"``.
     """
     tensor, outputs = layer.node.outputs[0], channels.model.graph.outputs
     scale: np.ndarray | None = None

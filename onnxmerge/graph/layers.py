@@ -23,14 +23,20 @@ class Layer:
 
     Attributes
     ----------
-    node : the node
-    weight_input : which of the node's inputs is the weight
-    layout : "conv" (out, in / groups, *kernel), "conv_transpose" (in, out / groups, *kernel), "rows" (out, in) or
-        "columns" (in, out)
-    in_ids : (groups, inputs per group) channel ids that it reads, 0 where no channel can go
-    out_ids : (groups, outputs per group) channel ids that it writes
-    stored_weight : the weight in the layout and the dtype of the file
-    rank : number of axes of the tensor that it reads
+    node : Node
+        The node.
+    weight_input : int
+        Which of the node's inputs is the weight.
+    layout : str
+        "conv" (out, in / groups, *kernel), "conv_transpose" (in, out / groups, *kernel), "rows" (out, in) or "columns" (in, out).
+    in_ids : ndarray of shape (groups, inputs per group)
+        Channel ids that it reads, 0 where no channel can go.
+    out_ids : ndarray of shape (groups, outputs per group)
+        Channel ids that it writes.
+    stored_weight : ndarray
+        The weight in the layout and the dtype of the file.
+    rank : int
+        Number of axes of the tensor that it reads.
     """
 
     node: gs.Node
@@ -68,7 +74,7 @@ class Layer:
 
     @property
     def input_axis(self) -> int:
-        """The axis of what it reads that it sums over."""
+        """The axis that it sums over, of the tensor that it reads."""
         if self.node.op == "Gemm":
             return 0 if self.node.attrs.get("transA", 0) else 1
         if self.node.op == "MatMul":
@@ -77,7 +83,7 @@ class Layer:
 
     @property
     def output_axis(self) -> int:
-        """The channel axis of what it writes."""
+        """The channel axis of the tensor that it writes."""
         return 1 if self.node.op == "Gemm" else self.input_axis
 
     @property
@@ -107,7 +113,7 @@ class Layer:
 
     @cached_property
     def weight(self) -> np.ndarray:
-        """(groups, outputs per group, inputs per group, kernel size) float64."""
+        """The weight, (groups, outputs per group, inputs per group, kernel size) float64."""
         return self.canonical(self.stored_weight).astype(np.float64)
 
     @cached_property
@@ -134,7 +140,7 @@ class Layer:
         return owner
 
     def canonical(self, weight: np.ndarray) -> np.ndarray:
-        """A weight in the file's layout as (groups, outputs per group, inputs per group, kernel size)."""
+        """A weight in the layout of the file, as (groups, outputs per group, inputs per group, kernel size)."""
         if self.layout == "conv":
             return weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
         if self.layout == "conv_transpose":
@@ -142,7 +148,7 @@ class Layer:
         return (weight if self.layout == "rows" else weight.T)[None, :, :, None]
 
     def stored(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `canonical`."""
+        """A weight (groups, outputs per group, inputs per group, kernel size), in the layout of the file."""
         groups, outputs, inputs, _ = array.shape
         if self.layout == "conv":
             return array.reshape(groups * outputs, inputs, *self.kernel_shape)
@@ -153,14 +159,16 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class _Member:
+class _LayerOfGroup:
     """A layer seen from a channel group.
 
     Attributes
     ----------
-    layer : the layer
-    positions : (n, t) for each channel of the group its positions on the layer's flattened output axis (producer) or input axis
-        (consumer), ascending, padded with -1 where it has fewer than t
+    layer : Layer
+        The layer.
+    positions : ndarray of shape (n, t)
+        For each channel of the group its positions on the layer's flattened output axis (producer) or input axis (consumer),
+        ascending, padded with -1 where it has fewer than t.
     """
 
     layer: Layer
@@ -182,11 +190,11 @@ class _Member:
         return self.layer.key
 
 
-class Producer(_Member):
+class Producer(_LayerOfGroup):
     """A layer that writes channels of a group."""
 
     def rows(self) -> np.ndarray:
-        """(n, d) float64: for each channel of the group the weights that compute it, zeros where this layer does not."""
+        """(n, d) float64: the weights that compute each channel of the group, zeros where this layer does not."""
         weight = self.layer.canonical(self.layer.stored_weight)
         rows = weight.reshape(weight.shape[0] * weight.shape[1], -1)
         if (self.positions < 0).any():
@@ -194,14 +202,23 @@ class Producer(_Member):
         return np.asarray(rows[self.positions].reshape(len(self.positions), -1), np.float64)
 
 
-class Consumer(_Member):
+class Consumer(_LayerOfGroup):
     """A layer that reads channels of a group."""
 
     def columns(self, stored_weight: np.ndarray | None = None) -> np.ndarray:
-        """(out, n, t * kernel size) float64: the weights that read each channel of the group, zeros where it is not read.
+        """The weights that read each channel of the group, zeros where it is not read.
 
         A channel that stands at t positions of the input axis (Flatten) has t blocks of weights. Grouped convolutions come as
-        if dense, with zeros between the groups. stored_weight: in place of the layer's own.
+        if dense, with zeros between the groups.
+
+        Parameters
+        ----------
+        stored_weight : ndarray or None
+            A weight in the layout of the file, in place of the layer's own.
+
+        Returns
+        -------
+        ndarray of shape (out, n, t * kernel size), float64
         """
         weight = self.layer.canonical(self.layer.stored_weight if stored_weight is None else stored_weight).astype(np.float64)
         groups, outputs, inputs, kernel_size = weight.shape
@@ -212,13 +229,21 @@ class Consumer(_Member):
         return padded[:, self.positions].reshape(groups * outputs, len(self.positions), -1)
 
     def with_columns(self, stored_weight: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """A stored weight with the group's columns, shaped as `columns` gives them, written into it."""
+        """A weight in the layout of the file, with the columns that read the group replaced.
+
+        Parameters
+        ----------
+        stored_weight : ndarray
+            The weight in the layout of the file, all channels in it.
+        columns : ndarray of shape (out, n, t * kernel size)
+            New columns, as `columns` gives them.
+        """
         array = self.layer.canonical(stored_weight).copy()
         groups, outputs, inputs, kernel_size = array.shape
         dense = np.zeros((groups * outputs, groups * inputs + 1, kernel_size), columns.dtype)
         dense[:, self.positions] = columns.reshape(groups * outputs, *self.positions.shape, kernel_size)
         blocks = dense[:, :-1].reshape(groups, outputs, groups, inputs, kernel_size)[np.arange(groups), :, np.arange(groups)]
-        own = np.zeros(groups * inputs + 1, bool)
-        own[self.positions.reshape(-1)] = True
-        own = own[:-1].reshape(groups, 1, inputs, 1)
-        return self.layer.stored(np.where(own, blocks, array).astype(stored_weight.dtype))
+        is_read = np.zeros(groups * inputs + 1, bool)
+        is_read[self.positions.reshape(-1)] = True
+        is_read = is_read[:-1].reshape(groups, 1, inputs, 1)
+        return self.layer.stored(np.where(is_read, blocks, array).astype(stored_weight.dtype))

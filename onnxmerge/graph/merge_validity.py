@@ -31,10 +31,14 @@ class PreActivations:
 
     Attributes
     ----------
-    rows : (n, d) float64, the weights that compute each channel
-    scale, offset : (n,) float64
-    is_scaled : whether a BatchNormalization or another scale stands behind the producer
-    mean_std : mean and standard deviation (n,) of the values, where a BatchNormalization states them
+    rows : ndarray of shape (n, d), float64
+        The weights that compute each channel.
+    scale, offset : ndarray of shape (n,), float64
+        What the steps between the producer and the first activation do to each channel.
+    is_scaled : bool
+        Whether a BatchNormalization or another scale stands behind the producer.
+    mean_std : tuple of two ndarray of shape (n,), or None
+        Mean and standard deviation of the values, where a BatchNormalization states them.
     """
 
     rows: np.ndarray
@@ -77,8 +81,10 @@ class _PathChecker:
 
     Attributes
     ----------
-    affine : by name of a tensor that carries channels of the group its affine form; None behind an activation or a join
-    final : by number of the producer the affine form that the first activation reads
+    affine : dict[str, _Affine or None]
+        Affine form of each tensor that carries channels of the group, by name; None behind an activation or a join.
+    final : dict[int, _Affine]
+        What the first activation reads, by number of the producer.
     """
 
     def __init__(self, channels: Channels, group: ChannelGroup) -> None:

@@ -29,11 +29,16 @@ class Removal:
 
     Attributes
     ----------
-    group : the channel group
-    kept : (k,) int, ascending: indices of the channels that stay
-    method : the method that chose them
-    expected_error : by method, the share of the consumers' output variance that is expected to be lost
-    note : what else the user should know of it
+    group : ChannelGroup
+        The channel group.
+    kept : ndarray of shape (k,), int
+        Indices of the channels that stay, ascending.
+    method : str
+        The method that chose them.
+    expected_error : Mapping[str, float]
+        By method, the share of the consumers' output variance that is expected to be lost.
+    note : str
+        What else the user should know of it.
     """
 
     group: ChannelGroup
@@ -49,8 +54,10 @@ class Replacement:
 
     Attributes
     ----------
-    weight : its weight in the layout of the file, all channels still in it
-    bias : (out,) added to its output; None where nothing is added
+    weight : ndarray
+        Its weight in the layout of the file, all channels still in it.
+    bias : ndarray of shape (out,) or None
+        Added to its output; None where nothing is added.
     """
 
     weight: np.ndarray
@@ -62,9 +69,12 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
 
     Parameters
     ----------
-    channels : the channel analysis of the model
-    removals : which channels stay of each group that shrinks
-    replacements : new weights and biases by key of the layer
+    channels : Channels
+        The channel analysis of the model.
+    removals : sequence of Removal
+        Which channels stay of each group that shrinks.
+    replacements : Mapping[str, Replacement]
+        New weights and biases by key of the layer.
 
     Returns
     -------
@@ -163,9 +173,12 @@ class _GraphEditor:
 
     Attributes
     ----------
-    model : the model whose graph is edited
-    written : new constants by the name of the old tensor, data type, shape and bytes
-    taken : names that a new tensor cannot have
+    model : Model
+        The model whose graph is edited.
+    written : dict
+        New constants by name of the old tensor, data type, shape and bytes.
+    taken : set[str]
+        Names that a new tensor cannot have.
     """
 
     model: Model

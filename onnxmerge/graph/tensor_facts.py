@@ -21,10 +21,14 @@ class TensorFacts:
 
     Attributes
     ----------
-    model : the model
-    shapes : concrete shape of each tensor of the main graph in the first run, by name
-    other_shapes : the same in a run with other sizes of the dynamic axes; None where nothing is dynamic
-    values : small integer tensors of the first run by name: shapes and indices that the graph computes
+    model : Model
+        The model.
+    shapes : Mapping[str, tuple of int]
+        Concrete shape of each tensor of the main graph in the first run, by name.
+    other_shapes : Mapping[str, tuple of int] or None
+        The same in a run with other sizes of the dynamic axes; None where nothing is dynamic.
+    values : Mapping[str, ndarray]
+        Small integer tensors of the first run by name: shapes and indices that the graph computes.
     """
 
     model: Model

@@ -19,8 +19,10 @@ class KeptChannels:
 
     Attributes
     ----------
-    channels : the channel analysis of the model
-    is_kept : (number of ids,) bool, by id
+    channels : Channels
+        The channel analysis of the model.
+    is_kept : ndarray of shape (number of ids,), bool
+        Whether the channel of each id is kept.
     """
 
     channels: Channels

@@ -48,9 +48,12 @@ class Operator:
 
     Attributes
     ----------
-    propagate : which channel ids come out
-    homogeneity : what becomes of a positive scale of a channel
-    edit : new constants and attributes of a node once channels are removed; None where the operator holds no channel counts
+    propagate : PropagationRule
+        Which channel ids come out.
+    homogeneity : Homogeneity
+        What becomes of a positive scale of a channel.
+    edit : EditRule or None
+        New constants and attributes of a node once channels are removed; None where the operator holds no channel counts.
     """
 
     propagate: PropagationRule
