@@ -216,7 +216,7 @@ def test_inspect_of_a_model_without_weights_says_so(folder: Path, capsys: pytest
     with pytest.raises(SystemExit) as stopped:
         main(["inspect", "model.onnx"])
     assert not stopped.value.code
-    assert "No channel group can shrink" in capsys.readouterr().out
+    assert "No channel group can be compressed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def check_one_line(text: str) -> None:
 def test_inspect(run):
     code, out, err = run("inspect", RESNET)
     assert (code, err) == (0, "")
-    assert "9 channel groups can shrink" in out
+    assert "9 channel groups can be compressed" in out
     assert "written to the graph output y" in out
 
 

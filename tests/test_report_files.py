@@ -306,7 +306,7 @@ def test_failed_compression_writes_no_report(run, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-# quantiles, and the stylesheet in an installed package
+# quantiles, and the templates in an installed package
 
 
 def test_latencies_keep_their_distribution(run, tmp_path):
@@ -320,12 +320,12 @@ def test_latencies_keep_their_distribution(run, tmp_path):
         assert np.allclose([quantiles[10], quantiles[19]], [side["median_ms"], side["p95_ms"]])
 
 
-def test_stylesheet_is_part_of_a_built_package(tmp_path):
+def test_templates_are_part_of_a_built_package(tmp_path):
     pytest.importorskip("setuptools")
     for name in ("setup.cfg", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "onnxmerge", tmp_path / "onnxmerge", ignore=shutil.ignore_patterns("__pycache__"))
     build = [sys.executable, "-c", "import setuptools; setuptools.setup()", "--quiet", "build_py", "--build-lib", "built"]
     subprocess.run(build, cwd=tmp_path, check=True, capture_output=True, timeout=60)
-    built = tmp_path / "built" / "onnxmerge" / "report"
-    assert (built / "page.css").read_bytes() == (ROOT / "onnxmerge" / "report" / "page.css").read_bytes()
+    built, own = (folder / "onnxmerge" / "report" / "templates" for folder in (tmp_path / "built", ROOT))
+    assert {path.name: path.read_bytes() for path in built.iterdir()} == {path.name: path.read_bytes() for path in own.iterdir()}

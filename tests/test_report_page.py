@@ -2,12 +2,15 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import pytest
 from rich.console import Console
 from samples import (
+    BENCHMARK,
     COMPRESSION,
     EVIL,
     GROUPS,
@@ -25,20 +28,19 @@ from samples import (
 )
 
 from onnxmerge.errors import Reason, refusal
-from onnxmerge.report.curve import curve_picture
-from onnxmerge.report.distribution import distribution_picture, ticks
-from onnxmerge.report.elements import Markup, element, named
-from onnxmerge.report.html import STYLESHEET, page
-from onnxmerge.report.picture import groups_picture, links
+from onnxmerge.report.charts import latency_chart, sweep_chart, sweep_charts, ticks
+from onnxmerge.report.group_diagram import Part, group_diagram, links
+from onnxmerge.report.html import page
 from onnxmerge.report.terminal import show_compression, show_inspection
 from onnxmerge.results import GroupResult
 
+STYLESHEET = files("onnxmerge.report").joinpath("templates/page.css").read_text(encoding="utf-8")
 VOID = {"meta", "link", "wbr"}
 PAGES = pytest.mark.parametrize("kind", VARIANTS)
 NAMES = pytest.mark.parametrize("name", EVIL.values(), ids=EVIL)
 
 
-class Layer(HTMLParser):
+class Page(HTMLParser):
     """Elements with their attributes in order, the text outside <style>, and whether everything that opens closes."""
 
     def __init__(self, text: str) -> None:
@@ -78,37 +80,61 @@ def test_verdict_comes_first():
     assert "<h1>48.3% of the parameters left, 1.50x as fast [1.45, 1.54], fidelity 0.9876</h1>" in text
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("compression", ["25,557,032", "30.2%", "49.4 MB", "12.35 ms", "512 of 1,024", "merge is not valid behind HardSwish"]),
-        ("compression", ["Left as it was", "written to the graph output y", "Softmax mixes channels (/8/Softmax)", "seed 0"]),
-        ("compression", ["the smaller model is not measurably faster here", "onnxmerge compress in.onnx out.onnx", "12.3 s"]),
-        ("inspection", ["1,030 channels in 2 groups may go", "Must stay whole", "4,089,184,256", "12.3%", "onnxmerge 0.1.0"]),
-        ("verification", ["Passed: fidelity 0.9876", "19.1 dB", "0.8765", "1.2345", "no. 17", "95.3%", "99.99%", "dead-leaves"]),
-        (
-            "examined",
-            ["99.66% before, 99.33% after (-0.33 points)", "Layer by layer, on 8 runs", "first drift: /3/Conv: its weight"],
-        ),
-        ("examined", ["/3/Conv: a sign", "not finite", "2 others lost channels", "libcudnn is missing", "CUDA: TF32 off"]),
-        ("examined", ["1 of 1 nodes of the candidate ran elsewhere: b"]),
-        (
-            "benchmark",
-            ["50.0% of the MACs and 33.3% of the time saved: 67%", "in 16 rounds of freshly opened sessions", "486 /s"],
-        ),
-        ("batches", ["0.83x to 1.50x as fast, by batch size", "batch 32", "0.83x", "slower", "0.77x to 0.91x", "-40%"]),
-        ("sweep", ["3 of 4 targets gave a model, fidelity -3.2000 to 0.9812", "75.1% of the parameters", "74.6%", "76.9 MB"]),
-        ("sweep", ["macs=0.01: no model: at least 3 % must stay", "macs=0.25: it drifted", "out/ in-macs-0.75.onnx", "95.3%"]),
-        ("sweep", ["macs=0.5: 49.9% left, fidelity 0.9123", "2.00x [1.45, 1.54]", "256 synthetic images", "seed 7"]),
-        (
-            "sensitivity",
-            ["0.9931", "-0.4000", "with so much of one group removed", "only what reads it repaired", "on 384 synthetic images"],
-        ),
-        ("benchmark", ["1.50x as fast [1.45, 1.54]", "faster", "throughput", "batch 4, CPUExecutionProvider, 2 threads"]),
-    ],
-)
+SAID = {
+    "sizes and groups": (
+        "compression",
+        ["25,557,032", "30.2%", "49.4 MB", "12.35 ms", "512 of 1,024", "merge is not valid behind HardSwish"],
+    ),
+    "reasons": (
+        "compression",
+        ["Layers that were not compressed", "written to the graph output y", "Softmax mixes channels (/8/Softmax)"],
+    ),
+    "warnings and command": (
+        "compression",
+        ["the smaller model is not measurably faster here", "onnxmerge compress in.onnx out.onnx", "12.3 s", "seed 0"],
+    ),
+    "groups": (
+        "inspection",
+        ["1,030 channels in 2 groups can be removed", "Layers that cannot be compressed", "4,089,184,256", "onnxmerge 0.1.0"],
+    ),
+    "sensitivity": (
+        "sensitivity",
+        ["0.9931", "-0.4000", "this share of one group's channels removed", "on 384 synthetic images"],
+    ),
+    "outputs": (
+        "verification",
+        ["Passed: fidelity 0.9876", "19.1 dB", "0.8765", "1.2345", "no. 17", "95.3%", "99.99%", "dead-leaves", "in.onnx"],
+    ),
+    "accuracy and layers": (
+        "examined",
+        ["99.66% before, 99.33% after (-0.33 points)", "Layer by layer, on 8 runs", "first deviation: /3/Conv: its weight"],
+    ),
+    "faults": ("examined", ["/3/Conv: a sign", "not finite", "2 others lost channels", "libcudnn is missing", "CUDA: TF32 off"]),
+    "providers": ("examined", ["1 of 1 nodes of the candidate ran on another provider: b"]),
+    "latency": ("benchmark", ["1.50x as fast [1.45, 1.54]", "faster", "throughput", "batch 4, CPUExecutionProvider, 2 threads"]),
+    "time and MACs": (
+        "benchmark",
+        ["50.0% of the MACs and 33.3% of the time saved: 67%", "in 16 rounds, each with new sessions", "486 /s"],
+    ),
+    "batch sizes": (
+        "batches",
+        ["0.83x to 1.50x as fast, by batch size", "batch 32", "0.83x", "slower", "0.77x to 0.91x", "-40%"],
+    ),
+    "targets": (
+        "sweep",
+        ["3 of 4 targets gave a model, fidelity -3.2000 to 0.9812", "75.1% of the parameters", "74.6%", "76.9 MB"],
+    ),
+    "failures": (
+        "sweep",
+        ["macs=0.01: no model: at least 3 % must stay", "macs=0.25: it drifted", "out/ in-macs-0.75.onnx", "95.3%"],
+    ),
+    "curves": ("sweep", ["macs=0.5: 49.9% left, fidelity 0.9123", "2.00x [1.45, 1.54]", "256 synthetic images", "seed 7"]),
+}
+
+
+@pytest.mark.parametrize(("kind", "words"), SAID.values(), ids=SAID)
 def test_everything_is_said(kind, words):
-    text = Layer(page(VARIANTS[kind], PROVENANCE)).text
+    text = Page(page(VARIANTS[kind], PROVENANCE)).text
     assert [word for word in words if word not in text] == []
 
 
@@ -116,27 +142,27 @@ def test_figures_are_those_of_the_terminal():
     console = Console(width=300, record=True, file=None, force_terminal=False)
     with console.capture() as shown:
         show_compression(console, COMPRESSION)
-    text = Layer(page(COMPRESSION, PROVENANCE)).text
+    text = Page(page(COMPRESSION, PROVENANCE)).text
     figures = re.findall(r"\d[\d,.]*(?:%| dB| ms| [kMG]?B)", shown.get())
     assert len(figures) > 15
     assert [figure for figure in figures if figure not in text] == []
 
 
 def test_thresholds_missed_are_the_verdict():
-    text = Layer(page(replace(VERIFICATION, failures=("output 'y': mean cosine 0.5 is below 0.9",)), PROVENANCE)).text
+    text = Page(page(replace(VERIFICATION, failures=("output 'y': mean cosine 0.5 is below 0.9",)), PROVENANCE)).text
     assert "Failed: fidelity" in text
     assert "failed: output 'y': mean cosine 0.5 is below 0.9" in text
 
 
 def test_output_that_is_not_finite_is_named():
     output = replace(OUTPUT, finite=False, fidelity=math.nan)
-    assert "output logits holds NaN or infinity" in Layer(page(verification(output), PROVENANCE)).text
+    assert "output logits holds NaN or infinity" in Page(page(verification(output), PROVENANCE)).text
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 20])
 def test_every_output_has_every_measure(count):
     outputs = tuple(replace(OUTPUT, name=f"output_{number}", max_abs_error=2 + number / 100) for number in range(count))
-    text = Layer(page(verification(*outputs), PROVENANCE)).text
+    text = Page(page(verification(*outputs), PROVENANCE)).text
     assert all(f"output_{number}" in text and f"{2 + number / 100:.4f}" in text for number in range(count))
     assert "best class in top 5" in text
 
@@ -144,27 +170,27 @@ def test_every_output_has_every_measure(count):
 @pytest.mark.parametrize(
     ("result", "word"),
     [
-        (replace(COMPRESSION, fidelity=None, latency=None), "Outputs against"),
+        (replace(COMPRESSION, fidelity=None, latency=None), "Outputs compared"),
         (replace(COMPRESSION, latency=None), "Latency of one call"),
         (replace(COMPRESSION, warnings=()), "warning"),
-        (replace(COMPRESSION, refusals=()), "Left as it was"),
+        (replace(COMPRESSION, refusals=()), "Layers that were not compressed"),
         (replace(COMPRESSION, groups=GROUPS[:1]), "Notes on these groups"),
     ],
     ids=["no proof", "no bench", "no warnings", "no refusals", "no notes"],
 )
 def test_what_is_not_there_is_left_out(result, word):
-    assert word in Layer(page(COMPRESSION, PROVENANCE)).text
-    assert word not in Layer(page(result, PROVENANCE)).text
+    assert word in Page(page(COMPRESSION, PROVENANCE)).text
+    assert word not in Page(page(result, PROVENANCE)).text
 
 
 def test_no_group_at_all_is_said():
-    assert "No channel group was made smaller." in page(replace(COMPRESSION, groups=()), PROVENANCE)
-    assert "No channel group can shrink" in page(replace(INSPECTION, groups=()), PROVENANCE)
+    assert "No channel group was compressed." in page(replace(COMPRESSION, groups=()), PROVENANCE)
+    assert "No channel group can be compressed" in page(replace(INSPECTION, groups=()), PROVENANCE)
 
 
 def test_many_names_of_one_reason_are_counted():
     refusals = tuple(refusal(f"layer{number}", Reason.SINGLE_CHANNEL) for number in range(130))
-    text = Layer(page(replace(INSPECTION, refusals=refusals), PROVENANCE)).text
+    text = Page(page(replace(INSPECTION, refusals=refusals), PROVENANCE)).text
     assert "layer99 and 30 more" in text
 
 
@@ -173,7 +199,7 @@ def test_many_names_of_one_reason_are_counted():
 
 @PAGES
 def test_page_is_whole_and_needs_nothing_else(kind):
-    read = Layer(page(VARIANTS[kind], PROVENANCE))
+    read = Page(page(VARIANTS[kind], PROVENANCE))
     assert read.all("html") == [{"lang": "en"}]
     assert len(read.all("h1")) == len(read.all("main")) == 1
     assert {tag for tag, _ in read.elements} & {"script", "img", "iframe", "object", "video"} == set()
@@ -185,7 +211,7 @@ def test_page_is_whole_and_needs_nothing_else(kind):
 @PAGES
 def test_structure_is_there_for_those_who_do_not_see_it(kind):
     text = page(VARIANTS[kind], PROVENANCE)
-    read = Layer(text)
+    read = Page(text)
     assert all(found.get("scope") in ("col", "row") for found in read.all("th"))
     assert all(
         found.get("aria-hidden") or found.get("role") == "img" or "picture" not in (found.get("class") or "")
@@ -202,9 +228,9 @@ def test_structure_is_there_for_those_who_do_not_see_it(kind):
 
 @NAMES
 def test_names_stay_text(name):
-    said = Layer(page(evil("harmless"), PROVENANCE)).elements
+    said = Page(page(evil("harmless"), PROVENANCE)).elements
     text = page(evil(name), replace(PROVENANCE, command=name))
-    read = Layer(text)
+    read = Page(text)
     assert {tag for tag, _ in read.elements} <= {tag for tag, _ in said}
     assert {key for _, found in read.elements for key in found} <= {key for _, found in said for key in found} | {"class"}
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
@@ -213,63 +239,64 @@ def test_names_stay_text(name):
 
 
 def test_short_names_are_told_as_they_are():
-    text = Layer(page(evil(EVIL["attribute"]), PROVENANCE)).text
+    text = Page(page(evil(EVIL["attribute"]), PROVENANCE)).text
     assert text.count("<img src=x onerror=alert(1)> & &amp; &#x3c;") > 5
 
 
-def test_element_escapes_what_is_text():
-    built = element("p", "<b>", Markup("<i></i>"), None, title="\"'<&", x=1 / 3, y=None)
-    assert built == '<p title="&quot;&#x27;&lt;&amp;" x="0.33">&lt;b&gt;<i></i></p>'
-    assert element("p", str(built)[:3] + "x") == "<p>&lt;p x</p>"
-    assert named("a/b") == "<bdi><code>a/<wbr>b</code></bdi>"
-    assert named("n" * 500, 10) == "<bdi><code>nnn…nnnnnn</code></bdi>"
+def test_names_are_isolated_and_may_break_behind_a_slash():
+    assert "<bdi><code>models/<wbr>in.onnx</code></bdi>" in page(COMPRESSION, PROVENANCE)
 
 
-# pictures
+# charts
 
 
-def bars(picture: str) -> list[tuple[float, float]]:
-    """(width of the outline, share of it that is filled) a row."""
-    outlines = re.findall(r'<svg x="46" y="\d+" width="([\d.]+)%"', picture)
-    filled = re.findall(r'class="kept" width="([\d.]+)%"', picture)
-    return [(float(one), float(other)) for one, other in zip(outlines, filled, strict=True)]
+def bars(parts: Sequence[Part]) -> list[tuple[float, float]]:
+    """(width of the outline, share of it that is filled) of each row, in per cent."""
+    return [(round(bar.width, 2), bar.kept) for part in parts for bar in part.bars]
 
 
 def test_bars_are_as_wide_as_the_groups():
-    assert bars(groups_picture(GROUPS, compressed=True)) == [(84.0, 50.0), (0.66, 87.5)]
-    assert bars(groups_picture(GROUPS, compressed=False)) == [(84.0, 0.0), (0.66, 25.0)]
+    assert bars(group_diagram(GROUPS, compressed=True)) == [(84.0, 50.0), (0.66, 87.5)]
+    assert bars(group_diagram(GROUPS, compressed=False)) == [(84.0, 0.0), (0.66, 25.0)]
+    widths = [found["width"] for found in Page(page(COMPRESSION, PROVENANCE)).all("svg") if "overflow" in found]
+    assert widths == ["84%", "0.66%"]
 
 
-def group(name: str, writers: str, layers: str) -> GroupResult:
-    return GroupResult(name, 8, 8, 4, "prune", tuple(writers), tuple(layers), 0.1, 0.1)
+def group(name: str, producers: str, consumers: str) -> GroupResult:
+    return GroupResult(name, 8, 8, 4, "prune", tuple(producers), tuple(consumers), 0.1, 0.1)
 
 
 @pytest.mark.parametrize(
-    ("groups", "expected", "dashed", "ringed"),
+    ("groups", "expected", "kinds"),
     [
-        ([group("a", "a", "b"), group("b", "b", "c")], [(0, 1)], 0, 1),
-        ([group("s", "ac", "bd"), group("b", "b", "c"), group("d", "d", "c")], [(0, 1), (0, 2), (1, 0), (2, 0)], 2, 0),
-        ([group("a", "ab", "b")], [], 0, 0),
-        ([group("a", "a", "xyz"), group("b", "b", "bx")], [], 0, 2),
+        ([group("a", "a", "b"), group("b", "b", "c")], [(0, 1)], ["forward", "end"]),
+        (
+            [group("s", "ac", "bd"), group("b", "b", "c"), group("d", "d", "c")],
+            [(0, 1), (0, 2), (1, 0), (2, 0)],
+            ["forward", "forward", "backward", "backward"],
+        ),
+        ([group("a", "ab", "b")], [], []),
+        ([group("a", "a", "xyz"), group("b", "b", "bx")], [], ["end", "end"]),
     ],
     ids=["chain", "residual stream", "itself", "apart"],
 )
-def test_lines_lead_from_readers_to_what_they_write(groups, expected, dashed, ringed):
-    picture = groups_picture(groups, compressed=True)
+def test_lines_lead_from_consumers_to_what_they_produce(groups, expected, kinds):
+    (part,) = group_diagram(groups, compressed=True)
     assert links(groups) == expected
-    assert picture.count('class="head"') == len(expected)
-    assert picture.count('class="link back"') == dashed
-    assert picture.count('class="ring"') == ringed
+    assert [line.kind for line in part.lines] == kinds
+    text = page(replace(COMPRESSION, groups=tuple(groups)), PROVENANCE)
+    assert text.count("<figcaption>\n<ul") == 1
+    assert ("residual stream" in text) is ("backward" in kinds)
+    assert ("keep all of their own channels" in text) is ("end" in kinds)
 
 
 def test_a_hundred_groups_have_a_row_each():
-    picture = groups_picture(deep(100).groups, compressed=True)
-    assert len(bars(picture)) == 100
-    heights = [float(height) for height in re.findall(r'class="name wide" x="46" y="(\d+)"', picture)]
-    assert heights == sorted(set(heights))
-    assert re.findall(r'role="img".*? height="(\d+)"', picture) == ["304"] * 12 + ["152"]
-    assert picture.count("<title id=") == len(set(re.findall(r'<title id="([^"]+)"', picture))) == 13
-    assert "Channel groups 97 to 100 of 100" in picture
+    parts = group_diagram(deep(100).groups, compressed=True)
+    assert len(bars(parts)) == 100
+    assert [part.height for part in parts] == [304] * 12 + [152]
+    tops = [bar.top for part in parts for bar in part.bars]
+    assert tops == sorted(set(tops))
+    assert "Channel groups 97 to 100 of 100" in page(deep(100), PROVENANCE)
 
 
 @pytest.mark.parametrize(
@@ -281,29 +308,36 @@ def test_ticks_are_round(low, high, expected):
 
 
 def test_strips_stand_where_the_calls_fell():
-    picture = distribution_picture(LATENCY)
-    medians = [float(place) for place in re.findall(r'class="median" x1="([\d.]+)%"', picture)]
+    chart = latency_chart(LATENCY)
     low, high = 8.0, LATENCY.reference.quantiles_ms[-2]
     margin = 0.06 * (high - low)
     expected = [100 * (value - low + margin) / (high - low + 2 * margin) for value in (12.345, 8.23)]
-    assert medians == pytest.approx(expected, abs=0.01)
-    assert picture.count('class="band"') == 2 * 18
+    assert [strip.median for strip in chart.strips] == pytest.approx(expected)
+    assert [len(strip.bands) for strip in chart.strips] == [18, 18]
+    assert page(BENCHMARK, PROVENANCE).count('class="band"') == 2 * 18
 
 
 def test_bands_are_darker_where_more_calls_fell():
     """Half of the calls near 1 ms, half near 2 ms: nothing in the middle, where their common median is."""
     two = (*(1 + step / 100 for step in range(11)), *(2 + step / 100 for step in range(10)))
     side = replace(LATENCY.reference, quantiles_ms=two, median_ms=two[10])
-    picture = distribution_picture(replace(LATENCY, reference=side, candidate=side))
-    opacities = [float(value) for value in re.findall(r'fill-opacity="([\d.]+)"', picture)][:18]
-    assert [value for index, value in enumerate(opacities) if index != 9] == [1.0] * 17
+    chart = latency_chart(replace(LATENCY, reference=side, candidate=side))
+    opacities = [band.opacity for band in chart.strips[0].bands]
+    assert [value for index, value in enumerate(opacities) if index != 9] == pytest.approx([1.0] * 17)
     assert opacities[9] == pytest.approx(0.08 + 0.92 * math.sqrt(0.01 / 0.9), abs=0.01)
 
 
 def test_equal_calls_and_missing_quantiles_draw_what_they_can():
     same = replace(LATENCY.reference, quantiles_ms=(1.0,) * 21, median_ms=1.0)
-    assert "nan" not in distribution_picture(replace(LATENCY, reference=same, candidate=same))
-    assert distribution_picture(replace(LATENCY, reference=replace(same, quantiles_ms=()))) is None
+    assert (
+        "nan"
+        not in page(replace(BENCHMARK, batches=(replace(LATENCY, reference=same, candidate=same),)), PROVENANCE).partition(
+            "<body>"
+        )[2]
+    )
+    without = replace(LATENCY, reference=replace(same, quantiles_ms=()))
+    assert latency_chart(without) is None
+    assert 'class="distribution"' not in page(replace(BENCHMARK, batches=(without,)), PROVENANCE)
 
 
 # colours: --ink is text, --mark is drawn, --paper lies under both
@@ -363,25 +397,24 @@ def test_colours_are_used_as_their_names_say():
 
 
 def test_points_of_a_curve_stand_where_they_were_measured():
-    picture = curve_picture(SWEEP, "macs")
-    spots = re.findall(r'class="kept" cx="([\d.]+)%" cy="([\d.]+)"', picture)
+    chart = sweep_chart(SWEEP, "macs")
     before, left = COMPRESSION.before.macs, sorted(point.after.macs for point in SWEEP.points if point.after)
-    assert [float(across) for across, _ in spots] == pytest.approx([12 + 85 * macs / before for macs in left], abs=0.01)
-    heights = [float(down) for _, down in spots]
-    assert heights == pytest.approx([192, 12 + 180 * (1 - 0.9123) / 1.1, 12 + 180 * (1 - 0.9812) / 1.1], abs=0.01)
-    assert picture.count('class="curve"') == 2
-    assert curve_picture(SWEEP, "latency").count('class="kept"') == 2
-    assert curve_picture(replace(SWEEP, points=SWEEP.points[3:]), "macs") is None
+    assert [point.x for point in chart.points] == pytest.approx([12 + 85 * macs / before for macs in left])
+    heights = [192, 12 + 180 * (1 - 0.9123) / 1.1, 12 + 180 * (1 - 0.9812) / 1.1]
+    assert [point.y for point in chart.points] == pytest.approx(heights)
+    assert page(SWEEP, PROVENANCE).count('class="curve"') == 2 + 2 + 1
+    assert [len(chart.points) for chart in sweep_charts(SWEEP)] == [3, 3, 2]
+    assert sweep_charts(replace(SWEEP, points=SWEEP.points[3:])) == []
 
 
 def test_bars_of_sensitivity_show_what_is_lost():
     text = page(MEASURED, PROVENANCE)
-    assert re.findall(r'<rect width="([\d.]+)%" height="3" class="kept">', text) == ["0.5", "2.9", "100.0", "14.3"]
+    assert re.findall(r'<rect width="([\d.]+)%" height="3" class="kept">', text) == ["0.49", "2.86", "100", "14.29"]
     console = Console(width=200, force_terminal=False)
     with console.capture() as shown:
         show_inspection(console, MEASURED)
     assert re.search(r"25 % +50 % +75 %", shown.get())
-    assert "mostly a lower bound; measured on 384 synthetic images" in shown.get()
+    assert "measured on 384 synthetic images" in " ".join(shown.get().split())
     with console.capture() as shown:
         show_inspection(console, INSPECTION)
-    assert "lower bound" not in shown.get()
+    assert "lower bound" not in " ".join(shown.get().split())

@@ -14,10 +14,8 @@ from rich.console import Console
 from onnxmerge.execution.versions import versions
 from onnxmerge.onnxio.model_files import weights_beside
 from onnxmerge.report.documents import Provenance, Result, json_text
-from onnxmerge.report.latency import show_latency
 from onnxmerge.report.progress import progress_bar
-from onnxmerge.report.sweeps import show_sweep
-from onnxmerge.report.terminal import show_compression, show_inspection, show_verification
+from onnxmerge.report.terminal import show_benchmark, show_compression, show_inspection, show_sweep, show_verification
 from onnxmerge.report.wording import printable
 from onnxmerge.report.writing import check_reports, write_report
 from onnxmerge.results import Benchmark, Compression, Inspection, Sweep, Verification
@@ -29,7 +27,7 @@ _SHOWN_BY: dict[type, Callable[[Console, Any], None]] = {
     Compression: show_compression,
     Sweep: show_sweep,
     Verification: show_verification,
-    Benchmark: show_latency,
+    Benchmark: show_benchmark,
 }
 """Type of a result -> what prints it for people."""
 

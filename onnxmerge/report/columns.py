@@ -1,150 +1,222 @@
-"""What tables of results hold, the same for every way of showing them: a column has its header and its cells as text."""
+"""What the tables of results hold, the same on the terminal and on a page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from onnxmerge.report.sentences import speedup_interval, speedup_text
 from onnxmerge.report.tables import Column
-from onnxmerge.report.wording import closeness, decibels, file_size, milliseconds, percent, shortened, small, speed_interval
-from onnxmerge.results import Compression, GroupResult, LatencyComparison, OutputFidelity
+from onnxmerge.report.wording import (
+    closeness,
+    decibels,
+    file_size,
+    magnitude,
+    milliseconds,
+    per_second,
+    percent,
+    relative_error,
+    shortened,
+)
+from onnxmerge.results import Compression, GroupResult, LatencyComparison, LayerComparison, NodeDeviation, OutputFidelity, Sweep
 
-MANY_OUTPUTS = 3  # more get a row each
-_NAME = 36
+MAX_OUTPUT_COLUMNS = 3  # more outputs get a row each
+MAX_LAYER_ROWS = 12
+_NAME_WIDTH = 36  # characters of an output's name in a header
+_DASH = "-"  # where there is no value
 
 
 def group_columns(groups: Sequence[GroupResult], *, compressed: bool) -> list[Column]:
-    """Groups and what became of them, or what could go."""
+    """A row for each group: channels kept and errors after `compress`, removable channels and sensitivity of an inspection."""
     if compressed:
-        counts = [
+        details = [
             Column("kept", [f"{group.kept:,}" for group in groups]),
             Column("of", [f"{group.channels:,}" for group in groups]),
             Column("method", [group.method for group in groups], left=True),
             *_error_columns(groups),
         ]
     else:
-        counts = [
+        details = [
             Column("channels", [f"{group.channels:,}" for group in groups]),
-            Column("may go", [f"{group.removable:,}" for group in groups]),
+            Column("removable", [f"{group.removable:,}" for group in groups]),
             *_sensitivity_columns(groups),
         ]
     return [
         Column("group", [group.name for group in groups], name=True),
-        *counts,
-        Column("writers", [str(len(group.producers)) for group in groups], extra=True),
-        Column("readers", [str(len(group.consumers)) for group in groups], extra=True),
+        *details,
+        Column("producers", [str(len(group.producers)) for group in groups], optional=True),
+        Column("consumers", [str(len(group.consumers)) for group in groups], optional=True),
         Column("params", [percent(group.parameters_share) for group in groups]),
         Column("MACs", [percent(group.macs_share) for group in groups]),
     ]
 
 
 def _error_columns(groups: Sequence[GroupResult]) -> list[Column]:
-    """The expected error of the method taken, and of pruning alone beside it."""
+    """Expected errors of the method taken and of `prune`."""
     if not any(group.expected_error for group in groups):
         return []
-    taken = [group.expected_error.get(group.method) for group in groups]
-    pruned = [group.expected_error.get("prune") for group in groups]
-    return [
-        Column("error", ["-" if error is None else percent(error) for error in taken]),
-        Column("pruned", ["-" if error is None else percent(error) for error in pruned]),
-    ]
-
-
-def levels(groups: Sequence[GroupResult]) -> dict[str, str]:
-    """Header of a column -> the share removed, where that was measured."""
-    found = sorted({level for group in groups for level in group.sensitivity}, key=float)
-    return {f"{100 * float(level):g} %": level for level in found}
+    errors = {
+        "error": [group.expected_error.get(group.method) for group in groups],
+        "pruned": [group.expected_error.get("prune") for group in groups],
+    }
+    columns = [Column(header, [_or_dash(value, percent) for value in values]) for header, values in errors.items()]
+    return _with_bars(columns, list(errors.values()))
 
 
 def _sensitivity_columns(groups: Sequence[GroupResult]) -> list[Column]:
-    """The fidelity with a part of one group removed."""
-    measured = {header: [group.sensitivity.get(level) for group in groups] for header, level in levels(groups).items()}
-    return [
-        Column(header, ["-" if value is None else closeness(value) for value in values]) for header, values in measured.items()
+    """Fidelity by share of one group's channels removed; the bars show what is lost."""
+    shares = sorted({share for group in groups for share in group.sensitivity}, key=float)
+    measured = [[group.sensitivity.get(share) for group in groups] for share in shares]
+    columns = [
+        Column(f"{100 * float(share):g} %", [_or_dash(value, closeness) for value in values])
+        for share, values in zip(shares, measured, strict=True)
     ]
+    return _with_bars(columns, [[None if value is None else 1.0 - value for value in values] for values in measured])
 
 
-def measures_down(outputs: Sequence[OutputFidelity]) -> list[Column]:
-    """A row a measure, a column an output."""
-    measured = [(output.name, measures(output)) for output in outputs]
-    names = list(dict.fromkeys(key for _, found in measured for key in found))
-    columns = [Column(shortened(name, _NAME), [found.get(key, "-") for key in names]) for name, found in measured]
+def _with_bars(columns: Sequence[Column], lengths: Sequence[Sequence[float | None]]) -> list[Column]:
+    """The columns with bars on a common scale: the longest is 1."""
+    longest = max((length for column in lengths for length in column if length is not None), default=0.0)
+    if longest <= 0.0:
+        return list(columns)
+    scaled = [[None if length is None else max(0.0, length) / longest for length in column] for column in lengths]
+    return [replace(column, bars=bars) for column, bars in zip(columns, scaled, strict=True)]
+
+
+def output_columns(outputs: Sequence[OutputFidelity]) -> list[Column]:
+    """All measures; a column for each output, or where there are many a row for each output."""
+    columns = measure_rows(outputs)
+    if len(outputs) <= MAX_OUTPUT_COLUMNS:
+        return columns
+    rows = zip(*(column.cells for column in columns[1:]), strict=True)
+    measures = [Column(measure, cells) for measure, cells in zip(columns[0].cells, rows, strict=True)]
+    return [Column("output", [output.name for output in outputs], name=True), *measures]
+
+
+def measure_rows(outputs: Sequence[OutputFidelity]) -> list[Column]:
+    """All measures, a row each, and a column for each output."""
+    measured = [_measures(output) for output in outputs]
+    names = list(dict.fromkeys(name for measures in measured for name in measures))
+    columns = [
+        Column(shortened(output.name, _NAME_WIDTH), [measures.get(name, _DASH) for name in names])
+        for output, measures in zip(outputs, measured, strict=True)
+    ]
     return [Column("", names, left=True), *columns]
 
 
-def measures(output: OutputFidelity) -> dict[str, str]:
-    """Every measure of one output as people read it."""
-    found = {
-        "fidelity": closeness(output.fidelity),
-        "SQNR": decibels(output.sqnr_db),
-        "cosine, mean": closeness(output.cosine_mean),
-        "cosine, worst": closeness(output.cosine_worst),
-        "relative L2, mean": small(output.relative_l2_mean),
-        "relative L2, worst": small(output.relative_l2_worst),
-        "largest error": small(output.max_abs_error),
-        "worst input": f"no. {output.worst_input}",
-    }
-    if output.top1_agreement is not None:
-        found["same best class"] = percent(output.top1_agreement)
-    if output.top5_agreement is not None:
-        found["best class in top 5"] = percent(output.top5_agreement)
-    return found
-
-
-def measures_across(outputs: Sequence[OutputFidelity]) -> list[Column]:
-    """A row an output, the measures that matter most in few columns."""
+def output_rows(outputs: Sequence[OutputFidelity]) -> list[Column]:
+    """A row for each output, with the most important measures in narrow columns."""
     columns = [
         Column("output", [output.name for output in outputs], name=True),
         Column("fidelity", [closeness(output.fidelity) for output in outputs]),
         Column("SQNR", [decibels(output.sqnr_db) for output in outputs]),
         Column("cosine", [closeness(output.cosine_mean) for output in outputs]),
         Column("worst", [closeness(output.cosine_worst) for output in outputs]),
-        Column("rel. L2", [small(output.relative_l2_mean) for output in outputs]),
-        Column("worst", [small(output.relative_l2_worst) for output in outputs], extra=True),
-        Column("max error", [small(output.max_abs_error) for output in outputs], extra=True),
+        Column("rel. L2", [magnitude(output.relative_l2_mean) for output in outputs]),
+        Column("worst", [magnitude(output.relative_l2_worst) for output in outputs], optional=True),
+        Column("max error", [magnitude(output.max_abs_error) for output in outputs], optional=True),
     ]
     if any(output.top1_agreement is not None for output in outputs):
-        columns.append(Column("top-1", [_share(output.top1_agreement) for output in outputs]))
-        columns.append(Column("top-5", [_share(output.top5_agreement) for output in outputs], extra=True))
+        columns.append(Column("top-1", [_or_dash(output.top1_agreement, percent) for output in outputs]))
+        columns.append(Column("top-5", [_or_dash(output.top5_agreement, percent) for output in outputs], optional=True))
     return columns
 
 
+def _measures(output: OutputFidelity) -> dict[str, str]:
+    measures = {
+        "fidelity": closeness(output.fidelity),
+        "SQNR": decibels(output.sqnr_db),
+        "cosine, mean": closeness(output.cosine_mean),
+        "cosine, worst": closeness(output.cosine_worst),
+        "relative L2, mean": magnitude(output.relative_l2_mean),
+        "relative L2, worst": magnitude(output.relative_l2_worst),
+        "largest error": magnitude(output.max_abs_error),
+        "worst input": f"no. {output.worst_input}",
+    }
+    if output.top1_agreement is not None:
+        measures["same best class"] = percent(output.top1_agreement)
+    if output.top5_agreement is not None:
+        measures["best class in top 5"] = percent(output.top5_agreement)
+    return measures
+
+
 def size_columns(result: Compression) -> list[Column]:
-    """Costs before and after, and what is left of them; latencies where they were measured."""
+    """Sizes before and after, latencies where they were measured, and what share is left."""
     before, after = result.before, result.after
     rows = [
-        ("parameters", f"{before.parameters:,}", f"{after.parameters:,}", _left(before.parameters, after.parameters)),
-        ("MACs", f"{before.macs:,}", f"{after.macs:,}", _left(before.macs, after.macs)),
-        ("file", file_size(before.file_bytes), file_size(after.file_bytes), _left(before.file_bytes, after.file_bytes)),
+        ("parameters", f"{before.parameters:,}", f"{after.parameters:,}", share_left(before.parameters, after.parameters)),
+        ("MACs", f"{before.macs:,}", f"{after.macs:,}", share_left(before.macs, after.macs)),
+        ("file", file_size(before.file_bytes), file_size(after.file_bytes), share_left(before.file_bytes, after.file_bytes)),
         *([] if result.latency is None else _latency_rows(result.latency)),
     ]
     return _columns(("", "before", "after", "left"), rows)
 
 
 def latency_columns(latency: LatencyComparison) -> list[Column]:
-    """Latency and throughput of reference and candidate."""
-    per_second = [_rate(value) for value in (latency.reference_inputs_per_second, latency.candidate_inputs_per_second)]
-    rows = [*_latency_rows(latency), ("throughput", *per_second, percent(1 / latency.latency_ratio))]
+    """Latency and throughput of both models."""
+    throughputs = (latency.reference_inputs_per_second, latency.candidate_inputs_per_second)
+    rows = [
+        *_latency_rows(latency),
+        ("throughput", *(_or_dash(value, per_second) for value in throughputs), percent(latency.speedup)),
+    ]
     return _columns(("", "reference", "candidate", "ratio"), rows)
 
 
 def batch_columns(batches: Sequence[LatencyComparison]) -> list[Column]:
-    """A row a batch size."""
-    intervals = [speed_interval(each) for each in batches]
+    """A row for each batch size."""
+    intervals = [speedup_interval(each) for each in batches]
     return [
         Column("batch", [str(each.batch_size) for each in batches]),
         Column("reference", [milliseconds(each.reference.median_ms) for each in batches]),
-        Column("p95", [milliseconds(each.reference.p95_ms) for each in batches], extra=True),
+        Column("p95", [milliseconds(each.reference.p95_ms) for each in batches], optional=True),
         Column("candidate", [milliseconds(each.candidate.median_ms) for each in batches]),
-        Column("p95", [milliseconds(each.candidate.p95_ms) for each in batches], extra=True),
-        Column("inputs a second", [_rate(each.candidate_inputs_per_second) for each in batches], extra=True),
+        Column("p95", [milliseconds(each.candidate.p95_ms) for each in batches], optional=True),
+        Column("inputs a second", [_or_dash(each.candidate_inputs_per_second, per_second) for each in batches], optional=True),
         Column("as fast", [f"{each.speedup:.2f}x" for each in batches]),
         Column("95 % interval", [f"{low:.2f}x to {high:.2f}x" for low, high in intervals]),
-        Column("realised", ["-" if each.realised_saving is None else percent(each.realised_saving, 0) for each in batches]),
+        Column("realised", [_DASH if each.realised_saving is None else percent(each.realised_saving, 0) for each in batches]),
     ]
 
 
-def _rate(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f} /s"
+def deviation_columns(layers: LayerComparison) -> list[Column]:
+    """The nodes that add most error, in the order in which they run, the first that deviates always among them."""
+    nodes = _largest(layers.deviations)
+    return [
+        Column("node", [node.node for node in nodes], name=True),
+        Column("operator", [node.operator for node in nodes], left=True, optional=True),
+        Column("error before it", [relative_error(node.relative_l2_before) for node in nodes]),
+        Column("behind it", [relative_error(node.relative_l2_after) for node in nodes]),
+    ]
+
+
+def _largest(nodes: Sequence[NodeDeviation]) -> list[NodeDeviation]:
+    adding = [index for index, node in enumerate(nodes) if index == 0 or node.added_error > 0.0]
+    largest = sorted(adding, key=lambda index: (index != 0, -nodes[index].added_error))[:MAX_LAYER_ROWS]
+    return [nodes[index] for index in sorted(largest)]
+
+
+def sweep_columns(sweep: Sweep) -> list[Column]:
+    """A row for each target: what is left of the model, how close and how fast it is."""
+    points, before = sweep.points, sweep.before
+    sizes = [point.after for point in points]
+    columns = [
+        Column("target", [point.target for point in points], left=True),
+        Column("params", [_DASH if size is None else share_left(before.parameters, size.parameters) for size in sizes]),
+        Column("MACs", [_DASH if size is None else share_left(before.macs, size.macs) for size in sizes]),
+        Column("file", [_DASH if size is None else file_size(size.file_bytes) for size in sizes]),
+        Column("fidelity", [_or_dash(point.fidelity, closeness) for point in points]),
+    ]
+    if any(point.top1_agreement is not None for point in points):
+        columns.append(Column("same best class", [_or_dash(point.top1_agreement, percent) for point in points]))
+    if any(point.latency is not None for point in points):
+        speedups = [_DASH if point.latency is None else speedup_text(point.latency) for point in points]
+        columns.append(Column("as fast", speedups))
+    return columns
+
+
+def share_left(before: int, after: int) -> str:
+    """after / before in per cent."""
+    return percent(after / before) if before else _DASH
 
 
 def _latency_rows(latency: LatencyComparison) -> list[tuple[str, str, str, str]]:
@@ -160,9 +232,5 @@ def _columns(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[
     return [Column(header, cells[index], left=index == 0) for index, header in enumerate(headers)]
 
 
-def _left(before: int, after: int) -> str:
-    return percent(after / before) if before else "-"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else percent(value)
+def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
+    return _DASH if value is None else text(value)

@@ -1,24 +1,33 @@
-"""A progress bar on stderr, only where that is a terminal, and only when the work takes longer than two seconds."""
+"""A progress bar on stderr, only where that is a terminal and only for work that takes longer than two seconds."""
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-Report = Callable[[str, float], None]  # name of the stage, share of it that is done
-PATIENCE_SECONDS = 2.0
+from onnxmerge.options import Progress as Report
+
+DELAY_SECONDS = 2.0
+"""Work that ends earlier shows no bar: it would only flicker."""
 
 
 @contextmanager
-def progress_bar(console: Console | None = None) -> Iterator[Report]:
-    """What the pipeline calls to say how far it is; gone without a trace at the end.
+def progress_bar(console: Console | None = None, delay_seconds: float = DELAY_SECONDS) -> Iterator[Report]:
+    """A function that takes the name of the stage and the share done, and shows them; the bar vanishes at the end.
 
-    It is drawn when the pipeline says something, never by a clock of its own, which would disturb what is being timed.
+    The bar is drawn when that function is called, never by a clock, which would disturb latencies that are being measured.
+
+    Parameters
+    ----------
+    console : rich.console.Console, optional
+        Where the bar is drawn, stderr by default.
+    delay_seconds : float
+        When the bar first appears.
     """
     console = console or Console(file=sys.stderr)
     if not console.is_terminal:
@@ -33,34 +42,13 @@ def progress_bar(console: Console | None = None) -> Iterator[Report]:
         TimeRemainingColumn(compact=True),
     )
     bar = Progress(*columns, console=console, transient=True, auto_refresh=False, speed_estimate_period=3600.0)
-    with _patient(bar) as show:
-        yield show
-
-
-@contextmanager
-def _patient(bar: Progress) -> Iterator[Report]:
-    task: TaskID = bar.add_task("reading the model", total=1.0)
-    lock, over = threading.Lock(), threading.Event()
-
-    def start() -> None:
-        with lock:
-            if not over.is_set():
-                bar.start()
-                bar.refresh()
-
-    def show(stage: str, share: float) -> None:
-        bar.update(task, description=stage, completed=min(max(share, 0.0), 1.0))
-        with lock:
-            if bar.live.is_started:
-                bar.refresh()
-
-    timer = threading.Timer(PATIENCE_SECONDS, start)
-    timer.daemon = True
-    timer.start()
+    task = bar.add_task("reading the model", total=1.0)
+    start = threading.Timer(delay_seconds, bar.start)
+    start.daemon = True
+    start.start()
     try:
-        yield show
+        yield lambda stage, share: bar.update(task, description=stage, completed=min(max(share, 0.0), 1.0), refresh=True)
     finally:
-        timer.cancel()
-        with lock:
-            over.set()
-            bar.stop()
+        start.cancel()
+        start.join()
+        bar.stop()

@@ -1,4 +1,4 @@
-"""Tables that fit their terminal: numbers are never cut, names give way in their middle."""
+"""Tables that fit the terminal: numbers are never cut, names are shortened in the middle."""
 
 from __future__ import annotations
 
@@ -12,49 +12,73 @@ from rich.text import Text
 
 from onnxmerge.report.wording import shortened
 
-_GAP = 2
-_NARROWEST = 8
+_GAP = 2  # terminal cells between two columns
+_MIN_NAME_WIDTH = 8
 
 
 @dataclass(frozen=True)
 class Column:
-    """name: holds names, so it may give way; extra: shown only where everything fits without it giving way."""
+    """A column of a table.
+
+    Attributes
+    ----------
+    header : str
+    cells : sequence of str
+    name : bool
+        The cells are names, which may be shortened.
+    optional : bool
+        Shown on a terminal only where the whole table fits without shortening names.
+    left : bool
+        Aligned to the left.
+    bars : sequence of float or None
+        Length, from 0 to 1, of the bar that a page draws below each cell.
+    """
 
     header: str
     cells: Sequence[str]
     name: bool = False
-    extra: bool = False
+    optional: bool = False
     left: bool = False
-    style: str = ""
+    bars: Sequence[float | None] = ()
 
     @property
     def width(self) -> int:
-        """Cells that the whole column needs."""
+        """Terminal cells that the column needs."""
         return max(cell_len(text) for text in (self.header, *self.cells))
 
 
+def fits(columns: Sequence[Column], width: int) -> bool:
+    """Whether a table of these columns needs at most `width` terminal cells."""
+    return _needed(columns) <= width
+
+
 def fitted(columns: Sequence[Column], width: int) -> Table:
-    """The table in at most `width` cells where its numbers leave room for that."""
-    shown = [column for column in columns if _needed(columns) <= width or not column.extra]
-    room = width - _needed([column for column in shown if not column.name]) - _GAP * sum(column.name for column in shown)
+    """A table of at most `width` terminal cells, unless its numbers need more.
+
+    Parameters
+    ----------
+    columns : sequence of Column
+        Columns of equal length.
+    width : int
+        Terminal cells.
+
+    Returns
+    -------
+    rich.table.Table
+        Without optional columns and with shortened names where not everything fits.
+    """
+    shown = [column for column in columns if fits(columns, width) or not column.optional]
+    numbers = _needed([column for column in shown if not column.name]) + _GAP * sum(column.name for column in shown)
+    name_width = max(width - numbers, _MIN_NAME_WIDTH)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column in shown:
-        side = "left" if column.name or column.left else "right"
-        table.add_column(Text(column.header), justify=side, no_wrap=True, style=column.style, header_style="dim")  # type: ignore[arg-type]
-    cells = [_cells(column, max(room, _NARROWEST)) for column in shown]
+        left = column.name or column.left
+        table.add_column(Text(column.header), justify="left" if left else "right", no_wrap=True, header_style="dim")
+    cells = [[shortened(text, name_width) if column.name else text for text in column.cells] for column in shown]
     for row in zip(*cells, strict=True):
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*map(Text, row))
     return table
-
-
-def fits(columns: Sequence[Column], width: int) -> bool:
-    """Whether all of it can be shown in full."""
-    return _needed(columns) <= width
 
 
 def _needed(columns: Sequence[Column]) -> int:
     return sum(column.width for column in columns) + _GAP * max(0, len(columns) - 1)
-
-
-def _cells(column: Column, room: int) -> list[str]:
-    return [shortened(text, room) for text in column.cells] if column.name else list(column.cells)

@@ -1,125 +1,189 @@
-"""Results for people, in the width of their terminal. What matters most comes last, where the eye is when a command ends."""
+"""Results on a terminal, in its width. What matters most comes last, where the eye is when a command ends."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from onnxmerge.report.columns import MANY_OUTPUTS, group_columns, measures_across, measures_down, size_columns
-from onnxmerge.report.latency import show_execution, show_speed
-from onnxmerge.report.layers import show_layers
-from onnxmerge.report.tables import Column, fits, fitted
-from onnxmerge.report.wording import (
-    COMPARED,
-    LEFT,
-    MUST_STAY,
-    NOTES,
-    SHARES,
-    SharedReason,
-    accuracy_line,
-    as_command_line,
-    groups_title,
-    listed,
-    notes,
-    printable,
-    reasons,
-    sensitivity_line,
-    shortened,
-    size_line,
+from onnxmerge.report import sentences
+from onnxmerge.report.columns import (
+    MAX_OUTPUT_COLUMNS,
+    batch_columns,
+    deviation_columns,
+    group_columns,
+    latency_columns,
+    measure_rows,
+    output_rows,
+    size_columns,
+    sweep_columns,
 )
-from onnxmerge.results import Compression, Fidelity, GroupResult, Inspection, Verification
+from onnxmerge.report.reasons import SharedReason, notes, reasons
+from onnxmerge.report.tables import Column, fits, fitted
+from onnxmerge.report.wording import as_command_line, listed, printable, shortened
+from onnxmerge.results import (
+    Benchmark,
+    Compression,
+    Execution,
+    Fidelity,
+    GroupResult,
+    Inspection,
+    LatencyComparison,
+    LayerComparison,
+    Sweep,
+    Verification,
+)
 
-MANY_NAMES = 12  # of one reason; --json and --report list them all
-_NAME = 36
+MAX_NAMES = 12  # of one reason; --json and --report list more
+_NAME_WIDTH = 36  # characters of a name in a list
+_VERDICT_STYLES = {"faster": "green", "slower": "red"}
 
 
 def show_inspection(console: Console, result: Inspection) -> None:
-    """What must stay and why, the groups and what each unlocks, the whole."""
-    _show_reasons(console, MUST_STAY, reasons(result.refusals))
-    _show_groups(console, result.groups, compressed=False, inputs=result.input_description)
+    """Layers that cannot be compressed and why, the groups and their share of the model, the size of the model."""
+    _reasons(console, sentences.NOT_COMPRESSIBLE, reasons(result.refusals))
+    _groups(console, result.groups, compressed=False, input_description=result.input_description)
     _line(console, shortened(result.model, console.width), "bold")
-    _line(console, size_line(result.size))
+    _line(console, sentences.size_line(result.size))
 
 
 def show_compression(console: Console, result: Compression) -> None:
-    """What could not be removed and why, what was removed and where, how close, how much smaller and faster."""
-    _show_reasons(console, LEFT, reasons(result.refusals))
-    _show_groups(console, result.groups, compressed=True)
+    """Layers that were not compressed and why, the groups that were, fidelity, sizes and latency, warnings."""
+    _reasons(console, sentences.NOT_COMPRESSED, reasons(result.refusals))
+    _groups(console, result.groups, compressed=True)
     if result.fidelity is not None:
-        _show_fidelity(console, result.fidelity)
+        _fidelity(console, result.fidelity)
         console.print()
-    _show_sizes(console, result)
-    for warning in result.warnings:
-        _line(console, f"warning: {printable(as_command_line(warning))}", "yellow")
-    console.print(Text(f"wrote {printable(result.output)} in {result.seconds:.1f} s", style="green"), soft_wrap=True)
-
-
-def show_verification(console: Console, result: Verification) -> None:
-    """How close the outputs are; failures are left to the error message."""
-    _show_fidelity(console, result.fidelity)
-
-
-def _show_fidelity(console: Console, fidelity: Fidelity) -> None:
-    """How close the outputs stayed: a column an output, or a row an output where there are many."""
-    outputs = fidelity.outputs
-    columns = measures_down(outputs)
-    if len(outputs) > MANY_OUTPUTS or not fits(columns, console.width):
-        columns = measures_across(outputs)
-    _line(console, f"{COMPARED}, on {fidelity.input_count} inputs", "bold")
-    console.print(fitted(columns, console.width))
-    _line(console, f"inputs: {printable(fidelity.input_description)}; {fidelity.provider}", "dim")
-    show_execution(console, fidelity.execution, fidelity.provider)
-    if fidelity.accuracy is not None:
-        _line(console, accuracy_line(fidelity.accuracy))
-    if fidelity.layer_comparison is not None:
-        show_layers(console, fidelity.layer_comparison)
-    for output in outputs:
-        if not output.finite:
-            _line(console, f"output {printable(output.name)} holds NaN or infinity", "red")
-
-
-def _show_sizes(console: Console, result: Compression) -> None:
     half = (console.width - 3) // 2
     _line(console, f"{shortened(result.model, half)} → {shortened(result.output, half)}", "bold")
     console.print(fitted(size_columns(result), console.width))
     if result.latency is not None:
-        show_speed(console, result.latency)
+        _latency(console, result.latency)
+    _warnings(console, map(as_command_line, result.warnings))
+    _written(console, f"{result.output} in {result.seconds:.1f} s")
 
 
-def _show_groups(console: Console, groups: Sequence[GroupResult], *, compressed: bool, inputs: str = "") -> None:
+def show_verification(console: Console, result: Verification) -> None:
+    """How close the outputs are; the error message of the command names what fails."""
+    _fidelity(console, result.fidelity)
+
+
+def show_benchmark(console: Console, result: Benchmark) -> None:
+    """Latency and throughput of both models, or a row for each batch size where there are several."""
+    _line(console, sentences.LATENCY, "bold")
+    first = result.batches[0]
+    if len(result.batches) == 1:
+        console.print(fitted(latency_columns(first), console.width))
+        _latency(console, first)
+        return
+    console.print(fitted(batch_columns(result.batches), console.width))
+    _lines(console, [sentences.macs_line(first), *sentences.timing_lines(first)], "dim")
+    _execution(console, first.execution, first.provider)
+
+
+def show_sweep(console: Console, result: Sweep) -> None:
+    """The original model, a row for each target, warnings, the files that were written."""
+    _line(console, shortened(result.model, console.width), "bold")
+    _line(console, sentences.size_line(result.before))
+    console.print()
+    _line(console, f"{sentences.sweep_title(result)}: what is left, and how close", "bold")
+    console.print(fitted(sweep_columns(result), console.width))
+    inputs = f"inputs: {printable(result.input_description)}" if result.input_description else None
+    _lines(console, [inputs, sentences.sweep_timing_line(result)], "dim")
+    _warnings(console, sentences.sweep_warnings(result))
+    for point in result.points:
+        if point.output:
+            _written(console, point.output)
+
+
+def _groups(console: Console, groups: Sequence[GroupResult], *, compressed: bool, input_description: str = "") -> None:
+    """A table of groups; notes are its last column where they fit, and a list below it elsewhere."""
+    title = sentences.groups_title(groups, compressed=compressed)
     if not groups:
-        _line(console, groups_title(groups, compressed=compressed), "yellow")
+        _line(console, title, "yellow")
         console.print()
         return
     note = Column("note", [printable(group.note) for group in groups], left=True)
     columns = group_columns(groups, compressed=compressed)
     inline = any(group.note for group in groups) and fits([*columns, note], console.width)
-    _line(console, groups_title(groups, compressed=compressed), "bold")
+    _line(console, title, "bold")
     console.print(fitted([*columns, note] if inline else columns, console.width))
     if not compressed:
-        _line(console, SHARES, "dim")
-    if inputs:
-        _line(console, sensitivity_line(inputs), "dim")
+        _line(console, sentences.SHARES, "dim")
+    if input_description:
+        _line(console, sentences.sensitivity_line(input_description), "dim")
     console.print()
     if not inline:
-        _show_reasons(console, NOTES, notes(groups))
+        _reasons(console, sentences.NOTES, notes(groups))
 
 
-def _show_reasons(console: Console, title: str, found: Sequence[SharedReason]) -> None:
-    """A list, reason by reason: a table of these would be mostly air."""
-    if not found:
+def _reasons(console: Console, title: str, shared: Sequence[SharedReason]) -> None:
+    """Each reason and below it the names that it holds for."""
+    if not shared:
         return
     _line(console, title, "bold")
-    for reason in found:
-        _line(console, reason.told(_NAME), indent=2)
-        names = listed(reason.layers or reason.obstacles, MANY_NAMES, _NAME)
-        if names:
-            _line(console, names, "dim", indent=4)
+    for reason in shared:
+        _line(console, reason.heading(_NAME_WIDTH), indent=2)
+        if reason.names:
+            _line(console, listed(reason.names, MAX_NAMES, _NAME_WIDTH), "dim", indent=4)
     console.print()
+
+
+def _fidelity(console: Console, fidelity: Fidelity) -> None:
+    outputs = fidelity.outputs
+    columns = measure_rows(outputs)
+    if len(outputs) > MAX_OUTPUT_COLUMNS or not fits(columns, console.width):
+        columns = output_rows(outputs)
+    _line(console, sentences.fidelity_title(fidelity), "bold")
+    console.print(fitted(columns, console.width))
+    _line(console, f"inputs: {printable(fidelity.input_description)}; {fidelity.provider}", "dim")
+    _execution(console, fidelity.execution, fidelity.provider)
+    if fidelity.accuracy is not None:
+        _line(console, sentences.accuracy_line(fidelity.accuracy))
+    if fidelity.layer_comparison is not None:
+        _layers(console, fidelity.layer_comparison)
+    not_finite = [printable(output.name) for output in outputs if not output.finite]
+    _lines(console, [f"output {name} holds NaN or infinity" for name in not_finite], "red")
+
+
+def _layers(console: Console, layers: LayerComparison) -> None:
+    console.print()
+    _line(console, sentences.layers_title(layers), "bold")
+    columns = deviation_columns(layers)
+    if layers.deviations:
+        console.print(fitted(columns, console.width))
+    _lines(console, sentences.layers_lines(layers, len(columns[0].cells)), "dim")
+    _lines(console, map(printable, layers.unexplained), "red")
+    style = "green" if layers.first_deviation is None else "red" if layers.same_channel_counts else "yellow"
+    _line(console, sentences.first_deviation_line(layers), style)
+
+
+def _latency(console: Console, latency: LatencyComparison) -> None:
+    _line(console, sentences.speed_line(latency), _VERDICT_STYLES.get(sentences.verdict(latency), "yellow"))
+    _lines(console, [sentences.savings_line(latency), *sentences.timing_lines(latency)], "dim")
+    _execution(console, latency.execution, latency.provider)
+
+
+def _execution(console: Console, execution: Execution | None, provider: str) -> None:
+    _lines(console, sentences.execution_lines(execution), "dim")
+    _lines(console, sentences.other_provider_lines(execution, provider), "yellow")
+
+
+def _warnings(console: Console, warnings: Iterable[str]) -> None:
+    _lines(console, [f"warning: {printable(warning)}" for warning in warnings], "yellow")
+
+
+def _written(console: Console, text: str) -> None:
+    console.print(Text(f"wrote {printable(text)}", style="green"), soft_wrap=True)
+
+
+def _lines(console: Console, lines: Iterable[str | None], style: str) -> None:
+    for line in filter(None, lines):
+        _line(console, line, style)
 
 
 def _line(console: Console, text: str, style: str = "", indent: int = 0) -> None:
-    console.print(Padding(Text(text, style=style), (0, 0, 0, indent), expand=False))
+    line = Text(text, style=style)
+    console.print(Padding(line, (0, 0, 0, indent), expand=False) if indent else line)

@@ -115,8 +115,8 @@ class LayerComparison:
         Number of tensors with the same name and shape in both models.
     skipped_tensors : int
         Number of tensors that lost channels or are not in both models.
-    input_count : int
-        Number of inputs that both models ran on.
+    runs : int
+        Number of calls of both models, of one input each unless the model has a fixed batch size.
     first_deviation : NodeDeviation or None
         Node where the deviation starts; None where nothing deviates beyond rounding.
     deviations : list of NodeDeviation
@@ -128,7 +128,7 @@ class LayerComparison:
     same_channel_counts: bool
     compared_tensors: int
     skipped_tensors: int
-    input_count: int
+    runs: int
     first_deviation: NodeDeviation | None
     deviations: tuple[NodeDeviation, ...]
     unexplained: tuple[str, ...]

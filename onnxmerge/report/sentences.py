@@ -1,0 +1,173 @@
+"""Titles and lines about results, the same on the terminal and on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxmerge.report.wording import counted, file_size, listed, percent, printable, shortened
+from onnxmerge.results import Accuracy, Execution, Fidelity, GroupResult, LatencyComparison, LayerComparison, Size, Sweep
+
+NOT_COMPRESSIBLE = "Layers that cannot be compressed"
+NOT_COMPRESSED = "Layers that were not compressed"
+NOTES = "Notes on these groups"
+LATENCY = "Latency of one call, both models in turn"
+SHARES = "params and MACs: share of the model in the producers and consumers of the group; groups overlap"
+ERRORS = (
+    "error: share of the consumers' output variance that is expected to be lost if only this group is compressed; "
+    "pruned: the same with the method prune"
+)
+MAX_NODES = 6  # names of nodes in one line
+NODE_WIDTH, LAYER_WIDTH = 36, 60  # characters of a name in a list, and of one alone
+_SETTINGS = {"use_tf32": "TF32", "enable_cuda_graph": "CUDA graph", "trt_cuda_graph_enable": "CUDA graph"}
+
+
+def groups_title(groups: Sequence[GroupResult], *, compressed: bool) -> str:
+    """How many groups were compressed or could be."""
+    if not groups:
+        return "No channel group was compressed." if compressed else "No channel group can be compressed."
+    return f"{counted(len(groups), 'channel group')} {'compressed' if compressed else 'can be compressed'}"
+
+
+def sensitivity_line(input_description: str) -> str:
+    """What the columns 25 %, 50 % and 75 % hold."""
+    return (
+        "25 %, 50 %, 75 %: fidelity of the worst output with this share of one group's channels removed, all other groups whole; "
+        f"only its consumers are adapted, so mostly a lower bound; measured on {printable(input_description)}"
+    )
+
+
+def size_line(size: Size) -> str:
+    """Parameters, MACs and bytes of a model."""
+    return f"{size.parameters:,} parameters, {size.macs:,} MACs for one input, {file_size(size.file_bytes)}"
+
+
+def fidelity_title(fidelity: Fidelity) -> str:
+    """What was compared and on how many inputs."""
+    return f"Outputs compared with the reference's, on {counted(fidelity.input_count, 'input')}"
+
+
+def accuracy_line(accuracy: Accuracy) -> str:
+    """Accuracy of both models on the user's labels."""
+    points = f"{100 * (accuracy.candidate - accuracy.reference):+.2f} points"
+    return f"accuracy on the labels: {percent(accuracy.reference, 2)} before, {percent(accuracy.candidate, 2)} after ({points})"
+
+
+def speedup_interval(latency: LatencyComparison) -> tuple[float, float]:
+    """95 % interval of the speed-up, lower end first."""
+    return 1 / latency.latency_ratio_high, 1 / latency.latency_ratio_low
+
+
+def speedup_text(latency: LatencyComparison) -> str:
+    """`1.50x [1.45, 1.54]`."""
+    low, high = speedup_interval(latency)
+    return f"{latency.speedup:.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def verdict(latency: LatencyComparison) -> str:
+    """Whether the interval lies above 1, below 1 or contains it."""
+    low, high = speedup_interval(latency)
+    return "faster" if low > 1 else "slower" if high < 1 else "no measurable difference"
+
+
+def speed_line(latency: LatencyComparison) -> str:
+    """Speed-up, interval and verdict."""
+    low, high = speedup_interval(latency)
+    return f"{latency.speedup:.2f}x as fast, 95 % interval {low:.2f}x to {high:.2f}x: {verdict(latency)}"
+
+
+def savings_line(latency: LatencyComparison) -> str | None:
+    """MACs and time saved; None where MACs were not counted or none were saved."""
+    if latency.macs_ratio is None or latency.realised_saving is None:
+        return None
+    saved = f"{percent(1 - latency.macs_ratio)} of the MACs and {percent(1 - latency.latency_ratio)} of the time saved"
+    return f"{saved}: {percent(latency.realised_saving, 0)} of the saving expected from the MACs"
+
+
+def macs_line(latency: LatencyComparison) -> str | None:
+    """What the column `realised` holds; None where MACs were not counted."""
+    if latency.macs_ratio is None:
+        return None
+    return f"{percent(1 - latency.macs_ratio)} of the MACs saved; realised: time saved as a share of MACs saved"
+
+
+def timing_lines(latency: LatencyComparison) -> list[str]:
+    """How it was timed."""
+    threads = counted(latency.threads, "thread")
+    lines = [f"timed: {latency.candidate.runs:,} calls of each, batch {latency.batch_size}, {latency.provider}, {threads}"]
+    if latency.warm_up_runs:
+        rounds = counted(latency.rounds, "round")
+        lines.append(f"in {rounds}, each with new sessions; {latency.warm_up_runs:,} warm-up calls")
+    return lines
+
+
+def execution_lines(execution: Execution | None) -> list[str]:
+    """Why the CPU was taken instead of CUDA, and settings of the provider."""
+    if execution is None:
+        return []
+    fallback, settings = execution.fallback_reason, execution.provider_settings
+    lines = [f"on the CPU because CUDA does not work here: {printable(fallback)}"] if fallback else []
+    return lines + ([f"CUDA: {', '.join(_setting(*item) for item in settings.items())}"] if settings else [])
+
+
+def other_provider_lines(execution: Execution | None, provider: str) -> list[str]:
+    """Nodes that ran on another execution provider, a line for each model that has some."""
+    lines = []
+    models = () if execution is None else (execution.reference_providers, execution.candidate_providers)
+    for model, providers in zip(("reference", "candidate"), models, strict=False):
+        nodes = [node for node, used in providers.items() if used != provider]
+        if nodes:
+            names = listed(nodes, MAX_NODES, NODE_WIDTH)
+            lines.append(f"{len(nodes)} of {len(providers)} nodes of the {model} ran on another provider: {names}")
+    return lines
+
+
+def layers_title(layers: LayerComparison) -> str:
+    """What was compared and in how many runs."""
+    return f"Layer by layer, on {counted(layers.runs, 'run')}"
+
+
+def layers_lines(layers: LayerComparison, shown: int) -> list[str]:
+    """How many nodes the table of `shown` rows leaves out, and how many tensors could be compared."""
+    more = len(layers.deviations) - shown
+    omitted = [f"the nodes that add most error; {more} more deviate (--json lists all)"] if more > 0 else []
+    skipped = f"; {layers.skipped_tensors} others lost channels" if layers.skipped_tensors else ""
+    return [*omitted, f"compared: {layers.compared_tensors} tensors of equal name and shape{skipped}; relative L2 error"]
+
+
+def first_deviation_line(layers: LayerComparison) -> str:
+    """The node where the deviation starts."""
+    if layers.first_deviation is None:
+        return "no deviation beyond rounding"
+    note = f": {printable(layers.first_deviation.note)}" if layers.first_deviation.note else ""
+    return f"first deviation: {shortened(layers.first_deviation.node, LAYER_WIDTH)}{note}"
+
+
+def sweep_title(sweep: Sweep) -> str:
+    """How many targets gave a model."""
+    made = sum(point.after is not None for point in sweep.points)
+    return f"{made} of {len(sweep.points)} targets gave a model" if made < len(sweep.points) else f"{made} compressed models"
+
+
+def sweep_warnings(sweep: Sweep) -> list[str]:
+    """Warnings and failures of single targets, those with the same words together."""
+    targets: dict[str, list[str]] = {}
+    for point in sweep.points:
+        for warning in (*point.warnings, *([f"no model: {point.failure}"] if point.failure else [])):
+            targets.setdefault(warning, []).append(point.target)
+    return [f"{', '.join(names)}: {warning}" for warning, names in targets.items()]
+
+
+def sweep_timing_line(sweep: Sweep) -> str | None:
+    """How latencies were measured; None where none were."""
+    timed = next((point.latency for point in sweep.points if point.latency is not None), None)
+    if timed is None:
+        return None
+    how = f"batch {timed.batch_size}, {timed.provider}, {counted(timed.threads, 'thread')}"
+    return f"timed against the original model: {how}; [low, high]: 95 % interval"
+
+
+def _setting(name: str, value: str) -> str:
+    """`TF32 off`, `cuDNN search heuristic`."""
+    if name in _SETTINGS:
+        return f"{_SETTINGS[name]} {'on' if value in ('1', 'True', 'true') else 'off'}"
+    return f"cuDNN search {value.lower()}" if name == "cudnn_conv_algo_search" else f"{name} {value}"
