@@ -18,7 +18,7 @@ from onnxmerge.errors import InputError
 from onnxmerge.evaluation import benchmark as proof
 from onnxmerge.evaluation.latency import compare_latency
 from onnxmerge.execution.providers import resolve_provider
-from onnxmerge.report.latency import show_latency
+from onnxmerge.report.terminal import show_benchmark
 from onnxmerge.results import Benchmark, Execution, LatencyComparison, LatencySummary
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -178,9 +178,9 @@ def test_what_ran_where_is_shown():
         summary, summary, 1.0, 0.9, 1.1, 1, "CUDAExecutionProvider", 2, execution=Execution("", settings, placed, placed)
     )
     stream = io.StringIO()
-    show_latency(Console(file=stream, width=120), Benchmark("a", "b", (shown,)))
+    show_benchmark(Console(file=stream, width=120), Benchmark("a", "b", (shown,)))
     assert "CUDA: TF32 on, cuDNN search heuristic, CUDA graph off" in stream.getvalue()
-    assert "1 of 2 nodes of the candidate ran elsewhere: odd" in stream.getvalue()
+    assert "1 of 2 nodes of the candidate ran on another provider: odd" in stream.getvalue()
 
 
 @pytest.mark.skipif(resolve_provider("auto").option == "cuda", reason="CUDA works here")

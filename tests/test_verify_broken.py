@@ -38,8 +38,8 @@ def test_a_broken_candidate_fails_and_the_node_is_named(name, how, position, tmp
     assert not verify(reference, candidate, **QUICK).passed
     found = verify(reference, candidate, **QUICK, layers=True)
     fidelity, failures = found.fidelity, found.failures
-    assert fidelity.same_layers
-    assert fidelity.layers.first.node == node
+    assert fidelity.same_channel_counts
+    assert fidelity.layer_comparison.first_deviation.node == node
     assert any(node in line for line in failures)
 
 
@@ -52,9 +52,9 @@ def test_one_number_of_one_bias(name, position, tmp_path):
     fidelity, failures = found.fidelity, found.failures
     assert fidelity.worst.cosine_mean > 0.99
     assert len(failures) == 1
-    assert fidelity.layers.first.node == node
-    assert "the bias differs in 1 of" in fidelity.layers.first.note
-    assert "by 5.0%" in fidelity.layers.first.note
+    assert fidelity.layer_comparison.first_deviation.node == node
+    assert "the bias differs in 1 of" in fidelity.layer_comparison.first_deviation.note
+    assert "by 5.0%" in fidelity.layer_comparison.first_deviation.note
 
 
 def two_heads() -> onnx.ModelProto:
@@ -77,7 +77,7 @@ def test_swapped_outputs(tmp_path):
     assert not verify(reference, candidate, **QUICK).passed
     found = verify(reference, candidate, **QUICK, layers=True)
     fidelity, failures = found.fidelity, found.failures
-    first = fidelity.layers.first
+    first = fidelity.layer_comparison.first_deviation
     other = next(value.name for value in model.graph.output if value.name != first.tensor)
     assert first.node in touched
     assert f"it holds what the reference calls {other}" in first.note
@@ -116,8 +116,8 @@ def test_the_same_model_has_no_drift(name):
     path = MODELS / f"{name}.onnx"
     found = verify(path, path, **QUICK, layers=True)
     fidelity, failures = found.fidelity, found.failures
-    assert (fidelity.layers.first, fidelity.layers.nodes, failures) == (None, (), ())
-    assert fidelity.layers.compared > 4
+    assert (fidelity.layer_comparison.first_deviation, fidelity.layer_comparison.deviations, failures) == (None, (), ())
+    assert fidelity.layer_comparison.compared_tensors > 4
 
 
 def test_a_compressed_model_drifts_where_channels_went(tmp_path):
@@ -126,10 +126,10 @@ def test_a_compressed_model_drifts_where_channels_went(tmp_path):
     found = verify(reference, candidate, **QUICK, layers=True, min_cosine=-1.0)
     fidelity, failures = found.fidelity, found.failures
     layers = {name for group in result.groups for name in group.consumers}
-    assert not fidelity.same_layers
+    assert not fidelity.same_channel_counts
     assert failures == ()
-    assert fidelity.layers.first.node in layers
-    assert fidelity.layers.not_comparable > 0
+    assert fidelity.layer_comparison.first_deviation.node in layers
+    assert fidelity.layer_comparison.skipped_tensors > 0
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_a_broken_compressed_model(compressed, tmp_path, how, text, position):
 def test_a_compressed_model_without_a_mistake(compressed):
     found = verify(MODELS / "digits-resnet-bn.onnx", compressed, **QUICK)
     fidelity, failures = found.fidelity, found.failures
-    assert (failures, fidelity.same_layers, fidelity.layers) == ((), False, None)
+    assert (failures, fidelity.same_channel_counts, fidelity.layer_comparison) == ((), False, None)
 
 
 def twins(reference: np.ndarray, candidate: np.ndarray) -> str:
@@ -247,7 +247,7 @@ def test_half_precision_is_no_drift(tmp_path):
     node = swapped_channels(half, 1)
     found = verify(reference, saved(half, tmp_path / "broken.onnx"), **QUICK, layers=True)
     fidelity, failures = found.fidelity, found.failures
-    assert fidelity.layers.first.node == node
+    assert fidelity.layer_comparison.first_deviation.node == node
     assert any(node in line for line in failures)
 
 
@@ -261,8 +261,8 @@ def test_a_bias_that_moves_less_than_rounding_elsewhere(tmp_path):
     node = moved_bias(model, 0)
     found = verify(reference, saved(model, tmp_path / "out.onnx"), **QUICK, layers=True)
     fidelity, failures = found.fidelity, found.failures
-    assert 0 < fidelity.layers.first.error_out < 1e-6
-    assert fidelity.layers.first.node == node
+    assert 0 < fidelity.layer_comparison.first_deviation.relative_l2_after < 1e-6
+    assert fidelity.layer_comparison.first_deviation.node == node
     assert len(failures) == 1
 
 
@@ -275,7 +275,7 @@ def test_a_model_of_a_fixed_batch(tmp_path, monkeypatch):
     node = wrong_sign(model, 0)
     found = verify(reference, saved(model, tmp_path / "out.onnx"), layers=True, samples=10, provider="cpu")
     fidelity, failures = found.fidelity, found.failures
-    assert (fidelity.layers.first.node, fidelity.input_count, fidelity.layers.inputs) == (node, 12, 2)
+    assert (fidelity.layer_comparison.first_deviation.node, fidelity.input_count, fidelity.layer_comparison.runs) == (node, 12, 2)
     assert failures
 
 
@@ -290,4 +290,4 @@ def test_weights_in_another_file(tmp_path):
     found = verify(*paths, **QUICK, layers=True)
     fidelity, failures = found.fidelity, found.failures
     assert f"the weight of {node} holds NaN or infinity" in failures
-    assert (fidelity.layers.first.node, fidelity.same_layers) == (node, True)
+    assert (fidelity.layer_comparison.first_deviation.node, fidelity.same_channel_counts) == (node, True)
