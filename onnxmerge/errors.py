@@ -132,3 +132,9 @@ class Refusal:
 def refusal(where: str, reason: Reason, obstacle: str = "", **details: object) -> Refusal:
     """A `Refusal` with its details as keywords."""
     return Refusal(where, reason, tuple((name, str(value)) for name, value in details.items()), obstacle)
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An exception's text without line breaks, cut where it gets longer than so many characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[:limit] + "..."

@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnxmerge.graph import constant_folding
 from onnxmerge.graph.constant_folding import constant_value
 from onnxmerge.onnxio import model_files as io
+from onnxmerge.onnxio.edits import new_constant
 from onnxmerge.onnxio.export import export
-from onnxmerge.onnxio.model import from_proto, set_constant
+from onnxmerge.onnxio.model import from_proto
 
 HEAD = '<ir_version: 8, opset_import: ["" : {opset}]> example ({inputs}) => ({outputs}) <{weights}> {{ {nodes} }}'
 WEIGHTS = (
@@ -123,7 +124,7 @@ def test_computed_once_and_anew_after_an_edit(monkeypatch: pytest.MonkeyPatch) -
     assert constant_value(model, model.graph.outputs[0]) is first
     assert len(calls) == 2  # one for both Transposes
     for node in model.graph.nodes[:2]:
-        node.inputs[0] = set_constant(model, "w", np.ones((2, 3), np.float32))
+        node.inputs[0] = new_constant(model, "w", np.ones((2, 3), np.float32))
     value = constant_value(model, model.graph.outputs[0])
     assert value is not None
     assert value.tolist() == np.full((3, 2), 2).tolist()
@@ -163,7 +164,7 @@ def test_dtypes_survive_reading_and_writing(dtype: type) -> None:
     assert read is not None
     assert read.dtype == array.dtype
     assert read.tobytes() == array.tobytes()
-    model.graph.nodes[0].inputs[0] = set_constant(model, "w", array[:, ::-1])
+    model.graph.nodes[0].inputs[0] = new_constant(model, "w", array[:, ::-1])
     written = export(model).graph.initializer
     assert [(each.name, each.data_type) for each in written] == [("w_1", tensor.data_type)]
     assert numpy_helper.to_array(written[0]).tobytes() == array[:, ::-1].tobytes()
@@ -180,23 +181,23 @@ def test_typed_fields_sparse_and_scalar() -> None:
     assert value is not None
     assert value.tolist() == [[0, 7, 0], [0, 0, 8]]
     assert export(model).graph.sparse_initializer[0] == sparse
-    scalar = set_constant(model, "scalar", np.float32(3) * np.ones(()))
+    scalar = new_constant(model, "scalar", np.float32(3) * np.ones(()))
     assert (scalar.values.shape, scalar.values.dtype) == ((), np.float64)
 
 
 def test_writer_takes_fresh_names_and_a_copy() -> None:
     model = model_of("y = Add(w, v)", weights="float[3] w = {1, 2, 3}, float[3] v = {1, 2, 3}, float[1] w_1 = {0}")
     array = np.ones(3, np.float32)
-    tensor = set_constant(model, "w", array)
+    tensor = new_constant(model, "w", array)
     array[:] = 9
     assert tensor.name == "w_2"  # "w_1" is in the file, though nothing reads it
     assert tensor.values.tolist() == [1, 1, 1]
     model.graph.nodes[0].inputs[0] = tensor
-    assert set_constant(model, "w", array).name == "w_3"
-    assert set_constant(model, "new", array.astype(">f4")).values.dtype.isnative
+    assert new_constant(model, "w", array).name == "w_3"
+    assert new_constant(model, "new", array.astype(">f4")).values.dtype.isnative
     assert {each.name for each in export(model).graph.initializer} == {"w_2", "v"}
     with pytest.raises(ValueError, match="Unable to convert type"):
-        set_constant(model, "w", np.ones(3, np.longdouble))
+        new_constant(model, "w", np.ones(3, np.longdouble))
 
 
 def test_initializer_behind_a_body_is_found() -> None:

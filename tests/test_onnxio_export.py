@@ -16,8 +16,9 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnx.backend.test.case.node import collect_testcases
 
 from onnxmerge.onnxio import model_files as io
+from onnxmerge.onnxio.edits import new_constant, remove_unused_nodes
 from onnxmerge.onnxio.export import export
-from onnxmerge.onnxio.model import from_proto, prune_dead, set_constant
+from onnxmerge.onnxio.model import from_proto
 
 DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
 FILES = {f"{path.parent.name}/{path.name}": path for path in sorted(DATA.rglob("*.onnx"))}
@@ -130,7 +131,7 @@ def test_operators_come_back_and_compute_the_same() -> None:
             or "bernoulli" in case.name
         ):
             continue
-        prune_dead(model)
+        remove_unused_nodes(model)
         for ours, theirs in zip(run(export(model), feeds), run(case.model, feeds), strict=True):
             assert np.array_equal(np.asarray(ours), np.asarray(theirs), equal_nan=np.asarray(ours).dtype.kind == "f"), case.name
         compared += 1
@@ -216,8 +217,8 @@ def test_an_edit_leaves_nothing_stale() -> None:
     proto.graph.quantization_annotation.add(tensor_name="w")
     model = from_proto(proto)
     first, _, last = model.graph.nodes
-    first.inputs[1] = set_constant(model, "w", np.ones((4, 2), np.float32))
-    last.inputs[1] = set_constant(model, "v", np.ones((2, 3), np.float32))
+    first.inputs[1] = new_constant(model, "w", np.ones((4, 2), np.float32))
+    last.inputs[1] = new_constant(model, "v", np.ones((2, 3), np.float32))
     exported = export(model)
     onnx.checker.check_model(exported, full_check=True)
     shapes = {
@@ -236,7 +237,7 @@ def test_shared_initializer_stays_for_the_other_consumer() -> None:
         CHAIN.replace("y = MatMul(active, v)", "other = MatMul(x, w) both = Add(active, other) y = MatMul(both, v)")
     )
     model = from_proto(proto)
-    model.graph.nodes[0].inputs[1] = set_constant(model, "w", np.zeros((4, 5), np.float32))
+    model.graph.nodes[0].inputs[1] = new_constant(model, "w", np.zeros((4, 5), np.float32))
     exported = export(model)
     assert [each.name for each in exported.graph.initializer] == ["w", "v", "w_1"]
     assert exported.graph.initializer[0] == proto.graph.initializer[0]
@@ -252,7 +253,7 @@ def test_initializers_that_are_graph_inputs(ir_version: int, inputs: list[str]) 
         proto.graph.input.append(helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, tensor.dims))
     proto.opset_import[0].version = 8
     model = check_round_trip(proto)
-    model.graph.nodes[0].inputs[1] = set_constant(model, "w", np.ones((4, 2), np.float32))
+    model.graph.nodes[0].inputs[1] = new_constant(model, "w", np.ones((4, 2), np.float32))
     shorter = model.graph.nodes[2].inputs[1]
     shorter.values = np.ones((2, 3), np.float32)
     exported = export(model)
@@ -266,8 +267,8 @@ def test_bodies_keep_their_own_initializers() -> None:
     proto = parser.parse_model(BODIES)
     model = from_proto(proto)
     inner = model.graph.nodes[1].attrs["then_branch"]
-    inner.nodes[0].inputs[1] = set_constant(model, "inner", np.full(3, 4, np.float32))
-    prune_dead(model)
+    inner.nodes[0].inputs[1] = new_constant(model, "inner", np.full(3, 4, np.float32))
+    remove_unused_nodes(model)
     exported = export(model)
     onnx.checker.check_model(exported, full_check=True)
     assert [each.name for each in exported.graph.initializer] == ["outer", "both", "inner_1"]
@@ -284,7 +285,7 @@ def test_prune_dead_keeps_what_is_read() -> None:
     model.graph.nodes.append(gs.Node("Neg", inputs=[model.graph.inputs[0]], outputs=[spare]))
     model.graph.nodes.append(gs.Node("Neg", inputs=[spare], outputs=[gs.Variable("spare_too")]))
     model.graph.nodes[2].inputs[0] = model.graph.nodes[0].outputs[0]  # the If is no longer read, "early" still is
-    prune_dead(model)
+    remove_unused_nodes(model)
     assert [node.op for node in model.graph.nodes] == ["Mul", "Add"]
     assert [len(tensor.outputs) for tensor in model.graph.inputs] == [1, 0]
     exported = export(model)
@@ -294,7 +295,7 @@ def test_prune_dead_keeps_what_is_read() -> None:
 
 def test_captured_values_are_read() -> None:
     model = from_proto(parser.parse_model(BODIES))
-    prune_dead(model)
+    remove_unused_nodes(model)
     assert [node.op for node in model.graph.nodes] == ["Mul", "If", "Add"]
 
 

@@ -18,7 +18,8 @@ from onnxmerge.errors import ModelError, OptionError
 from onnxmerge.graph.constant_folding import constant_value
 from onnxmerge.onnxio import model_files as io
 from onnxmerge.onnxio import storage as placing
-from onnxmerge.onnxio.model import set_constant
+from onnxmerge.onnxio.edits import new_constant
+from onnxmerge.onnxio.saving import save
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
 example (float[N, 4] x) => (float[N, 3] y)
@@ -177,7 +178,7 @@ def test_external_weights_are_mapped_and_embedded(outside: Path, monkeypatch: py
     expected = run(outside)
     assert np.array_equal(run(io.serialise(model)), expected)
     (tmp_path / "elsewhere").mkdir()
-    io.save(model, tmp_path / "elsewhere" / "out.onnx")
+    save(model, tmp_path / "elsewhere" / "out.onnx")
     assert os.listdir(tmp_path / "elsewhere") == ["out.onnx"]
     assert np.array_equal(run(tmp_path / "elsewhere" / "out.onnx"), expected)
 
@@ -192,8 +193,8 @@ def origin(array: np.ndarray) -> object:
 
 def set_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is too large for one file."""
-    monkeypatch.setattr(placing, "EMBED_LIMIT", 10)
-    monkeypatch.setattr("onnxmerge.onnxio.data_file.SMALL_BYTES", 10)
+    monkeypatch.setattr(placing, "MESSAGE_LIMIT_BYTES", 10)
+    monkeypatch.setattr("onnxmerge.onnxio.storage.SMALL_TENSOR_BYTES", 10)
 
 
 @pytest.mark.parametrize("source", ["inline", "outside"])
@@ -204,8 +205,8 @@ def test_save_beside(source: str, request: pytest.FixtureRequest, tmp_path: Path
     target = tmp_path / "out" / "m.onnx"
     for data in ("m.onnx.data", "m.onnx.1.data", "m.onnx.data"):  # each run replaces the one before, whole
         model = io.load(path)
-        model.graph.nodes[1].inputs[1] = set_constant(model, "b", np.array([1, 1, 1], np.float32))
-        io.save(model, target)
+        model.graph.nodes[1].inputs[1] = new_constant(model, "b", np.array([1, 1, 1], np.float32))
+        save(model, target)
         assert sorted(os.listdir(target.parent)) == sorted([data, "m.onnx"])
         tensors = onnx.load(target, load_external_data=False).graph.initializer
         offsets = [int(entry.value) for tensor in tensors for entry in tensor.external_data if entry.key == "offset"]
@@ -218,11 +219,11 @@ def test_data_that_another_file_names_stays(inline: Path, user: str, tmp_path: P
     set_limits(monkeypatch)
     (tmp_path / "out").mkdir()
     target = tmp_path / "out" / "m.onnx"
-    io.save(io.load(inline), target)
+    save(io.load(inline), target)
     other = target.with_name("best.onnx" if user == "a copy" else "best.bin")
     other.write_bytes(target.read_bytes())
-    io.save(io.load(inline), target)
-    io.save(io.load(inline), target)
+    save(io.load(inline), target)
+    save(io.load(inline), target)
     assert sorted(os.listdir(target.parent)) == sorted([other.name, "m.onnx", "m.onnx.data", "m.onnx.2.data"])
     if user == "a copy":
         assert np.array_equal(run(other), run(inline))
@@ -234,8 +235,8 @@ def test_data_goes_with_the_large_model_that_a_small_one_replaces(
     (tmp_path / "out").mkdir()
     with monkeypatch.context() as patch:
         set_limits(patch)
-        io.save(io.load(inline), tmp_path / "out" / "m.onnx")
-    io.save(io.load(inline), tmp_path / "out" / "m.onnx")
+        save(io.load(inline), tmp_path / "out" / "m.onnx")
+    save(io.load(inline), tmp_path / "out" / "m.onnx")
     assert os.listdir(tmp_path / "out") == ["m.onnx"]
 
 
@@ -292,9 +293,9 @@ def test_sizes_count_external_data(source: str, outside_bytes: int, request: pyt
 def test_save_over_itself(outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_limits(monkeypatch)
     expected = run(outside)
-    io.save(io.load(outside), outside)
+    save(io.load(outside), outside)
     model = io.load(outside)
-    io.save(model, outside)
+    save(model, outside)
     assert sorted(os.listdir(outside.parent)) == ["in.onnx", "in.onnx.1.data", "in.onnx.data", "weights"]
     assert np.array_equal(run(outside), expected)
     assert constant_value(model, model.graph.nodes[0].inputs[1])[0, 0] == 1  # the model in hand still finds its weights
@@ -302,7 +303,9 @@ def test_save_over_itself(outside: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("beside", [False, True], ids=["one file", "data beside"])
 @pytest.mark.parametrize("there", [False, True], ids=["new", "over an older one"])
-@pytest.mark.parametrize("step", ["os.fsync", "os.replace", "onnx.checker.check_model", "onnxmerge.onnxio.export.put_value_info"])
+@pytest.mark.parametrize(
+    "step", ["os.fsync", "os.replace", "onnx.checker.check_model", "onnxmerge.onnxio.export.infer_value_info"]
+)
 def test_failure_leaves_nothing(
     inline: Path, step: str, there: bool, beside: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -319,7 +322,7 @@ def test_failure_leaves_nothing(
 
     monkeypatch.setattr(step, fail)
     with pytest.raises(OptionError, match=r"cannot write .*m.onnx: No space left on device"):
-        io.save(model, folder / "m.onnx")
+        save(model, folder / "m.onnx")
     assert os.listdir(folder) == (["m.onnx"] if there else [])
     assert not there or (folder / "m.onnx").read_text() == "older"
 
@@ -337,22 +340,22 @@ def test_second_rename_fails(inline: Path, monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setattr(os, "replace", fail_for_model)
     with pytest.raises(OptionError, match="broken"):
-        io.save(model, folder / "m.onnx")
+        save(model, folder / "m.onnx")
     assert os.listdir(folder) == []
 
 
 def test_invalid_edit_is_not_written(inline: Path, tmp_path: Path) -> None:
     model = io.load(inline)
-    model.graph.nodes[0].inputs[1] = set_constant(model, "w", np.zeros((5, 3), np.float32))
+    model.graph.nodes[0].inputs[1] = new_constant(model, "w", np.zeros((5, 3), np.float32))
     with pytest.raises(onnx.shape_inference.InferenceError):
-        io.save(model, tmp_path / "out.onnx")
+        save(model, tmp_path / "out.onnx")
     assert os.listdir(tmp_path) == ["in.onnx"]
 
 
 def test_model_that_was_never_strict_can_be_saved(inline: Path, tmp_path: Path) -> None:
     """A declared output shape that contradicts the nodes: the plain checker and ONNX Runtime accept it, so does saving."""
     edit(inline, lambda proto: setattr(proto.graph.output[0].type.tensor_type.shape.dim[1], "dim_value", 7))
-    io.save(io.load(inline), tmp_path / "out.onnx")
+    save(io.load(inline), tmp_path / "out.onnx")
     assert np.array_equal(run(tmp_path / "out.onnx"), run(inline))
 
 
@@ -371,7 +374,7 @@ def test_target_refused(inline: Path, tmp_path: Path, case: str) -> None:
     os.mkfifo(tmp_path / "fifo")
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(OptionError) as caught:
-        io.save(io.load(inline), tmp_path / name)
+        save(io.load(inline), tmp_path / name)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(os.listdir(tmp_path)) == before
@@ -379,8 +382,8 @@ def test_target_refused(inline: Path, tmp_path: Path, case: str) -> None:
 
 def test_same_bytes_every_time_and_through_links(inline: Path, tmp_path: Path) -> None:
     first, link = tmp_path / "first.onnx", tmp_path / "link.onnx"
-    io.save(io.load(inline), first)
+    save(io.load(inline), first)
     link.symlink_to(first)
-    io.save(io.load(inline), link)
+    save(io.load(inline), link)
     assert link.is_symlink()
     assert first.read_bytes() == io.serialise(io.load(inline))

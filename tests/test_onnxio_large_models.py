@@ -24,8 +24,8 @@ def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "in" / "model.onnx"
     data = "weights.bin" if outside else None
     onnx.save(onnx.load(MODELS / name), path, save_as_external_data=outside, location=data, size_threshold=100)
-    monkeypatch.setattr(storage, "EMBED_LIMIT", 4096)
-    monkeypatch.setattr("onnxmerge.onnxio.data_file.SMALL_BYTES", 256)
+    monkeypatch.setattr(storage, "MESSAGE_LIMIT_BYTES", 4096)
+    monkeypatch.setattr("onnxmerge.onnxio.storage.SMALL_TENSOR_BYTES", 256)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "out").mkdir()

@@ -20,7 +20,6 @@ import onnxmerge
 from onnxmerge.cli import app as cli
 from onnxmerge.errors import OptionError
 from onnxmerge.evaluation import benchmark as proof
-from onnxmerge.onnxio import files
 from onnxmerge.report.documents import KINDS, Provenance, as_json, document, json_text
 from onnxmerge.report.schema import breaking_changes, schema_of
 from onnxmerge.report.writing import check_reports, write_report

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from onnxmerge.execution.versions import versions
-from onnxmerge.onnxio.model_files import weights_beside
+from onnxmerge.onnxio.model_files import weight_files
 from onnxmerge.report.documents import Provenance, Result, json_text
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.terminal import show_benchmark, show_compression, show_inspection, show_sweep, show_verification
@@ -34,7 +34,7 @@ _SHOWN_BY: dict[type, Callable[[Console, Any], None]] = {
 
 def check_report_paths(reports: Sequence[Path], files: Mapping[str, Path | None], models: Sequence[Path]) -> None:
     """OptionError where a report would overwrite one of the files (what it is -> its path) or weights beside a model."""
-    weights = {what: path for model in models if reports for what, path in weights_beside(model).items()}
+    weights = {what: path for model in models if reports for what, path in weight_files(model).items()}
     check_reports(reports, {**weights, **files})
 
 

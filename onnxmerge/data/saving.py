@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
-from onnxmerge.onnxio.files import write_whole
+from onnxmerge.onnxio.output_files import write_atomically
 
 
 def save_feeds(path: Path, feeds: Mapping[str, np.ndarray]) -> None:
@@ -22,4 +22,4 @@ def save_feeds(path: Path, feeds: Mapping[str, np.ndarray]) -> None:
                     array = np.asarray(value)
                     npy.write_array(member, array.astype(str) if array.dtype.hasobject else array, allow_pickle=False)
 
-    write_whole(path, "the worst input", fill)
+    write_atomically(path, "the worst input", fill)

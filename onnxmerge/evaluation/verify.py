@@ -17,8 +17,8 @@ from onnxmerge.evaluation.thresholds import failures_of
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import open_pair
 from onnxmerge.execution.shapes import observed_shapes
-from onnxmerge.onnxio.files import check_place
-from onnxmerge.onnxio.model_files import weights_beside
+from onnxmerge.onnxio.model_files import weight_files
+from onnxmerge.onnxio.output_files import check_output_file
 from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of, takes
 from onnxmerge.results import Verification
@@ -72,5 +72,5 @@ def _check_files(reference: Path, candidate: Path, calibration: Path | None, lab
     files |= {"the calibration inputs": calibration} if calibration is not None else {}
     files |= {"the labels": labels} if labels is not None else {}
     if worst is not None:
-        files |= weights_beside(reference) | weights_beside(candidate)
-        check_place(worst, "the worst input", files)
+        files |= weight_files(reference) | weight_files(candidate)
+        check_output_file(worst, "the worst input", files)

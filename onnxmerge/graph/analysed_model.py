@@ -13,8 +13,9 @@ from onnxmerge.graph.channel_analysis import analyse_channels
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.cost import total_macs, total_parameters
 from onnxmerge.graph.tensor_facts import Shapes
+from onnxmerge.onnxio.external_data import external_bytes
 from onnxmerge.onnxio.model import Model
-from onnxmerge.onnxio.model_files import external_bytes, load
+from onnxmerge.onnxio.model_files import load
 from onnxmerge.results import Size
 
 

@@ -11,10 +11,10 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxmerge.graph.nodes import is_standard
 from onnxmerge.onnxio import surgeon as gs
-from onnxmerge.onnxio.export import standalone
+from onnxmerge.onnxio.export import export_node
 from onnxmerge.onnxio.model import Model
-from onnxmerge.onnxio.storage import SMALL_BYTES
-from onnxmerge.onnxio.tensors import array_of, dense_of, frozen, tensor_of
+from onnxmerge.onnxio.storage import SMALL_TENSOR_BYTES
+from onnxmerge.onnxio.tensors import array_of, dense_array_of, read_only, tensor_of
 
 # Largest computed value, and most bytes of computed values that are remembered: 1 GiB, above any weight that exporters leave to
 # be computed, and small enough for a machine with 4 GiB of memory.
@@ -83,8 +83,8 @@ def constant_value(model: Model, tensor: gs.Tensor) -> np.ndarray | None:
 
 def _value(model: Model, values: gs.StoredValues) -> np.ndarray:
     if isinstance(values, np.ndarray):
-        return frozen(values)
-    return dense_of(values, model.folder) if isinstance(values, SparseTensorProto) else array_of(values, model.folder)
+        return read_only(values)
+    return dense_array_of(values, model.folder) if isinstance(values, SparseTensorProto) else array_of(values, model.folder)
 
 
 def _computed_by(tensor: gs.Tensor) -> list[gs.Node] | None:
@@ -119,7 +119,7 @@ def _compute(model: Model, node: gs.Node, values: Values) -> bool:
         _stored(model, tensor) if isinstance(tensor, gs.Constant) else values[tensor.name] if tensor.name else (None, None)
         for tensor in node.inputs
     ]
-    proto = standalone(model, node)
+    proto = export_node(model, node)
     attributes = b"".join(each.SerializeToString() for each in proto.attribute)
     key = (node.op, len(node.outputs), attributes, tuple(identity for identity, _ in inputs))
     if key not in model.folded:
@@ -155,7 +155,7 @@ def _evaluate(model: Model, node: NodeProto, inputs: list[np.ndarray | None]) ->
         return ()
     arrays = [np.asarray(output) for output in outputs]
     fits = all(_declared(value) == (array.shape, array.dtype) for value, array in zip(expected, arrays, strict=True))
-    return tuple(map(frozen, arrays)) if fits else ()
+    return tuple(map(read_only, arrays)) if fits else ()
 
 
 def _single_node_model(model: Model, node: NodeProto, feeds: dict[str, np.ndarray]) -> ModelProto:
@@ -163,7 +163,7 @@ def _single_node_model(model: Model, node: NodeProto, feeds: dict[str, np.ndarra
     types = {name: onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feeds.items()}
     inputs = [onnx.helper.make_tensor_value_info(name, types[name], array.shape) for name, array in feeds.items()]
     outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in node.output]
-    small = [tensor_of(array, name) for name, array in feeds.items() if array.nbytes <= SMALL_BYTES]
+    small = [tensor_of(array, name) for name, array in feeds.items() if array.nbytes <= SMALL_TENSOR_BYTES]
     graph = onnx.helper.make_graph([node], "fold", inputs, outputs, small)
     return onnx.helper.make_model(graph, ir_version=model.proto.ir_version, opset_imports=model.proto.opset_import)
 

@@ -12,7 +12,8 @@ from onnx import SparseTensorProto, TensorProto
 from onnxmerge.graph.nodes import is_standard
 from onnxmerge.graph.tensor_facts import Shapes, TensorFacts
 from onnxmerge.onnxio import surgeon as gs
-from onnxmerge.onnxio.model import Model, constants
+from onnxmerge.onnxio.model import Model
+from onnxmerge.onnxio.traversal import constants
 
 # Data types whose numbers count as parameters: integers are shapes and indices.
 FLOATING_TYPES = frozenset(number for name, number in TensorProto.DataType.items() if "FLOAT" in name or name == "DOUBLE")

@@ -20,7 +20,8 @@ from onnxmerge.graph.nodes import has_input, node_name
 from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit
 from onnxmerge.graph.operators.table import operator_of
 from onnxmerge.onnxio import surgeon as gs
-from onnxmerge.onnxio.model import Model, fresh_copy, names_taken, prune_dead, set_constant
+from onnxmerge.onnxio.edits import names_taken, new_constant, remove_unused_nodes
+from onnxmerge.onnxio.model import Model, fresh_copy
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +124,7 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
         if replacement is not None and replacement.bias is not None:
             stays = kept.mask(layer.out_ids.reshape(-1))
             editor.add_bias(copies[id(layer.node)], replacement.bias[stays])
-    prune_dead(model)
+    remove_unused_nodes(model)
     return model
 
 
@@ -193,7 +194,7 @@ class _GraphEditor:
         name = node.inputs[index].name if has_input(node, index) else f"{node_name(node)}.{index}"
         key = (name, str(value.dtype), value.shape, value.tobytes())
         if key not in self.written:
-            self.written[key] = set_constant(self.model, name, value, self.taken)
+            self.written[key] = new_constant(self.model, name, value, self.taken)
         while len(node.inputs) <= index:
             node.inputs.append(gs.Variable.empty())
         node.inputs[index] = self.written[key]
@@ -239,7 +240,7 @@ class _GraphEditor:
                 return
         before = gs.Variable(self._fresh_name(f"{output.name}_before_bias"), output.dtype)
         node.outputs[0] = before
-        added = set_constant(self.model, f"{output.name}_bias", bias.astype(self._dtype(node)), self.taken)
+        added = new_constant(self.model, f"{output.name}_bias", bias.astype(self._dtype(node)), self.taken)
         position = next(i for i, other in enumerate(graph.nodes) if other is node)
         name = f"{node.name}_bias" if node.name else ""
         graph.nodes.insert(position + 1, gs.Node("Add", name, inputs=[before, added], outputs=[output]))

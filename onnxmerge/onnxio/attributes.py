@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto
+from onnx import AttributeProto
 
 from onnxmerge.onnxio import surgeon as gs
 
 
-def attribute_proto(name: str, value: Any, old: AttributeProto | None, node: gs.Node, opset: int) -> AttributeProto:
-    """The attribute with the type it had when read, else the one its operator declares, else the value's own."""
+def attribute_proto(name: str, value: Any, as_read: AttributeProto | None, node: gs.Node, opset: int) -> AttributeProto:
+    """The attribute as ONNX stores it.
+
+    Parameters
+    ----------
+    name : str
+        Of the attribute.
+    value
+        A number, string, dtype or array, or a list of these.
+    as_read : AttributeProto or None
+        The attribute of that name as read; its type is kept. Without it the type is the one that the operator declares, or
+        else the value's own.
+    node : Node
+        The operator.
+    opset : int
+        Version of ONNX's own operators.
+    """
     if isinstance(value, type | np.dtype):
         value = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value))
     if isinstance(value, np.ndarray):
         value = value.tolist()
-    kind = old.type if old is not None and old.type else _declared_type(node, name, opset)
+    kind = as_read.type if as_read is not None and as_read.type else _declared_type(node, name, opset)
     if kind in (AttributeProto.FLOAT, AttributeProto.FLOATS):
         value = float(value) if kind == AttributeProto.FLOAT else [float(each) for each in value]
     return onnx.helper.make_attribute(name, value, attr_type=kind)
-
-
-def tensors_within(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
-    """The tensors of attributes, those in bodies included."""
-    for attribute in attributes:
-        if attribute.HasField("t"):
-            yield attribute.t
-        yield from attribute.tensors
-        if attribute.HasField("sparse_tensor"):
-            yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
-        for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            yield from body.initializer
-            for node in body.node:
-                yield from tensors_within(node.attribute)
 
 
 def _declared_type(node: gs.Node, name: str, opset: int) -> int | None:

@@ -1,8 +1,13 @@
-"""The edited graph as an ONNX model again. Everything starts from what was read, so what was not edited cannot get lost:
-metadata, doc strings, functions, annotations, declared inputs and outputs. Nodes and initializers are the edited graph's."""
+"""The edited graph as an ONNX model again.
+
+Everything starts from the model as read, so that what was not edited cannot get lost: metadata, doc strings, functions,
+annotations, declared inputs and outputs. onnx-graphsurgeon's own export drops most of these. Nodes and initializers are those
+of the edited graph.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,52 +24,89 @@ from onnx import (
 )
 
 from onnxmerge.onnxio import surgeon as gs
-from onnxmerge.onnxio.attributes import attribute_proto, tensors_within
-from onnxmerge.onnxio.model import Model, constants, graphs, in_order, names_in, names_used
-from onnxmerge.onnxio.storage import SMALL_BYTES, Place, as_held, bare_tensor, fits_inside, held_bytes, inside
-from onnxmerge.onnxio.tensors import is_external
-from onnxmerge.onnxio.value_info import put_value_info
+from onnxmerge.onnxio.attributes import attribute_proto
+from onnxmerge.onnxio.external_data import is_external
+from onnxmerge.onnxio.model import Model
+from onnxmerge.onnxio.storage import (
+    SMALL_TENSOR_BYTES,
+    ToTensor,
+    fits_one_message,
+    size_bytes,
+    stored_as_read,
+    stored_inside,
+    without_data,
+)
+from onnxmerge.onnxio.traversal import (
+    attribute_tensors,
+    constants,
+    graph_and_bodies,
+    tensor_names,
+    tensor_names_in_attribute,
+    topological_order,
+)
+from onnxmerge.onnxio.value_info import infer_value_info
 
 
 @dataclass(frozen=True)
-class Scope:
-    """One graph on its way out: the graph as read (empty for a new body), and where tensors go."""
+class _Scope:
+    """One graph on its way out.
+
+    Attributes
+    ----------
+    original : GraphProto
+        The graph as read, empty for a new body.
+    opset : int
+        Version of ONNX's own operators.
+    body_initializers : frozenset of str or None
+        In the outermost graph the names of initializers that only bodies have; None in a body.
+    to_tensor, attribute_to_tensor : callable
+        How initializers, and tensors inside nodes, are stored.
+    """
 
     original: GraphProto
     opset: int
-    elsewhere: frozenset[str] | None  # outermost graph: names that a body's initializers have; None in a body
-    place: Place  # initializers
-    place_attribute: Place  # tensors inside nodes
+    body_initializers: frozenset[str] | None
+    to_tensor: ToTensor
+    attribute_to_tensor: ToTensor
 
 
 def export(model: Model) -> ModelProto:
-    """The model as edited, its weights inside (from 2 GB on, external ones stay outside)."""
-    return export_with(model, (lambda values, name: inside(values, name, model.folder)) if fits_inside(model) else as_held)
+    """The model as edited, its weights inside; where one message cannot hold them, external ones stay outside."""
+    return export_with(model, stored_inside(model.folder) if fits_one_message(model) else stored_as_read)
 
 
-def export_with(model: Model, place: Place) -> ModelProto:
-    """The model as edited, each initializer as `place` returns it, value_info inferred anew."""
-    new = _assembled(model, place, lambda values, name: inside(values, name, model.folder))
-    put_value_info(new, bare(model), model.proto)
+def export_with(model: Model, to_tensor: ToTensor) -> ModelProto:
+    """The model as edited, its value_info inferred anew.
+
+    Parameters
+    ----------
+    model : Model
+        Not changed.
+    to_tensor : callable
+        How initializers are stored (see `storage`). Tensors in attributes are always inside.
+    """
+    new = _assembled(model, to_tensor, stored_inside(model.folder))
+    infer_value_info(new, export_without_weights(model), model.proto)
     return new
 
 
-def bare(model: Model) -> ModelProto:
-    """The model as edited, for shape inference only: large tensors have shape and dtype but no bytes."""
+def export_without_weights(model: Model) -> ModelProto:
+    """The model as edited, for shape inference only: large tensors have shape and dtype but no values."""
+    inside = stored_inside(model.folder)
 
-    def without_bytes(values: gs.DenseValues, name: str) -> TensorProto:
-        return inside(values, name, model.folder) if held_bytes(values) <= SMALL_BYTES else bare_tensor(values, name)
+    def to_tensor(values: gs.DenseValues, name: str) -> TensorProto:
+        return inside(values, name) if size_bytes(values) <= SMALL_TENSOR_BYTES else without_data(values, name)
 
-    return _assembled(model, without_bytes, without_bytes)
+    return _assembled(model, to_tensor, to_tensor)
 
 
-def standalone(model: Model, node: gs.Node) -> NodeProto:
+def export_node(model: Model, node: gs.Node) -> NodeProto:
     """One node of the edited graph by itself, its tensors inside."""
-    place: Place = lambda values, name: inside(values, name, model.folder)  # noqa: E731
-    return node_proto(node, None, Scope(GraphProto(), model.opset, None, place, place))
+    inside = stored_inside(model.folder)
+    return _node_proto(node, None, _Scope(GraphProto(), model.opset, None, inside, inside))
 
 
-def node_proto(node: gs.Node, original: NodeProto | None, scope: Scope) -> NodeProto:
+def _node_proto(node: gs.Node, original: NodeProto | None, scope: _Scope) -> NodeProto:
     """The node as edited; metadata, doc string, overload and device settings come from the node as read."""
     new = NodeProto()
     if original is not None:
@@ -85,40 +127,45 @@ def node_proto(node: gs.Node, original: NodeProto | None, scope: Scope) -> NodeP
     return new
 
 
-def _attribute(name: str, value: Any, old: AttributeProto | None, node: gs.Node, scope: Scope) -> AttributeProto:
+def _attribute(name: str, value: Any, as_read: AttributeProto | None, node: gs.Node, scope: _Scope) -> AttributeProto:
+    """The attribute of a node as edited: a body, a tensor, what onnx-graphsurgeon skipped, or a plain value."""
     if isinstance(value, gs.Graph):
         new = AttributeProto(name=name, type=AttributeProto.GRAPH)
-        _fill(new.g, value, replace(scope, original=old.g if old is not None else GraphProto(name=value.name)), frozenset())
+        _fill(
+            new.g, value, replace(scope, original=as_read.g if as_read is not None else GraphProto(name=value.name)), frozenset()
+        )
         return new
     if isinstance(value, gs.Constant):
         values = gs.stored_values(value)
         assert not isinstance(values, SparseTensorProto)  # those stay opaque attributes
-        tensor = scope.place_attribute(values, value.name)
+        tensor = scope.attribute_to_tensor(values, value.name)
         return AttributeProto(name=name, type=AttributeProto.TENSOR, t=tensor)
     if isinstance(value, AttributeProto):
         opaque = AttributeProto()
         opaque.CopyFrom(value)
-        _embed([opaque], scope.place_attribute)
+        _store_external([opaque], scope.attribute_to_tensor)
         return opaque
-    return attribute_proto(name, value, old, node, scope.opset)
+    return attribute_proto(name, value, as_read, node, scope.opset)
 
 
-def _embed(attributes: list[AttributeProto], place: Place) -> None:
-    for tensor in tensors_within(attributes):
+def _store_external(attributes: list[AttributeProto], to_tensor: ToTensor) -> None:
+    """Store the external tensors in attributes anew."""
+    for tensor in attribute_tensors(attributes):
         if is_external(tensor):
-            tensor.CopyFrom(place(tensor, tensor.name))
+            tensor.CopyFrom(to_tensor(tensor, tensor.name))
 
 
-def _assembled(model: Model, place: Place, place_attribute: Place) -> ModelProto:
+def _assembled(model: Model, to_tensor: ToTensor, attribute_to_tensor: ToTensor) -> ModelProto:
+    """The model as edited, without value_info."""
     new = ModelProto()
     copy_fields(model.proto, new, {"graph"})
     for function in new.functions:
-        _embed([attribute for node in function.node for attribute in node.attribute], place_attribute)
+        _store_external([attribute for node in function.node for attribute in node.attribute], attribute_to_tensor)
     training = [body for info in model.proto.training_info for body in (info.algorithm, info.initialization)]
     read_elsewhere = frozenset(name for body in training for node in body.node for name in node.input)
-    in_bodies = frozenset(tensor.name for body in graphs(model.proto.graph) for tensor in body.initializer)
+    in_bodies = frozenset(tensor.name for body in graph_and_bodies(model.proto.graph) for tensor in body.initializer)
     own = frozenset(tensor.name for tensor in model.proto.graph.initializer)
-    scope = Scope(model.proto.graph, model.opset, in_bodies - own, place, place_attribute)
+    scope = _Scope(model.proto.graph, model.opset, in_bodies - own, to_tensor, attribute_to_tensor)
     _fill(new.graph, model.graph, scope, read_elsewhere)
     if model.proto.ir_version < 4:
         listed = {value.name for value in new.graph.input}
@@ -126,59 +173,61 @@ def _assembled(model: Model, place: Place, place_attribute: Place) -> ModelProto
     return new
 
 
-def _fill(new: GraphProto, graph: gs.Graph, scope: Scope, read_elsewhere: frozenset[str]) -> None:
+def _fill(new: GraphProto, graph: gs.Graph, scope: _Scope, read_elsewhere: frozenset[str]) -> None:
+    """Fill an empty graph from an edited one. read_elsewhere: initializers that something outside of the graph reads."""
     old = scope.original
     rewritten = {"node", "initializer", "sparse_initializer", "input", "output", "value_info", "quantization_annotation"}
     copy_fields(old, new, rewritten)
     by_output = {name: node for node in old.node for name in node.output if name}
     by_name = {node.name: node for node in old.node if node.name}
-    inner = replace(scope, elsewhere=None)
-    for node in in_order(graph):
+    inner = replace(scope, body_initializers=None)
+    for node in topological_order(graph):
         candidates = [by_output.get(tensor.name) for tensor in node.outputs] + [by_name.get(node.name)]
         same = (each for each in candidates if each and (each.op_type, each.domain) == (node.op, node.domain or ""))
-        new.node.append(node_proto(node, next(same, None), inner))
+        new.node.append(_node_proto(node, next(same, None), inner))
     if old.quantization_annotation:
-        present = names_used(graph)
+        present = tensor_names(graph)
         new.quantization_annotation.extend(each for each in old.quantization_annotation if each.tensor_name in present)
     parameters = {entry.value for each in new.quantization_annotation for entry in each.quant_parameter_tensor_names}
-    kept = _initializers(graph, scope, read_elsewhere | parameters)
-    for name, values in kept.items():
+    initializers = _initializers(graph, scope, read_elsewhere | parameters)
+    for name, values in initializers.items():
         if isinstance(values, SparseTensorProto):
             new.sparse_initializer.append(values)
         else:
-            new.initializer.append(scope.place(values, name))
-    _declare(new, graph, old, kept)
+            new.initializer.append(scope.to_tensor(values, name))
+    _declare(new, graph, old, initializers)
 
 
-def _initializers(graph: gs.Graph, scope: Scope, also: frozenset[str]) -> dict[str, gs.StoredValues]:
+def _initializers(graph: gs.Graph, scope: _Scope, read_elsewhere: frozenset[str]) -> dict[str, gs.StoredValues]:
     """The constants that belong to this graph, in the order they were read, new ones behind.
 
     A body owns those it held when read; every other constant, also one that only a body uses, goes to the outermost graph.
-    Unused initializers are left out, unless the model had them unused and offered them as graph inputs.
+    Unused initializers are left out, unless they are in `read_elsewhere`, or the model had them unused and offered them as
+    graph inputs.
     """
     old = scope.original
     as_read: dict[str, gs.StoredValues] = {tensor.name: tensor for tensor in old.initializer}
     as_read |= {tensor.values.name: tensor for tensor in old.sparse_initializer}
     found: dict[str, gs.StoredValues] = {}
     for constant in constants(graph):
-        if constant.name in as_read or (scope.elsewhere is not None and constant.name not in scope.elsewhere):
+        if constant.name in as_read or (scope.body_initializers is not None and constant.name not in scope.body_initializers):
             values = found.setdefault(constant.name, gs.stored_values(constant))
             if values is not gs.stored_values(constant):
                 raise ValueError(f"two constants named '{constant.name}' with different values")
-    used_as_read = {name for body in graphs(old) for node in body.node for name in node.input}
-    captured = {name for node in graph.nodes for value in node.attrs.values() for name in names_in(value)}
-    wanted = also | captured | ({value.name for value in old.input} - used_as_read)
-    return {name: found.get(name, values) for name, values in as_read.items() if name in found or name in wanted} | found
+    used_as_read = {name for body in graph_and_bodies(old) for node in body.node for name in node.input}
+    captured = {name for node in graph.nodes for value in node.attrs.values() for name in tensor_names_in_attribute(value)}
+    needed = read_elsewhere | captured | ({value.name for value in old.input} - used_as_read)
+    return {name: found.get(name, values) for name, values in as_read.items() if name in found or name in needed} | found
 
 
-def _declare(new: GraphProto, graph: gs.Graph, old: GraphProto, kept: dict[str, gs.StoredValues]) -> None:
+def _declare(new: GraphProto, graph: gs.Graph, old: GraphProto, initializers: Container[str]) -> None:
     """Graph inputs and outputs as they were declared; initializers that are also inputs with their new shapes."""
     inputs = {tensor.name: tensor for tensor in graph.inputs}
     weights = {tensor.name: tensor for tensor in new.initializer}
     for value in old.input:
         if value.name in inputs:
             new.input.append(value)
-        elif value.name in kept:
+        elif value.name in initializers:
             new.input.append(_declaration(weights[value.name], value) if value.name in weights else value)
     declared = {value.name for value in old.input}
     new.input.extend(gs.declaration(tensor) for name, tensor in inputs.items() if name not in declared)
@@ -188,6 +237,7 @@ def _declare(new: GraphProto, graph: gs.Graph, old: GraphProto, kept: dict[str, 
 
 
 def _declaration(tensor: TensorProto, old: ValueInfoProto | None) -> ValueInfoProto:
+    """An initializer as a graph input, declared as before but for its type and shape."""
     new = ValueInfoProto(name=tensor.name)
     if old is not None:
         new.CopyFrom(old)
@@ -200,8 +250,8 @@ def _declaration(tensor: TensorProto, old: ValueInfoProto | None) -> ValueInfoPr
     return new
 
 
-def copy_fields(old: Any, new: Any, without: set[str]) -> None:
-    """Every field of a message but those named, also the ones that a later ONNX will add."""
+def copy_fields(old: Message, new: Message, without: set[str]) -> None:
+    """Copy every field of a message but those named, also the ones that a later ONNX will add."""
     for field, value in old.ListFields():
         if field.name in without:
             continue

@@ -1,4 +1,4 @@
-"""Where the bytes of a constant go: inside the model, into a file beside it, or nowhere."""
+"""How a constant is stored in an exported model: inside it, in a file beside it, or as shape and dtype only."""
 
 from __future__ import annotations
 
@@ -7,55 +7,83 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import SparseTensorProto, TensorProto
+from onnx import SparseTensorProto, TensorProto, numpy_helper
 
-from onnxmerge.onnxio.model import Model, constants
+from onnxmerge.onnxio.external_data import ExternalDataWriter, byte_count, is_external
+from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.surgeon import DenseValues, StoredValues, stored_values
-from onnxmerge.onnxio.tensors import byte_count, embedded, tensor_of
+from onnxmerge.onnxio.tensors import embedded, tensor_of
+from onnxmerge.onnxio.traversal import constants
 
-EMBED_LIMIT = 2**31 - 2**26  # protobuf stops at 2 GiB; the rest is room for the nodes
-SMALL_BYTES = 64 * 1024  # tensors that shape inference may have to read
+# protobuf stops at 2 GiB; 64 MiB of that are left to the nodes, which take a few MB in the largest models
+MESSAGE_LIMIT_BYTES = 2**31 - 2**26
+# Tensors up to this size stay inside: shape inference may have to read them, and a page each in another file would be waste
+SMALL_TENSOR_BYTES = 64 * 1024
 
-Place = Callable[[DenseValues, str], TensorProto]
-
-
-def inside(values: DenseValues, name: str, folder: Path) -> TensorProto:
-    """A tensor with its bytes in it; external ones are read from the folder."""
-    tensor = tensor_of(values, name) if isinstance(values, np.ndarray) else embedded(values, folder)
-    return _named(tensor, name)
+# Makes the tensor of an exported model from what a constant holds, and its name.
+ToTensor = Callable[[DenseValues, str], TensorProto]
 
 
-def as_held(values: DenseValues, name: str) -> TensorProto:
-    """A tensor as it is: inside if it is inside, outside if it is outside."""
+def stored_inside(folder: Path) -> ToTensor:
+    """Tensors have their bytes inside; external ones are read from the folder."""
+
+    def to_tensor(values: DenseValues, name: str) -> TensorProto:
+        return _named(tensor_of(values, name) if isinstance(values, np.ndarray) else embedded(values, folder), name)
+
+    return to_tensor
+
+
+def stored_as_read(values: DenseValues, name: str) -> TensorProto:
+    """A tensor whose bytes are where they were: inside, or outside."""
     tensor = TensorProto()
     tensor.CopyFrom(tensor_of(values, name) if isinstance(values, np.ndarray) else values)
     return _named(tensor, name)
 
 
-def bare_tensor(values: DenseValues, name: str) -> TensorProto:
-    """Only shape and dtype."""
+def stored_beside(writer: ExternalDataWriter, folder: Path) -> ToTensor:
+    """Large tensors go to a file of weights; small ones and strings stay inside. folder: of the model that is read."""
+    inside = stored_inside(folder)
+
+    def to_tensor(values: DenseValues, name: str) -> TensorProto:
+        is_text = isinstance(values, TensorProto) and values.data_type == TensorProto.STRING
+        if size_bytes(values) <= SMALL_TENSOR_BYTES or is_text:
+            return inside(values, name)
+        tensor = without_data(values, name)
+        if isinstance(values, TensorProto) and is_external(values):
+            writer.append_copy(tensor, values, folder)
+        else:
+            writer.append(tensor, _raw_bytes(values, name))
+        return tensor
+
+    return to_tensor
+
+
+def without_data(values: DenseValues, name: str) -> TensorProto:
+    """A tensor with shape and dtype, marked as external."""
     if isinstance(values, np.ndarray):
         data_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
         return TensorProto(name=name, dims=values.shape, data_type=data_type, data_location=TensorProto.EXTERNAL)
     return TensorProto(name=name, dims=values.dims, data_type=values.data_type, data_location=TensorProto.EXTERNAL)
 
 
-def held_bytes(values: StoredValues) -> int:
-    """Size of a constant's values."""
+def size_bytes(values: StoredValues) -> int:
+    """Size of a constant's values in bytes."""
     if isinstance(values, np.ndarray):
         return values.nbytes
     return values.ByteSize() if isinstance(values, SparseTensorProto) else max(byte_count(values), values.ByteSize())
 
 
-def weight_bytes(model: Model) -> int:
-    """Size of all constants of the edited graph."""
+def fits_one_message(model: Model) -> bool:
+    """Whether the edited model can be one protobuf message, with all its weights inside."""
     unique = {id(values): values for values in map(stored_values, constants(model.graph))}
-    return sum(held_bytes(values) for values in unique.values())
+    return sum(map(size_bytes, unique.values())) < MESSAGE_LIMIT_BYTES
 
 
-def fits_inside(model: Model) -> bool:
-    """Whether the edited model can be one protobuf message."""
-    return weight_bytes(model) < EMBED_LIMIT
+def _raw_bytes(values: DenseValues, name: str) -> bytes:
+    """The bytes as a file holds them, whichever field holds them now."""
+    if isinstance(values, TensorProto) and values.HasField("raw_data"):
+        return values.raw_data
+    return tensor_of(values if isinstance(values, np.ndarray) else numpy_helper.to_array(values), name).raw_data
 
 
 def _named(tensor: TensorProto, name: str) -> TensorProto:

@@ -1,31 +1,36 @@
-"""What a file must be before anything is done with it. Each reason to refuse it is one line and says what was found."""
+"""What is checked before anything is done with a file. Each refusal is one line and says what was found."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, TensorProto
+from onnx import GraphProto, ModelProto
 
-from onnxmerge.errors import ModelError
-from onnxmerge.onnxio.attributes import tensors_within
-from onnxmerge.onnxio.model import graphs
-from onnxmerge.onnxio.tensors import check_payload, is_external, one_line
+from onnxmerge.errors import ModelError, one_line
+from onnxmerge.onnxio.external_data import is_external
+from onnxmerge.onnxio.tensors import check_data
+from onnxmerge.onnxio.traversal import bodies_of, graph_and_bodies, stored_tensors
 
-PROTOBUF_LIMIT = 2**31
+PROTOBUF_LIMIT_BYTES = 2**31  # what protobuf can parse
 
 
-def read(path: Path) -> ModelProto:
-    """The file's model with external weights left outside, checked; ModelError for everything that is not one."""
+def read_checked(path: Path) -> ModelProto:
+    """A file's model, its external weights left outside, after checking that it is valid and that all its weights are there.
+
+    Raises
+    ------
+    ModelError
+        Where it is not.
+    """
     try:
         if path.is_dir():
             raise ModelError(f"{path} is a directory, an ONNX file is needed")
         if not path.is_file():
             raise ModelError(f"{path} does not exist" if not path.exists() else f"{path} is not a regular file")
-        if path.stat().st_size >= PROTOBUF_LIMIT:
+        if path.stat().st_size >= PROTOBUF_LIMIT_BYTES:
             raise ModelError(f"{path} is larger than the 2 GB that an ONNX file can be: save it with external data")
         content = path.read_bytes()
     except OSError as error:
@@ -50,10 +55,10 @@ def _check(proto: ModelProto, path: Path) -> None:
         raise ModelError("its graph has no nodes")
     _check_versions(proto)
     _check_names(proto.graph)
-    for graph in graphs(proto.graph):
+    for graph in graph_and_bodies(proto.graph):
         _check_sparse(graph)
-    for tensor in model_tensors(proto):
-        check_payload(tensor, path.parent)
+    for tensor in stored_tensors(proto):
+        check_data(tensor, path.parent)
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
@@ -83,15 +88,8 @@ def _check_names(graph: GraphProto, outer: frozenset[str] = frozenset()) -> None
     visible = outer.union(own, (value.name for value in graph.input), (name for node in graph.node for name in node.output))
     for node in graph.node:
         for attribute in node.attribute:
-            for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            for body in bodies_of(attribute):
                 _check_names(body, visible)
-
-
-def model_tensors(proto: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor that a model stores, once: initializers and tensors in attributes, those of bodies and functions too."""
-    yield from proto.graph.initializer
-    for node in [*proto.graph.node, *(node for function in proto.functions for node in function.node)]:
-        yield from tensors_within(node.attribute)
 
 
 def _check_sparse(graph: GraphProto) -> None:

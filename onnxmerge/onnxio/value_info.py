@@ -5,21 +5,35 @@ from __future__ import annotations
 import onnx
 from onnx import ModelProto, ValueInfoProto
 
-from onnxmerge.onnxio.model import graphs
+from onnxmerge.onnxio.traversal import graph_and_bodies
 
 
-def put_value_info(new: ModelProto, bare: ModelProto, original: ModelProto) -> None:
-    """Shapes and dtypes as inferred from `bare`, which has the nodes of `new`; without inference only dtypes as read.
+def infer_value_info(new: ModelProto, without_weights: ModelProto, original: ModelProto) -> None:
+    """Write the value_info of every computed tensor: shape and dtype as inferred, or where inference fails the dtype as read.
 
     Names of dimensions that inference made up are left out; doc strings and metadata of the values as read stay.
+
+    Parameters
+    ----------
+    new : ModelProto
+        Written to.
+    without_weights : ModelProto
+        The same nodes with small tensors only: inference runs on it.
+    original : ModelProto
+        The model as read.
     """
     try:
-        inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=False, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(without_weights, strict_mode=False, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        inferred = bare
-    as_read = {value.name: value for graph in graphs(original.graph) for value in graph.value_info}
-    named = {dim.dim_param for graph in graphs(bare.graph) for value in [*graph.input, *graph.output] for dim in _dims(value)}
-    for graph, source in zip(graphs(new.graph), graphs(inferred.graph), strict=True):
+        inferred = without_weights
+    as_read = {value.name: value for graph in graph_and_bodies(original.graph) for value in graph.value_info}
+    named = {
+        dim.dim_param
+        for graph in graph_and_bodies(without_weights.graph)
+        for value in [*graph.input, *graph.output]
+        for dim in _dims(value)
+    }
+    for graph, source in zip(graph_and_bodies(new.graph), graph_and_bodies(inferred.graph), strict=True):
         declared = {value.name for value in [*graph.input, *graph.output]} | {tensor.name for tensor in graph.initializer}
         produced = [name for node in graph.node for name in node.output if name and name not in declared]
         found = {value.name: value for value in source.value_info}

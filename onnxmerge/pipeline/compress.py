@@ -19,8 +19,9 @@ from onnxmerge.execution.providers import CPU, provider_of
 from onnxmerge.execution.threads import fixed_threads
 from onnxmerge.execution.versions import versions
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
-from onnxmerge.onnxio.files import check_place, is_at
-from onnxmerge.onnxio.model_files import external_files, save, stored_bytes
+from onnxmerge.onnxio.model_files import external_files, stored_bytes
+from onnxmerge.onnxio.output_files import check_output_file, would_overwrite
+from onnxmerge.onnxio.saving import save
 from onnxmerge.options import PlannedGroup, Progress, PruningOptions
 from onnxmerge.options.keywords import takes
 from onnxmerge.pipeline.builder import Found, Search
@@ -134,7 +135,7 @@ def _check_plan_file(
     needed = {"the model": source, "the output": target, "the calibration inputs": options.inputs.calibration_path}
     needed |= {"the plan that is read": _plan_read(options)}
     needed |= {f"weights of the model in {path.name}": path for path in external}
-    check_place(plan_file, "the plan", needed)
+    check_output_file(plan_file, "the plan", needed)
 
 
 def _plan_read(options: CompressOptions) -> Path | None:
@@ -236,5 +237,5 @@ def _check_not_needed(target: Path, analysed: AnalysedModel, options: CompressOp
     plan = _plan_read(options)
     needed += [(plan, "the plan that is read")] if plan is not None else []
     for path, what in needed:
-        if target.exists() and path.exists() and is_at(target, path):
+        if target.exists() and path.exists() and would_overwrite(target, path):
             raise OptionError(f"the output {target} holds {what}; name another file")

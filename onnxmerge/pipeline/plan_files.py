@@ -18,7 +18,7 @@ from typing import Any
 
 from onnxmerge.errors import OptionError
 from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.onnxio.files import write_whole
+from onnxmerge.onnxio.output_files import write_atomically
 from onnxmerge.options import PlannedGroup
 from onnxmerge.options.checks import METHOD_NAMES
 from onnxmerge.pruning.plan import kept_count
@@ -59,7 +59,7 @@ def write_plan(path: Path, model: Path, mark: str, groups: Sequence[ChannelGroup
     head = json.dumps({"schema": SCHEMA, "model": {"file": model.name, "sha256": mark}, "method": plan.method}, indent=2)
     body = ",\n".join(f"    {json.dumps(row)}" for row in rows)  # a line a group, to be edited by hand
     text = f'{head[:-2]},\n  "groups": [\n{body}\n  ]\n}}\n'
-    write_whole(path, "the plan", lambda draft: draft.write_text(text, encoding="utf-8"))
+    write_atomically(path, "the plan", lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def read_plan(path: Path, mark: str, groups: Sequence[ChannelGroup]) -> PlanFile:

@@ -16,9 +16,9 @@ from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.threads import default_threads, fixed_threads
 from onnxmerge.execution.versions import versions
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
-from onnxmerge.onnxio.files import check_place, write_whole
 from onnxmerge.onnxio.model_files import external_files
-from onnxmerge.onnxio.storage import fits_inside
+from onnxmerge.onnxio.output_files import check_output_file, write_atomically
+from onnxmerge.onnxio.storage import fits_one_message
 from onnxmerge.options import DEFAULT_TARGETS, SIZES, Progress, silent
 from onnxmerge.options.checks import TARGETS
 from onnxmerge.options.keywords import takes
@@ -138,11 +138,13 @@ def _check_folder(folder: Path, files: Mapping[str, str], source: Path, options:
         raise OptionError(f"the folder {folder.resolve().parent} does not exist; create it first")
     folder.mkdir(exist_ok=True)
     for name in files.values():
-        check_place(folder / name, "the model", {"the model": source, "the calibration inputs": options.inputs.calibration_path})
+        check_output_file(
+            folder / name, "the model", {"the model": source, "the calibration inputs": options.inputs.calibration_path}
+        )
 
 
 def _task(source: Path, target: Path, options: CompressOptions, analysed: AnalysedModel, room: Path) -> Task:
-    content = None if external_files(analysed.model) or not fits_inside(analysed.model) else source.read_bytes()
+    content = None if external_files(analysed.model) or not fits_one_message(analysed.model) else source.read_bytes()
     timed = options.bench and options.pruning.is_latency_target  # what was asked for is measured once, with its warnings
     return Task(source.absolute(), content, target.absolute(), replace(options, bench=timed), room)
 
@@ -161,7 +163,7 @@ def _all(tasks: Mapping[str, Task], progress: Progress, executor: Executor | Non
 
     def keep(text: str, one: Made | Lost) -> None:
         if isinstance(one, Made) and one.content is not None:
-            write_whole(tasks[text].target, "the model", partial(Path.write_bytes, data=one.content))
+            write_atomically(tasks[text].target, "the model", partial(Path.write_bytes, data=one.content))
             one = replace(one, content=None)
         made[text] = one
         tell_count()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from onnxmerge.errors import OptionError
-from onnxmerge.onnxio.files import check_place, write_whole
+from onnxmerge.onnxio.output_files import check_output_file, write_atomically
 from onnxmerge.report.documents import Provenance, Result, json_text, reportable
 from onnxmerge.report.html import page
 from onnxmerge.results import LatencyComparison
@@ -26,7 +26,7 @@ def check_reports(reports: Sequence[Path], kept: Mapping[str, Path | None]) -> N
         if report.suffix.lower() not in WRITERS:
             raise OptionError(f"the report {report} must be named .html or .json")
         others = {f"the report {other}": other for other in reports[:number]}
-        check_place(report, "the report", {**kept, **others})
+        check_output_file(report, "the report", {**kept, **others})
 
 
 def write_report(result: Result | LatencyComparison, report: str | Path, provenance: Provenance | None = None) -> None:
@@ -49,4 +49,4 @@ def write_report(result: Result | LatencyComparison, report: str | Path, provena
     report = Path(report)
     check_reports([report], {})
     text = WRITERS[report.suffix.lower()](reportable(result), provenance or Provenance())
-    write_whole(report, "the report", lambda draft: draft.write_text(text, encoding="utf-8"))
+    write_atomically(report, "the report", lambda draft: draft.write_text(text, encoding="utf-8"))

@@ -1,0 +1,79 @@
+"""Small edits of a graph: new constants, and the removal of nodes whose outputs nobody reads."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from onnxmerge.onnxio import surgeon as gs
+from onnxmerge.onnxio.model import Model
+from onnxmerge.onnxio.traversal import names_read, tensor_names
+
+
+def names_taken(model: Model) -> set[str]:
+    """The names that a new tensor cannot have.
+
+    Names as read stay taken: what was said about the tensor of that name (annotations, metadata) is not true of a new one.
+    """
+    return tensor_names(model.graph) | model.names_as_read
+
+
+def new_constant(model: Model, name_hint: str, array: np.ndarray, taken: set[str] | None = None) -> gs.Constant:
+    """A constant under a name that nothing in the model has.
+
+    Parameters
+    ----------
+    model : Model
+        Where the constant will be used; it is not changed.
+    name_hint : str
+        Taken as it is where it is free, else with a number behind it.
+    array : ndarray
+        The values, of any dtype that ONNX has; they are copied.
+    taken : set of str, optional
+        `names_taken(model)`, kept by callers that make many constants; the new name is added to it.
+
+    Raises
+    ------
+    KeyError
+        For a dtype that ONNX lacks.
+    """
+    taken = names_taken(model) if taken is None else taken
+    name, number = name_hint, 0
+    while not name or name in taken:
+        number += 1
+        name = f"{name_hint}_{number}"
+    taken.add(name)
+    native = array.dtype.newbyteorder("=")
+    onnx.helper.np_dtype_to_tensor_dtype(native)  # raises here, not at export, for a dtype that ONNX lacks
+    return gs.Constant(name, np.array(array, native, order="C"))
+
+
+def remove_unused_nodes(model: Model) -> None:
+    """Remove the nodes whose outputs nobody reads; graph inputs and outputs stay. Unused initializers go at export."""
+    _remove_unused_nodes(model.graph)
+
+
+def _remove_unused_nodes(graph: gs.Graph) -> None:
+    for body in graph.subgraphs():
+        _remove_unused_nodes(body)
+    producers = {tensor.name: node for node in graph.nodes for tensor in node.outputs if tensor.name}
+    pending, used = [tensor.name for tensor in graph.outputs], set()
+    while pending:
+        node = producers.get(pending.pop())
+        if node is None or id(node) in used:
+            continue
+        used.add(id(node))
+        pending.extend(names_read(node))
+    for node in graph.nodes:
+        if id(node) not in used:
+            _detach(node)
+    graph.nodes[:] = [node for node in graph.nodes if id(node) in used]
+
+
+def _detach(node: gs.Node) -> None:
+    """Take the node, and the nodes in its bodies, out of the lists of its tensors' consumers."""
+    for body in node.subgraphs():
+        for inner in body.nodes:
+            _detach(inner)
+    node.inputs.clear()
+    node.outputs.clear()
