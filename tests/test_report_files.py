@@ -191,7 +191,7 @@ def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 
     report = tmp_path / "report.html"
     report.write_text("old")
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OptionError, match=r"report\.html cannot be written: No space left on device"):
         write_report(COMPRESSION, report, PROVENANCE)
     assert {name: (tmp_path / name).read_text() for name in os.listdir(tmp_path)} == {"report.html": "old"}
