@@ -61,13 +61,13 @@ VGG = Network("vgg16-cifar10-bn", "cifar10_jpeg", CIFAR)
 
 @dataclass(frozen=True)
 class Run:
-    """One compression; calibration: how many unlabelled images, 0 for none."""
+    """One compression; calibration: how many unlabelled images, 0 for none; widths: channels that the first groups keep."""
 
     network: Network
     what: str
     options: dict[str, Any]
     calibration: int = 0
-    counts: tuple[int, ...] = field(default=())
+    widths: tuple[int, ...] = field(default=())
 
 
 def merge_runs() -> Iterator[Run]:
@@ -91,7 +91,7 @@ def no_data_runs() -> Iterator[Run]:
         yield Run(RESNET, f"auto chains {ratio:.0%}", {"ratio": ratio, "scope": "chains"})
     yield Run(FOLDED, "auto chains 50%", {"ratio": 0.5, "scope": "chains"})
     yield Run(RESNET, "auto all 30%", {"ratio": 0.3})
-    yield Run(VGG, "auto, the paper's widths", {}, counts=PAPER_WIDTHS)
+    yield Run(VGG, "auto, the paper's widths", {}, widths=PAPER_WIDTHS)
     for ratio in (0.5, 0.7):
         yield Run(VGG, f"auto convolutions {ratio:.0%}", {"ratio": ratio, "exclude": ("/classifier*",)})
     for ratio in (0.5, 0.6, 0.7, 0.8):
@@ -118,9 +118,9 @@ def perform(run: Run, folder: Path) -> str:
     if run.calibration:
         options["calibration"] = folder / f"{run.network.images}.npy"
         np.save(options["calibration"], run.network.inputs("calibration", run.calibration))
-    if run.counts:
+    if run.widths:
         names = [group.name for group in inspect(run.network.path).groups]
-        options["counts"] = tuple(zip(names, run.counts, strict=False))
+        options["plan"] = dict(zip(names, run.widths, strict=False))
     started = time.perf_counter()
     result = compress(run.network.path, target, verify=False, **options)
     seconds = time.perf_counter() - started

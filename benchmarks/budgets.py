@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accuracy import FOLDED, LENET, RESNET, SHARED, VGG
@@ -23,7 +24,7 @@ from digits import FACTS, MODELS, models
 from onnxmerge.data.selection import solving_and_checking
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
-from onnxmerge.options import Options
+from onnxmerge.options import CompressOptions
 from onnxmerge.pipeline.builder import Search
 from onnxmerge.pipeline.progress import overall
 from onnxmerge.pruning.plan import kept_count
@@ -40,7 +41,7 @@ class Subject:
 
     name: str
     path: Path
-    options: Options
+    pixels: dict[str, Any]
     calibration: np.ndarray
     inputs: np.ndarray
     labels: np.ndarray
@@ -61,7 +62,7 @@ def subjects() -> Iterator[Subject]:
     for model in models():
         mean, std = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in (model.mean, model.std))
         made = [(data[part].astype(np.float32) / np.float32(255) - mean) / std for part in ("calibration", "images")]
-        yield Subject(model.path.stem, model.path, model.options(), *made, data["labels"])
+        yield Subject(model.path.stem, model.path, model.pixels, *made, data["labels"])
     if SHARED.is_dir():
         for name, network in {"lenet": LENET, "resnet": RESNET, "folded": FOLDED, "vgg": VGG}.items():
             yield _shared(name, network)
@@ -70,14 +71,14 @@ def subjects() -> Iterator[Subject]:
 def _shared(name: str, network: SharedNetwork) -> Subject:
     labels = np.load(SHARED / "data" / f"{network.images}_test.npz")["labels"]
     given = network.inputs("calibration", CALIBRATION), network.inputs("test")
-    return Subject(name, network.path, Options(), *given, labels)
+    return Subject(name, network.path, {}, *given, labels)
 
 
 def rows(subject: Subject, calibration: Path | None) -> Iterator[str]:
     """For each budget: what is left, then fidelity and accuracy, allocated and uniform."""
-    options = Options(calibration=calibration) if calibration is not None else subject.options
+    options = CompressOptions.of(subject.pixels if calibration is None else {"calibration": calibration})
     analysed = analyse_model(subject.path)
-    solving, checking = solving_and_checking(subject.path, analysed, options)
+    solving, checking = solving_and_checking(subject.path, analysed, options.inputs, options.runtime, options.pruning)
     wanted = Search(subject.path, analysed, options, solving, checking, overall(None, {}))
     _, reference = subject.judged(subject.path)
     for kind in ("params", "macs"):

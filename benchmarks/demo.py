@@ -31,15 +31,16 @@ def main() -> None:
     model = known[arguments.model]
     source, target = Path(os.path.relpath(model.path)), Path(os.path.relpath(ROOT / "build" / "demo" / model.path.name))
     target.parent.mkdir(parents=True, exist_ok=True)
-    options = model.options(target=arguments.target, round_to=8, bench=False)
     console = Console()
     console.print(Text(f"$ {_command(model, source, target, arguments.target)}\n", style="bold"))
     with progress_bar() as progress:
-        result = onnxmerge.compress(source, target, options, progress)
+        result = onnxmerge.compress(
+            source, target, target=arguments.target, round_to=8, bench=False, progress=progress, **model.pixels
+        )
     show_compression(console, result)
     with progress_bar() as progress:
         progress("timing both models", 0.0)
-        latencies = [onnxmerge.bench(model.path, target, options, batch) for batch in (1, BATCH)]
+        latencies = [onnxmerge.bench(model.path, target, batch=batch, **model.pixels) for batch in (1, BATCH)]
     accuracies = digits_accuracy(model, model.path), digits_accuracy(model, target)
     console.print(Text(f"\nOn {FACTS['data']['test_images']} real labelled digits that neither saw", style="bold"))
     console.print(fitted(_table(result, latencies, accuracies), console.width))
@@ -81,8 +82,8 @@ def _table(result: Compression, latencies: list[LatencyComparison], accuracies: 
         *(_latency_row(latency) for latency in latencies),
         ("accuracy", *(percent(value, 2) for value in accuracies), f"{100 * (accuracies[1] - accuracies[0]):+.2f} points"),
     ]
-    conv_groups = list(zip(*rows, strict=True))
-    return [Column(header, conv_groups[index], left=index == 0) for index, header in enumerate(("", "before", "after", ""))]
+    cells = list(zip(*rows, strict=True))
+    return [Column(header, cells[index], left=index == 0) for index, header in enumerate(("", "before", "after", ""))]
 
 
 def _latency_row(latency: LatencyComparison) -> tuple[str, str, str, str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from onnxmerge import Options
 from onnxmerge.evaluation.fidelity import accuracy
 from onnxmerge.execution.providers import resolve_provider
 from onnxmerge.execution.sessions import open_session
@@ -28,9 +28,10 @@ class DigitsModel:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def options(self, **settings: object) -> Options:
+    @property
+    def pixels(self) -> dict[str, Any]:
         """Options that tell onnxmerge what the pixels are like."""
-        return Options(input_range=(0.0, 1.0), mean=self.mean, std=self.std, **settings)  # type: ignore[arg-type]
+        return {"input_range": (0.0, 1.0), "mean": self.mean, "std": self.std}
 
 
 def models() -> list[DigitsModel]:

@@ -11,8 +11,8 @@ import platform
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -62,9 +62,9 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="also a network of ResNet-50's size, 100 MB")
     parser.add_argument("--write", action="store_true", help="into benchmarks/RESULTS.md")
     arguments = parser.parse_args()
-    options = onnxmerge.Options(provider=arguments.provider, threads=arguments.threads)
+    options = {"provider": arguments.provider, "threads": arguments.threads}
     try:
-        provider = provider_of(options)
+        provider = provider_of(onnxmerge.RuntimeOptions(**options))
     except onnxmerge.OnnxMergeError as error:
         sys.exit(f"speed.py: {error}")
     batches = [int(part) for part in arguments.batch.split(",")]
@@ -92,13 +92,13 @@ def _models(large: bool) -> list[Path]:
 
 
 def _rows(
-    path: Path, options: onnxmerge.Options, provider: Provider, batches: list[int], ratio: float
+    path: Path, options: dict[str, Any], provider: Provider, batches: list[int], ratio: float
 ) -> list[tuple[tuple[str, ...], LatencyComparison]]:
     smaller = FOLDER / f"smaller-{path.name}"
     onnxmerge.compress(path, smaller, ratio=ratio, method="prune", verify=False, provider="cpu")
     found = []
     for settings, changed in VARIANTS.items() if provider.option == "cuda" else [("", {})]:
-        for each in bench_batches(path, smaller, replace(options, **changed), batches).batches:
+        for each in bench_batches(path, smaller, batches, **options, **changed).batches:
             found.append(((path.stem, percent(ratio, 0), *_row(settings, each)), each))
     return found
 

@@ -30,30 +30,30 @@ def main() -> None:
     with progress_bar() as progress:
         for number, model in enumerate(found):
             progress(model.path.stem, number / len(found))
-            rows.append(_row(model, model.options(ratio=arguments.ratio), arguments.most_points_lost))
+            rows.append(_row(model, arguments.ratio, arguments.most_points_lost))
     console = Console()
     columns = [
-        Column(header, conv_groups, name=header == "model", left=header in ("model", ""))
-        for header, conv_groups in zip(HEADERS, zip(*rows, strict=True), strict=True)
+        Column(header, cells, name=header == "model", left=header in ("model", ""))
+        for header, cells in zip(HEADERS, zip(*rows, strict=True), strict=True)
     ]
     console.print(Text(f"{asked}: what is left of parameters and MACs; accuracy on real digits", style="bold"))
     console.print(fitted(columns, console.width))
     sys.exit(any(row[-1] != "ok" for row in rows))
 
 
-def _row(model: DigitsModel, options: onnxmerge.Options, most_lost: float) -> tuple[str, ...]:
+def _row(model: DigitsModel, ratio: float | None, most_lost: float) -> tuple[str, ...]:
     target = ROOT / "build" / "verify" / model.path.name
-    result = onnxmerge.compress(model.path, target, options)
-    fidelity, failures = onnxmerge.verify(model.path, target, options)
-    latency = onnxmerge.bench(model.path, target, options)
+    result = onnxmerge.compress(model.path, target, ratio=ratio, **model.pixels)
+    verification = onnxmerge.verify(model.path, target, **model.pixels)
+    latency = onnxmerge.bench(model.path, target, **model.pixels)
     before, after = digits_accuracy(model, model.path), digits_accuracy(model, target)
     lost = 100 * (before - after)
-    verdict = "outputs differ" if failures else f"{-lost:+.1f} points" if lost > most_lost else "ok"
+    verdict = "outputs differ" if not verification.passed else f"{-lost:+.1f} points" if lost > most_lost else "ok"
     return (
         model.path.stem.removeprefix("digits-"),
         percent(result.after.parameters / result.before.parameters),
         percent(result.after.macs / result.before.macs),
-        closeness(fidelity.worst.fidelity),
+        closeness(verification.fidelity.worst.fidelity),
         f"{latency.speedup:.2f}x",
         percent(before, 2),
         percent(after, 2),

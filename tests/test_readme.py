@@ -154,7 +154,7 @@ def test_transcript_is_still_true(tmp_path):
     settings = {
         name: value for name, value in context.params.items() if name not in ("model", "output", "reports", "as_json_text")
     }
-    result = onnxmerge.compress(ROOT / source, tmp_path / "out.onnx", cli._settings({**settings, "verify": False}))
+    result = onnxmerge.compress(ROOT / source, tmp_path / "out.onnx", **cli._given({**settings, "verify": False}))
     for before, after in [(result.before.macs, result.after.macs), (result.before.parameters, result.after.parameters)]:
         assert re.search(rf" {before:,} +{after:,} ", TRANSCRIPT), f"{before:,} -> {after:,}: `make readme` writes it anew"
     for group in result.groups:

@@ -19,7 +19,7 @@ from onnxmerge.execution.shapes import observe
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.graph.cost import total_macs
 from onnxmerge.onnxio.model import from_proto
-from onnxmerge.options import Options
+from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pipeline.progress import COMPRESSING, MEASURING, overall
 from onnxmerge.pipeline.search_latency import LATENCY_TOLERANCE
@@ -176,7 +176,7 @@ def test_auto_never_takes_what_is_slower(way: dict[str, Any], tmp_path: Path, mo
 
 
 NOT_FASTER = "the smaller model is not measurably faster here"
-ODD, SHORT, GPU = "try --round-to auto", "calls this short", "a GPU mostly waits"
+ODD, SHORT, GPU = "try `round_to=auto`", "calls this short", "a GPU mostly waits"
 REASONS = {
     "odd counts": ("CPUExecutionProvider", 1, 9.0, 0.3, (ODD,)),
     "odd counts and a GPU": ("CUDAExecutionProvider", 1, 9.0, 0.3, (ODD, GPU)),
@@ -195,8 +195,7 @@ def test_a_model_that_is_not_faster_says_why(
     call = LatencySummary(median, median, 10)
     found = LatencyComparison(call, call, 1.1, 1.0, 1.2, batch, provider, 1)
     monkeypatch.setattr("onnxmerge.evaluation.check.time_pair", lambda *_, **__: found)
-    options = Options(ratio=ratio, method="prune", samples=24, threads=1)
-    result = compress(chain(tmp_path), tmp_path / "o.onnx", options)
+    result = compress(chain(tmp_path), tmp_path / "o.onnx", ratio=ratio, method="prune", samples=24, threads=1)
     (warning,) = [each for each in result.warnings if NOT_FASTER in each]
     assert [reason for reason in (ODD, SHORT, GPU) if reason in warning] == sorted(told, key=(ODD, SHORT, GPU).index)
     assert warning.count(";") == len(told)
@@ -212,7 +211,8 @@ def test_small_maps_take_more_inputs(width: int, extent: int, expected: int, tmp
     y = net.relu(net.conv(net.input("x", 3, extent, extent), "first", 3, width))
     net.output(net.conv(y, "second", width, 8), 8, extent, extent)
     source = written(net.model(), tmp_path)
-    solving, checking = solving_and_checking(source, analyse_model(source), Options())
+    settings = InputOptions(), RuntimeOptions(), PruningOptions()
+    solving, checking = solving_and_checking(source, analyse_model(source), *settings)
     assert (solving.count, checking.count) == (expected, 256)
 
 

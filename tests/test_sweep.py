@@ -26,7 +26,7 @@ from onnxmerge.errors import InputError, ModelError, OptionError, VerificationEr
 from onnxmerge.evaluation import benchmark as proof
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.threads import default_threads
-from onnxmerge.options import Options
+from onnxmerge.options import CompressOptions, RuntimeOptions
 from onnxmerge.parallel import dask as clusters
 from onnxmerge.parallel.tasks import Lost, spread
 from onnxmerge.pipeline import sweep_point as points
@@ -36,7 +36,7 @@ from onnxmerge.results import as_json
 MLP = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
 SWEEP = sys.modules["onnxmerge.pipeline.sweep"]  # the name is the function's
 TARGETS = "macs=0.5,0.25,fidelity=0.8"
-QUICK = Options(samples=32, threads=1, bench=False)
+QUICK = {"samples": 32, "threads": 1, "bench": False}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def made(folder: Path, **settings) -> tuple[str, dict[str, bytes]]:
+def made(place: Path, **settings) -> tuple[str, dict[str, bytes]]:
     """The JSON of a sweep, the folder's name out of it, and the models."""
-    result = onnxmerge.sweep(MLP, TARGETS, QUICK, folder, **settings)
-    return json.dumps(as_json(result)).replace(str(folder), "FOLDER"), files_of(folder)
+    result = onnxmerge.sweep(MLP, TARGETS, folder=place, **QUICK, **settings)
+    return json.dumps(as_json(result)).replace(str(place), "FOLDER"), files_of(place)
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +70,19 @@ def test_points_come_in_order_and_are_what_compress_gives(alone, tmp_path):
     text, files = alone
     found = json.loads(text)
     assert [point["target"] for point in found["points"]] == ["macs=0.5", "macs=0.25", "fidelity=0.8"]
-    assert [point["file"] for point in found["points"]] == [f"FOLDER/{name}" for name in sorted(files, key=order)]
+    assert [point["output"] for point in found["points"]] == [f"FOLDER/{name}" for name in sorted(files, key=order)]
     left = [point["after"]["macs"] / found["before"]["macs"] for point in found["points"]]
     assert left[:2] == pytest.approx([0.5, 0.25], abs=0.01)
     assert found["points"][2]["fidelity"] >= 0.8
     assert found["points"][1]["fidelity"] < found["points"][0]["fidelity"] < 1
-    assert "synthetic" in found["inputs"]
+    assert "synthetic" in found["input_description"]
     for point in found["points"]:
-        content = files[Path(point["file"]).name]
+        content = files[Path(point["output"]).name]
         assert len(content) == point["after"]["file_bytes"]
         assert onnx.load_model_from_string(content).graph.output[0].name == "y"
-    result = onnxmerge.compress(MLP, tmp_path / "o.onnx", replace(QUICK, target="macs=0.5"))
+    result = onnxmerge.compress(MLP, tmp_path / "o.onnx", target="macs=0.5", **QUICK)
     assert (tmp_path / "o.onnx").read_bytes() == files["digits-mlp-macs-0.5.onnx"]
-    assert {group.name: group.kept for group in result.groups} == found["points"][0]["kept"]
+    assert {group.name: group.kept for group in result.groups} == found["points"][0]["kept_channels"]
 
 
 def order(name: str) -> int:
@@ -98,7 +98,7 @@ def test_a_cluster_gives_the_same(alone, tmp_path, cluster, monkeypatch):
     """Workers of Dask set the threads of numpy's library to one; a relative path means nothing to them."""
     monkeypatch.chdir(MLP.parent)
     with clusters.executor_at(cluster.scheduler_address) as executor:
-        result = onnxmerge.sweep(MLP.name, TARGETS, QUICK, tmp_path, executor)
+        result = onnxmerge.sweep(MLP.name, TARGETS, folder=tmp_path, executor=executor, **QUICK)
     assert json.dumps(as_json(result)).replace(str(tmp_path), "FOLDER").replace(MLP.name, str(MLP), 1) == alone[0]
     assert files_of(tmp_path) == alone[1]
 
@@ -142,9 +142,11 @@ def test_numpys_threads_are_those_of_the_options(monkeypatch, tmp_path):
     def search(wanted):
         raise ModelError(str([found["num_threads"] for found in threadpoolctl.threadpool_info() if found["user_api"] == "blas"]))
 
-    monkeypatch.setattr(sys.modules["onnxmerge.compress"], "search", search)
+    monkeypatch.setattr(sys.modules["onnxmerge.pipeline.compress"], "search", search)
     for threads in (1, 2, 3):
-        task = points.Task(MLP, MLP.read_bytes(), MLP, replace(QUICK, threads=threads), tmp_path)
+        task = points.Task(
+            MLP, MLP.read_bytes(), MLP, CompressOptions.of({"samples": 32, "threads": threads}, bench=False), tmp_path
+        )
         assert points.make(task).error == f"[{threads}]"
 
 
@@ -154,9 +156,9 @@ def test_numpys_threads_are_those_of_the_options(monkeypatch, tmp_path):
 def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=0.1))
     monkeypatch.setattr(SWEEP.tempfile, "tempdir", str(tmp_path))
-    result = onnxmerge.sweep(MLP, "ratio=0.5", replace(QUICK, bench=True, method="prune"), progress=note(told := []))
+    result = onnxmerge.sweep(MLP, "ratio=0.5", method="prune", samples=32, threads=1, progress=note(told := []))
     assert list(tmp_path.iterdir()) == []
-    assert (result.points[0].file, result.points[0].latency.batch) == ("", 1)
+    assert (result.points[0].output, result.points[0].latency.batch) == ("", 1)
     assert told == [("0 of 1 points", 0.0), ("1 of 1 points", 0.8), ("timing", 1.0)]
 
 
@@ -167,18 +169,18 @@ def note(told):
 def test_weights_in_another_file_are_read_where_they_lie(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     onnx.save(onnx.load(MLP), "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
-    outside = onnxmerge.sweep("model.onnx", "ratio=0.5", QUICK, "out", jobs=1)
-    inside = onnxmerge.sweep(MLP, "ratio=0.5", QUICK)
-    assert outside.points[0].file == "out/model-ratio-0.5.onnx"
-    assert outside.points[0].after.file_bytes == Path(outside.points[0].file).stat().st_size
-    assert replace(outside.points[0], file="", after=None) == replace(inside.points[0], after=None)
+    outside = onnxmerge.sweep("model.onnx", "ratio=0.5", folder="out", jobs=1, **QUICK)
+    inside = onnxmerge.sweep(MLP, "ratio=0.5", **QUICK)
+    assert outside.points[0].output == "out/model-ratio-0.5.onnx"
+    assert outside.points[0].after.file_bytes == Path(outside.points[0].output).stat().st_size
+    assert replace(outside.points[0], output="", after=None) == replace(inside.points[0], after=None)
 
 
 def test_a_target_that_fails_is_a_point(tmp_path):
-    options = replace(QUICK, min_fidelity=0.9, method="prune")
-    result = onnxmerge.sweep(MLP, ["ratio=0.05", ("ratio", 0.9)], options, tmp_path)
+    options = {"min_fidelity": 0.9, "method": "prune", **QUICK}
+    result = onnxmerge.sweep(MLP, ["ratio=0.05", ("ratio", 0.9)], folder=tmp_path, **options)
     good, bad = result.points
-    assert (bad.after, bad.fidelity, bad.kept, bad.file) == (None, None, {}, "")
+    assert (bad.after, bad.fidelity, bad.kept_channels, bad.output) == (None, None, {}, "")
     assert "is below 0.9" in bad.error
     assert good.error == ""
     assert list(files_of(tmp_path)) == ["digits-mlp-ratio-0.05.onnx"]
@@ -188,8 +190,8 @@ def test_an_error_names_the_users_file(monkeypatch):
     def fail(source, target, options):
         raise VerificationError(f"{source}: no")
 
-    monkeypatch.setattr(points, "compress", fail)
-    assert onnxmerge.sweep(MLP, "ratio=0.5", QUICK).points[0].error == f"{MLP}: no"
+    monkeypatch.setattr(points, "compress_file", fail)
+    assert onnxmerge.sweep(MLP, "ratio=0.5", **QUICK).points[0].error == f"{MLP}: no"
 
 
 def test_targets_that_need_a_clock_stay_here(monkeypatch):
@@ -204,11 +206,12 @@ def test_targets_that_need_a_clock_stay_here(monkeypatch):
     monkeypatch.chdir(MLP.parent)
     result = onnxmerge.sweep(MLP.name, "latency=0.7,macs=0.5", calibration="digits.npz")
     (sent,) = (task.options for task in given)
-    assert (sent.threads, sent.provider, sent.bench) == (default_threads(), provider_of(Options()).option, False)
-    assert (sent.calibration, given[0].source) == (MLP.parent / "digits.npz", MLP)
-    assert [task.options.target for task in given] == [("macs", 0.5)]
+    assert (sent.runtime.threads, sent.bench) == (default_threads(), False)
+    assert sent.runtime.provider == provider_of(RuntimeOptions()).option
+    assert (sent.inputs.calibration, given[0].source) == (MLP.parent / "digits.npz", MLP)
+    assert [task.options.pruning.target for task in given] == [("macs", 0.5)]
     assert [point.target for point in result.points] == ["latency=0.7", "macs=0.5"]
-    onnxmerge.sweep(MLP, "macs=0.25", replace(QUICK, round_to="auto"))
+    onnxmerge.sweep(MLP, "macs=0.25", round_to="auto", **QUICK)
     assert len(given) == 1
 
 
@@ -285,8 +288,8 @@ def run(capsys, monkeypatch):
 
 @pytest.mark.parametrize("target", [("macs", "0.5"), ("macs", None), ("flops", 0.5)], ids=str)
 def test_bad_targets_from_python(target):
-    with pytest.raises(OptionError, match="--targets must be a list such as"):
-        onnxmerge.sweep(MLP, [target], QUICK)
+    with pytest.raises(OptionError, match="`targets` must be a list such as"):
+        onnxmerge.sweep(MLP, [target], **QUICK)
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
@@ -306,16 +309,17 @@ def test_bad_options_are_one_line_before_any_work(run, tmp_path, monkeypatch, ar
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "kind", "message"),
     [
-        (Options(ratio=0.5), "--ratio and --targets both say"),
-        (Options(counts=(("a", 1),)), "--counts and --targets both say"),
-        (Options(verify=False), "--no-verify cannot be"),
+        ({"ratio": 0.5}, OptionError, "`ratio` and `targets` both say"),
+        ({"plan": {"a": 1}}, OptionError, "`plan` and `targets` both say"),
+        ({"verify": False}, TypeError, "unexpected option 'verify'"),
     ],
+    ids=["ratio", "plan", "verify"],
 )
-def test_options_that_speak_against_a_sweep(options, message):
-    with pytest.raises(OptionError, match=message):
-        onnxmerge.sweep(MLP, options=options)
+def test_options_that_speak_against_a_sweep(options, kind, message):
+    with pytest.raises(kind, match=message):
+        onnxmerge.sweep(MLP, **options)
 
 
 def test_two_places_to_work_are_refused():
@@ -326,7 +330,7 @@ def test_two_places_to_work_are_refused():
 def test_inputs_that_do_not_fit_are_no_point(tmp_path):
     np.save(tmp_path / "c.npy", np.zeros((20, 3), np.float32))
     with pytest.raises(InputError, match=r"c\.npy"):
-        onnxmerge.sweep(MLP, "ratio=0.5,0.6", replace(QUICK, calibration=tmp_path / "c.npy"))
+        onnxmerge.sweep(MLP, "ratio=0.5,0.6", calibration=tmp_path / "c.npy", **QUICK)
 
 
 def test_missing_extra_is_said(run, monkeypatch):
@@ -385,11 +389,11 @@ def test_interruption_ends_the_processes(tmp_path):
 
 def test_models_made_before_an_interruption_stay(tmp_path, monkeypatch):
     def interrupted(task):
-        if task.options.ratio == 0.3:
+        if task.options.pruning.ratio == 0.3:
             raise KeyboardInterrupt
         return make(task)
 
     monkeypatch.setattr(SWEEP, "make", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        onnxmerge.sweep(MLP, "ratio=0.5,0.3,0.2", replace(QUICK, method="prune"), folder=tmp_path / "out")
+        onnxmerge.sweep(MLP, "ratio=0.5,0.3,0.2", method="prune", folder=tmp_path / "out", **QUICK)
     assert list(files_of(tmp_path / "out")) == ["digits-mlp-ratio-0.5.onnx"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.cost_terms import COST_TERMS, cost_classes
 from onnxmerge.graph.merge_validity import pre_activations
-from onnxmerge.options import Options
+from onnxmerge.options import PruningOptions
 from onnxmerge.pipeline.builder import Search
 from onnxmerge.pipeline.candidates import Candidate, candidate_of
 from onnxmerge.pipeline.compress import compress
@@ -28,7 +29,7 @@ WHOLE = {"shared-weight-one-in-output", "weight-also-read-as-data"}
 ROWS = [pytest.param(each, id=each.id) for each in SHRINKING if each.id not in WHOLE]
 # One stored vector read by two layers that lose different channels becomes two.
 SPLIT_IN_TWO = {"bias-shared-through-identity", "bn-parameters-shared"}
-PRUNE = Options(ratio=0.0, method="prune")
+PRUNE = PruningOptions(ratio=0.0, method="prune")
 SHARE = 0.6
 
 
@@ -66,37 +67,37 @@ def left(result: Compression | Candidate, before: AnalysedModel, kind: str) -> f
     return size.parameters / before.size.parameters if kind == "params" else size.macs / before.size.macs
 
 
-def is_open(group: ChannelGroup, analysed: AnalysedModel, options: Options) -> bool:
+def is_open(group: ChannelGroup, analysed: AnalysedModel, options: PruningOptions) -> bool:
     """Whether the method may shrink the group."""
     return options.method != "merge" or not isinstance(pre_activations(analysed.channels, group), Refusal)
 
 
-def check_target(source: Path, target: Path, kind: str, share: float, options: Options) -> None:
+def check_target(source: Path, target: Path, kind: str, share: float, method: str, **settings: Any) -> None:
     """At most the share, and not less than it by more than 1 % or one step of any group; or all that can go has gone."""
-    result = compress(source, target, options)
-    before = analyse_model(source)
-    groups = selected(before, options)[0]
+    result = compress(source, target, target=(kind, share), method=method, threads=1, **settings)
+    before, pruning = analyse_model(source), PruningOptions(target=(kind, share), method=method)
+    groups = selected(before, pruning)[0]
     counts = {group.name: group.size for group in groups} | {group.name: group.kept for group in result.groups}
     reached = left(result, before, kind)
     told = [warning for warning in result.warnings if "cannot be reached" in warning]
     if reached > share:
         for group in groups:
-            assert counts[group.name] == (kept_count(group, 1.0) if is_open(group, before, options) else group.size)
+            assert counts[group.name] == (kept_count(group, 1.0) if is_open(group, before, pruning) else group.size)
         assert told == [f"{kind}={share:g} cannot be reached: at least {reached:.1%} must stay"]
         return
     assert not told
     if reached >= 0.99 * share:
         return
     steps = {group.name: len(np.unique(group.conv_groups)) for group in groups}
-    for name in [group.name for group in groups if counts[group.name] < group.size and is_open(group, before, options)]:
+    for name in [group.name for group in groups if counts[group.name] < group.size and is_open(group, before, pruning)]:
         assert left(pruned(source, counts | {name: counts[name] + steps[name]}), before, kind) > share, name
 
 
 @pytest.mark.parametrize("topology", ROWS)
 def test_target_is_met(topology: Topology, tmp_path: Path) -> None:
     kind = ("params", "macs")[SHRINKING.index(topology) % 2]
-    options = Options(target=(kind, SHARE), method="prune", samples=8, verify=False, threads=1)
-    check_target(written(built(topology), tmp_path), tmp_path / "out.onnx", kind, SHARE, options)
+    source = written(built(topology), tmp_path)
+    check_target(source, tmp_path / "out.onnx", kind, SHARE, "prune", samples=8, verify=False)
 
 
 SOLVED = {
@@ -112,14 +113,14 @@ SOLVED = {
 
 @pytest.mark.parametrize(("name", "method", "kind"), SOLVED.values(), ids=SOLVED.keys())
 def test_target_is_met_by_other_methods(name: str, method: str, kind: str, tmp_path: Path) -> None:
-    options = Options(target=(kind, SHARE), method=method, samples=16, bench=False, threads=1)
-    check_target(written(built(TOPOLOGIES[name]), tmp_path), tmp_path / "out.onnx", kind, SHARE, options)
+    source = written(built(TOPOLOGIES[name]), tmp_path)
+    check_target(source, tmp_path / "out.onnx", kind, SHARE, method, samples=16, bench=False)
 
 
 def test_merge_says_why_groups_stay_whole(tmp_path: Path) -> None:
     source = written(built(TOPOLOGIES["gelu-op"]), tmp_path)
-    options = Options(target=("macs", SHARE), method="merge", samples=8, verify=False, threads=1)
-    refusals = compress(source, tmp_path / "out.onnx", options).refusals
+    options = {"target": ("macs", SHARE), "method": "merge", "samples": 8, "verify": False, "threads": 1}
+    refusals = compress(source, tmp_path / "out.onnx", **options).refusals
     assert "Gelu" in next(refusal.text for refusal in refusals if refusal.where == "conv_a")
 
 
@@ -136,8 +137,8 @@ def test_biases_that_a_solve_adds_are_foreseen(tmp_path: Path, solves: list[obje
     """Every share is met at the first attempt although layers without a bias get one."""
     source, shares = written(built(TOPOLOGIES["gemm-relu-gemm-no-bias"]), tmp_path), (0.3, 0.35, 0.4, 0.5, 0.55, 0.6)
     for share in shares:
-        options = Options(target=("params", share), method="reconstruct", samples=16, verify=False, threads=1)
-        result = compress(source, tmp_path / "out.onnx", options)
+        options = {"target": ("params", share), "method": "reconstruct", "samples": 16}
+        result = compress(source, tmp_path / "out.onnx", verify=False, threads=1, **options)
         assert 0.9 * share < result.after.parameters / result.before.parameters <= share
     assert len(solves) == len(shares)
 
@@ -149,7 +150,7 @@ def test_sizes_that_cannot_be_foreseen_move_the_aim(tmp_path: Path, solves: list
         (0.3, 0.35, 0.43, 0.49, 0.55, 0.64, 0.73, 0.8),
     )
     for share in shares:  # some lie between what is predicted of counts and what these weigh
-        options = Options(target=("params", share), method="prune", samples=8, verify=False, threads=1)
-        result = compress(source, tmp_path / "out.onnx", options)
+        options = {"target": ("params", share), "method": "prune", "samples": 8}
+        result = compress(source, tmp_path / "out.onnx", verify=False, threads=1, **options)
         assert 0.85 * share < result.after.parameters / result.before.parameters <= share
     assert len(shares) < len(solves) < 2 * len(shares)
