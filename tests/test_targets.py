@@ -12,6 +12,7 @@ from running import built, written
 from topologies import TOPOLOGIES, Topology
 
 from onnxmerge.algorithms.allocation import Cost
+from onnxmerge.errors import Refusal
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.cost_terms import COST_TERMS, cost_classes
@@ -21,7 +22,7 @@ from onnxmerge.pipeline.builder import Search
 from onnxmerge.pipeline.candidates import Candidate, candidate_of
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pruning.plan import decide, kept_count, selected
-from onnxmerge.results import Compression, Refusal
+from onnxmerge.results import Compression
 
 SHRINKING = [each for each in TOPOLOGIES.values() if each.runnable and any((each.removable | each.at_most).values())]
 # Nothing can be removed there, though the row allows it.
@@ -35,7 +36,7 @@ SHARE = 0.6
 
 def pruned(source: Path, counts: Mapping[str, int]) -> Candidate:
     analysed = analyse_model(source)
-    return candidate_of(source, analysed, decide(analysed, PRUNE, None, counts))
+    return candidate_of(analysed, decide(analysed, PRUNE, None, counts))
 
 
 def predicted(analysed: AnalysedModel, groups: list[ChannelGroup], made: Candidate, kind: str) -> float:
