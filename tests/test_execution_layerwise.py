@@ -1,4 +1,4 @@
-"""A walk gives at every position what one run of the whole model gives, whatever its stops and wherever it keeps tensors."""
+"""A layerwise gives at every position what one run of the whole model gives, whatever its stops and wherever it keeps tensors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from onnx import helper, numpy_helper
 from running import built, run
 from topologies import TOPOLOGIES, feeds_of
 
-from onnxmerge.execution import layerwise as walk_module
-from onnxmerge.execution.layerwise import LayerwiseRun, Store, reads, shallow_first
+from onnxmerge.execution import layerwise as layerwise_module
+from onnxmerge.execution.layerwise import LayerwiseRun
+from onnxmerge.execution.submodel import shallow_first, tensors_read
+from onnxmerge.execution.tensor_store import TensorStore
 
 MODELS = [
     "residual-two-blocks-bn",
@@ -70,7 +72,7 @@ def constants_of(model: onnx.ModelProto) -> set[str]:
     """Initializers and what is computed from them alone."""
     found = {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if reads(node) <= found:
+        if tensors_read(node) <= found:
             found |= set(node.output)
     return found
 
@@ -87,16 +89,16 @@ def all_tensors(model: onnx.ModelProto, batches: list[dict[str, np.ndarray]]) ->
     return results
 
 
-def check_standing(walk: LayerwiseRun, at: int, expected: list[dict[str, np.ndarray]]) -> None:
-    """What is held equals the one run, and is all that the node at this position needs."""
-    assert walk.position == at
+def check_position(layerwise: LayerwiseRun, at: int, expected: list[dict[str, np.ndarray]]) -> None:
+    """What is available equals the one run, and is all that the node at this position needs."""
+    assert layerwise.position == at
     for number, tensors in enumerate(expected):
-        for name in walk.live:
-            assert_same(walk.store.get(number, name), tensors[name])
-        (output,) = [name for name in walk.nodes[at][-1].output if name][-1:]
+        for name in layerwise.available:
+            assert_same(layerwise.tensors.get(number, name), tensors[name])
+        (output,) = [name for name in layerwise.nodes[at][-1].output if name][-1:]
         if output in tensors:
-            session = walk.session_for(at)
-            feeds = {spec.name: walk.store.get(number, spec.name) for spec in session.inputs}
+            session = layerwise.session_of_node(at)
+            feeds = {spec.name: layerwise.tensors.get(number, spec.name) for spec in session.inputs}
             assert_same(session.run(feeds)[output], tensors[output])
 
 
@@ -107,13 +109,13 @@ def assert_same(found: object, expected: object) -> None:
 
 
 @pytest.mark.parametrize("name", [*MODELS, "sequence"])
-def test_every_position_holds_what_one_run_gives(name: str) -> None:
+def test_every_position_gives_what_one_run_gives(name: str) -> None:
     model, batches = model_and_batches(name)
     expected = all_tensors(model, batches)
-    walk = LayerwiseRun(model, batches)
+    layerwise = LayerwiseRun(model, batches)
     for at in range(len(model.graph.node)):
-        walk.advance(at)
-        check_standing(walk, at, expected)
+        layerwise.run_until(at)
+        check_position(layerwise, at, expected)
 
 
 @pytest.mark.parametrize("stride", [2, 3, 100])
@@ -121,17 +123,17 @@ def test_every_position_holds_what_one_run_gives(name: str) -> None:
 def test_it_does_not_matter_where_it_stops(name: str, stride: int) -> None:
     model, batches = model_and_batches(name)
     expected = all_tensors(model, batches)
-    walk, last = LayerwiseRun(model, batches), len(model.graph.node) - 1
+    layerwise, last = LayerwiseRun(model, batches), len(model.graph.node) - 1
     for at in [*range(0, last, stride), last]:
-        walk.advance(at)
-        check_standing(walk, at, expected)
+        layerwise.run_until(at)
+        check_position(layerwise, at, expected)
 
 
 @pytest.mark.parametrize("stride", [1, 3])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_node_runs_once_for_each_batch(name: str, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: Counter[str] = Counter()
-    opened = walk_module.open_session
+    opened = layerwise_module.open_session
 
     class Counting:
         def __init__(self, part: bytes, *arguments: object, **options: object) -> None:
@@ -143,12 +145,12 @@ def test_every_node_runs_once_for_each_batch(name: str, stride: int, monkeypatch
             runs.update(self.nodes)
             return self.session.run(feeds)
 
-    monkeypatch.setattr(walk_module, "open_session", Counting)
+    monkeypatch.setattr(layerwise_module, "open_session", Counting)
     model, batches = model_and_batches(name)
-    walk = LayerwiseRun(model, batches)
+    layerwise = LayerwiseRun(model, batches)
     for at in [*range(0, len(model.graph.node), stride), len(model.graph.node)]:
-        walk.advance(at)
-    last = {name for node in model.graph.node for name in reads(node)}
+        layerwise.run_until(at)
+    last = {name for node in model.graph.node for name in tensors_read(node)}
     computed = {node.output[0] for node in model.graph.node if last & set(node.output)} - constants_of(model)
     assert {name: runs[name] for name in computed if runs[name] > len(batches)} == {}
     if stride == 1:
@@ -156,29 +158,29 @@ def test_every_node_runs_once_for_each_batch(name: str, stride: int, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["residual-two-blocks-bn", "unet", "two-inputs"])
-def test_beyond_the_budget_tensors_are_kept_on_disk(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_beyond_the_limit_tensors_go_to_disk(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     model, batches = model_and_batches(name)
-    expected, budget, spilled = all_tensors(model, batches), 3000, 0
-    walk = LayerwiseRun(model, batches, store=Store(budget))
+    expected, limit, on_disk = all_tensors(model, batches), 3000, 0
+    layerwise = LayerwiseRun(model, batches, tensors=TensorStore(limit))
     for at in range(len(model.graph.node)):
-        walk.advance(at)
-        check_standing(walk, at, expected)
-        held = [walk.tensor(number, live) for number in range(2) for live in walk.live]
-        assert sum(value.nbytes for value in held if not isinstance(value, np.memmap)) <= budget
+        layerwise.run_until(at)
+        check_position(layerwise, at, expected)
+        held = [layerwise.tensor(number, name) for number in range(2) for name in layerwise.available]
+        assert sum(value.nbytes for value in held if not isinstance(value, np.memmap)) <= limit
         files = list(tmp_path.rglob("*.npy"))
         assert len(files) == sum(isinstance(value, np.memmap) for value in held)
-        spilled = max(spilled, len(files))
-    assert spilled > 0
+        on_disk = max(on_disk, len(files))
+    assert on_disk > 0
     held.clear()
-    walk.advance(len(model.graph.node))
+    layerwise.run_until(len(model.graph.node))
     assert not list(tmp_path.rglob("*.npy"))
 
 
 def test_the_store_counts_what_it_holds_and_deletes_only_its_own_files(tmp_path: Path) -> None:
     theirs = tmp_path / "theirs.npy"
     np.save(theirs, np.ones(100, np.float32))
-    store = Store(1000)
+    store = TensorStore(1000)
     store.put(0, "mapped", np.load(theirs, mmap_mode="r"))
     store.put(0, "large", np.arange(300, dtype=np.float32))
     store.put(0, "small", np.arange(100, dtype=np.float32))
@@ -208,28 +210,28 @@ def test_replaced_nodes_are_what_is_run() -> None:
     changed.graph.initializer.extend([numpy_helper.from_array(weight, "new"), numpy_helper.from_array(shift, "shift")])
     expected = all_tensors(changed, batches)
 
-    walk = LayerwiseRun(onnx.ModelProto.FromString(model.SerializeToString()), batches)
-    walk.advance(at)
-    walk.replace(at, [node, added], {"new": np.zeros_like(weight), "shift": shift})
-    walk.replace(at, [node, added], {"new": weight, "shift": shift})
-    check_standing(walk, at, expected)
+    layerwise = LayerwiseRun(onnx.ModelProto.FromString(model.SerializeToString()), batches)
+    layerwise.run_until(at)
+    layerwise.replace_node(at, [node, added], {"new": np.zeros_like(weight), "shift": shift})
+    layerwise.replace_node(at, [node, added], {"new": weight, "shift": shift})
+    check_position(layerwise, at, expected)
     for stop in range(at + 1, len(model.graph.node)):
-        walk.advance(stop)
+        layerwise.run_until(stop)
         for number in range(2):
-            for name in walk.live:
-                assert_same(walk.tensor(number, name), expected[number][name])
+            for name in layerwise.available:
+                assert_same(layerwise.tensor(number, name), expected[number][name])
     with pytest.raises(ValueError, match="already been run"):
-        walk.replace(at, [node], {})
+        layerwise.replace_node(at, [node], {})
 
 
 def test_inputs_that_nothing_reads_any_more_are_dropped() -> None:
     model, batches = model_and_batches("two-inputs")
-    walk = LayerwiseRun(model, batches)
-    assert set(walk.live) == {"image", "state"}
-    walk.advance(len(model.graph.node))
-    assert not walk.live
+    layerwise = LayerwiseRun(model, batches)
+    assert set(layerwise.available) == {"image", "state"}
+    layerwise.run_until(len(model.graph.node))
+    assert not layerwise.available
     with pytest.raises(KeyError):
-        walk.tensor(0, "image")
+        layerwise.tensor(0, "image")
 
 
 @pytest.mark.parametrize("name", [*MODELS, "sequence", "residual-two-blocks", "residual-projection", "inverted-residual-bn"])

@@ -210,7 +210,7 @@ def standing(name: str, consumer: str, folder: Path, sizes: tuple[int, ...] = (4
     runs = [dict(zip(names, run(model, feeds, extra), strict=True)) for feeds in batches]
     inputs, targets = ([each[tensor] for each in runs] for tensor in (layer.source, layer.key))
     walk = LayerwiseRun(model, batches)
-    walk.advance(at)
+    walk.run_until(at)
     samples = [dense(name, consumer, layer, thin, *pair) for pair in zip(inputs, targets, strict=True)]
     x, y = (np.concatenate(side, 1) for side in zip(*samples, strict=True))
     return Standing(walk, layer, x, y, targets)
@@ -271,7 +271,7 @@ def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consume
 def test_channel_moments_pool_all_places_of_a_channel(name: str, consumer: str, tmp_path: Path) -> None:
     at = standing(name, consumer, tmp_path)
     found = channel_covariance(at.walk, at.layer, None)
-    source = [np.asarray(at.walk.tensor(number, at.layer.source), np.float64) for number in range(at.walk.count)]
+    source = [np.asarray(at.walk.tensor(number, at.layer.source), np.float64) for number in range(at.walk.batch_count)]
     axis = {LAST: -1, FIRST: 0, MIDDLE: 1}[DENSE[name, consumer][0]] if (name, consumer) in DENSE else 1
     rows = np.concatenate([np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in source])
     ids = at.layer.in_ids.reshape(-1)
@@ -295,7 +295,7 @@ def test_moments_far_from_zero_keep_their_digits(tmp_path: Path) -> None:
     """A covariance is the small difference of large sums: inputs a hundred deviations from zero."""
     at = standing("conv-relu-conv", "out", tmp_path)
     for number in range(2):
-        at.walk.store.put(number, at.layer.source, np.asarray(at.walk.tensor(number, at.layer.source)) + np.float32(100))
+        at.walk.tensors.put(number, at.layer.source, np.asarray(at.walk.tensor(number, at.layer.source)) + np.float32(100))
     source = np.concatenate([at.walk.tensor(number, at.layer.source) for number in range(2)]).astype(np.float64)
     found = channel_covariance(at.walk, at.layer, None)
     np.testing.assert_allclose(found.xx, np.cov(np.moveaxis(source, 1, 0).reshape(8, -1), bias=True), rtol=1e-3, atol=1e-5)

@@ -41,7 +41,7 @@ class DownstreamAffine:
 
     def is_reachable(self, *runs: LayerwiseRun) -> bool:
         """Whether `added` has been computed where the runs stand."""
-        return self.added is None or all(self.added in run.live for run in runs)
+        return self.added is None or all(self.added in run.available for run in runs)
 
     def before_relu(self, output: np.ndarray, run: LayerwiseRun, batch: int) -> np.ndarray:
         """What the ReLU reads when the layer gives `output` (N, out, *space) on one batch of a run."""

@@ -59,7 +59,7 @@ def spread_out(
 def install(walk: LayerwiseRun, layer: Layer, new: Replacement, old_bias: np.ndarray) -> None:
     """Put the replaced consumer into a walk that stands before it; old_bias: what its own bias adds to the output."""
     index = walk.node_index[layer.key]
-    walk.replace(index, *replaced(walk.nodes[index][0], layer, new, old_bias))
+    walk.replace_node(index, *replaced(walk.nodes[index][0], layer, new, old_bias))
 
 
 def replaced(

@@ -56,7 +56,7 @@ def measure_sensitivities(
     solved = {} if _far_from_data(layer_statistics) else trial_solves(layer_statistics, solving, macs, count)
     found: dict[str, tuple[Sensitivity, ...]] = {group.name: () for group in groups}
     for number, group in enumerate(sorted(reading, key=lambda each: _start(layer_statistics, each))):
-        walk.advance(_start(layer_statistics, group))
+        walk.run_until(_start(layer_statistics, group))
         opened = _Opened(layer_statistics, group, walk, [batch_size(feeds) for feeds in batches], solved)
         found[group.name] = tuple(opened.measure_sensitivities(level, trial) for level, trial in trials[group.name])
         context.progress("probes", (number + 1) / len(reading))
@@ -116,8 +116,8 @@ class _Opened:
         self.layer_statistics, self.group, self.walk, self.sizes, self.solved = layer_statistics, group, walk, sizes, solved
         self.layers = {link.key: layer_statistics.reference.layers[link.key] for link in group.consumers}
         opened = {name: value for layer in self.layers.values() for name, value in self._open(layer).items()}
-        self.session = walk.ending(opened)
-        self.expected = [walk.run(self.session, number, opened) for number in range(walk.count)]
+        self.session = walk.session_to_outputs(opened)
+        self.expected = [walk.run_session(self.session, number, opened) for number in range(walk.batch_count)]
 
     def measure_sensitivities(self, level: float, trial: Trial) -> Sensitivity:
         """What the outputs lose with so much of the group gone."""
@@ -136,7 +136,10 @@ class _Opened:
             else:
                 new = self._bare(layer, kept, absorbed.get(key))
             opened |= self._constants(layer, new)
-        runs = ((self.sizes[n], self.expected[n], self.walk.run(self.session, n, opened)) for n in range(self.walk.count))
+        runs = (
+            (self.sizes[n], self.expected[n], self.walk.run_session(self.session, n, opened))
+            for n in range(self.walk.batch_count)
+        )
         outputs, _ = compare_outputs(runs, self.session.output_names)
         return max(float(np.clip(1.0 - output.fidelity, 0.0, LOST)) for output in outputs)
 

@@ -42,8 +42,8 @@ def solve_consumers(
     compressed = LayerwiseRun(copy_of(statistics.matched), context.batches(), context.threads, context.folder)
     found: dict[str, Replacement] = {}
     for number, layer in enumerate(due):
-        reference.advance(context.node_index[layer.key])
-        compressed.advance(context.node_index[layer.key])
+        reference.run_until(context.node_index[layer.key])
+        compressed.run_until(context.node_index[layer.key])
         consumer = _Consumer(context, statistics, layer, stays, reference, compressed)
         if layer.key not in fixed:
             found[layer.key] = consumer.solve()
@@ -89,13 +89,13 @@ class _Consumer:
         unknowns = int(self.kept[0].sum()) * layer.weight.shape[3]
         if not layer.has_patches or not fits_in_memory(unknowns):
             return self._mixed(priors)
-        outputs = self.reference.session_for(self.index)
+        outputs = self.reference.session_of_node(self.index)
         ridge = REFIT_RIDGE if self.kept.all() else RIDGE
         known = self._moments(partial(self._first_target, outputs), None)
         weights, bias = self._least_squares(known, priors, ridge)
         new = self._install(weights, bias - self.old_bias)
         if self.downstream.has_relu:
-            current = self.compressed.session_for(self.index)
+            current = self.compressed.session_of_node(self.index)
             known = self._moments(partial(self._next_target, outputs, current), known)
             weights, bias = self._least_squares(known, weights, ridge)
             new = self._install(weights, bias - self.old_bias)
@@ -104,14 +104,14 @@ class _Consumer:
     def _mixed(self, priors: list[np.ndarray]) -> Replacement:
         """Channel mixing alone, with the bias that gives every output the reference's mean."""
         axis = self.layer.output_axis
-        outputs = self.reference.session_for(self.index)
+        outputs = self.reference.session_of_node(self.index)
         self._install(priors, np.zeros(1))
-        current = self.compressed.session_for(self.index)
+        current = self.compressed.session_of_node(self.index)
         lost = 0.0
-        for number in range(self.reference.count):
+        for number in range(self.reference.batch_count):
             difference = self._first_target(outputs, number) - _run(current, self.compressed, number)
             others = tuple(a for a in range(difference.ndim) if a != axis)
-            lost = lost + difference.mean(others, dtype=np.float64) / self.reference.count
+            lost = lost + difference.mean(others, dtype=np.float64) / self.reference.batch_count
         return self._install(priors, np.asarray(lost))
 
     def accept(self, given: Replacement | None) -> Replacement | None:
@@ -167,4 +167,4 @@ def least_squares(
 
 def _run(session: Session, walk: LayerwiseRun, number: int) -> np.ndarray:
     """The one output of a node's session on a batch of a walk."""
-    return next(iter(walk.run(session, number).values()))
+    return next(iter(walk.run_session(session, number).values()))

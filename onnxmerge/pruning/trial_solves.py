@@ -73,7 +73,7 @@ def trial_solves(layer_statistics: LayerStatistics, trials: Sequence[Trial], mac
     walk = LayerwiseRun(copy_of(layer_statistics.reference.matched), batches, context.threads, context.folder)
     found: dict[Key, Replacement] = {}
     for layer in sorted(solvable, key=lambda each: walk.node_index[each.key]):
-        walk.advance(walk.node_index[layer.key])
+        walk.run_until(walk.node_index[layer.key])
         moments = _moments(layer_statistics, walk, layer)
         found |= {trial.key(layer.key): _solved(layer_statistics, layer, trial, moments) for trial in wanted[layer.key]}
     return found
@@ -112,10 +112,10 @@ def _spread(layer_statistics: LayerStatistics, skipped: int, count: int) -> list
 
 def _moments(layer_statistics: LayerStatistics, walk: LayerwiseRun, layer: Layer) -> list[MomentSums]:
     """For each group of the reader, of all its inputs against its own outputs."""
-    session = walk.session_for(walk.node_index[layer.key])
+    session = walk.session_of_node(walk.node_index[layer.key])
 
     def outputs(number: int) -> np.ndarray:
-        return np.asarray(next(iter(walk.run(session, number).values())))
+        return np.asarray(next(iter(walk.run_session(session, number).values())))
 
     whole = np.ones((layer.groups, layer.weight.shape[2]), bool)
     return consumer_moment_sums(walk, layer, whole, outputs, None, SampleCache(), layer_statistics.context.threads)

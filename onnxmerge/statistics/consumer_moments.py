@@ -39,7 +39,7 @@ def channel_covariance(walk: LayerwiseRun, layer: Layer, threads: int | None) ->
         rows = net.op("Reshape", net.op("Transpose", split, perm=[0, 2, 1]), net.constant([1, -1, count]))
     session = net.session({"x": example, "middle": middle}, {"inputs": rows}, threads)
     total = None
-    for number in range(walk.count):
+    for number in range(walk.batch_count):
         x = walk.tensor(number, layer.source)
         values = sums_of_products(session.run({"x": np.asarray(x), "middle": middle}), True)
         part = _moments(values, 0, x.size // layer.channel_positions.size * places)
@@ -151,7 +151,7 @@ def _far(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _all(walk: LayerwiseRun) -> range:
-    return range(walk.count)
+    return range(walk.batch_count)
 
 
 def _samples(

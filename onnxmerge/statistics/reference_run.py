@@ -15,7 +15,8 @@ from onnxmerge.algorithms.moments import Covariance
 from onnxmerge.data.first_layer_noise import dense_first_layer
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.errors import InputError
-from onnxmerge.execution.layerwise import LayerwiseRun, shallow_first
+from onnxmerge.execution.layerwise import LayerwiseRun
+from onnxmerge.execution.submodel import shallow_first
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.downstream import DownstreamAffine, downstream_affine_of
@@ -108,7 +109,7 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
     seen: dict[tuple[str, bytes], Covariance] = {}
     ordered = sorted(stops.keys() | normal.keys())
     for number, at in enumerate(ordered):
-        walk.advance(at)
+        walk.run_until(at)
         if at in normal:
             _match(walk, at, normal[at])
         for layer in stops.get(at, []):
@@ -145,7 +146,7 @@ def _match(walk: LayerwiseRun, at: int, before: np.ndarray) -> None:
     node = NodeProto()
     node.CopyFrom(walk.nodes[at][0])
     count, total, squares = 0, np.zeros(len(before)), np.zeros(len(before))
-    for number in range(walk.count):
+    for number in range(walk.batch_count):
         x = np.asarray(walk.tensor(number, node.input[0]), np.float64)
         axes = tuple(axis for axis in range(x.ndim) if axis != 1)
         count += x.size // x.shape[1]
@@ -155,7 +156,7 @@ def _match(walk: LayerwiseRun, at: int, before: np.ndarray) -> None:
     variance = np.maximum(squares / count - mean**2, LOWEST_VARIANCE * before.astype(np.float64))
     names = [f"{node.output[0]}//mean", f"{node.output[0]}//variance"]
     node.input[3], node.input[4] = names
-    walk.replace(at, [node], {names[0]: mean.astype(before.dtype), names[1]: variance.astype(before.dtype)})
+    walk.replace_node(at, [node], {names[0]: mean.astype(before.dtype), names[1]: variance.astype(before.dtype)})
 
 
 def copy_of(model: ModelProto) -> ModelProto:

@@ -1,0 +1,80 @@
+"""Parts of a model as models of their own, and an order of nodes in which few tensors wait to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from onnxmerge.execution.tensor_store import Value
+from onnxmerge.onnxio.traversal import bodies_of
+
+
+def submodel(model: ModelProto, nodes: Sequence[NodeProto], inputs: Mapping[str, Value], outputs: Iterable[str]) -> bytes:
+    """A model of some nodes of another one; initializers come along, external ones stay outside.
+
+    Parameters
+    ----------
+    model : ModelProto
+        The whole model.
+    nodes : sequence of NodeProto
+        In an order that runs; they may differ from those of the model.
+    inputs : mapping of str to array or list of arrays
+        The graph inputs by name, each with an example, which gives type and rank; all axes are dynamic. An input takes the
+        place of an initializer of its name.
+    outputs : iterable of str
+        The graph outputs; ONNX Runtime infers their types.
+    """
+    read = {name for node in nodes for name in tensors_read(node)}
+    graph = GraphProto(name="part")
+    graph.node.extend(nodes)
+    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in read and tensor.name not in inputs)
+    graph.sparse_initializer.extend(tensor for tensor in model.graph.sparse_initializer if tensor.values.name in read)
+    graph.input.extend(_declaration(name, value) for name, value in inputs.items())
+    graph.output.extend(ValueInfoProto(name=name) for name in outputs)
+    part = ModelProto(ir_version=model.ir_version, graph=graph, opset_import=model.opset_import, functions=model.functions)
+    return part.SerializeToString()
+
+
+def _declaration(name: str, example: Value) -> ValueInfoProto:
+    if isinstance(example, list):
+        data_type = helper.np_dtype_to_tensor_dtype(example[0].dtype) if example else TensorProto.FLOAT
+        return helper.make_tensor_sequence_value_info(name, data_type, None)
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(example.dtype), [None] * example.ndim)
+
+
+def tensors_read(node: NodeProto) -> set[str]:
+    """Every tensor that a node reads, in its bodies too."""
+    found = {name for name in node.input if name}
+    for attribute in node.attribute:
+        for body in bodies_of(attribute):
+            found |= {name for inner in body.node for name in tensors_read(inner)} | {output.name for output in body.output}
+    return found
+
+
+def shallow_first(model: ModelProto) -> None:
+    """Reorder the nodes so that of branches that meet the shorter comes first.
+
+    A layer-wise run that stands in the longer branch then has the skip connection already, and can tell what will be added.
+    """
+    nodes = list(model.graph.node)
+    producers = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    sources = [sorted({producers[name] for name in tensors_read(node) if name in producers}) for node in nodes]
+    depth = [0] * len(nodes)
+    for index in range(len(nodes)):
+        depth[index] = 1 + max((depth[source] for source in sources[index]), default=0)
+    order: list[int] = []
+    done = [False] * len(nodes)
+    for end in sorted(set(range(len(nodes))).difference(*sources)):
+        stack = [end]
+        while stack:
+            index = stack[-1]
+            waiting = [source for source in sources[index] if not done[source]]
+            if done[index] or not waiting:
+                stack.pop()
+                order += [] if done[index] else [index]
+                done[index] = True
+            else:
+                stack.append(min(waiting, key=lambda source: depth[source]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[index] for index in order)

@@ -1,0 +1,59 @@
+"""Tensors of many batches, in memory up to a limit and on disk beyond it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+# Held in memory before tensors go to disk: a small part of any machine that runs the model, and enough for most calibration sets
+MEMORY_LIMIT_BYTES = 1 << 30
+
+Value = np.ndarray | list[np.ndarray]  # a list where the model has a sequence of tensors
+
+
+class TensorStore:
+    """Values by batch and name: in memory until the limit is reached, then arrays go to a temporary folder.
+
+    Parameters
+    ----------
+    limit_bytes : int
+        How much is held in memory. Sequences are not counted out: they always stay there.
+    """
+
+    def __init__(self, limit_bytes: int = MEMORY_LIMIT_BYTES) -> None:
+        self._limit, self._used, self._written = limit_bytes, 0, 0
+        self._in_memory: dict[tuple[int, str], Value] = {}
+        self._files: dict[tuple[int, str], Path] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def put(self, batch: int, name: str, value: Value) -> None:
+        """Store a value, replacing an older one."""
+        self.drop(batch, name)
+        if isinstance(value, np.ndarray) and self._used + value.nbytes > self._limit:
+            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="onnxmerge-")
+            path = Path(self._folder.name) / f"{self._written}.npy"
+            self._written += 1
+            np.save(path, value, allow_pickle=False)
+            self._files[batch, name] = path
+        else:
+            self._used += _byte_count(value)
+            self._in_memory[batch, name] = value
+
+    def get(self, batch: int, name: str) -> Value:
+        """The value; mapped from its file where it is on disk. KeyError for one that is not stored."""
+        path = self._files.get((batch, name))
+        return self._in_memory[batch, name] if path is None else np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def drop(self, batch: int, name: str) -> None:
+        """Forget a value; nothing happens where there is none."""
+        value, path = self._in_memory.pop((batch, name), None), self._files.pop((batch, name), None)
+        if path is not None:
+            path.unlink(missing_ok=True)
+        elif value is not None:
+            self._used -= _byte_count(value)
+
+
+def _byte_count(value: Value) -> int:
+    return sum(part.nbytes for part in value) if isinstance(value, list) else value.nbytes
