@@ -131,7 +131,10 @@ class LayerwiseRun:
         return session.run({name: extra[name] if name in extra else _as_feed(self.tensors.get(batch, name)) for name in names})
 
     def session_to_outputs(self, extra_inputs: Mapping[str, np.ndarray]) -> Session:
-        """From the position to the graph outputs that are still to come. extra_inputs: initializers that become inputs, by name."""
+        """From the position to the graph outputs that are still to come.
+
+        extra_inputs: by name, with an example, the initializers that become inputs.
+        """
         ahead = {name for group in self.nodes[self.position :] for node in group for name in node.output}
         outputs = [output.name for output in self.model.graph.output if output.name in ahead]
         return self._session(len(self.nodes), outputs, extra_inputs)
