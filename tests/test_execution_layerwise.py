@@ -1,4 +1,4 @@
-"""A layer-wise run gives at every position what one run of the whole model gives, whatever its stops and wherever it keeps tensors."""
+"""A layer-wise run gives at every position what one run of the whole model gives, wherever it stops and keeps tensors."""
 
 from __future__ import annotations
 
