@@ -77,7 +77,7 @@ def analyse_channels(
 
 def _visit(propagation: ChannelPropagation, node: gs.Node) -> None:
     """Apply the operator's rule; where it refuses, all that enters the node is pinned."""
-    for body in node.subgraphs():
+    for body in node.subgraphs(recursive=True):
         _visit_body(propagation, node, body)
     if all(propagation.constant(output) is not None for output in node.outputs if output.name):
         return
@@ -102,28 +102,15 @@ def _missing_shape(propagation: ChannelPropagation, node: gs.Node) -> Refusal | 
 
 
 def _visit_body(propagation: ChannelPropagation, node: gs.Node, body: gs.Graph) -> None:
-    """What a body of a node (If, Loop) reads is pinned, and the layers inside stay as they are."""
-    for tensor in _read_from_outside(body):
-        propagation.pin(propagation.ids(tensor), refusal(node_name(node), Reason.READ_IN_BODY, operator=node.op))
-    for inner in _nodes_within(body):
+    """What a body of a node (If, Loop, Scan) reads is pinned, and the layers inside stay as they are."""
+    for tensor in [*(tensor for inner in body.nodes for tensor in inner.inputs), *body.outputs]:
+        if tensor.name in propagation.tensor_ids:
+            why = refusal(node_name(node), Reason.READ_IN_BODY, operator=node.op)
+            propagation.pin(propagation.tensor_ids[tensor.name], why)
+    for inner in body.nodes:
         if inner.op in _LAYER_OPERATORS:
             why = refusal(node_name(inner), Reason.INSIDE_BODY, node_name(node), operator=node.op)
             propagation.refusals.append(why)
-
-
-def _read_from_outside(graph: gs.Graph) -> list[gs.Tensor]:
-    """Tensors that a body reads from outside, at any depth."""
-    own = {tensor.name for node in graph.nodes for tensor in node.outputs} | {tensor.name for tensor in graph.inputs}
-    read = [tensor for node in graph.nodes for tensor in node.inputs] + list(graph.outputs)
-    for node in graph.nodes:
-        for body in node.subgraphs():
-            read += _read_from_outside(body)
-    return [tensor for tensor in read if tensor.name and tensor.name not in own]
-
-
-def _nodes_within(graph: gs.Graph) -> list[gs.Node]:
-    """The nodes of a body, at any depth."""
-    return [*graph.nodes, *(inner for node in graph.nodes for body in node.subgraphs() for inner in _nodes_within(body))]
 
 
 def _keep_rectangular(propagation: ChannelPropagation) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -21,57 +21,46 @@ T = TypeVar("T")
 
 def form_groups(propagation: ChannelPropagation, shared_weight_keys: frozenset[str]) -> Channels:
     """The channel analysis from what was noted while the nodes were visited, every id replaced by its representative."""
-    representatives = propagation.united.representatives(np.arange(propagation.united.count))
+    ids = propagation.united.representatives(np.arange(propagation.united.count))
     pins: dict[int, Refusal] = {}
     for channel, why in propagation.pins.items():
-        pins.setdefault(int(representatives[channel]), why)
-    parts = _Parts(
-        [
-            replace(layer, in_ids=representatives[layer.in_ids], out_ids=representatives[layer.out_ids])
-            for layer in propagation.layers
-        ],
-        [replace(parameter, ids=representatives[parameter.ids]) for parameter in propagation.parameters],
-        [replace(each, ids=representatives[each.ids]) for each in propagation.equal_groups],
-        representatives,
-    )
-    groups = [parts.group(np.array(channel_ids), pins) for channel_ids in parts.members()]
+        pins.setdefault(int(ids[channel]), why)
+    layers = [replace(each, in_ids=ids[each.in_ids], out_ids=ids[each.out_ids]) for each in propagation.layers]
+    parameters = [replace(each, ids=ids[each.ids]) for each in propagation.parameters]
+    equal_groups = [replace(each, ids=ids[each.ids]) for each in propagation.equal_groups]
+    formation = _GroupFormation(ids, layers, parameters, equal_groups)
+    groups = [formation.group(number, pins) for number in formation.numbers()]
     refusals = [*propagation.refusals]
     refusals += [group.refusal_of(name) for group in groups if group.refusal is not None for name in group.layer_names]
-    refusals += [Refusal(layer.name, Reason.SINGLE_CHANNEL) for layer in parts.layers if not layer.out_ids.any()]
+    refusals += [Refusal(layer.name, Reason.SINGLE_CHANNEL) for layer in layers if not layer.out_ids.any()]
     order = {id(node): position for position, node in enumerate(propagation.facts.model.graph.nodes)}
     groups = [group for group in groups if group.producers and group.removable.any() and group.size > 1]
-    groups.sort(key=lambda group: order[id(group.producers[0].node)])
     return Channels(
         facts=propagation.facts,
-        layers=tuple(parts.layers),
-        parameters=tuple(parts.parameters),
-        tensor_ids={name: collapse(representatives[ids]) for name, ids in propagation.tensor_ids.items()},
-        id_count=len(representatives),
+        layers=tuple(layers),
+        parameters=tuple(parameters),
+        tensor_ids={name: collapse(ids[of_tensor]) for name, of_tensor in propagation.tensor_ids.items()},
+        id_count=len(ids),
         shared_weight_keys=shared_weight_keys,
-        groups=tuple(groups),
+        groups=tuple(sorted(groups, key=lambda group: order[id(group.producers[0].node)])),
         refusals=tuple(dict.fromkeys(refusals)),
     )
 
 
-class _Parts:
-    """Layers, parameters and grouped convolutions, by the number of the group that they belong to."""
+class _GroupFormation:
+    """Which group each id belongs to, by number, and the layers, parameters and grouped convolutions of each group."""
 
     def __init__(
-        self,
-        layers: list[Layer],
-        parameters: list[ChannelParameter],
-        equal_groups: list[EqualGroups],
-        representatives: Ids,
+        self, ids: Ids, layers: list[Layer], parameters: list[ChannelParameter], equal_groups: list[EqualGroups]
     ) -> None:
-        self.layers, self.parameters = layers, parameters
         connected = UnionFind()
-        connected.new_ids(len(representatives) - 1)
-        for ids in [layer.out_ids for layer in layers] + [each.ids for each in equal_groups]:
-            present = np.unique(ids[ids > 0])
+        connected.new_ids(len(ids) - 1)
+        for together in [layer.out_ids for layer in layers] + [each.ids for each in equal_groups]:
+            present = np.unique(together[together > 0])
             if len(present):
                 connected.unite(present[:1], present)
-        self._representatives = representatives
-        self._number = connected.representatives(representatives)
+        self._channels = np.unique(ids[1:])
+        self._number = connected.representatives(ids)
         self._producers = self._by_number(layers, lambda layer: layer.out_ids)
         self._consumers = self._by_number(layers, lambda layer: layer.in_ids)
         self._parameters = self._by_number(parameters, lambda parameter: parameter.ids)
@@ -85,17 +74,15 @@ class _Parts:
                 by_number[number].append(part)
         return by_number
 
-    def members(self) -> Iterable[list[int]]:
-        """The representative ids of each group, ascending."""
-        members: dict[int, list[int]] = defaultdict(list)
-        for channel in np.unique(self._representatives[1:]).tolist():
-            members[int(self._number[channel])].append(channel)
-        return members.values()
+    def numbers(self) -> list[int]:
+        """The numbers of all groups, in the order of their first channels."""
+        return list(dict.fromkeys(self._number[self._channels].tolist()))
 
-    def group(self, channel_ids: Ids, pins: dict[int, Refusal]) -> ChannelGroup:
-        """The group of these ids."""
-        number, count = int(self._number[channel_ids[0]]), len(channel_ids)
-        index = np.full(len(self._representatives), -1)
+    def group(self, number: int, pins: dict[int, Refusal]) -> ChannelGroup:
+        """One group; pins: by representative id, why a channel must stay."""
+        channel_ids = self._channels[self._number[self._channels] == number]
+        count = len(channel_ids)
+        index = np.full(len(self._number), -1)
         index[channel_ids] = np.arange(count)
         producers = tuple(Producer(layer, positions_of(index, layer.out_ids)) for layer in self._producers[number])
         consumers = tuple(Consumer(layer, positions_of(index, layer.in_ids)) for layer in self._consumers[number])

@@ -20,7 +20,7 @@ from onnxmerge.graph.nodes import has_input, node_name
 from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit
 from onnxmerge.graph.operators.table import operator_of
 from onnxmerge.onnxio import surgeon as gs
-from onnxmerge.onnxio.edits import names_taken, new_constant, remove_unused_nodes
+from onnxmerge.onnxio.edits import names_taken, new_constant, remove_unused_nodes, unused_name
 from onnxmerge.onnxio.model import Model, fresh_copy
 
 
@@ -238,15 +238,9 @@ class _GraphEditor:
             if old is not None:
                 self.set_input(following[0], index, (old.astype(np.float64) + bias).astype(old.dtype))
                 return
-        before = gs.Variable(self._fresh_name(f"{output.name}_before_bias"), output.dtype)
+        before = gs.Variable(unused_name(f"{output.name}_before_bias", self.taken), output.dtype)
         node.outputs[0] = before
         added = new_constant(self.model, f"{output.name}_bias", bias.astype(self._dtype(node)), self.taken)
         position = next(i for i, other in enumerate(graph.nodes) if other is node)
         name = f"{node.name}_bias" if node.name else ""
         graph.nodes.insert(position + 1, gs.Node("Add", name, inputs=[before, added], outputs=[output]))
-
-    def _fresh_name(self, hint: str) -> str:
-        names = (hint, *(f"{hint}_{number}" for number in range(len(self.taken) + 1)))
-        name = next(name for name in names if name not in self.taken)
-        self.taken.add(name)
-        return name

@@ -18,6 +18,16 @@ def names_taken(model: Model) -> set[str]:
     return tensor_names(model.graph) | model.names_as_read
 
 
+def unused_name(hint: str, taken: set[str]) -> str:
+    """The hint, or the hint with a number behind it, that is not taken yet; it is added to `taken`."""
+    name, number = hint, 0
+    while not name or name in taken:
+        number += 1
+        name = f"{hint}_{number}"
+    taken.add(name)
+    return name
+
+
 def new_constant(model: Model, name_hint: str, array: np.ndarray, taken: set[str] | None = None) -> gs.Constant:
     """A constant under a name that nothing in the model has.
 
@@ -37,12 +47,7 @@ def new_constant(model: Model, name_hint: str, array: np.ndarray, taken: set[str
     KeyError
         For a dtype that ONNX lacks.
     """
-    taken = names_taken(model) if taken is None else taken
-    name, number = name_hint, 0
-    while not name or name in taken:
-        number += 1
-        name = f"{name_hint}_{number}"
-    taken.add(name)
+    name = unused_name(name_hint, names_taken(model) if taken is None else taken)
     native = array.dtype.newbyteorder("=")
     onnx.helper.np_dtype_to_tensor_dtype(native)  # raises here, not at export, for a dtype that ONNX lacks
     return gs.Constant(name, np.array(array, native, order="C"))

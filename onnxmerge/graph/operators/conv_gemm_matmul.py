@@ -13,31 +13,23 @@ from onnxmerge.onnxio import surgeon as gs
 
 
 def conv(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
-    """Conv, weight (out, in / groups, *kernel)."""
+    """Conv, weight (out, in / groups, *kernel), and ConvTranspose, weight (in, out / groups, *kernel).
+
+    The channels that enter a depthwise convolution go on, and its weight is a parameter of theirs.
+    """
     weight = propagation.constant(node.inputs[1])
     if weight is None:
         return node_refusal(node, Reason.COMPUTED_WEIGHT)
-    groups = int(node.attrs.get("group", 1))
-    channels = propagation.ids_along(node.inputs[0], 1)
-    if _is_depthwise(weight, groups, channels):
-        out = _pass_depthwise(propagation, node, np.repeat(channels, weight.shape[0] // groups), weight.ndim)
+    groups, channels = int(node.attrs.get("group", 1)), propagation.ids_along(node.inputs[0], 1)
+    out_count = weight.shape[1] * groups if node.op == "ConvTranspose" else weight.shape[0]
+    if groups > 1 and weight.shape[1] == 1 and groups == len(channels):
+        out = np.repeat(channels, out_count // groups)
+        if not out.any():
+            propagation.refusals.append(refusal(node_name(node), Reason.DEPTHWISE_INPUT_FIXED))
+        propagation.note_parameter(node, 1, along_axis(out, 0, weight.ndim))
     else:
-        out = _start_layer(propagation, node, 1, "conv", channels.reshape(groups, -1), weight, weight.shape[0])
-    return _with_bias(propagation, node, out, along_axis(out, 1, weight.ndim))
-
-
-def conv_transpose(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
-    """ConvTranspose, weight (in, out / groups, *kernel)."""
-    weight = propagation.constant(node.inputs[1])
-    if weight is None:
-        return node_refusal(node, Reason.COMPUTED_WEIGHT)
-    groups = int(node.attrs.get("group", 1))
-    channels = propagation.ids_along(node.inputs[0], 1)
-    if _is_depthwise(weight, groups, channels):
-        out = _pass_depthwise(propagation, node, channels, weight.ndim)
-    else:
-        layout, count = "conv_transpose", weight.shape[1] * groups
-        out = _start_layer(propagation, node, 1, layout, channels.reshape(groups, -1), weight, count)
+        layout = "conv_transpose" if node.op == "ConvTranspose" else "conv"
+        out = _start_layer(propagation, node, 1, layout, channels.reshape(groups, -1), weight, out_count)
     return _with_bias(propagation, node, out, along_axis(out, 1, weight.ndim))
 
 
@@ -73,18 +65,6 @@ def matmul(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusa
     layout, count = ("columns", weight.shape[1]) if index == 1 else ("rows", weight.shape[0])
     out = _start_layer(propagation, node, index, layout, channels[None], weight, count)
     return [along_axis(out, contracted, rank)]
-
-
-def _is_depthwise(weight: np.ndarray, groups: int, channels: Ids) -> bool:
-    return groups > 1 and weight.shape[1] == 1 and groups == len(channels)
-
-
-def _pass_depthwise(propagation: ChannelPropagation, node: gs.Node, out: Ids, rank: int) -> Ids:
-    """The channels that enter go on; the weight is a parameter of theirs."""
-    if not out.any():
-        propagation.refusals.append(refusal(node_name(node), Reason.DEPTHWISE_INPUT_FIXED))
-    propagation.note_parameter(node, 1, along_axis(out, 0, rank))
-    return out
 
 
 def _start_layer(

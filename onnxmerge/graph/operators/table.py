@@ -61,77 +61,75 @@ class Operator:
     edit: EditRule | None = None
 
 
-def _rows(names: str, operator: Operator) -> dict[str, Operator]:
-    return dict.fromkeys(names.split(), operator)
-
-
-def _table(*parts: dict[str, Operator]) -> dict[str, Operator]:
+def _table(*rows: tuple[str, Operator]) -> dict[str, Operator]:
+    """Operator type -> row. Each row names one or more types, divided by spaces."""
     table: dict[str, Operator] = {}
-    for part in parts:
-        repeated = table.keys() & part.keys()
-        if repeated:
-            raise ValueError(f"operators listed twice: {sorted(repeated)}")
-        table.update(part)
+    for names, operator in rows:
+        for name in names.split():
+            if name in table:
+                raise ValueError(f"operator {name} is listed twice")
+            table[name] = operator
     return table
 
 
 _HOMOGENEOUS = Homogeneity.HOMOGENEOUS
-_UNARY, _UNARY_HOMOGENEOUS = Operator(elementwise.unary), Operator(elementwise.unary, _HOMOGENEOUS)
-_MIXES, _QUANTISED = Operator(unsupported.mixes_channels), Operator(unsupported.quantised)
+_UNARY, _MIXES = Operator(elementwise.unary), Operator(unsupported.mixes_channels)
 _NO_CHANNELS = Operator(unsupported.writes_no_channels)
 _REDUCTION = mixing.mixes_along(mixing.reduction_axes)
 
 OPERATORS = _table(
     # weights
-    {"Conv": Operator(layers.conv), "ConvTranspose": Operator(layers.conv_transpose)},
-    {"Gemm": Operator(layers.gemm), "MatMul": Operator(layers.matmul, _HOMOGENEOUS)},  # of channels that pass it
+    ("Conv ConvTranspose", Operator(layers.conv)),
+    ("Gemm", Operator(layers.gemm)),
+    ("MatMul", Operator(layers.matmul, _HOMOGENEOUS)),  # of channels that pass it
     # elementwise, one input
-    _rows("Identity Dropout Relu LeakyRelu Abs Neg", _UNARY_HOMOGENEOUS),
-    {"Cast": Operator(elementwise.unary, Homogeneity.CAST)},
-    _rows("Sigmoid HardSigmoid HardSwish Swish Tanh Softplus Softsign Elu Selu Celu Gelu Mish", _UNARY),
-    _rows("Erf Exp Log Sqrt Reciprocal Floor Ceil Round Sign Not IsNaN IsInf", _UNARY),
-    _rows("Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh", _UNARY),
-    _rows("Clip Shrink ThresholdedRelu Bernoulli", _UNARY),
+    ("Identity Dropout Relu LeakyRelu Abs Neg", Operator(elementwise.unary, _HOMOGENEOUS)),
+    ("Cast", Operator(elementwise.unary, Homogeneity.CAST)),
+    ("Sigmoid HardSigmoid HardSwish Swish Tanh Softplus Softsign Elu Selu Celu Gelu Mish", _UNARY),
+    ("Erf Exp Log Sqrt Reciprocal Floor Ceil Round Sign Not IsNaN IsInf", _UNARY),
+    ("Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh", _UNARY),
+    ("Clip Shrink ThresholdedRelu Bernoulli", _UNARY),
     # elementwise, several inputs
-    _rows("Add Sub Sum Mean Max Min", Operator(elementwise.join, Homogeneity.JOIN)),
-    _rows("Mul Div", Operator(elementwise.join, Homogeneity.PRODUCT)),
-    _rows("Pow Mod Where And Or Xor Equal Greater GreaterOrEqual Less LessOrEqual BitShift", Operator(elementwise.join)),
-    {"PRelu": Operator(elementwise.join, Homogeneity.SLOPE)},
+    ("Add Sub Sum Mean Max Min", Operator(elementwise.join, Homogeneity.JOIN)),
+    ("Mul Div", Operator(elementwise.join, Homogeneity.PRODUCT)),
+    ("Pow Mod Where And Or Xor Equal Greater GreaterOrEqual Less LessOrEqual BitShift", Operator(elementwise.join)),
+    ("PRelu", Operator(elementwise.join, Homogeneity.SLOPE)),
     # normalisation
-    {"BatchNormalization": Operator(channelwise.batch_normalization, Homogeneity.AFFINE)},
-    {"InstanceNormalization": Operator(channelwise.instance_normalization)},
-    _rows("LayerNormalization RMSNormalization", Operator(mixing.mixes_along(mixing.trailing_axes))),
-    _rows("LRN GroupNormalization MeanVarianceNormalization", Operator(mixing.mixes_along(mixing.all_but_batch))),
-    _rows("LpNormalization Hardmax TopK", Operator(mixing.mixes_along(mixing.axis_attribute(-1)))),
-    _rows("ArgMax ArgMin", Operator(mixing.mixes_along(mixing.axis_attribute(0)))),
-    _rows("Softmax LogSoftmax", Operator(mixing.mixes_along(mixing.softmax_axes))),
-    {"CumSum": Operator(mixing.mixes_along(mixing.axis_input))},
+    ("BatchNormalization", Operator(channelwise.batch_normalization, Homogeneity.AFFINE)),
+    ("InstanceNormalization", Operator(channelwise.instance_normalization)),
+    ("LayerNormalization RMSNormalization", Operator(mixing.mixes_along(mixing.trailing_axes))),
+    ("LRN GroupNormalization MeanVarianceNormalization", Operator(mixing.mixes_along(mixing.all_but_batch))),
+    ("LpNormalization Hardmax TopK", Operator(mixing.mixes_along(mixing.axis_attribute(-1)))),
+    ("ArgMax ArgMin", Operator(mixing.mixes_along(mixing.axis_attribute(0)))),
+    ("Softmax LogSoftmax", Operator(mixing.mixes_along(mixing.softmax_axes))),
+    ("CumSum", Operator(mixing.mixes_along(mixing.axis_input))),
     # over the positions of a channel
-    _rows("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool", Operator(channelwise.pool, _HOMOGENEOUS)),
-    _rows("ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2", Operator(_REDUCTION, _HOMOGENEOUS)),
-    _rows("ReduceProd ReduceLogSum ReduceLogSumExp ReduceSumSquare", Operator(_REDUCTION)),
-    {"Resize": Operator(extents.resize, _HOMOGENEOUS, extents.edit_extents(3))},
-    {"Upsample": Operator(extents.resize, _HOMOGENEOUS)},
+    ("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool", Operator(channelwise.pool, _HOMOGENEOUS)),
+    ("ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2", Operator(_REDUCTION, _HOMOGENEOUS)),
+    ("ReduceProd ReduceLogSum ReduceLogSumExp ReduceSumSquare", Operator(_REDUCTION)),
+    ("Resize", Operator(extents.resize, _HOMOGENEOUS, extents.edit_extents(3))),
+    ("Upsample", Operator(extents.resize, _HOMOGENEOUS)),
     # moving values
-    {"Reshape": Operator(layout.reshape, _HOMOGENEOUS, layout.edit_reshape)},
-    _rows("Flatten Squeeze Unsqueeze", Operator(layout.reshape, _HOMOGENEOUS)),
-    {"Transpose": Operator(layout.transpose, _HOMOGENEOUS), "Concat": Operator(layout.concat, _HOMOGENEOUS)},
-    {"Split": Operator(picking.split, _HOMOGENEOUS, picking.edit_split)},
-    {"Slice": Operator(picking.slice_channels, _HOMOGENEOUS, picking.edit_slice)},
-    {"Gather": Operator(picking.gather, _HOMOGENEOUS, picking.edit_gather)},
-    {"Expand": Operator(extents.expand, _HOMOGENEOUS, extents.edit_extents(1))},
-    {"Tile": Operator(extents.tile, _HOMOGENEOUS)},
-    {"Pad": Operator(extents.pad, Homogeneity.PAD, extents.edit_pad)},
-    _rows("DepthToSpace SpaceToDepth", Operator(layout.depth_to_space, _HOMOGENEOUS)),
+    ("Reshape", Operator(layout.reshape, _HOMOGENEOUS, layout.edit_reshape)),
+    ("Flatten Squeeze Unsqueeze", Operator(layout.reshape, _HOMOGENEOUS)),
+    ("Transpose", Operator(layout.transpose, _HOMOGENEOUS)),
+    ("Concat", Operator(layout.concat, _HOMOGENEOUS)),
+    ("Split", Operator(picking.split, _HOMOGENEOUS, picking.edit_split)),
+    ("Slice", Operator(picking.slice_channels, _HOMOGENEOUS, picking.edit_slice)),
+    ("Gather", Operator(picking.gather, _HOMOGENEOUS, picking.edit_gather)),
+    ("Expand", Operator(extents.expand, _HOMOGENEOUS, extents.edit_extents(1))),
+    ("Tile", Operator(extents.tile, _HOMOGENEOUS)),
+    ("Pad", Operator(extents.pad, Homogeneity.PAD, extents.edit_pad)),
+    ("DepthToSpace SpaceToDepth", Operator(layout.depth_to_space, _HOMOGENEOUS)),
     # no channels come out
-    _rows("Shape Size Constant ConstantOfShape Range RandomNormal RandomUniform EyeLike", _NO_CHANNELS),
-    _rows("RandomNormalLike RandomUniformLike", _NO_CHANNELS),
+    ("Shape Size Constant ConstantOfShape Range RandomNormal RandomUniform EyeLike", _NO_CHANNELS),
+    ("RandomNormalLike RandomUniformLike", _NO_CHANNELS),
     # known to mix
-    _rows("LSTM GRU RNN Einsum Attention Det NonMaxSuppression GridSample RoiAlign NonZero Compress", _MIXES),
-    _rows("GatherElements GatherND ScatterElements ScatterND Scatter OneHot Unique ReverseSequence", _MIXES),
-    _rows("If Loop Scan SequenceConstruct SequenceAt SplitToSequence ConcatFromSequence", _MIXES),
-    _rows("QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul", _QUANTISED),
-    _rows("ConvInteger MatMulInteger", _QUANTISED),
+    ("LSTM GRU RNN Einsum Attention Det NonMaxSuppression GridSample RoiAlign NonZero Compress", _MIXES),
+    ("GatherElements GatherND ScatterElements ScatterND Scatter OneHot Unique ReverseSequence", _MIXES),
+    ("If Loop Scan SequenceConstruct SequenceAt SplitToSequence ConcatFromSequence", _MIXES),
+    ("QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul", Operator(unsupported.quantised)),
+    ("ConvInteger MatMulInteger", Operator(unsupported.quantised)),
 )
 
 _UNKNOWN = Operator(unsupported.unknown)
