@@ -13,9 +13,12 @@ from onnx import numpy_helper, parser
 from onnxmerge.errors import ModelError, OptionError, ProviderError
 from onnxmerge.execution import gpu_detection, gpu_probe, providers, sessions
 from onnxmerge.execution.gpu_detection import CPU_NAME, CUDA_NAME, ProviderProblem, find_problem
+from onnxmerge.execution.messages import runtime_message
 from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.providers import CPU, NAMES, CudaSettings, Provider, resolve_provider
-from onnxmerge.execution.sessions import batch_size, one_line, open_session
+from onnxmerge.execution.session_options import provider_list, session_options
+from onnxmerge.execution.sessions import open_session
+from onnxmerge.execution.tensor_specs import batch_size
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 LINEAR = HEADER + "g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1,2,3,4}> { y = MatMul(x, w) }"
@@ -187,8 +190,8 @@ def test_a_session_runs(optimise):
 
 def test_optimise_decides_the_level():
     levels = sessions.onnxruntime.GraphOptimizationLevel
-    assert sessions._options(True, 1, None).graph_optimization_level == levels.ORT_ENABLE_ALL
-    assert sessions._options(False, 1, None).graph_optimization_level == levels.ORT_DISABLE_ALL
+    assert session_options(True, 1, None).graph_optimization_level == levels.ORT_ENABLE_ALL
+    assert session_options(False, 1, None).graph_optimization_level == levels.ORT_DISABLE_ALL
 
 
 SETTINGS = {
@@ -207,9 +210,9 @@ SETTINGS = {
 
 @pytest.mark.parametrize(("optimise", "settings", "options"), SETTINGS.values(), ids=SETTINGS.keys())
 def test_settings_of_cuda(optimise, settings, options):
-    cuda = sessions._providers(Provider(NAMES["cuda"], "cuda", settings=settings), optimise)
+    cuda = provider_list(Provider(NAMES["cuda"], "cuda", settings=settings), optimise)
     assert cuda == [(NAMES["cuda"], options), NAMES["cpu"]]
-    first, second, third = sessions._providers(Provider(NAMES["tensorrt"], "tensorrt", settings=settings), optimise)
+    first, second, third = provider_list(Provider(NAMES["tensorrt"], "tensorrt", settings=settings), optimise)
     graph = options.get("enable_cuda_graph", "0")
     assert first == (NAMES["tensorrt"], {"trt_cuda_graph_enable": graph})
     assert second == (NAMES["cuda"], {key: value for key, value in options.items() if key != "enable_cuda_graph"})
@@ -314,8 +317,8 @@ def test_a_run_that_fails(text, feeds, reason, capfd):
 
 
 def test_long_messages_are_cut():
-    assert len(one_line(ValueError("x" * 5000))) < 410
-    assert one_line(ValueError()) == "ValueError"
+    assert len(runtime_message(ValueError("x" * 5000))) < 410
+    assert runtime_message(ValueError()) == "ValueError"
 
 
 def test_external_weights(tmp_path):

@@ -7,8 +7,10 @@ from onnx import numpy_helper, parser
 
 from onnxmerge.errors import InputError, ModelError
 from onnxmerge.execution import shapes
-from onnxmerge.execution.sessions import TensorSpec, open_session
-from onnxmerge.execution.shapes import observe, observe_twice, tiny_feeds
+from onnxmerge.execution.example_feeds import example_feeds
+from onnxmerge.execution.sessions import open_session
+from onnxmerge.execution.shapes import observe, observe_twice
+from onnxmerge.execution.tensor_specs import TensorSpec
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 CONV = """g (float[N,3,H,W] x) => (float[N,4] y) <float[4,3,3,3] w> {
@@ -142,20 +144,20 @@ DIMS = {
 
 
 @pytest.mark.parametrize(("dims", "expected"), DIMS.values(), ids=DIMS.keys())
-def test_sizes_of_tiny_feeds(dims, expected):
-    feeds = tiny_feeds([spec(str(number), dim) for number, dim in enumerate(dims)], batch=2, extent=5)
+def test_sizes_of_example_feeds(dims, expected):
+    feeds = example_feeds([spec(str(number), dim) for number, dim in enumerate(dims)], batch=2, extent=5)
     assert [value.shape for value in feeds.values()] == expected
 
 
-def test_kinds_of_tiny_feeds():
+def test_kinds_of_example_feeds():
     kinds = {"f": "float16", "i": "int64", "b": "bool", "u": "uint8", "s": "object"}
-    feeds = tiny_feeds([spec(name, (50,), dtype) for name, dtype in kinds.items()], batch=1, extent=1, seed=3)
+    feeds = example_feeds([spec(name, (50,), dtype) for name, dtype in kinds.items()], batch=1, extent=1, seed=3)
     assert {name: str(value.dtype) for name, value in feeds.items()} == kinds
     assert set(feeds["i"]) == {0, 1}
-    again = tiny_feeds([spec(name, (50,), dtype) for name, dtype in kinds.items()], batch=1, extent=1, seed=3)
+    again = example_feeds([spec(name, (50,), dtype) for name, dtype in kinds.items()], batch=1, extent=1, seed=3)
     assert all(np.array_equal(feeds[name], again[name]) for name in kinds)
 
 
 def test_a_sequence_cannot_be_fed():
     with pytest.raises(InputError, match="input 'q' is seq"):
-        tiny_feeds([spec("q", (), "object", "seq(tensor(float))")], batch=1, extent=1)
+        example_feeds([spec("q", (), "object", "seq(tensor(float))")], batch=1, extent=1)

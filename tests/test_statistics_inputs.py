@@ -13,7 +13,8 @@ from onnxmerge.data.npy_files import open_npz
 from onnxmerge.data.synthetic import ImageRange, dead_leaves, leaves
 from onnxmerge.errors import InputError, OptionError
 from onnxmerge.evaluation.fidelity import compare
-from onnxmerge.execution.sessions import TensorSpec, open_session
+from onnxmerge.execution.sessions import open_session
+from onnxmerge.execution.tensor_specs import TensorSpec
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent")

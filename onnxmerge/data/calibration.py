@@ -17,7 +17,7 @@ from onnxmerge.data.input_slots import Column, Indices, Slot, column, convert, f
 from onnxmerge.data.npy_files import Header, npz_headers, open_npy, open_npz, readable
 from onnxmerge.data.synthetic import ImageRange
 from onnxmerge.errors import InputError
-from onnxmerge.execution.sessions import TensorSpec
+from onnxmerge.execution.tensor_specs import TensorSpec
 
 try:
     from PIL import Image, ImageOps

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxmerge.data.synthetic import ImageRange, channels_last
 from onnxmerge.errors import InputError
-from onnxmerge.execution.sessions import TensorSpec
+from onnxmerge.execution.tensor_specs import TensorSpec
 
 Dims = tuple[int | str | None, ...]
 Indices = NDArray[np.intp]

@@ -13,7 +13,7 @@ from onnxmerge.data.calibration import array_columns, read_columns
 from onnxmerge.data.input_slots import Indices
 from onnxmerge.data.synthetic import ImageRange, Sampler, sampler
 from onnxmerge.errors import InputError
-from onnxmerge.execution.sessions import TensorSpec
+from onnxmerge.execution.tensor_specs import TensorSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxmerge.errors import InputError, OptionError
-from onnxmerge.execution.sessions import TensorSpec
+from onnxmerge.execution.tensor_specs import TensorSpec
 
 Generators = Sequence[np.random.Generator]
 Floats = NDArray[np.float32]

@@ -12,7 +12,8 @@ import numpy as np
 from onnxmerge.data.balance import looks_like_scores
 from onnxmerge.errors import InputError, VerificationError
 from onnxmerge.evaluation.output_metrics import OutputMoments
-from onnxmerge.execution.sessions import Feeds, Session, batch_size
+from onnxmerge.execution.sessions import Session
+from onnxmerge.execution.tensor_specs import Feeds, batch_size
 from onnxmerge.results import Accuracy, Fidelity, OutputFidelity
 
 Outputs = Mapping[str, Any]

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxmerge.errors import ModelError, ProviderError
-from onnxmerge.execution.sessions import Feeds, Session, batch_size
+from onnxmerge.execution.sessions import Session
+from onnxmerge.execution.tensor_specs import Feeds, batch_size
 from onnxmerge.results import LatencyComparison, LatencySummary
 
 ROUNDS = 16

@@ -19,8 +19,9 @@ from onnxmerge.evaluation.channel_matching import NOT_FINITE, TwinSums
 from onnxmerge.evaluation.channel_sums import ChannelSums
 from onnxmerge.evaluation.node_views import WEIGHTED, Wire, Wiring, wiring_of
 from onnxmerge.evaluation.weight_differences import difference
-from onnxmerge.execution.sessions import Feeds, ModelSource, Session
-from onnxmerge.execution.shapes import open_traced
+from onnxmerge.execution.sessions import ModelSource, Session
+from onnxmerge.execution.shapes import open_with_all_outputs
+from onnxmerge.execution.tensor_specs import Feeds
 from onnxmerge.results import LayerComparison, NodeDeviation
 
 ROUNDING = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-12}  # relative L2 that other kernels may differ by
@@ -71,7 +72,7 @@ def compare_layers(
     """Both models on the CPU without optimisation. Memory: all tensors of one run of each. InputError without any batch."""
     pair = (reference, candidate)
     wirings = [wiring_of(model, label) for model, label in zip(pair, labels, strict=True)]
-    sessions = [open_traced(model, label, None) for model, label in zip(pair, labels, strict=True)]
+    sessions = [open_with_all_outputs(model, label, None) for model, label in zip(pair, labels, strict=True)]
     traces, runs = _Traces(wirings[0], wirings[1]), 0
     for feeds in batches:
         values = [_arrays(session, feeds) for session in sessions]

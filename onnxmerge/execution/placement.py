@@ -1,25 +1,26 @@
-"""What truly ran where, asked of the sessions themselves."""
+"""Which node ran on which execution provider, asked of the sessions themselves."""
 
 from __future__ import annotations
 
 from onnxmerge.execution.sessions import Session
 from onnxmerge.results import Execution
 
-_STATED = ("use_tf32", "cudnn_conv_algo_search", "enable_cuda_graph", "trt_cuda_graph_enable")
+# Settings that change speed or rounding
+_REPORTED = ("use_tf32", "cudnn_conv_algo_search", "enable_cuda_graph", "trt_cuda_graph_enable")
 
 
 def execution_of(reference: Session, candidate: Session) -> Execution:
-    """Of two sessions opened alike."""
-    options = reference.handle.get_provider_options()
-    settings = {key: value for of_one in options.values() for key, value in of_one.items() if key in _STATED}
+    """Where and how two sessions that were opened alike ran."""
+    by_provider = reference.handle.get_provider_options()
+    settings = {key: value for options in by_provider.values() for key, value in options.items() if key in _REPORTED}
     return Execution(reference.provider.fallback_reason, settings, placement(reference), placement(candidate))
 
 
 def placement(session: Session) -> dict[str, str]:
-    """Node of the graph as it runs -> its execution provider; empty where this ONNX Runtime does not tell."""
-    progress = getattr(session.handle, "get_provider_graph_assignment_info", None)
+    """Execution provider by node of the graph as it runs, after optimisation; empty where ONNX Runtime does not tell."""
+    assignments = getattr(session.handle, "get_provider_graph_assignment_info", None)
     found: dict[str, str] = {}
-    for part in progress() if progress is not None else ():
+    for part in assignments() if assignments is not None else ():
         for node in part.get_nodes():
             found[node.name or f"{node.op_type} {len(found)}"] = part.ep_name
     return found

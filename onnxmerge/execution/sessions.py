@@ -1,8 +1,7 @@
-"""ONNX Runtime sessions that refuse a silent fallback and fail with one clear line."""
+"""ONNX Runtime sessions that refuse a silent fallback to another execution provider, and fail with one clear line."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,54 +10,38 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from onnx import TensorProto, helper
 
 from onnxmerge.errors import ModelError, ProviderError
-from onnxmerge.execution.providers import CPU, NAMES, Provider
+from onnxmerge.execution.messages import runtime_message
+from onnxmerge.execution.providers import CPU, Provider
+from onnxmerge.execution.session_options import provider_list, session_options
+from onnxmerge.execution.tensor_specs import Feeds, TensorSpec, spec_of
 from onnxmerge.execution.threads import default_threads
 from onnxmerge.onnxio.model_files import TemporaryModel
 
-Feeds = Mapping[str, np.ndarray]
 ModelSource = bytes | Path | TemporaryModel
-DEVICE = "cuda"  # where IO binding keeps inputs and outputs, unless they are strings
-
-_ONNX_NAMES = {"float": "FLOAT", "double": "DOUBLE"}
-_NOISE = (
-    r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ",
-    r"Non-zero status code returned while running ",
-    r"Status Message: ",
-    r"/onnxruntime_src/\S+:\d+ (?:.*? was false\.)?",
-    r"\S+\.(?:cc|h):\d+ \S*",
-    r"onnxruntime::[\w:]+\([^)]*\)(?: const)?",
-    r"This is an invalid model\. ",
-    r"Please fix either the inputs/outputs or the model\.",
-    r"Name:'' ",
-)
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A graph input or output: an int per fixed axis, a name per symbolic one, None per unknown one; `type` as ONNX writes it."""
-
-    name: str
-    type: str
-    dtype: np.dtype
-    dims: tuple[int | str | None, ...]
-
-    @property
-    def shape(self) -> tuple[int | None, ...]:
-        """The dims with None for everything dynamic."""
-        return tuple(dim if isinstance(dim, int) else None for dim in self.dims)
-
-    @property
-    def is_tensor(self) -> bool:
-        """False for sequences, maps and optionals."""
-        return self.type.startswith("tensor(")
+DEVICE = "cuda"  # ONNX Runtime's name of the memory where IO binding keeps inputs and outputs, unless they are strings
 
 
 @dataclass(frozen=True)
 class Session:
-    """A model on a provider that was verified. `label` names the model in errors; `reopen` gives the same session afresh."""
+    """A model on an execution provider that was verified.
+
+    Attributes
+    ----------
+    label : str
+        What errors call the model.
+    provider : Provider
+        Where it runs.
+    threads : int
+        Of one operator.
+    inputs, outputs : tuple of TensorSpec
+        In the model's order.
+    handle : InferenceSession
+        ONNX Runtime's own session.
+    reopen : callable
+        Gives the same session afresh.
+    """
 
     label: str
     provider: Provider
@@ -74,27 +57,41 @@ class Session:
         return tuple(output.name for output in self.outputs)
 
     def run(self, feeds: Feeds) -> dict[str, Any]:
-        """Every output by name. Raises ModelError with the runtime's reason."""
+        """Every output by name.
+
+        Raises
+        ------
+        ModelError
+            Where the model does not run; with ONNX Runtime's reason.
+        """
         names = list(self.output_names)
         try:
             values = self.handle.run(names, dict(feeds))
         except Exception as error:  # ONNX Runtime's exceptions have no common root
-            raise ModelError(f"{self.label} does not run: {one_line(error)}") from error
+            raise ModelError(f"{self.label} does not run: {runtime_message(error)}") from error
         return dict(zip(names, values, strict=True))
 
     def bind(self, feeds: Feeds) -> Callable[[], object]:
-        """One call of the model for timing, made once already: inputs and outputs stay on the device, and it ends when done."""
+        """A function that calls the model once, for timing; it has been called once already.
+
+        On a GPU inputs and outputs stay in its memory, and a call ends when the GPU has done its work.
+
+        Raises
+        ------
+        ModelError
+            Where the model does not run.
+        """
         try:
             call = self._bound({name: np.ascontiguousarray(value) for name, value in feeds.items()})
             call()
         except Exception as error:  # ONNX Runtime's exceptions have no common root
-            raise ModelError(f"{self.label} does not run: {one_line(error)}") from error
+            raise ModelError(f"{self.label} does not run: {runtime_message(error)}") from error
         return call
 
     def _bound(self, feeds: Feeds) -> Callable[[], object]:
         if self.provider.name == CPU.name:
             return partial(self.handle.run, list(self.output_names), feeds)
-        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value, *_place(value)) for name, value in feeds.items()}
+        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value, *_device_of(value)) for name, value in feeds.items()}
         binding = self._binding(values)
         if self.provider.settings.cuda_graph:
             binding = self._at_fixed_addresses(binding, values)
@@ -128,6 +125,11 @@ class Session:
         return fixed
 
 
+def _device_of(value: np.ndarray) -> tuple[str, int]:
+    """Strings stay on the CPU."""
+    return ("cpu" if value.dtype.kind in "OSU" else DEVICE), 0
+
+
 def open_session(
     model: ModelSource,
     provider: Provider = CPU,
@@ -137,111 +139,59 @@ def open_session(
     label: str | None = None,
     folder: Path | None = None,
 ) -> Session:
-    """A session on exactly this provider, with ORT_ENABLE_ALL (optimise, for speed) or ORT_DISABLE_ALL (for correctness).
+    """A session on exactly this execution provider.
 
-    A path is needed where weights are external, or bytes and the `folder` their locations are relative to. threads: of one
-    operator, default every CPU this process may use. On CUDA, TF32 is off unless optimise. NVIDIA_TF32_OVERRIDE=0 in the
-    environment, set before the process starts, turns it off inside the libraries too.
-    Raises ModelError where the model is refused, ProviderError where the session landed on another provider.
+    Parameters
+    ----------
+    model : bytes, Path or TemporaryModel
+        In memory or as a file.
+    provider : Provider
+        Where it runs. On CUDA, TF32 is off unless `optimise`; inside the libraries NVIDIA_TF32_OVERRIDE=0 in the environment,
+        set before the process starts, turns it off.
+    optimise : bool
+        With ONNX Runtime's optimisations, for speed, or without any, for outputs that are compared.
+    threads : int, optional
+        Of one operator; by default every CPU that this process may use.
+    label : str, optional
+        What errors call the model; by default its path.
+    folder : Path, optional
+        Where the external data of a model in memory is.
+
+    Raises
+    ------
+    ModelError
+        Where ONNX Runtime refuses the model.
+    ProviderError
+        Where the session landed on another provider.
     """
     label = label or (str(model) if isinstance(model, Path) else "the model")
     threads = threads or default_threads()
     source = model if isinstance(model, bytes) else str(path_of(model))
+    options, providers = session_options(optimise, threads, folder), provider_list(provider, optimise)
     try:
-        handle = onnxruntime.InferenceSession(
-            source, _options(optimise, threads, folder), providers=_providers(provider, optimise), enable_fallback=0
-        )
+        handle = onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions have no common root
-        raise ModelError(f"{label} cannot be opened by ONNX Runtime: {one_line(error)}") from error
-    if handle.get_providers()[0] != provider.name:
-        landed = handle.get_providers()[0]
+        raise ModelError(f"{label} cannot be opened by ONNX Runtime: {runtime_message(error)}") from error
+    landed = handle.get_providers()[0]
+    if landed != provider.name:
         raise ProviderError(f"{label} was to run on {provider.name} but landed on {landed}; use `provider` cpu to accept that")
     again = partial(open_session, model, provider, optimise=optimise, threads=threads, label=label, folder=folder)
-    inputs = tuple(_spec(argument) for argument in handle.get_inputs())
-    outputs = tuple(_spec(argument) for argument in handle.get_outputs())
+    inputs, outputs = tuple(map(spec_of, handle.get_inputs())), tuple(map(spec_of, handle.get_outputs()))
     return Session(label, provider, threads, inputs, outputs, handle, again)
 
 
 def path_of(model: Path | TemporaryModel) -> Path:
-    """Where a model that is not in memory lies."""
+    """The file of a model that is not in memory."""
     return model if isinstance(model, Path) else model.path
 
 
 def open_pair(
     reference: ModelSource, candidate: ModelSource, provider: Provider, *, optimise: bool, threads: int | None
 ) -> tuple[Session, Session]:
-    """Both models of a comparison, opened alike; models in memory are called what they are."""
+    """Sessions of both models of a comparison, opened alike; errors call files by their path."""
     sides = ((reference, "the reference"), (candidate, "the candidate"))
     first, second = (
         open_session(model, provider, optimise=optimise, threads=threads, label=str(model) if isinstance(model, Path) else name)
         for model, name in sides
     )
     return first, second
-
-
-def batch_size(feeds: Feeds) -> int:
-    """The commonest extent of axis 0 over the feeds, the first of them where several are as common; 1 without any."""
-    extents = [len(value) for value in feeds.values() if np.ndim(value)]
-    return max(extents, key=extents.count, default=1)
-
-
-def one_line(error: BaseException) -> str:
-    """A runtime's message without source files, signatures and line breaks."""
-    text = " ".join(str(error).split())
-    for noise in _NOISE:
-        text = re.sub(noise, "", text)
-    text = " ".join(text.split()).strip(" .")
-    return (text[:400] + "...") if len(text) > 400 else text or type(error).__name__
-
-
-def _options(optimise: bool, threads: int, folder: Path | None) -> onnxruntime.SessionOptions:
-    levels = onnxruntime.GraphOptimizationLevel
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(1 << 30))
-    if folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
-    return options
-
-
-def _cuda_settings(provider: Provider, optimise: bool) -> dict[str, str]:
-    """ONNX Runtime's options of the CUDA execution provider, for a session for speed (optimise) or for correctness."""
-    settings = provider.settings
-    tf32 = optimise if settings.tf32 is None else settings.tf32
-    found = {"use_tf32": str(int(tf32)), "cudnn_conv_algo_search": (settings.cudnn_search or "exhaustive").upper()}
-    return {**found, "enable_cuda_graph": "1"} if settings.cuda_graph else found
-
-
-def _providers(provider: Provider, optimise: bool) -> list[Any]:
-    if provider.option == "cpu":
-        return [CPU.name]
-    settings = _cuda_settings(provider, optimise)
-    if provider.option == "cuda":
-        return [(NAMES["cuda"], settings), CPU.name]
-    graph = settings.pop("enable_cuda_graph", "0")
-    return [(NAMES["tensorrt"], {"trt_cuda_graph_enable": graph}), (NAMES["cuda"], settings), CPU.name]
-
-
-def _place(value: np.ndarray) -> tuple[str, int]:
-    """Strings stay on the CPU."""
-    return ("cpu" if value.dtype.kind in "OSU" else DEVICE), 0
-
-
-def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:
-    dims = tuple(dim if isinstance(dim, str) or (isinstance(dim, int) and dim >= 0) else None for dim in argument.shape or ())
-    return TensorSpec(argument.name, argument.type, _dtype(argument.type), dims)
-
-
-def _dtype(type_text: str) -> np.dtype:
-    """numpy's type of 'tensor(float)' and the like; object for strings and everything that is not a tensor."""
-    match = re.fullmatch(r"tensor\((\w+)\)", type_text)
-    if match is None or match[1] == "string":
-        return np.dtype(object)
-    name = _ONNX_NAMES.get(match[1], match[1].upper())
-    return helper.tensor_dtype_to_np_dtype(TensorProto.DataType.Value(name))

@@ -1,4 +1,4 @@
-"""What figures were made with."""
+"""Versions of what a result was made with."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import onnxruntime
 
 from onnxmerge import __version__
 
-PACKAGES = ("onnx", "onnx-graphsurgeon", "numpy")
+PACKAGES = ("onnx", "onnx-graphsurgeon", "numpy")  # onnxruntime comes in several packages, so its version is its own
 
 
 def versions() -> dict[str, str]:
-    """Of the program, of the packages that compute, of Python and the system."""
+    """Version by name: of this package, of the packages that compute, of Python and of the system."""
     found = {name: version(name) for name in PACKAGES}
     system = {"python": platform.python_version(), "system": platform.platform()}
     return {"onnxmerge": __version__, "onnxruntime": onnxruntime.__version__, **found, **system}

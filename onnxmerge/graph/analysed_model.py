@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from onnxmerge.errors import ModelError
-from onnxmerge.execution.shapes import Observations, observe_twice, random_values
+from onnxmerge.execution.example_feeds import random_values
+from onnxmerge.execution.shapes import Observations, observe_twice
 from onnxmerge.graph.channel_analysis import analyse_channels
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.cost import total_macs, total_parameters

@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxmerge.evaluation.fidelity import compare_outputs
 from onnxmerge.execution.layerwise import LayerwiseRun
-from onnxmerge.execution.sessions import batch_size
+from onnxmerge.execution.tensor_specs import batch_size
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Replacement

@@ -15,7 +15,7 @@ import numpy as np
 from onnxmerge.algorithms.least_squares import RIDGE, fits_in_memory
 from onnxmerge.algorithms.moments import MomentSums
 from onnxmerge.execution.layerwise import LayerwiseRun
-from onnxmerge.execution.sessions import batch_size
+from onnxmerge.execution.tensor_specs import batch_size
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Replacement

@@ -1,0 +1,68 @@
+"""What a session says of its inputs and outputs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+from onnx import TensorProto, helper
+
+Feeds = Mapping[str, np.ndarray]
+
+# ONNX Runtime's names of types that ONNX calls otherwise than by the same word in capitals
+_ONNX_NAMES = {"float": "FLOAT", "double": "DOUBLE"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A graph input or output.
+
+    Attributes
+    ----------
+    name : str
+        Its name.
+    type : str
+        As ONNX Runtime writes it: "tensor(float)".
+    dtype : dtype
+        Of the values; object for strings, and for everything that is not a tensor.
+    dims : tuple of (int, str or None)
+        By axis its size, the name of a symbolic one, None for an unknown one.
+    """
+
+    name: str
+    type: str
+    dtype: np.dtype
+    dims: tuple[int | str | None, ...]
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """The dims with None for everything dynamic."""
+        return tuple(dim if isinstance(dim, int) else None for dim in self.dims)
+
+    @property
+    def is_tensor(self) -> bool:
+        """False for sequences, maps and optionals."""
+        return self.type.startswith("tensor(")
+
+
+def spec_of(argument: onnxruntime.NodeArg) -> TensorSpec:
+    """The specification of an input or output, from what a session returns."""
+    dims = tuple(dim if isinstance(dim, str) or (isinstance(dim, int) and dim >= 0) else None for dim in argument.shape or ())
+    return TensorSpec(argument.name, argument.type, _dtype_of(argument.type), dims)
+
+
+def _dtype_of(type_text: str) -> np.dtype:
+    match = re.fullmatch(r"tensor\((\w+)\)", type_text)
+    if match is None or match[1] == "string":
+        return np.dtype(object)
+    name = _ONNX_NAMES.get(match[1], match[1].upper())
+    return helper.tensor_dtype_to_np_dtype(TensorProto.DataType.Value(name))
+
+
+def batch_size(feeds: Feeds) -> int:
+    """The commonest size of axis 0, the first of them where several are as common; 1 without any."""
+    sizes = [len(value) for value in feeds.values() if np.ndim(value)]
+    return max(sizes, key=sizes.count, default=1)
