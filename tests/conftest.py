@@ -1,8 +1,13 @@
 """What all tests share: where the project and the real models beside it are."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from onnxmerge.cli import app
+from onnxmerge.evaluation import benchmark
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -16,6 +21,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "shared" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process: run("inspect", path) -> (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ending:
+            app.main([str(argument) for argument in arguments])
+        return ending.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latencies are measured for a tenth of a second."""
+    monkeypatch.setattr(benchmark, "USUAL", replace(benchmark.USUAL, seconds=0.1))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from rich.console import Console
 from topologies.net import Net
 
 import onnxmerge
-from onnxmerge.cli import app as cli
 from onnxmerge.errors import InputError
 from onnxmerge.evaluation import benchmark as proof
 from onnxmerge.evaluation.latency import compare_latency
@@ -21,21 +20,11 @@ from onnxmerge.execution.providers import resolve_provider
 from onnxmerge.report.terminal import show_benchmark
 from onnxmerge.results import Benchmark, Execution, LatencyComparison, LatencySummary
 
+pytestmark = pytest.mark.usefixtures("short_timing")
+
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MLP = MODELS / "digits-mlp.onnx"
 CPU = "CPUExecutionProvider"
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=0.1))
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ending:
-            cli.main([str(argument) for argument in arguments])
-        return ending.value.code or 0, *capsys.readouterr()
-
-    return call
 
 
 def convolutions(channels: int, batch: str | int = "N") -> onnx.ModelProto:

@@ -54,20 +54,6 @@ def quick_timing(monkeypatch):
     monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=0.1))
 
 
-@pytest.fixture
-def run(capsys):
-    """Run the command line in this process -> (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ending:
-            cli.main([str(argument) for argument in arguments])
-        code = ending.value.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def smaller(tmp_path_factory) -> Path:
     """The MLP with a quarter of its neurons gone."""

@@ -17,31 +17,18 @@ import pytest
 from samples import COMPRESSION, EVIL, FIDELITY, LATENCY, OUTPUT, PROVENANCE, RESULTS, VERIFICATION, evil
 
 import onnxmerge
-from onnxmerge.cli import app as cli
 from onnxmerge.errors import OptionError
-from onnxmerge.evaluation import benchmark as proof
 from onnxmerge.report.documents import KINDS, Provenance, as_json, document, json_text
 from onnxmerge.report.schema import breaking_changes, schema_of
 from onnxmerge.report.writing import check_reports, write_report
 from onnxmerge.results import Size
 
+pytestmark = pytest.mark.usefixtures("short_timing")
+
 ROOT = Path(__file__).resolve().parents[1]
 MLP = ROOT / "models" / "digits-mlp.onnx"
 SCHEMAS = ROOT / "docs" / "schemas"
 ALL_KINDS = pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """The command line in this process -> (exit code, stdout, stderr); timing is short."""
-    monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=0.1))
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ending:
-            cli.main([str(argument) for argument in arguments])
-        return ending.value.code or 0, *capsys.readouterr()
-
-    return call
 
 
 # schemas

@@ -21,7 +21,6 @@ import threadpoolctl
 from workers import FLAG, Killing, make_killed_once, square, square_or_die, square_or_raise
 
 import onnxmerge
-from onnxmerge.cli import app as cli
 from onnxmerge.errors import InputError, ModelError, OptionError, VerificationError
 from onnxmerge.evaluation import benchmark as proof
 from onnxmerge.execution.providers import provider_of
@@ -31,7 +30,9 @@ from onnxmerge.parallel import dask as clusters
 from onnxmerge.parallel.tasks import Lost, spread
 from onnxmerge.pipeline import sweep_point as points
 from onnxmerge.pipeline.sweep_point import make
-from onnxmerge.results import as_json
+from onnxmerge.report.documents import as_json
+
+pytestmark = pytest.mark.usefixtures("short_timing")
 
 MLP = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
 SWEEP = sys.modules["onnxmerge.pipeline.sweep"]  # the name is the function's
@@ -271,19 +272,6 @@ BAD = {
     "no address": (("--dask", ""), "'' is no address"),
     "no such scheme": (("--dask", "foo://host:1"), "unknown address scheme 'foo'"),
 }
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """The command line in this process -> (exit code, stdout, stderr)."""
-    monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=0.1))
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ending:
-            cli.main([str(argument) for argument in arguments])
-        return ending.value.code or 0, *capsys.readouterr()
-
-    return call
 
 
 @pytest.mark.parametrize("target", [("macs", "0.5"), ("macs", None), ("flops", 0.5)], ids=str)

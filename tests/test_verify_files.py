@@ -9,23 +9,12 @@ import pytest
 from broken import swapped_channels
 
 import onnxmerge
-from onnxmerge.cli import app as cli
 from onnxmerge.execution.sessions import Session, open_session
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MLP = MODELS / "digits-mlp.onnx"
 MEAN, STD = 0.3054, 0.3758
 PIXELS = ("--mean", str(MEAN), "--std", str(STD))
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ending:
-            cli.main([str(argument) for argument in arguments])
-        return ending.value.code or 0, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture
