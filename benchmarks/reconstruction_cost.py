@@ -26,7 +26,8 @@ from networks import chain, residual, resnet50
 
 from onnxmerge import compress
 from onnxmerge.execution.threads import default_threads
-from onnxmerge.statistics.unfold import GraphBuilder, outputs_of, patches_of, sums_of_products, window_of
+from onnxmerge.statistics.consumer_moments import moment_sums
+from onnxmerge.statistics.unfold import GraphBuilder, outputs_of, patches_of, window_of
 
 GROWTH_ALLOWED = 1.5  # seconds a layer, deepest against shallowest
 MEMORY_ALLOWED_MIB = 1536  # more memory for sixteen times the inputs: the budget of what is held, and some
@@ -97,9 +98,9 @@ def samples_and_sums() -> None:
         net = GraphBuilder()
         inside = patches_of(net, "x", window, 1, channels, (1, 1)), outputs_of(net, "y", window, 1, channels, (1, 1))
         session = net.session(feeds, dict(zip(("inputs", "outputs"), inside, strict=True)), None)
-        mixed, sums = best_of(lambda session=session, feeds=feeds: sums_of_products(session.run(feeds), True))
+        mixed, sums = best_of(lambda session=session, feeds=feeds: moment_sums(*session.run(feeds).values()))
         alone, expected = best_of(partial(numpy_sums, x, x))
-        np.testing.assert_allclose(sums["xx"][0], expected, rtol=1e-2, atol=1.0)
+        np.testing.assert_allclose(sums[0].xx, expected, rtol=1e-2, atol=1.0)
         print(f"{name:30} {mixed:23.2f} s {alone:11.2f} s {mixed / alone:5.2f}x", flush=True)
 
 

@@ -17,9 +17,9 @@ from onnxmerge.algorithms.moments import MomentSums
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.layers import Layer
 from onnxmerge.statistics import consumer_moments as sums_module
-from onnxmerge.statistics import unfold as gram_module
-from onnxmerge.statistics.consumer_moments import SampleCache, channel_covariance, consumer_moment_sums
-from onnxmerge.statistics.unfold import GraphBuilder, outputs_of, patches_of, rows_of, sums_of_products, thinning, window_of
+from onnxmerge.statistics import unfold as unfold_module
+from onnxmerge.statistics.consumer_moments import SampleCache, channel_covariance, consumer_moment_sums, moment_sums
+from onnxmerge.statistics.unfold import GraphBuilder, outputs_of, patches_of, rows_of, thinning, window_of
 
 
 @dataclass(frozen=True)
@@ -134,24 +134,22 @@ def test_rows_put_one_axis_last(shape: tuple[int, ...], axis: int) -> None:
     np.testing.assert_array_equal(found, np.moveaxis(x, axis, -1).reshape(1, -1, shape[axis]))
 
 
-@pytest.mark.parametrize("inputs_too", [True, False])
-def test_sums_are_sums(inputs_too: bool) -> None:
+@pytest.mark.parametrize("with_xx", [True, False])
+def test_sums_are_sums(with_xx: bool) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(3, 50, 4)).astype(np.float32), rng.normal(size=(3, 50, 2)).astype(np.float32)
-    found = sums_of_products({"inputs": x, "outputs": y}, inputs_too)
-    assert ("xx" in found) == inputs_too
-    assert tuple(found.pop("shape")) == x.shape
-    for group in range(3):
+    for group, found in enumerate(moment_sums(x, y, with_xx)):
         expected = MomentSums.of(x[group], y[group])
-        for name, value in found.items():
-            np.testing.assert_allclose(value[group], getattr(expected, name), rtol=1e-4, atol=1e-4)
+        for name in ("count", "sum_x", "sum_y", "xy", "yy"):
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found.xx, expected.xx if with_xx else np.zeros((4, 4)), rtol=1e-4, atol=1e-4)
 
 
 # Topology and consumer -> the samples that it reads and writes: x (N, ...) -> (samples, in), y -> (samples, out).
 Rows = Callable[[np.ndarray], np.ndarray]
 LAST, FIRST = (lambda t: t.reshape(-1, t.shape[-1])), (lambda t: t.T)
 MIDDLE: Rows = lambda t: np.concatenate([one.T for one in t])  # noqa: E731
-DENSE: dict[tuple[str, str], tuple[Rows, SampleCache]] = {
+DENSE: dict[tuple[str, str], tuple[Rows, Rows]] = {
     ("gemm-relu-gemm-transb0", "fc_b"): (LAST, LAST),
     ("gemm-relu-gemm-transb0", "out"): (LAST, LAST),
     ("gemm-relu-gemm-transb1", "fc_b"): (LAST, LAST),
@@ -261,7 +259,7 @@ def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consume
     tolerance = 2e-2 if name == "float16" else 1e-4
     np.testing.assert_allclose(offset, np.broadcast_to(offset[:, :1], offset.shape), atol=tolerance)
     kept = kept_of(at.layer)
-    found = consumer_moment_sums(at.walk, at.layer, kept, at.targets.__getitem__, None, SampleCache(), None)
+    found = consumer_moment_sums(at.walk, at.layer, kept, at.targets.__getitem__, SampleCache(), None)
     for group, moments in enumerate(found):
         x = at.x[group][:, places(at, kept, group)]
         assert_moments(moments, x, at.y[group], 1e-3 if name == "float16" else 1e-5)
@@ -291,14 +289,48 @@ def test_places_of_a_channel_that_flatten_apart_are_pooled(tmp_path: Path) -> No
         np.testing.assert_array_equal(standing(name, "out", tmp_path).layer.channel_positions, columns)
 
 
-def test_moments_far_from_zero_keep_their_digits(tmp_path: Path) -> None:
-    """A covariance is the small difference of large sums: inputs a hundred deviations from zero."""
-    at = standing("conv-relu-conv", "out", tmp_path)
-    for number in range(2):
-        at.walk.tensors.put(number, at.layer.source, np.asarray(at.walk.tensor(number, at.layer.source)) + np.float32(100))
-    source = np.concatenate([at.walk.tensor(number, at.layer.source) for number in range(2)]).astype(np.float64)
-    found = channel_covariance(at.walk, at.layer, None)
-    np.testing.assert_allclose(found.xx, np.cov(np.moveaxis(source, 1, 0).reshape(8, -1), bias=True), rtol=1e-3, atol=1e-5)
+@pytest.mark.parametrize("means", [0.0, 1.0, 7.5, 30.0, 1e3], ids=lambda value: f"{value:g}-deviations")
+def test_covariances_keep_their_digits_however_far_the_means_are_from_zero(means: float, tmp_path: Path) -> None:
+    """Correlated inputs with one unit of deviation and a smallest eigenvalue of 2e-3, in float32 as a model gives them."""
+    at = standing("gemm-relu-gemm-transb1", "fc_b", tmp_path)
+    size, outputs = at.layer.in_ids.size, at.layer.out_ids.size
+    rng = np.random.default_rng(0)
+    mixing = np.linalg.qr(rng.normal(size=(size, size)))[0] * np.geomspace(1.0, 2e-3, size) ** 0.5
+    batches = [rng.normal(size=(4096, size)) @ mixing.T + means * mixing.std() * size**0.5 for _ in range(at.walk.batch_count)]
+    targets = [batch[:, :outputs] + rng.normal(size=(4096, outputs)) for batch in batches]
+    for number, batch in enumerate(batches):
+        at.walk.tensors.put(number, at.layer.source, batch.astype(np.float32))
+    x, y = (np.concatenate(side).astype(np.float32).astype(np.float64) for side in (batches, targets))
+    exact = np.cov(x.T, y.T, bias=True)
+
+    def target(number: int) -> np.ndarray:
+        return targets[number].astype(np.float32)
+
+    (sums,) = consumer_moment_sums(at.walk, at.layer, np.ones((1, size), bool), target, SampleCache(), None)
+    found, channels = sums.covariance(), channel_covariance(at.walk, at.layer, None)
+    for covariance in (found, channels):
+        np.testing.assert_allclose(covariance.xx, exact[:size, :size], atol=1e-6)
+        np.testing.assert_allclose(np.linalg.eigvalsh(covariance.xx), np.linalg.eigvalsh(exact[:size, :size]), rtol=1e-3)
+        np.testing.assert_allclose(covariance.mean_x, x.mean(0), rtol=1e-7, atol=1e-6)
+    np.testing.assert_allclose(found.xy, exact[:size, size:], atol=1e-5)
+    np.testing.assert_allclose(found.variance_y, y.var(0), rtol=1e-5)
+
+
+def test_padding_counts_as_zeros_when_samples_are_centred(tmp_path: Path) -> None:
+    """A padded convolution that reads channels far from zero: most of what varies in its patches is the padding."""
+    name, consumer = "conv-relu-conv", "out"
+    at = standing(name, consumer, tmp_path)
+    for number in range(at.walk.batch_count):
+        far = np.asarray(at.walk.tensor(number, at.layer.source)) + np.float32(100)
+        at.walk.tensors.put(number, at.layer.source, far)
+    batches = [np.asarray(at.walk.tensor(number, at.layer.source)) for number in range(at.walk.batch_count)]
+    samples = [dense(name, consumer, at.layer, (), *pair) for pair in zip(batches, at.targets, strict=True)]
+    x, y = (np.concatenate(side, 1)[0] for side in zip(*samples, strict=True))
+    assert (x == 0).any()
+    (sums,) = consumer_moment_sums(at.walk, at.layer, np.ones((1, 8), bool), at.targets.__getitem__, SampleCache(), None)
+    exact = np.cov(x.T, y.T, bias=True)
+    np.testing.assert_allclose(sums.covariance().xx, exact[: len(x.T), : len(x.T)], rtol=1e-4, atol=1e-4 * x.var())
+    np.testing.assert_allclose(sums.covariance().xy, exact[: len(x.T), len(x.T) :], rtol=1e-3, atol=1e-4 * x.std())
 
 
 SHARDS = [("conv-relu-conv", "out"), ("grouped-conv", "grouped"), ("gemm-relu-gemm-transb1", "fc_b"), ("flatten-spatial", "out")]
@@ -309,12 +341,12 @@ def test_shards_add_up_to_the_whole(name: str, consumer: str, tmp_path: Path, mo
     """Batches of other sizes, and batches in pieces, give the same moments."""
     whole = standing(name, consumer, tmp_path, (7,))
     kept = kept_of(whole.layer)
-    expected = consumer_moment_sums(whole.walk, whole.layer, kept, whole.targets.__getitem__, None, SampleCache(), None)
+    expected = consumer_moment_sums(whole.walk, whole.layer, kept, whole.targets.__getitem__, SampleCache(), None)
     channels = channel_covariance(whole.walk, whole.layer, None)
     for budget in (1 << 28, 1):
         monkeypatch.setattr(sums_module, "BATCH_BYTES", budget)
         parts = standing(name, consumer, tmp_path, (1, 4, 2))
-        found = consumer_moment_sums(parts.walk, parts.layer, kept, parts.targets.__getitem__, None, SampleCache(), None)
+        found = consumer_moment_sums(parts.walk, parts.layer, kept, parts.targets.__getitem__, SampleCache(), None)
         for one, other in zip(found, expected, strict=True):
             assert one.count == other.count
             for part in ("sum_x", "sum_y", "xx", "xy", "yy"):
@@ -327,25 +359,25 @@ def test_shards_add_up_to_the_whole(name: str, consumer: str, tmp_path: Path, mo
 def test_other_targets_reuse_the_sums_over_the_inputs(
     name: str, consumer: str, kept_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sums_module, "SAMPLE_BYTES", kept_bytes)
+    monkeypatch.setattr(sums_module, "CACHE_BYTES", kept_bytes)
     at = standing(name, consumer, tmp_path)
     kept = kept_of(at.layer)
-    samples = SampleCache()
-    first = consumer_moment_sums(at.walk, at.layer, kept, at.targets.__getitem__, None, samples, None)
-    assert bool(samples.parts) == bool(kept_bytes)
+    cache = SampleCache()
+    consumer_moment_sums(at.walk, at.layer, kept, at.targets.__getitem__, cache, None)
+    assert bool(cache.parts) == bool(kept_bytes)
     others = [2 * target + 1 for target in at.targets]
-    again = consumer_moment_sums(at.walk, at.layer, kept, others.__getitem__, first, samples, None)
+    again = consumer_moment_sums(at.walk, at.layer, kept, others.__getitem__, cache, None)
     for group, moments in enumerate(again):
         assert_moments(moments, at.x[group][:, places(at, kept, group)], 2 * at.y[group] + 1)
 
 
 def test_many_samples_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The upper convolution of a 16 x 16 map."""
-    monkeypatch.setattr(gram_module, "FEWEST_SAMPLES", 60)
-    monkeypatch.setattr(gram_module, "SAMPLES_PER_UNKNOWN", 1)
+    monkeypatch.setattr(unfold_module, "AMPLE_AT_LEAST", 60)
+    monkeypatch.setattr(unfold_module, "AMPLE", 1)
     at = standing("resize-scales", "out", tmp_path, thin=(3, 3))
     kept = kept_of(at.layer)
-    (found,) = consumer_moment_sums(at.walk, at.layer, kept, at.targets.__getitem__, None, SampleCache(), None)
+    (found,) = consumer_moment_sums(at.walk, at.layer, kept, at.targets.__getitem__, SampleCache(), None)
     assert found.count == 7 * 6 * 6
     assert_moments(found, at.x[0][:, places(at, kept, 0)], at.y[0])
 

@@ -17,14 +17,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from onnxmerge.algorithms.moments import MomentSums
+from onnxmerge.algorithms.sample_counts import FEW
 
 Floats = NDArray[np.float64]
 
 RIDGE = 1e-3
 """Pull towards the prior, relative to the mean variance of the inputs."""
-
-FEW_SAMPLES = 10.0
-"""With fewer samples an unknown the ridge is raised: near one sample an unknown the plain solution is at its worst."""
 
 OVERLAPPING_RIDGE = 0.5
 """Then, where samples overlap: the ridge is at least this for one unknown a sample, and more in proportion."""
@@ -80,9 +78,9 @@ def solve(
     covariance, start = moments.covariance(), np.asarray(prior, np.float64)
     gradient = covariance.xy - covariance.xx @ start.T
     unknowns = len(start.T)
-    if moments.count < FEW_SAMPLES * unknowns and not independent:
+    if moments.count < FEW * unknowns and not independent:
         ridge = max(ridge, OVERLAPPING_RIDGE * unknowns / moments.count)
-    elif moments.count < FEW_SAMPLES * unknowns:
+    elif moments.count < FEW * unknowns:
         ridge = _cross_validated(covariance.xx, gradient, float(covariance.residual(start).sum()), moments.count, ridge)
     weight = start + _solve_ridge(covariance.xx, gradient, ridge).T
     scale = variance_correction(covariance.variance_y, covariance.explained(weight), correction_exponent)

@@ -1,4 +1,4 @@
-"""First and second moments of samples: sums that add up over batches and shards, and what they say when centred."""
+"""First and second moments of samples: sums that add up over batches and shards, and the covariances that they give."""
 
 from __future__ import annotations
 
@@ -13,9 +13,25 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MomentSums:
-    """Sums over samples of inputs x (d) and targets y (o), float64; they add over batches and shards.
+    """Sums over samples of inputs x (d,) and targets y (o,), float64. Two of them add up to those of all samples.
 
-    count: number of samples. sum_x (d,), sum_y (o,), xx (d, d) = sum x x^T, xy (d, o) = sum x y^T, yy (o,) = sum y^2.
+    A covariance is the small difference of large sums where samples are far from zero. Sums that were made in a lower precision
+    are therefore taken about a value near the mean and brought back by `translated`.
+
+    Attributes
+    ----------
+    count : number of samples
+    sum_x : (d,), sum of x
+    sum_y : (o,), sum of y
+    xx : (d, d), sum of x x^T
+    xy : (d, o), sum of x y^T
+    yy : (o,), sum of y^2
+
+    Examples
+    --------
+    >>> first, second = MomentSums.of([[1.0], [3.0]], [[0.0], [4.0]]), MomentSums.of([[5.0]], [[8.0]])
+    >>> (first + second).covariance().xx
+    array([[2.66666667]])
     """
 
     count: float
@@ -27,7 +43,17 @@ class MomentSums:
 
     @staticmethod
     def of(inputs: ArrayLike, targets: ArrayLike) -> MomentSums:
-        """Moments of samples in memory: inputs (samples, d), targets (samples, o)."""
+        """The sums of samples in memory.
+
+        Parameters
+        ----------
+        inputs : (samples, d)
+        targets : (samples, o)
+
+        Returns
+        -------
+        MomentSums
+        """
         x, y = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
         return MomentSums(float(len(x)), x.sum(0), y.sum(0), x.T @ x, x.T @ y, (y * y).sum(0))
 
@@ -42,13 +68,33 @@ class MomentSums:
         )
 
     def of_inputs(self, chosen: ArrayLike) -> MomentSums:
-        """Those of the inputs chosen (k,) alone, against the same targets."""
-        places = np.asarray(chosen)
-        xx = self.xx[np.ix_(places, places)]
-        return MomentSums(self.count, self.sum_x[places], self.sum_y, xx, self.xy[places], self.yy)
+        """The sums of some of the inputs, against the same targets.
 
-    def moved(self, by_x: ArrayLike, by_y: ArrayLike) -> MomentSums:
-        """The moments of x + by_x (d,) and y + by_y (o,)."""
+        Parameters
+        ----------
+        chosen : (k,), indices of inputs
+
+        Returns
+        -------
+        MomentSums
+            of k inputs and all targets
+        """
+        indices = np.asarray(chosen)
+        xx = self.xx[np.ix_(indices, indices)]
+        return MomentSums(self.count, self.sum_x[indices], self.sum_y, xx, self.xy[indices], self.yy)
+
+    def translated(self, by_x: ArrayLike, by_y: ArrayLike) -> MomentSums:
+        """The sums of x + by_x and y + by_y.
+
+        Parameters
+        ----------
+        by_x : (d,)
+        by_y : (o,)
+
+        Returns
+        -------
+        MomentSums
+        """
         x, y, n = np.asarray(by_x, np.float64), np.asarray(by_y, np.float64), self.count
         return MomentSums(
             n,
@@ -60,7 +106,7 @@ class MomentSums:
         )
 
     def covariance(self) -> Covariance:
-        """Means and covariances."""
+        """Means and covariances of the samples (divided by their number, not by one less)."""
         mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
         xx = self.xx / self.count - np.outer(mean_x, mean_x)
         return Covariance(
@@ -74,7 +120,16 @@ class MomentSums:
 
 @dataclass(frozen=True)
 class Covariance:
-    """mean_x (d,), mean_y (o,), xx (d, d) = cov(x), xy (d, o) = cov(x, y), variance_y (o,)."""
+    """Means and covariances of inputs x (d,) and targets y (o,), float64.
+
+    Attributes
+    ----------
+    mean_x : (d,)
+    mean_y : (o,)
+    xx : (d, d), covariance of x
+    xy : (d, o), covariance of x with y
+    variance_y : (o,)
+    """
 
     mean_x: Floats
     mean_y: Floats
@@ -83,19 +138,38 @@ class Covariance:
     variance_y: Floats
 
     def residual(self, weight: Floats) -> Floats:
-        """(o,) variance of y - weight x, for a weight (o, d)."""
+        """Variance (o,) of y - weight x, for a weight (o, d)."""
         cross = np.einsum("od,do->o", weight, self.xy)
         residual: Floats = np.maximum(self.variance_y - 2.0 * cross + self.explained(weight), 0.0)
         return residual
 
     def explained(self, weight: Floats) -> Floats:
-        """(o,) variance of weight x."""
+        """Variance (o,) of weight x, for a weight (o, d)."""
         explained: Floats = np.maximum(np.einsum("od,od->o", weight @ self.xx, weight), 0.0)
         return explained
 
 
 def pooled_covariance(counts: Sequence[float], parts: Sequence[Covariance]) -> Covariance:
-    """Means and covariances of all samples from those of parts with so many samples each (Chan, Golub, LeVeque 1979)."""
+    """Means and covariances of all samples from those of parts of them.
+
+    With shares p of the samples and means m, cov = sum p (cov_part + (m_part - m) (m_part - m)^T): Chan, Golub, LeVeque,
+    "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
+
+    Parameters
+    ----------
+    counts : number of samples in each part
+    parts : the moments of each part
+
+    Returns
+    -------
+    Covariance
+
+    Examples
+    --------
+    >>> parts = [MomentSums.of(x, x).covariance() for x in ([[1.0], [3.0]], [[5.0]])]
+    >>> pooled_covariance([2, 1], parts).xx
+    array([[2.66666667]])
+    """
     shares = np.asarray(counts, np.float64) / float(np.sum(counts))
     mean_x = sum(share * part.mean_x for share, part in zip(shares, parts, strict=True))
     mean_y = sum(share * part.mean_y for share, part in zip(shares, parts, strict=True))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxmerge.algorithms import sample_counts
 from onnxmerge.data.balance import balanced
 from onnxmerge.data.first_layer_noise import dense_first_layer, with_shaped_noise
 from onnxmerge.data.input_hints import Hints, hints_of, spread
@@ -76,7 +77,8 @@ def _enough(analysed: AnalysedModel) -> int:
     for link in [link for group in analysed.channels.groups for link in group.consumers]:
         shape = analysed.shapes[link.key]
         samples = math.prod(shape[1:]) / link.layer.out_ids.size
-        needed = max(needed, link.layer.inputs_per_group * link.layer.kernel_size / max(samples, 1.0))
+        unknowns = link.layer.inputs_per_group * link.layer.kernel_size
+        needed = max(needed, sample_counts.MINIMUM * unknowns / max(samples, 1.0))
     return min(math.ceil(needed), MOST_INPUTS)
 
 

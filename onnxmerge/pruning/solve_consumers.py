@@ -79,7 +79,7 @@ class _Consumer:
         self.downstream = (
             downstream if downstream.is_reachable(reference, compressed) else DownstreamAffine(is_followed=downstream.is_followed)
         )
-        self.alpha, self.samples = layer.alpha, SampleCache()
+        self.alpha, self.cache = layer.alpha, SampleCache()
         self.old_bias = old_bias(context.channels, layer)
 
     def solve(self) -> Replacement:
@@ -91,13 +91,13 @@ class _Consumer:
             return self._mixed(priors)
         outputs = self.reference.session_of_node(self.index)
         ridge = REFIT_RIDGE if self.kept.all() else RIDGE
-        known = self._moments(partial(self._first_target, outputs), None)
-        weights, bias = self._least_squares(known, priors, ridge)
+        sums = self._moments(partial(self._first_target, outputs))
+        weights, bias = self._least_squares(sums, priors, ridge)
         new = self._install(weights, bias - self.old_bias)
         if self.downstream.has_relu:
             current = self.compressed.session_of_node(self.index)
-            known = self._moments(partial(self._next_target, outputs, current), known)
-            weights, bias = self._least_squares(known, weights, ridge)
+            sums = self._moments(partial(self._next_target, outputs, current))
+            weights, bias = self._least_squares(sums, weights, ridge)
             new = self._install(weights, bias - self.old_bias)
         return new
 
@@ -135,8 +135,8 @@ class _Consumer:
         wanted = self.downstream.before_relu(_run(outputs, self.reference, number), self.reference, number)
         return adjusted_target(now, reached, wanted, self.downstream.scale, rectified=True)
 
-    def _moments(self, targets: Callable[[int], np.ndarray], known: list[MomentSums] | None) -> list[MomentSums]:
-        return consumer_moment_sums(self.compressed, self.layer, self.kept, targets, known, self.samples, self.context.threads)
+    def _moments(self, targets: Callable[[int], np.ndarray]) -> list[MomentSums]:
+        return consumer_moment_sums(self.compressed, self.layer, self.kept, targets, self.cache, self.context.threads)
 
     def _least_squares(
         self, moments: list[MomentSums], priors: list[np.ndarray], ridge: float

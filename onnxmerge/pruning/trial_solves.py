@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxmerge.algorithms import sample_counts
 from onnxmerge.algorithms.least_squares import RIDGE, fits_in_memory
 from onnxmerge.algorithms.moments import MomentSums
 from onnxmerge.execution.layerwise import LayerwiseRun
@@ -23,11 +24,9 @@ from onnxmerge.pruning.consumer_update import mixed_priors, old_bias, spread_out
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.solve_consumers import least_squares
 from onnxmerge.pruning.weight_methods import Decision
-from onnxmerge.statistics import unfold as gram
 from onnxmerge.statistics.consumer_moments import SampleCache, consumer_moment_sums
 from onnxmerge.statistics.reference_run import Feeds, copy_of
 
-SAMPLES_PER_UNKNOWN = 1.5
 FEWEST_INPUTS, MOST_INPUTS = 64, 1024
 MAC_BUDGET = 2e11  # of running the model on them
 AFFORDED = 2e11  # multiply-accumulates of sums and solves, some ten seconds on two cores
@@ -88,7 +87,7 @@ def _samples(layer_statistics: LayerStatistics, layer: Layer) -> float:
 def _cost(layer_statistics: LayerStatistics, layer: Layer, trials: Sequence[Trial], count: int) -> float:
     """Multiply-accumulates of a reader's sums, of samples as they are thinned out, and of its solves."""
     width = layer.weight.shape[2] * layer.weight.shape[3]
-    samples = min(count * _samples(layer_statistics, layer), max(gram.FEWEST_SAMPLES, gram.SAMPLES_PER_UNKNOWN * width))
+    samples = min(count * _samples(layer_statistics, layer), max(sample_counts.AMPLE_AT_LEAST, sample_counts.AMPLE * width))
     unknowns = [int(kept.sum()) * layer.weight.shape[3] for trial in trials for kept in trial.kept(layer_statistics, layer)]
     return float(layer.groups * samples * float(width) ** 2 + sum(float(each) ** 3 for each in unknowns))
 
@@ -96,7 +95,7 @@ def _cost(layer_statistics: LayerStatistics, layer: Layer, trials: Sequence[Tria
 def _enough(layer_statistics: LayerStatistics, layers: Sequence[Layer]) -> int:
     """As few inputs as give every reader enough samples, and no more than are affordable."""
     unknowns = {layer.key: layer.weight.shape[2] * layer.weight.shape[3] for layer in layers}
-    needed: list[float] = [SAMPLES_PER_UNKNOWN * unknowns[layer.key] / _samples(layer_statistics, layer) for layer in layers]
+    needed: list[float] = [sample_counts.TRIAL * unknowns[layer.key] / _samples(layer_statistics, layer) for layer in layers]
     return min(math.ceil(max([FEWEST_INPUTS, *needed])), MOST_INPUTS)
 
 
@@ -118,7 +117,7 @@ def _moments(layer_statistics: LayerStatistics, walk: LayerwiseRun, layer: Layer
         return np.asarray(next(iter(walk.run_session(session, number).values())))
 
     whole = np.ones((layer.groups, layer.weight.shape[2]), bool)
-    return consumer_moment_sums(walk, layer, whole, outputs, None, SampleCache(), layer_statistics.context.threads)
+    return consumer_moment_sums(walk, layer, whole, outputs, SampleCache(), layer_statistics.context.threads)
 
 
 def _solved(layer_statistics: LayerStatistics, layer: Layer, trial: Trial, moments: Sequence[MomentSums]) -> Replacement:
