@@ -41,8 +41,8 @@ def written(model: onnx.ModelProto, folder: Path, name: str = "model.onnx") -> P
 
 
 def analysed(model: onnx.ModelProto, folder: Path) -> AnalysedModel:
-    """The program's understanding of a model from memory."""
-    return analyse_model(written(model, folder, "understood.onnx"))
+    """The analysis of a model from memory."""
+    return analyse_model(written(model, folder, "analysed.onnx"))
 
 
 def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:

@@ -116,7 +116,7 @@ def test_layers_in_a_body_have_a_reason(tmp_path: Path) -> None:
         ("matmul-add-2d", "fc_a", "add_1_y", 1.0),
     ],
 )
-def test_neurons_are_what_the_activation_sees(name: str, producer: str, activation: str, factor: float, tmp_path: Path) -> None:
+def test_the_activation_reads_pre_activations(name: str, producer: str, activation: str, factor: float, tmp_path: Path) -> None:
     """scale * (row . x) + offset, at the upper left 3 x 3 patch of an image or on a vector, is the observed activation."""
     model, feeds = built(TOPOLOGIES[name]), feeds_of(TOPOLOGIES[name])
     channels = analysed(model, tmp_path).channels
@@ -164,7 +164,7 @@ def behind_stem(make) -> onnx.ModelProto:
     return net.model()
 
 
-def test_two_readers_of_differently_scaled_channels_do_not_merge(tmp_path: Path) -> None:
+def test_consumers_of_differently_scaled_channels_bar_merging(tmp_path: Path) -> None:
     channels = analysed(behind_stem(forked), tmp_path).channels
     (group,) = channels.groups
     refused = pre_activations(channels, group)
@@ -172,10 +172,10 @@ def test_two_readers_of_differently_scaled_channels_do_not_merge(tmp_path: Path)
     assert "another scale" in refused.text
 
 
-def test_users_of_one_weight_shrink_together(tmp_path: Path) -> None:
+def test_layers_of_one_weight_shrink_together(tmp_path: Path) -> None:
     groups = analysed(behind_stem(shared), tmp_path).channels.groups
     assert [{link.name for link in group.producers} for group in groups] == [{"stem"}, {"first", "second"}]
-    result = compress(tmp_path / "understood.onnx", tmp_path / "out.onnx", ratio=0.5, method="prune", verify=False)
+    result = compress(tmp_path / "analysed.onnx", tmp_path / "out.onnx", ratio=0.5, method="prune", verify=False)
     small = onnx.load(tmp_path / "out.onnx")
     first, second = ({node.name: node for node in small.graph.node}[name].input[1] for name in ("first", "second"))
     assert first == second
@@ -195,7 +195,7 @@ def test_layers_share_a_weight_where_they_share_an_initializer(make, sharing: se
     """A weight that is shared is not solved for one of its layers; equal ones are."""
     channels = analysed(behind_stem(make), tmp_path).channels
     assert {layer.name for layer in channels.layers if layer.key in channels.shared_weight_keys} == sharing
-    source, options = tmp_path / "understood.onnx", {"ratio": 0.5, "samples": 16, "threads": 1, "verify": False, "bench": False}
+    source, options = tmp_path / "analysed.onnx", {"ratio": 0.5, "samples": 16, "threads": 1, "verify": False, "bench": False}
     result = compress(source, tmp_path / "out.onnx", method="reconstruct", **options)
     assert {group.name: group.method for group in result.groups}["stem"] in (method, "merge" if sharing else method)
 

@@ -19,7 +19,7 @@ from onnxmerge.pruning.weight_methods import Decision, merge, replacements
 
 # Copies have a cosine of exactly one with their bases, so a threshold just below takes those pairs only.
 OPTIONS = PruningOptions(method="merge", criterion="l2-norm", threshold=0.999)
-# One unit is a channel of every group of the convolution before the shuffle: its pairs need one factor.
+# What leaves together is a channel of every group of the convolution before the shuffle: its pairs need one factor.
 ONE_FACTOR = {"channel-shuffle"}
 # Groups of mixed topologies (`merge` is None there) that merging refuses.
 REFUSED = {
@@ -95,9 +95,8 @@ def replace_tensor(model: onnx.ModelProto, name: str, values: np.ndarray) -> Non
 
 
 def merged(duplicates: Duplicates, producers: tuple[str, ...], folder: Path) -> tuple[onnx.ModelProto, Decision, np.ndarray]:
-    """(the model after merging one group, what was decided, the units that are copies)."""
-    understanding = analysed(duplicates.model, folder)
-    channels = understanding.channels
+    """(the model after merging one group, what was decided, the channels that are copies)."""
+    channels = analysed(duplicates.model, folder).channels
     group = group_of(channels, producers)
     copies = np.flatnonzero(np.isin(group.producers[0].positions, duplicates.copy).any(1))
     decision = merge(channels, group, group.size - len(copies), OPTIONS)

@@ -43,10 +43,10 @@ def test_a_ratio_of_zero_changes_no_bit(topology: Topology, tmp_path: Path) -> N
 
 
 def half_of(group: ChannelGroup) -> Removal:
-    """Every second unit that may go leaves, equally many of every cell, never all of one."""
-    cells = [np.flatnonzero(group.removable & (group.conv_groups == cell)) for cell in np.unique(group.conv_groups)]
-    count = min(min(len(cell), (group.conv_groups == group.conv_groups[cell[0]]).sum() - 1) for cell in cells) if cells else 0
-    going = np.concatenate([cell[::2][: (count + 1) // 2] for cell in cells])
+    """Every second removable channel leaves, equally many of every convolution group, never all of one."""
+    parts = [np.flatnonzero(group.removable & (group.conv_groups == each)) for each in np.unique(group.conv_groups)]
+    count = min(min(len(part), (group.conv_groups == group.conv_groups[part[0]]).sum() - 1) for part in parts) if parts else 0
+    going = np.concatenate([part[::2][: (count + 1) // 2] for part in parts])
     return Removal(group, np.setdiff1d(np.arange(group.size), going), "prune")
 
 

@@ -18,7 +18,7 @@ class Topology:
     """One small model and what is true of its channels, worked out by hand and not by the program under test.
 
     `removable` names a producer node and counts those of its output channels that are not pinned (0: all are pinned).
-    Producers are Conv, ConvTranspose, Gemm and MatMul with a constant; a depthwise convolution is a rider and is not listed.
+    Producers are Conv, ConvTranspose, Gemm and MatMul with a constant, but no depthwise convolutions, which pass channels on.
     A divisibility rule (grouped convolution, channel shuffle) does not lower the count.
     `at_most` names producers for which any count from 0 to the given one is right: a pin is honest, the number is ideal.
     `tied` lists producers that share channels, so that a channel leaves all of them at once.
