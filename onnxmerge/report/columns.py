@@ -24,6 +24,18 @@ MAX_OUTPUT_COLUMNS = 3  # more outputs get a row each
 MAX_LAYER_ROWS = 12
 _NAME_WIDTH = 36  # characters of an output's name in a header
 _DASH = "-"  # where there is no value
+_NARROW_HEADERS = [
+    ("fidelity", "fidelity", False),
+    ("SQNR", "SQNR", False),
+    ("cosine, mean", "cosine", False),
+    ("cosine, worst", "worst", False),
+    ("relative L2, mean", "rel. L2", False),
+    ("relative L2, worst", "worst", True),
+    ("largest error", "max error", True),
+    ("same best class", "top-1", False),
+    ("best class in top 5", "top-5", True),
+]
+"""Measure, its header in a narrow table, and whether its column is optional."""
 
 
 def group_columns(groups: Sequence[GroupResult], *, compressed: bool) -> list[Column]:
@@ -83,61 +95,44 @@ def _with_bars(columns: Sequence[Column], lengths: Sequence[Sequence[float | Non
     return [replace(column, bars=bars) for column, bars in zip(columns, scaled, strict=True)]
 
 
-def output_columns(outputs: Sequence[OutputFidelity]) -> list[Column]:
-    """All measures; a column for each output, or where there are many a row for each output."""
-    columns = measure_rows(outputs)
-    if len(outputs) <= MAX_OUTPUT_COLUMNS:
-        return columns
-    rows = zip(*(column.cells for column in columns[1:]), strict=True)
-    measures = [Column(measure, cells) for measure, cells in zip(columns[0].cells, rows, strict=True)]
-    return [Column("output", [output.name for output in outputs], name=True), *measures]
-
-
 def measure_rows(outputs: Sequence[OutputFidelity]) -> list[Column]:
-    """All measures, a row each, and a column for each output."""
-    measured = [_measures(output) for output in outputs]
-    names = list(dict.fromkeys(name for measures in measured for name in measures))
+    """A row for each measure and a column for each output."""
+    table = _by_measure(outputs)
     columns = [
-        Column(shortened(output.name, _NAME_WIDTH), [measures.get(name, _DASH) for name in names])
-        for output, measures in zip(outputs, measured, strict=True)
+        Column(shortened(output.name, _NAME_WIDTH), cells)
+        for output, cells in zip(outputs, zip(*table.values(), strict=True), strict=True)
     ]
-    return [Column("", names, left=True), *columns]
+    return [Column("", list(table), left=True), *columns]
 
 
-def output_rows(outputs: Sequence[OutputFidelity]) -> list[Column]:
-    """A row for each output, with the most important measures in narrow columns."""
-    columns = [
-        Column("output", [output.name for output in outputs], name=True),
-        Column("fidelity", [closeness(output.fidelity) for output in outputs]),
-        Column("SQNR", [decibels(output.sqnr_db) for output in outputs]),
-        Column("cosine", [closeness(output.cosine_mean) for output in outputs]),
-        Column("worst", [closeness(output.cosine_worst) for output in outputs]),
-        Column("rel. L2", [magnitude(output.relative_l2_mean) for output in outputs]),
-        Column("worst", [magnitude(output.relative_l2_worst) for output in outputs], optional=True),
-        Column("max error", [magnitude(output.max_abs_error) for output in outputs], optional=True),
-    ]
-    if any(output.top1_agreement is not None for output in outputs):
-        columns.append(Column("top-1", [_or_dash(output.top1_agreement, percent) for output in outputs]))
-        columns.append(Column("top-5", [_or_dash(output.top5_agreement, percent) for output in outputs], optional=True))
-    return columns
+def output_rows(outputs: Sequence[OutputFidelity], *, narrow: bool) -> list[Column]:
+    """A row for each output; narrow: with the most important measures only, under short headers."""
+    table = _by_measure(outputs)
+    headers = _NARROW_HEADERS if narrow else [(measure, measure, False) for measure in table]
+    columns = [Column(header, table[measure], optional=optional) for measure, header, optional in headers if measure in table]
+    return [Column("output", [output.name for output in outputs], name=True), *columns]
 
 
-def _measures(output: OutputFidelity) -> dict[str, str]:
-    measures = {
-        "fidelity": closeness(output.fidelity),
-        "SQNR": decibels(output.sqnr_db),
-        "cosine, mean": closeness(output.cosine_mean),
-        "cosine, worst": closeness(output.cosine_worst),
-        "relative L2, mean": magnitude(output.relative_l2_mean),
-        "relative L2, worst": magnitude(output.relative_l2_worst),
-        "largest error": magnitude(output.max_abs_error),
-        "worst input": f"no. {output.worst_input}",
+def output_columns(outputs: Sequence[OutputFidelity]) -> list[Column]:
+    """All measures of all outputs."""
+    return measure_rows(outputs) if len(outputs) <= MAX_OUTPUT_COLUMNS else output_rows(outputs, narrow=False)
+
+
+def _by_measure(outputs: Sequence[OutputFidelity]) -> dict[str, list[str]]:
+    """Each measure and its value for each output."""
+    table = {
+        "fidelity": [closeness(output.fidelity) for output in outputs],
+        "SQNR": [decibels(output.sqnr_db) for output in outputs],
+        "cosine, mean": [closeness(output.cosine_mean) for output in outputs],
+        "cosine, worst": [closeness(output.cosine_worst) for output in outputs],
+        "relative L2, mean": [magnitude(output.relative_l2_mean) for output in outputs],
+        "relative L2, worst": [magnitude(output.relative_l2_worst) for output in outputs],
+        "largest error": [magnitude(output.max_abs_error) for output in outputs],
+        "worst input": [f"no. {output.worst_input}" for output in outputs],
+        "same best class": [_or_dash(output.top1_agreement, percent) for output in outputs],
+        "best class in top 5": [_or_dash(output.top5_agreement, percent) for output in outputs],
     }
-    if output.top1_agreement is not None:
-        measures["same best class"] = percent(output.top1_agreement)
-    if output.top5_agreement is not None:
-        measures["best class in top 5"] = percent(output.top5_agreement)
-    return measures
+    return {measure: cells for measure, cells in table.items() if set(cells) != {_DASH}}
 
 
 def size_columns(result: Compression) -> list[Column]:

@@ -135,7 +135,7 @@ def _fidelity(console: Console, fidelity: Fidelity) -> None:
     outputs = fidelity.outputs
     columns = measure_rows(outputs)
     if len(outputs) > MAX_OUTPUT_COLUMNS or not fits(columns, console.width):
-        columns = output_rows(outputs)
+        columns = output_rows(outputs, narrow=True)
     _line(console, sentences.fidelity_title(fidelity), "bold")
     console.print(fitted(columns, console.width))
     _line(console, f"inputs: {printable(fidelity.input_description)}; {fidelity.provider}", "dim")
