@@ -104,7 +104,7 @@ def _rows(
 
 
 def _row(settings: str, each: LatencyComparison) -> tuple[str, ...]:
-    places = each.execution.candidate if each.execution is not None else {}
+    places = each.execution.candidate_providers if each.execution is not None else {}
     elsewhere = sum(where != each.provider for where in places.values())
     return (
         settings or "default",

@@ -83,7 +83,7 @@ def test_points_come_in_order_and_are_what_compress_gives(alone, tmp_path):
         assert onnx.load_model_from_string(content).graph.output[0].name == "y"
     result = onnxmerge.compress(MLP, tmp_path / "o.onnx", target="macs=0.5", **QUICK)
     assert (tmp_path / "o.onnx").read_bytes() == files["digits-mlp-macs-0.5.onnx"]
-    assert {group.name: group.kept for group in result.groups} == found["points"][0]["kept_channels"]
+    assert {group.name: group.kept for group in result.groups} == found["points"][0]["kept_by_group"]
 
 
 def order(name: str) -> int:
@@ -159,7 +159,7 @@ def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(SWEEP.tempfile, "tempdir", str(tmp_path))
     result = onnxmerge.sweep(MLP, "ratio=0.5", method="prune", samples=32, threads=1, progress=note(told := []))
     assert list(tmp_path.iterdir()) == []
-    assert (result.points[0].output, result.points[0].latency.batch) == ("", 1)
+    assert (result.points[0].output, result.points[0].latency.batch_size) == ("", 1)
     assert told == [("0 of 1 points", 0.0), ("1 of 1 points", 0.8), ("timing", 1.0)]
 
 
@@ -181,9 +181,9 @@ def test_a_target_that_fails_is_a_point(tmp_path):
     options = {"min_fidelity": 0.9, "method": "prune", **QUICK}
     result = onnxmerge.sweep(MLP, ["ratio=0.05", ("ratio", 0.9)], folder=tmp_path, **options)
     good, bad = result.points
-    assert (bad.after, bad.fidelity, bad.kept_channels, bad.output) == (None, None, {}, "")
-    assert "is below 0.9" in bad.error
-    assert good.error == ""
+    assert (bad.after, bad.fidelity, bad.kept_by_group, bad.output) == (None, None, {}, "")
+    assert "is below 0.9" in bad.failure
+    assert good.failure == ""
     assert list(files_of(tmp_path)) == ["digits-mlp-ratio-0.05.onnx"]
 
 
@@ -192,7 +192,7 @@ def test_an_error_names_the_users_file(monkeypatch):
         raise VerificationError(f"{source}: no")
 
     monkeypatch.setattr(points, "compress_file", fail)
-    assert onnxmerge.sweep(MLP, "ratio=0.5", **QUICK).points[0].error == f"{MLP}: no"
+    assert onnxmerge.sweep(MLP, "ratio=0.5", **QUICK).points[0].failure == f"{MLP}: no"
 
 
 def test_targets_that_need_a_clock_stay_here(monkeypatch):
