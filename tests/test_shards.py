@@ -12,7 +12,7 @@ from onnxmerge.data.selection import inputs_for
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.options import InputOptions
-from onnxmerge.parallel.tasks import processes
+from onnxmerge.parallel.tasks import process_pool
 from onnxmerge.pipeline import builder as attempts_module
 from onnxmerge.pipeline.progress import overall
 from onnxmerge.pruning.layer_statistics import layer_statistics_of
@@ -66,7 +66,7 @@ def test_the_bytes_do_not_depend_on_the_executor(calibration, tmp_path):
     for name, executor in (("here", None), ("threads", ThreadPoolExecutor(2))):
         compress(MODEL, tmp_path / name, calibration=calibration, ratio=0.5, verify=False, threads=1, executor=executor)
         made.append((tmp_path / name).read_bytes())
-    with processes(1) as workers:
+    with process_pool(1) as workers:
         inputs = inputs_for(open_session(MODEL, optimise=True), analyse_model(MODEL).shapes, options)
         apart, here = (sharded_covariances(MODEL, options, 1, inputs, QUIET, executor) for executor in (workers, None))
     assert made[0] == made[1]

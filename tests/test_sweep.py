@@ -9,7 +9,6 @@ import sys
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import threadpoolctl
-from workers import FLAG, Killing, make_killed_once, square, square_or_die, square_or_raise
+from workers import FLAG, Killing, make_killed_once
 
 import onnxmerge
 from onnxmerge.errors import InputError, ModelError, OptionError, VerificationError
@@ -27,7 +26,7 @@ from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.threads import default_threads
 from onnxmerge.options import CompressOptions, RuntimeOptions
 from onnxmerge.parallel import dask as clusters
-from onnxmerge.parallel.tasks import Lost, spread
+from onnxmerge.parallel.tasks import run_tasks
 from onnxmerge.pipeline import sweep_point as points
 from onnxmerge.pipeline.sweep_point import make
 from onnxmerge.report.documents import as_json
@@ -200,9 +199,9 @@ def test_targets_that_need_a_clock_stay_here(monkeypatch):
 
     def noted(call, tasks, *others):
         given.extend(tasks)
-        spread(call, tasks, *others)
+        run_tasks(call, tasks, *others)
 
-    monkeypatch.setattr(SWEEP, "spread", noted)
+    monkeypatch.setattr(SWEEP, "run_tasks", noted)
     monkeypatch.setattr(SWEEP, "make", lambda task: points.Made(None, error="none"))
     monkeypatch.chdir(MLP.parent)
     result = onnxmerge.sweep(MLP.name, "latency=0.7,macs=0.5", calibration="digits.npz")
@@ -214,39 +213,6 @@ def test_targets_that_need_a_clock_stay_here(monkeypatch):
     assert [point.target for point in result.points] == ["latency=0.7", "macs=0.5"]
     onnxmerge.sweep(MLP, "macs=0.25", round_to="auto", **QUICK)
     assert len(given) == 1
-
-
-# tasks on executors
-
-
-@contextmanager
-def broken():
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        assert pool.submit(square_or_die, 3).exception(timeout=30) is not None
-        yield pool
-
-
-@pytest.mark.parametrize("executor", [nullcontext(), ThreadPoolExecutor(2), broken()], ids=["here", "threads", "broken"])
-def test_results_are_in_order(executor):
-    done = {}
-    with executor as pool:
-        spread(square, range(5), done.__setitem__, pool)
-    assert done == {0: 0, 1: 1, 2: 4, 3: 9, 4: 16}
-
-
-def test_only_the_task_that_kills_is_lost():
-    found = {}
-    spread(square_or_die, [1, 3, 2], found.__setitem__, jobs=2)
-    assert (found[0], found[2]) == (1, 4)
-    assert isinstance(found[1], Lost)
-
-
-@pytest.mark.parametrize("settings", [{}, {"jobs": 1}, {"executor": ThreadPoolExecutor(1)}], ids=["here", "processes", "threads"])
-def test_a_bug_is_raised(settings):
-    before = active_children()
-    with pytest.raises(ZeroDivisionError):
-        spread(square_or_raise, [1, 3, 2], lambda number, result: None, **settings)
-    assert active_children() == before
 
 
 # what is refused

@@ -9,14 +9,28 @@ from contextlib import contextmanager
 
 from onnxmerge.errors import OptionError
 
-PATIENCE_SECONDS = 5.0
-LARGEST = "4GB"  # models travel within tasks, which is no mistake
-RETRIES = 2  # of a task that raised; how many workers it may take with it is distributed.scheduler.allowed-failures
+TIMEOUT_SECONDS = 5.0  # for an answer of the scheduler, and for a first worker: both are there or they are not
+# Tasks up to this size are sent without Dask's warning: models travel in them, and one message of a model has at most 2 GB
+LARGEST_TASK = "4GB"
+# Times that Dask repeats a task that raised. How many workers a task may take with it is Dask's own setting,
+# distributed.scheduler.allowed-failures
+RETRIES = 2
 
 
 @contextmanager
 def executor_at(address: str | None) -> Iterator[Executor | None]:
-    """The executor of the scheduler at the address, None without one. OptionError where nothing that can work answers."""
+    """The executor of a Dask cluster.
+
+    Parameters
+    ----------
+    address : str or None
+        Of its scheduler, such as tcp://host:8786; None gives None.
+
+    Raises
+    ------
+    OptionError
+        Where no scheduler with workers answers, or the package distributed is missing.
+    """
     if address is None:
         yield None
         return
@@ -27,22 +41,22 @@ def executor_at(address: str | None) -> Iterator[Executor | None]:
     except ImportError:
         raise OptionError("`dask` needs the package distributed: pip install 'onnxmerge[dask]'") from None
     try:
-        with socket.create_connection(get_address_host_port(address), PATIENCE_SECONDS):
+        with socket.create_connection(get_address_host_port(address), TIMEOUT_SECONDS):
             pass  # a client that finds nobody leaves threads behind that complain at the end
     except OSError as error:
-        raise OptionError(f"no Dask scheduler answers at {address} within {PATIENCE_SECONDS:g} s") from error
+        raise OptionError(f"no Dask scheduler answers at {address} within {TIMEOUT_SECONDS:g} s") from error
     except (ValueError, OverflowError) as error:
         raise OptionError(f"`dask` {address!r} is no address of a Dask scheduler such as tcp://host:8786: {error}") from None
     try:
-        client = Client(address, timeout=PATIENCE_SECONDS, set_as_default=False)
+        client = Client(address, timeout=TIMEOUT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
-        raise OptionError(f"no Dask scheduler answers at {address} within {PATIENCE_SECONDS:g} s") from error
+        raise OptionError(f"no Dask scheduler answers at {address} within {TIMEOUT_SECONDS:g} s") from error
     try:
         try:
-            client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
+            client.wait_for_workers(1, timeout=TIMEOUT_SECONDS)
         except TimeoutError:
             raise OptionError(f"the Dask scheduler at {address} has no workers") from None
-        with config.set({"distributed.admin.large-graph-warning-threshold": LARGEST}):
+        with config.set({"distributed.admin.large-graph-warning-threshold": LARGEST_TASK}):
             yield client.get_executor(retries=RETRIES)
     finally:
         client.close()

@@ -1,4 +1,4 @@
-"""Independent tasks on any executor: the results come in the order of the tasks, and a worker that dies costs time alone."""
+"""Independent tasks on any executor: each result is handed over when it is there, and a worker that dies costs time alone."""
 
 from __future__ import annotations
 
@@ -10,85 +10,101 @@ from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from typing import TypeVar
 
-FULL_POOLS = 2  # of our own, before each task that is left gets one for itself
-KILLED = "KilledWorker"  # Dask's exception for a task that took several workers with it; the package may not be there
+# Pools of several processes that are tried before every task left gets a process for itself. A process that dies breaks its
+# pool, and the tasks that were under way with it: the second pool does these unless one of them kills again.
+SHARED_POOLS = 2
+# Dask's exception for a task that took several workers with it, by its name, since the package may not be installed.
+KILLED_WORKER = "KilledWorker"
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Lost:
-    """A task that ended every process it ran in."""
+class LostTask:
+    """A task without a result, because every process that ran it ended.
+
+    Attributes
+    ----------
+    reason : str
+        For the user.
+    """
 
     reason: str
 
 
-Keep = Callable[[int, Result | Lost], None]  # takes the number of a task, and what became of it
+OnResult = Callable[[int, Result | LostTask], None]
 
 
-def spread(
+def run_tasks(
     call: Callable[[Task], Result],
     tasks: Sequence[Task],
-    done: Keep[Result],
+    on_result: OnResult[Result],
     executor: Executor | None = None,
     jobs: int | None = None,
 ) -> None:
-    """call(task) for every task: on the executor, else in so many processes of our own, else here, one after the other.
+    """Call a function for every task.
 
-    done: takes each result here as soon as it is there, in the order in which tasks end; none is kept.
-
-    call must be a function of a module, so that it can be sent. What an executor that breaks leaves over is done here; a process
-    of our own is replaced. The exception of a call is raised, and what has not begun is dropped.
+    Parameters
+    ----------
+    call : callable
+        A function of a module, so that it can be sent to other processes. What it raises is raised, and tasks that have not
+        begun are dropped.
+    tasks : sequence
+        What it takes; they must not depend on each other.
+    on_result : callable
+        Takes the index of a task and its result, here, in the order in which tasks end.
+    executor : Executor, optional
+        Where tasks run. What it leaves undone because it broke is done here.
+    jobs : int, optional
+        Without an executor, how many processes run them; one that dies is replaced. None: this process, one task after the other.
     """
-    ended: set[int] = set()
+    pending = dict(enumerate(tasks))
 
-    def left() -> dict[int, Task]:
-        return {number: task for number, task in enumerate(tasks) if number not in ended}
-
-    def keep(number: int, result: Result | Lost) -> None:
-        ended.add(number)
-        done(number, result)
+    def finish(index: int, result: Result | LostTask) -> None:
+        del pending[index]
+        on_result(index, result)
 
     if executor is not None:
-        _gather(executor, call, left(), keep)
+        _run_on(executor, call, pending, finish)
     elif jobs is not None:
-        _in_processes(jobs, call, left, keep)
-    for number, task in left().items():
-        keep(number, call(task))
+        _run_in_processes(jobs, call, pending, finish)
+    for index, task in list(pending.items()):
+        finish(index, call(task))
 
 
-def _in_processes(jobs: int, call: Callable[[Task], Result], left: Callable[[], dict[int, Task]], keep: Keep[Result]) -> None:
-    """When a process dies, nobody can tell which task it was: at the end each runs apart, so that only the guilty one is lost."""
-    for _ in range(FULL_POOLS):
-        if left():
-            with processes(min(jobs, len(left()))) as workers:
-                _gather(workers, call, left(), keep)
-    for number, task in left().items():
-        with processes(1) as workers:
-            _gather(workers, call, {number: task}, keep)
-        if number in left():
-            keep(number, Lost("its process was ended from outside each time, perhaps for want of memory"))
+def _run_in_processes(jobs: int, call: Callable[[Task], Result], pending: dict[int, Task], finish: OnResult[Result]) -> None:
+    """When a process dies, nobody can tell whose task it was: at the end each runs apart, so that only that one is lost."""
+    for _ in range(SHARED_POOLS):
+        if pending:
+            with process_pool(min(jobs, len(pending))) as pool:
+                _run_on(pool, call, pending, finish)
+    for index, task in list(pending.items()):
+        with process_pool(1) as pool:
+            _run_on(pool, call, {index: task}, finish)
+        if index in pending:
+            finish(index, LostTask("its process was ended from outside each time, perhaps for want of memory"))
 
 
-def _gather(executor: Executor, call: Callable[[Task], Result], tasks: dict[int, Task], keep: Keep[Result]) -> None:
-    """Keep what the executor gives; tasks that a broken one did not do are left."""
+def _run_on(executor: Executor, call: Callable[[Task], Result], tasks: dict[int, Task], finish: OnResult[Result]) -> None:
+    """Finish what the executor does; tasks that a broken one did not do stay pending."""
     futures: dict[Future[Result], int] = {}
     try:
-        for number, task in tasks.items():
+        for index, task in tasks.items():
             try:
-                futures[executor.submit(call, task)] = number
+                futures[executor.submit(call, task)] = index
             except BrokenExecutor:
                 break
         for future in as_completed(futures):
             try:
-                keep(futures[future], future.result())
+                finish(futures[future], future.result())
             except (BrokenExecutor, CancelledError):
                 continue
             except Exception as error:
-                if type(error).__name__ != KILLED:
+                if type(error).__name__ != KILLED_WORKER:
                     raise
-                keep(futures[future], Lost("each worker that ran it was ended from outside, perhaps for want of memory"))
+                reason = "each worker that ran it was ended from outside, perhaps for want of memory"
+                finish(futures[future], LostTask(reason))
     except BaseException:
         for future in futures:
             future.cancel()
@@ -96,18 +112,18 @@ def _gather(executor: Executor, call: Callable[[Task], Result], tasks: dict[int,
 
 
 @contextmanager
-def processes(count: int) -> Iterator[Executor]:
-    """Fresh processes: ONNX Runtime's threads do not survive a fork. They end at once where the work is given up."""
+def process_pool(count: int) -> Iterator[Executor]:
+    """A pool of fresh processes, since ONNX Runtime's threads do not survive a fork. They end at once where work is given up."""
     before = set(active_children())
-    workers = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_leave_interruption_to_parent)
+    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_leave_interruption_to_parent)
     try:
-        yield workers
+        yield pool
     except BaseException:
         for child in set(active_children()) - before:
             child.terminate()
         raise
     finally:
-        workers.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def _leave_interruption_to_parent() -> None:

@@ -22,7 +22,7 @@ from onnxmerge.onnxio.storage import fits_one_message
 from onnxmerge.options import DEFAULT_TARGETS, SIZES, Progress, silent
 from onnxmerge.options.checks import TARGETS
 from onnxmerge.options.keywords import takes
-from onnxmerge.parallel.tasks import Lost, spread
+from onnxmerge.parallel.tasks import LostTask, run_tasks
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.sweep_point import Made, Task, make
 from onnxmerge.pruning.plan import selected
@@ -149,19 +149,21 @@ def _task(source: Path, target: Path, options: CompressOptions, analysed: Analys
     return Task(source.absolute(), content, target.absolute(), replace(options, bench=timed), room)
 
 
-def _all(tasks: Mapping[str, Task], progress: Progress, executor: Executor | None, jobs: int | None) -> dict[str, Made | Lost]:
+def _all(
+    tasks: Mapping[str, Task], progress: Progress, executor: Executor | None, jobs: int | None
+) -> dict[str, Made | LostTask]:
     """In the order of the tasks; models are in their place as soon as they are made, also where the rest is interrupted.
 
     Tasks that need a clock come last, alone on this machine.
     """
     timed = [text for text, task in tasks.items() if _needs_clock(task.options)]
     others = [text for text in tasks if text not in timed]
-    made: dict[str, Made | Lost] = {}
+    made: dict[str, Made | LostTask] = {}
 
     def tell_count() -> None:
         progress(f"{len(made)} of {len(tasks)} points", POINTS_SHARE * len(made) / len(tasks))
 
-    def keep(text: str, one: Made | Lost) -> None:
+    def keep(text: str, one: Made | LostTask) -> None:
         if isinstance(one, Made) and one.content is not None:
             write_atomically(tasks[text].target, "the model", partial(Path.write_bytes, data=one.content))
             one = replace(one, content=None)
@@ -169,7 +171,7 @@ def _all(tasks: Mapping[str, Task], progress: Progress, executor: Executor | Non
         tell_count()
 
     tell_count()
-    spread(make, [tasks[text] for text in others], lambda number, one: keep(others[number], one), executor, jobs)
+    run_tasks(make, [tasks[text] for text in others], lambda number, one: keep(others[number], one), executor, jobs)
     for text in timed:
         keep(text, make(tasks[text]))
     return {text: made[text] for text in tasks}
@@ -179,19 +181,19 @@ def _needs_clock(options: CompressOptions) -> bool:
     return options.pruning.round_to == "auto" or options.pruning.is_latency_target
 
 
-def _fidelity(made: Made | Lost) -> Fidelity | None:
-    return None if isinstance(made, Lost) or made.result is None else made.result.fidelity
+def _fidelity(made: Made | LostTask) -> Fidelity | None:
+    return None if isinstance(made, LostTask) or made.result is None else made.result.fidelity
 
 
-def _latency(source: Path, file: Path, options: CompressOptions, made: Made | Lost) -> LatencyComparison | None:
-    if not options.bench or isinstance(made, Lost) or made.result is None:
+def _latency(source: Path, file: Path, options: CompressOptions, made: Made | LostTask) -> LatencyComparison | None:
+    if not options.bench or isinstance(made, LostTask) or made.result is None:
         return None
     return made.result.latency or benchmark(source, file, options.inputs, options.runtime, (None,)).batches[0]
 
 
-def _point(text: str, made: Made | Lost, latency: LatencyComparison | None, file: str) -> SweepPoint:
-    if isinstance(made, Lost) or made.result is None:
-        failure = made.reason if isinstance(made, Lost) else made.error
+def _point(text: str, made: Made | LostTask, latency: LatencyComparison | None, file: str) -> SweepPoint:
+    if isinstance(made, LostTask) or made.result is None:
+        failure = made.reason if isinstance(made, LostTask) else made.error
         return SweepPoint(text, None, None, None, None, {}, (), failure=failure)
     result = made.result
     assert result.fidelity is not None

@@ -16,7 +16,7 @@ from onnxmerge.execution.sessions import open_session
 from onnxmerge.execution.threads import fixed_threads
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.options import InputOptions, Progress, silent
-from onnxmerge.parallel.tasks import Lost, spread
+from onnxmerge.parallel.tasks import LostTask, run_tasks
 from onnxmerge.statistics.reference_run import collect_reference_statistics, run_context_of
 
 SHARD_INPUTS = 2048  # the same whatever executes them, so that results are too
@@ -41,13 +41,13 @@ def sharded_covariances(
     shards = [Shard(source.absolute(), options.absolute(), threads, part) for part in parts]
     found: dict[int, dict[str, Covariance]] = {}
 
-    def keep(number: int, moments: dict[str, Covariance] | Lost) -> None:
-        if isinstance(moments, Lost):
+    def keep(number: int, moments: dict[str, Covariance] | LostTask) -> None:
+        if isinstance(moments, LostTask):
             raise OptionError(f"the statistics of a shard are lost: {moments.reason}")
         found[number] = moments
         progress("statistics", len(found) / len(shards))
 
-    spread(covariances_of, shards, keep, executor)
+    run_tasks(covariances_of, shards, keep, executor)
     counts = [len(part) for part in parts]
     return {key: pooled_covariance(counts, [found[number][key] for number in range(len(parts))]) for key in found[0]}
 
