@@ -27,7 +27,7 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-PATIENCE_SECONDS = 30.0
+TIMEOUT_SECONDS = 30.0
 
 
 class Browser:
@@ -87,7 +87,7 @@ class Browser:
             self._take(answer)
 
     def _message(self) -> dict[str, Any]:
-        end = time.monotonic() + PATIENCE_SECONDS
+        end = time.monotonic() + TIMEOUT_SECONDS
         while b"\0" not in self._received:
             ready = select.select([self._reading], [], [], max(0.0, end - time.monotonic()))[0]
             more = os.read(self._reading, 1 << 16) if ready else b""
@@ -130,6 +130,6 @@ def chromium(profile: Path) -> Iterator[Browser]:
         yield Browser(our_in, our_out)
     finally:
         running.terminate()
-        running.wait(timeout=PATIENCE_SECONDS)
+        running.wait(timeout=TIMEOUT_SECONDS)
         os.close(our_in)
         os.close(our_out)

@@ -10,6 +10,7 @@ import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from importlib import import_module
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
@@ -24,17 +25,18 @@ from onnxmerge.errors import InputError, ModelError, OptionError, VerificationEr
 from onnxmerge.evaluation import benchmark as proof
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.threads import default_threads
-from onnxmerge.options import CompressOptions, RuntimeOptions
+from onnxmerge.options import RuntimeOptions
 from onnxmerge.parallel import dask as clusters
 from onnxmerge.parallel.tasks import run_tasks
 from onnxmerge.pipeline import sweep_point as points
+from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.sweep_point import make
 from onnxmerge.report.documents import as_json
 
 pytestmark = pytest.mark.usefixtures("short_timing")
 
 MLP = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
-SWEEP = sys.modules["onnxmerge.pipeline.sweep"]  # the name is the function's
+SWEEP = import_module("onnxmerge.pipeline.sweep")  # the name is the function's
 TARGETS = "macs=0.5,0.25,fidelity=0.8"
 QUICK = {"samples": 32, "threads": 1, "bench": False}
 
@@ -250,7 +252,7 @@ def test_bad_targets_from_python(target):
 def test_bad_options_are_one_line_before_any_work(run, tmp_path, monkeypatch, arguments, message):
     if "--dask" in arguments:
         pytest.importorskip("distributed", reason="the extra `dask` is not installed")
-    monkeypatch.setattr(clusters, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(clusters, "TIMEOUT_SECONDS", 0.3)
     monkeypatch.setattr(SWEEP, "make", None)
     monkeypatch.chdir(tmp_path)
     Path("file.onnx").touch()
