@@ -24,8 +24,8 @@ from digits import FACTS, MODELS, models
 from onnxmerge.data.selection import solving_and_checking
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
-from onnxmerge.options import CompressOptions
-from onnxmerge.pipeline.builder import Search
+from onnxmerge.pipeline.candidate_builder import CandidateBuilder
+from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.progress import overall
 from onnxmerge.pruning.plan import kept_count
 
@@ -76,43 +76,43 @@ def _shared(name: str, network: SharedNetwork) -> Subject:
 
 def rows(subject: Subject, calibration: Path | None) -> Iterator[str]:
     """For each budget: what is left, then fidelity and accuracy, allocated and uniform."""
-    options = CompressOptions.of(subject.pixels if calibration is None else {"calibration": calibration})
+    options = CompressOptions.from_keywords(subject.pixels if calibration is None else {"calibration": calibration})
     analysed = analyse_model(subject.path)
     solving, checking = solving_and_checking(subject.path, analysed, options.inputs, options.runtime, options.pruning)
-    wanted = Search(subject.path, analysed, options, solving, checking, overall(None, {}))
+    builder = CandidateBuilder(subject.path, analysed, options, solving, checking, overall(None, {}))
     _, reference = subject.judged(subject.path)
     for kind in ("params", "macs"):
         for share in SHARES:
-            found = {"allocated": wanted.budget.counts_for(kind, share).counts}
-            found |= {way: counts for way, counts in _uniform(wanted, kind, share).items() if counts is not None}
+            found = {"allocated": builder.budget.counts_for(kind, share).counts}
+            found |= {way: counts for way, counts in _uniform(builder, kind, share).items() if counts is not None}
             told = []
             for way, counts in found.items():
-                accuracy, outputs = subject.judged(wanted.candidate(counts).content)
+                accuracy, outputs = subject.judged(builder.candidate(counts).content)
                 lost = np.square(outputs - reference).sum() / np.square(reference - reference.mean(0)).sum()
-                left = wanted.budget.allocation_of(counts, kind).share
+                left = builder.budget.allocation_of(counts, kind).share
                 told.append(f"{way} {left:5.1%} {1 - lost:6.3f} {accuracy:6.2f} %")
             yield f"{subject.name:18} {'data' if calibration else 'no data':7} {kind}={share:<4} | " + " | ".join(told)
 
 
-def _uniform(wanted: Search, kind: str, share: float) -> dict[str, Mapping[str, int] | None]:
+def _uniform(builder: CandidateBuilder, kind: str, share: float) -> dict[str, Mapping[str, int] | None]:
     """The same cost by one ratio: for all groups, and for those that one layer writes where others are there too."""
-    ways = {"uniform": {group.name for group in wanted.groups}}
-    inner = {group.name for group in wanted.groups if len(group.producers) == 1}
+    ways = {"uniform": {group.name for group in builder.groups}}
+    inner = {group.name for group in builder.groups if len(group.producers) == 1}
     if inner != ways["uniform"]:
         ways["uniform inside"] = inner
-    return {way: _by_ratio(wanted, kind, share, names) for way, names in ways.items()}
+    return {way: _by_ratio(builder, kind, share, names) for way, names in ways.items()}
 
 
-def _by_ratio(wanted: Search, kind: str, share: float, names: set[str]) -> Mapping[str, int] | None:
+def _by_ratio(builder: CandidateBuilder, kind: str, share: float, names: set[str]) -> Mapping[str, int] | None:
     def at(ratio: float) -> dict[str, int]:
-        return {group.name: kept_count(group, ratio) if group.name in names else group.size for group in wanted.groups}
+        return {group.name: kept_count(group, ratio) if group.name in names else group.size for group in builder.groups}
 
     low, high = 0.0, 0.99
-    if wanted.budget.allocation_of(at(high), kind).share > share:
+    if builder.budget.allocation_of(at(high), kind).share > share:
         return None
     for _ in range(BISECTIONS):
         middle = 0.5 * (low + high)
-        low, high = (low, middle) if wanted.budget.allocation_of(at(middle), kind).share <= share else (middle, high)
+        low, high = (low, middle) if builder.budget.allocation_of(at(middle), kind).share <= share else (middle, high)
     return at(high)
 
 

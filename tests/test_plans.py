@@ -58,7 +58,7 @@ def test_plan_gives_the_same_bytes_again(name: str, options: dict[str, Any], tmp
 
 def test_pruning_alone_is_planned_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where auto found that nothing should be repaired, the plan says so, and is not solved when it is done again."""
-    monkeypatch.setattr("onnxmerge.pipeline.builder.fidelity_of", pruned_first())
+    monkeypatch.setattr("onnxmerge.pipeline.candidate_builder.fidelity_of", pruned_first())
     source, plan = source_of("residual-two-blocks", tmp_path), tmp_path / "plan.json"
     only = {**FAST, "include": ("one_conv1",)}
     compress(source, tmp_path / "first.onnx", **only, ratio=0.5, save_plan=plan)
@@ -74,12 +74,12 @@ def test_pruning_alone_is_planned_as_such(tmp_path: Path, monkeypatch: pytest.Mo
 def test_methods_that_auto_found_hold(least: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the same channels would be treated otherwise now, and where pruning them would stay closer."""
     monkeypatch.setattr(reconstruct_module, "expected_error", lambda *told: float(told[2].removal.method != least))
-    monkeypatch.setattr("onnxmerge.pipeline.builder.fidelity_of", pruned_first(start=1))
+    monkeypatch.setattr("onnxmerge.pipeline.candidate_builder.fidelity_of", pruned_first(start=1))
     source, plan = source_of("residual-two-blocks", tmp_path), tmp_path / "plan.json"
     compress(source, tmp_path / "first.onnx", **FAST, ratio=0.5, save_plan=plan)
     assert {row["method"] for row in json.loads(plan.read_text())["groups"]} == {least}
     monkeypatch.setattr(reconstruct_module, "expected_error", lambda *told: float(told[2].removal.method == least))
-    monkeypatch.setattr("onnxmerge.pipeline.builder.fidelity_of", pruned_first())
+    monkeypatch.setattr("onnxmerge.pipeline.candidate_builder.fidelity_of", pruned_first())
     compress(source, tmp_path / "second.onnx", **FAST, plan=plan)
     assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
 

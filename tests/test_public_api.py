@@ -5,17 +5,24 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import astuple, fields, replace
+from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx import helper
 
 import onnxmerge
 from onnxmerge import results
-from onnxmerge.errors import OptionError
+from onnxmerge.errors import OnnxMergeError, OptionError
+from onnxmerge.evaluation import benchmark
+from onnxmerge.onnxio.validation import read_checked
 from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of
 
+MLP = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
 HEAVY = ("numpy", "onnx", "onnxruntime", "onnx_graphsurgeon", "rich", "jinja2", "PIL", "threadpoolctl")
 ALL = (PruningOptions, InputOptions, RuntimeOptions, Thresholds)
 VERBS = {
@@ -67,6 +74,66 @@ def test_the_signature_shows_every_keyword(verb: str, parts: tuple[type, ...]) -
         assert {field.name: field.default for field in fields(part)} == {
             field.name: shown[field.name].default for field in fields(part)
         }
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The model files that are read, in order."""
+    seen: list[Path] = []
+
+    def counted(path: Path) -> onnx.ModelProto:
+        seen.append(path)
+        return read_checked(path)
+
+    monkeypatch.setattr("onnxmerge.onnxio.model_files.read_checked", counted)
+    return seen
+
+
+ONCE: dict[str, Callable[[Path], Any]] = {
+    "compress": lambda folder: onnxmerge.compress(MLP, folder / "o.onnx", fidelity=0.9, samples=64, bench=False),
+    "compress to a plan": lambda folder: onnxmerge.compress(
+        MLP, folder / "o.onnx", ratio=0.5, method="prune", verify=False, save_plan=folder / "p.json"
+    ),
+    "inspect": lambda folder: onnxmerge.inspect(MLP, sensitivity=True, samples=64),
+    "sweep": lambda folder: onnxmerge.sweep(MLP, "macs=0.8,0.5,latency=0.9", method="prune", bench=False),
+}
+
+
+@pytest.mark.parametrize("call", ONCE.values(), ids=ONCE.keys())
+def test_a_model_is_loaded_once(call: Callable[[Path], Any], tmp_path: Path, loads: list[Path]) -> None:
+    """Candidates are rewritten copies, and the points of a sweep share what was found in the model."""
+    call(tmp_path)
+    assert loads == [MLP]
+
+
+IN_MEMORY: dict[str, Callable[[Any, Path], tuple[str, ...]]] = {
+    "compress": lambda model, folder: (
+        onnxmerge.compress(model, folder / "o.onnx", ratio=0.5, method="prune", verify=False).model,
+    ),
+    "inspect": lambda model, folder: (onnxmerge.inspect(model).model,),
+    "sweep": lambda model, folder: (onnxmerge.sweep(model, "ratio=0.5", method="prune", bench=False).model,),
+    "verify": lambda model, folder: astuple(onnxmerge.verify(model, model))[:2],
+    "bench_batches": lambda model, folder: astuple(onnxmerge.bench_batches(model, MLP, [1]))[:2],
+}
+
+
+@pytest.mark.parametrize(("verb", "call"), IN_MEMORY.items(), ids=IN_MEMORY)
+def test_a_model_in_memory(
+    verb: str, call: Callable[[Any, Path], tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "USUAL", replace(benchmark.USUAL, seconds=0.1))
+    names = call(onnx.load(MLP), tmp_path)
+    assert names == {"bench_batches": ("ModelProto main_graph", str(MLP))}.get(verb, ("ModelProto main_graph",) * len(names))
+
+
+def test_a_message_names_a_model_in_memory(tmp_path: Path) -> None:
+    """Not the temporary file that it was written to, which nobody has seen."""
+    whole = helper.make_model(helper.make_graph([], "nothing", [], []))
+    for verb in (onnxmerge.inspect, onnxmerge.sweep):
+        with pytest.raises(OnnxMergeError) as raised:
+            verb(whole)
+        assert "ModelProto nothing" in str(raised.value)
+        assert "/onnxmerge-" not in str(raised.value)
 
 
 def test_parts_and_fields_go_together() -> None:

@@ -21,8 +21,8 @@ from onnxmerge.graph.cost import total_macs
 from onnxmerge.onnxio.model import from_proto
 from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions
 from onnxmerge.pipeline.compress import compress
-from onnxmerge.pipeline.progress import COMPRESSING, MEASURING, overall
-from onnxmerge.pipeline.search_latency import LATENCY_TOLERANCE
+from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
+from onnxmerge.pipeline.progress import COMPRESS_STAGES, INSPECT_STAGES, overall
 from onnxmerge.pruning.plan import selected
 from onnxmerge.results import LatencyComparison, LatencySummary
 
@@ -158,7 +158,7 @@ def stepped(step: int) -> Callable[[int], float]:
 
 @pytest.mark.parametrize("way", [{"ratio": 0.4}, {"target": ("macs", 0.5)}], ids=["ratio", "target"])
 def test_auto_takes_the_multiples_that_run_fastest(way: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxmerge.pipeline.builder.time_pair", fake_time(stepped(8)))
+    monkeypatch.setattr("onnxmerge.pipeline.candidate_builder.time_pair", fake_time(stepped(8)))
     result = compress(chain(tmp_path), tmp_path / "o.onnx", round_to="auto", method="prune", **FAST, **way)
     assert result.groups
     assert all(group.kept % 8 == 0 for group in result.groups)
@@ -167,7 +167,7 @@ def test_auto_takes_the_multiples_that_run_fastest(way: dict[str, Any], tmp_path
 @pytest.mark.parametrize("way", [{"ratio": 0.4}, {"target": ("macs", 0.5)}], ids=["ratio", "target"])
 def test_auto_never_takes_what_is_slower(way: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fewer the faster, and the interval of rounded counts holds 1: no rounding is sure to be faster."""
-    monkeypatch.setattr("onnxmerge.pipeline.builder.time_pair", fake_time(lambda macs: 1e6))
+    monkeypatch.setattr("onnxmerge.pipeline.candidate_builder.time_pair", fake_time(lambda macs: 1e6))
     source = chain(tmp_path)
     results = [
         compress(source, tmp_path / "o.onnx", round_to=rounding, method="prune", **FAST, **way) for rounding in ("auto", None)
@@ -222,7 +222,7 @@ def test_small_maps_take_more_inputs(width: int, extent: int, expected: int, tmp
 def test_latency_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     milliseconds = lambda macs: 500.0 + macs  # noqa: E731
     source = chain(tmp_path)
-    monkeypatch.setattr("onnxmerge.pipeline.builder.time_pair", fake_time(milliseconds))
+    monkeypatch.setattr("onnxmerge.pipeline.candidate_builder.time_pair", fake_time(milliseconds))
     for share in (0.9, 0.7, 0.4):
         result = compress(source, tmp_path / "o.onnx", target=("latency", share), method="prune", **FAST)
         reached = milliseconds(result.after.macs) / milliseconds(result.before.macs)
@@ -232,8 +232,8 @@ def test_latency_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_latency_between_two_multiples_takes_the_next_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     milliseconds = lambda macs: 500.0 + macs  # noqa: E731
-    monkeypatch.setattr("onnxmerge.pipeline.builder.time_pair", fake_time(milliseconds))
-    monkeypatch.setattr("onnxmerge.pipeline.search_latency.best_multiple", lambda *_: 32)
+    monkeypatch.setattr("onnxmerge.pipeline.candidate_builder.time_pair", fake_time(milliseconds))
+    monkeypatch.setattr("onnxmerge.pipeline.latency_search.fastest_multiple", lambda *_: 32)
     source = chain(tmp_path, (64, 64, 64))
     result = compress(source, tmp_path / "o.onnx", target=("latency", 0.85), method="prune", **FAST)
     assert abs(milliseconds(result.after.macs) / milliseconds(result.before.macs) / 0.85 - 1.0) <= LATENCY_TOLERANCE
@@ -244,7 +244,7 @@ def test_a_latency_between_two_multiples_takes_the_next_smaller(tmp_path: Path, 
 def test_latency_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of the time is not work: the best found is the smallest model, and its ratio is told."""
     milliseconds = lambda macs: 40_000.0 + macs  # noqa: E731
-    monkeypatch.setattr("onnxmerge.pipeline.builder.time_pair", fake_time(milliseconds))
+    monkeypatch.setattr("onnxmerge.pipeline.candidate_builder.time_pair", fake_time(milliseconds))
     result = compress(chain(tmp_path), tmp_path / "o.onnx", target=("latency", 0.5), method="prune", **FAST)
     reached = milliseconds(result.after.macs) / milliseconds(result.before.macs)
     assert result.after.macs < 0.1 * result.before.macs
@@ -256,10 +256,10 @@ def test_latency_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Monk
 # stages
 
 RUNS = {
-    "once each": [(stage, share / 4) for stage in COMPRESSING for share in range(5)],
+    "once each": [(stage, share / 4) for stage in COMPRESS_STAGES for share in range(5)],
     "several solves": [("reconstruction", share / 3) for _ in range(9) for share in range(1, 4)],
     "solves of one step": [("reconstruction", 1.0) for _ in range(9)],
-    "a search": [("inputs", 0.0), ("statistics", 1.0), ("probes", 0.5), ("probes", 1.0)]
+    "a search": [("inputs", 0.0), ("statistics", 1.0), ("sensitivities", 0.5), ("sensitivities", 1.0)]
     + [("reconstruction", share) for _ in range(5) for share in (0.1, 0.6, 1.0)]
     + [("checking", 0.0), ("checking", 1.0)],
 }
@@ -268,14 +268,14 @@ RUNS = {
 @pytest.mark.parametrize("told", RUNS.values(), ids=RUNS.keys())
 def test_stages_never_go_back(told: list[tuple[str, float]]) -> None:
     seen: list[float] = []
-    progress = overall(lambda stage, share: seen.append(share), COMPRESSING)
+    progress = overall(lambda stage, share: seen.append(share), COMPRESS_STAGES)
     for stage, share in told:
         progress(stage, share)
     assert all(0.0 <= share <= 1.0 for share in seen)
     assert seen == sorted(seen)
 
 
-@pytest.mark.parametrize("stages", [COMPRESSING, MEASURING], ids=["compress", "inspect"])
+@pytest.mark.parametrize("stages", [COMPRESS_STAGES, INSPECT_STAGES], ids=["compress", "inspect"])
 def test_stages_follow_each_other_to_the_end(stages: dict[str, tuple[float, float]]) -> None:
     ends = list(stages.values())
     assert [start for start, _ in ends] == [0.0, *(end for _, end in ends[:-1])]

@@ -11,8 +11,7 @@ from onnxmerge import compress
 from onnxmerge.cli import app as cli
 from onnxmerge.errors import OptionError
 from onnxmerge.options import DEFAULT_FIDELITY
-from onnxmerge.pipeline.search import RUIN, _Bracket
-from onnxmerge.pruning.budget import Allocation
+from onnxmerge.pipeline.monotone_search import MonotoneSearch
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MLP = MODELS / "digits-mlp.onnx"
@@ -40,11 +39,11 @@ def test_nothing_is_chosen_to_shrink(tmp_path, asked):
 
 
 def test_outputs_that_are_not_finite_are_a_loss():
-    bracket = _Bracket([Allocation({}, 0.1 * i, 1.0 / (i + 1)) for i in range(6)], 0.1)
-    for at, lost in ((1, np.inf), (2, np.nan), (3, np.inf)):
-        assert not bracket.measured(at, lost)
-        assert bracket.losses[at] == RUIN
-        assert bracket.next() is not None
+    search = MonotoneSearch([1.0 / (index + 1) for index in range(6)], lowest=0.05, goal=0.08, allowed=0.1)
+    for index, loss in ((1, np.inf), (2, np.nan), (3, np.inf)):
+        assert not search.record(index, loss)
+        assert search.failing == index
+        assert search.next() == 5
 
 
 def test_an_output_among_the_calibration_inputs_is_refused(tmp_path):

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import pytest
 import threadpoolctl
-from workers import FLAG, Killing, make_killed_once
+from workers import FLAG, Killing, compress_killed_once
 
 import onnxmerge
 from onnxmerge.errors import InputError, ModelError, OptionError, VerificationError
@@ -30,13 +30,13 @@ from onnxmerge.parallel import dask as clusters
 from onnxmerge.parallel.tasks import run_tasks
 from onnxmerge.pipeline import sweep_point as points
 from onnxmerge.pipeline.compress_options import CompressOptions
-from onnxmerge.pipeline.sweep_point import make
+from onnxmerge.pipeline.sweep_point import PointOutcome, compress_point
 from onnxmerge.report.documents import as_json
 
 pytestmark = pytest.mark.usefixtures("short_timing")
 
 MLP = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
-SWEEP = import_module("onnxmerge.pipeline.sweep")  # the name is the function's
+SWEEP = import_module("onnxmerge.pipeline.sweep")
 TARGETS = "macs=0.5,0.25,fidelity=0.8"
 QUICK = {"samples": 32, "threads": 1, "bench": False}
 
@@ -120,7 +120,7 @@ def test_a_large_model_travels_in_silence(cluster):
 
 def test_a_process_of_ours_is_killed(alone, tmp_path, monkeypatch):
     monkeypatch.setenv(FLAG, str(tmp_path / "flag"))
-    monkeypatch.setattr(SWEEP, "make", make_killed_once)
+    monkeypatch.setattr(SWEEP, "compress_point", compress_killed_once)
     assert made(tmp_path / "models", jobs=2) == alone
     assert (tmp_path / "flag").exists()
 
@@ -141,15 +141,15 @@ def test_threads_of_this_process_are_an_executor_too(alone, tmp_path):
 def test_numpys_threads_are_those_of_the_options(monkeypatch, tmp_path):
     """Its decompositions differ in the last bits with their number."""
 
-    def search(wanted):
+    def search(builder):
         raise ModelError(str([found["num_threads"] for found in threadpoolctl.threadpool_info() if found["user_api"] == "blas"]))
 
     monkeypatch.setattr(sys.modules["onnxmerge.pipeline.compress"], "search", search)
     for threads in (1, 2, 3):
-        task = points.Task(
-            MLP, MLP.read_bytes(), MLP, CompressOptions.of({"samples": 32, "threads": threads}, bench=False), tmp_path
+        task = points.PointTask(
+            MLP, MLP.read_bytes(), MLP, CompressOptions.from_keywords({"samples": 32, "threads": threads}, bench=False), tmp_path
         )
-        assert points.make(task).error == f"[{threads}]"
+        assert points.compress_point(task).failure == f"[{threads}]"
 
 
 # what is sent, and where files lie
@@ -189,11 +189,12 @@ def test_a_target_that_fails_is_a_point(tmp_path):
 
 
 def test_an_error_names_the_users_file(monkeypatch):
-    def fail(source, target, options):
-        raise VerificationError(f"{source}: no")
+    def fail(model, output, options, analysed):
+        raise VerificationError(f"{model}: no")
 
     monkeypatch.setattr(points, "compress_file", fail)
-    assert onnxmerge.sweep(MLP, "ratio=0.5", **QUICK).points[0].failure == f"{MLP}: no"
+    for executor in (None, ThreadPoolExecutor(1)):
+        assert onnxmerge.sweep(MLP, "ratio=0.5", executor=executor, **QUICK).points[0].failure == f"{MLP}: no"
 
 
 def test_targets_that_need_a_clock_stay_here(monkeypatch):
@@ -204,13 +205,13 @@ def test_targets_that_need_a_clock_stay_here(monkeypatch):
         run_tasks(call, tasks, *others)
 
     monkeypatch.setattr(SWEEP, "run_tasks", noted)
-    monkeypatch.setattr(SWEEP, "make", lambda task: points.Made(None, error="none"))
+    monkeypatch.setattr(SWEEP, "compress_point", lambda task, analysed: PointOutcome(None, failure="none"))
     monkeypatch.chdir(MLP.parent)
     result = onnxmerge.sweep(MLP.name, "latency=0.7,macs=0.5", calibration="digits.npz")
     (sent,) = (task.options for task in given)
     assert (sent.runtime.threads, sent.bench) == (default_threads(), False)
     assert sent.runtime.provider == provider_of(RuntimeOptions()).option
-    assert (sent.inputs.calibration, given[0].source) == (MLP.parent / "digits.npz", MLP)
+    assert (sent.inputs.calibration, given[0].model) == (MLP.parent / "digits.npz", MLP)
     assert [task.options.pruning.target for task in given] == [("macs", 0.5)]
     assert [point.target for point in result.points] == ["latency=0.7", "macs=0.5"]
     onnxmerge.sweep(MLP, "macs=0.25", round_to="auto", **QUICK)
@@ -253,7 +254,7 @@ def test_bad_options_are_one_line_before_any_work(run, tmp_path, monkeypatch, ar
     if "--dask" in arguments:
         pytest.importorskip("distributed", reason="the extra `dask` is not installed")
     monkeypatch.setattr(clusters, "TIMEOUT_SECONDS", 0.3)
-    monkeypatch.setattr(SWEEP, "make", None)
+    monkeypatch.setattr(SWEEP, "compress_point", None)
     monkeypatch.chdir(tmp_path)
     Path("file.onnx").touch()
     shutil.copy(MLP, "a.onnx")
@@ -269,7 +270,7 @@ def test_bad_options_are_one_line_before_any_work(run, tmp_path, monkeypatch, ar
     [
         ({"ratio": 0.5}, OptionError, "`ratio` and `targets` both say"),
         ({"plan": {"a": 1}}, OptionError, "`plan` and `targets` both say"),
-        ({"verify": False}, TypeError, "unexpected option 'verify'"),
+        ({"verify": False}, TypeError, "unexpected keyword argument 'verify'"),
     ],
     ids=["ratio", "plan", "verify"],
 )
@@ -321,7 +322,7 @@ def test_command(run, tmp_path, cluster):
 
 
 def test_no_model_at_all_is_exit_code_1(run, monkeypatch):
-    monkeypatch.setattr(SWEEP, "make", lambda task: points.Made(None, error="it is too small"))
+    monkeypatch.setattr(SWEEP, "compress_point", lambda task, analysed: PointOutcome(None, failure="it is too small"))
     code, out, err = run("sweep", MLP, "--targets", "ratio=0.5", "--no-bench")
     assert code == 1
     assert "no model: it is too small" in out
@@ -344,12 +345,12 @@ def test_interruption_ends_the_processes(tmp_path):
 
 
 def test_models_made_before_an_interruption_stay(tmp_path, monkeypatch):
-    def interrupted(task):
+    def interrupted(task, analysed):
         if task.options.pruning.ratio == 0.3:
             raise KeyboardInterrupt
-        return make(task)
+        return compress_point(task)
 
-    monkeypatch.setattr(SWEEP, "make", interrupted)
+    monkeypatch.setattr(SWEEP, "compress_point", interrupted)
     with pytest.raises(KeyboardInterrupt):
         onnxmerge.sweep(MLP, "ratio=0.5,0.3,0.2", method="prune", folder=tmp_path / "out", **QUICK)
     assert list(files_of(tmp_path / "out")) == ["digits-mlp-ratio-0.5.onnx"]

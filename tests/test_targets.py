@@ -18,7 +18,7 @@ from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.cost_terms import COST_TERMS, cost_classes
 from onnxmerge.graph.merge_validity import pre_activations
 from onnxmerge.options import PruningOptions
-from onnxmerge.pipeline.builder import Search
+from onnxmerge.pipeline.candidate_builder import CandidateBuilder
 from onnxmerge.pipeline.candidates import Candidate, candidate_of
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pruning.plan import decide, kept_count, selected
@@ -129,8 +129,8 @@ def test_merge_says_why_groups_stay_whole(tmp_path: Path) -> None:
 def solves(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The counts of every candidate of a search."""
     seen: list[object] = []
-    make = Search.candidate
-    monkeypatch.setattr(Search, "candidate", lambda wanted, counts: (seen.append(counts), make(wanted, counts))[1])
+    build = CandidateBuilder.candidate
+    monkeypatch.setattr(CandidateBuilder, "candidate", lambda builder, counts: (seen.append(counts), build(builder, counts))[1])
     return seen
 
 

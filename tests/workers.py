@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
-from onnxmerge.pipeline.sweep_point import Made, Task, make
+from onnxmerge.pipeline.sweep_point import PointOutcome, PointTask, compress_point
 
 FLAG = "ONNXMERGE_TEST_FLAG"  # where the first worker says that it is about to die
 
@@ -42,9 +42,9 @@ def killed_once(call: Callable[[Any], Any], task: Any, flag: Path) -> Any:
     return None
 
 
-def make_killed_once(task: Task) -> Made:
+def compress_killed_once(task: PointTask) -> PointOutcome:
     """The same for points."""
-    return killed_once(make, task, Path(os.environ[FLAG]))
+    return killed_once(compress_point, task, Path(os.environ[FLAG]))
 
 
 class Killing(Executor):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from onnx import ModelProto
+
 from onnxmerge.data.inputs import Inputs, check_batch
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import ModelError
@@ -16,7 +18,7 @@ from onnxmerge.execution.providers import Provider, provider_of
 from onnxmerge.execution.sessions import ModelSource, open_pair
 from onnxmerge.execution.shapes import observed_shapes
 from onnxmerge.graph.cost import total_macs
-from onnxmerge.onnxio.model_files import load
+from onnxmerge.onnxio.model_files import as_file, load, model_name
 from onnxmerge.options import InputOptions, RuntimeOptions
 from onnxmerge.options.keywords import options_of, takes
 from onnxmerge.results import Benchmark, LatencyComparison
@@ -39,25 +41,63 @@ SURE = Effort(8.0, 48, 20)  # for a latency that was asked for: sessions of one 
 
 
 @takes(InputOptions, RuntimeOptions)
-def bench(reference: str | Path, candidate: str | Path, **options: Any) -> LatencyComparison:
-    """Time two files in turn, `batch` inputs a call: Options.batch or 1 unless told otherwise, or as many as the model takes."""
-    inputs, runtime = options_of(options, InputOptions, RuntimeOptions)
-    return benchmark(reference, candidate, inputs, runtime, (None,)).batches[0]
+def bench(reference: str | Path | ModelProto, candidate: str | Path | ModelProto, **options: Any) -> LatencyComparison:
+    """Measure latency and throughput of two models, called in turn with `batch` inputs.
+
+    Parameters
+    ----------
+    reference, candidate : path of a model, or the model itself
+    options : fields of `InputOptions` and `RuntimeOptions`, or such objects as `inputs` and `runtime`
+
+    Returns
+    -------
+    LatencyComparison
+        the latency of both, their ratio and its interval
+
+    Raises
+    ------
+    ModelError, OptionError, InputError, ProviderError
+        where the user can act
+
+    Examples
+    --------
+    >>> import onnxmerge
+    >>> latency = onnxmerge.bench("model.onnx", "model.onnx", provider="cpu", batch=4)
+    >>> latency.batch_size, latency.provider
+    (4, 'CPUExecutionProvider')
+    >>> latency.latency_ratio_low <= latency.latency_ratio <= latency.latency_ratio_high
+    True
+    """
+    return bench_batches(reference, candidate, (None,), **options).batches[0]
 
 
 @takes(InputOptions, RuntimeOptions)
-def bench_batches(reference: str | Path, candidate: str | Path, batches: Sequence[int | None], **options: Any) -> Benchmark:
-    """The same for each of several batch sizes, None for that of `bench`."""
+def bench_batches(
+    reference: str | Path | ModelProto, candidate: str | Path | ModelProto, batches: Sequence[int | None], **options: Any
+) -> Benchmark:
+    """Measure latency and throughput of two models for several batch sizes.
+
+    Parameters
+    ----------
+    reference, candidate, options : as for `bench`
+    batches : inputs in one call; None stands for the option `batch`, and where it is not given for what `bench` takes
+
+    Returns
+    -------
+    Benchmark
+        a comparison for each batch size
+    """
     inputs, runtime = options_of(options, InputOptions, RuntimeOptions)
-    return benchmark(reference, candidate, inputs, runtime, batches)
+    with as_file(reference) as first, as_file(candidate) as second:
+        result = benchmark(first, second, inputs, runtime, batches)
+        return replace(result, reference=model_name(reference), candidate=model_name(candidate))
 
 
 def benchmark(
-    reference: str | Path, candidate: str | Path, options: InputOptions, runtime: RuntimeOptions, batches: Sequence[int | None]
+    reference: Path, candidate: Path, options: InputOptions, runtime: RuntimeOptions, batches: Sequence[int | None]
 ) -> Benchmark:
-    """A comparison for each batch size, None for that of the options. Raises InputError where the model takes another one."""
+    """`bench_batches` for files, with its options sorted. Raises InputError where the model takes another batch size."""
     batches = [batch or runtime.batch for batch in batches]
-    reference, candidate = Path(reference), Path(candidate)
     provider = provider_of(runtime)
     session, _ = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     shapes = observed_shapes(reference)

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from onnx import ModelProto
+
 from onnxmerge.data.labels import read_labels
 from onnxmerge.data.saving import save_feeds
 from onnxmerge.data.selection import inputs_for
@@ -17,7 +19,7 @@ from onnxmerge.evaluation.thresholds import failures_of
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import open_pair
 from onnxmerge.execution.shapes import observed_shapes
-from onnxmerge.onnxio.model_files import weight_files
+from onnxmerge.onnxio.model_files import as_file, model_name, weight_files
 from onnxmerge.onnxio.output_files import check_output_file
 from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of, takes
@@ -26,22 +28,62 @@ from onnxmerge.results import Verification
 
 @takes(InputOptions, RuntimeOptions, Thresholds)
 def verify(
-    reference: str | Path,
-    candidate: str | Path,
+    reference: str | Path | ModelProto,
+    candidate: str | Path | ModelProto,
     *,
     labels: str | Path | None = None,
     layers: bool = False,
     save_worst: str | Path | None = None,
     **options: Any,
 ) -> Verification:
-    """Compare two files.
+    """Compare the outputs of one model with those of another on the same inputs.
 
-    Without thresholds a mean cosine of 0.9 is asked for, and where no channel was removed outputs that are equal to rounding.
+    Without thresholds a mean cosine similarity of 0.9 is needed, and between models of the same channel counts outputs that are
+    equal but for rounding.
+
+    Parameters
+    ----------
+    reference, candidate : path of a model, or the model itself
+    labels : .npy or .npz file of the classes of the calibration inputs, for the accuracy of both models
+    layers : whether the models are compared layer by layer too
+    save_worst : .npz file for the input that differs most
+    options : fields of `InputOptions`, `RuntimeOptions` and `Thresholds`, or such objects as `inputs`, `runtime` and `thresholds`
+
+    Returns
+    -------
+    Verification
+        how close the candidate is, and what it fails for; a failure is no exception here
+
+    Raises
+    ------
+    ModelError, OptionError, InputError, ProviderError
+        where the user can act
+
+    Examples
+    --------
+    >>> import onnxmerge
+    >>> result = onnxmerge.verify("model.onnx", "model.onnx")
+    >>> result.passed, result.fidelity.worst.fidelity
+    (True, 1.0)
     """
-    given, runtime, thresholds = options_of(options, InputOptions, RuntimeOptions, Thresholds)
-    reference, candidate = Path(reference), Path(candidate)
+    parts = options_of(options, InputOptions, RuntimeOptions, Thresholds)
     label_file, worst_file = (None if each is None else Path(each) for each in (labels, save_worst))
-    _check_files(reference, candidate, given.calibration, label_file, worst_file)
+    with as_file(reference) as first, as_file(candidate) as second:
+        result = _verify_files(first, second, label_file, layers, worst_file, *parts)
+        return replace(result, reference=model_name(reference), candidate=model_name(candidate))
+
+
+def _verify_files(
+    reference: Path,
+    candidate: Path,
+    label_file: Path | None,
+    layers: bool,
+    worst_file: Path | None,
+    given: InputOptions,
+    runtime: RuntimeOptions,
+    thresholds: Thresholds,
+) -> Verification:
+    _check_files(reference, candidate, given, label_file, worst_file)
     provider = provider_of(runtime)
     pair = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     wirings = [wiring_of(model, str(model)) for model in (reference, candidate)]
@@ -63,13 +105,13 @@ def verify(
     return Verification(str(reference), str(candidate), fidelity, failures)
 
 
-def _check_files(reference: Path, candidate: Path, calibration: Path | None, labels: Path | None, worst: Path | None) -> None:
-    if labels is not None and calibration is None:
+def _check_files(reference: Path, candidate: Path, given: InputOptions, labels: Path | None, worst: Path | None) -> None:
+    if labels is not None and given.calibration is None:
         raise OptionError("`labels` belong to inputs of yours: give these as `calibration`")
     if worst is not None and worst.suffix.lower() != ".npz":
         raise OptionError(f"`save_worst` writes a .npz file, so that {worst} cannot be its name")
     files = {"the reference": reference, "the candidate": candidate}
-    files |= {"the calibration inputs": calibration} if calibration is not None else {}
+    files |= {"the calibration inputs": given.calibration_path} if given.calibration_path is not None else {}
     files |= {"the labels": labels} if labels is not None else {}
     if worst is not None:
         files |= weight_files(reference) | weight_files(candidate)

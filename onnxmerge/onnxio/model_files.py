@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
-from onnxmerge.errors import ModelError, OptionError, one_line
+from onnxmerge.errors import ModelError, OnnxMergeError, OptionError, one_line
 from onnxmerge.onnxio import storage
 from onnxmerge.onnxio.export import copy_fields, export, export_with
 from onnxmerge.onnxio.external_data import ExternalDataWriter, external_bytes, external_locations, is_external
@@ -78,7 +78,15 @@ def as_file(model: str | Path | ModelProto) -> Iterator[Path]:
             _write_proto(model, path)
         except OSError as error:
             raise OptionError(_no_room(path.parent, error)) from error
-        yield path
+        try:
+            yield path
+        except OnnxMergeError as error:  # nobody has seen the temporary file
+            raise type(error)(str(error).replace(str(path), model_name(model))) from error
+
+
+def model_name(model: str | Path | ModelProto) -> str:
+    """What results and messages call a model: its path, or "ModelProto main_graph" by the name of its graph."""
+    return f"ModelProto {model.graph.name}".rstrip() if isinstance(model, ModelProto) else str(model)
 
 
 def _write_proto(proto: ModelProto, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A plan done: the rewritten model, run once, with what became of every group."""
+"""A plan carried out: the rewritten model, run once, and what became of every group."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from onnxmerge.errors import ModelError, Reason, Refusal, refusal
 from onnxmerge.execution.sessions import ModelSource
 from onnxmerge.execution.shapes import Observations, observe
-from onnxmerge.graph.analysed_model import AnalysedModel, size_of
+from onnxmerge.graph.analysed_model import AnalysedModel, shapes_of, size_of
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.cost import node_macs, node_parameters
 from onnxmerge.graph.rewrite import Removal, Replacement, rewrite
@@ -19,9 +19,17 @@ from onnxmerge.results import GroupResult, Size
 
 @dataclass(frozen=True)
 class Candidate:
-    """A smaller model that runs, not yet written: where it can be opened, what it weighs, what was done and what was not.
+    """A smaller model that runs, not yet written.
 
-    kept: by group, the channels that stay; groups that stay whole are not in it. alone: pruning alone was taken.
+    Attributes
+    ----------
+    model : the rewritten model
+    content : the same as bytes, or as a file, to be opened
+    size : its parameters, MACs and bytes
+    groups : what became of every group that shrank
+    refusals : why the other layers stay as they are
+    kept : the channels that stay, by name of the group; groups that stay whole are not in it
+    only_pruned : whether pruning was taken in the place of method auto, because its outputs stay closer
     """
 
     model: Model
@@ -30,62 +38,102 @@ class Candidate:
     groups: tuple[GroupResult, ...]
     refusals: tuple[Refusal, ...]
     kept: dict[str, tuple[int, ...]]
-    alone: bool = False
+    only_pruned: bool = False
+
+    def remaining_share(self, kind: str, original: Size) -> float:
+        """Share of the parameters ("params") or MACs ("macs") of the original that it has."""
+        own, whole = (getattr(size, {"params": "parameters"}.get(kind, kind)) for size in (self.size, original))
+        return float(own / max(1, whole))
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The candidate that was searched for.
+
+    Attributes
+    ----------
+    candidate : the model
+    warnings : what the user should know of the search
+    latency_ratio : its latency over the reference's, None where it was not measured
+    """
+
+    candidate: Candidate
+    warnings: tuple[str, ...] = ()
+    latency_ratio: float | None = None
 
 
 def candidate_of(analysed: AnalysedModel, plan: Plan) -> Candidate:
-    """Remove the channels and run the result once. What cannot be removed together is found group by group and refused."""
-    results = {id(removal): _result(analysed, removal) for removal in plan.removals}
-    accepted, refused = plan.removals, plan.refusals
+    """Carry out a plan.
+
+    Parameters
+    ----------
+    analysed : the model, which is left as it is
+    plan : what is removed from it, and what replaces that
+
+    Returns
+    -------
+    Candidate
+        without those removals that do not run together with the others, which are refused
+
+    Raises
+    ------
+    ModelError
+        where the model does not run although nothing, or nothing that could be at fault, was removed
+    """
+    removals, refusals = plan.removals, plan.refusals
     try:
-        model, content, size = _applied(analysed, accepted, plan.replacements)
-    except ModelError as error:
-        if not plan.removals:
+        model, content, size = _rewritten(analysed, removals, plan.replacements)
+    except ModelError:
+        removals, refused = _removals_that_run(analysed, plan)
+        if not refused:
             raise
-        accepted, more = _accepted(analysed, plan)
-        if not more:
-            raise error
-        refused = (*refused, *more)
-        model, content, size = _applied(analysed, accepted, _left(plan, accepted))
-    groups = tuple(results[id(removal)] for removal in accepted)
-    kept = {removal.group.name: tuple(removal.kept.tolist()) for removal in accepted}
-    return Candidate(model, content, size, groups, (*analysed.channels.refusals, *refused), kept)
+        refusals = (*refusals, *refused)
+        model, content, size = _rewritten(analysed, removals, _replacements_for(plan, removals))
+    return Candidate(
+        model=model,
+        content=content,
+        size=size,
+        groups=tuple(_shrunk_group(analysed, removal) for removal in removals),
+        refusals=(*analysed.channels.refusals, *refusals),
+        kept={removal.group.name: tuple(removal.kept.tolist()) for removal in removals},
+    )
 
 
-def _accepted(analysed: AnalysedModel, plan: Plan) -> tuple[tuple[Removal, ...], list[Refusal]]:
-    """The removals that work one after the other, and why the others do not."""
+def _removals_that_run(analysed: AnalysedModel, plan: Plan) -> tuple[tuple[Removal, ...], list[Refusal]]:
+    """The removals that run one after the other, and why the others do not."""
     accepted: tuple[Removal, ...] = ()
     refused: list[Refusal] = []
     for removal in plan.removals:
+        tried = (*accepted, removal)
         try:
-            _applied(analysed, (*accepted, removal), _left(plan, (*accepted, removal)))
-            accepted = (*accepted, removal)
+            _rewritten(analysed, tried, _replacements_for(plan, tried))
+            accepted = tried
         except ModelError as error:
             refused += [refusal(name, Reason.DOES_NOT_RUN, error=error) for name in removal.group.layer_names]
     return accepted, refused
 
 
-def _left(plan: Plan, removals: tuple[Removal, ...]) -> dict[str, Replacement]:
-    """The replacements that still fit when only some removals are done: none of a consumer that keeps reading all of a group."""
-    refused = [removal for removal in plan.removals if all(removal is not other for other in removals)]
-    keys = {link.key for removal in refused for link in removal.group.consumers}
-    return {key: value for key, value in plan.replacements.items() if key not in keys}
+def _replacements_for(plan: Plan, removals: tuple[Removal, ...]) -> dict[str, Replacement]:
+    """The replacements that fit when only some removals are carried out: none of a consumer that keeps reading a whole group."""
+    left_out = [removal for removal in plan.removals if all(removal is not other for other in removals)]
+    whole = {consumer.key for removal in left_out for consumer in removal.group.consumers}
+    return {key: value for key, value in plan.replacements.items() if key not in whole}
 
 
-def _applied(
-    analysed: AnalysedModel, removals: tuple[Removal, ...], replaced: dict[str, Replacement]
+def _rewritten(
+    analysed: AnalysedModel, removals: tuple[Removal, ...], replacements: dict[str, Replacement]
 ) -> tuple[Model, ModelSource, Size]:
-    """The rewritten model, where it can be opened, and its size; it must run as before and its outputs must keep their shapes."""
-    model = rewrite(analysed.channels, removals, replaced)
+    """The rewritten model, the same to be opened, and its size. ModelError where it does not run as before."""
+    model = rewrite(analysed.channels, removals, replacements)
     content = serialise(model)
     observed = _observed(content, analysed, analysed.observed)
     if analysed.observed_otherwise is not None:
         _observed(content, analysed, analysed.observed_otherwise)
-    return model, content, size_of(model, {name: seen.shape for name, seen in observed.items()}, stored_bytes(content))
+    return model, content, size_of(model, shapes_of(observed), stored_bytes(content))
 
 
 def _observed(content: ModelSource, analysed: AnalysedModel, reference: Observations) -> Observations:
-    """A run on inputs of the reference's sizes; ModelError where an output has another shape than there."""
+    """A run on inputs of the reference's sizes. ModelError where an output has another shape than there."""
     observed = observe(content, analysed.random_feeds(reference), label="the compressed model")
     for tensor in analysed.model.graph.outputs:
         before, after = reference.get(tensor.name), observed.get(tensor.name)
@@ -94,37 +142,37 @@ def _observed(content: ModelSource, analysed: AnalysedModel, reference: Observat
     return observed
 
 
-def unlocked_by(analysed: AnalysedModel, group: ChannelGroup) -> GroupResult:
-    """What a group is and what shrinks with it."""
+def whole_group(analysed: AnalysedModel, group: ChannelGroup) -> GroupResult:
+    """A group with all of its channels, and the share of the model that shrinks with it."""
     facts, shapes, size = analysed.channels.facts, analysed.shapes, analysed.size
-    links = {link.key: link for link in (*group.producers, *group.consumers)}.values()
+    layers = {layer.key: layer for layer in (*group.producers, *group.consumers)}.values()
     return GroupResult(
         name=group.name,
         channels=group.size,
         removable=int(group.removable.sum()),
         kept=group.size,
         method="",
-        producers=tuple(link.name for link in group.producers),
-        consumers=tuple(link.name for link in group.consumers),
-        parameters_share=sum(node_parameters(facts, link.node) for link in links) / max(1, size.parameters),
-        macs_share=sum(node_macs(link.node, shapes) for link in links) / max(1, size.macs),
-        note=_note(group),
+        producers=tuple(layer.name for layer in group.producers),
+        consumers=tuple(layer.name for layer in group.consumers),
+        parameters_share=sum(node_parameters(facts, layer.node) for layer in layers) / max(1, size.parameters),
+        macs_share=sum(node_macs(layer.node, shapes) for layer in layers) / max(1, size.macs),
+        note=_reason_to_stay(group),
     )
 
 
-def _note(group: ChannelGroup) -> str:
-    """Why channels of a group must stay."""
+def _reason_to_stay(group: ChannelGroup) -> str:
+    """Why channels of a group must stay, empty where all may go."""
     if group.refusal is None:
         return ""
     return f"{group.refusal.text} ({group.refusal.where})" if group.refusal.where else group.refusal.text
 
 
-def _result(analysed: AnalysedModel, removal: Removal) -> GroupResult:
-    """The same with what became of it; asked for before anything is rewritten."""
+def _shrunk_group(analysed: AnalysedModel, removal: Removal) -> GroupResult:
+    """A group after a removal."""
     return replace(
-        unlocked_by(analysed, removal.group),
+        whole_group(analysed, removal.group),
         kept=len(removal.kept),
         method=removal.method,
         expected_error=dict(removal.expected_error),
-        note=removal.note or _note(removal.group),
+        note=removal.note or _reason_to_stay(removal.group),
     )

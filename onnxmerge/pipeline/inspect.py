@@ -1,4 +1,4 @@
-"""`inspect`: what could shrink, what must stay and why, and how much each group matters."""
+"""`inspect`: which channel groups could shrink, which layers must stay and why, and how much each group matters."""
 
 from __future__ import annotations
 
@@ -6,44 +6,69 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from onnx import ModelProto
+
 from onnxmerge.data.selection import solving_and_checking
 from onnxmerge.graph.analysed_model import analyse_model
+from onnxmerge.onnxio.model_files import as_file, model_name
 from onnxmerge.options import Progress
 from onnxmerge.options.keywords import takes
-from onnxmerge.pipeline.builder import Search
-from onnxmerge.pipeline.candidates import unlocked_by
+from onnxmerge.pipeline.candidate_builder import CandidateBuilder
+from onnxmerge.pipeline.candidates import whole_group
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
-from onnxmerge.pipeline.progress import MEASURING, overall
+from onnxmerge.pipeline.progress import INSPECT_STAGES, overall
 from onnxmerge.pruning.group_selection import chosen_groups
 from onnxmerge.results import Inspection
 
 
 @takes(*PARTS)
 def inspect(
-    model: str | Path,
-    *,
-    sensitivity: bool = False,
-    progress: Progress | None = None,
-    **options: Any,
+    model: str | Path | ModelProto, *, sensitivity: bool = False, progress: Progress | None = None, **options: Any
 ) -> Inspection:
-    """The channel groups of a model that the options leave, what each of them unlocks, and why the rest must stay.
+    """The channel groups of a model, what shrinks with each of them, and why other layers must stay whole.
 
-    sensitivity: also what the outputs lose with a quarter, a half and three quarters of each group that may shrink removed.
+    Parameters
+    ----------
+    model : path of the model, or the model itself
+    sensitivity : whether the fidelity with 25, 50 and 75 % of each group removed is measured too
+    progress : called with the name of a stage and the share of the work that is done
+    options : as for `compress`; `scope`, `include` and `exclude` choose among the groups, the others say how the sensitivity is
+        measured
+
+    Returns
+    -------
+    Inspection
+        the groups and the refusals
+
+    Raises
+    ------
+    ModelError, OptionError, InputError
+        where the user can act
+
+    Examples
+    --------
+    >>> import onnxmerge
+    >>> result = onnxmerge.inspect("model.onnx")
+    >>> [group.channels for group in result.groups]
+    [256, 128]
     """
-    source, given = Path(model), CompressOptions.from_keywords(options)
-    analysed = analyse_model(source)
-    chosen, _ = chosen_groups(analysed.channels, given.pruning)
-    groups = tuple(unlocked_by(analysed, group) for group in chosen)
-    found = Inspection(str(source), analysed.size, groups, analysed.channels.refusals)
+    given = CompressOptions.from_keywords(options)
+    with as_file(model) as path:
+        return replace(_inspect_file(path, given, sensitivity, progress), model=model_name(model))
+
+
+def _inspect_file(model: Path, options: CompressOptions, sensitivity: bool, progress: Progress | None) -> Inspection:
+    analysed = analyse_model(model)
+    groups = tuple(whole_group(analysed, group) for group in chosen_groups(analysed.channels, options.pruning)[0])
+    found = Inspection(str(model), analysed.size, groups, analysed.channels.refusals)
     if not sensitivity or not groups:
         return found
-    tell = overall(progress, MEASURING)
+    tell = overall(progress, INSPECT_STAGES)
     tell("inputs", 0.0)
-    solving, checking = solving_and_checking(source, analysed, given.inputs, given.runtime, given.pruning)
-    wanted = Search(source, analysed, given, solving, checking, tell)
-    measured = {
-        name: {f"{each.removed:g}": 1.0 - each.loss for each in sensitivities}
-        for name, sensitivities in wanted.sensitivities.items()
+    solving, checking = solving_and_checking(model, analysed, options.inputs, options.runtime, options.pruning)
+    builder = CandidateBuilder(model, analysed, options, solving, checking, tell)
+    fidelities = {
+        name: {f"{level.removed:g}": 1.0 - level.loss for level in levels} for name, levels in builder.sensitivities.items()
     }
-    groups = tuple(replace(group, sensitivity=measured.get(group.name, {})) for group in groups)
+    groups = tuple(replace(group, sensitivity=fidelities.get(group.name, {})) for group in groups)
     return replace(found, groups=groups, input_description=solving.source)

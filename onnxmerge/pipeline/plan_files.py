@@ -48,23 +48,23 @@ def fingerprint(model: Path, external: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def write_plan(path: Path, model: Path, mark: str, groups: Sequence[ChannelGroup], plan: PlanFile) -> None:
-    """What was kept of each group. mark: the model's fingerprint; plan: the groups that shrank."""
+def write_plan(path: Path, model: Path, model_sha256: str, groups: Sequence[ChannelGroup], plan: PlanFile) -> None:
+    """What was kept of each group. model_sha256: of the model, see `fingerprint`; plan: the groups that shrank."""
     rows: list[dict[str, Any]] = []
     for group in groups:
         planned = plan.groups.get(group.name, PlannedGroup(group.size))
         row = {"name": group.name, "channels": group.size, "kept": planned.kept}
         whole = planned.channels is None
         rows.append(row if whole else {**row, "method": planned.method, "kept_channels": list(planned.channels or ())})
-    head = json.dumps({"schema": SCHEMA, "model": {"file": model.name, "sha256": mark}, "method": plan.method}, indent=2)
+    head = json.dumps({"schema": SCHEMA, "model": {"file": model.name, "sha256": model_sha256}, "method": plan.method}, indent=2)
     body = ",\n".join(f"    {json.dumps(row)}" for row in rows)  # a line a group, to be edited by hand
     text = f'{head[:-2]},\n  "groups": [\n{body}\n  ]\n}}\n'
     write_atomically(path, "the plan", lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
-def read_plan(path: Path, mark: str, groups: Sequence[ChannelGroup]) -> PlanFile:
+def read_plan(path: Path, model_sha256: str, groups: Sequence[ChannelGroup]) -> PlanFile:
     """The plan for the model with that fingerprint. OptionError with one line where it does not fit."""
-    method, rows = _rows(path, mark)
+    method, rows = _rows(path, model_sha256)
     known = {group.name: group for group in groups}
     planned: dict[str, PlannedGroup] = {}
     for row in rows:
@@ -116,7 +116,7 @@ def _method(value: Any, where: str) -> str:
     return str(value)
 
 
-def _rows(path: Path, mark: str) -> tuple[str, list[dict[str, Any]]]:
+def _rows(path: Path, model_sha256: str) -> tuple[str, list[dict[str, Any]]]:
     """The method of the whole plan and its groups."""
     try:
         if path.stat().st_size > LARGEST_FILE:
@@ -132,7 +132,7 @@ def _rows(path: Path, mark: str) -> tuple[str, list[dict[str, Any]]]:
     model, rows = plan.get("model"), plan.get("groups")
     if not isinstance(model, dict) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise OptionError(f'{path} is no plan: it needs "model" with its sha256 and "groups", a list')
-    if model.get("sha256") != mark:
+    if model.get("sha256") != model_sha256:
         raise OptionError(f"the plan {path} was made for another model ({model.get('file')!r}): its sha256 differs")
     _check_keys(plan, KEYS, str(path))
     return _method(plan.get("method", "auto"), str(path)), rows

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from onnx import ModelProto
 
 from onnxmerge.errors import InputError, OptionError
 from onnxmerge.evaluation.benchmark import benchmark
@@ -16,28 +18,25 @@ from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.threads import default_threads, fixed_threads
 from onnxmerge.execution.versions import versions
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
-from onnxmerge.onnxio.model_files import external_files
+from onnxmerge.onnxio.model_files import as_file, external_files, model_name
 from onnxmerge.onnxio.output_files import check_output_file, write_atomically
 from onnxmerge.onnxio.storage import fits_one_message
 from onnxmerge.options import DEFAULT_TARGETS, SIZES, Progress, silent
-from onnxmerge.options.checks import TARGETS
 from onnxmerge.options.keywords import takes
 from onnxmerge.parallel.tasks import LostTask, run_tasks
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
-from onnxmerge.pipeline.sweep_point import Made, Task, make
+from onnxmerge.pipeline.sweep_point import PointOutcome, PointTask, compress_point
+from onnxmerge.pipeline.sweep_targets import Target, options_for, read_targets, target_text
 from onnxmerge.pruning.plan import selected
-from onnxmerge.results import Fidelity, LatencyComparison, Sweep, SweepPoint
+from onnxmerge.results import LatencyComparison, Sweep, SweepPoint
 
-ALONE = ("fidelity", "ratio")  # targets that are options of their own
-NEEDED = f"such as macs=0.75,0.5 or params=0.5, of {', '.join((*TARGETS, *ALONE))}"
-POINTS_SHARE = 0.8  # of the time; the rest is timing
-
-Target = tuple[str, float]
+COMPRESSION_SHARE = 0.8
+"""Share of the progress that is compression, a guess; the rest is timing."""
 
 
 @takes(*PARTS)
 def sweep(
-    model: str | Path,
+    model: str | Path | ModelProto,
     targets: str | Sequence[str | Target] = DEFAULT_TARGETS,
     *,
     bench: bool = True,
@@ -47,166 +46,180 @@ def sweep(
     progress: Progress | None = None,
     **options: Any,
 ) -> Sweep:
-    """Compress the model for each target, independently of the others; a target that fails is a point with the reason.
+    """Compress a model once for each target, independently of the others.
 
-    targets: as the option `target`, also "fidelity=0.95" and "ratio=0.5". folder: where the models are kept. executor: any of
-    concurrent.futures, or jobs: so many processes of our own; without either the points are made here, one after the other.
-    The points and models are the same bytes in all three; only targets that are found by timing (latency, round_to="auto") and
-    latencies, which are measured here when all models are there, differ from run to run.
-    Raises what `compress` raises, save where only one target is to blame, and before any work where an option is wrong.
+    The models are the same bytes wherever they are made. Only targets that are found by timing (latency, and all with
+    `round_to="auto"`) differ from run to run; they are made in this process, as are all latencies measured here.
+
+    Parameters
+    ----------
+    model : path of the model, or the model itself
+    targets : "macs=0.75,0.5,params=0.5", or a list of such texts or of pairs ("macs", 0.75); beside the kinds of the option
+        `target` also "fidelity=0.95" and "ratio=0.5"
+    bench : whether each result is timed against the model
+    folder : where the models are kept; None where they are not
+    executor : makes the points; any executor of concurrent.futures, or a Dask client's
+    jobs : makes the points in so many processes instead; without either they are made here, one after the other
+    progress : called with the name of a stage and the share of the work that is done
+    options : as for `compress`, but for those that say how small the model becomes
+
+    Returns
+    -------
+    Sweep
+        a point for each target, in order; one whose target could not be met says why
+
+    Raises
+    ------
+    ModelError, OptionError, InputError, ProviderError
+        where the user can act and not only one target is concerned; wrong options before any work
+
+    Examples
+    --------
+    >>> import onnxmerge
+    >>> result = onnxmerge.sweep("model.onnx", "macs=0.8,0.4", method="prune", bench=False)
+    >>> [point.after.macs < result.before.macs for point in result.points]
+    [True, True]
     """
-    source, kept = Path(model), None if folder is None else Path(folder)
     if executor is not None and jobs is not None:
         raise OptionError("`jobs` and `executor` both say where the points are made: drop one of the two")
     if jobs is not None and jobs < 1:
         raise OptionError(f"`jobs` must be at least 1, not {jobs}")
-    settled = _settled(CompressOptions.from_keywords(options, bench=bench))
-    wanted = {_text(target): _for_target(settled, target) for target in targets_of(targets)}
-    analysed = analyse_model(source)
-    selected(analysed, settled.pruning)
-    files = {text: f"{source.stem}-{text.replace('=', '-')}.onnx" for text in wanted}
-    if kept is not None:
-        _check_folder(kept, files, source, settled)
-    progress = progress or silent
-    with tempfile.TemporaryDirectory(prefix="onnxmerge-") as room, fixed_threads(settled.runtime.threads):
-        place = kept or Path(room)
-        tasks = {text: _task(source, place / name, wanted[text], analysed, Path(room)) for text, name in files.items()}
-        made = _all(tasks, progress, executor, jobs)
+    common = _common_options(CompressOptions.from_keywords(options, bench=bench))
+    by_target = {target_text(target): options_for(common, target) for target in read_targets(targets)}
+    with as_file(model) as path, fixed_threads(common.runtime.threads):
+        place = None if folder is None else Path(folder)
+        result = _sweep_file(path, by_target, common, place, executor, jobs, progress or silent)
+        return replace(result, model=model_name(model))
+
+
+def _sweep_file(
+    model: Path,
+    by_target: Mapping[str, CompressOptions],
+    common: CompressOptions,
+    folder: Path | None,
+    executor: Executor | None,
+    jobs: int | None,
+    progress: Progress,
+) -> Sweep:
+    analysed = analyse_model(model)
+    selected(analysed, common.pruning)  # refuses patterns that match nothing before any work
+    names = {target: f"{model.stem}-{target.replace('=', '-')}.onnx" for target in by_target}
+    if folder is not None:
+        _check_folder(folder, names.values(), model, common)
+    with tempfile.TemporaryDirectory(prefix="onnxmerge-") as temporary:
+        outputs = {target: (folder or Path(temporary)) / name for target, name in names.items()}
+        tasks = _tasks(model, analysed, by_target, outputs, Path(temporary))
+        outcomes = _outcomes(tasks, analysed, executor, jobs, progress)
         points = []
-        for number, (text, one) in enumerate(made.items()):
-            latency = _latency(source, place / files[text], settled, one)
-            points.append(_point(text, one, latency, "" if kept is None else str(kept / files[text])))
-            progress("timing", POINTS_SHARE + (1.0 - POINTS_SHARE) * (number + 1) / len(made))
-    inputs = next((proof.input_description for one in made.values() if (proof := _fidelity(one)) is not None), "")
-    return Sweep(str(source), analysed.size, tuple(points), inputs, settled.inputs.seed, versions())
+        for number, (target, outcome) in enumerate(outcomes.items()):
+            latency = _latency(model, outputs[target], common, outcome)
+            points.append(_point(target, outcome, latency, None if folder is None else outputs[target]))
+            progress("timing", COMPRESSION_SHARE + (1.0 - COMPRESSION_SHARE) * (number + 1) / len(outcomes))
+    return Sweep(str(model), analysed.size, tuple(points), _input_description(outcomes), common.inputs.seed, versions())
 
 
-def targets_of(given: str | Sequence[str | Target]) -> tuple[Target, ...]:
-    """'macs=0.75,0.5,params=0.5' -> (('macs', 0.75), ('macs', 0.5), ('params', 0.5)). OptionError for anything else."""
-    found: list[Target] = []
-    for one in given.split(",") if isinstance(given, str) else given:
-        kind, share = _read(one, found[-1][0] if found else "") if isinstance(one, str) else one
-        if kind not in (*TARGETS, *ALONE) or not isinstance(share, int | float):
-            raise OptionError(f"`targets` must be a list {NEEDED}, not {one!r}")
-        if (kind, share) in found:
-            raise OptionError(f"`targets` has {_text((kind, share))} twice")
-        found.append((kind, share))
-    if not found:
-        raise OptionError(f"`targets` must be a list {NEEDED}, and it is empty")
-    return tuple(found)
-
-
-def _read(text: str, kind: str) -> Target:
-    """kind: of the target before, for a number alone."""
-    named, equals, value = text.rpartition("=")
-    try:
-        return (named.strip() if equals else kind), float(value)
-    except ValueError:
-        raise OptionError(f"`targets` must be a list {NEEDED}, not {text!r}") from None
-
-
-def _text(target: Target) -> str:
-    return f"{target[0]}={target[1]:.12g}"
-
-
-def _for_target(options: CompressOptions, target: Target) -> CompressOptions:
-    kind, share = target
-    size: dict[str, Any] = {kind: share} if kind in ALONE else {"target": target}
-    return replace(options, pruning=replace(options.pruning, **size))
-
-
-def _settled(options: CompressOptions) -> CompressOptions:
-    """Everything that a worker could see in another way is decided here. OptionError where something speaks against a sweep."""
+def _common_options(options: CompressOptions) -> CompressOptions:
+    """With everything fixed that another process could see in another way. OptionError where something speaks against a sweep."""
     given = next((name for name in SIZES if getattr(options.pruning, name) is not None), None)
     if given is not None:
         raise OptionError(f"`{given}` and `targets` both say how small the models become: drop one of the two")
-    inputs, runtime = options.inputs, options.runtime
-    if inputs.calibration_path is not None and not inputs.calibration_path.exists():
-        raise InputError(
-            f"{inputs.calibration_path} does not exist: a .npz or .npy file, or a folder of images or .npy files, is needed"
-        )
+    path, runtime = options.inputs.calibration_path, options.runtime
+    if path is not None and not path.exists():
+        raise InputError(f"{path} does not exist: a .npz or .npy file, or a folder of images or .npy files, is needed")
     provider = provider_of(runtime).option if runtime.provider == "auto" else runtime.provider
     runtime = replace(runtime, provider=provider, threads=runtime.threads or default_threads())
-    return replace(options, inputs=inputs.absolute(), runtime=runtime)
+    return replace(options, inputs=options.inputs.absolute(), runtime=runtime)
 
 
-def _check_folder(folder: Path, files: Mapping[str, str], source: Path, options: CompressOptions) -> None:
-    """Made where it is missing; OptionError where a model has no place in it."""
+def _check_folder(folder: Path, names: Iterable[str], model: Path, options: CompressOptions) -> None:
+    """Create the folder where it is missing. OptionError where a model has no place in it."""
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"the folder {folder} for the models is a file; name another one")
     if not folder.resolve().parent.is_dir():
         raise OptionError(f"the folder {folder.resolve().parent} does not exist; create it first")
     folder.mkdir(exist_ok=True)
-    for name in files.values():
-        check_output_file(
-            folder / name, "the model", {"the model": source, "the calibration inputs": options.inputs.calibration_path}
-        )
+    read = {"the model": model, "the calibration inputs": options.inputs.calibration_path}
+    for name in names:
+        check_output_file(folder / name, "the model", read)
 
 
-def _task(source: Path, target: Path, options: CompressOptions, analysed: AnalysedModel, room: Path) -> Task:
-    content = None if external_files(analysed.model) or not fits_one_message(analysed.model) else source.read_bytes()
-    timed = options.bench and options.pruning.is_latency_target  # what was asked for is measured once, with its warnings
-    return Task(source.absolute(), content, target.absolute(), replace(options, bench=timed), room)
+def _tasks(
+    model: Path,
+    analysed: AnalysedModel,
+    by_target: Mapping[str, CompressOptions],
+    outputs: Mapping[str, Path],
+    temporary_folder: Path,
+) -> dict[str, PointTask]:
+    """By target. A latency that was asked for is measured where the point is made, with its warnings."""
+    content = None if external_files(analysed.model) or not fits_one_message(analysed.model) else model.read_bytes()
+    tasks = {}
+    for target, options in by_target.items():
+        timed = replace(options, bench=options.bench and options.pruning.is_latency_target)
+        tasks[target] = PointTask(model.absolute(), content, outputs[target].absolute(), timed, temporary_folder)
+    return tasks
 
 
-def _all(
-    tasks: Mapping[str, Task], progress: Progress, executor: Executor | None, jobs: int | None
-) -> dict[str, Made | LostTask]:
+def _outcomes(
+    tasks: Mapping[str, PointTask], analysed: AnalysedModel, executor: Executor | None, jobs: int | None, progress: Progress
+) -> dict[str, PointOutcome]:
     """In the order of the tasks; models are in their place as soon as they are made, also where the rest is interrupted.
 
-    Tasks that need a clock come last, alone on this machine.
+    Tasks that are found by timing come last, alone on this machine.
     """
-    timed = [text for text, task in tasks.items() if _needs_clock(task.options)]
-    others = [text for text in tasks if text not in timed]
-    made: dict[str, Made | LostTask] = {}
+    timed = [target for target, task in tasks.items() if _is_timed(task.options)]
+    others = [target for target in tasks if target not in timed]
+    outcomes: dict[str, PointOutcome] = {}
+    compress_here = partial(compress_point, analysed=analysed)
 
     def tell_count() -> None:
-        progress(f"{len(made)} of {len(tasks)} points", POINTS_SHARE * len(made) / len(tasks))
+        progress(f"{len(outcomes)} of {len(tasks)} points", COMPRESSION_SHARE * len(outcomes) / len(tasks))
 
-    def keep(text: str, one: Made | LostTask) -> None:
-        if isinstance(one, Made) and one.content is not None:
-            write_atomically(tasks[text].target, "the model", partial(Path.write_bytes, data=one.content))
-            one = replace(one, content=None)
-        made[text] = one
+    def keep(target: str, outcome: PointOutcome | LostTask) -> None:
+        if isinstance(outcome, LostTask):
+            outcome = PointOutcome(None, failure=outcome.reason)
+        if outcome.content is not None:
+            write_atomically(tasks[target].output, "the model", partial(Path.write_bytes, data=outcome.content))
+        outcomes[target] = replace(outcome, content=None)
         tell_count()
 
     tell_count()
-    run_tasks(make, [tasks[text] for text in others], lambda number, one: keep(others[number], one), executor, jobs)
-    for text in timed:
-        keep(text, make(tasks[text]))
-    return {text: made[text] for text in tasks}
+    compress_there = compress_here if executor is None and jobs is None else compress_point
+    run_tasks(compress_there, [tasks[name] for name in others], lambda number, each: keep(others[number], each), executor, jobs)
+    for target in timed:
+        keep(target, compress_here(tasks[target]))
+    return {target: outcomes[target] for target in tasks}
 
 
-def _needs_clock(options: CompressOptions) -> bool:
+def _is_timed(options: CompressOptions) -> bool:
     return options.pruning.round_to == "auto" or options.pruning.is_latency_target
 
 
-def _fidelity(made: Made | LostTask) -> Fidelity | None:
-    return None if isinstance(made, LostTask) or made.result is None else made.result.fidelity
-
-
-def _latency(source: Path, file: Path, options: CompressOptions, made: Made | LostTask) -> LatencyComparison | None:
-    if not options.bench or isinstance(made, LostTask) or made.result is None:
+def _latency(model: Path, output: Path, options: CompressOptions, outcome: PointOutcome) -> LatencyComparison | None:
+    if not options.bench or outcome.result is None:
         return None
-    return made.result.latency or benchmark(source, file, options.inputs, options.runtime, (None,)).batches[0]
+    return outcome.result.latency or benchmark(model, output, options.inputs, options.runtime, (None,)).batches[0]
 
 
-def _point(text: str, made: Made | LostTask, latency: LatencyComparison | None, file: str) -> SweepPoint:
-    if isinstance(made, LostTask) or made.result is None:
-        failure = made.reason if isinstance(made, LostTask) else made.error
-        return SweepPoint(text, None, None, None, None, {}, (), failure=failure)
-    result = made.result
-    assert result.fidelity is not None
-    worst, here = result.fidelity.worst, versions()
+def _input_description(outcomes: Mapping[str, PointOutcome]) -> str:
+    """What the fidelity was measured on, empty where no point has one."""
+    found = (outcome.result.fidelity for outcome in outcomes.values() if outcome.result is not None)
+    return next((fidelity.input_description for fidelity in found if fidelity is not None), "")
+
+
+def _point(target: str, outcome: PointOutcome, latency: LatencyComparison | None, output: Path | None) -> SweepPoint:
+    result = outcome.result
+    if result is None or result.fidelity is None:
+        return SweepPoint(target, None, None, None, None, {}, (), failure=outcome.failure)
+    here = versions()
     other = [f"{name} {version}" for name, version in result.versions.items() if here.get(name) != version and name != "system"]
-    told = (f"made with {', '.join(other)}, other than here: the bytes may differ",) if other else ()
+    warnings = [f"made with {', '.join(other)}, other than here: the bytes may differ"] if other else []
     return SweepPoint(
-        target=text,
+        target=target,
         after=result.after,
-        fidelity=worst.fidelity,
-        top1_agreement=worst.top1_agreement,
+        fidelity=result.fidelity.worst.fidelity,
+        top1_agreement=result.fidelity.worst.top1_agreement,
         latency=latency,
         kept_by_group={group.name: group.kept for group in result.groups},
-        warnings=(*result.warnings, *told),
-        output=file,
+        warnings=(*result.warnings, *warnings),
+        output="" if output is None else str(output),
     )

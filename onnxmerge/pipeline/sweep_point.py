@@ -1,4 +1,4 @@
-"""One point of a sweep, made in any process on any machine: the same bytes everywhere."""
+"""One point of a sweep, compressed in any process on any machine: the same bytes everywhere."""
 
 from __future__ import annotations
 
@@ -7,57 +7,75 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxmerge.errors import ModelError, OnnxMergeError, VerificationError
+from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.pipeline.compress import compress_file
 from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.results import Compression
 
 
 @dataclass(frozen=True)
-class Task:
+class PointTask:
     """What a worker needs, paths absolute.
 
-    content: the bytes of the model, None where it has weights in other files: `source` is then read and `target` written by the
-    worker. options: with the target and the number of threads. room: the submitter's temporary folder, used where it is there.
+    Attributes
+    ----------
+    model : the model's file
+    content : its bytes; None where it has weights in other files, which the worker then reads at `model`
+    output : where the worker writes the smaller model if there is no content
+    options : with the target and the number of threads
+    temporary_folder : of the process that sends the task, used where the worker sees it
     """
 
-    source: Path
+    model: Path
     content: bytes | None
-    target: Path
+    output: Path
     options: CompressOptions
-    room: Path
+    temporary_folder: Path
 
 
 @dataclass(frozen=True)
-class Made:
-    """What became of it: the compression and the bytes of the model (None where the worker wrote it), or why there is none."""
+class PointOutcome:
+    """What became of a task.
+
+    Attributes
+    ----------
+    result : the compression; None where it failed
+    content : bytes of the smaller model; None where the worker wrote it
+    failure : why there is no result
+    """
 
     result: Compression | None
     content: bytes | None = None
-    error: str = ""
+    failure: str = ""
 
 
-def make(task: Task) -> Made:
-    """Compress. What a user can act on elsewhere than at this target is raised."""
-    return _in_place(task) if task.content is None else _in_memory(task, task.content)
+def compress_point(task: PointTask, analysed: AnalysedModel | None = None) -> PointOutcome:
+    """Compress. An error that is not only this target's is raised.
 
-
-def _in_place(task: Task) -> Made:
-    try:
-        return Made(compress_file(task.source, task.target, task.options))
-    except (ModelError, VerificationError) as error:
-        return Made(None, error=str(error))
-
-
-def _in_memory(task: Task, content: bytes) -> Made:
-    with tempfile.TemporaryDirectory(prefix="onnxmerge-", dir=task.room if task.room.is_dir() else None) as folder:
-        source, target = Path(folder) / "before" / task.source.name, Path(folder) / "after" / task.target.name
-        source.parent.mkdir()
-        target.parent.mkdir()
-        source.write_bytes(content)
+    Parameters
+    ----------
+    task : what to compress
+    analysed : the model, in the process that has analysed it, where the output is written at once
+    """
+    if task.content is None or analysed is not None:
+        return _compress_in_place(task, analysed)
+    folder = task.temporary_folder if task.temporary_folder.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="onnxmerge-", dir=folder) as own_folder:
+        model, output = Path(own_folder) / "before" / task.model.name, Path(own_folder) / "after" / task.output.name
+        model.parent.mkdir()
+        output.parent.mkdir()
+        model.write_bytes(task.content)
         try:
-            made = _in_place(replace(task, source=source, target=target))
+            outcome = _compress_in_place(replace(task, model=model, output=output))
         except OnnxMergeError as error:
-            raise type(error)(str(error).replace(str(source), str(task.source))) from None
-        if made.result is None:
-            return replace(made, error=made.error.replace(str(source), str(task.source)))
-        return replace(made, content=target.read_bytes())
+            raise type(error)(str(error).replace(str(model), str(task.model))) from None
+        if outcome.result is None:
+            return replace(outcome, failure=outcome.failure.replace(str(model), str(task.model)))
+        return replace(outcome, content=output.read_bytes())
+
+
+def _compress_in_place(task: PointTask, analysed: AnalysedModel | None = None) -> PointOutcome:
+    try:
+        return PointOutcome(compress_file(task.model, task.output, task.options, analysed=analysed))
+    except (ModelError, VerificationError) as error:
+        return PointOutcome(None, failure=str(error))

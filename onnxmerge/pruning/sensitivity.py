@@ -59,7 +59,7 @@ def measure_sensitivities(
         walk.run_until(_start(layer_statistics, group))
         opened = _Opened(layer_statistics, group, walk, [batch_size(feeds) for feeds in batches], solved)
         found[group.name] = tuple(opened.measure_sensitivities(level, trial) for level, trial in trials[group.name])
-        context.progress("probes", (number + 1) / len(reading))
+        context.progress("sensitivities", (number + 1) / len(reading))
     return found
 
 

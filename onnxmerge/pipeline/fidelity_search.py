@@ -1,0 +1,74 @@
+"""The smallest model whose outputs keep a fidelity on the checking inputs."""
+
+from __future__ import annotations
+
+from onnxmerge.pipeline.candidate_builder import CandidateBuilder
+from onnxmerge.pipeline.candidates import Candidate, SearchResult
+from onnxmerge.pipeline.channel_multiples import HARDWARE_MULTIPLE, multiple_for
+from onnxmerge.pipeline.monotone_search import MonotoneSearch
+from onnxmerge.pruning.budget import BOTH, Allocation
+
+QUICK_TRIALS, FULL_TRIALS, RESCUE_TRIALS = 4, 3, 4
+"""Candidates that are built: quick ones to narrow the search down, then full ones, and more of these while none has passed."""
+GOAL, QUICK_CLOSE, FULL_CLOSE = 0.866, 0.75, 0.6
+"""Shares of the allowed loss: what is aimed at, in the middle of what is close enough for a quick candidate, and what is close
+enough for a full one, which costs more to build again."""
+
+
+def smallest_with_fidelity(builder: CandidateBuilder, fidelity: float) -> SearchResult:
+    """The smallest candidate that keeps a fidelity.
+
+    Parameters
+    ----------
+    builder : builds and measures the candidates
+    fidelity : least fidelity of the worst output
+
+    Returns
+    -------
+    SearchResult
+        the whole model, with a warning, where no smaller one was found
+    """
+    allocations, allowed = _allocations(builder, fidelity), 1.0 - fidelity
+    search = _search(allocations, allowed)
+    for _ in range(QUICK_TRIALS):
+        index = search.next()
+        if index is None or search.record(index, _loss(builder, builder.quick_candidate(allocations[index].counts))):
+            break
+    search.restart(FULL_CLOSE * allowed)
+    best: Candidate | None = None
+    for trial in range(FULL_TRIALS + RESCUE_TRIALS):
+        index = search.next()
+        if index is None or (trial >= FULL_TRIALS and best is not None):
+            break
+        candidate = builder.candidate(allocations[index].counts)
+        close_enough = search.record(index, _loss(builder, candidate))
+        best = candidate if search.passing == index else best
+        if close_enough:
+            break
+    if best is not None:
+        return SearchResult(best)
+    whole = builder.candidate(allocations[-1].counts)
+    return SearchResult(whole, (f"no smaller model was found that keeps a fidelity of {fidelity:g}",))
+
+
+def _loss(builder: CandidateBuilder, candidate: Candidate) -> float:
+    return 1.0 - builder.measure_fidelity(candidate)
+
+
+def _allocations(builder: CandidateBuilder, fidelity: float) -> list[Allocation]:
+    """The Pareto front of size and predicted loss, the smallest model first, in multiples of channels.
+
+    The multiples are those asked for, with auto those that are fastest at about the size that will come out, else what most
+    hardware computes in.
+    """
+    if builder.pruning.round_to is None:
+        return builder.budget.pareto_front(HARDWARE_MULTIPLE, softly=True)
+    front = builder.budget.pareto_front()
+    expected = front[_search(front, 1.0 - fidelity).next() or 0]
+    return builder.budget.pareto_front(multiple_for(builder, BOTH, expected.share))
+
+
+def _search(allocations: list[Allocation], allowed: float) -> MonotoneSearch:
+    """Along a Pareto front but for its end, where nothing is removed."""
+    losses = [each.loss for each in allocations[:-1]]
+    return MonotoneSearch(losses, lowest=QUICK_CLOSE * allowed, goal=GOAL * allowed, allowed=allowed)

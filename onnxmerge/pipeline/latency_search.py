@@ -1,0 +1,105 @@
+"""The model whose measured latency is a given share of the reference's."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from onnxmerge.evaluation.benchmark import SURE
+from onnxmerge.pipeline.candidate_builder import CandidateBuilder, ChannelCounts
+from onnxmerge.pipeline.candidates import SearchResult
+from onnxmerge.pipeline.channel_multiples import AUTO_MULTIPLES, HARDWARE_MULTIPLE, fastest_multiple
+from onnxmerge.pipeline.monotone_search import MonotoneSearch
+
+LATENCY_TOLERANCE = 0.05
+"""Relative distance from the latency ratio that was asked for at which it counts as reached."""
+CLOSE_ENOUGH, WORTH_REPEATING = 0.4 * LATENCY_TOLERANCE, 0.5 * LATENCY_TOLERANCE
+"""Relative distances at which a search ends, and below which a measurement is repeated for longer before it is believed: at most
+half of the tolerance, so that the latency is still within it when the result is timed once more."""
+LATENCY_TRIALS = 8
+"""Models that are timed for one multiple: as many as bisection would need for all of `MACS_SHARES`."""
+MACS_SHARES = tuple(0.99**step for step in range(390))
+"""Shares of the MACs that models are allocated for: down to 2 %, in steps below the tolerance."""
+
+
+@dataclass(frozen=True)
+class _TimedCounts:
+    """Channel counts that were timed.
+
+    Attributes
+    ----------
+    counts : kept channels by group
+    ratio : latency over that of the reference
+    distance : of the ratio from the one asked for, as a share of it
+    reliable : whether it was measured for long enough to be reported
+    """
+
+    counts: ChannelCounts
+    ratio: float
+    distance: float
+    reliable: bool
+
+
+def closest_to_latency(builder: CandidateBuilder, share: float) -> SearchResult:
+    """The candidate whose latency is closest to a share of the reference's.
+
+    Counts are multiples that run fast where none are asked for. Multiples may step over the latency: then smaller ones are tried,
+    at last single channels. Models are only timed meanwhile; the chosen one is built in full.
+
+    Parameters
+    ----------
+    builder : builds and times the candidates
+    share : latency asked for, as a share of the reference's
+
+    Returns
+    -------
+    SearchResult
+        with the latency ratio; the caller compares it with the share
+    """
+    round_to = builder.pruning.round_to
+    multiples = [round_to] if isinstance(round_to, int) else _descending(fastest_multiple(builder, "macs", share))
+    best: _TimedCounts | None = None
+    for multiple in multiples:
+        found = _closest_in_multiples(builder, share, multiple)
+        best = found if best is None or found.distance < best.distance else best
+        if best.distance <= LATENCY_TOLERANCE:
+            break
+    assert best is not None
+    timed_again = builder.options.verify and builder.options.bench
+    ratio = best.ratio if best.reliable or timed_again else _timed(builder, best.counts, share, reliable=True).ratio
+    return SearchResult(builder.candidate(best.counts), latency_ratio=ratio)
+
+
+def _descending(fastest: int) -> list[int]:
+    """From the fastest multiple on: 32 -> 32, 16, 8, 1; 4 -> 4, 8, 1."""
+    smaller = [multiple for multiple in reversed(AUTO_MULTIPLES) if HARDWARE_MULTIPLE <= multiple < fastest]
+    return list(dict.fromkeys((fastest, *smaller, HARDWARE_MULTIPLE, 1)))
+
+
+def _closest_in_multiples(builder: CandidateBuilder, share: float, multiple: int) -> _TimedCounts:
+    """The counts in multiples whose latency comes closest to the share."""
+    limits = {"lowest": (1.0 - CLOSE_ENOUGH) * share, "goal": share, "allowed": (1.0 + CLOSE_ENOUGH) * share}
+    search = MonotoneSearch(MACS_SHARES, **limits, known={0: 1.0})
+    timed: list[_TimedCounts] = []
+    while len(timed) < LATENCY_TRIALS and (index := search.next()) is not None:
+        allocation = builder.budget.counts_for("macs", MACS_SHARES[index], multiple)
+        known = next((each for each in timed if each.counts == allocation.counts), None)
+        found = known or _timed(builder, allocation.counts, share)
+        timed += [] if known else [found]
+        if search.record(index, found.ratio, _last_with(allocation.share, index)):
+            break
+    return min(timed, key=lambda each: each.distance)
+
+
+def _last_with(share: float, index: int) -> int:
+    """The last index of `MACS_SHARES` with the same allocation as an index, which took a share of the MACs."""
+    last = bisect_right(MACS_SHARES, -share, key=lambda each: -each) - 1
+    return last if last >= index else len(MACS_SHARES) - 1  # more than was allocated for: there is no smaller allocation
+
+
+def _timed(builder: CandidateBuilder, counts: ChannelCounts, share: float, reliable: bool = False) -> _TimedCounts:
+    ratio = builder.measure_latency(counts, effort=SURE if reliable else None).latency_ratio
+    distance = abs(ratio / share - 1.0)
+    if not reliable and distance <= WORTH_REPEATING:
+        return _timed(builder, counts, share, reliable=True)
+    return _TimedCounts(counts, ratio, distance, reliable)

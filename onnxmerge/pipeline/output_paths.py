@@ -1,0 +1,48 @@
+"""Places that a run may write to: refused before any work where something that is needed would be lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from onnxmerge.errors import OptionError
+from onnxmerge.onnxio.output_files import check_output_file, would_overwrite
+from onnxmerge.pipeline.compress_options import CompressOptions
+
+
+def check_output(output: Path) -> None:
+    """OptionError where no model can be written at a path."""
+    folder = output.resolve().parent
+    if not folder.is_dir():
+        raise OptionError(f"the output folder {folder} does not exist; create it first")
+    if output.is_dir():
+        raise OptionError(f"the output {output} is a folder; name a file")
+    if not os.access(folder, os.W_OK):
+        raise OptionError(f"the output folder {folder} is not writable")
+
+
+def check_nothing_is_lost(
+    model: Path, output: Path, saved_plan: Path | None, weight_files: Sequence[Path], options: CompressOptions
+) -> None:
+    """OptionError where the output, or the plan to be saved, would overwrite a file that is read.
+
+    Parameters
+    ----------
+    model, output : the model that is read, which the output may replace, and the one that is written
+    saved_plan : where the plan is written, None where it is not
+    weight_files : files beside the model that hold weights of it
+    options : name the other files that are read
+    """
+    calibration, read_plan = options.inputs.calibration_path, options.pruning.plan_file
+    read = [*((path, "the weights of the model") for path in weight_files)]
+    read += [(calibration, "the calibration inputs")] if calibration is not None else []
+    read += [(read_plan, "the plan that is read")] if read_plan is not None else []
+    for path, what in read:
+        if output.exists() and path.exists() and would_overwrite(output, path):
+            raise OptionError(f"the output {output} holds {what}; name another file")
+    if saved_plan is None:
+        return
+    weights = {f"weights of the model in {path.name}": path for path in weight_files}
+    inputs = {"the calibration inputs": calibration, "the plan that is read": read_plan}
+    check_output_file(saved_plan, "the plan", {"the model": model, "the output": output, **inputs, **weights})

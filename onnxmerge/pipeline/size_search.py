@@ -1,0 +1,55 @@
+"""The closest model with a given share of the parameters or MACs."""
+
+from __future__ import annotations
+
+from onnxmerge.pipeline.candidate_builder import CandidateBuilder, ChannelCounts
+from onnxmerge.pipeline.candidates import Candidate, SearchResult
+from onnxmerge.pipeline.channel_multiples import multiple_for
+
+SIZE_TRIALS = 4
+"""Candidates that are built; one nearly always has the size that was predicted, and a second one mends what was not."""
+SIZE_TOLERANCE = 0.005
+"""Relative distance below the budget that is not worth another candidate."""
+JUST_BELOW = 1.0 - 1e-12
+"""Factor of a share that excludes the allocation which takes exactly that share."""
+
+
+def largest_within_size(builder: CandidateBuilder, kind: str, share: float) -> SearchResult:
+    """The candidate of least expected loss that has at most a share of the parameters or MACs.
+
+    Counts are allocated so that their predicted size fits. A candidate of another size, since its method kept other channels than
+    was assumed or some could not be removed, moves the share that is allocated for.
+
+    Parameters
+    ----------
+    builder : builds the candidates
+    kind : "params" or "macs"
+    share : what may remain, as a share of the reference's
+
+    Returns
+    -------
+    SearchResult
+        the smallest candidate, with a warning, where none has so little
+    """
+    best: tuple[float, Candidate] | None = None
+    adjusted, multiple, tried = share, multiple_for(builder, kind, share), list[ChannelCounts]()
+    smallest = builder.budget.counts_for(kind, 0.0, multiple).counts
+    for _ in range(SIZE_TRIALS):
+        allocation = builder.budget.counts_for(kind, adjusted, multiple)
+        if allocation.counts in tried:
+            break
+        tried.append(allocation.counts)
+        candidate = builder.candidate(allocation.counts)
+        reached = candidate.remaining_share(kind, builder.analysed.size)
+        if best is None or (reached <= share and not reached <= best[0] <= share) or share < reached < best[0]:
+            best = (reached, candidate)
+        too_small = reached < (1.0 - SIZE_TOLERANCE) * min(share, allocation.share)
+        if not (reached > share or too_small) or allocation.counts == smallest:
+            break
+        adjusted *= share / reached
+        if reached > share:
+            adjusted = min(adjusted, allocation.share * JUST_BELOW)
+    assert best is not None
+    reached, candidate = best
+    warnings = (f"{kind}={share:g} cannot be reached: at least {reached:.1%} must stay",) if reached > share else ()
+    return SearchResult(candidate, warnings)

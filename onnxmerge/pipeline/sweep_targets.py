@@ -1,0 +1,54 @@
+"""The targets of a sweep: read, and turned into options of a compression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from onnxmerge.errors import OptionError
+from onnxmerge.options.checks import TARGETS
+from onnxmerge.pipeline.compress_options import CompressOptions
+
+Target = tuple[str, float]
+"""What is asked for, and its value: ("macs", 0.5)."""
+
+OWN_OPTIONS = ("fidelity", "ratio")
+"""Targets that are options of their own beside `target`."""
+NEEDED = f"such as macs=0.75,0.5 or params=0.5, of {', '.join((*TARGETS, *OWN_OPTIONS))}"
+
+
+def read_targets(given: str | Sequence[str | Target]) -> tuple[Target, ...]:
+    """'macs=0.75,0.5,params=0.5' -> (('macs', 0.75), ('macs', 0.5), ('params', 0.5)). OptionError for anything else."""
+    found: list[Target] = []
+    for each in given.split(",") if isinstance(given, str) else given:
+        kind, value = _read(each, previous=found[-1][0] if found else "") if isinstance(each, str) else each
+        if kind not in (*TARGETS, *OWN_OPTIONS) or not isinstance(value, int | float):
+            raise OptionError(f"`targets` must be a list {NEEDED}, not {each!r}")
+        if (kind, value) in found:
+            raise OptionError(f"`targets` has {target_text((kind, value))} twice")
+        found.append((kind, value))
+    if not found:
+        raise OptionError(f"`targets` must be a list {NEEDED}, and it is empty")
+    return tuple(found)
+
+
+def _read(text: str, previous: str) -> Target:
+    """A number alone is of the kind of the target before."""
+    kind, equals, value = text.rpartition("=")
+    try:
+        return (kind.strip() if equals else previous), float(value)
+    except ValueError:
+        raise OptionError(f"`targets` must be a list {NEEDED}, not {text!r}") from None
+
+
+def target_text(target: Target) -> str:
+    """('macs', 0.5) -> 'macs=0.5'."""
+    return f"{target[0]}={target[1]:.12g}"
+
+
+def options_for(options: CompressOptions, target: Target) -> CompressOptions:
+    """The options of a sweep with one of its targets."""
+    kind, value = target
+    size: dict[str, Any] = {kind: value} if kind in OWN_OPTIONS else {"target": target}
+    return replace(options, pruning=replace(options.pruning, **size))
