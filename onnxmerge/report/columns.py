@@ -20,8 +20,8 @@ from onnxmerge.report.wording import (
 )
 from onnxmerge.results import Compression, GroupResult, LatencyComparison, LayerComparison, NodeDeviation, OutputFidelity, Sweep
 
-MAX_OUTPUT_COLUMNS = 3  # more outputs get a row each
-MAX_LAYER_ROWS = 12
+MAX_OUTPUT_COLUMNS = 3  # as many fit beside the names of the measures in 80 characters; more outputs get a row each
+MAX_LAYER_ROWS = 12  # nodes in a table of deviations; the JSON document has all
 _NAME_WIDTH = 36  # characters of an output's name in a header
 _DASH = "-"  # where there is no value
 _NARROW_HEADERS = [

@@ -17,7 +17,7 @@ from onnxmerge.report.sentences import speedup_text, verdict
 from onnxmerge.report.wording import closeness, file_size, magnitude, milliseconds, percent, printable, shortened
 from onnxmerge.results import Benchmark, Compression, Fidelity, Inspection, LatencyComparison, Sweep, Verification
 
-MAX_TILES = 6
+MAX_TILES = 6  # of a sweep, which may have many targets
 MEANINGS = {
     "fidelity": "share of the reference's variance that is explained: 1 is identical, 0 as good as a constant",
     "SQNR": "the same in decibels",
@@ -50,7 +50,19 @@ class Summary:
 
 
 def page(result: Result, provenance: Provenance) -> str:
-    """The whole document of a result."""
+    """A result as an HTML document.
+
+    Parameters
+    ----------
+    result : Inspection, Compression, Verification, Benchmark or Sweep
+    provenance : Provenance
+        Shown at the end; what it leaves empty is left out.
+
+    Returns
+    -------
+    str
+        A complete document with its style sheet.
+    """
     template = _environment().get_template(f"{KINDS[type(result)].name}.html")
     return template.render(result=result, provenance=provenance, summary=summary_of(result))
 
@@ -66,6 +78,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    # templates call the functions and constants of these modules by their names
     for module in (charts, columns, group_diagram, reasons, sentences, wording):
         environment.globals |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
     environment.globals["MEANINGS"] = MEANINGS

@@ -32,7 +32,13 @@ def schema_of(kind: Kind) -> Schema:
 
 
 def breaking_changes(old: Schema, new: Schema) -> list[str]:
-    """Fields of the old schema that the new one lacks or gives another type, a line each."""
+    """Changes that break programs which read documents of the old schema.
+
+    Returns
+    -------
+    list of str
+        A line for each field that was removed or has another type; new fields break nothing.
+    """
     before, after = dict(_types(old)), dict(_types(new))
     removed = [f"{path} was removed" for path in before if path not in after]
     changed = [f"{path} was {type_}, is {after[path]}" for path, type_ in before.items() if after.get(path, type_) != type_]

@@ -8,18 +8,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from onnxmerge.report import sentences
-from onnxmerge.report.columns import (
-    MAX_OUTPUT_COLUMNS,
-    batch_columns,
-    deviation_columns,
-    group_columns,
-    latency_columns,
-    measure_rows,
-    output_rows,
-    size_columns,
-    sweep_columns,
-)
+from onnxmerge.report import columns, sentences
 from onnxmerge.report.reasons import SharedReason, notes, reasons
 from onnxmerge.report.tables import Column, fits, fitted
 from onnxmerge.report.wording import as_command_line, listed, printable, shortened
@@ -58,7 +47,7 @@ def show_compression(console: Console, result: Compression) -> None:
         console.print()
     half = (console.width - 3) // 2
     _line(console, f"{shortened(result.model, half)} → {shortened(result.output, half)}", "bold")
-    console.print(fitted(size_columns(result), console.width))
+    console.print(fitted(columns.size_columns(result), console.width))
     if result.latency is not None:
         _latency(console, result.latency)
     _warnings(console, map(as_command_line, result.warnings))
@@ -75,10 +64,10 @@ def show_benchmark(console: Console, result: Benchmark) -> None:
     _line(console, sentences.LATENCY, "bold")
     first = result.batches[0]
     if len(result.batches) == 1:
-        console.print(fitted(latency_columns(first), console.width))
+        console.print(fitted(columns.latency_columns(first), console.width))
         _latency(console, first)
         return
-    console.print(fitted(batch_columns(result.batches), console.width))
+    console.print(fitted(columns.batch_columns(result.batches), console.width))
     _lines(console, [sentences.macs_line(first), *sentences.timing_lines(first)], "dim")
     _execution(console, first.execution, first.provider)
 
@@ -89,7 +78,7 @@ def show_sweep(console: Console, result: Sweep) -> None:
     _line(console, sentences.size_line(result.before))
     console.print()
     _line(console, f"{sentences.sweep_title(result)}: what is left, and how close", "bold")
-    console.print(fitted(sweep_columns(result), console.width))
+    console.print(fitted(columns.sweep_columns(result), console.width))
     inputs = f"inputs: {printable(result.input_description)}" if result.input_description else None
     _lines(console, [inputs, sentences.sweep_timing_line(result)], "dim")
     _warnings(console, sentences.sweep_warnings(result))
@@ -106,10 +95,10 @@ def _groups(console: Console, groups: Sequence[GroupResult], *, compressed: bool
         console.print()
         return
     note = Column("note", [printable(group.note) for group in groups], left=True)
-    columns = group_columns(groups, compressed=compressed)
-    inline = any(group.note for group in groups) and fits([*columns, note], console.width)
+    table = columns.group_columns(groups, compressed=compressed)
+    inline = any(group.note for group in groups) and fits([*table, note], console.width)
     _line(console, title, "bold")
-    console.print(fitted([*columns, note] if inline else columns, console.width))
+    console.print(fitted([*table, note] if inline else table, console.width))
     if not compressed:
         _line(console, sentences.SHARES, "dim")
     if input_description:
@@ -133,11 +122,11 @@ def _reasons(console: Console, title: str, shared: Sequence[SharedReason]) -> No
 
 def _fidelity(console: Console, fidelity: Fidelity) -> None:
     outputs = fidelity.outputs
-    columns = measure_rows(outputs)
-    if len(outputs) > MAX_OUTPUT_COLUMNS or not fits(columns, console.width):
-        columns = output_rows(outputs, narrow=True)
+    table = columns.measure_rows(outputs)
+    if len(outputs) > columns.MAX_OUTPUT_COLUMNS or not fits(table, console.width):
+        table = columns.output_rows(outputs, narrow=True)
     _line(console, sentences.fidelity_title(fidelity), "bold")
-    console.print(fitted(columns, console.width))
+    console.print(fitted(table, console.width))
     _line(console, f"inputs: {printable(fidelity.input_description)}; {fidelity.provider}", "dim")
     _execution(console, fidelity.execution, fidelity.provider)
     if fidelity.accuracy is not None:
@@ -151,10 +140,10 @@ def _fidelity(console: Console, fidelity: Fidelity) -> None:
 def _layers(console: Console, layers: LayerComparison) -> None:
     console.print()
     _line(console, sentences.layers_title(layers), "bold")
-    columns = deviation_columns(layers)
+    table = columns.deviation_columns(layers)
     if layers.deviations:
-        console.print(fitted(columns, console.width))
-    _lines(console, sentences.layers_lines(layers, len(columns[0].cells)), "dim")
+        console.print(fitted(table, console.width))
+    _lines(console, sentences.layers_lines(layers, len(table[0].cells)), "dim")
     _lines(console, map(printable, layers.unexplained), "red")
     style = "green" if layers.first_deviation is None else "red" if layers.same_channel_counts else "yellow"
     _line(console, sentences.first_deviation_line(layers), style)

@@ -1,4 +1,4 @@
-"""Report files: named well before any work, written whole or not at all after it."""
+"""Report files: their paths are checked before any work, and they are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -18,9 +18,19 @@ WRITERS: dict[str, Callable[[Result, Provenance], str]] = {
 
 
 def check_reports(reports: Sequence[Path], kept: Mapping[str, Path | None]) -> None:
-    """OptionError where a report has another suffix, no place, or the place of a file that must stay.
+    """Refuse reports that cannot be written or would overwrite another file.
 
-    kept: what a file is -> its path, None where there is none; files in a folder of calibration inputs count too.
+    Parameters
+    ----------
+    reports : sequence of Path
+        Files to be written.
+    kept : mapping of str to Path or None
+        Files that must not be overwritten: "the model" -> its path. In a folder all files count.
+
+    Raises
+    ------
+    OptionError
+        Where a suffix is another than .html and .json, a folder does not exist, or a report would overwrite a file.
     """
     for number, report in enumerate(reports):
         if report.suffix.lower() not in WRITERS:
