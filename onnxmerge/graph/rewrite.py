@@ -97,8 +97,7 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
     ...     mlp (float[1, 2] x) => (float[1, 2] y) <float[2, 3] v = {1, 2, 3, 4, 5, 6}, float[3, 2] w = {1, 2, 3, 4, 5, 6}>
     ...     { hidden = Gemm(x, v)  active = Relu(hidden)  y = Gemm(active, w) }'''))
     >>> channels = analyse_channels(model, {"x": (1, 2), "hidden": (1, 3), "active": (1, 3), "y": (1, 2)})
-    >>> (group,) = channels.groups
-    >>> small = rewrite(channels, [Removal(group, np.array([0, 2]), "prune")], {})
+    >>> small = rewrite(channels, [Removal(channels.groups[0], np.array([0, 2]), "prune")], {})
     >>> [list(tensor.dims) for tensor in export(small).graph.initializer]
     [[2, 2], [2, 2]]
     """
@@ -122,8 +121,7 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
     for layer in channels.layers:
         replacement = replacements.get(layer.key)
         if replacement is not None and replacement.bias is not None:
-            stays = kept.mask(layer.out_ids.reshape(-1))
-            editor.add_bias(copies[id(layer.node)], replacement.bias[stays])
+            editor.add_bias(copies[id(layer.node)], replacement.bias[kept.mask(layer.out_ids.reshape(-1))])
     remove_unused_nodes(model)
     return model
 
