@@ -150,11 +150,10 @@ def test_transcript_is_still_true(tmp_path):
     """Counts to the digit; what is measured or computed in floating point is not compared."""
     command = re.match(r"\$ (onnxmerge .*?)\n\n", TRANSCRIPT, re.DOTALL)[1].replace("\\\n", " ")
     source, options = shlex.split(command)[2], shlex.split(command)[4:]
-    context = cli.compress_command.make_context("compress", [source, "unused", *options])
-    settings = {
-        name: value for name, value in context.params.items() if name not in ("model", "output", "reports", "as_json_text")
-    }
-    result = onnxmerge.compress(ROOT / source, tmp_path / "out.onnx", **cli._given({**settings, "verify": False}))
+    context = cli.cli.commands["compress"].make_context("compress", [source, "unused", *options])
+    others = ("model", "output", "reports", "as_json", "verify")
+    given = {name: value for name, value in context.params.items() if value is not None and name not in others}
+    result = onnxmerge.compress(ROOT / source, tmp_path / "out.onnx", verify=False, **given)
     for before, after in [(result.before.macs, result.after.macs), (result.before.parameters, result.after.parameters)]:
         assert re.search(rf" {before:,} +{after:,} ", TRANSCRIPT), f"{before:,} -> {after:,}: `make readme` writes it anew"
     for group in result.groups:
