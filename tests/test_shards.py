@@ -13,7 +13,7 @@ from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.options import InputOptions
 from onnxmerge.parallel.tasks import process_pool
-from onnxmerge.pipeline import builder as attempts_module
+from onnxmerge.pipeline import candidate_builder as attempts_module
 from onnxmerge.pipeline.progress import overall
 from onnxmerge.pruning.layer_statistics import layer_statistics_of
 from onnxmerge.statistics import sharding as shards_module
