@@ -11,11 +11,11 @@ from topologies import TOPOLOGIES, Duplicates, Topology, feeds_of, scaled_duplic
 
 from onnxmerge.errors import Refusal
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
-from onnxmerge.graph.rewrite import rewrite
+from onnxmerge.graph.rewrite import Removal, rewrite
 from onnxmerge.onnxio.export import export
 from onnxmerge.options import PruningOptions
 from onnxmerge.pipeline.compress import compress
-from onnxmerge.pruning.weight_methods import Decision, merge, replacements
+from onnxmerge.pruning.merge import absorbed, merge
 
 # Copies have a cosine of exactly one with their bases, so a threshold just below takes those pairs only.
 OPTIONS = PruningOptions(method="merge", criterion="l2-norm", threshold=0.999)
@@ -94,15 +94,14 @@ def replace_tensor(model: onnx.ModelProto, name: str, values: np.ndarray) -> Non
     tensor.CopyFrom(numpy_helper.from_array(values, name))
 
 
-def merged(duplicates: Duplicates, producers: tuple[str, ...], folder: Path) -> tuple[onnx.ModelProto, Decision, np.ndarray]:
+def merged(duplicates: Duplicates, producers: tuple[str, ...], folder: Path) -> tuple[onnx.ModelProto, Removal, np.ndarray]:
     """(the model after merging one group, what was decided, the channels that are copies)."""
     channels = analysed(duplicates.model, folder).channels
     group = group_of(channels, producers)
     copies = np.flatnonzero(np.isin(group.producers[0].positions, duplicates.copy).any(1))
-    decision = merge(channels, group, group.size - len(copies), OPTIONS)
-    assert not isinstance(decision, Refusal), decision.text
-    smaller = rewrite(channels, [decision.removal], replacements(channels, [decision]))
-    return export(smaller), decision, copies
+    removal = merge(channels, group, group.size - len(copies), OPTIONS, None)
+    assert not isinstance(removal, Refusal), removal.text
+    return export(rewrite(channels, [removal], absorbed([removal]))), removal, copies
 
 
 def group_of(channels: Channels, producers: tuple[str, ...]) -> ChannelGroup:
@@ -114,20 +113,20 @@ def group_of(channels: Channels, producers: tuple[str, ...]) -> ChannelGroup:
 @pytest.mark.parametrize(("topology", "producers"), cases())
 def test_positive_multiples_merge_exactly(topology: Topology, producers: tuple[str, ...], tmp_path: Path) -> None:
     duplicates, feeds = duplicated(topology, producers), feeds_of(topology)
-    small, decision, copies = merged(duplicates, producers, tmp_path)
+    small, removal, copies = merged(duplicates, producers, tmp_path)
     onnx.checker.check_model(small, full_check=True)
-    assert len(copies) >= decision.removal.group.size / 3
-    assert not np.isin(copies, decision.removal.kept).any()
+    assert len(copies) >= removal.group.size / 3
+    assert not np.isin(copies, removal.kept).any()
     assert relative_error(run(duplicates.model, feeds), run(small, feeds)) < tolerance_of(topology, 1e-5)
 
 
 @pytest.mark.parametrize(("topology", "producers"), cases())
 def test_negative_multiples_do_not_merge(topology: Topology, producers: tuple[str, ...], tmp_path: Path) -> None:
-    _, decision, copies = merged(duplicated(topology, producers, negative=True), producers, tmp_path)
-    gone = np.setdiff1d(np.arange(decision.removal.group.size), decision.removal.kept)
+    _, removal, copies = merged(duplicated(topology, producers, negative=True), producers, tmp_path)
+    gone = np.setdiff1d(np.arange(removal.group.size), removal.kept)
     assert np.array_equal(gone, copies)
-    assert not decision.scaling[gone].any()
-    kept = decision.scaling[decision.removal.kept]
+    assert not removal.scaling[gone].any()
+    kept = removal.scaling[removal.kept]
     assert np.array_equal(kept, np.eye(len(kept)))
 
 
@@ -135,9 +134,9 @@ def test_negative_multiples_do_not_merge(topology: Topology, producers: tuple[st
 def test_the_scale_comes_from_batch_normalization_too(name: str, producer: str, tmp_path: Path) -> None:
     """The rows are multiples by one factor, the activations by another: the one that the consumer sees counts."""
     duplicates = duplicated(TOPOLOGIES[name], (producer,))
-    _, decision, copies = merged(duplicates, (producer,), tmp_path)
+    _, removal, copies = merged(duplicates, (producer,), tmp_path)
     assert not np.allclose(duplicates.factor, duplicates.row_factor, rtol=0.05)
-    np.testing.assert_allclose(decision.scaling[copies].max(1), duplicates.factor, rtol=1e-5)
+    np.testing.assert_allclose(removal.scaling[copies].max(1), duplicates.factor, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["conv-relu-conv", "conv-bn-relu", "gemm-relu-gemm-alpha-beta", "residual-two-blocks", "unet"])

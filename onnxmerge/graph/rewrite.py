@@ -40,6 +40,8 @@ class Removal:
         By method, the share of the consumers' output variance that is expected to be lost.
     note : str
         What else the user should know of it.
+    scaling : ndarray of shape (n, k) or None
+        The matrix that consumers absorb, x ~ scaling x[kept]; None where they are not updated by one.
     """
 
     group: ChannelGroup
@@ -47,6 +49,7 @@ class Removal:
     method: str
     expected_error: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    scaling: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,8 +22,9 @@ from onnxmerge.options import Progress, PruningOptions
 from onnxmerge.pipeline.candidates import Candidate, candidate_of
 from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pruning.budget import Budget, budget_of
+from onnxmerge.pruning.decision import decide
+from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.layer_statistics import LayerStatistics, layer_statistics_of
-from onnxmerge.pruning.plan import decide, selected
 from onnxmerge.pruning.sensitivity import Sensitivity, measure_sensitivities
 from onnxmerge.results import LatencyComparison
 from onnxmerge.statistics.reference_run import run_context_of
@@ -66,7 +67,7 @@ class CandidateBuilder:
     @cached_property
     def groups(self) -> list[ChannelGroup]:
         """The groups that may shrink."""
-        return selected(self.analysed, self.pruning)[0]
+        return prunable_groups(self.analysed.channels, self.pruning)[0]
 
     @cached_property
     def layer_statistics(self) -> LayerStatistics:

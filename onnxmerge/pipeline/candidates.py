@@ -1,4 +1,4 @@
-"""A plan carried out: the rewritten model, run once, and what became of every group."""
+"""A decision carried out: the rewritten model, run once, and what became of every group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnxmerge.graph.cost import node_macs, node_parameters
 from onnxmerge.graph.rewrite import Removal, Replacement, rewrite
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.model_files import serialise, stored_bytes
-from onnxmerge.pruning.plan import Plan
+from onnxmerge.pruning.decision import PruningDecision
 from onnxmerge.results import GroupResult, Size
 
 
@@ -62,13 +62,13 @@ class SearchResult:
     latency_ratio: float | None = None
 
 
-def candidate_of(analysed: AnalysedModel, plan: Plan) -> Candidate:
-    """Carry out a plan.
+def candidate_of(analysed: AnalysedModel, decision: PruningDecision) -> Candidate:
+    """Carry out a decision.
 
     Parameters
     ----------
     analysed : the model, which is left as it is
-    plan : what is removed from it, and what replaces that
+    decision : what is removed from it, and what replaces that
 
     Returns
     -------
@@ -80,15 +80,15 @@ def candidate_of(analysed: AnalysedModel, plan: Plan) -> Candidate:
     ModelError
         where the model does not run although nothing, or nothing that could be at fault, was removed
     """
-    removals, refusals = plan.removals, plan.refusals
+    removals, refusals = decision.removals, decision.refusals
     try:
-        model, content, size = _rewritten(analysed, removals, plan.replacements)
+        model, content, size = _rewritten(analysed, removals, decision.replacements)
     except ModelError:
-        removals, refused = _removals_that_run(analysed, plan)
+        removals, refused = _removals_that_run(analysed, decision)
         if not refused:
             raise
         refusals = (*refusals, *refused)
-        model, content, size = _rewritten(analysed, removals, _replacements_for(plan, removals))
+        model, content, size = _rewritten(analysed, removals, _replacements_for(decision, removals))
     return Candidate(
         model=model,
         content=content,
@@ -99,25 +99,25 @@ def candidate_of(analysed: AnalysedModel, plan: Plan) -> Candidate:
     )
 
 
-def _removals_that_run(analysed: AnalysedModel, plan: Plan) -> tuple[tuple[Removal, ...], list[Refusal]]:
+def _removals_that_run(analysed: AnalysedModel, decision: PruningDecision) -> tuple[tuple[Removal, ...], list[Refusal]]:
     """The removals that run one after the other, and why the others do not."""
     accepted: tuple[Removal, ...] = ()
     refused: list[Refusal] = []
-    for removal in plan.removals:
+    for removal in decision.removals:
         tried = (*accepted, removal)
         try:
-            _rewritten(analysed, tried, _replacements_for(plan, tried))
+            _rewritten(analysed, tried, _replacements_for(decision, tried))
             accepted = tried
         except ModelError as error:
             refused += [refusal(name, Reason.DOES_NOT_RUN, error=error) for name in removal.group.layer_names]
     return accepted, refused
 
 
-def _replacements_for(plan: Plan, removals: tuple[Removal, ...]) -> dict[str, Replacement]:
+def _replacements_for(decision: PruningDecision, removals: tuple[Removal, ...]) -> dict[str, Replacement]:
     """The replacements that fit when only some removals are carried out: none of a consumer that keeps reading a whole group."""
-    left_out = [removal for removal in plan.removals if all(removal is not other for other in removals)]
+    left_out = [removal for removal in decision.removals if all(removal is not other for other in removals)]
     whole = {consumer.key for removal in left_out for consumer in removal.group.consumers}
-    return {key: value for key, value in plan.replacements.items() if key not in whole}
+    return {key: value for key, value in decision.replacements.items() if key not in whole}
 
 
 def _rewritten(

@@ -31,7 +31,7 @@ from onnxmerge.pipeline.output_paths import check_nothing_is_lost, check_output
 from onnxmerge.pipeline.plan_files import PlanFile, fingerprint, read_plan, write_plan
 from onnxmerge.pipeline.progress import COMPRESS_STAGES, overall
 from onnxmerge.pipeline.search import search
-from onnxmerge.pruning.plan import selected
+from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.results import Compression, LatencyComparison, Size
 
 
@@ -122,7 +122,7 @@ def compress_file(
         tell("checking", 1.0)
     save(found.candidate.model, output)
     if saved_plan is not None:
-        groups = selected(analysed, options.pruning)[0]
+        groups = prunable_groups(analysed.channels, options.pruning)[0]
         write_plan(saved_plan, model, model_sha256, groups, _plan_of(found.candidate, options.pruning))
     return Compression(
         model=str(model),
@@ -144,7 +144,7 @@ def _with_plan_read(pruning: PruningOptions, model_sha256: str, analysed: Analys
     """With what the plan file says in the place of its path."""
     if pruning.plan_file is None:
         return pruning
-    plan = read_plan(pruning.plan_file, model_sha256, selected(analysed, pruning)[0])
+    plan = read_plan(pruning.plan_file, model_sha256, prunable_groups(analysed.channels, pruning)[0])
     return replace(pruning, plan=plan.groups, method=plan.method if pruning.method == "auto" else pruning.method)
 
 

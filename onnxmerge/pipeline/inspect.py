@@ -17,7 +17,7 @@ from onnxmerge.pipeline.candidate_builder import CandidateBuilder
 from onnxmerge.pipeline.candidates import whole_group
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.progress import INSPECT_STAGES, overall
-from onnxmerge.pruning.group_selection import chosen_groups
+from onnxmerge.pruning.group_selection import selected_groups
 from onnxmerge.results import Inspection
 
 
@@ -59,7 +59,7 @@ def inspect(
 
 def _inspect_file(model: Path, options: CompressOptions, sensitivity: bool, progress: Progress | None) -> Inspection:
     analysed = analyse_model(model)
-    groups = tuple(whole_group(analysed, group) for group in chosen_groups(analysed.channels, options.pruning)[0])
+    groups = tuple(whole_group(analysed, group) for group in selected_groups(analysed.channels, options.pruning)[0])
     found = Inspection(str(model), analysed.size, groups, analysed.channels.refusals)
     if not sensitivity or not groups:
         return found

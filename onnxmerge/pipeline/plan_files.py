@@ -21,7 +21,7 @@ from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.onnxio.output_files import write_atomically
 from onnxmerge.options import PlannedGroup
 from onnxmerge.options.checks import METHOD_NAMES
-from onnxmerge.pruning.plan import kept_count
+from onnxmerge.pruning.kept_counts import kept_count, smallest_count
 
 SCHEMA = "onnxmerge.plan/1"
 KEYS = {"schema", "model", "method", "groups"}
@@ -105,7 +105,7 @@ def _check_keys(found: Mapping[str, Any], known: set[str], where: str) -> None:
 
 
 def _why(group: ChannelGroup) -> str:
-    conv_groups, least = len(set(group.conv_groups.tolist())), kept_count(group, 1.0)
+    conv_groups, least = len(set(group.conv_groups.tolist())), smallest_count(group)
     equal = f"a multiple of {conv_groups}, equally many in each group of its convolution" if conv_groups > 1 else "at least"
     return f"needed is {equal}{', and at least' if conv_groups > 1 else ''} {least}"
 

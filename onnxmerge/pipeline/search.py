@@ -8,7 +8,7 @@ from onnxmerge.pipeline.channel_multiples import rounded_counts
 from onnxmerge.pipeline.fidelity_search import smallest_with_fidelity
 from onnxmerge.pipeline.latency_search import closest_to_latency
 from onnxmerge.pipeline.size_search import largest_within_size
-from onnxmerge.pruning.plan import counts_of
+from onnxmerge.pruning.kept_counts import kept_counts
 
 
 def search(builder: CandidateBuilder) -> SearchResult:
@@ -21,4 +21,4 @@ def search(builder: CandidateBuilder) -> SearchResult:
         return closest_to_latency(builder, share) if kind == "latency" else largest_within_size(builder, kind, share)
     if pruning.fidelity is not None:
         return smallest_with_fidelity(builder, pruning.fidelity)
-    return SearchResult(builder.candidate(rounded_counts(builder, counts_of(builder.groups, pruning))))
+    return SearchResult(builder.candidate(rounded_counts(builder, kept_counts(builder.groups, pruning))))

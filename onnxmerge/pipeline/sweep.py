@@ -27,7 +27,7 @@ from onnxmerge.parallel.tasks import LostTask, run_tasks
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.sweep_point import PointOutcome, PointTask, compress_point
 from onnxmerge.pipeline.sweep_targets import Target, options_for, read_targets, target_text
-from onnxmerge.pruning.plan import selected
+from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.results import LatencyComparison, Sweep, SweepPoint
 
 COMPRESSION_SHARE = 0.8
@@ -102,7 +102,7 @@ def _sweep_file(
     progress: Progress,
 ) -> Sweep:
     analysed = analyse_model(model)
-    selected(analysed, common.pruning)  # refuses patterns that match nothing before any work
+    prunable_groups(analysed.channels, common.pruning)  # refuses patterns that match nothing before any work
     names = {target: f"{model.stem}-{target.replace('=', '-')}.onnx" for target in by_target}
     if folder is not None:
         _check_folder(folder, names.values(), model, common)

@@ -1,4 +1,8 @@
-"""A consumer's new numbers: what channel mixing gives, and how they get into a walk that stands before it."""
+"""New weights and biases of a layer: from channel mixing, as the layer stores them, and as nodes of a layer-wise run.
+
+A layer's weights come here as one array (out, kept inputs, kernel size) for each group of a grouped convolution, times Gemm's
+alpha; `kept` (groups, inputs per group) bool says which inputs they are for.
+"""
 
 from __future__ import annotations
 
@@ -12,78 +16,98 @@ from onnxmerge.algorithms.moments import Covariance
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.layers import Layer
+from onnxmerge.graph.nodes import has_input
 from onnxmerge.graph.rewrite import Replacement
 
 
-def mixed_priors(layer: Layer, kept: np.ndarray, moments: Covariance) -> list[np.ndarray]:
-    """Channel mixing, times the node's alpha: for each group of the consumer (out, kept, positions)."""
-    _, out, inside, positions = layer.weight.shape
+def mixed_weights(layer: Layer, kept: np.ndarray, covariance: Covariance) -> list[np.ndarray]:
+    """Weights by channel mixing: removed inputs are expressed by kept ones, x ~ Z x[kept], and the weight becomes W Z.
+
+    covariance: of the layer's channels, pooled over their positions (`Layer.channel_positions`).
+    """
+    _, outputs, inputs, kernel_size = layer.weight.shape
+    repeats = layer.channel_positions.shape[1]
     weights = []
-    places = layer.channel_positions.shape[1]
     for g in range(layer.groups):
-        own = np.flatnonzero(layer.channel_positions[:, 0] // inside == g)
-        local = layer.channel_positions[own] - g * inside
-        stays = kept[g][local[:, 0]]
-        mixed, _ = mixing(moments.xx[np.ix_(own, own)], moments.mean_x[own], np.flatnonzero(stays))
-        ordered = layer.alpha * layer.weight[g][:, local].reshape(out, len(own), places * positions)
-        prior = mixed_weight(ordered, mixed).reshape(out, int(stays.sum()), places, positions)
-        flat = np.zeros((out, inside, positions))
-        flat[:, local[stays]] = prior
-        weights.append(flat[:, kept[g]])
+        own = np.flatnonzero(layer.channel_positions[:, 0] // inputs == g)
+        positions = layer.channel_positions[own] - g * inputs
+        kept_channels = kept[g][positions[:, 0]]
+        scaling, _ = mixing(covariance.xx[np.ix_(own, own)], covariance.mean_x[own], np.flatnonzero(kept_channels))
+        by_channel = layer.alpha * layer.weight[g][:, positions].reshape(outputs, len(own), repeats * kernel_size)
+        mixed = mixed_weight(by_channel, scaling).reshape(outputs, int(kept_channels.sum()), repeats, kernel_size)
+        full = np.zeros((outputs, inputs, kernel_size))
+        full[:, positions[kept_channels]] = mixed
+        weights.append(full[:, kept[g]])
     return weights
 
 
-def old_bias(channels: Channels, layer: Layer) -> np.ndarray:
-    """(out,) the bias inside the reference's node, as it is added to the output."""
-    node, count = layer.node, layer.weight.shape[0] * layer.weight.shape[1]
-    if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
+def kept_weights(layer: Layer, kept: np.ndarray, stored_weight: np.ndarray | None = None) -> list[np.ndarray]:
+    """The layer's own weights of the kept inputs; stored_weight: in place of its own."""
+    weight = layer.weight if stored_weight is None else layer.canonical(stored_weight).astype(np.float64)
+    return [layer.alpha * part[:, own] for part, own in zip(weight, kept, strict=True)]
+
+
+def bias_of(channels: Channels, layer: Layer) -> np.ndarray:
+    """(out,) float64: what the layer's own bias adds to its output, Gemm's beta included; zeros without one."""
+    node, count = layer.node, layer.out_ids.size
+    if node.op == "MatMul" or not has_input(node, 2):
         return np.zeros(count)
     value = channels.constant(node.inputs[2])
-    assert value is not None
+    if value is None:
+        raise ValueError(f"the bias of {layer.name} is computed")
     beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
     return np.broadcast_to(beta * value.astype(np.float64).reshape(-1), count)
 
 
-def spread_out(
-    channels: Channels, layer: Layer, kept: np.ndarray, weights: Sequence[np.ndarray], bias: np.ndarray
-) -> Replacement:
-    """Weights (out, kept, positions) for each group of the consumer, alpha included, as its stored weight with zeros at removed
-    places; bias (out,): what is added to the output."""
+def full_replacement(layer: Layer, kept: np.ndarray, weights: Sequence[np.ndarray], bias: np.ndarray) -> Replacement:
+    """Weights of the kept inputs as a weight in the layout and dtype of the file, zero at removed inputs.
+
+    bias: (out,), or (1,) for the same everywhere, added to the layer's own.
+    """
     full = np.zeros(layer.weight.shape)
     for g, weight in enumerate(weights):
         full[g][:, kept[g]] = weight / layer.alpha
-    dtype = layer.stored_weight.dtype
-    return Replacement(layer.stored(full).astype(dtype), bias)
+    return Replacement(layer.stored(full).astype(layer.stored_weight.dtype), bias)
 
 
-def install(walk: LayerwiseRun, layer: Layer, new: Replacement, old_bias: np.ndarray) -> None:
-    """Put the replaced consumer into a walk that stands before it; old_bias: what its own bias adds to the output."""
-    index = walk.node_index[layer.key]
-    walk.replace_node(index, *replaced(walk.nodes[index][0], layer, new, old_bias))
+def replace_layer(run: LayerwiseRun, layer: Layer, replacement: Replacement, own_bias: np.ndarray) -> None:
+    """Put a replacement into a run that has not passed the layer yet; own_bias: `bias_of` the layer."""
+    index = run.node_index[layer.key]
+    run.replace_node(index, *replacement_nodes(run.nodes[index][0], layer, replacement, own_bias))
 
 
-def replaced(
-    before: NodeProto, layer: Layer, new: Replacement, old_bias: np.ndarray
+def replacement_nodes(
+    node: NodeProto, layer: Layer, replacement: Replacement, own_bias: np.ndarray
 ) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
-    """The nodes that compute the replaced consumer, and the constants that they read, by name."""
-    node = NodeProto()
-    node.CopyFrom(before)
-    weight_name, bias_name, raw = (f"{layer.key}//{part}" for part in ("weight", "bias", "raw"))
-    constants = {weight_name: new.weight}
-    node.input[layer.weight_input] = weight_name
-    node.output[0] = layer.key
-    nodes = [node]
-    bias = old_bias + (0.0 if new.bias is None else new.bias)
-    if node.op_type == "MatMul":
+    """What computes a replaced layer.
+
+    Parameters
+    ----------
+    node : the layer's node
+    layer : the layer
+    replacement : its new weight and what is added to its bias
+    own_bias : (out,) `bias_of` the layer
+
+    Returns
+    -------
+    nodes : the node with other inputs, and behind a MatMul an Add for the bias
+    constants : the weight and the bias that they read, by name
+    """
+    new = NodeProto()
+    new.CopyFrom(node)
+    weight_name, bias_name, product_name = (f"{layer.key}//{part}" for part in ("weight", "bias", "product"))
+    dtype = replacement.weight.dtype
+    bias = (own_bias + (0.0 if replacement.bias is None else replacement.bias)).astype(dtype)
+    new.input[layer.weight_input] = weight_name
+    if new.op_type == "MatMul":
+        new.output[0] = product_name
         shape = (-1, 1) if layer.weight_input == 0 else (-1,)
-        constants[bias_name] = bias.reshape(shape).astype(new.weight.dtype)
-        nodes.append(helper.make_node("Add", [raw, bias_name], [node.output[0]]))
-        node.output[0] = raw
-    else:
-        constants[bias_name] = bias.astype(new.weight.dtype)
-        others = [attribute for attribute in node.attribute if attribute.name != "beta"]
-        del node.attribute[:]
-        node.attribute.extend(others)
-        del node.input[2:]
-        node.input.append(bias_name)
-    return nodes, constants
+        add = helper.make_node("Add", [product_name, bias_name], [layer.key])
+        return [new, add], {weight_name: replacement.weight, bias_name: bias.reshape(shape)}
+    new.output[0] = layer.key
+    others = [attribute for attribute in node.attribute if attribute.name != "beta"]
+    del new.attribute[:]
+    new.attribute.extend(others)
+    del new.input[2:]
+    new.input.append(bias_name)
+    return [new], {weight_name: replacement.weight, bias_name: bias}

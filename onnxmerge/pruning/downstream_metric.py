@@ -10,57 +10,84 @@ import numpy as np
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.graph.layers import Layer
+from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext
+
+CONSTANT_VARIANCE = 1e-10
+"""An output whose variance is below this share of its second moment is constant: what is left is rounding of float32 sums."""
 
 
 class OutputErrorMetric:
-    """How much an error in each output channel of a weighted node moves what reads it: one step ahead, linearised.
+    """How much an error in each output channel of a layer changes the outputs of the layers that read it, to first order.
 
-    The metric of a node is S^T S with S = sum over its readers of V_c diag(a) / std(V_c x), V_c the reader's weights, a the scale
-    of the BatchNormalizations between; a reader that itself is read by many counts for as many.
+    The metric of a layer is S^T S with S = sum over its consumers of V_c diag(a) / std(V_c x): V_c the consumer's weight, a the
+    scale of the BatchNormalizations between. A consumer counts as often as there are layers that read it, at least once.
+
+    Parameters
+    ----------
+    channels : the channel analysis of the model
+    node_index : position in the run by key of the layer
+    output_variance : summed variance of the outputs by key of the layer; layers that are not in it are left out
+    downstream : what follows each layer, by key
     """
 
     def __init__(
         self,
         channels: Channels,
-        order: Mapping[str, int],
+        node_index: Mapping[str, int],
         output_variance: Mapping[str, float],
         downstream: Mapping[str, DownstreamAffine],
     ) -> None:
-        self._order, self._variance, self._outlooks = order, output_variance, downstream
-        self._readers: dict[int, list[tuple[Layer, int]]] = defaultdict(list)
+        self._node_index, self._variance, self._downstream = node_index, output_variance, downstream
+        self._read_by: dict[int, list[tuple[Layer, int]]] = defaultdict(list)
         for layer in channels.layers:
-            for place, channel in enumerate(layer.in_ids.reshape(-1).tolist()):
-                if channel:
-                    self._readers[channel].append((layer, place))
+            for position, channel_id in enumerate(layer.in_ids.reshape(-1).tolist()):
+                if channel_id:
+                    self._read_by[channel_id].append((layer, position))
 
     def metric(self, layer: Layer) -> np.ndarray | None:
-        """(out, out) float64, positive semi-definite; None where nothing is known (the output is pinned)."""
+        """(out, out) float64, positive semi-definite; None where no layer that counts reads the output."""
         ids = layer.out_ids.reshape(-1)
-        readers: dict[str, tuple[Layer, list[tuple[int, int]]]] = {}
-        for row, channel in enumerate(ids.tolist()):
-            for reader, place in self._readers.get(channel, []):
-                if self._order[reader.key] > self._order[layer.key] and reader.key in self._variance:
-                    readers.setdefault(reader.key, (reader, []))[1].append((row, place))
-        if not readers:
+        consumers: dict[str, tuple[Layer, list[tuple[int, int]]]] = {}
+        for row, channel_id in enumerate(ids.tolist()):
+            for consumer, position in self._read_by.get(channel_id, []):
+                if self._node_index[consumer.key] > self._node_index[layer.key] and consumer.key in self._variance:
+                    consumers.setdefault(consumer.key, (consumer, []))[1].append((row, position))
+        if not consumers:
             return None
         total = np.zeros((len(ids), len(ids)))
-        for reader, pairs in readers.values():
-            rows, places = np.array(pairs).T
-            part = self._reading(reader)[np.ix_(places, places)] * (self._weight(reader) / self._variance[reader.key])
-            np.add.at(total, (rows[:, None], rows[None, :]), part)
+        for consumer, pairs in consumers.values():
+            rows, positions = np.array(pairs).T
+            factor = self._consumer_count(consumer) / self._variance[consumer.key]
+            products = self._weight_products(consumer)[np.ix_(positions, positions)] * factor
+            np.add.at(total, (rows[:, None], rows[None, :]), products)
         return total
 
-    def _reading(self, layer: Layer) -> np.ndarray:
-        """(in, in): sum over outputs and kernel positions of products of two inputs' weights."""
-        weight = self._outlooks[layer.key].scaled(layer.canonical(layer.stored_weight))
-        groups, _, inside, _ = weight.shape
-        result = np.zeros((groups * inside, groups * inside))
+    def _weight_products(self, layer: Layer) -> np.ndarray:
+        """(in, in): W^T W of the scaled weight, summed over kernel positions; zero between the groups of a convolution."""
+        weight = self._downstream[layer.key].scaled(layer.canonical(layer.stored_weight))
+        groups, _, inputs, _ = weight.shape
+        products = np.zeros((groups * inputs, groups * inputs))
         for g in range(groups):
-            flat = weight[g].transpose(0, 2, 1).reshape(-1, inside)
-            result[g * inside : (g + 1) * inside, g * inside : (g + 1) * inside] = flat.T @ flat
-        return result
+            flat, own = weight[g].transpose(0, 2, 1).reshape(-1, inputs), slice(g * inputs, (g + 1) * inputs)
+            products[own, own] = flat.T @ flat
+        return products
 
-    def _weight(self, layer: Layer) -> float:
-        """How many nodes read what this reader writes, at least 1."""
-        found = {other.key for channel in np.unique(layer.out_ids).tolist() for other, _ in self._readers.get(channel, [])}
-        return float(max(1, len(found)))
+    def _consumer_count(self, layer: Layer) -> float:
+        """How many layers read what this one writes, at least 1."""
+        ids = np.unique(layer.out_ids).tolist()
+        return float(max(1, len({consumer.key for channel_id in ids for consumer, _ in self._read_by.get(channel_id, [])})))
+
+
+def output_error_metric_of(context: RunContext, reference: ReferenceStatistics) -> OutputErrorMetric:
+    """The metric with the variances that the reference's outputs had; layers with constant outputs are left out."""
+    output_variance = {}
+    for key, layer in reference.layers.items():
+        covariance, variance, second_moment = reference.covariances[key], 0.0, 0.0
+        for g, weight in enumerate(reference.downstream[key].scaled(layer.weight)):
+            channels = layer.channel_of[g * layer.inputs_per_group : (g + 1) * layer.inputs_per_group]
+            xx = covariance.xx[np.ix_(channels, channels)]
+            variance += sum(float(np.sum((weight[:, :, p] @ xx) * weight[:, :, p])) for p in range(layer.kernel_size))
+            second_moment += float(np.square(weight).sum((0, 2)) @ (np.diag(xx) + covariance.mean_x[channels] ** 2))
+        if variance > CONSTANT_VARIANCE * second_moment:
+            output_variance[key] = variance
+    return OutputErrorMetric(context.channels, context.node_index, output_variance, reference.downstream)

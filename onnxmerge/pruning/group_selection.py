@@ -1,35 +1,64 @@
-"""The channel groups that scope, include and exclude leave."""
+"""Which channel groups may shrink: those that `scope`, `include` and `exclude` leave."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
+
+import numpy as np
 
 from onnxmerge.errors import OptionError, Reason, Refusal, refusal
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.options import PruningOptions
 
 
-def chosen_groups(channels: Channels, options: PruningOptions) -> tuple[list[ChannelGroup], list[Refusal]]:
-    """The groups that scope, include and exclude leave, and why the others are left out. OptionError for an idle pattern."""
-    names = [link.name for group in channels.groups for link in group.producers]
+def prunable_groups(channels: Channels, options: PruningOptions) -> tuple[list[ChannelGroup], list[Refusal]]:
+    """The groups to remove channels from.
+
+    As `selected_groups`, but where a consumer reads only a part of a group, the strongest channel of that part must stay, so that
+    no layer is left without inputs.
+    """
+    groups, refusals = selected_groups(channels, options)
+    return [_with_inputs_for_every_consumer(group) for group in groups], refusals
+
+
+def selected_groups(channels: Channels, options: PruningOptions) -> tuple[list[ChannelGroup], list[Refusal]]:
+    """The groups that the options name.
+
+    Parameters
+    ----------
+    channels : the channel analysis of the model
+    options : of these `scope`, `include` and `exclude`
+
+    Returns
+    -------
+    groups : those that are left, in topological order
+    refusals : for each layer of the others, why it is left out
+
+    Raises
+    ------
+    OptionError
+        A pattern of `include` or `exclude` fits no producer of any group.
+    """
+    names = [producer.name for group in channels.groups for producer in group.producers]
     for pattern in (*options.include, *options.exclude):
         if not any(fnmatchcase(name, pattern) for name in names):
             raise OptionError(
                 f"no node that starts removable channels is named like {pattern!r}; `onnxmerge inspect MODEL` lists them"
             )
-    chosen, refusals = [], []
+    selected, refusals = [], []
     for group in channels.groups:
-        reason = _left_out(group, options)
-        if reason is not None:
-            refusals += [refusal(name, reason, count=len(group.producers)) for name in group.layer_names]
+        reason = _reason_against(group, options)
+        if reason is None:
+            selected.append(group)
         else:
-            chosen.append(group)
-    return chosen, refusals
+            refusals += [refusal(name, reason, count=len(group.producers)) for name in group.layer_names]
+    return selected, refusals
 
 
-def _left_out(group: ChannelGroup, options: PruningOptions) -> Reason | None:
-    names = [link.name for link in group.producers]
+def _reason_against(group: ChannelGroup, options: PruningOptions) -> Reason | None:
+    names = [producer.name for producer in group.producers]
     if options.scope == "chains" and len(names) > 1:
         return Reason.SCOPE
     if options.include and not _any_match(names, options.include):
@@ -39,3 +68,14 @@ def _left_out(group: ChannelGroup, options: PruningOptions) -> Reason | None:
 
 def _any_match(names: Sequence[str], patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _with_inputs_for_every_consumer(group: ChannelGroup) -> ChannelGroup:
+    removable = group.removable.copy()
+    for consumer in group.consumers:
+        is_read = (consumer.positions >= 0).any(1)
+        if is_read.all() or (consumer.layer.in_ids == 0).any() or (is_read & ~removable).any():
+            continue
+        strength = sum(np.square(producer.rows()).sum(1) for producer in group.producers)
+        removable[np.argmax(np.where(is_read, strength, -1.0))] = False
+    return replace(group, removable=removable)

@@ -1,4 +1,8 @@
-"""The second walk: reference and compressed prefix side by side, a least squares for every consumer in turn."""
+"""The least squares of `reconstruct`, layer by layer in topological order.
+
+Reference and compressed model are run side by side. At every consumer the inputs come from the compressed model, as far as it has
+been solved, and the targets from the reference, so that every consumer makes good what was lost before it.
+"""
 
 from __future__ import annotations
 
@@ -14,157 +18,175 @@ from onnxmerge.execution.sessions import Session
 from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Removal, Replacement
-from onnxmerge.pruning.consumer_update import install, mixed_priors, old_bias, spread_out
+from onnxmerge.pruning.consumer_update import bias_of, full_replacement, kept_weights, mixed_weights, replace_layer
 from onnxmerge.statistics.consumer_moments import SampleCache, consumer_moment_sums
 from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext, copy_of
 
-REFIT_RIDGE = 1e-2  # consumers that lose no input keep closer to what they were
+REFIT_RIDGE = 1e-2
+"""Ridge for layers that lose no input: ten times `RIDGE`, so that they stay closer to the weights that training gave them."""
 
 
 def solve_consumers(
-    context: RunContext, statistics: ReferenceStatistics, removals: Sequence[Removal], fixed: Mapping[str, Replacement | None]
+    context: RunContext,
+    reference_statistics: ReferenceStatistics,
+    removals: Sequence[Removal],
+    unsolved: Mapping[str, Replacement | None],
 ) -> dict[str, Replacement]:
-    """New weights and biases, in topological order, of every consumer from the first one that loses inputs on.
+    """New weights and biases of all layers from the first one that loses inputs on.
 
-    Those that lose none are fitted to what the compressed prefix now gives them; without data, not those that nothing
-    follows, since synthetic inputs say little about the last layer's outputs. fixed: by key, what was decided otherwise for
-    consumers that are not to be solved (None: they only lose their inputs).
+    Layers that lose none are fitted to what the compressed model now gives them; on synthetic inputs not the last ones, since
+    these inputs say little about the outputs that follow.
+
+    Parameters
+    ----------
+    context : the exported model and the inputs to solve on
+    reference_statistics : covariances of what each layer reads, for channel mixing
+    removals : what is removed from each group
+    unsolved : by key, consumers that are not to be solved and what replaces them; None: they only lose their inputs
+
+    Returns
+    -------
+    dict
+        By key of the layer.
     """
-    stays = context.channels.kept_mask((removal.group, removal.kept) for removal in removals)
-    layers = sorted(statistics.layers.values(), key=lambda layer: context.node_index[layer.key])
-    losing = [context.node_index[layer.key] for layer in layers if not stays[layer.in_ids].all()]
-    due = [
-        layer
-        for layer in layers
-        if losing and context.node_index[layer.key] >= min(losing) and _is_due(context, statistics, layer, losing)
-    ]
-    reference = LayerwiseRun(copy_of(statistics.matched), context.batches(), context.threads, context.folder)
-    compressed = LayerwiseRun(copy_of(statistics.matched), context.batches(), context.threads, context.folder)
-    found: dict[str, Replacement] = {}
-    for number, layer in enumerate(due):
+    kept = context.channels.kept_mask((removal.group, removal.kept) for removal in removals)
+    layers = sorted(reference_statistics.layers.values(), key=lambda layer: context.node_index[layer.key])
+    first = next((at for at, layer in enumerate(layers) if not kept[layer.in_ids].all()), len(layers))
+    layers = [layer for layer in layers[first:] if _is_updated(context, reference_statistics, layer, kept)]
+    if not layers:
+        return {}
+    reference, compressed = (
+        LayerwiseRun(copy_of(reference_statistics.matched), context.batches(), context.threads, context.folder) for _ in range(2)
+    )
+    replacements: dict[str, Replacement] = {}
+    for number, layer in enumerate(layers):
         reference.run_until(context.node_index[layer.key])
         compressed.run_until(context.node_index[layer.key])
-        consumer = _Consumer(context, statistics, layer, stays, reference, compressed)
-        if layer.key not in fixed:
-            found[layer.key] = consumer.solve()
-        elif (new := consumer.accept(fixed[layer.key])) is not None:
-            found[layer.key] = new
-        context.progress("reconstruction", (number + 1) / len(due))
-    return found
+        update = _LayerUpdate(context, reference_statistics, layer, kept[layer.in_ids], reference, compressed)
+        if layer.key not in unsolved:
+            replacements[layer.key] = update.solve()
+        elif (given := update.accept(unsolved[layer.key])) is not None:
+            replacements[layer.key] = given
+        context.progress("reconstruction", (number + 1) / len(layers))
+    return replacements
 
 
-def _is_due(context: RunContext, statistics: ReferenceStatistics, layer: Layer, losing: list[int]) -> bool:
-    if context.node_index[layer.key] in losing:
+def _is_updated(context: RunContext, statistics: ReferenceStatistics, layer: Layer, kept: np.ndarray) -> bool:
+    """Whether a layer behind the first removal loses inputs or is refitted."""
+    if not kept[layer.in_ids].all():
         return True
     return not statistics.is_shared(layer.key) and (not context.synthetic or statistics.downstream[layer.key].is_followed)
 
 
-class _Consumer:
-    """One consumer at which both walks stand."""
+class _LayerUpdate:
+    """The update of one layer, at which both runs stand; kept (groups, inputs per group) bool: the inputs that it keeps."""
 
     def __init__(
         self,
         context: RunContext,
         statistics: ReferenceStatistics,
         layer: Layer,
-        stays: np.ndarray,
+        kept: np.ndarray,
         reference: LayerwiseRun,
         compressed: LayerwiseRun,
     ) -> None:
-        self.context, self.layer, self.reference, self.compressed = context, layer, reference, compressed
+        self.context, self.layer, self.kept, self.reference, self.compressed = context, layer, kept, reference, compressed
         self.index = context.node_index[layer.key]
-        self.kept = stays[layer.in_ids]
         self.covariance = statistics.covariances[layer.key]
-        downstream = statistics.downstream[layer.key]
-        self.downstream = (
-            downstream if downstream.is_reachable(reference, compressed) else DownstreamAffine(is_followed=downstream.is_followed)
-        )
-        self.alpha, self.cache = layer.alpha, SampleCache()
-        self.old_bias = old_bias(context.channels, layer)
+        following = statistics.downstream[layer.key]
+        is_reachable = following.is_reachable(reference, compressed)
+        self.downstream = following if is_reachable else DownstreamAffine(is_followed=following.is_followed)
+        self.cache = SampleCache()
+        self.own_bias = bias_of(context.channels, layer)
 
     def solve(self) -> Replacement:
-        """Install and return what replaces the consumer: against the reference's outputs, then once as its ReLU sees them."""
+        """Solve against the reference's outputs; where a ReLU follows, solve once more for what passes it."""
         layer = self.layer
-        priors = mixed_priors(layer, self.kept, self.covariance)
-        unknowns = int(self.kept[0].sum()) * layer.weight.shape[3]
-        if not layer.has_patches or not fits_in_memory(unknowns):
-            return self._mixed(priors)
+        mixed = mixed_weights(layer, self.kept, self.covariance)
+        if not layer.has_patches or not fits_in_memory(int(self.kept[0].sum()) * layer.kernel_size):
+            return self._with_means_kept(mixed)
         outputs = self.reference.session_of_node(self.index)
         ridge = REFIT_RIDGE if self.kept.all() else RIDGE
-        sums = self._moments(partial(self._first_target, outputs))
-        weights, bias = self._least_squares(sums, priors, ridge)
-        new = self._install(weights, bias - self.old_bias)
+        moments = self._moments(partial(self._target, outputs))
+        weights, bias = least_squares(layer, moments, mixed, ridge, self.context.correction_exponent)
+        replacement = self._replace(weights, bias - self.own_bias)
         if self.downstream.has_relu:
             current = self.compressed.session_of_node(self.index)
-            sums = self._moments(partial(self._next_target, outputs, current))
-            weights, bias = self._least_squares(sums, weights, ridge)
-            new = self._install(weights, bias - self.old_bias)
-        return new
-
-    def _mixed(self, priors: list[np.ndarray]) -> Replacement:
-        """Channel mixing alone, with the bias that gives every output the reference's mean."""
-        axis = self.layer.output_axis
-        outputs = self.reference.session_of_node(self.index)
-        self._install(priors, np.zeros(1))
-        current = self.compressed.session_of_node(self.index)
-        lost = 0.0
-        for number in range(self.reference.batch_count):
-            difference = self._first_target(outputs, number) - _run(current, self.compressed, number)
-            others = tuple(a for a in range(difference.ndim) if a != axis)
-            lost = lost + difference.mean(others, dtype=np.float64) / self.reference.batch_count
-        return self._install(priors, np.asarray(lost))
+            moments = self._moments(partial(self._target_before_relu, outputs, current))
+            weights, bias = least_squares(layer, moments, weights, ridge, self.context.correction_exponent)
+            replacement = self._replace(weights, bias - self.own_bias)
+        return replacement
 
     def accept(self, given: Replacement | None) -> Replacement | None:
-        """Install what was decided without statistics; returns it as it was given."""
-        weight = self.layer.weight if given is None else self.layer.canonical(given.weight).astype(np.float64)
-        self._install([self.alpha * part[:, stay] for part, stay in zip(weight, self.kept, strict=True)], np.zeros(1))
+        """Go on with what was decided without statistics, which is also returned."""
+        self._replace(kept_weights(self.layer, self.kept, None if given is None else given.weight), np.zeros(1))
         return given
 
-    def _first_target(self, outputs: Session, number: int) -> np.ndarray:
-        """The reference's own output, and what the other side of a join has lost."""
-        output = _run(outputs, self.reference, number)
+    def _with_means_kept(self, weights: list[np.ndarray]) -> Replacement:
+        """These weights with the bias that gives every output the mean of its target."""
+        outputs = self.reference.session_of_node(self.index)
+        self._replace(weights, np.zeros(1))
+        current = self.compressed.session_of_node(self.index)
+        shift = np.zeros(1)
+        for batch in range(self.reference.batch_count):
+            difference = self._target(outputs, batch) - _run(current, self.compressed, batch)
+            others = tuple(axis for axis in range(difference.ndim) if axis != self.layer.output_axis)
+            shift = shift + difference.mean(others, dtype=np.float64) / self.reference.batch_count
+        return self._replace(weights, shift)
+
+    def _target(self, outputs: Session, batch: int) -> np.ndarray:
+        """The reference's output, adjusted for what the other branches of a join have lost."""
+        output = _run(outputs, self.reference, batch)
         if self.downstream.added is None:
             return output
-        reached, wanted = (np.asarray(walk.tensor(number, self.downstream.added)) for walk in (self.compressed, self.reference))
+        reached, wanted = (np.asarray(run.tensor(batch, self.downstream.added)) for run in (self.compressed, self.reference))
         return adjusted_target(output, reached, wanted, self.downstream.scale)
 
-    def _next_target(self, outputs: Session, current: Session, number: int) -> np.ndarray:
-        """The same, forgiven where a ReLU follows and anything negative will do."""
-        now = _run(current, self.compressed, number)
-        reached = self.downstream.before_relu(now, self.compressed, number)
-        wanted = self.downstream.before_relu(_run(outputs, self.reference, number), self.reference, number)
-        return adjusted_target(now, reached, wanted, self.downstream.scale, rectified=True)
+    def _target_before_relu(self, outputs: Session, current: Session, batch: int) -> np.ndarray:
+        """The same for a layer before a ReLU, for which all negative values are equal; current: the layer as solved so far."""
+        output = _run(current, self.compressed, batch)
+        reached = self.downstream.before_relu(output, self.compressed, batch)
+        wanted = self.downstream.before_relu(_run(outputs, self.reference, batch), self.reference, batch)
+        return adjusted_target(output, reached, wanted, self.downstream.scale, rectified=True)
 
     def _moments(self, targets: Callable[[int], np.ndarray]) -> list[MomentSums]:
         return consumer_moment_sums(self.compressed, self.layer, self.kept, targets, self.cache, self.context.threads)
 
-    def _least_squares(
-        self, moments: list[MomentSums], priors: list[np.ndarray], ridge: float
-    ) -> tuple[list[np.ndarray], np.ndarray]:
-        return least_squares(self.layer, moments, priors, ridge, self.context.correction_exponent)
-
-    def _install(self, weights: list[np.ndarray], bias: np.ndarray) -> Replacement:
-        """Into the compressed walk, with zeros at removed places; bias (out,): what is added to the output."""
-        layer = self.layer
-        new = spread_out(self.context.channels, layer, self.kept, weights, bias)
-        install(self.compressed, layer, new, self.old_bias)
-        return new
+    def _replace(self, weights: list[np.ndarray], bias: np.ndarray) -> Replacement:
+        """Put weights of the kept inputs, and what is added to the layer's bias, into the compressed run."""
+        replacement = full_replacement(self.layer, self.kept, weights, bias)
+        replace_layer(self.compressed, self.layer, replacement, self.own_bias)
+        return replacement
 
 
 def least_squares(
     layer: Layer, moments: Sequence[MomentSums], priors: Sequence[np.ndarray], ridge: float, correction_exponent: float
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """For each group of a reader (out, kept, positions), and the bias (out,) of all; moments and priors of what it keeps."""
-    _, out, _, positions = layer.weight.shape
+    """Solve a layer (`algorithms.least_squares.solve`) for every group of a grouped convolution.
+
+    Parameters
+    ----------
+    layer : the layer
+    moments : for each group, of its kept inputs, laid out (kernel position, input), against its targets
+    priors : for each group (out, kept inputs, kernel size), what the solution is pulled towards
+    ridge : strength of the pull, relative to the mean variance of the inputs
+    correction_exponent : exponent of the variance correction
+
+    Returns
+    -------
+    weights : for each group, shaped as the priors
+    bias : (out,) of all groups, the layer's own included
+    """
     weights, biases = [], []
-    rows = layer.layout != "conv"
+    independent = layer.layout != "conv"
     for part, prior in zip(moments, priors, strict=True):
-        solved, bias = solve(part, prior.transpose(0, 2, 1).reshape(out, -1), ridge, correction_exponent, rows)
-        weights.append(solved.reshape(out, positions, -1).transpose(0, 2, 1))
+        outputs, _, kernel_size = prior.shape
+        solved, bias = solve(part, prior.transpose(0, 2, 1).reshape(outputs, -1), ridge, correction_exponent, independent)
+        weights.append(solved.reshape(outputs, kernel_size, -1).transpose(0, 2, 1))
         biases.append(bias)
     return weights, np.concatenate(biases)
 
 
-def _run(session: Session, walk: LayerwiseRun, number: int) -> np.ndarray:
-    """The one output of a node's session on a batch of a walk."""
-    return next(iter(walk.run_session(session, number).values()))
+def _run(session: Session, run: LayerwiseRun, batch: int) -> np.ndarray:
+    """The one output of a layer's session on a batch of a run."""
+    return next(iter(run.run_session(session, batch).values()))

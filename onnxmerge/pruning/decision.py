@@ -1,0 +1,94 @@
+"""From options to a decision: which channels of which groups are removed, and what replaces them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from onnxmerge.errors import Reason, Refusal, refusal
+from onnxmerge.graph.analysed_model import AnalysedModel
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels
+from onnxmerge.graph.merge_validity import pre_activations
+from onnxmerge.graph.rewrite import Removal, Replacement
+from onnxmerge.options import PruningOptions
+from onnxmerge.pruning.group_selection import prunable_groups
+from onnxmerge.pruning.kept_counts import kept_counts
+from onnxmerge.pruning.layer_statistics import LayerStatistics
+from onnxmerge.pruning.merge import absorbed
+from onnxmerge.pruning.methods import METHODS, best_removal
+from onnxmerge.pruning.solve_consumers import solve_consumers
+
+
+@dataclass(frozen=True)
+class PruningDecision:
+    """What is to be done, and nothing done yet: `rewrite` takes it.
+
+    Attributes
+    ----------
+    removals : what is removed from each group that shrinks
+    replacements : new weights and biases by key of the layer
+    refusals : why other layers stay whole
+    """
+
+    removals: tuple[Removal, ...]
+    replacements: dict[str, Replacement]
+    refusals: tuple[Refusal, ...]
+
+
+def decide(
+    analysed: AnalysedModel,
+    options: PruningOptions,
+    statistics: LayerStatistics | None,
+    counts: Mapping[str, int] | None = None,
+) -> PruningDecision:
+    """Which channels every group keeps, and what replaces the others.
+
+    Parameters
+    ----------
+    analysed : the model
+    options : what is removed and how
+    statistics : what was observed of the model; None where `options.uses_weights_only`
+    counts : kept channels by name of the group, in place of what the options say
+
+    Returns
+    -------
+    PruningDecision
+        Groups for which the method is not valid stay whole, with the reason.
+
+    Raises
+    ------
+    OptionError
+        A pattern or a plan that does not fit the model.
+    """
+    groups, refusals = prunable_groups(analysed.channels, options)
+    counts = kept_counts(groups, options) if counts is None else counts
+    shrinking = [group for group in groups if counts[group.name] < group.size]
+    for group in [group for group in groups if counts[group.name] == group.size]:
+        reason = _reason_to_stay_whole(analysed.channels, group, options)
+        refusals += [replace(reason, where=name) for name in group.layer_names]
+    if statistics is None:
+        method = METHODS[options.method]
+        outcomes = [(group, method(analysed.channels, group, counts[group.name], options, None)) for group in shrinking]
+        refusals += [
+            replace(each, where=name) for group, each in outcomes if isinstance(each, Refusal) for name in group.layer_names
+        ]
+        removals = [each for _, each in outcomes if isinstance(each, Removal)]
+        return PruningDecision(tuple(removals), absorbed(removals), tuple(refusals))
+    removals = [best_removal(statistics, group, counts[group.name], options) for group in shrinking]
+    return PruningDecision(tuple(removals), _replacements(statistics, removals), tuple(refusals))
+
+
+def _reason_to_stay_whole(channels: Channels, group: ChannelGroup, options: PruningOptions) -> Refusal:
+    """Why a group keeps all of its channels, without a place."""
+    compared = pre_activations(channels, group) if options.method == "merge" else None
+    if isinstance(compared, Refusal):
+        return compared
+    return refusal("", Reason.ALL_KEPT) if options.ratio is None else refusal("", Reason.RATIO_TOO_SMALL, ratio=options.ratio)
+
+
+def _replacements(statistics: LayerStatistics, removals: Sequence[Removal]) -> dict[str, Replacement]:
+    """New weights of all consumers: solved, but those of groups that no consumer is solved for."""
+    merged = absorbed(removals)
+    solved = {each.key for removal in removals if removal.method == "reconstruct" for each in removal.group.consumers}
+    unsolved = {each.key for removal in removals for each in removal.group.consumers} - solved
+    return solve_consumers(statistics.context, statistics.reference, removals, {key: merged.get(key) for key in unsolved})

@@ -1,0 +1,60 @@
+"""What a group's consumers are expected to lose by a removal: the estimate by which method `auto` chooses."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxmerge.algorithms.least_squares import mixing
+from onnxmerge.graph.channel_groups import ChannelGroup
+from onnxmerge.graph.rewrite import Removal
+from onnxmerge.pruning.importance import group_covariance
+from onnxmerge.statistics.reference_run import ReferenceStatistics
+
+
+class ExpectedErrors:
+    """The expected errors of one group, for any of its removals.
+
+    Parameters
+    ----------
+    reference : covariances of what each consumer reads
+    group : the channel group, n channels
+    """
+
+    def __init__(self, reference: ReferenceStatistics, group: ChannelGroup) -> None:
+        self._consumers = []
+        self._known: dict[tuple[str, bytes], float] = {}
+        for consumer in group.consumers:
+            weight = np.moveaxis(consumer.columns(), 1, 2).reshape(-1, group.size)
+            self._consumers.append((group_covariance(reference, group, consumer), weight.T @ weight))
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the (n, n) matrices that are held for every consumer."""
+        return sum(covariance.nbytes + products.nbytes for covariance, products in self._consumers)
+
+    def of(self, removal: Removal) -> float:
+        """Mean over the consumers of E|W x - W Z x[kept] - c|^2 / E|W x - E W x|^2, with the best constant c.
+
+        Z (n, k) is the scaling matrix of `merge`, the channel mixing of `reconstruct`, and the identity on kept channels for
+        `prune`. With D = x - Z x[kept], which is zero for kept channels, the numerator is trace(W^T W cov(D)).
+        """
+        key = removal.method, removal.kept.tobytes()
+        if key not in self._known:
+            shares = [_share_lost(removal, *matrices) for matrices in self._consumers]
+            self._known[key] = float(np.mean(shares)) if shares else 0.0
+        return self._known[key]
+
+
+def _share_lost(removal: Removal, covariance: np.ndarray, products: np.ndarray) -> float:
+    """Of one consumer; products (n, n): W^T W."""
+    kept, scaling = removal.kept, removal.scaling
+    removed = np.setdiff1d(np.arange(len(covariance)), kept)
+    if removal.method == "reconstruct":
+        scaling, _ = mixing(covariance, np.zeros(len(covariance)), kept)
+    error = covariance[np.ix_(removed, removed)]
+    if scaling is not None:
+        rows = scaling[removed]
+        crossed = rows @ covariance[np.ix_(kept, removed)]
+        error = error - crossed - crossed.T + rows @ covariance[np.ix_(kept, kept)] @ rows.T
+    variance = max(float(np.sum(products * covariance)), np.finfo(float).tiny)
+    return float(np.sum(products[np.ix_(removed, removed)] * error)) / variance

@@ -1,0 +1,69 @@
+"""How many channels each group keeps, from `ratio` or `plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxmerge.errors import OptionError
+from onnxmerge.graph.channel_groups import ChannelGroup
+from onnxmerge.options import PruningOptions
+
+
+def smallest_count(group: ChannelGroup) -> int:
+    """The fewest channels that a group can keep: those that must stay, at least one, equally many in each convolution group."""
+    sizes = np.bincount(group.conv_groups)
+    pinned = np.bincount(group.conv_groups[~group.removable], minlength=len(sizes))
+    return max(1, int(pinned.max())) * len(sizes)
+
+
+def kept_count(group: ChannelGroup, ratio: float) -> int:
+    """How many of n channels stay when the share `ratio` is removed.
+
+    max(1, round(n (1 - ratio))) in each group of a grouped convolution, and never fewer than `smallest_count`.
+    """
+    sizes = np.bincount(group.conv_groups)
+    return max(round(int(sizes[0]) * (1.0 - ratio)) * len(sizes), smallest_count(group))
+
+
+def kept_counts(groups: Sequence[ChannelGroup], options: PruningOptions) -> dict[str, int]:
+    """How many channels every group keeps by `plan`, else by `ratio`, else all.
+
+    Returns
+    -------
+    dict
+        Name of the group -> number of channels, rounded as in `kept_count`.
+
+    Raises
+    ------
+    OptionError
+        The plan names a group that is not among these, or channels or a count that the group cannot keep.
+    """
+    unknown = sorted(options.planned.keys() - {group.name for group in groups})
+    if unknown:
+        raise OptionError(f"no channel group is named {unknown[0]!r}; `onnxmerge inspect` lists them")
+    counts = {}
+    for group in groups:
+        ratio, planned = options.ratio or 0.0, options.planned.get(group.name)
+        if planned is not None:
+            if not 1 <= planned.kept <= group.size:
+                raise OptionError(f"cannot keep {planned.kept} of the {group.size} channels of {group.name!r}")
+            _check_channels(group, planned.channels)
+            ratio = 1.0 - planned.kept / group.size
+        counts[group.name] = kept_count(group, ratio)
+    return counts
+
+
+def _check_channels(group: ChannelGroup, channels: Sequence[int] | None) -> None:
+    """OptionError where these channels cannot be the ones that are kept."""
+    if channels is None:
+        return
+    kept = np.zeros(group.size, bool)
+    kept[list(channels)] = True
+    missing = np.flatnonzero(~kept & ~group.removable)
+    if len(missing):
+        why = "a layer would be left without inputs" if group.refusal is None else group.refusal.text
+        raise OptionError(f"channel {missing[0]} of {group.name!r} must stay: {why}")
+    if len(np.unique(np.bincount(group.conv_groups[kept], minlength=group.conv_groups.max() + 1))) > 1:
+        raise OptionError(f"the channels of {group.name!r} that stay must be equally many in each group of its convolution")
