@@ -28,11 +28,11 @@ from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.graph.downstream import DownstreamAffine
-from onnxmerge.options import Options
+from onnxmerge.options import InputOptions, PruningOptions, silent
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pruning import solve_consumers as solving_module
 from onnxmerge.pruning.layer_statistics import layer_statistics_of
-from onnxmerge.pruning.plan import decide
+from onnxmerge.pruning.decision import decide
 from onnxmerge.results import Compression
 from onnxmerge.statistics import reference_run as reference_module
 from onnxmerge.statistics.reference_run import ReferenceStatistics, collect_reference_statistics, run_context_of
@@ -48,7 +48,7 @@ NORMALISED = {each.id for each in SHRINKING if any(node.op_type == "BatchNormali
 
 
 class Recorder(LayerwiseRun):
-    """Walks that can be asked for afterwards."""
+    """Layer-wise runs that can be asked for afterwards."""
 
     made: ClassVar[list[LayerwiseRun]] = []
 
@@ -58,24 +58,24 @@ class Recorder(LayerwiseRun):
 
 
 @pytest.fixture
-def walks(monkeypatch: pytest.MonkeyPatch) -> list[LayerwiseRun]:
-    """The walks of the solve: reference, compressed."""
+def layerwise_runs(monkeypatch: pytest.MonkeyPatch) -> list[LayerwiseRun]:
+    """The layer-wise runs of the solve: reference, compressed."""
     monkeypatch.setattr(Recorder, "made", [])
-    monkeypatch.setattr(solving_module, "Walk", Recorder)
+    monkeypatch.setattr(solving_module, "LayerwiseRun", Recorder)
     return Recorder.made
 
 
-def walked(walk: LayerwiseRun) -> onnx.ModelProto:
-    """The model that a walk ends with."""
-    model = onnx.ModelProto.FromString(walk.model.SerializeToString())
+def model_of(layerwise_run: LayerwiseRun) -> onnx.ModelProto:
+    """The model that a layer-wise run ends with."""
+    model = onnx.ModelProto.FromString(layerwise_run.model.SerializeToString())
     del model.graph.node[:]
-    model.graph.node.extend(node for nodes in walk.nodes for node in nodes)
+    model.graph.node.extend(node for nodes in layerwise_run.nodes for node in nodes)
     return model
 
 
 def check_inputs(source: Path, samples: int = SAMPLES) -> Inputs:
     session = open_session(source, optimise=False, threads=1)
-    return inputs_for(session, analyse_model(source).shapes, Options(samples=samples, seed=5))
+    return inputs_for(session, analyse_model(source).shapes, InputOptions(samples=samples, seed=5))
 
 
 def fidelity(source: Path, target: Path, inputs: Inputs) -> float:
@@ -104,7 +104,7 @@ WORSE = {("conv-transpose-grouped", 0.3)}
     ("topology", "ratio"), [pytest.param(*pair, id=f"{pair[0].id}-{pair[1]}") for pair in ENDS if pair[0].id not in WHOLE]
 )
 def test_every_topology_ends_no_worse_than_pruned(
-    topology: Topology, ratio: float, tmp_path: Path, walks: list[LayerwiseRun]
+    topology: Topology, ratio: float, tmp_path: Path, layerwise_runs: list[LayerwiseRun]
 ) -> None:
     """And the file computes what the solve saw: nothing that was decided is lost on the way."""
     source = written(built(topology), tmp_path)
@@ -117,7 +117,7 @@ def test_every_topology_ends_no_worse_than_pruned(
     assert (ours > pruned - 1e-3) != ((topology.id, ratio) in WORSE)
     if topology.id not in NORMALISED:
         feeds = feeds_of(topology)
-        expected = run(walked(walks[-1]), feeds)
+        expected = run(model_of(layerwise_runs[-1]), feeds)
         assert relative_error(expected, run(tmp_path / "ours.onnx", feeds)) < tolerance_of(topology, 1e-4)
 
 
@@ -168,10 +168,10 @@ COPIES = [param for param in cases() if param.values[0].id in (EXACT | TWICE) - 
 def test_multiples_of_other_channels_go_without_loss(topology: Topology, producers: tuple[str, ...], tmp_path: Path) -> None:
     duplicates, feeds = duplicated(topology, producers), feeds_of(topology)
     group = group_of(analysed(duplicates.model, tmp_path).channels, producers)
-    copies = np.isin(group.producers[0].places, duplicates.copy).any(1)
+    copies = np.isin(group.producers[0].positions, duplicates.copy).any(1)
     source, target = written(duplicates.model, tmp_path), tmp_path / "out.onnx"
-    counts = ((group.name, group.size - int(copies.sum())),)
-    shrunk(source, target, "reconstruct", include=producers[:1], counts=counts)
+    plan = {group.name: group.size - int(copies.sum())}
+    shrunk(source, target, "reconstruct", include=producers[:1], plan=plan)
     allowed = LESS_EXACT.get(f"{topology.id}-{producers[0]}", 1e-4)
     assert relative_error(run(duplicates.model, feeds), run(target, feeds)) < allowed
 
@@ -208,10 +208,10 @@ def test_what_depends_linearly_on_others_goes_without_loss(name: str, tmp_path: 
     source, target = written(model, tmp_path), tmp_path / "out.onnx"
     group = analyse_model(source).channels.groups[0]
     feeds = {"x": np.random.default_rng(2).normal(size=(4, 16) if "fc" in group.name else (4, 3, 8, 8)).astype(np.float32)}
-    result = shrunk(source, target, "auto", counts=((group.name, 7),), samples=256)
+    result = shrunk(source, target, "auto", plan={group.name: 7}, samples=256)
     assert [(each.kept, each.method) for each in result.groups] == [(7, "reconstruct")]
     assert relative_error(run(model, feeds), run(target, feeds)) < 1e-4
-    shrunk(source, target, "prune", counts=((group.name, 7),))
+    shrunk(source, target, "prune", plan={group.name: 7})
     assert relative_error(run(model, feeds), run(target, feeds)) > 1e-2
 
 
@@ -240,12 +240,12 @@ def test_one_consumer_gets_what_lstsq_finds(
     source = written(model, tmp_path)
     rng = np.random.default_rng(4)
     feeds = {key: rng.normal(size=(count, *shape[1:])).astype(np.float32) for key, shape in topology.feeds.items()}
-    understanding = analyse_model(source)
-    inputs = Inputs(count, "", None, np.arange(count), lambda rows: {key: value[rows] for key, value in feeds.items()})
-    given = Options(ratio=0.5, method="reconstruct", include=(producer,), calibration=Path("given"), threads=1)
-    plan = decide(understanding, given, layer_statistics_of(understanding, inputs, given, lambda stage, share: None))
+    analysed_model = analyse_model(source)
+    inputs = Inputs(count, "", None, np.arange(count), lambda rows: {key: value[rows] for key, value in feeds.items()}, count)
+    given = PruningOptions(ratio=0.5, method="reconstruct", include=(producer,))
+    plan = decide(analysed_model, given, layer_statistics_of(analysed_model, inputs, 1, silent))
     (removal,) = plan.removals
-    (layer,) = [each for each in understanding.channels.layers if each.node.name == consumer]
+    (layer,) = [each for each in analysed_model.channels.layers if each.node.name == consumer]
     wanted = [value.name for value in model.graph.output]
     extra = tuple(tensor for tensor in (layer.source, layer.key) if tensor not in wanted)
     tensors = dict(zip([*wanted, *extra], run(model, feeds, extra), strict=True))
@@ -284,11 +284,12 @@ NORMAL = [
 ]
 
 
-def observed(source: Path, options: Options) -> tuple[ReferenceStatistics, Inputs]:
-    """The first walk over synthetic inputs."""
-    understanding = analyse_model(source)
-    inputs = inputs_for(open_session(source, optimise=False, threads=1), understanding.shapes, replace(options, calibration=None))
-    context = run_context_of(understanding, inputs, options, lambda stage, share: None)
+def observed(source: Path, *, synthetic: bool = True) -> tuple[ReferenceStatistics, Inputs]:
+    """Statistics of the reference on synthetic inputs, or over the same ones as if a user had given them."""
+    analysed_model = analyse_model(source)
+    inputs = inputs_for(open_session(source, optimise=False, threads=1), analysed_model.shapes, InputOptions(samples=SAMPLES))
+    inputs = inputs if synthetic else replace(inputs, total=inputs.count)
+    context = run_context_of(analysed_model, inputs, 1, silent)
     return collect_reference_statistics(context), inputs
 
 
@@ -296,7 +297,7 @@ def observed(source: Path, options: Options) -> tuple[ReferenceStatistics, Input
 def test_matched_normalisations_give_what_training_gave(name: str, tmp_path: Path) -> None:
     """On the inputs at hand every BatchNormalization ends with mean beta and standard deviation |gamma|; stored ones do not."""
     topology, model = TOPOLOGIES[name], built(TOPOLOGIES[name])
-    statistics, inputs = observed(written(model, tmp_path), Options(**FAST))
+    statistics, inputs = observed(written(model, tmp_path))
     feeds = {key: value.astype(topology.dtype) for key, value in inputs.take(inputs.indices).items()}
     nodes = [node for node in statistics.matched.graph.node if node.op_type == "BatchNormalization"]
     read = weights_of(model)
@@ -316,7 +317,7 @@ def test_matched_normalisations_give_what_training_gave(name: str, tmp_path: Pat
 
 def test_calibration_inputs_leave_normalisations_as_they_are(tmp_path: Path) -> None:
     model = built(TOPOLOGIES["residual-two-blocks-bn"])
-    statistics, _ = observed(written(model, tmp_path), Options(calibration=tmp_path, **FAST))
+    statistics, _ = observed(written(model, tmp_path), synthetic=False)
     normalisations = [
         {node.name: list(node.input) for node in each.graph.node if node.op_type == "BatchNormalization"}
         for each in (statistics.matched, model)
@@ -334,7 +335,7 @@ def test_a_channel_that_synthetic_inputs_leave_constant_is_not_blown_up(tmp_path
             weight[3] = 0.0
             tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
     source = written(model, tmp_path)
-    statistics, _ = observed(source, Options(**FAST))
+    statistics, _ = observed(source)
     (variance,) = [
         numpy_helper.to_array(each) for each in statistics.matched.graph.initializer if each.name == "bn_a_y//variance"
     ]
@@ -403,7 +404,7 @@ def test_behind_a_join_a_consumer_repairs_what_the_skip_lost(tmp_path: Path, mon
     inputs = check_inputs(source, 256)
     shrunk(source, target, "reconstruct", ratio=0.8, include=("fc_a",), samples=512)
     assert fidelity(source, target, inputs) > 0.999
-    monkeypatch.setattr(reference_module, "outlook_of", alone)
+    monkeypatch.setattr(reference_module, "downstream_affine_of", alone)
     shrunk(source, target, "reconstruct", ratio=0.8, include=("fc_a",), samples=512)
     assert fidelity(source, target, inputs) < 0.95
 
@@ -414,7 +415,7 @@ def test_looking_over_joins_helps_in_blocks_too(name: str, tmp_path: Path, monke
     inputs, reached = check_inputs(source, 256), []
     np.save(calibration, inputs.take(inputs.indices)["x"])
     for look in (reference_module.downstream_affine_of, alone):
-        monkeypatch.setattr(reference_module, "outlook_of", look)
+        monkeypatch.setattr(reference_module, "downstream_affine_of", look)
         shrunk(source, target, "reconstruct", ratio=0.7, include=("*_conv1",), calibration=calibration, samples=256)
         reached.append(fidelity(source, target, inputs))
     assert reached[0] > reached[1]
@@ -439,14 +440,14 @@ def last_of(model: onnx.ModelProto) -> onnx.NodeProto:
 
 
 @pytest.mark.parametrize("name", ["residual-two-blocks", "gemm-relu-gemm-transb1", "matmul-add-3d", "grouped-conv", "unet"])
-def test_with_calibration_the_file_is_what_was_walked(name: str, tmp_path: Path, walks: list[LayerwiseRun]) -> None:
+def test_with_calibration_the_file_is_what_was_run(name: str, tmp_path: Path, layerwise_runs: list[LayerwiseRun]) -> None:
     """Every consumer from the first removal on is refitted, the last one too."""
     topology, model = TOPOLOGIES[name], built(TOPOLOGIES[name])
     calibration, rng = tmp_path / "given.npz", np.random.default_rng(0)
     np.savez(calibration, **{key: rng.normal(size=(40, *shape[1:])).astype("f") for key, shape in topology.feeds.items()})
     shrunk(written(model, tmp_path), tmp_path / "out.onnx", "reconstruct", ratio=0.5, calibration=calibration)
     feeds = feeds_of(topology)
-    assert relative_error(run(walked(walks[-1]), feeds), run(tmp_path / "out.onnx", feeds)) < 1e-4
+    assert relative_error(run(model_of(layerwise_runs[-1]), feeds), run(tmp_path / "out.onnx", feeds)) < 1e-4
 
 
 AUTO = [
@@ -511,7 +512,7 @@ def test_thinning_sees_every_phase_of_an_upsampled_map(tmp_path: Path) -> None:
     assert fidelity(source, tmp_path / "out.onnx", check_inputs(source)) > 0.9
 
 
-def test_a_dead_reader_does_not_stop_the_selection(tmp_path: Path) -> None:
+def test_a_dead_consumer_does_not_stop_the_selection(tmp_path: Path) -> None:
     """Behind a ReLU that no input of the pool opens, nothing varies, and no error there matters."""
     net = Net(np.random.default_rng(0))
     y = net.conv(net.input("x", 3, 8, 8), "conv_a", 3, 8)
