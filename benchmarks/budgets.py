@@ -27,7 +27,7 @@ from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
 from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.progress import overall
-from onnxmerge.pruning.plan import kept_count
+from onnxmerge.pruning.kept_counts import kept_count
 
 SHARES = (0.75, 0.5, 0.35)
 CALIBRATION = 500

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from onnxmerge.algorithms import allocation as budget_module
 from onnxmerge.algorithms.allocation import SATURATED, Cost, Curve, allocate, loss_curve, mean_cost, pareto_front, total_loss
-from onnxmerge.pruning.budget import rounded
+from onnxmerge.pruning.budget import curves_of_multiples
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
@@ -234,7 +234,7 @@ def test_odd_probes_give_finite_curves(measured: tuple[list[float], list[float]]
 
 def test_soft_multiples_leave_small_groups_a_choice():
     curves = [Curve(np.arange(1, size + 1), np.linspace(1.0, 0.0, size)) for size in (3, 6, 12, 16, 40)]
-    soft, hard = (rounded(curves, 8, softly) for softly in (True, False))
+    soft, hard = (curves_of_multiples(curves, 8, softly) for softly in (True, False))
     assert [curve.counts.tolist() for curve in soft[:4]] == [[1, 2, 3], [2, 4, 6], [4, 8, 12], [8, 16]]
     assert [curve.counts.tolist() for curve in hard[:4]] == [[3], [6], [8, 12], [8, 16]]
     assert soft[4].counts.tolist() == hard[4].counts.tolist() == [8, 16, 24, 32, 40]

@@ -31,8 +31,8 @@ from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.options import InputOptions, PruningOptions, silent
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pruning import solve_consumers as solving_module
-from onnxmerge.pruning.layer_statistics import layer_statistics_of
 from onnxmerge.pruning.decision import decide
+from onnxmerge.pruning.layer_statistics import layer_statistics_of
 from onnxmerge.results import Compression
 from onnxmerge.statistics import reference_run as reference_module
 from onnxmerge.statistics.reference_run import ReferenceStatistics, collect_reference_statistics, run_context_of
@@ -117,7 +117,8 @@ def test_every_topology_ends_no_worse_than_pruned(
     assert (ours > pruned - 1e-3) != ((topology.id, ratio) in WORSE)
     if topology.id not in NORMALISED:
         feeds = feeds_of(topology)
-        expected = run(model_of(layerwise_runs[-1]), feeds)
+        # Without a run no layer reads what was removed.
+        expected = run(model_of(layerwise_runs[-1]) if layerwise_runs else built(topology), feeds)
         assert relative_error(expected, run(tmp_path / "ours.onnx", feeds)) < tolerance_of(topology, 1e-4)
 
 
