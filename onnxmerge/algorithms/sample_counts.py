@@ -17,8 +17,5 @@ AMPLE_AT_LEAST = 1 << 15
 FEW = 10.0
 """With fewer the ridge is raised above what was asked for (see `least_squares.solve`)."""
 
-TRIAL = 1.5
-"""Enough to compare counts by trial solves, on which no result depends otherwise: two thirds of a model's running time less."""
-
 MINIMUM = 1.0
 """Synthetic inputs are made until every layer has this many, as far as the largest number of inputs allows."""
