@@ -9,83 +9,28 @@ import typing as _typing
 from importlib import import_module as _import_module
 
 if _typing.TYPE_CHECKING:
-    from onnxmerge.errors import (
-        InputError,
-        ModelError,
-        OnnxMergeError,
-        OptionError,
-        ProviderError,
-        Reason,
-        Refusal,
-        VerificationError,
-    )
+    from onnxmerge.errors import *
     from onnxmerge.evaluation.benchmark import bench, bench_batches
     from onnxmerge.evaluation.verify import verify
-    from onnxmerge.options import InputOptions, PlannedGroup, PruningOptions, RuntimeOptions, Thresholds
+    from onnxmerge.options import *
     from onnxmerge.pipeline.compress import compress
     from onnxmerge.pipeline.inspect import inspect
     from onnxmerge.pipeline.sweep import sweep
     from onnxmerge.report.writing import write_report
-    from onnxmerge.results import (
-        Accuracy,
-        Benchmark,
-        Compression,
-        Execution,
-        Fidelity,
-        GroupResult,
-        Inspection,
-        LatencyComparison,
-        LatencySummary,
-        LayerComparison,
-        NodeDeviation,
-        OutputFidelity,
-        Size,
-        Sweep,
-        SweepPoint,
-        Verification,
-    )
+    from onnxmerge.results import *
 
 __version__ = "0.1.0"
 
+# fmt: off
 __all__ = [
-    "Accuracy",
-    "Benchmark",
-    "Compression",
-    "Execution",
-    "Fidelity",
-    "GroupResult",
-    "InputError",
-    "InputOptions",
-    "Inspection",
-    "LatencyComparison",
-    "LatencySummary",
-    "LayerComparison",
-    "ModelError",
-    "NodeDeviation",
-    "OnnxMergeError",
-    "OptionError",
-    "OutputFidelity",
-    "PlannedGroup",
-    "ProviderError",
-    "PruningOptions",
-    "Reason",
-    "Refusal",
-    "RuntimeOptions",
-    "Size",
-    "Sweep",
-    "SweepPoint",
-    "Thresholds",
-    "Verification",
-    "VerificationError",
+    "bench", "bench_batches", "compress", "inspect", "sweep", "verify", "write_report",
+    "InputOptions", "PlannedGroup", "PruningOptions", "RuntimeOptions", "Thresholds",
+    "Accuracy", "Benchmark", "Compression", "Execution", "Fidelity", "GroupResult", "Inspection", "LatencyComparison",
+    "LatencySummary", "LayerComparison", "NodeDeviation", "OutputFidelity", "Size", "Sweep", "SweepPoint", "Verification",
+    "InputError", "ModelError", "OnnxMergeError", "OptionError", "ProviderError", "Reason", "Refusal", "VerificationError",
     "__version__",
-    "bench",
-    "bench_batches",
-    "compress",
-    "inspect",
-    "sweep",
-    "verify",
-    "write_report",
 ]
+# fmt: on
 
 _MODULE_OF_VERB = {
     "bench": "evaluation.benchmark",

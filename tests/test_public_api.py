@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import inspect
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper
@@ -134,6 +137,29 @@ def test_a_message_names_a_model_in_memory(tmp_path: Path) -> None:
             verb(whole)
         assert "ModelProto nothing" in str(raised.value)
         assert "/onnxmerge-" not in str(raised.value)
+
+
+@pytest.mark.usefixtures("short_timing")
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_examples_of_a_docstring_run(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(MLP, "model.onnx")
+    (examples,) = doctest.DocTestFinder().find(getattr(onnxmerge, verb), verb)
+    told: list[str] = []
+    failed, tried = doctest.DocTestRunner().run(examples, out=told.append)
+    assert (failed, tried > 1 or verb == "bench_batches") == (0, True), "".join(told)
+
+
+def test_calibration_inputs_may_be_arrays(tmp_path: Path) -> None:
+    """Alone or by the name of the input, and also where another process needs them."""
+    images = np.random.default_rng(0).normal(size=(60, 1, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    common = {"ratio": 0.5, "bench": False, "threads": 1}
+    for name, calibration in {"path": tmp_path / "images.npy", "array": images, "mapping": {"x": images}}.items():
+        onnxmerge.compress(MLP, tmp_path / f"{name}.onnx", calibration=calibration, **common)
+    onnxmerge.sweep(MLP, "ratio=0.5", calibration=images, jobs=1, folder=tmp_path / "sweep", bench=False, threads=1)
+    models = [tmp_path / f"{name}.onnx" for name in ("path", "array", "mapping", "sweep/digits-mlp-ratio-0.5")]
+    assert len({model.read_bytes() for model in models}) == 1
 
 
 def test_parts_and_fields_go_together() -> None:

@@ -23,6 +23,7 @@ from onnxmerge.cli.options import (
     SIZE,
     SWEEP,
     THRESHOLDS,
+    VERIFY,
     combined,
 )
 from onnxmerge.errors import OptionError, VerificationError
@@ -50,11 +51,7 @@ def inspect_command(model: Path, sensitivity: bool, reports: tuple[Path, ...], a
 @click.argument("output", type=FILE)
 @combined(SIZE, METHOD, GROUPS, INPUTS, RUNTIME)
 @click.option("--save-plan", type=FILE, metavar="FILE.json", help="Write which channels of which group stayed, for --plan.")
-@click.option(
-    "--verify/--no-verify", default=True, show_default=True, help="Compare the outputs with MODEL's before anything is written."
-)
-@click.option("--bench/--no-bench", default=True, show_default=True, help="Time both models, after they were compared.")
-@combined(BATCH, CUDA_GRAPH, THRESHOLDS, REPORT, JSON)
+@combined(VERIFY, BENCH, BATCH, CUDA_GRAPH, THRESHOLDS, REPORT, JSON)
 def compress_command(
     model: Path, output: Path, save_plan: Path | None, reports: tuple[Path, ...], as_json: bool, **options: Any
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 from onnxmerge.options import DEFAULT_FIDELITY, DEFAULT_TARGETS
 from onnxmerge.options.checks import CRITERION_NAMES, CUDNN_SEARCHES, METHOD_NAMES, PROVIDERS, SCOPES
 
+Decorator = Callable[[Any], Any]
 FILE = click.Path(path_type=Path)
 
 
@@ -44,15 +46,22 @@ class BatchSizes(click.ParamType[tuple[int, ...]]):
         return tuple(int(part) for part in parts)
 
 
-def combined(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def combined(*options: Decorator) -> Decorator:
     """Several options as one decorator, in the order they are listed."""
+    return lambda command: reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
-    def decorate(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
 
-    return decorate
+def _option(name: str, kind: Any, metavar: str | None, text: str, default: Any = None) -> Decorator:
+    """An option that takes a value; where the Python API has the default, the text names it."""
+    return click.option(name, type=kind, metavar=metavar, help=text, default=default, show_default=True)
+
+
+def _choice(name: str, choices: tuple[str, ...], text: str, default: str | None = None) -> Decorator:
+    return _option(name, click.Choice(choices), None, text, default)
+
+
+def _flag(name: str, default: bool | None, text: str) -> Decorator:
+    return click.option(name, default=default, show_default=default is not None, help=text)
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else there.")
@@ -61,138 +70,58 @@ REPORT = click.option(
     "reports",
     type=FILE,
     multiple=True,
-    metavar="FILE",
-    help="Also write the result to a file, as a page (.html) or as data (.json); repeatable.",
+    help="Also write a page (.html) or data (.json); repeatable.  [default: none]",
 )
 INPUTS = combined(
-    click.option(
-        "--calibration",
-        type=FILE,
-        help="Unlabelled inputs: a .npz or .npy file, or a folder of images or .npy files.  [default: synthetic inputs]",
-    ),
-    click.option(
-        "--input-range", type=(float, float), metavar="LOW HIGH", help="What pixel values 0 and 255 become.  [default: 0 1]"
-    ),
-    click.option(
-        "--mean", type=Numbers(), metavar="M[,M,M]", help="Subtracted from pixels, for all channels or each.  [default: 0]"
-    ),
-    click.option("--std", type=Numbers(), metavar="S[,S,S]", help="Pixels are then divided by it.  [default: 1]"),
-    click.option(
-        "--samples",
-        type=int,
-        metavar="N",
-        help="Number of synthetic inputs, or most calibration inputs used.  [default: as many as the layers need, or all]",
-    ),
-    click.option(
-        "--seed", type=int, metavar="S", default=0, show_default=True, help="Of the random generator: same seed, same bytes."
-    ),
+    _option("--calibration", FILE, None, "Unlabelled inputs: .npz, .npy, or a folder of images or .npy.  [default: synthetic]"),
+    _option("--input-range", (float, float), "LOW HIGH", "What pixel values 0 and 255 become.  [default: 0 1]"),
+    _option("--mean", Numbers(), "M[,M,M]", "Subtracted from pixels, for all channels or each.  [default: 0]"),
+    _option("--std", Numbers(), "S[,S,S]", "Pixels are then divided by it, for all channels or each.  [default: 1]"),
+    _option("--samples", int, "N", "Synthetic inputs, or most calibration inputs.  [default: what the layers need, or all]"),
+    _option("--seed", int, "S", "Of the random generator: the same seed gives the same bytes.", 0),
 )
 RUNTIME = combined(
-    click.option(
-        "--provider",
-        type=click.Choice(PROVIDERS),
-        default="auto",
-        show_default=True,
-        help="Execution provider; auto takes CUDA where it works, else the CPU.",
-    ),
-    click.option("--threads", type=int, metavar="N", help="Threads of one operator.  [default: all processors available]"),
-    click.option(
-        "--tf32/--no-tf32", default=None, help="Whether CUDA computes in TF32.  [default: for timing, not for comparing]"
-    ),
-    click.option(
-        "--cudnn-search",
-        type=click.Choice(CUDNN_SEARCHES),
-        help="How CUDA finds its cuDNN algorithms.  [default: exhaustive]",
-    ),
+    _choice("--provider", PROVIDERS, "Execution provider; auto takes CUDA where it works, else the CPU.", "auto"),
+    _option("--threads", int, "N", "Threads of one operator.  [default: all processors available]"),
+    _flag("--tf32/--no-tf32", None, "Whether CUDA computes in TF32.  [default: for timing, not for comparing]"),
+    _choice("--cudnn-search", CUDNN_SEARCHES, "How CUDA finds its cuDNN algorithms.  [default: exhaustive]"),
 )
-BATCH = click.option("--batch", type=int, metavar="N", help="Inputs in one call where models are timed.  [default: 1]")
-BATCHES = click.option(
-    "--batch", type=BatchSizes(), metavar="N[,N]", help="Inputs in one call, or several numbers to time in turn.  [default: 1]"
-)
+BATCH = _option("--batch", int, "N", "Inputs in one call where models are timed.  [default: 1]")
+BATCHES = _option("--batch", BatchSizes(), "N[,N]", "Inputs in one call, or several numbers to time in turn.  [default: 1]")
 CUDA_GRAPH = click.option("--cuda-graph", is_flag=True, help="Time replays of a CUDA graph; needs CUDA.")
 THRESHOLDS = combined(
-    click.option("--min-fidelity", type=float, metavar="F", help="Least fidelity of the worst output.  [default: none]"),
-    click.option("--min-cosine", type=float, metavar="C", help="Least mean cosine similarity.  [default: none]"),
-    click.option(
-        "--min-top1-agreement", type=float, metavar="A", help="Least share of inputs whose best class stays.  [default: none]"
-    ),
-    click.option("--max-relative-l2", type=float, metavar="E", help="Greatest mean relative L2 error.  [default: none]"),
+    _option("--min-fidelity", float, "F", "Least fidelity of the worst output.  [default: none]"),
+    _option("--min-cosine", float, "C", "Least mean cosine similarity.  [default: none]"),
+    _option("--min-top1-agreement", float, "A", "Least share of inputs whose best class stays.  [default: none]"),
+    _option("--max-relative-l2", float, "E", "Greatest mean relative L2 error.  [default: none]"),
 )
 GROUPS = combined(
-    click.option("--scope", type=click.Choice(SCOPES), help="chains: only groups with a single producing layer.  [default: all]"),
-    click.option(
-        "--include",
-        multiple=True,
-        metavar="GLOB",
-        help="Only groups with a producer whose name matches; repeatable.  [default: all]",
-    ),
-    click.option(
-        "--exclude",
-        multiple=True,
-        metavar="GLOB",
-        help="No group with a producer whose name matches; repeatable.  [default: none]",
-    ),
+    _choice("--scope", SCOPES, "chains: only groups with a single producing layer.  [default: all]"),
+    click.option("--include", multiple=True, metavar="GLOB", help="Only groups with a producer of such a name.  [default: all]"),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="No group with a producer of such a name.  [default: none]"),
 )
 SIZE = combined(
-    click.option(
-        "--fidelity",
-        type=float,
-        metavar="F",
-        help=f"As small as keeps the fidelity of the worst output at least F.  [default: {DEFAULT_FIDELITY:g}]",
-    ),
-    click.option(
-        "--target",
-        metavar="K=V",
-        help="params, macs or latency, and the share of it that may remain, such as macs=0.5; instead of --fidelity.",
-    ),
-    click.option(
-        "--ratio", type=float, metavar="R", help="Share of every group's channels to remove, 0 <= R < 1; instead of --fidelity."
-    ),
-    click.option("--plan", type=FILE, help="Keep what this file says, written by --save-plan and perhaps edited."),
+    _option("--fidelity", float, "F", f"As small as keeps the worst output's fidelity at F.  [default: {DEFAULT_FIDELITY:g}]"),
+    _option("--target", str, "K=V", "params, macs or latency, and the share that may remain: macs=0.5; not with --fidelity."),
+    _option("--ratio", float, "R", "Share of every group's channels to remove, 0 <= R < 1; not with --fidelity."),
+    _option("--plan", FILE, None, "Keep what this file says, written by --save-plan and perhaps edited; not with --fidelity."),
 )
-BENCH = click.option("--bench/--no-bench", default=True, show_default=True, help="Time each result against MODEL.")
+VERIFY = _flag("--verify/--no-verify", True, "Compare the outputs with MODEL's before anything is written.")
+BENCH = _flag("--bench/--no-bench", True, "Time each result against MODEL.")
 SWEEP = combined(
-    click.option(
-        "--targets", metavar="K=V,...", default=DEFAULT_TARGETS, show_default=True, help="What remains, for each point."
-    ),
-    click.option("--out", type=FILE, metavar="FOLDER", help="Keep the models in this folder.  [default: they are not kept]"),
-    click.option("--jobs", type=int, metavar="N", help="Compress in N processes.  [default: here, one after the other]"),
-    click.option("--dask", metavar="ADDRESS", help="Compress on the workers of this Dask scheduler.  [default: here]"),
+    _option("--targets", str, "K=V,...", "What remains, for each point.", DEFAULT_TARGETS),
+    _option("--out", FILE, "FOLDER", "Keep the models in this folder.  [default: they are not kept]"),
+    _option("--jobs", int, "N", "Compress in N processes.  [default: here, one after the other]"),
+    _option("--dask", str, "ADDRESS", "Compress on the workers of this Dask scheduler.  [default: here]"),
 )
 METHOD = combined(
-    click.option(
-        "--round-to",
-        metavar="N",
-        help="Keep multiples of N channels, or auto: the multiples that run fastest here.  [default: 8 with --fidelity, else 1]",
+    _option(
+        "--round-to", str, "N", "Keep multiples of N channels, or auto: the fastest here.  [default: 8 with --fidelity, else 1]"
     ),
-    click.option(
-        "--method",
-        type=click.Choice(METHOD_NAMES),
-        default="auto",
-        show_default=True,
-        help="What replaces removed channels: layers behind them are solved anew, similar channels take their place, or nothing.",
+    _choice(
+        "--method", METHOD_NAMES, "What makes up for removed channels: a least-squares solve, similar channels, nothing.", "auto"
     ),
-    click.option(
-        "--criterion",
-        type=click.Choice(CRITERION_NAMES),
-        default="auto",
-        show_default=True,
-        help="Which channels are removed first.",
-    ),
-    click.option(
-        "--threshold",
-        type=float,
-        metavar="T",
-        default=0.1,
-        show_default=True,
-        help="merge: cosine similarity below which a channel is dropped, not merged.",
-    ),
-    click.option(
-        "--cosine-weight",
-        type=float,
-        metavar="L",
-        default=0.85,
-        show_default=True,
-        help="merge: weight of the cosine distance against that of the bias distance, the paper's lambda.",
-    ),
+    _choice("--criterion", CRITERION_NAMES, "Which channels are removed first.", "auto"),
+    _option("--threshold", float, "T", "merge: cosine similarity below which a channel is dropped, not merged.", 0.1),
+    _option("--cosine-weight", float, "L", "merge: weight of the cosine distance, lambda in the paper.", 0.85),
 )

@@ -15,7 +15,6 @@ from onnxmerge.data.first_layer_noise import dense_first_layer, with_shaped_nois
 from onnxmerge.data.input_hints import Hints, hints_of, spread
 from onnxmerge.data.inputs import Inputs, batching, calibration_inputs, check_batch, synthetic_inputs
 from onnxmerge.data.synthetic import ImageRange
-from onnxmerge.errors import InputError
 from onnxmerge.execution.sessions import Session, open_session
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions
@@ -89,9 +88,7 @@ def inputs_for(
     hints = hints or Hints()
     image_range = _image_range(options)
     if options.calibration is not None:
-        if options.calibration_path is None:
-            raise InputError("calibration inputs given as arrays are not read yet: write them to a .npz file")
-        given = calibration_inputs(options.calibration_path, session.inputs, shapes, image_range)
+        given = calibration_inputs(options.calibration, session.inputs, shapes, image_range)
         if options.samples is None or given.count <= options.samples or given.batch_size is not None:
             return given
         return given.chosen(np.linspace(0, given.count - 1, options.samples).astype(np.int64), "evenly chosen")

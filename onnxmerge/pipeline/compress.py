@@ -32,7 +32,7 @@ from onnxmerge.pipeline.plan_files import PlanFile, fingerprint, read_plan, writ
 from onnxmerge.pipeline.progress import COMPRESS_STAGES, overall
 from onnxmerge.pipeline.search import search
 from onnxmerge.pruning.group_selection import prunable_groups
-from onnxmerge.results import Compression, LatencyComparison, Size
+from onnxmerge.results import Compression, Size
 
 
 @takes(*PARTS)
@@ -118,7 +118,7 @@ def compress_file(
         inputs = solving_and_checking(model, analysed, options.inputs, options.runtime, options.pruning, options.verify)
         found = search(CandidateBuilder(model, analysed, options, *inputs, tell, executor))
         tell("checking", 0.0)
-        proof = _proof(model, found.candidate, inputs[1], options) if options.verify else None
+        proof = _proof(model, analysed.size, found.candidate, inputs[1], options) if options.verify else None
         tell("checking", 1.0)
     save(found.candidate.model, output)
     if saved_plan is not None:
@@ -132,7 +132,7 @@ def compress_file(
         groups=found.candidate.groups,
         refusals=found.candidate.refusals,
         fidelity=None if proof is None else proof.fidelity,
-        latency=_latency_beside_macs(proof, analysed.size, found.candidate.size),
+        latency=None if proof is None else proof.latency,
         warnings=warnings_of(found, proof, inputs[1], options),
         seconds=time.perf_counter() - started,
         seed=options.inputs.seed,
@@ -148,11 +148,14 @@ def _with_plan_read(pruning: PruningOptions, model_sha256: str, analysed: Analys
     return replace(pruning, plan=plan.groups, method=plan.method if pruning.method == "auto" else pruning.method)
 
 
-def _proof(model: Path, candidate: Candidate, checking: Inputs, options: CompressOptions) -> Proof:
+def _proof(model: Path, original: Size, candidate: Candidate, checking: Inputs, options: CompressOptions) -> Proof:
     """The candidate compared with the model, and timed; for longer where a latency was asked for."""
     effort = SURE if options.pruning.is_latency_target else None
     runtime, thresholds, seed = options.runtime, options.thresholds, options.inputs.seed
-    return prove(model, candidate.content, checking, runtime, thresholds, bench=options.bench, effort=effort, seed=seed)
+    proof = prove(model, candidate.content, checking, runtime, thresholds, bench=options.bench, effort=effort, seed=seed)
+    return (
+        proof if proof.latency is None else replace(proof, latency=with_macs(proof.latency, original.macs, candidate.size.macs))
+    )
 
 
 def _plan_of(candidate: Candidate, pruning: PruningOptions) -> PlanFile:
@@ -160,10 +163,6 @@ def _plan_of(candidate: Candidate, pruning: PruningOptions) -> PlanFile:
     methods = {group.name: group.method for group in candidate.groups}
     groups = {name: PlannedGroup(len(kept), kept, methods[name]) for name, kept in candidate.kept.items()}
     return PlanFile("prune" if candidate.only_pruned else pruning.method, groups)
-
-
-def _latency_beside_macs(proof: Proof | None, before: Size, after: Size) -> LatencyComparison | None:
-    return None if proof is None or proof.latency is None else with_macs(proof.latency, before.macs, after.macs)
 
 
 def _nothing_to_remove(model: Path, analysed: AnalysedModel) -> str:

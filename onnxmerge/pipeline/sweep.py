@@ -89,7 +89,7 @@ def sweep(
     with as_file(model) as path, fixed_threads(common.runtime.threads):
         place = None if folder is None else Path(folder)
         result = _sweep_file(path, by_target, common, place, executor, jobs, progress or silent)
-        return replace(result, model=model_name(model))
+    return replace(result, model=model_name(model))
 
 
 def _sweep_file(
@@ -108,14 +108,21 @@ def _sweep_file(
         _check_folder(folder, names.values(), model, common)
     with tempfile.TemporaryDirectory(prefix="onnxmerge-") as temporary:
         outputs = {target: (folder or Path(temporary)) / name for target, name in names.items()}
-        tasks = _tasks(model, analysed, by_target, outputs, Path(temporary))
+        inline = not external_files(analysed.model) and fits_one_message(analysed.model)
+        content, path = model.read_bytes() if inline else None, model.absolute()
+        tasks = {
+            target: PointTask(path, content, outputs[target].absolute(), options, Path(temporary))
+            for target, options in by_target.items()
+        }
         outcomes = _outcomes(tasks, analysed, executor, jobs, progress)
         points = []
         for number, (target, outcome) in enumerate(outcomes.items()):
             latency = _latency(model, outputs[target], common, outcome)
             points.append(_point(target, outcome, latency, None if folder is None else outputs[target]))
             progress("timing", COMPRESSION_SHARE + (1.0 - COMPRESSION_SHARE) * (number + 1) / len(outcomes))
-    return Sweep(str(model), analysed.size, tuple(points), _input_description(outcomes), common.inputs.seed, versions())
+    fidelities = (outcome.result.fidelity for outcome in outcomes.values() if outcome.result is not None)
+    description = next((fidelity.input_description for fidelity in fidelities if fidelity is not None), "")
+    return Sweep(str(model), analysed.size, tuple(points), description, common.inputs.seed, versions())
 
 
 def _common_options(options: CompressOptions) -> CompressOptions:
@@ -141,22 +148,6 @@ def _check_folder(folder: Path, names: Iterable[str], model: Path, options: Comp
     read = {"the model": model, "the calibration inputs": options.inputs.calibration_path}
     for name in names:
         check_output_file(folder / name, "the model", read)
-
-
-def _tasks(
-    model: Path,
-    analysed: AnalysedModel,
-    by_target: Mapping[str, CompressOptions],
-    outputs: Mapping[str, Path],
-    temporary_folder: Path,
-) -> dict[str, PointTask]:
-    """By target. A latency that was asked for is measured where the point is made, with its warnings."""
-    content = None if external_files(analysed.model) or not fits_one_message(analysed.model) else model.read_bytes()
-    tasks = {}
-    for target, options in by_target.items():
-        timed = replace(options, bench=options.bench and options.pruning.is_latency_target)
-        tasks[target] = PointTask(model.absolute(), content, outputs[target].absolute(), timed, temporary_folder)
-    return tasks
 
 
 def _outcomes(
@@ -198,12 +189,6 @@ def _latency(model: Path, output: Path, options: CompressOptions, outcome: Point
     if not options.bench or outcome.result is None:
         return None
     return outcome.result.latency or benchmark(model, output, options.inputs, options.runtime, (None,)).batches[0]
-
-
-def _input_description(outcomes: Mapping[str, PointOutcome]) -> str:
-    """What the fidelity was measured on, empty where no point has one."""
-    found = (outcome.result.fidelity for outcome in outcomes.values() if outcome.result is not None)
-    return next((fidelity.input_description for fidelity in found if fidelity is not None), "")
 
 
 def _point(target: str, outcome: PointOutcome, latency: LatencyComparison | None, output: Path | None) -> SweepPoint:

@@ -48,7 +48,7 @@ def target_text(target: Target) -> str:
 
 
 def options_for(options: CompressOptions, target: Target) -> CompressOptions:
-    """The options of a sweep with one of its targets."""
+    """The options of a sweep with one of its targets. Only a latency that was asked for is measured with its point, once."""
     kind, value = target
     size: dict[str, Any] = {kind: value} if kind in OWN_OPTIONS else {"target": target}
-    return replace(options, pruning=replace(options.pruning, **size))
+    return replace(options, pruning=replace(options.pruning, **size), bench=options.bench and kind == "latency")
