@@ -30,6 +30,12 @@ def example_feeds(inputs: Sequence[TensorSpec], batch: int, extent: int, seed: i
     ------
     InputError
         For an input that is not a tensor.
+
+    Examples
+    --------
+    >>> spec = TensorSpec("x", "tensor(float)", np.dtype(np.float32), ("N", 3, "H", "W"))
+    >>> example_feeds([spec], batch=1, extent=16, skew=4)["x"].shape
+    (1, 3, 16, 20)
     """
     generator = np.random.default_rng(seed)
     sizes = _symbol_sizes(inputs, batch, extent, skew)

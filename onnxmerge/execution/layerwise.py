@@ -47,6 +47,18 @@ class LayerwiseRun:
         The values of these.
     constants : dict of str to ndarray
         Initializers added by `replace_node`.
+
+    Examples
+    --------
+    >>> from onnx import parser
+    >>> model = parser.parse_model('''<ir_version: 8, opset_import: ["": 17]>
+    ...     g (float[N] x) => (float[N] y) { a = Neg(x)  b = Relu(a)  y = Add(a, b) }''')
+    >>> run = LayerwiseRun(model, [{"x": np.array([-1, 2], np.float32)}], threads=1)
+    >>> run.run_until(2)
+    >>> sorted(run.available)
+    ['a', 'b']
+    >>> run.tensor(0, "b").tolist()
+    [1.0, 0.0]
     """
 
     model: ModelProto

@@ -163,6 +163,17 @@ def open_session(
         Where ONNX Runtime refuses the model.
     ProviderError
         Where the session landed on another provider.
+
+    Examples
+    --------
+    >>> from onnx import parser
+    >>> model = parser.parse_model('''<ir_version: 8, opset_import: ["": 17]>
+    ...     g (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }''')
+    >>> session = open_session(model.SerializeToString(), optimise=False, threads=1)
+    >>> session.inputs[0].dims
+    ('N', 2)
+    >>> session.run({"x": np.ones((1, 2), np.float32)})["y"].tolist()
+    [[4.0, 6.0]]
     """
     label = label or (str(model) if isinstance(model, Path) else "the model")
     threads = threads or default_threads()

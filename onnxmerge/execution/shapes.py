@@ -68,6 +68,15 @@ def observe(model: ModelSource, feeds: Feeds, *, label: str | None = None, folde
     ------
     ModelError
         Where the model cannot be read, opened or run.
+
+    Examples
+    --------
+    >>> from onnx import parser
+    >>> model = parser.parse_model('''<ir_version: 8, opset_import: ["": 17]>
+    ...     g (float[N, 2] x) => (int64[2] y) { r = Relu(x)  y = Shape(r) }''')
+    >>> seen = observe(model.SerializeToString(), {"x": np.ones((3, 2), np.float32)})
+    >>> seen["r"].shape, seen["y"].value.tolist()
+    ((3, 2), [3, 2])
     """
     return _observe(open_with_all_outputs(model, label, folder), feeds)
 

@@ -46,6 +46,17 @@ def new_constant(model: Model, name_hint: str, array: np.ndarray, taken: set[str
     ------
     KeyError
         For a dtype that ONNX lacks.
+
+    Examples
+    --------
+    >>> from onnx import parser
+    >>> from onnxmerge.onnxio.export import export
+    >>> from onnxmerge.onnxio.model import from_proto
+    >>> model = from_proto(parser.parse_model('''<ir_version: 8, opset_import: ["": 17]>
+    ...     g (float[2] x) => (float[2] y) <float[2] b = {1, 2}> { y = Add(x, b) }'''))
+    >>> model.graph.nodes[0].inputs[1] = new_constant(model, "b", np.array([3, 4], np.float32))
+    >>> [tensor.name for tensor in export(model).graph.initializer]
+    ['b_1']
     """
     name = unused_name(name_hint, names_taken(model) if taken is None else taken)
     native = array.dtype.newbyteorder("=")

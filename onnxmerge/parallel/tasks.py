@@ -58,6 +58,15 @@ def run_tasks(
         Where tasks run. What it leaves undone because it broke is done here.
     jobs : int, optional
         Without an executor, how many processes run them; one that dies is replaced. None: this process, one task after the other.
+
+    Examples
+    --------
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> results = {}
+    >>> with ThreadPoolExecutor(2) as executor:
+    ...     run_tasks(abs, [-1, 2, -3], results.__setitem__, executor)
+    >>> sorted(results.items())
+    [(0, 1), (1, 2), (2, 3)]
     """
     pending = dict(enumerate(tasks))
 

@@ -252,7 +252,7 @@ def thinning(samples: int, unknowns: int, extents: Sequence[int]) -> tuple[int, 
     Examples
     --------
     >>> thinning(500_000, 144, (32, 32))
-    (3, 3)
+    (5, 3)
     """
     enough = max(AMPLE_AT_LEAST, AMPLE * unknowns)
     steps = [1] * len(extents)
