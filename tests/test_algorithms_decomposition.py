@@ -139,9 +139,9 @@ KEEP = {
     "all": ({}, 6, [0, 1, 2, 3, 4, 5]),
     "pinned are counted": ({"removable": [1, 1, 1, 1, 0, 1]}, 2, [4, 5]),
     "all pinned": ({"removable": [0] * 6}, 6, [0, 1, 2, 3, 4, 5]),
-    "cells": ({"conv_groups": [0, 0, 0, 1, 1, 1]}, 2, [1, 5]),
-    "cells, interleaved, any labels": ({"conv_groups": [7, -1, 7, -1, 7, -1]}, 4, [0, 1, 2, 5]),
-    "cells with pinned": ({"conv_groups": [0, 0, 0, 1, 1, 1], "removable": [0, 1, 1, 1, 0, 1]}, 2, [0, 4]),
+    "conv groups": ({"conv_groups": [0, 0, 0, 1, 1, 1]}, 2, [1, 5]),
+    "conv groups, interleaved, any labels": ({"conv_groups": [7, -1, 7, -1, 7, -1]}, 4, [0, 1, 2, 5]),
+    "conv groups with pinned": ({"conv_groups": [0, 0, 0, 1, 1, 1], "removable": [0, 1, 1, 1, 0, 1]}, 2, [0, 4]),
 }
 
 
@@ -156,8 +156,12 @@ IMPOSSIBLE = {
     "too many": ({}, 7, "cannot keep 7"),
     "too many pinned": ({"removable": np.zeros(6, bool)}, 5, "must stay"),
     "not divisible": ({"conv_groups": np.array([0, 0, 0, 1, 1, 1])}, 3, "equally"),
-    "small cell": ({"conv_groups": np.array([0, 1, 1, 1, 1, 1])}, 4, "fewer"),
-    "pinned in one cell": ({"conv_groups": np.arange(6) // 3, "removable": np.array([1, 1, 1, 0, 0, 1], bool)}, 2, "must stay"),
+    "small conv group": ({"conv_groups": np.array([0, 1, 1, 1, 1, 1])}, 4, "fewer"),
+    "pinned in a group": (
+        {"conv_groups": np.arange(6) // 3, "removable": np.array([1, 1, 1, 0, 0, 1], bool)},
+        2,
+        "must stay",
+    ),
     "wrong length": ({"removable": np.ones(5, bool)}, 2, "one entry a channel"),
 }
 
@@ -178,7 +182,7 @@ def test_nan_scores_are_refused():
 def test_keep_best_properties(data):
     conv_groups, size = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 6))
     scores = np.array(data.draw(st.lists(st.integers(0, 4), min_size=conv_groups * size, max_size=conv_groups * size)), float)
-    label = np.array(data.draw(st.permutations([cell for cell in range(conv_groups) for _ in range(size)])))
+    label = np.array(data.draw(st.permutations([group for group in range(conv_groups) for _ in range(size)])))
     quota = data.draw(st.integers(1, size))
     kept = keep_best(scores, quota * conv_groups, conv_groups=label)
     assert (np.diff(kept) > 0).all()

@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 from running import relative_error, run
 
-from onnxmerge.algorithms.folded_batchnorm import HALF_NORMAL, multiples, recovered_moments, restored_rows
+from onnxmerge.algorithms.folded_batchnorm import HALF_NORMAL, multiple_of, recovered_moments, restored_rows
 from onnxmerge.pipeline.compress import compress
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -92,7 +92,7 @@ MULTIPLES = {
 def test_multiples(rows, options, expected):
     profiles = np.array(options.get("profiles", [0] * len(rows)))
     removable = np.array(options.get("removable", [True] * len(rows)))
-    assert multiples(rows, profiles, removable).tolist() == expected
+    assert multiple_of(rows, profiles, removable).tolist() == expected
 
 
 @pytest.mark.parametrize("layer", ["/4/body/body.0/Conv", "/8/body/body.0/Conv"])

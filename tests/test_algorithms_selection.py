@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxmerge.algorithms.elimination import BLOCK, eliminate, kept_after, weigh
+from onnxmerge.algorithms.elimination import BLOCK, eliminate, kept_after, weighted_rows
 
 
 def samples(seed, count, n, rank=None):
@@ -116,7 +116,7 @@ def test_same_input_same_bytes_and_input_untouched():
 def test_weighed_rows_measure_the_error_as_the_readers_see_it(kernel):
     rng = np.random.default_rng(15)
     weights, scale, reader = rng.normal(size=(4, 6, *kernel)), rng.normal(size=4), rng.normal(size=(9, 4))
-    rows = weigh(weights, scale, reader.T @ reader)
+    rows = weighted_rows(weights, scale, reader.T @ reader)
     error = rng.normal(size=6)
     seen = np.tensordot(reader, scale.reshape(-1, *[1] * len(kernel)) * np.tensordot(weights, error, (1, 0)), 1)
     assert np.sum((rows @ error) ** 2) == pytest.approx(np.sum(seen**2))
@@ -125,4 +125,4 @@ def test_weighed_rows_measure_the_error_as_the_readers_see_it(kernel):
 
 def test_without_scale_and_metric_the_rows_are_the_weights():
     weights = np.random.default_rng(16).normal(size=(4, 6, 3))
-    np.testing.assert_array_equal(weigh(weights), weights.transpose(0, 2, 1).reshape(12, 6))
+    np.testing.assert_array_equal(weighted_rows(weights), weights.transpose(0, 2, 1).reshape(12, 6))

@@ -22,13 +22,15 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 DAMPING = 1e-4
-"""Added to the diagonal of the correlation matrix: what a channel without any variance of its own is taken to have."""
+"""Added to the diagonal of the correlation matrix: the share of variance of its own that every channel is taken to have. It
+bounds the weights of the compensation; without it a channel that is a mixture of others could be removed with any error in them."""
 
 BLOCK = 48
-"""Removals between two applications of the collected downdates; changes speed, not results."""
+"""Removals between two applications of the collected downdates; changes speed, not results. Larger blocks make each step dearer,
+smaller ones copy the matrices more often."""
 
-DEAD = 1e-12
-"""A channel whose variance is below this share of the largest one carries nothing."""
+CONSTANT = 1e-12
+"""A channel whose variance is below this share of the largest one is constant up to rounding: it carries nothing."""
 
 LEAST_PRECISION = 0.5
 """P[i, i] is never below 1 / (1 + damping) for a matrix with a unit diagonal; below this it is rounding."""
@@ -36,10 +38,15 @@ LEAST_PRECISION = 0.5
 
 @dataclass(frozen=True)
 class Elimination:
-    """One removal order and its error curve.
+    """A removal order and its error curve.
 
-    order: (r,) channels, first removed first. cost: (r,), not falling: the share of the consumers' output variance (mean over the
-    consumers, 0 to 1) that is lost once order[: j + 1] are gone and the rest compensates as well as it can.
+    Attributes
+    ----------
+    order : ndarray of shape (r,), int
+        Channels, first removed first.
+    cost : ndarray of shape (r,)
+        Not falling: the share of the consumers' output variance (mean over the consumers, 0 to 1) that is lost once
+        order[: j + 1] are gone and the rest compensates as well as it can.
     """
 
     order: Integers
@@ -98,12 +105,34 @@ def eliminate(
     conv_groups: ArrayLike | None = None,
     damping: float = DAMPING,
 ) -> Elimination:
-    """Order in which channels go, jointly over all the consumers that read them.
+    """Order in which channels go, jointly over all the consumers that read them; O(n^3) a consumer.
 
-    consumers: (covariance (n, n) of the input per channel, weights (m, n): every weight that reads a channel in its column,
-    output and kernel positions stacked; scale its rows to weight its outputs). Each consumer counts as its share of its own
-    output variance, so none dominates. removable: (n,) bool, all by default. cells: (n,) integers; of each cell the same number
-    goes, so order is balanced at every multiple of the number of cells and ends where a cell has none left. O(n^3) a consumer.
+    Parameters
+    ----------
+    consumers : sequence of pairs
+        For each consumer the covariance (n, n) of the channels as it reads them, and its weights (m, n): every weight that reads
+        a channel in that channel's column, outputs and kernel positions stacked. Scale the rows to weight the outputs. Each
+        consumer counts as a share of its own output variance, so none dominates.
+    removable : array_like of shape (n,), bool, optional
+        All by default.
+    conv_groups : array_like of shape (n,), int, optional
+        Groups of a grouped convolution. Of each the same number goes, so the order is balanced at every multiple of the number of
+        groups and ends where one of them has no channel left.
+    damping : float
+        See `DAMPING`.
+
+    Returns
+    -------
+    Elimination
+
+    Examples
+    --------
+    The second channel repeats the first, the third carries most:
+
+    >>> covariance = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 9.0]])
+    >>> found = eliminate([(covariance, np.ones((1, 3)))])
+    >>> found.order.tolist(), found.cost.round(3).tolist()
+    ([0, 1, 2], [0.0, 0.308, 1.0])
     """
     states = [_ConsumerState(np.asarray(c, np.float64), np.asarray(w, np.float64), damping) for c, w in consumers]
     n = len(states[0].precision)
@@ -112,8 +141,8 @@ def eliminate(
     channels, alive = np.arange(n), np.ones(n, bool)
     order: list[int] = []
     cost: list[float] = []
-    while (open_ := turns.open()).any():
-        candidates = open_[channels] & alive
+    while (may_go := turns.may_go()).any():
+        candidates = may_go[channels] & alive
         total = np.where(candidates, sum(state.costs() for state in states), np.inf)
         i = int(np.argmin(total))
         for state in states:
@@ -130,15 +159,37 @@ def eliminate(
 
 
 def kept_after(elimination: Elimination, n: int, count: int) -> Integers:
-    """(count,) ascending channels that stay when n - count of n go."""
-    gone = n - count
-    if not 0 <= gone <= len(elimination.order):
+    """The channels that stay when the first ones of a removal order go.
+
+    Parameters
+    ----------
+    elimination : Elimination
+    n, count : int
+        Channels before and after.
+
+    Returns
+    -------
+    ndarray of shape (count,)
+        Ascending.
+
+    Raises
+    ------
+    ValueError
+        Where the order does not remove as many.
+
+    Examples
+    --------
+    >>> kept_after(Elimination(np.array([2, 0]), np.array([0.1, 0.3])), n=4, count=3)
+    array([0, 1, 3])
+    """
+    removed = n - count
+    if not 0 <= removed <= len(elimination.order):
         raise ValueError(f"cannot keep {count} of {n} channels: {len(elimination.order)} may be removed")
-    return np.setdiff1d(np.arange(n), elimination.order[:gone])
+    return np.setdiff1d(np.arange(n), elimination.order[:removed])
 
 
 class _Turns:
-    """Which channels may go next: of every cell one before any cell gives a second one."""
+    """Which channels may go next: one of every group of the convolution before any group gives a second one."""
 
     def __init__(self, allowed: NDArray[np.bool_], conv_groups: NDArray[np.int64]) -> None:
         self.allowed = allowed
@@ -148,11 +199,11 @@ class _Turns:
         self._next_round()
 
     def _next_round(self) -> None:
-        left = np.bincount(self.conv_groups[self.allowed], minlength=self.count)
-        self.waiting[:] = bool((left > 0).all())
+        remaining = np.bincount(self.conv_groups[self.allowed], minlength=self.count)
+        self.waiting[:] = bool((remaining > 0).all())
 
-    def open(self) -> NDArray[np.bool_]:
-        """(n,) bool."""
+    def may_go(self) -> NDArray[np.bool_]:
+        """(n,) bool: channels that may go next."""
         return self.allowed & self.waiting[self.conv_groups]
 
     def take(self, channel: int) -> None:
@@ -164,7 +215,7 @@ class _Turns:
 
 
 def _inverse(correlation: Floats, damping: float) -> Floats:
-    """Inverse of a correlation matrix, in place damped until it is positive definite: sums in float32 may leave it just short."""
+    """Inverse of a correlation matrix, damped in place until it is positive definite, of which float32 may leave it just short."""
     diagonal = np.diag_indices_from(correlation)
     correlation[diagonal] += damping
     while damping < 1.0:  # a correlation matrix damped by 1 is diagonally safe, whatever rounding did to it
@@ -180,7 +231,7 @@ def _inverse(correlation: Floats, damping: float) -> Floats:
 def _standardise(covariance: Floats) -> tuple[Floats, Floats]:
     """Standard deviation (n,), zero for dead channels, and the correlation matrix (n, n) with a unit diagonal."""
     variance = np.maximum(np.diag(covariance), 0.0)
-    live = variance > DEAD * max(float(variance.max(initial=0.0)), np.finfo(float).tiny)
+    live = variance > CONSTANT * max(float(variance.max(initial=0.0)), np.finfo(float).tiny)
     deviation = np.where(live, np.sqrt(variance), 0.0)
     inverse = np.where(live, 1.0 / np.where(live, deviation, 1.0), 0.0)
     correlation = covariance * np.outer(inverse, inverse)
@@ -188,12 +239,30 @@ def _standardise(covariance: Floats) -> tuple[Floats, Floats]:
     return deviation, 0.5 * (correlation + correlation.T)
 
 
-def weigh(weights: ArrayLike, scale: ArrayLike | None = None, metric: ArrayLike | None = None) -> Floats:
-    """Consumer rows (m, n) for `eliminate`, in which an output counts by what comes after it.
+def weighted_rows(weights: ArrayLike, scale: ArrayLike | None = None, metric: ArrayLike | None = None) -> Floats:
+    """Weights of a consumer for `eliminate`, in which an output counts by what comes after it.
 
-    weights: (o, n, *kernel). scale: (o,) of a BatchNormalization that follows (gamma / its standard deviation). metric: (o, o),
-    how errors in the outputs matter further on. The rows R satisfy sum |R e|^2 = sum over kernel positions of
-    (S W e)^T metric (S W e): an error of the inputs, as its readers see it when the activation between is taken as linear.
+    The rows R satisfy sum |R e|^2 = sum over kernel positions of (S W e)^T metric (S W e): an error of the inputs, as the
+    consumers of the outputs see it when the activation between is taken as linear.
+
+    Parameters
+    ----------
+    weights : array_like of shape (o, n, *kernel)
+        W.
+    scale : array_like of shape (o,), optional
+        S, of a BatchNormalization that follows (gamma / its standard deviation).
+    metric : array_like of shape (o, o), optional
+        How errors in the outputs matter further on, positive semi-definite.
+
+    Returns
+    -------
+    ndarray of shape (m, n)
+
+    Examples
+    --------
+    >>> weighted_rows(np.ones((2, 3, 1)), scale=[1.0, 0.5])
+    array([[1. , 1. , 1. ],
+           [0.5, 0.5, 0.5]])
     """
     rows = np.asarray(weights, np.float64)
     if scale is not None:

@@ -19,28 +19,49 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
-# Standard deviation over mean of max(x, 0) is 1.46 for x normal around 0; the outcome hardly depends on it.
 HALF_NORMAL = 1.46
-# How closely biases must follow the sums of the rows: folded convolutions have correlations of 0.56 (64 channels) to 1.00, others
-# below 0.4. The second bound is 2.5 standard deviations of the correlation of n unrelated pairs.
+"""Standard deviation over mean of max(x, 0) for x normal around 0; the outcome hardly depends on it."""
+
 _CORRELATION = 0.5
+"""How closely biases must follow the sums of the rows: of folded convolutions 0.56 (64 channels) to 1.00, of others below 0.4."""
+
 _SIGNIFICANCE = 2.5
-# Rows whose cosine is nearer to 1 than this are multiples of one another; float16 weights are rounded by 1e-7 of it.
+"""And at least this many standard deviations of the correlation of n unrelated pairs, which is 1 / sqrt(n)."""
+
 _MULTIPLE = 1e-6
+"""Rows whose cosine is nearer to 1 than this are multiples of one another; rounding to float16 takes 1e-7 from it."""
 
 
 def recovered_moments(rows: NDArray[np.floating], bias: NDArray[np.floating]) -> tuple[Floats, Floats] | None:
-    """Mean and standard deviation (n,), (n,) of rows (n, d) . x + bias (n,), x after ReLU; None where nothing hints at folding.
+    """Mean and standard deviation of y = rows x + bias, x after ReLU.
 
     m is the least-squares slope of -bias against the sums of the rows, with an intercept.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, d)
+        Weights of a convolution, a channel a row.
+    bias : ndarray of shape (n,)
+
+    Returns
+    -------
+    pair of ndarray of shape (n,), or None
+        None where nothing hints at folding: see `_CORRELATION` and `_SIGNIFICANCE`.
+
+    Examples
+    --------
+    >>> rows = np.arange(30.0).reshape(30, 1)
+    >>> mean, deviation = recovered_moments(rows, 0.5 - 2.0 * rows[:, 0])
+    >>> float(mean[7].round(6)), float(deviation[1].round(2))
+    (0.5, 2.92)
     """
     values, biases = np.asarray(rows, dtype=np.float64), np.asarray(bias, dtype=np.float64)
     sums = values.sum(axis=1)
-    covariance, target = sums - sums.mean(), biases.mean() - biases
-    lengths = np.linalg.norm(covariance), np.linalg.norm(target)
+    centred, target = sums - sums.mean(), biases.mean() - biases
+    lengths = np.linalg.norm(centred), np.linalg.norm(target)
     if not lengths[0] > 0.0 or not lengths[1] > 0.0:
         return None
-    correlation = float(covariance @ target) / float(lengths[0] * lengths[1])
+    correlation = float(centred @ target) / float(lengths[0] * lengths[1])
     if correlation < max(_CORRELATION, _SIGNIFICANCE / np.sqrt(len(sums))):
         return None
     mean = correlation * float(lengths[1] / lengths[0])
@@ -48,23 +69,58 @@ def recovered_moments(rows: NDArray[np.floating], bias: NDArray[np.floating]) ->
 
 
 def restored_rows(rows: NDArray[np.floating], columns: NDArray[np.floating]) -> Floats:
-    """Rows (n, d) with the lengths of their consumers' columns (n, e): A_i |V_i| / |A_i|, zero rows stay zero."""
+    """Rows with the lengths of their consumers' columns, as before folding: A_i |V_i| / |A_i|.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, d)
+        A, a channel a row.
+    columns : ndarray of shape (n, e)
+        V, what the consumers read of each channel.
+
+    Returns
+    -------
+    ndarray of shape (n, d)
+        Zero rows stay zero.
+
+    Examples
+    --------
+    >>> restored_rows(np.array([[3.0, 4.0]]), np.array([[0.0, 10.0]]))
+    array([[6., 8.]])
+    """
     values = np.asarray(rows, dtype=np.float64)
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    wanted = np.linalg.norm(np.asarray(columns, dtype=np.float64), axis=1, keepdims=True)
-    restored: Floats = values * np.divide(wanted, lengths, out=np.zeros_like(lengths), where=lengths > 0.0)
+    original = np.linalg.norm(np.asarray(columns, dtype=np.float64), axis=1, keepdims=True)
+    restored: Floats = values * np.divide(original, lengths, out=np.zeros_like(lengths), where=lengths > 0.0)
     return restored
 
 
-def multiples(rows: NDArray[np.floating], profiles: NDArray[np.integer], removable: NDArray[np.bool_]) -> Indices:
-    """For each row (n, d), bias included, the longest row it is a positive multiple of: (n,), itself where there is none.
+def multiple_of(rows: NDArray[np.floating], classes: NDArray[np.integer], removable: NDArray[np.bool_]) -> Indices:
+    """For each row the longest row that it is a positive multiple of: it can leave without a loss.
 
-    Only rows of the same profile (n,) count, and one that must stay goes before longer ones. Such a row can leave without a loss.
+    Parameters
+    ----------
+    rows : ndarray of shape (n, d)
+        Weights, a channel a row, with the bias as one more column.
+    classes : ndarray of shape (n,), int
+        Only rows of the same class can stand for one another.
+    removable : ndarray of shape (n,), bool
+        A row that must stay goes before longer ones.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Indices of rows; its own where there is none.
+
+    Examples
+    --------
+    >>> multiple_of(np.array([[1.0, 2.0], [2.0, 4.0], [-1.0, -2.0]]), np.zeros(3, int), np.ones(3, bool))
+    array([1, 1, 2])
     """
     values = np.asarray(rows, dtype=np.float64)
     lengths = np.linalg.norm(values, axis=1)
-    channel_ids = np.divide(values, lengths[:, None], out=np.zeros_like(values), where=lengths[:, None] > 0.0)
-    alike = (channel_ids @ channel_ids.T >= 1.0 - _MULTIPLE) & (profiles[:, None] == profiles)
+    directions = np.divide(values, lengths[:, None], out=np.zeros_like(values), where=lengths[:, None] > 0.0)
+    alike = (directions @ directions.T >= 1.0 - _MULTIPLE) & (classes[:, None] == classes)
     np.fill_diagonal(alike, True)
     strength = np.where(np.asarray(removable, dtype=bool), lengths, np.inf)
     longest: Indices = np.where(alike, strength, -1.0).argmax(axis=1)

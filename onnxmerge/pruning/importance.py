@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxmerge.algorithms.criteria import CRITERIA, keep_best
-from onnxmerge.algorithms.elimination import Elimination, eliminate, kept_after, weigh
+from onnxmerge.algorithms.elimination import Elimination, eliminate, kept_after, weighted_rows
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.layers import Consumer
 from onnxmerge.options import PruningOptions
@@ -70,7 +70,7 @@ def elimination_of(
     consumers = []
     for consumer in group.consumers:
         metric = None if output_errors is None else output_errors.metric(consumer.layer)
-        weights = weigh(consumer.columns(), reference.downstream[consumer.key].scale, metric)
+        weights = weighted_rows(consumer.columns(), reference.downstream[consumer.key].scale, metric)
         consumers.append((group_covariance(reference, group, consumer), weights))
     return eliminate(consumers, group.removable, group.conv_groups) if consumers else None
 

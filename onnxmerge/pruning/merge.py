@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxmerge.algorithms.criteria import CRITERIA, keep_best
 from onnxmerge.algorithms.decomposition import absorb, decompose, decompose_affine
-from onnxmerge.algorithms.folded_batchnorm import multiples, recovered_moments, restored_rows
+from onnxmerge.algorithms.folded_batchnorm import multiple_of, recovered_moments, restored_rows
 from onnxmerge.errors import Refusal
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.merge_validity import MeanStd, PreActivations, pre_activations
@@ -75,7 +75,7 @@ def _folded_batchnorm(group: ChannelGroup, compared: PreActivations) -> MeanStd 
 def _kept_by_restored_rows(group: ChannelGroup, compared: PreActivations, count: int, criterion: str) -> np.ndarray:
     """(count,) best channels by rows with the norms of before folding; multiples of another channel are removed first."""
     with_bias = np.concatenate([compared.rows, compared.offset[:, None]], axis=1)
-    origin = multiples(with_bias, group.merge_classes, group.removable)
+    origin = multiple_of(with_bias, group.merge_classes, group.removable)
     columns = [consumer.columns().swapaxes(0, 1).reshape(group.size, -1) for consumer in group.consumers]
     scores = CRITERIA[criterion](restored_rows(compared.rows, np.concatenate(columns, axis=1)))
     scores[origin != np.arange(group.size)] = -1.0
