@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 _GRAM_ROUNDING = 1e-14
-"""Squared distances below this share of the rows' squared lengths are rounding of the Gram matrix (50 units in the last place)."""
+"""Squared distances below this share of the rows' squared lengths are rounding of the Gram matrix (50 ulp)."""
 
 _SIGNIFICANT_DIGITS = 12
 """Digits of a score that do not depend on where a row stands among the others: float64 has 16, sums over rows lose up to 4."""

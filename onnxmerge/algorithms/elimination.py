@@ -23,7 +23,7 @@ Integers = NDArray[np.int64]
 
 DAMPING = 1e-4
 """Added to the diagonal of the correlation matrix: the share of variance of its own that every channel is taken to have. It
-bounds the weights of the compensation; without it a channel that is a mixture of others could be removed with any error in them."""
+bounds the weights of the compensation; without it a mixture of other channels could be removed with any error in them."""
 
 BLOCK = 48
 """Removals between two applications of the collected downdates; changes speed, not results. Larger blocks make each step dearer,
@@ -215,7 +215,7 @@ class _Turns:
 
 
 def _inverse(correlation: Floats, damping: float) -> Floats:
-    """Inverse of a correlation matrix, damped in place until it is positive definite, of which float32 may leave it just short."""
+    """Inverse of a correlation matrix, damped in place until it is positive definite."""
     diagonal = np.diag_indices_from(correlation)
     correlation[diagonal] += damping
     while damping < 1.0:  # a correlation matrix damped by 1 is diagonally safe, whatever rounding did to it
