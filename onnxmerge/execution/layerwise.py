@@ -1,7 +1,7 @@
 """Run a model layer by layer over many batches, keeping only the tensors that are still to be read.
 
 Running the network from its inputs for every layer that is looked at would cost the square of its depth. A `LayerwiseRun` runs
-every node once for each batch, and stops where it is told to, so that what a layer reads can be looked at and the layer changed.
+every node once for each batch and can stop before any of them: what a layer reads can be looked at, and the layer replaced.
 """
 
 from __future__ import annotations

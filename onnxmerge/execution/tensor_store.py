@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-# Held in memory before tensors go to disk: a small part of any machine that runs the model, and enough for most calibration sets
+# 1 GiB: a small part of the memory of a machine that runs such models, and enough for most calibration sets
 MEMORY_LIMIT_BYTES = 1 << 30
 
 Value = np.ndarray | list[np.ndarray]  # a list where the model has a sequence of tensors
@@ -19,7 +19,7 @@ class TensorStore:
     Parameters
     ----------
     limit_bytes : int
-        How much is held in memory. Sequences are not counted out: they always stay there.
+        Size of the arrays in memory from which on further ones go to disk. Sequences count, but always stay in memory.
     """
 
     def __init__(self, limit_bytes: int = MEMORY_LIMIT_BYTES) -> None:

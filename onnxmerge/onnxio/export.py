@@ -201,7 +201,7 @@ def _fill(new: GraphProto, graph: gs.Graph, scope: _Scope, read_elsewhere: froze
 def _initializers(graph: gs.Graph, scope: _Scope, read_elsewhere: frozenset[str]) -> dict[str, gs.StoredValues]:
     """The constants that belong to this graph, in the order they were read, new ones behind.
 
-    A body owns those it held when read; every other constant, also one that only a body uses, goes to the outermost graph.
+    A body owns those that it had as read; every other constant, also one that only a body uses, goes to the outermost graph.
     Unused initializers are left out, unless they are in `read_elsewhere`, or the model had them unused and offered them as
     graph inputs.
     """
