@@ -20,7 +20,7 @@ from onnxmerge.errors import OptionError
 from onnxmerge.options import PruningOptions
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pipeline.plan_files import LARGEST_FILE
-from onnxmerge.pruning import reconstruct as reconstruct_module
+from onnxmerge.pruning.layer_statistics import LayerStatistics
 
 FAST = {"samples": 24, "threads": 1, "verify": False}
 
@@ -73,12 +73,12 @@ def test_pruning_alone_is_planned_as_such(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("least", ["merge", "prune", "reconstruct"])
 def test_methods_that_auto_found_hold(least: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the same channels would be treated otherwise now, and where pruning them would stay closer."""
-    monkeypatch.setattr(reconstruct_module, "expected_error", lambda *told: float(told[2].removal.method != least))
+    monkeypatch.setattr(LayerStatistics, "expected_error", lambda _, removal: float(removal.method != least))
     monkeypatch.setattr("onnxmerge.pipeline.candidate_builder.fidelity_of", pruned_first(start=1))
     source, plan = source_of("residual-two-blocks", tmp_path), tmp_path / "plan.json"
     compress(source, tmp_path / "first.onnx", **FAST, ratio=0.5, save_plan=plan)
     assert {row["method"] for row in json.loads(plan.read_text())["groups"]} == {least}
-    monkeypatch.setattr(reconstruct_module, "expected_error", lambda *told: float(told[2].removal.method == least))
+    monkeypatch.setattr(LayerStatistics, "expected_error", lambda _, removal: float(removal.method == least))
     monkeypatch.setattr("onnxmerge.pipeline.candidate_builder.fidelity_of", pruned_first())
     compress(source, tmp_path / "second.onnx", **FAST, plan=plan)
     assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
