@@ -21,7 +21,7 @@ from accuracy import FOLDED, LENET, RESNET, SHARED, VGG
 from accuracy import Network as SharedNetwork
 from digits import FACTS, MODELS, models
 
-from onnxmerge.data.selection import solving_and_checking
+from onnxmerge.data.selection import calibration_and_check_inputs
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
@@ -78,7 +78,7 @@ def rows(subject: Subject, calibration: Path | None) -> Iterator[str]:
     """For each budget: what is left, then fidelity and accuracy, allocated and uniform."""
     options = CompressOptions.from_keywords(subject.pixels if calibration is None else {"calibration": calibration})
     analysed = analyse_model(subject.path)
-    solving, checking = solving_and_checking(subject.path, analysed, options.inputs, options.runtime, options.pruning)
+    solving, checking = calibration_and_check_inputs(subject.path, analysed, options.inputs, options.runtime, options.pruning)
     builder = CandidateBuilder(subject.path, analysed, options, solving, checking, overall(None, {}))
     _, reference = subject.judged(subject.path)
     for kind in ("params", "macs"):

@@ -38,7 +38,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 @pytest.fixture
 def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latencies are measured for a tenth of a second."""
-    monkeypatch.setattr(benchmark, "USUAL", replace(benchmark.USUAL, seconds=0.1))
+    monkeypatch.setattr(benchmark, "DEFAULT_EFFORT", replace(benchmark.DEFAULT_EFFORT, seconds=0.1))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from topologies.net import Net
 
 import onnxmerge
 from onnxmerge.errors import InputError
-from onnxmerge.evaluation import benchmark as proof
+from onnxmerge.evaluation import benchmark
 from onnxmerge.evaluation.latency import compare_latency
 from onnxmerge.execution.providers import resolve_provider
 from onnxmerge.report.terminal import show_benchmark
@@ -43,7 +43,7 @@ def models(tmp_path) -> Path:
 
 
 def test_half_of_the_macs_is_faster(models, monkeypatch):
-    monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=1.0))
+    monkeypatch.setattr(benchmark, "DEFAULT_EFFORT", replace(benchmark.DEFAULT_EFFORT, seconds=1.0))
     found = onnxmerge.bench(models / "whole.onnx", models / "half.onnx", provider="cpu", threads=1)
     assert found.macs_ratio == 0.5
     assert found.latency_ratio_high < 1.0
@@ -86,16 +86,16 @@ def test_compress_and_sweep_time_the_batch_that_is_asked_for_and_are_sure_of_a_l
         asked.append((len(next(iter(feeds.values()))), rounds))
         return replace(compare_latency(reference, candidate, feeds, seconds=0.02, min_runs=2, rounds=1), latency_ratio=0.9)
 
-    monkeypatch.setattr(proof, "compare_latency", spy)
+    monkeypatch.setattr(benchmark, "compare_latency", spy)
     quick = ("--method", "prune", "--samples", "8", "--batch", "3", "--json")
     code, out, _ = run("compress", MLP, tmp_path / "o.onnx", "--target", "latency=0.9", "--round-to", "8", *quick)
     assert (code, json.loads(out)["latency"]["batch_size"]) == (0, 3)
-    trial, sure = ((3, effort.rounds) for effort in (proof.TRIAL, proof.SURE))
+    trial, sure = ((3, effort.rounds) for effort in (benchmark.TRIAL_EFFORT, benchmark.CONFIRMING_EFFORT))
     assert asked == [trial, sure, sure]  # tried, confirmed, proved
     asked.clear()
     code, out, _ = run("sweep", MLP, "--targets", "macs=0.5,latency=0.9", "--round-to", "8", *quick)
     assert (code, [point["latency"]["batch_size"] for point in json.loads(out)["points"]]) == (0, [3, 3])
-    assert asked == [trial, sure, sure, (3, proof.USUAL.rounds)]
+    assert asked == [trial, sure, sure, (3, benchmark.DEFAULT_EFFORT.rounds)]
     asked.clear()
     code, *_ = run("compress", MLP, tmp_path / "o.onnx", "--target", "latency=0.5", "--round-to", "8", "--no-bench", *quick)
     assert code == 0

@@ -19,7 +19,7 @@ import pytest
 import onnxmerge
 from onnxmerge.cli import app as cli
 from onnxmerge.errors import ModelError
-from onnxmerge.evaluation import benchmark as proof
+from onnxmerge.evaluation import benchmark
 from onnxmerge.execution.providers import resolve_provider
 from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions, Thresholds
 from onnxmerge.report.documents import KINDS, REFUSAL_FIELDS, as_json
@@ -51,7 +51,7 @@ COMMANDS = {
 
 @pytest.fixture(autouse=True)
 def quick_timing(monkeypatch):
-    monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=0.1))
+    monkeypatch.setattr(benchmark, "DEFAULT_EFFORT", replace(benchmark.DEFAULT_EFFORT, seconds=0.1))
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ IN_MEMORY: dict[str, Callable[[Any, Path], tuple[str, ...]]] = {
 def test_a_model_in_memory(
     verb: str, call: Callable[[Any, Path], tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark, "USUAL", replace(benchmark.USUAL, seconds=0.1))
+    monkeypatch.setattr(benchmark, "DEFAULT_EFFORT", replace(benchmark.DEFAULT_EFFORT, seconds=0.1))
     names = call(onnx.load(MLP), tmp_path)
     assert names == {"bench_batches": ("ModelProto main_graph", str(MLP))}.get(verb, ("ModelProto main_graph",) * len(names))
 

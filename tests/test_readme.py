@@ -14,7 +14,7 @@ import pytest
 
 import onnxmerge
 from onnxmerge.cli import app as cli
-from onnxmerge.evaluation import benchmark as proof
+from onnxmerge.evaluation import benchmark
 from onnxmerge.options.checks import METHOD_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +54,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
 @pytest.fixture
 def layer(folder, monkeypatch) -> Path:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=0.1))
+    monkeypatch.setattr(benchmark, "DEFAULT_EFFORT", replace(benchmark.DEFAULT_EFFORT, seconds=0.1))
     return folder
 
 

@@ -14,7 +14,7 @@ from test_targets import PRUNE
 from topologies import TOPOLOGIES
 from topologies.net import Net
 
-from onnxmerge.data.selection import solving_and_checking
+from onnxmerge.data.selection import calibration_and_check_inputs
 from onnxmerge.execution.shapes import observe
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.graph.cost import total_macs
@@ -213,7 +213,7 @@ def test_small_maps_take_more_inputs(width: int, extent: int, expected: int, tmp
     net.output(net.conv(y, "second", width, 8), 8, extent, extent)
     source = written(net.model(), tmp_path)
     settings = InputOptions(), RuntimeOptions(), PruningOptions()
-    solving, checking = solving_and_checking(source, analyse_model(source), *settings)
+    solving, checking = calibration_and_check_inputs(source, analyse_model(source), *settings)
     assert (solving.count, checking.count) == (expected, 256)
 
 

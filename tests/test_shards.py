@@ -51,7 +51,7 @@ def test_shards_give_the_moments_of_the_whole(calibration):
     options = InputOptions(calibration=calibration)
     analysed = analyse_model(MODEL)
     inputs = inputs_for(open_session(MODEL, optimise=True), analysed.shapes, options)
-    inputs = inputs.chosen(np.arange(7, 140), "some")  # as after a part was held back
+    inputs = inputs.subset(np.arange(7, 140), "some")  # as after a part was held back
     whole = layer_statistics_of(analysed, inputs, None, QUIET).reference.covariances
     found = sharded_covariances(MODEL, options, None, inputs, QUIET, None)
     assert found.keys() == whole.keys()

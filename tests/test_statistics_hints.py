@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import parser
 
-from onnxmerge import compress
-from onnxmerge.data.input_hints import hints_of
+from onnxmerge import compress, verify
+from onnxmerge.data.input_properties import input_properties
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
@@ -39,9 +40,9 @@ def written(text: str, folder: Path, **values: list[float]) -> Path:
 def test_ids_range_over_the_whole_embedding(tmp_path):
     path = written(EMBEDDING, tmp_path)
     analysed = analyse_model(path)
-    hints = hints_of(analysed.channels)
-    assert hints.limits == {"ids": 37}
-    inputs = inputs_for(open_session(path, optimise=False), analysed.shapes, InputOptions(), 256, hints)
+    properties = input_properties(analysed.channels)
+    assert properties.id_limits == {"ids": 37}
+    inputs = inputs_for(open_session(path, optimise=False), analysed.shapes, InputOptions(), 256, properties)
     ids = np.concatenate([feeds["ids"] for feeds in inputs.batches(64)])
     assert (ids.min(), ids.max()) == (0, 36)
     assert compress(path, tmp_path / "small.onnx", ratio=0.25, bench=False).groups
@@ -52,11 +53,20 @@ def test_images_are_what_a_first_normalisation_expects(tmp_path):
     variance = [value**2 for value in deviation]
     path = written(NORMALISED, tmp_path, mean=mean, variance=variance, one=[1, 1, 1], zero=[0, 0, 0])
     analysed = analyse_model(path)
-    inputs = inputs_for(open_session(path, optimise=False), analysed.shapes, InputOptions(), 200, hints_of(analysed.channels))
+    inputs = inputs_for(
+        open_session(path, optimise=False), analysed.shapes, InputOptions(), 200, input_properties(analysed.channels)
+    )
     images = np.concatenate([feeds["x"] for feeds in inputs.batches(50)])
     np.testing.assert_allclose(images.mean((0, 2, 3)), mean, rtol=0.1)
     np.testing.assert_allclose(images.std((0, 2, 3)), deviation, rtol=0.1)
     given = inputs_for(
-        open_session(path, optimise=False), analysed.shapes, InputOptions(mean=(0.0,)), 8, hints_of(analysed.channels)
+        open_session(path, optimise=False), analysed.shapes, InputOptions(mean=(0.0,)), 8, input_properties(analysed.channels)
     )
     assert next(iter(given.batches(8)))["x"].max() <= 1.0
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["array", "mapping"])
+def test_calibration_inputs_may_be_arrays(tmp_path, named):
+    ids = np.arange(15).reshape(3, 5)
+    path = written(EMBEDDING, tmp_path)
+    assert verify(path, path, calibration={"ids": ids} if named else ids, provider="cpu").fidelity.input_count == 3

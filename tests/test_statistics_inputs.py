@@ -10,7 +10,7 @@ from PIL import Image
 from onnxmerge.data import calibration, synthetic
 from onnxmerge.data.inputs import Batching, batching, calibration_inputs, synthetic_inputs
 from onnxmerge.data.npy_files import open_npz
-from onnxmerge.data.synthetic import ImageRange, dead_leaves, leaves
+from onnxmerge.data.synthetic import ImageRange, dead_leaves
 from onnxmerge.errors import InputError, OptionError
 from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.execution.sessions import open_session
@@ -59,13 +59,17 @@ def generators(count, seed=0):
     return np.random.default_rng(seed).spawn(count)
 
 
+def images(count, height, width, channels, rng):
+    return dead_leaves(rng.spawn(count), (height, width), channels)
+
+
 # Dead leaves
 
 
 @pytest.mark.parametrize("extents", [(50,), (24, 31), (64, 64), (3, 40), (1, 1), (9, 12, 10)], ids=str)
 def test_leaves_are_what_painting_one_shape_after_the_other_gives(extents):
     number = synthetic._number_of_shapes(extents)
-    for painted, rng in zip(leaves(generators(5), extents, 2), generators(5), strict=True):
+    for painted, rng in zip(dead_leaves(generators(5), extents, 2), generators(5), strict=True):
         centre, radius, aspect, cosine, sine = synthetic._draw(rng, number, extents)
         colour = synthetic._colours(rng, number, 2)
         image = np.tile(colour[0].reshape(2, *[1] * len(extents)), (1, *extents))
@@ -106,24 +110,24 @@ def test_leaves_have_the_statistics_of_the_prototype():
     location = spec_from_file_location("prototype", SHARED / "prototypes" / "reconstruction.py")
     prototype = module_from_spec(location)
     location.loader.exec_module(prototype)
-    expected, found = prototype.dead_leaves(500, 32), dead_leaves(500, 32, 32, 3, np.random.default_rng(1))
+    expected, found = prototype.dead_leaves(500, 32), images(500, 32, 32, 3, np.random.default_rng(1))
     assert abs(found.mean() - expected.mean()) < 0.05
     np.testing.assert_allclose(describe(found), describe(expected), rtol=0.08)
 
 
 @pytest.mark.parametrize("side", [8, 28, 64, 160], ids=str)
 def test_leaves_cover_the_same_share_at_every_size(side):
-    images = dead_leaves(60, side, side, 1, np.random.default_rng(0))
-    flat = (np.diff(images, axis=3) == 0).mean()  # the background alone has no noise
+    drawn = images(60, side, side, 1, np.random.default_rng(0))
+    flat = (np.diff(drawn, axis=3) == 0).mean()  # the background alone has no noise
     assert 0.08 < flat < 0.35
-    assert abs(images.mean()) < 0.2
-    assert 0.8 < images.std() < 1.2
+    assert abs(drawn.mean()) < 0.2
+    assert 0.8 < drawn.std() < 1.2
 
 
 def test_leaves_of_batches_are_the_leaves_of_one_call():
     rng = np.random.default_rng(3)
-    parts = [dead_leaves(count, 40, 24, 3, rng) for count in (1, 5, 0, 2)]
-    np.testing.assert_array_equal(np.concatenate(parts), dead_leaves(8, 40, 24, 3, np.random.default_rng(3)))
+    parts = [images(count, 40, 24, 3, rng) for count in (1, 5, 0, 2)]
+    np.testing.assert_array_equal(np.concatenate(parts), images(8, 40, 24, 3, np.random.default_rng(3)))
     assert [part.dtype for part in parts] == [np.float32] * 4
 
 
@@ -172,7 +176,7 @@ def test_channels_last_images_are_the_images_turned():
 
 
 def test_ids_use_the_vocabulary_where_it_is_known():
-    values = whole(synthesise(spec("ids", ("N", 400), "int64"), limits={"ids": 50}))["ids"]
+    values = whole(synthesise(spec("ids", ("N", 400), "int64"), id_limits={"ids": 50}))["ids"]
     assert set(values.ravel()) == set(range(50))
 
 
@@ -286,16 +290,16 @@ SPLITS = {
 }
 
 
-@pytest.mark.parametrize(("fixed", "count", "held_back", "expected"), SPLITS.values(), ids=SPLITS)
-def test_split_holds_a_part_back(fixed, count, held_back, expected):
+@pytest.mark.parametrize(("fixed", "count", "held_out", "expected"), SPLITS.values(), ids=SPLITS)
+def test_split_holds_a_part_back(fixed, count, held_out, expected):
     inputs = synthesise(spec("x", (fixed or "N", 6)), count=count)
-    rest, held = inputs.split(held_back, seed=0)
+    rest, held = inputs.split(held_out, seed=0)
     assert (rest.count, held.count) == (count - expected, expected)
-    assert held.source == f"{expected} of {inputs.source}"
+    assert held.description == f"{expected} of {inputs.description}"
     rows = {name: {row.tobytes() for row in whole(part)["x"]} for name, part in (("all", inputs), ("rest", rest), ("held", held))}
     assert len(rows["rest"]) + len(rows["held"]) == len(rows["all"])
     assert rows["rest"] | rows["held"] == rows["all"]
-    assert {row.tobytes() for row in whole(inputs.split(held_back, seed=0)[1])["x"]} == rows["held"]
+    assert {row.tobytes() for row in whole(inputs.split(held_out, seed=0)[1])["x"]} == rows["held"]
 
 
 def test_the_seed_draws_the_part_that_is_held_back():
@@ -328,7 +332,7 @@ def test_no_synthetic_inputs_are_refused():
     ids=["images", "ids"],
 )
 def test_sources_say_what_the_inputs_are(inputs, source):
-    assert inputs.source == source
+    assert inputs.description == source
 
 
 # Calibration arrays
@@ -364,7 +368,7 @@ def test_arrays_feed_the_only_input(tmp_path, one, array, expected, file):
     path = tmp_path / file
     {"a.npy": np.save, "stored.npz": np.savez, "packed.npz": np.savez_compressed}[file](path, array)
     inputs = calibrate(path, one)
-    assert (inputs.count, inputs.source) == (7, f"7 calibration inputs from {file}")
+    assert (inputs.count, inputs.description) == (7, f"7 calibration inputs from {file}")
     for size in (3, 7):
         found = whole(inputs, size)["x"]
         assert found.dtype == one.dtype
@@ -401,16 +405,16 @@ def test_models_of_a_fixed_batch_get_whole_batches(tmp_path):
     np.save(tmp_path / "a.npy", FLOATS)
     inputs = calibrate(tmp_path / "a.npy", spec("x", (3, 3, 8, 8)))
     assert [len(feeds["x"]) for feeds in inputs.batches(100)] == [3, 3]
-    assert inputs.source == "6 calibration inputs from a.npy (1 left out: the model takes 3 at a time)"
+    assert inputs.description == "6 calibration inputs from a.npy (1 left out: the model takes 3 at a time)"
 
 
 def test_a_call_has_as_many_inputs_as_asked_for(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(6, dtype=np.float32)[:, None] * np.ones(5, np.float32))
     free, tied = ([spec("x", [size, 5])] for size in ("N", 4))
     given = [calibration_inputs(tmp_path / "x.npy", each, shapes_of(each)) for each in (free, tied)]
-    assert given[0].call(8)["x"][:, 0].tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
-    assert given[0].call(2)["x"][:, 0].tolist() == [0, 1]
-    assert given[1].call(8)["x"][:, 0].tolist() == [0, 1, 2, 3]
+    assert given[0].repeated(8)["x"][:, 0].tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+    assert given[0].repeated(2)["x"][:, 0].tolist() == [0, 1]
+    assert given[1].repeated(8)["x"][:, 0].tolist() == [0, 1, 2, 3]
 
 
 def test_whole_inputs_are_taken_run_by_run(tmp_path):

@@ -22,7 +22,7 @@ from workers import FLAG, Killing, compress_killed_once
 
 import onnxmerge
 from onnxmerge.errors import InputError, ModelError, OptionError, VerificationError
-from onnxmerge.evaluation import benchmark as proof
+from onnxmerge.evaluation import benchmark
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.threads import default_threads
 from onnxmerge.options import RuntimeOptions
@@ -156,7 +156,7 @@ def test_numpys_threads_are_those_of_the_options(monkeypatch, tmp_path):
 
 
 def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(proof, "USUAL", replace(proof.USUAL, seconds=0.1))
+    monkeypatch.setattr(benchmark, "DEFAULT_EFFORT", replace(benchmark.DEFAULT_EFFORT, seconds=0.1))
     monkeypatch.setattr(SWEEP.tempfile, "tempdir", str(tmp_path))
     result = onnxmerge.sweep(MLP, "ratio=0.5", method="prune", samples=32, threads=1, progress=note(told := []))
     assert list(tmp_path.iterdir()) == []

@@ -1,1 +1,1 @@
-"""Model inputs: calibration files, images, synthetic inputs, labels, and which of them solve, check and verify."""
+"""Model inputs: calibration files, images, synthetic inputs, labels, and which of them a pruning or a check uses."""

@@ -8,37 +8,46 @@ from onnxmerge.data.inputs import Inputs
 from onnxmerge.execution.sessions import Session
 
 
-def balanced(pool: Inputs, session: Session, wanted: int, batch: int) -> Inputs:
-    """`wanted` inputs out of a larger pool, as evenly over the predicted classes as the pool allows, earlier ones first.
+def balanced(inputs: Inputs, session: Session, count: int, batch: int) -> Inputs:
+    """Choose inputs as evenly as possible over the classes that a model predicts for them.
 
-    Classes are those of the first output that looks like class scores. The first ones are taken where there is none, or where
-    the model takes only whole batches of several.
+    Parameters
+    ----------
+    inputs : inputs to choose from
+    session : the model; its first output that looks like class scores tells the classes
+    count : number of inputs to choose
+    batch : inputs in one call
+
+    Returns
+    -------
+    Inputs
+        `count` of them. The first ones where the model has no class scores, or where it takes only whole batches of several,
+        whose number is then rounded up.
     """
-    if pool.count <= wanted:
-        return pool
-    if pool.batch_size not in (None, 1):
-        return pool.chosen(np.arange(-(-wanted // pool.batch_size) * pool.batch_size), "first")
+    if inputs.count <= count:
+        return inputs
+    if inputs.batch_size not in (None, 1):
+        return inputs.subset(np.arange(-(-count // inputs.batch_size) * inputs.batch_size), "first")
     classes = []
-    for feeds in pool.batches(batch):
+    for feeds in inputs.batches(batch):
         outputs = session.run(feeds)
         scores = next((value for value in outputs.values() if isinstance(value, np.ndarray) and looks_like_scores(value)), None)
         if scores is None:
-            return pool.chosen(np.arange(wanted), "first")
+            return inputs.subset(np.arange(count), "first")
         classes.append(scores.reshape(len(scores), -1).argmax(1))
-    return pool.chosen(pick_evenly(np.concatenate(classes), wanted), "balanced over predicted classes")
+    return inputs.subset(_even_positions(np.concatenate(classes), count), "balanced over predicted classes")
 
 
-def pick_evenly(classes: np.ndarray, wanted: int) -> np.ndarray:
-    """Ascending positions (wanted,): of classes (n,), one of each class in turn until there are enough."""
+def _even_positions(classes: np.ndarray, count: int) -> np.ndarray:
+    """Ascending positions (count,) in classes (n,): the first of every class, then the second of every class, and so on."""
     order = np.argsort(classes, kind="stable")
     ordered = classes[order]
-    rank = np.arange(len(order)) - np.searchsorted(ordered, ordered)
-    turn = np.empty(len(order), np.int64)
-    turn[order] = rank
-    return np.sort(np.lexsort((np.arange(len(classes)), turn))[:wanted])
+    rank_in_class = np.empty(len(order), np.int64)
+    rank_in_class[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    return np.sort(np.argsort(rank_in_class, kind="stable")[:count])
 
 
 def looks_like_scores(array: np.ndarray) -> bool:
-    """Floats of shape (N, K) or (N, K, 1, 1) with at least three classes."""
+    """Whether an output may hold class scores: floats of shape (N, K) or (N, K, 1, 1) with at least three classes."""
     flat = array.ndim == 2 or (array.ndim == 4 and array.shape[2:] == (1, 1))
     return flat and array.shape[1] >= 3 and np.issubdtype(array.dtype, np.floating)

@@ -1,6 +1,6 @@
-"""The user's own inputs: .npz, .npy, or a folder of images or .npy files, one column for each input of the model.
+"""The user's own inputs: .npz, .npy, a folder of images or .npy files, or arrays in memory.
 
-Arrays stay on disk, mapped into memory, and images are decoded batch by batch, so that memory does not grow with the inputs.
+Files are mapped into memory, and images are decoded batch by batch, so that memory does not grow with the number of inputs.
 Every error is an InputError of one line: what was found, what is needed.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxmerge.data.input_slots import Column, Indices, Slot, column, convert, fit, make_slot
+from onnxmerge.data.feed_sources import FeedSource, Indices, InputLayout, array_source, input_layout, layout_conversion, to_dtype
 from onnxmerge.data.npy_files import Header, npz_headers, open_npy, open_npz, readable
 from onnxmerge.data.synthetic import ImageRange
 from onnxmerge.errors import InputError
@@ -27,140 +27,154 @@ except ImportError:
     HAVE_PILLOW = False
 
 _IMAGES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
-_MODES = {1: "L", 3: "RGB"}
+_MODES = {1: "L", 3: "RGB"}  # Pillow's mode by number of channels
 
 
-def read_columns(
+def file_sources(
     path: Path,
     specs: Sequence[TensorSpec],
     shapes: Mapping[str, tuple[int, ...]],
     batched: frozenset[str],
     image_range: ImageRange | None = None,
-) -> dict[str, Column]:
-    """A column for every model input; shapes: concrete, of one run; `batched` names the inputs whose axis 0 counts inputs."""
-    slots = [make_slot(spec, shapes[spec.name], batched, image_range) for spec in specs]
+) -> dict[str, FeedSource]:
+    """Feed a model from a file or folder.
+
+    Parameters
+    ----------
+    path : .npz file, or for a model with one input a .npy file or a folder of images or .npy files
+    specs : the model's inputs
+    shapes : shape of every input in one run
+    batched : names of the inputs whose axis 0 is the batch
+    image_range : how pixels become values; by default they are divided by 255
+
+    Returns
+    -------
+    dict
+        One source for every input, by name.
+
+    Raises
+    ------
+    InputError
+        Where the path is missing, cannot be read, or does not match the inputs.
+    """
+    layouts = [input_layout(spec, shapes[spec.name], batched, image_range) for spec in specs]
     suffix = path.suffix.lower()
     if not path.exists():
         raise InputError(f"{path} does not exist: a .npz or .npy file, or a folder of images or .npy files, is needed")
     if suffix == ".npz" and not path.is_dir():
-        return _archive(path, slots)
+        headers = npz_headers(path)
+        members = [_member(headers, layout, len(layouts) == 1, path) for layout in layouts]
+        pairs = zip(layouts, members, strict=True)
+        return {each.spec.name: array_source(open_npz(path, name), each, f"{name!r} of {path}") for each, name in pairs}
     if suffix != ".npy" and not path.is_dir():
         raise InputError(f"{path} is no .npz or .npy file and no folder of images or .npy files")
-    if len(slots) != 1:
-        names = ", ".join(slot.spec.name for slot in slots)
-        raise InputError(f"{path} feeds one input, the model has {len(slots)}: a .npz with members {names} is needed")
-    (slot,) = slots
-    return {slot.spec.name: _folder(path, slot) if path.is_dir() else column(open_npy(path), slot, str(path))}
+    if len(layouts) != 1:
+        names = ", ".join(layout.spec.name for layout in layouts)
+        raise InputError(f"{path} feeds one input, the model has {len(layouts)}: a .npz with members {names} is needed")
+    (layout,) = layouts
+    return {layout.spec.name: _folder(path, layout) if path.is_dir() else array_source(open_npy(path), layout, str(path))}
 
 
-def array_columns(
+def array_sources(
     given: np.ndarray | Mapping[str, np.ndarray],
     specs: Sequence[TensorSpec],
     shapes: Mapping[str, tuple[int, ...]],
     batched: frozenset[str],
     image_range: ImageRange | None = None,
-) -> dict[str, Column]:
-    """The same for arrays in memory: one for the only input, or a mapping from the inputs' names."""
-    slots = {spec.name: make_slot(spec, shapes[spec.name], batched, image_range) for spec in specs}
+) -> dict[str, FeedSource]:
+    """Feed a model from arrays: one for the only input, or a mapping from the inputs' names; otherwise as `file_sources`."""
+    layouts = {spec.name: input_layout(spec, shapes[spec.name], batched, image_range) for spec in specs}
     if not isinstance(given, Mapping):
-        if len(slots) != 1:
-            raise InputError(f"one calibration array feeds one input, the model has {len(slots)}: give {{name: array}}")
-        given = dict.fromkeys(slots, given)
-    unknown, missing = sorted(given.keys() - slots.keys()), sorted(slots.keys() - given.keys())
-    if unknown or missing:
-        found, needed = ", ".join(given) or "none", ", ".join(slots)
-        raise InputError(f"the calibration arrays are named {found}: needed is one for each input of the model, {needed}")
-    return {name: column(np.asarray(given[name]), slot, f"the calibration array {name!r}") for name, slot in slots.items()}
+        if len(layouts) != 1:
+            raise InputError(f"one calibration array feeds one input, the model has {len(layouts)}: give {{name: array}}")
+        given = dict.fromkeys(layouts, given)
+    if given.keys() != layouts.keys():
+        names, needed = ", ".join(given) or "none", ", ".join(layouts)
+        raise InputError(f"the calibration arrays are named {names}: needed is one for each input of the model, {needed}")
+    arrays = {name: (np.asarray(given[name]), layout) for name, layout in layouts.items()}
+    return {name: array_source(array, layout, f"the calibration array {name!r}") for name, (array, layout) in arrays.items()}
 
 
-def _archive(path: Path, slots: Sequence[Slot]) -> dict[str, Column]:
-    headers = npz_headers(path)
-    chosen = {slot.spec.name: _member(headers, slot, len(slots) == 1, path) for slot in slots}
-    return {slot.spec.name: _member_column(path, chosen[slot.spec.name], slot) for slot in slots}
-
-
-def _member_column(path: Path, member: str, slot: Slot) -> Column:
-    return column(open_npz(path, member), slot, f"{member!r} of {path}")
-
-
-def _member(headers: Mapping[str, Header], slot: Slot, alone: bool, path: Path) -> str:
-    """The member of this input's name; for the model's only input also the only member, or the only one that fits."""
-    if slot.spec.name in headers:
-        return slot.spec.name
-    fitting = [name for name, header in headers.items() if len(headers) == 1 or fit(header.shape, header.dtype, slot)]
-    if alone and len(fitting) == 1:
-        return fitting[0]
+def _member(headers: Mapping[str, Header], layout: InputLayout, only_input: bool, path: Path) -> str:
+    """The member of an input's name; for the model's only input also the only member, or the only one that matches."""
+    if layout.spec.name in headers:
+        return layout.spec.name
+    matching = [
+        name for name, header in headers.items() if len(headers) == 1 or layout_conversion(header.shape, header.dtype, layout)
+    ]
+    if only_input and len(matching) == 1:
+        return matching[0]
     found = ", ".join(f"{name} {header.dtype} {header.shape}" for name, header in headers.items()) or "no arrays"
-    what = (
-        f"{len(fitting)} members that fit" if alone and fitting else "no member that fits" if alone else "no member of its name"
-    )
-    raise InputError(f"{slot.needs}, but {path} has {what}; found {found}")
+    fits = f"{len(matching)} members that fit" if matching else "no member that fits"
+    what = fits if only_input else "no member of its name"
+    raise InputError(f"{layout.requirement}, but {path} has {what}; found {found}")
 
 
-def _folder(path: Path, slot: Slot) -> Column:
+def _folder(path: Path, layout: InputLayout) -> FeedSource:
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     images = [file for file in files if file.suffix.lower() in _IMAGES]
     arrays = [file for file in files if file.suffix.lower() == ".npy"]
     if bool(images) == bool(arrays):
         found = f"{len(images)} images and {len(arrays)} .npy files among {len(files)} files"
         raise InputError(f"{path} holds {found}: either images or .npy files are needed")
-    if not slot.batched:
-        raise InputError(f"{path} is a folder, but {slot.needs}, where no axis counts inputs: a .npy or .npz file is needed")
+    if not layout.batched:
+        raise InputError(
+            f"{path} is a folder, but {layout.requirement}, where no axis counts inputs: a .npy or .npz file is needed"
+        )
     if arrays:
-        return _array_files(arrays, slot)
+        return _array_files(arrays, layout)
     if not HAVE_PILLOW:
         raise InputError(f"{path} holds images, and reading them needs Pillow: pip install 'onnxmerge[images]'")
-    return _image_files(images, slot)
+    return _image_files(images, layout)
 
 
-def _array_files(files: Sequence[Path], slot: Slot) -> Column:
-    """.npy files of one input each, without the batch axis, or of several, with it; all inputs of one shape and type."""
+def _array_files(files: Sequence[Path], layout: InputLayout) -> FeedSource:
+    """.npy files of one input each, without the batch axis, or of several, with it; all of one shape and dtype."""
     counts = []
-    first = _rows(files[0], slot)
+    first = _rows(files[0], layout)
     for file in files:
-        rows = _rows(file, slot)
+        rows = _rows(file, layout)
         if (rows.shape[1:], rows.dtype) != (first.shape[1:], first.dtype):
             expected = f"{first.dtype} {first.shape[1:]} as in {files[0].name}"
             raise InputError(f"{file} holds inputs of {rows.dtype} {rows.shape[1:]}: {expected} is needed")
         counts.append(len(rows))
     starts = list(accumulate(counts, initial=0))
 
-    def one(index: int) -> np.ndarray:
+    def row(index: int) -> np.ndarray:
         number = bisect_right(starts, index) - 1
-        return column(_rows(files[number], slot), slot, str(files[number])).take(np.array([index - starts[number]]))
+        return array_source(_rows(files[number], layout), layout, str(files[number])).take(np.array([index - starts[number]]))
 
-    return Column(starts[-1], lambda indices: np.concatenate([one(int(index)) for index in indices]))
+    return FeedSource(starts[-1], lambda indices: np.concatenate([row(int(index)) for index in indices]))
 
 
-def _rows(file: Path, slot: Slot) -> np.ndarray:
-    """(n, *sample): a file that holds one input gets the batch axis. Raises InputError where neither reading fits."""
+def _rows(file: Path, layout: InputLayout) -> np.ndarray:
+    """(n, *row) of a .npy file; one input without a batch axis gets it. Raises InputError where neither matches."""
     array = open_npy(file)
-    if fit((1, *array.shape), array.dtype, slot):
+    if layout_conversion((1, *array.shape), array.dtype, layout):
         return array[np.newaxis]
-    column(array, slot, str(file))
+    array_source(array, layout, str(file))
     return array
 
 
-def _image_files(files: Sequence[Path], slot: Slot) -> Column:
-    mode = _MODES.get(slot.channels)
-    if len(slot.dims) != 3 or mode is None or slot.spec.dtype.kind not in "fiu":
-        raise InputError(
-            f"{files[0].parent} holds images, but {slot.needs}: images need (N, C, H, W) or (N, H, W, C) with 1 or 3 channels"
-        )
-    spatial = slot.dims[:-1] if slot.channels_last else slot.dims[1:]
+def _image_files(files: Sequence[Path], layout: InputLayout) -> FeedSource:
+    mode = _MODES.get(layout.channels)
+    if len(layout.dims) != 3 or mode is None or layout.spec.dtype.kind not in "fiu":
+        needed = "images need (N, C, H, W) or (N, H, W, C) with 1 or 3 channels"
+        raise InputError(f"{files[0].parent} holds images, but {layout.requirement}: {needed}")
+    spatial = layout.dims[:-1] if layout.channels_last else layout.dims[1:]
     native = _pixels(files[0], mode, None).shape
     height, width = (dim if isinstance(dim, int) else size for dim, size in zip(spatial, native, strict=False))
 
     def take(indices: Indices) -> np.ndarray:
         pixels = np.stack([_pixels(files[index], mode, (width, height)) for index in indices])
-        rows = pixels.reshape(len(indices), height, width, slot.channels)
-        return convert(rows if slot.channels_last else np.moveaxis(rows, -1, 1), slot, str(files[0].parent))
+        rows = pixels.reshape(len(indices), height, width, layout.channels)
+        return to_dtype(rows if layout.channels_last else np.moveaxis(rows, -1, 1), layout, str(files[0].parent))
 
-    return Column(len(files), take)
+    return FeedSource(len(files), take)
 
 
 def _pixels(file: Path, mode: str, size: tuple[int, int] | None) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8; size (W, H): the shorter side resized to it, then cropped about the centre."""
+    """(H, W) or (H, W, 3) uint8; with a size (W, H) the image is scaled until it covers it, then cropped about the centre."""
     with readable(file), Image.open(file) as image:
         if image.mode[0] in "IF":
             raise ValueError(f"its pixels are {image.mode!r}, 8 bits a channel are needed")

@@ -1,4 +1,4 @@
-"""One interface over synthetic inputs and the user's own: a source of feeds that can be read again, and split."""
+"""The inputs of a model, synthetic or the user's own: feeds that can be read again in batches, and split in two."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxmerge.data.calibration import array_columns, read_columns
-from onnxmerge.data.input_slots import Indices
+from onnxmerge.data.calibration import array_sources, file_sources
+from onnxmerge.data.feed_sources import Indices
 from onnxmerge.data.synthetic import ImageRange, Sampler, sampler
 from onnxmerge.errors import InputError
 from onnxmerge.execution.tensor_specs import TensorSpec
@@ -20,7 +20,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Batching:
-    """Which inputs count inputs on axis 0, and how many a run takes (None: any number). The others are given whole."""
+    """How a model takes several inputs at once.
+
+    Attributes
+    ----------
+    batched : names of the model inputs whose axis 0 is the batch; the others are given whole
+    size : the only batch size that the model takes, None for any
+    """
 
     batched: frozenset[str]
     size: int | None
@@ -28,22 +34,32 @@ class Batching:
 
 @dataclass(frozen=True)
 class Inputs:
-    """`count` inputs of a model; `source` says for reports what they are. The same feeds every time, in batches of any size."""
+    """Inputs of a model: the same feeds every time, in batches of any size.
+
+    Attributes
+    ----------
+    count : number of inputs
+    description : what they are, for reports
+    batch_size : the only batch size that the model takes, None for any
+    indices : (count,) of these inputs among all that `take` gives
+    take : gives the feeds of an array of indices
+    total : number of inputs that the user gave, these and others; 0 for synthetic inputs
+    """
 
     count: int
-    source: str
+    description: str
     batch_size: int | None
     indices: Indices = field(repr=False, compare=False)
     take: Callable[[Indices], dict[str, np.ndarray]] = field(repr=False, compare=False)
-    total: int = 0  # that the user's files hold, chosen or not; 0 for synthetic ones
+    total: int = 0
 
     @property
     def synthetic(self) -> bool:
-        """Whether the program made them."""
+        """Whether the inputs were made without data of the user's."""
         return self.total == 0
 
     def feeds_with(self, position: int) -> dict[str, np.ndarray]:
-        """The feeds of one input, or of the batch that it is in where the model takes no other number."""
+        """The feeds of the input at a position, or of its whole batch where the model takes no other number."""
         step = self.batch_size or 1
         start = position - position % step
         return self.take(self.indices[start : start + step])
@@ -56,47 +72,63 @@ class Inputs:
         for start in range(0, self.count, step):
             yield self.take(self.indices[start : start + step])
 
-    def call(self, size: int) -> dict[str, np.ndarray]:
+    def repeated(self, size: int) -> dict[str, np.ndarray]:
         """Feeds of exactly `size` inputs, repeated where there are fewer, or of `batch_size` where the model takes no other."""
         return self.take(self.indices[np.arange(self.batch_size or size) % self.count])
 
-    def split(self, held_back: float, seed: int) -> tuple[Inputs, Inputs]:
-        """The rest and a part held back: a share where below 1, else a number of inputs. Drawn at random by the seed.
+    def split(self, held_out: float, seed: int) -> tuple[Inputs, Inputs]:
+        """Hold a random part out.
 
-        Both parts have at least one batch, and whole batches where the model takes only those. Raises InputError where
-        there is only one.
+        Parameters
+        ----------
+        held_out : share of the inputs where below 1, else their number; rounded to whole batches where the model needs these
+        seed : of the random choice
+
+        Returns
+        -------
+        rest, held_out : Inputs
+            Each with at least one batch.
+
+        Raises
+        ------
+        InputError
+            Where there are fewer than two batches.
         """
         step = self.batch_size or 1
         if self.count < 2 * step:
-            raise InputError(f"{self.source}: at least {2 * step} inputs are needed to hold a part back for the check")
-        wanted = held_back * self.count if held_back < 1 else held_back
-        number = step * min(max(1, round(wanted / step)), self.count // step - 1)
-        chosen = np.zeros(self.count, bool)
-        chosen[np.random.default_rng([seed, self.count]).permutation(self.count)[:number]] = True
-        return self._part(self.indices[~chosen]), self._part(self.indices[chosen])
+            raise InputError(f"{self.description}: at least {2 * step} inputs are needed to hold a part out for the check")
+        size = held_out * self.count if held_out < 1 else held_out
+        number = step * min(max(1, round(size / step)), self.count // step - 1)
+        mask = np.zeros(self.count, bool)
+        mask[np.random.default_rng([seed, self.count]).permutation(self.count)[:number]] = True
+        return self._part(self.indices[~mask]), self._part(self.indices[mask])
 
-    def chosen(self, positions: Indices, how: str) -> Inputs:
-        """Only the inputs at these positions; `how` goes into the source."""
+    def subset(self, positions: Indices, how: str) -> Inputs:
+        """Only the inputs at these positions; `how` they were chosen goes into the description."""
         part = self._part(self.indices[positions])
-        return replace(part, source=f"{len(positions)} {how} out of {self.source}")
+        return replace(part, description=f"{len(positions)} {how} out of {self.description}")
 
     def _part(self, indices: Indices) -> Inputs:
-        return replace(self, count=len(indices), source=f"{len(indices)} of {self.source}", indices=indices)
+        return replace(self, count=len(indices), description=f"{len(indices)} of {self.description}", indices=indices)
 
 
 def batching(specs: Sequence[TensorSpec], shapes: Shapes) -> Batching:
-    """Dynamic first axes count inputs, in any number; an axis of another name, and fixed inputs beside them, are given whole.
+    """Which axes of a model's inputs are the batch, and its size.
 
-    Where the batch's name turns up in other axes too, the number of that run is kept. Where all is fixed, the common first
-    extent is the number; without a common one every run is one input.
+    A dynamic axis 0 is the batch, of any size; inputs whose axis 0 is fixed or has another name are given whole. Where the
+    batch's name is part of other axes too, it keeps its size of the run. Where all axes 0 are fixed, their common size is the
+    batch size; without a common size every call is one input.
+
+    Parameters
+    ----------
+    specs : the model's inputs
+    shapes : shape of every input in one run
     """
     leading = [spec for spec in specs if spec.dims]
     dynamic = [spec for spec in leading if not isinstance(spec.dims[0], int)]
     if not dynamic:
-        extents = {shapes[spec.name][0] for spec in leading}
-        return (
-            Batching(frozenset(spec.name for spec in leading), extents.pop()) if len(extents) == 1 else Batching(frozenset(), 1)
-        )
+        sizes = {shapes[spec.name][0] for spec in leading}
+        return Batching(frozenset(spec.name for spec in leading), sizes.pop()) if len(sizes) == 1 else Batching(frozenset(), 1)
     name = next((spec.dims[0] for spec in dynamic if spec.dims[0]), None)
     batched = [spec for spec in dynamic if spec.dims[0] in (None, name)]
     names = [spec.dims[0] for spec in dynamic if spec not in batched] + [dim for spec in specs for dim in spec.dims[1:]]
@@ -104,10 +136,10 @@ def batching(specs: Sequence[TensorSpec], shapes: Shapes) -> Batching:
     return Batching(frozenset(spec.name for spec in batched), shapes[batched[0].name][0] if tied else None)
 
 
-def check_batch(model: Path, taken: int | None, batch: int | None) -> None:
-    """Raises InputError where the model takes another number of inputs a call (None: any) than is to be timed."""
-    if batch is not None and taken not in (None, batch):
-        raise InputError(f"{model} takes exactly {taken} inputs a call: `batch` {batch} cannot be timed")
+def check_batch(model: Path, batch_size: int | None, batch: int | None) -> None:
+    """Raises InputError where `batch` inputs in one call are to be timed but the model only takes `batch_size` of them."""
+    if batch is not None and batch_size not in (None, batch):
+        raise InputError(f"{model} takes exactly {batch_size} inputs a call: `batch` {batch} cannot be timed")
 
 
 def synthetic_inputs(
@@ -116,31 +148,49 @@ def synthetic_inputs(
     count: int,
     seed: int,
     image_range: ImageRange | None = None,
-    limits: Mapping[str, int] | None = None,
+    id_limits: Mapping[str, int] | None = None,
 ) -> Inputs:
-    """`count` inputs without data, rounded up to whole batches; shapes: concrete, of one run; limits: name -> ids below this.
+    """Make inputs without data.
 
-    image_range None: images of zero mean and unit variance, which is what networks for normalised images expect.
-    Input i of the model's k-th input comes from its own generator, SeedSequence(seed, spawn_key=(k, i)).
+    Values of row i of the model's k-th input come from a generator of their own, SeedSequence(seed, spawn_key=(k, i)).
+
+    Parameters
+    ----------
+    specs : the model's inputs
+    shapes : shape of every input in one run
+    count : number of inputs, rounded up to whole batches
+    seed : of the random numbers
+    image_range : how pixels become values; None for images of zero mean and unit variance, as networks for normalised images
+        expect them
+    id_limits : exclusive upper bound of integers by input; 2 for others
+
+    Raises
+    ------
+    InputError
+        For no inputs, and for model inputs that are no tensors.
     """
-    plan = batching(specs, shapes)
+    model_batching = batching(specs, shapes)
     if count < 1:
         raise InputError(f"{count} synthetic inputs: at least 1 is needed")
-    rounded = -(-count // plan.size) * plan.size if plan.size else count
-    limits = limits or {}
+    rounded = -(-count // model_batching.size) * model_batching.size if model_batching.size else count
+    limits = id_limits or {}
     samplers = {spec.name: sampler(spec, shapes[spec.name], image_range, limits.get(spec.name)) for spec in specs}
 
     def take(indices: Indices) -> dict[str, np.ndarray]:
         feeds = {}
         for position, spec in enumerate(specs):
-            rows = indices if spec.name in plan.batched else _whole(shapes[spec.name], int(indices[0]) if plan.size else 0)
+            rows = (
+                indices
+                if spec.name in model_batching.batched
+                else _whole(shapes[spec.name], int(indices[0]) if model_batching.size else 0)
+            )
             seeds = [np.random.SeedSequence(seed, spawn_key=(position, int(row))) for row in rows]
             drawn = samplers[spec.name].draw([np.random.default_rng(each) for each in seeds])
-            feeds[spec.name] = drawn if spec.name in plan.batched else drawn.reshape(shapes[spec.name])
+            feeds[spec.name] = drawn if spec.name in model_batching.batched else drawn.reshape(shapes[spec.name])
         return feeds
 
-    source = f"{rounded} synthetic {_kinds(samplers)} (seed {seed})"
-    return Inputs(rounded, source, plan.size, np.arange(rounded), take)
+    description = f"{rounded} synthetic {_kinds(samplers)} (seed {seed})"
+    return Inputs(rounded, description, model_batching.size, np.arange(rounded), take)
 
 
 def calibration_inputs(
@@ -149,38 +199,49 @@ def calibration_inputs(
     shapes: Shapes,
     image_range: ImageRange | None = None,
 ) -> Inputs:
-    """The user's inputs from a .npz or .npy file, a folder of images or .npy files, or arrays.
+    """The user's own inputs.
 
-    Raises InputError where the path is missing or broken, holds nothing, or does not fit the model's inputs.
+    Parameters
+    ----------
+    given : .npz or .npy file, folder of images or .npy files, an array, or arrays by the names of the model's inputs
+    specs : the model's inputs
+    shapes : shape of every input in one run
+    image_range : how pixels become values; by default they are divided by 255
+
+    Raises
+    ------
+    InputError
+        Where the path is missing or cannot be read, or what it holds is empty or does not match the model's inputs.
     """
-    plan = batching(specs, shapes)
+    model_batching = batching(specs, shapes)
     if isinstance(given, str | Path):
         path = Path(given)
-        origin, where = path.name or str(path), str(path)
-        columns = read_columns(path, specs, shapes, plan.batched, image_range)
+        name, full_name = path.name or str(path), str(path)
+        sources = file_sources(path, specs, shapes, model_batching.batched, image_range)
     else:
-        origin = where = "arrays in memory"
-        columns = array_columns(given, specs, shapes, plan.batched, image_range)
-    counts = {name: column.count for name, column in columns.items() if column.count is not None}
+        name = full_name = "arrays in memory"
+        sources = array_sources(given, specs, shapes, model_batching.batched, image_range)
+    counts = {each: source.count for each, source in sources.items() if source.count is not None}
     if len(set(counts.values())) > 1:
-        found = ", ".join(f"{count} of {name!r}" for name, count in counts.items())
-        raise InputError(f"{where} holds {found}: the same number of each input is needed")
+        found = ", ".join(f"{count} of {each!r}" for each, count in counts.items())
+        raise InputError(f"{full_name} holds {found}: the same number of each input is needed")
     total = next(iter(counts.values()), 1)
-    count = total - total % (plan.size or 1)
+    count = total - total % (model_batching.size or 1)
     if not count:
-        raise InputError(f"{where} holds {total} inputs, but the model takes exactly {plan.size} at a time")
-    left_out = f" ({total - count} left out: the model takes {plan.size} at a time)" if total > count else ""
-    source = f"{count} calibration inputs from {origin}{left_out}"
-    indices = np.arange(count)
-    return Inputs(
-        count, source, plan.size, indices, lambda rows: {name: each.take(rows) for name, each in columns.items()}, total
-    )
+        raise InputError(f"{full_name} holds {total} inputs, but the model takes exactly {model_batching.size} at a time")
+    left_out = f" ({total - count} left out: the model takes {model_batching.size} at a time)" if total > count else ""
+    description = f"{count} calibration inputs from {name}{left_out}"
+
+    def take(indices: Indices) -> dict[str, np.ndarray]:
+        return {each: source.take(indices) for each, source in sources.items()}
+
+    return Inputs(count, description, model_batching.size, np.arange(count), take, total)
 
 
 def _whole(shape: tuple[int, ...], run: int) -> Indices:
-    """The rows of an input that is given whole: others in every run where runs are numbered, else always the same."""
-    extent = shape[0] if shape else 1
-    return np.arange(run * extent, (run + 1) * extent)
+    """The rows that make up an input that is given whole to the run of this number."""
+    size = shape[0] if shape else 1
+    return np.arange(run * size, (run + 1) * size)
 
 
 def _kinds(samplers: Mapping[str, Sampler]) -> str:

@@ -1,4 +1,4 @@
-"""The classes that inputs belong to, from the user's file."""
+"""The classes of the user's own inputs, from a file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,27 @@ from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.npy_files import npz_headers, open_npy, open_npz
 from onnxmerge.errors import InputError
 
-MEMBER = "labels"
+MEMBER = "labels"  # name of the array in a .npz file
 
 
 def read_labels(path: Path, inputs: Inputs) -> np.ndarray:
-    """(count,) class numbers of these inputs; the file holds one for each input of the calibration files. Raises InputError."""
+    """Read class numbers.
+
+    Parameters
+    ----------
+    path : .npy file, or .npz file with a member `labels`, of one integer for each of the `inputs.total` inputs the user gave
+    inputs : the calibration inputs that are used
+
+    Returns
+    -------
+    ndarray
+        (inputs.count,) integers.
+
+    Raises
+    ------
+    InputError
+        Where the file is missing, cannot be read, or does not hold one integer for each input.
+    """
     if not path.exists():
         raise InputError(f"{path} does not exist: a .npy file of labels, or a .npz with a member {MEMBER!r}, is needed")
     labels = _array(path)

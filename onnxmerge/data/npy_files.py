@@ -1,4 +1,4 @@
-"""Arrays of .npy and .npz files as maps into the files: nothing is read before it is used, no Python object is ever loaded."""
+"""Arrays of .npy and .npz files, mapped into memory: nothing is read before it is used, and no Python object is ever loaded."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from numpy.lib import format as npy
 
 from onnxmerge.errors import InputError, OnnxMergeError
 
+# Readers of the header by version of the .npy format
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_LOCAL_HEADER_BYTES = 30
+_LOCAL_HEADER_BYTES = 30  # fixed part of the header in front of a member of a zip archive
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a .npy file says of its array."""
+    """Shape, memory order and dtype that a .npy file gives for its array."""
 
     shape: tuple[int, ...]
     column_major: bool
@@ -33,7 +34,7 @@ class Header:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """InputError in place of everything that a missing, broken or foreign file raises."""
+    """Turn whatever a missing, broken or foreign file raises into an InputError."""
     try:
         yield
     except OnnxMergeError:
@@ -50,7 +51,7 @@ def open_npy(path: Path) -> np.ndarray:
 
 
 def npz_headers(path: Path) -> dict[str, Header]:
-    """The members of a .npz file by name. Raises InputError."""
+    """The headers of a .npz file's arrays by name. Raises InputError."""
     headers = {}
     with readable(path), zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
@@ -61,7 +62,7 @@ def npz_headers(path: Path) -> dict[str, Header]:
 
 
 def open_npz(path: Path, member: str) -> np.ndarray:
-    """One member: mapped where it lies if stored plainly, else unpacked once to an unnamed temporary file. Raises InputError."""
+    """One array of a .npz file; a compressed one is unpacked to an unnamed temporary file. Raises InputError."""
     with readable(path), zipfile.ZipFile(path) as archive:
         info = archive.getinfo(f"{member}.npy")
         if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:

@@ -1,4 +1,4 @@
-"""Feeds written so that they can be given again as calibration inputs."""
+"""Feeds written to a file that can be given again as calibration inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnxmerge.onnxio.output_files import write_atomically
 
 
 def save_feeds(path: Path, feeds: Mapping[str, np.ndarray]) -> None:
-    """A .npz with a member for each input, whatever its name is; the file appears whole or not at all."""
+    """Write a .npz file with a member for each model input; the file appears whole or not at all."""
 
     def fill(draft: Path) -> None:
         with zipfile.ZipFile(draft, "w") as archive:

@@ -1,4 +1,4 @@
-"""Which inputs solve, which check a candidate, and which verify or time it."""
+"""Which inputs a model is pruned on, and which a candidate is checked, verified or timed on."""
 
 from __future__ import annotations
 
@@ -11,28 +11,32 @@ import numpy as np
 
 from onnxmerge.algorithms import sample_counts
 from onnxmerge.data.balance import balanced
-from onnxmerge.data.first_layer_noise import dense_first_layer, with_shaped_noise
-from onnxmerge.data.input_hints import Hints, hints_of, spread
+from onnxmerge.data.first_layer_noise import dense_first_layer, with_first_layer_noise
+from onnxmerge.data.input_properties import InputProperties, input_properties, scaled_for_batchnorm
 from onnxmerge.data.inputs import Inputs, batching, calibration_inputs, check_batch, synthetic_inputs
 from onnxmerge.data.synthetic import ImageRange
 from onnxmerge.execution.sessions import Session, open_session
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions
 
-CHECK_INPUTS = 256
-INPUT_ELEMENTS = 128 * 3 * 224 * 224  # large inputs are checked with fewer of them
-BATCH = 32
-SOLVE_INPUTS, POOL_SHARE = 384, 5  # synthetic inputs, out of a pool so many times larger
-MOST_INPUTS = 768  # out of the same pool, where a layer has fewer samples than unknowns: VGG-16 loses a fifth less so
-DENSE_INPUTS, DENSE_POOL_SHARE = 3072, 2  # a dense network gives one sample an input, and costs little
-SMALLEST_SPLIT = 16
-FEWEST_CHECKED = 32  # where a fidelity is searched on them
-HELD_BACK, HELD_BACK_SHARE = 128, 0.1
+CHECK_INPUTS = 256  # synthetic inputs that a candidate is compared on
+INPUT_ELEMENTS = 128 * 3 * 224 * 224  # numbers in all synthetic inputs: with larger ones fewer are made, to bound the time
+BATCH = 32  # inputs in one call where outputs are compared
+
+# Synthetic inputs to prune on, chosen balanced over the classes out of this many times more; at least, and at most where a layer
+# has fewer samples than unknowns: with 768 in place of 384 VGG-16 loses a fifth less.
+CALIBRATION_INPUTS, MAX_CALIBRATION_INPUTS, OVERSAMPLING = 384, 768, 5
+# The same for a network whose first layer is dense: it gives only one sample an input, and costs little.
+DENSE_CALIBRATION_INPUTS, DENSE_OVERSAMPLING = 3072, 2
+
+MIN_INPUTS_TO_SPLIT = 16  # of the user's: with fewer, pruning needs them all and the check uses the same
+MIN_CHECK_INPUTS = 32  # held out where a fidelity is searched, so that it rests on more than a few inputs
+MAX_HELD_OUT, HELD_OUT_SHARE = 128, 0.1  # of the user's inputs elsewhere
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def solving_and_checking(
+def calibration_and_check_inputs(
     source: Path,
     analysed: AnalysedModel,
     options: InputOptions,
@@ -40,71 +44,104 @@ def solving_and_checking(
     pruning: PruningOptions,
     checked: bool = True,
 ) -> tuple[Inputs, Inputs]:
-    """Other seeds of synthetic inputs to check on, or a part held back of the user's; the same ones whatever the provider.
+    """Inputs to prune a model on, and others to check a candidate on; the same ones whatever the execution provider.
 
-    Raises InputError where there are too few, or where the model takes another number a call than is to be timed.
+    Parameters
+    ----------
+    source : file of the model
+    analysed : the model
+    options, runtime, pruning : the user's options
+    checked : whether a candidate is checked at all; with False the user's inputs are not split
+
+    Returns
+    -------
+    calibration, check : Inputs
+        Synthetic inputs of two seeds, or the user's, a random part of them held out for the check.
+
+    Raises
+    ------
+    InputError
+        Where the inputs are too few or do not match the model, or the model does not take the batch that is to be timed.
     """
     session = open_session(source, optimise=True, threads=runtime.threads, label=str(source))
     check_batch(source, batching(session.inputs, analysed.shapes).size, runtime.batch)
     if options.calibration is None:
-        hints = hints_of(analysed.channels)
-        check = inputs_for(session, analysed.shapes, replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS, hints)
-        if pruning.uses_weights_only:
-            return check, check
-        dense = dense_first_layer(analysed.channels)
-        usual, share = (SOLVE_INPUTS, POOL_SHARE) if dense is None else (DENSE_INPUTS, DENSE_POOL_SHARE)
-        samples = None if options.samples is None else share * options.samples
-        pool = inputs_for(session, analysed.shapes, replace(options, samples=samples), share * usual, hints)
-        wanted = options.samples or min(usual if dense is not None else _enough(analysed), pool.count // 2)
-        if dense is not None:
-            pool = with_shaped_noise(pool, *dense, options.seed)
-        return balanced(pool, session, wanted, BATCH), check
+        return _synthetic(session, analysed, options, pruning.uses_weights_only)
     given = inputs_for(session, analysed.shapes, options)
     searched = pruning.fidelity is not None
     if not searched and (not checked or pruning.uses_weights_only):
         return given, given
     step = given.batch_size or 1
-    if given.count < (2 * step if searched else max(SMALLEST_SPLIT, 2 * step)):
-        return given, replace(given, source=f"{given.source}, the same that were solved on")
-    held_back = max(given.count * HELD_BACK_SHARE, float(min(FEWEST_CHECKED, given.count // 2)) if searched else 0.0)
-    return given.split(max(1.0, min(HELD_BACK, held_back)), options.seed)
+    if given.count < (2 * step if searched else max(MIN_INPUTS_TO_SPLIT, 2 * step)):
+        return given, replace(given, description=f"{given.description}, the same that the model was pruned on")
+    held_out = max(given.count * HELD_OUT_SHARE, float(min(MIN_CHECK_INPUTS, given.count // 2)) if searched else 0.0)
+    return given.split(max(1.0, min(MAX_HELD_OUT, held_out)), options.seed)
 
 
-def _enough(analysed: AnalysedModel) -> int:
-    """As many inputs as give every layer that may be solved a sample an unknown, between SOLVE_INPUTS and MOST_INPUTS."""
-    needed = float(SOLVE_INPUTS)
-    for link in [link for group in analysed.channels.groups for link in group.consumers]:
-        shape = analysed.shapes[link.key]
-        samples = math.prod(shape[1:]) / link.layer.out_ids.size
-        unknowns = link.layer.inputs_per_group * link.layer.kernel_size
+def _synthetic(session: Session, analysed: AnalysedModel, options: InputOptions, weights_only: bool) -> tuple[Inputs, Inputs]:
+    shapes, properties = analysed.shapes, input_properties(analysed.channels)
+    check = inputs_for(session, shapes, replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS, properties)
+    if weights_only:
+        return check, check
+    dense = dense_first_layer(analysed.channels)
+    count, factor = (CALIBRATION_INPUTS, OVERSAMPLING) if dense is None else (DENSE_CALIBRATION_INPUTS, DENSE_OVERSAMPLING)
+    samples = None if options.samples is None else factor * options.samples
+    inputs = inputs_for(session, shapes, replace(options, samples=samples), factor * count, properties)
+    count = options.samples or min(count if dense is not None else _inputs_needed(analysed), inputs.count // 2)
+    if dense is not None:
+        inputs = with_first_layer_noise(inputs, *dense, options.seed)
+    return balanced(inputs, session, count, BATCH), check
+
+
+def _inputs_needed(analysed: AnalysedModel) -> int:
+    """How many inputs give every consumer enough samples for its unknowns, within the bounds of `CALIBRATION_INPUTS`."""
+    needed = float(CALIBRATION_INPUTS)
+    for consumer in [consumer for group in analysed.channels.groups for consumer in group.consumers]:
+        samples = math.prod(analysed.shapes[consumer.key][1:]) / consumer.layer.out_ids.size
+        unknowns = consumer.layer.inputs_per_group * consumer.layer.kernel_size
         needed = max(needed, sample_counts.MINIMUM * unknowns / max(samples, 1.0))
-    return min(math.ceil(needed), MOST_INPUTS)
+    return min(math.ceil(needed), MAX_CALIBRATION_INPUTS)
 
 
 def inputs_for(
-    session: Session, shapes: Shapes, options: InputOptions, count: int = CHECK_INPUTS, hints: Hints | None = None
+    session: Session,
+    shapes: Shapes,
+    options: InputOptions,
+    count: int = CHECK_INPUTS,
+    properties: InputProperties | None = None,
 ) -> Inputs:
-    """Calibration inputs where the user gave some, synthetic ones elsewhere; hints: what the graph says of its inputs."""
-    hints = hints or Hints()
+    """The user's inputs where there are some, synthetic ones elsewhere.
+
+    Parameters
+    ----------
+    session : the model
+    shapes : shape of every input in one run
+    options : the user's options
+    count : number of synthetic inputs unless `options.samples` says otherwise; fewer where they are large
+    properties : what the graph says of its inputs, for synthetic ones
+
+    Raises
+    ------
+    InputError
+        Where the user's inputs cannot be read or do not match the model.
+    """
     image_range = _image_range(options)
     if options.calibration is not None:
         given = calibration_inputs(options.calibration, session.inputs, shapes, image_range)
         if options.samples is None or given.count <= options.samples or given.batch_size is not None:
             return given
-        return given.chosen(np.linspace(0, given.count - 1, options.samples).astype(np.int64), "evenly chosen")
-    count = options.samples or min(count, _affordable(shapes, session))
-    made = synthetic_inputs(session.inputs, shapes, count, options.seed, image_range, hints.limits)
-    return made if image_range is not None else spread(made, hints)
+        return given.subset(np.linspace(0, given.count - 1, options.samples).astype(np.int64), "evenly chosen")
+    properties = properties or InputProperties()
+    if not options.samples:
+        elements = sum(int(np.prod(shapes.get(spec.name, ())[1:])) for spec in session.inputs)
+        count = min(count, max(8, INPUT_ELEMENTS // max(1, elements)))
+    inputs = synthetic_inputs(session.inputs, shapes, options.samples or count, options.seed, image_range, properties.id_limits)
+    return inputs if image_range is not None else scaled_for_batchnorm(inputs, properties)
 
 
 def _image_range(options: InputOptions) -> ImageRange | None:
-    """None where nothing was said of pixels."""
+    """How pixels become values; None where the user did not say."""
     if options.input_range is None and options.mean is None and options.std is None:
         return None
     low, high = options.input_range or (0.0, 1.0)
     return ImageRange(low, high, options.mean or (0.0,), options.std or (1.0,))
-
-
-def _affordable(shapes: Shapes, session: Session) -> int:
-    elements = sum(int(np.prod(shapes.get(spec.name, ())[1:])) for spec in session.inputs)
-    return max(8, INPUT_ELEMENTS // max(1, elements))

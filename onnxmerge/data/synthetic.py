@@ -1,4 +1,4 @@
-"""Inputs made without data, one random generator an input, so that batches of any size hold the same bytes.
+"""Inputs made without data, with one random generator for each, so that batches of any size hold the same bytes.
 
 Images are "dead leaves" (Lee, Mumford, Huang, "Occlusion models for natural images", 2001): overlapping balls and boxes whose
 radii r follow the scale-invariant power law p(r) ~ r^-(d+1) in d dimensions. They have the edges, flat areas and roughly the 1/f
@@ -20,19 +20,34 @@ from onnxmerge.execution.tensor_specs import TensorSpec
 Generators = Sequence[np.random.Generator]
 Floats = NDArray[np.float32]
 
-# On a side of 32 pixels: radii of 2 to 20 pixels, 40 shapes. Above, the smallest stays at 2 pixels; below, it shrinks too.
+# An image of 32 x 32 pixels has 40 shapes with radii of 2 to 20 pixels. In larger images the smallest radius stays at 2 pixels,
+# in smaller ones it shrinks with the image.
 _SMALLEST_PIXELS, _SMALLEST_SHARE, _LARGEST_SHARE = 2.0, 2 / 32, 20 / 32
 _MEAN_VOLUME = {1: 1.6, 2: (math.pi + 2.4) / 2, 3: (4 / 3 * math.pi + 4.8) / 2}  # of balls and boxes of radius 1
-_COVERAGE = 40 * _MEAN_VOLUME[2] * 8 * math.log(10) / 0.99 / 32**2  # layers of shapes on a pixel, the same at any size
+_COVERAGE = 40 * _MEAN_VOLUME[2] * 8 * math.log(10) / 0.99 / 32**2  # mean number of shapes over a pixel
+# Standard deviations of a shape's colour, the part common to all channels and that of each, and of the noise on every pixel;
+# together the variance is about one
 _SHARED_COLOUR, _CHANNEL_COLOUR, _PIXEL_NOISE = 0.85, 0.45, 0.1
-_WINDOW_PIXELS = 1 << 18  # painted at once: bounds memory and stays in the cache
-_CHANNEL_COUNTS = (1, 3, 4)
+_WINDOW_PIXELS = 1 << 18  # painted at once: bounds the memory, and stays in the cache
+_CHANNEL_COUNTS = (1, 3, 4)  # of images: grey, RGB, RGBA
+# Of photographs with pixels in [0, 1], about those of ImageNet
 _PHOTOGRAPH_MEAN, _PHOTOGRAPH_STD = 0.45, 0.25
 
 
 @dataclass(frozen=True)
 class ImageRange:
-    """How a pixel in [0, 1] becomes an input: (pixel * (high - low) + low - mean) / std; mean, std: one or one a channel."""
+    """How a pixel in [0, 1] becomes an input: (pixel * (high - low) + low - mean) / std.
+
+    Attributes
+    ----------
+    low, high : range that pixels are scaled to
+    mean, std : of the scaled pixels, one number or one for each channel
+
+    Raises
+    ------
+    OptionError
+        Where a number is not finite, `low` is not below `high`, or a `std` is not above 0.
+    """
 
     low: float = 0.0
     high: float = 1.0
@@ -48,7 +63,7 @@ class ImageRange:
             raise OptionError(f"`std` {self.std}: numbers above 0 are needed, one for all channels or one for each")
 
     def apply(self, pixels: NDArray[np.floating], axis: int, name: str) -> Floats:
-        """Pixels in [0, 1] with channels on `axis` -> inputs. Raises InputError where the numbers of channels differ."""
+        """Pixels in [0, 1] with channels on `axis` as inputs; `name` is the input's. InputError for other channel counts."""
         channels = pixels.shape[axis]
         for option, values in (("`mean`", self.mean), ("`std`", self.std)):
             if len(values) not in (1, channels):
@@ -65,17 +80,35 @@ class ImageRange:
 
 @dataclass(frozen=True)
 class Sampler:
-    """What one model input is fed with: `kind` for reports, `draw` gives one sample a generator, stacked on axis 0."""
+    """How random values of one model input are made.
+
+    Attributes
+    ----------
+    kind : what they are, for reports
+    draw : gives one sample for each of n generators, (n, *sample)
+    """
 
     kind: str
     draw: Callable[[Generators], np.ndarray]
 
 
 def sampler(spec: TensorSpec, shape: tuple[int, ...], image_range: ImageRange | None = None, limit: int | None = None) -> Sampler:
-    """What suits this input, whose samples have shape[1:]; limit: exclusive upper bound of integers (2 where unknown).
+    """The sampler that suits a model input.
 
     Floats (N, C, L), (N, C, H, W), (N, C, D, H, W), channels last where that axis has 1, 3 or 4 and axis 1 has not: dead leaves,
     through `image_range` for images. uint8 images: dead leaves in 0..255. Other floats: N(0, 1). Masks: ones. Booleans: random.
+
+    Parameters
+    ----------
+    spec : the model input
+    shape : its shape in one run; samples have shape[1:]
+    image_range : how pixels become values; None for images of zero mean and unit variance
+    limit : exclusive upper bound of integers; 2 where unknown
+
+    Raises
+    ------
+    InputError
+        Where the model input is no tensor.
     """
     rank, integers, sample = len(shape), spec.dtype.kind in "iu", shape[1:]
     masks = "mask" in spec.name.lower() and (integers or spec.dtype.kind == "b" or rank <= 2)
@@ -101,23 +134,26 @@ def sampler(spec: TensorSpec, shape: tuple[int, ...], image_range: ImageRange | 
 
 
 def channels_last(shape: Sequence[int]) -> bool:
-    """NHWC and the like: the last axis has 1, 3 or 4 and axis 1 has not."""
+    """Whether a shape looks like NHWC: the last axis has 1, 3 or 4 channels and axis 1 has not."""
     return len(shape) >= 3 and shape[-1] in _CHANNEL_COUNTS and shape[1] not in _CHANNEL_COUNTS
 
 
-def dead_leaves(count: int, height: int, width: int, channels: int, rng: np.random.Generator) -> Floats:
-    """(count, channels, height, width) images, about zero mean and unit variance; one child of `rng` each.
-
-    Several calls with the same rng give the same images as one call for all of them.
-    """
-    return leaves(rng.spawn(count), (height, width), channels)
-
-
-def leaves(generators: Generators, extents: tuple[int, ...], channels: int) -> Floats:
-    """(len(generators), channels, *extents) dead leaves in 1, 2 or 3 dimensions, one image a generator.
+def dead_leaves(generators: Generators, extents: tuple[int, ...], channels: int) -> Floats:
+    """Draw dead leaves in 1, 2 or 3 dimensions.
 
     A later shape hides an earlier one, so a pixel shows the highest number among the shapes that cover it: shapes are
     painted in any order by taking maxima, those of about one size together.
+
+    Parameters
+    ----------
+    generators : one for each of n images
+    extents : size of an image in pixels, along each dimension
+    channels : number of channels
+
+    Returns
+    -------
+    ndarray
+        (n, channels, *extents) float32 of about zero mean and unit variance.
     """
     number = _number_of_shapes(extents)
     shapes = [_draw(rng, number, extents) for rng in generators]
@@ -136,7 +172,7 @@ def leaves(generators: Generators, extents: tuple[int, ...], channels: int) -> F
 
 @dataclass(frozen=True)
 class _Shapes:
-    """n shapes: centre (n, d) and radius (n,) in pixels; aspect (n,) 0 for balls, else the box's short half side / radius."""
+    """n shapes: centre (n, d) and radius (n,) in pixels; aspect (n,): 0 for balls, for boxes the short side over the long one."""
 
     centre: Floats
     radius: Floats
@@ -158,25 +194,25 @@ def _radii(extents: tuple[int, ...]) -> tuple[float, float]:
 
 
 def _draw(rng: np.random.Generator, number: int, extents: tuple[int, ...]) -> tuple[Floats, ...]:
-    """One image's shapes. What is not exact arithmetic happens here, image by image: the same bytes in any batch."""
+    """One image's shapes. Everything that rounds is computed here, image by image, so that any batch gives the same bytes."""
     dimensions, (smallest, largest) = len(extents), _radii(extents)
-    share = rng.uniform((smallest / largest) ** dimensions, 1, number)
+    uniform = rng.uniform((smallest / largest) ** dimensions, 1, number)
     centre = rng.uniform(0, 1, (number, dimensions)) * np.array(extents)
     aspect = np.where(rng.random(number) < 0.5, 0.0, rng.uniform(0.2, 1, number))
     angle = rng.uniform(0, math.pi, number)
-    parts = (centre, smallest * share ** (-1 / dimensions), aspect, np.cos(angle), np.sin(angle))
+    parts = (centre, smallest * uniform ** (-1 / dimensions), aspect, np.cos(angle), np.sin(angle))
     return tuple(np.asarray(part, np.float32) for part in parts)
 
 
 def _colours(rng: np.random.Generator, number: int, channels: int) -> Floats:
-    """(number + 1, channels): the background's first."""
+    """(number + 1, channels): the background's colour, then those of the shapes."""
     background = rng.standard_normal((1, channels))
     shared, own = rng.standard_normal((number, 1)), rng.standard_normal((number, channels))
     return np.concatenate([background, _SHARED_COLOUR * shared + _CHANNEL_COLOUR * own]).astype(np.float32)
 
 
 def _paint(labels: NDArray[np.int32], shapes: _Shapes, number: int) -> None:
-    """Into labels (n, *extents): 1 + number of the last shape that covers a pixel; shapes image by image, `number` each."""
+    """Write into labels (n, *extents) 1 + index of the last shape over each pixel; `number` shapes an image, in order."""
     extents = labels.shape[1:]
     reach = shapes.radius * np.hypot(np.float32(1), shapes.aspect)
     sides = np.unique(np.ceil(1.25 ** np.arange(0, 4 + math.log(max(1.0, reach.max()), 1.25))).astype(int))
@@ -190,7 +226,7 @@ def _paint(labels: NDArray[np.int32], shapes: _Shapes, number: int) -> None:
 
 
 def _paint_rows(labels: NDArray[np.int32], shapes: _Shapes, number: int, rows: NDArray[np.intp], window: tuple[int, ...]) -> None:
-    """Paint balls only or boxes only, ascending `rows`, each inside a window of one size that is moved into the image."""
+    """Paint the shapes of ascending `rows`, all balls or all boxes, each in a window of one size moved to lie in the image."""
     extents, dimensions = labels.shape[1:], len(window)
     strides = [math.prod(extents[axis + 1 :]) for axis in range(dimensions)]
     centre = shapes.centre[rows]
@@ -209,7 +245,8 @@ def _paint_rows(labels: NDArray[np.int32], shapes: _Shapes, number: int, rows: N
 
 
 def _covered(shapes: _Shapes, rows: NDArray[np.intp], offsets: list[Floats]) -> NDArray[np.bool_]:
-    """(rows, *window): ball |p| < r; box |u| < r, |v| < aspect r on the last two axes turned, |p| < r on the first of three."""
+    """(rows, *window) pixels p inside: |p| < r for balls; for boxes |u| < r, |v| < aspect r on the last two axes rotated, and
+    |p_0| < r on the first of three."""
     radius, aspect, cosine, sine = (
         part[rows].reshape(-1, *(1,) * len(offsets)) for part in (shapes.radius, shapes.aspect, shapes.cosine, shapes.sine)
     )
@@ -236,7 +273,7 @@ def _smooth_noise(rng: np.random.Generator, channels: int, length: int) -> Float
 def _image_like(generators: Generators, spec: TensorSpec, shape: tuple[int, ...], image_range: ImageRange | None) -> np.ndarray:
     last = channels_last(shape)
     extents, channels = (shape[1:-1], shape[-1]) if last else (shape[2:], shape[1])
-    values = leaves(generators, extents, channels)
+    values = dead_leaves(generators, extents, channels)
     if len(extents) == 1 and generators:
         values = (values + np.stack([_smooth_noise(rng, channels, extents[0]) for rng in generators])) / np.float32(math.sqrt(2))
     if spec.dtype == np.uint8 or (image_range is not None and len(extents) == 2):

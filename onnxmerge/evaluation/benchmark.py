@@ -27,7 +27,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Effort:
+class TimingEffort:
     """How well a latency is measured: seconds, rounds of freshly opened sessions, and at least so many calls."""
 
     seconds: float
@@ -35,9 +35,9 @@ class Effort:
     calls: int
 
 
-USUAL = Effort(4.0, 16, 20)
-TRIAL = Effort(1.5, 16, 8)
-SURE = Effort(8.0, 48, 20)  # for a latency that was asked for: sessions of one model differ more than calls do
+DEFAULT_EFFORT = TimingEffort(4.0, 16, 20)
+TRIAL_EFFORT = TimingEffort(1.5, 16, 8)
+CONFIRMING_EFFORT = TimingEffort(8.0, 48, 20)  # for a latency that was asked for: sessions of one model differ more than calls do
 
 
 @takes(InputOptions, RuntimeOptions)
@@ -132,13 +132,13 @@ def time_pair(
     provider: Provider,
     runtime: RuntimeOptions,
     batch: int | None = None,
-    effort: Effort | None = None,
+    effort: TimingEffort | None = None,
     seed: int = 0,
 ) -> LatencyComparison:
     """Latency of one call of `batch` inputs (Options.batch or 1 unless told), reference and candidate in turn."""
     provider = replace(provider, settings=replace(provider.settings, cuda_graph=runtime.cuda_graph))
     pair = open_pair(reference, candidate, provider, optimise=True, threads=runtime.threads)
-    feeds = inputs.call(batch or runtime.batch or 1)
-    how = effort or USUAL
+    feeds = inputs.repeated(batch or runtime.batch or 1)
+    how = effort or DEFAULT_EFFORT
     found = compare_latency(*pair, feeds, seconds=how.seconds, min_runs=how.calls, rounds=how.rounds, seed=seed)
     return replace(found, execution=execution_of(*pair))

@@ -10,7 +10,7 @@ import numpy as np
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import BATCH
 from onnxmerge.errors import VerificationError
-from onnxmerge.evaluation.benchmark import Effort, time_pair
+from onnxmerge.evaluation.benchmark import TimingEffort, time_pair
 from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.evaluation.thresholds import missed_thresholds
 from onnxmerge.execution.placement import execution_of
@@ -21,7 +21,7 @@ from onnxmerge.results import Fidelity, LatencyComparison
 
 
 @dataclass(frozen=True)
-class Proof:
+class CandidateCheck:
     """What was measured, and what a user should know about it."""
 
     fidelity: Fidelity
@@ -38,11 +38,11 @@ def fidelity_of(
 
 def compared(pair: Sequence[Session], inputs: Inputs, labels: np.ndarray | None = None) -> Fidelity:
     """Outputs of two open sessions, and with labels (inputs,) the accuracy of both."""
-    measured = compare(pair[0], pair[1], inputs.batches(BATCH), inputs.source, labels)
+    measured = compare(pair[0], pair[1], inputs.batches(BATCH), inputs.description, labels)
     return replace(measured, execution=execution_of(pair[0], pair[1]))
 
 
-def prove(
+def check_candidate(
     reference: ModelSource,
     candidate: ModelSource,
     inputs: Inputs,
@@ -50,9 +50,9 @@ def prove(
     thresholds: Thresholds,
     *,
     bench: bool,
-    effort: Effort | None = None,
+    effort: TimingEffort | None = None,
     seed: int = 0,
-) -> Proof:
+) -> CandidateCheck:
     """Compare outputs without optimisation, then time both with it. VerificationError where a threshold is missed."""
     provider = provider_of(runtime)
     fidelity = fidelity_of(reference, candidate, inputs, provider, runtime.threads)
@@ -61,7 +61,7 @@ def prove(
         raise VerificationError(f"{'; '.join(failures)} (nothing was written; `verify=False` keeps the result all the same)")
     latency = time_pair(reference, candidate, inputs, provider, runtime, effort=effort, seed=seed) if bench else None
     warnings = [] if latency is None or latency.latency_ratio_high < 1.0 else [_not_faster(latency)]
-    return Proof(fidelity, latency, tuple(warnings))
+    return CandidateCheck(fidelity, latency, tuple(warnings))
 
 
 def _not_faster(latency: LatencyComparison) -> str:

@@ -32,7 +32,7 @@ def layer_drift(reference: Path, candidate: Path, inputs: Inputs, shapes: Shapes
     """On a few inputs, more of small ones, one a run: the tensors of one run of both models are in memory at a time."""
     wanted = max(LAYER_INPUTS, min(MOST_LAYER_INPUTS, LAYER_WORK // max(_elements(shapes), 1)), inputs.batch_size or 1)
     number = min(inputs.count, wanted)
-    some = inputs.chosen(np.arange(number - number % (inputs.batch_size or 1)), "first")
+    some = inputs.subset(np.arange(number - number % (inputs.batch_size or 1)), "first")
     return compare_layers(reference, candidate, some.batches(1), (str(reference), str(candidate)))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import CHECK_INPUTS
-from onnxmerge.evaluation.benchmark import TRIAL, Effort, time_pair
+from onnxmerge.evaluation.benchmark import TRIAL_EFFORT, TimingEffort, time_pair
 from onnxmerge.evaluation.check import fidelity_of
 from onnxmerge.execution.providers import CPU, provider_of
 from onnxmerge.execution.sessions import ModelSource
@@ -108,7 +108,7 @@ class CandidateBuilder:
         return self._fidelity_on(candidate, self.checking)
 
     def measure_latency(
-        self, counts: ChannelCounts, reference: ModelSource | None = None, effort: Effort | None = None
+        self, counts: ChannelCounts, reference: ModelSource | None = None, effort: TimingEffort | None = None
     ) -> LatencyComparison:
         """Latency of a model with these counts against another one, by default the reference; weights do not matter for it."""
         return time_pair(
@@ -117,7 +117,7 @@ class CandidateBuilder:
             self.checking,
             provider_of(self.options.runtime),
             self.options.runtime,
-            effort=effort or TRIAL,
+            effort=effort or TRIAL_EFFORT,
             seed=self.options.inputs.seed,
         )
 
@@ -131,7 +131,7 @@ class CandidateBuilder:
     @cached_property
     def _quick_statistics(self) -> LayerStatistics:
         step = self.solving.batch_size or 1
-        some = self.solving.chosen(np.arange(-(-QUICK_INPUTS // step) * step), "first")
+        some = self.solving.subset(np.arange(-(-QUICK_INPUTS // step) * step), "first")
         context = run_context_of(self.analysed, some, self.options.runtime.threads, self.progress)
         return replace(self.layer_statistics, context=context)
 
@@ -148,7 +148,7 @@ class CandidateBuilder:
         normalised = any(node.op == "BatchNormalization" for node in self.analysed.model.graph.nodes)
         least = 0.0 if normalised and self.solving.synthetic else -np.inf
         pruned, inputs = self.pruned_candidate(counts), self.solving
-        some = inputs.chosen(np.arange(min(inputs.count, CHECK_INPUTS)), "first") if inputs.batch_size is None else inputs
+        some = inputs.subset(np.arange(min(inputs.count, CHECK_INPUTS)), "first") if inputs.batch_size is None else inputs
         repaired_fidelity, pruned_fidelity = (self._fidelity_on(each, some) for each in (candidate, pruned))
         if pruned_fidelity <= max(repaired_fidelity, least):
             return candidate

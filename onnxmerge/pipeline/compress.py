@@ -11,10 +11,10 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxmerge.data.inputs import Inputs
-from onnxmerge.data.selection import solving_and_checking
+from onnxmerge.data.selection import calibration_and_check_inputs
 from onnxmerge.errors import ModelError
-from onnxmerge.evaluation.benchmark import SURE, with_macs
-from onnxmerge.evaluation.check import Proof, prove
+from onnxmerge.evaluation.benchmark import CONFIRMING_EFFORT, with_macs
+from onnxmerge.evaluation.check import CandidateCheck, check_candidate
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.threads import fixed_threads
 from onnxmerge.execution.versions import versions
@@ -115,10 +115,10 @@ def compress_file(
     tell = overall(progress, COMPRESS_STAGES)
     with fixed_threads(options.runtime.threads):
         tell("inputs", 0.0)
-        inputs = solving_and_checking(model, analysed, options.inputs, options.runtime, options.pruning, options.verify)
+        inputs = calibration_and_check_inputs(model, analysed, options.inputs, options.runtime, options.pruning, options.verify)
         found = search(CandidateBuilder(model, analysed, options, *inputs, tell, executor))
         tell("checking", 0.0)
-        proof = _proof(model, analysed.size, found.candidate, inputs[1], options) if options.verify else None
+        check = _check(model, analysed.size, found.candidate, inputs[1], options) if options.verify else None
         tell("checking", 1.0)
     save(found.candidate.model, output)
     if saved_plan is not None:
@@ -131,9 +131,9 @@ def compress_file(
         after=Size(found.candidate.size.parameters, found.candidate.size.macs, stored_bytes(output)),
         groups=found.candidate.groups,
         refusals=found.candidate.refusals,
-        fidelity=None if proof is None else proof.fidelity,
-        latency=None if proof is None else proof.latency,
-        warnings=warnings_of(found, proof, inputs[1], options),
+        fidelity=None if check is None else check.fidelity,
+        latency=None if check is None else check.latency,
+        warnings=warnings_of(found, check, inputs[1], options),
         seconds=time.perf_counter() - started,
         seed=options.inputs.seed,
         versions=versions(),
@@ -148,13 +148,15 @@ def _with_plan_read(pruning: PruningOptions, model_sha256: str, analysed: Analys
     return replace(pruning, plan=plan.groups, method=plan.method if pruning.method == "auto" else pruning.method)
 
 
-def _proof(model: Path, original: Size, candidate: Candidate, checking: Inputs, options: CompressOptions) -> Proof:
+def _check(model: Path, original: Size, candidate: Candidate, checking: Inputs, options: CompressOptions) -> CandidateCheck:
     """The candidate compared with the model, and timed; for longer where a latency was asked for."""
-    effort = SURE if options.pruning.is_latency_target else None
+    effort = CONFIRMING_EFFORT if options.pruning.is_latency_target else None
     runtime, thresholds, seed = options.runtime, options.thresholds, options.inputs.seed
-    proof = prove(model, candidate.content, checking, runtime, thresholds, bench=options.bench, effort=effort, seed=seed)
+    check = check_candidate(
+        model, candidate.content, checking, runtime, thresholds, bench=options.bench, effort=effort, seed=seed
+    )
     return (
-        proof if proof.latency is None else replace(proof, latency=with_macs(proof.latency, original.macs, candidate.size.macs))
+        check if check.latency is None else replace(check, latency=with_macs(check.latency, original.macs, candidate.size.macs))
     )
 
 

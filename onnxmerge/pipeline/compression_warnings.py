@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from onnxmerge.data.inputs import Inputs
-from onnxmerge.data.selection import FEWEST_CHECKED
-from onnxmerge.evaluation.check import Proof
+from onnxmerge.data.selection import MIN_CHECK_INPUTS
+from onnxmerge.evaluation.check import CandidateCheck
 from onnxmerge.execution.providers import CPU
 from onnxmerge.pipeline.candidates import Candidate, SearchResult
 from onnxmerge.pipeline.channel_multiples import HARDWARE_MULTIPLE
@@ -18,44 +18,46 @@ SHORT_CALL_MS = 0.2
 """Latency below which a call is mostly the overhead of entering ONNX Runtime and of starting its operators."""
 
 
-def warnings_of(found: SearchResult, proof: Proof | None, checking: Inputs, options: CompressOptions) -> tuple[str, ...]:
+def warnings_of(found: SearchResult, check: CandidateCheck | None, checking: Inputs, options: CompressOptions) -> tuple[str, ...]:
     """All warnings of a compression.
 
     Parameters
     ----------
     found : the result, with the warnings of the search
-    proof : what was measured of it, None with `verify=False`
+    check : what was measured of it, None with `verify=False`
     checking : inputs it was measured on
     options : what was asked for
     """
     return (
         *found.warnings,
         *([] if found.candidate.groups else ["nothing was removed: the output is the model as it was; the reasons are listed"]),
-        *_missed_latency(found, proof, options),
+        *_missed_latency(found, check, options),
         *_few_inputs(checking, options),
-        *([] if proof is None else _not_faster(proof, found.candidate, options)),
-        *([] if proof is None else _low_fidelity(proof, options)),
+        *([] if check is None else _not_faster(check, found.candidate, options)),
+        *([] if check is None else _low_fidelity(check, options)),
     )
 
 
-def _missed_latency(found: SearchResult, proof: Proof | None, options: CompressOptions) -> list[str]:
+def _missed_latency(found: SearchResult, check: CandidateCheck | None, options: CompressOptions) -> list[str]:
     kind, share = options.pruning.target or ("", 0.0)
-    ratio = found.latency_ratio if proof is None or proof.latency is None else proof.latency.latency_ratio
+    ratio = found.latency_ratio if check is None or check.latency is None else check.latency.latency_ratio
     if kind != "latency" or ratio is None or abs(ratio / share - 1.0) <= LATENCY_TOLERANCE:
         return []
     return [f"latency={share:g} was not reached within {LATENCY_TOLERANCE:.0%}: it takes {ratio:.2f} of the time"]
 
 
 def _few_inputs(checking: Inputs, options: CompressOptions) -> list[str]:
-    if options.pruning.fidelity is None or checking.count >= FEWEST_CHECKED:
+    if options.pruning.fidelity is None or checking.count >= MIN_CHECK_INPUTS:
         return []
-    return [f"the fidelity rests on {checking.source}: give at least {2 * FEWEST_CHECKED} calibration inputs to rely on it"]
+    return [
+        f"the fidelity rests on {checking.description}: give at least {2 * MIN_CHECK_INPUTS} calibration inputs to rely on it"
+    ]
 
 
-def _not_faster(proof: Proof, candidate: Candidate, options: CompressOptions) -> list[str]:
+def _not_faster(check: CandidateCheck, candidate: Candidate, options: CompressOptions) -> list[str]:
     """With the likely reasons, unless a latency was asked for: then the reason is that it was not reached."""
-    reasons = [] if options.pruning.is_latency_target else _likely_reasons(proof.latency, candidate)
-    return ["; ".join([warning, *reasons]) for warning in proof.warnings]
+    reasons = [] if options.pruning.is_latency_target else _likely_reasons(check.latency, candidate)
+    return ["; ".join([warning, *reasons]) for warning in check.warnings]
 
 
 def _likely_reasons(latency: LatencyComparison | None, candidate: Candidate) -> list[str]:
@@ -74,8 +76,8 @@ def _likely_reasons(latency: LatencyComparison | None, candidate: Candidate) -> 
     return reasons
 
 
-def _low_fidelity(proof: Proof, options: CompressOptions) -> list[str]:
-    worst = proof.fidelity.worst
+def _low_fidelity(check: CandidateCheck, options: CompressOptions) -> list[str]:
+    worst = check.fidelity.worst
     if worst.fidelity >= DOUBTFUL_FIDELITY:
         return []
     less = "a lower `ratio`" if options.pruning.ratio is not None else "a larger model"

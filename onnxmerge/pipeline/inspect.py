@@ -8,7 +8,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from onnxmerge.data.selection import solving_and_checking
+from onnxmerge.data.selection import calibration_and_check_inputs
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.onnxio.model_files import as_file, model_name
 from onnxmerge.options import Progress
@@ -65,10 +65,10 @@ def _inspect_file(model: Path, options: CompressOptions, sensitivity: bool, prog
         return found
     tell = overall(progress, INSPECT_STAGES)
     tell("inputs", 0.0)
-    solving, checking = solving_and_checking(model, analysed, options.inputs, options.runtime, options.pruning)
+    solving, checking = calibration_and_check_inputs(model, analysed, options.inputs, options.runtime, options.pruning)
     builder = CandidateBuilder(model, analysed, options, solving, checking, tell)
     fidelities = {
         name: {f"{level.removed:g}": 1.0 - level.loss for level in levels} for name, levels in builder.sensitivities.items()
     }
     groups = tuple(replace(group, sensitivity=fidelities.get(group.name, {})) for group in groups)
-    return replace(found, groups=groups, input_description=solving.source)
+    return replace(found, groups=groups, input_description=solving.description)

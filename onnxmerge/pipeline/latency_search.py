@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from onnxmerge.evaluation.benchmark import SURE
+from onnxmerge.evaluation.benchmark import CONFIRMING_EFFORT
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder, ChannelCounts
 from onnxmerge.pipeline.candidates import SearchResult
 from onnxmerge.pipeline.channel_multiples import AUTO_MULTIPLES, HARDWARE_MULTIPLE, fastest_multiple
@@ -98,7 +98,7 @@ def _last_with(share: float, index: int) -> int:
 
 
 def _timed(builder: CandidateBuilder, counts: ChannelCounts, share: float, reliable: bool = False) -> _TimedCounts:
-    ratio = builder.measure_latency(counts, effort=SURE if reliable else None).latency_ratio
+    ratio = builder.measure_latency(counts, effort=CONFIRMING_EFFORT if reliable else None).latency_ratio
     distance = abs(ratio / share - 1.0)
     if not reliable and distance <= WORTH_REPEATING:
         return _timed(builder, counts, share, reliable=True)

@@ -1,0 +1,163 @@
+"""Where the values of one model input come from, and whether a given array matches that input.
+
+Floats are used as they are. uint8 for a float input are pixels: (pixel / 255 * (high - low) + low - mean) / std, and NHWC becomes
+NCHW, or the other way round, as the model needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxmerge.data.synthetic import ImageRange, channels_last
+from onnxmerge.errors import InputError
+from onnxmerge.execution.tensor_specs import TensorSpec
+
+Dims = tuple[int | str | None, ...]
+Indices = NDArray[np.intp]
+Conversion = Callable[[np.ndarray], np.ndarray]
+
+# numpy's dtype.kind of a model input -> the kinds of the arrays that it takes
+_ACCEPTED = {"f": "fiub", "i": "iub", "u": "iub", "b": "iub", "O": "U"}
+
+
+@dataclass(frozen=True)
+class FeedSource:
+    """The values of one model input.
+
+    Attributes
+    ----------
+    count : number of rows; None where every call gets the same array
+    take : gives the rows of an array of indices
+    """
+
+    count: int | None
+    take: Callable[[Indices], np.ndarray]
+
+
+@dataclass(frozen=True)
+class InputLayout:
+    """What the values of one model input must look like.
+
+    Attributes
+    ----------
+    spec : the input's name, dtype and dims
+    dims : of one row where axis 0 is the batch, else of the whole input
+    batched : whether axis 0 is the batch
+    per_run : whether an array with one more axis in front holds the whole input of one call after the other
+    channels : number of channels, 1 without a channel axis
+    channels_last : whether the channels are on the last axis
+    image_range : how pixels become values
+    """
+
+    spec: TensorSpec
+    dims: Dims
+    batched: bool
+    per_run: bool
+    channels: int
+    channels_last: bool
+    image_range: ImageRange
+
+    @property
+    def requirement(self) -> str:
+        """What the input needs, for error messages."""
+        dims = ", ".join("?" if dim is None else str(dim) for dim in self.spec.dims)
+        return f"input {self.spec.name!r} needs {self.spec.dtype} ({dims})"
+
+
+def input_layout(
+    spec: TensorSpec, shape: tuple[int, ...], batched: frozenset[str], image_range: ImageRange | None
+) -> InputLayout:
+    """The layout of an input that had this shape in one run; `batched` names the inputs whose axis 0 is the batch."""
+    dims, last = list(spec.dims), channels_last(shape)
+    axis = len(shape) - 1 if last else 1
+    channels = shape[axis] if len(shape) > 2 else 1
+    if len(shape) > 2:
+        dims[axis] = channels
+    is_batched = spec.name in batched
+    row = tuple(dims[1:] if is_batched else dims)
+    return InputLayout(spec, row, is_batched, not batched, channels, last, image_range or ImageRange())
+
+
+def layout_conversion(shape: tuple[int, ...], dtype: np.dtype, layout: InputLayout) -> Conversion | None:
+    """What brings an array of this shape and dtype to the layout, row by row; None where the array does not match it."""
+    if dtype.kind not in _ACCEPTED.get(layout.spec.dtype.kind, ""):
+        return None
+    if layout.batched:
+        return _row_conversion(shape[1:], dtype, layout) if shape else None
+    whole = _matches(shape, layout.dims) or (layout.per_run and _matches(shape[1:], layout.dims))
+    return _unchanged if whole else None
+
+
+def array_source(array: np.ndarray, layout: InputLayout, name: str) -> FeedSource:
+    """Feed a model input from an array.
+
+    Parameters
+    ----------
+    array : (n, *row), or the whole input where no axis of it is the batch
+    layout : what the input needs
+    name : what errors call the array
+
+    Raises
+    ------
+    InputError
+        Where the array does not match the layout or holds no rows; on taking rows, for values that `to_dtype` refuses.
+    """
+    conversion = layout_conversion(array.shape, array.dtype, layout)
+    if conversion is None:
+        raise InputError(f"{name} does not fit: {layout.requirement}, found {array.dtype} {array.shape}")
+    if not layout.batched and _matches(array.shape, layout.dims):
+        value = to_dtype(array, layout, name)
+        return FeedSource(None, lambda indices: value)
+    if not len(array):
+        raise InputError(f"{name} holds no inputs: its shape is {array.shape}")
+    if layout.batched:
+        return FeedSource(len(array), lambda indices: to_dtype(conversion(array[indices]), layout, name))
+    return FeedSource(len(array), lambda indices: to_dtype(array[int(indices[0])], layout, name))
+
+
+def to_dtype(rows: np.ndarray, layout: InputLayout, name: str) -> np.ndarray:
+    """Rows in the model's dtype; pixels through the image range.
+
+    Raises
+    ------
+    InputError
+        For NaN, and for what the dtype cannot hold.
+    """
+    dtype = layout.spec.dtype
+    if rows.dtype == np.uint8 and dtype.kind == "f" and rows.ndim:
+        axis = rows.ndim - 1 if layout.channels_last or rows.ndim == 1 else 1
+        rows = layout.image_range.apply(rows / np.float32(255), axis, layout.spec.name)
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = rows.astype(dtype, order="C", copy=False)
+    exact = converted == rows if rows.dtype.kind != "f" else ~np.isnan(rows) & (np.isinf(converted) == np.isinf(rows))
+    if not np.all(exact):
+        value = rows[~exact].flat[0]
+        raise InputError(f"{name} holds {value}, which input {layout.spec.name!r} ({dtype}) cannot take")
+    return converted
+
+
+def _row_conversion(shape: tuple[int, ...], dtype: np.dtype, layout: InputLayout) -> Conversion | None:
+    """What brings rows (n, *shape) to the layout; only uint8 images may have another layout or lack the channel axis."""
+    if _matches(shape, layout.dims):
+        return _unchanged
+    if dtype != np.uint8 or len(layout.dims) != 3:
+        return None
+    source, target = (1, -1) if layout.channels_last else (-1, 1)
+    if len(shape) == 3 and _matches((*shape[1:], shape[0]) if layout.channels_last else (shape[-1], *shape[:-1]), layout.dims):
+        return lambda rows: np.moveaxis(rows, source, target)
+    if len(shape) == 2 and _matches((*shape, 1) if layout.channels_last else (1, *shape), layout.dims):
+        return lambda rows: np.expand_dims(rows, target)
+    return None
+
+
+def _matches(shape: tuple[int, ...], dims: Dims) -> bool:
+    pairs = zip(shape, dims, strict=False)
+    return len(shape) == len(dims) and all(not isinstance(dim, int) or size == dim for size, dim in pairs)
+
+
+def _unchanged(rows: np.ndarray) -> np.ndarray:
+    return rows
