@@ -93,18 +93,12 @@ def decompose_affine(
 
     Parameters
     ----------
-    rows : ndarray of shape (n, d)
-        W.
-    scale : ndarray of shape (n,)
-        a = gamma / standard deviation.
-    offset : ndarray of shape (n,)
-        t = beta + a (bias - mean).
+    rows, scale, offset : ndarrays of shape (n, d), (n,), (n,)
+        W, a = gamma / standard deviation, t = beta + a (bias - mean).
     kept : ndarray of shape (k,)
         Channels that stay.
-    threshold : float
-        Least cosine similarity at which a channel is merged.
-    cosine_weight : float
-        The paper's lambda, 0 to 1.
+    threshold, cosine_weight : float
+        Least cosine similarity at which a channel is merged, and the paper's lambda, 0 to 1.
     moments : pair of ndarray of shape (n,), optional
         Mean and standard deviation of y, which BatchNormalization tells: beta and |a| sqrt(running_var).
 
