@@ -107,10 +107,7 @@ def decompose_affine(
     ndarray of shape (n, k)
         Z, the identity in the rows of kept channels.
 
-    Raises
-    ------
-    ValueError
-        As `decompose`.
+    Raises ValueError as `decompose`.
     """
     values, kept = _checked(rows, kept)
     affine = values * np.asarray(scale, dtype=np.float64)[:, None]
