@@ -151,7 +151,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "misspelt key": (group(kpt=4), "'kpt' is no key here; known are channels, kept, kept_channels, method, name"),
     "misspelt key of the whole": (lambda plan: {**plan, "metod": "prune"}, "'metod' is no key here"),
     "another number of channels": (group(channels=16), "has 8 channels, not 16"),
-    "group twice": (lambda plan: {**plan, "groups": [plan["groups"][0]] * 2}, "stands there twice"),
+    "group twice": (lambda plan: {**plan, "groups": [plan["groups"][0]] * 2}, "is listed twice"),
     "unknown group": (group(name="no_such"), "no group that may shrink"),
     "unnamed group": (group(name=None), "no group that may shrink"),
     "kept 0": (group(kept=0, kept_channels=None), "from 1 to 8, not 0"),

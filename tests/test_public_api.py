@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
 import inspect
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -137,17 +135,6 @@ def test_a_message_names_a_model_in_memory(tmp_path: Path) -> None:
             verb(whole)
         assert "ModelProto nothing" in str(raised.value)
         assert "/onnxmerge-" not in str(raised.value)
-
-
-@pytest.mark.usefixtures("short_timing")
-@pytest.mark.parametrize("verb", VERBS)
-def test_the_examples_of_a_docstring_run(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(MLP, "model.onnx")
-    (examples,) = doctest.DocTestFinder().find(getattr(onnxmerge, verb), verb)
-    told: list[str] = []
-    failed, tried = doctest.DocTestRunner().run(examples, out=told.append)
-    assert (failed, tried > 1 or verb == "bench_batches") == (0, True), "".join(told)
 
 
 def test_calibration_inputs_may_be_arrays(tmp_path: Path) -> None:

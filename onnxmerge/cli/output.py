@@ -43,9 +43,12 @@ def show(result: Result, as_json: bool, reports: Sequence[Path]) -> None:
 
     Parameters
     ----------
-    result : what a verb returned
-    as_json : whether stdout gets JSON, and nothing else
-    reports : files to be written
+    result : Result
+        What a verb returned.
+    as_json : bool
+        Whether stdout gets JSON, and nothing else.
+    reports : Sequence[Path]
+        Files to be written.
     """
     command = shlex.join(["onnxmerge", *click.get_current_context().obj])
     made_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -46,18 +46,20 @@ def bench(reference: str | Path | ModelProto, candidate: str | Path | ModelProto
 
     Parameters
     ----------
-    reference, candidate : path of a model, or the model itself
-    options : fields of `InputOptions` and `RuntimeOptions`, or such objects as `inputs` and `runtime`
+    reference, candidate : str, Path or ModelProto
+        Path of a model, or the model itself.
+    **options
+        Fields of `InputOptions` and `RuntimeOptions`, or such objects as `inputs` and `runtime`.
 
     Returns
     -------
     LatencyComparison
-        the latency of both, their ratio and its interval
+        The latency of both, their ratio and its interval.
 
     Raises
     ------
     ModelError, OptionError, InputError, ProviderError
-        where the user can act
+        Where the user can act.
 
     Examples
     --------
@@ -79,13 +81,17 @@ def bench_batches(
 
     Parameters
     ----------
-    reference, candidate, options : as for `bench`
-    batches : inputs in one call; None stands for the option `batch`, and where it is not given for what `bench` takes
+    reference, candidate : str, Path or ModelProto
+        Path of a model, or the model itself.
+    batches : Sequence[int | None]
+        Inputs in one call; None stands for the option `batch`, and where it is not given for what `bench` takes.
+    **options
+        As for `bench`.
 
     Returns
     -------
     Benchmark
-        a comparison for each batch size
+        A comparison for each batch size.
     """
     inputs, runtime = options_of(options, InputOptions, RuntimeOptions)
     with as_file(reference) as first, as_file(candidate) as second:

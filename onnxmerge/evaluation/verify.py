@@ -43,21 +43,26 @@ def verify(
 
     Parameters
     ----------
-    reference, candidate : path of a model, or the model itself
-    labels : .npy or .npz file of the classes of the calibration inputs, for the accuracy of both models
-    layers : whether the models are compared layer by layer too
-    save_worst : .npz file for the input that differs most
-    options : fields of `InputOptions`, `RuntimeOptions` and `Thresholds`, or such objects as `inputs`, `runtime` and `thresholds`
+    reference, candidate : str, Path or ModelProto
+        Path of a model, or the model itself.
+    labels : str, Path or None
+        .npy or .npz file of the classes of the calibration inputs, for the accuracy of both models.
+    layers : bool
+        Whether the models are compared layer by layer too.
+    save_worst : str, Path or None
+        .npz file for the input that differs most.
+    **options
+        Fields of `InputOptions`, `RuntimeOptions` and `Thresholds`, or such objects as `inputs`, `runtime` and `thresholds`.
 
     Returns
     -------
     Verification
-        how close the candidate is, and what it fails for; a failure is no exception here
+        How close the candidate is, and what it fails for; a failure is no exception here.
 
     Raises
     ------
     ModelError, OptionError, InputError, ProviderError
-        where the user can act
+        Where the user can act.
 
     Examples
     --------

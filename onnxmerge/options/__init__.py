@@ -58,9 +58,12 @@ class PlannedGroup:
 
     Attributes
     ----------
-    kept : how many of its channels stay
-    channels : which ones, ascending; None where they are still to be chosen
-    method : what replaces the others; None where that is still to be chosen
+    kept : int
+        How many of its channels stay.
+    channels : tuple[int, ...] or None
+        Which ones, ascending; None where they are still to be chosen.
+    method : str or None
+        What replaces the others; None where that is still to be chosen.
     """
 
     kept: int
@@ -74,19 +77,30 @@ class PruningOptions(CheckedOptions):
 
     Attributes
     ----------
-    ratio : share of the channels that is removed from every group, 0 <= ratio < 1
-    target : what is limited (one of "params", "macs", "latency") and the share of it that may remain: ("macs", 0.5) or "macs=0.5"
-    fidelity : least fidelity of the worst output; the model becomes as small as that allows. 0.95 where none of the four is given
-    plan : a file written by `save_plan`, or a mapping from a group's name to how many channels stay, or to a `PlannedGroup`
-    round_to : channel counts are multiples of this number; "auto" for the multiples that run fastest here; None for 8 where a
-        fidelity is searched and for no rounding elsewhere
-    method : what replaces removed channels: "auto", "reconstruct" (layers behind them are solved anew by least squares), "merge"
-        (similar channels are added to kept ones) or "prune" (nothing)
-    criterion : which channels go first: "auto", "reconstruction", "l1-norm", "l2-norm" or "l2-gm"
-    threshold : for merge, the cosine similarity below which a channel is dropped instead of merged
-    cosine_weight : for merge, the paper's lambda: weight of the cosine distance against that of the bias distance, 0 to 1
-    scope : "all", or "chains" for groups with a single producer only; None for "all"
-    include, exclude : patterns (fnmatch) of the names of the nodes that write a group
+    ratio : float or None
+        Share of the channels that is removed from every group, 0 <= ratio < 1.
+    target : tuple[str, float] or None
+        What is limited (one of "params", "macs", "latency") and the share of it that may remain: ("macs", 0.5) or "macs=0.5".
+    fidelity : float or None
+        Least fidelity of the worst output; the model becomes as small as that allows. 0.95 where none of the four is given.
+    plan : Path, Mapping[str, PlannedGroup] or None
+        A file written by `save_plan`, or a mapping from a group's name to how many channels stay, or to a `PlannedGroup`.
+    round_to : int, str or None
+        Channel counts are multiples of this number; "auto" for the multiples that run fastest here; None for 8 where a
+        fidelity is searched and for no rounding elsewhere.
+    method : str
+        What replaces removed channels: "auto", "reconstruct" (layers behind them are solved anew by least squares), "merge"
+        (similar channels are added to kept ones) or "prune" (nothing).
+    criterion : str
+        Which channels go first: "auto", "reconstruction", "l1-norm", "l2-norm" or "l2-gm".
+    threshold : float
+        For merge, the cosine similarity below which a channel is dropped instead of merged.
+    cosine_weight : float
+        For merge, the paper's lambda: weight of the cosine distance against that of the bias distance, 0 to 1.
+    scope : str or None
+        "all", or "chains" for groups with a single producer only; None for "all".
+    include, exclude : tuple[str, ...]
+        Patterns (fnmatch) of the names of the nodes that write a group.
     """
 
     part = "pruning"
@@ -146,12 +160,17 @@ class InputOptions(CheckedOptions):
 
     Attributes
     ----------
-    calibration : unlabelled inputs: a .npz or .npy file, a folder of images or .npy files, an array of N inputs for a model with
-        one input, or a mapping from the model's input names to such arrays; None for synthetic inputs
-    input_range : (low, high): what pixels 0 and 255 become; None for (0, 1)
-    mean, std : subtracted from pixels and then divided by, one number for all channels or one for each; None for (0,) and (1,)
-    samples : number of synthetic inputs, or most calibration inputs that are used; None for as many as the layers need, or all
-    seed : of everything that is drawn at random: the same seed gives the same bytes
+    calibration : Path, np.ndarray, Mapping[str, np.ndarray] or None
+        Unlabelled inputs: a .npz or .npy file, a folder of images or .npy files, an array of N inputs for a model with
+        one input, or a mapping from the model's input names to such arrays; None for synthetic inputs.
+    input_range : tuple[float, float] or None
+        (low, high): what pixels 0 and 255 become; None for (0, 1).
+    mean, std : tuple[float, ...] or None
+        Subtracted from pixels and then divided by, one number for all channels or one for each; None for (0,) and (1,).
+    samples : int or None
+        Number of synthetic inputs, or most calibration inputs that are used; None for as many as the layers need, or all.
+    seed : int
+        Of everything that is drawn at random: the same seed gives the same bytes.
     """
 
     part = "inputs"
@@ -180,12 +199,18 @@ class RuntimeOptions(CheckedOptions):
 
     Attributes
     ----------
-    provider : execution provider: "auto" (CUDA where it works, else the CPU), "cuda", "cpu" or "tensorrt"
-    threads : threads of one operator; None for all processors that this process may use
-    batch : inputs in one call where models are timed; None for 1, or for the number that the model is fixed to
-    tf32 : whether CUDA computes in TF32; None for yes where models are timed and no where outputs are compared
-    cudnn_search : how CUDA finds its cuDNN algorithms: "exhaustive", "heuristic" or "default"; None for exhaustive
-    cuda_graph : whether CUDA times replays of a CUDA graph
+    provider : str
+        Execution provider: "auto" (CUDA where it works, else the CPU), "cuda", "cpu" or "tensorrt".
+    threads : int or None
+        Threads of one operator; None for all processors that this process may use.
+    batch : int or None
+        Inputs in one call where models are timed; None for 1, or for the number that the model is fixed to.
+    tf32 : bool or None
+        Whether CUDA computes in TF32; None for yes where models are timed and no where outputs are compared.
+    cudnn_search : str or None
+        How CUDA finds its cuDNN algorithms: "exhaustive", "heuristic" or "default"; None for exhaustive.
+    cuda_graph : bool
+        Whether CUDA times replays of a CUDA graph.
     """
 
     part = "runtime"
@@ -204,10 +229,14 @@ class Thresholds(CheckedOptions):
 
     Attributes
     ----------
-    min_fidelity : least share of an output's variance that is explained
-    min_cosine : least mean cosine similarity
-    min_top1_agreement : least share of inputs whose best class stays
-    max_relative_l2 : greatest mean relative L2 error
+    min_fidelity : float or None
+        Least share of an output's variance that is explained.
+    min_cosine : float or None
+        Least mean cosine similarity.
+    min_top1_agreement : float or None
+        Least share of inputs whose best class stays.
+    max_relative_l2 : float or None
+        Greatest mean relative L2 error.
     """
 
     part = "thresholds"

@@ -34,20 +34,22 @@ def options_of(keywords: Mapping[str, Any], *classes: type[CheckedOptions]) -> t
 
     Parameters
     ----------
-    keywords : name -> value; a field beside the whole part that it belongs to replaces that part's value
-    classes : option classes, no two of which share a field
+    keywords : Mapping[str, Any]
+        Name -> value; a field beside the whole part that it belongs to replaces that part's value.
+    *classes : type
+        Option classes, no two of which share a field.
 
     Returns
     -------
     tuple
-        an object of each class, in order
+        An object of each class, in order.
 
     Raises
     ------
     TypeError
-        for a keyword that none of the classes has, as Python does, or for a part of another class
+        For a keyword that none of the classes has, as Python does, or for a part of another class.
     OptionError
-        for a value that is not allowed
+        For a value that is not allowed.
     """
     found = []
     left = dict(keywords)

@@ -43,12 +43,18 @@ class CandidateBuilder:
 
     Attributes
     ----------
-    reference : the model's file
-    analysed : the model; never rewritten
-    options : what was asked for
-    solving, checking : inputs that layers are solved on, and that candidates are compared on
-    progress : told how far the work is
-    executor : takes the statistics of a large calibration set, shard by shard; None for this process
+    reference : Path
+        The model's file.
+    analysed : AnalysedModel
+        The model; never rewritten.
+    options : CompressOptions
+        What was asked for.
+    solving, checking : Inputs
+        Inputs that layers are solved on, and that candidates are compared on.
+    progress : Progress
+        Told how far the work is.
+    executor : Executor or None
+        Takes the statistics of a large calibration set, shard by shard; None for this process.
     """
 
     reference: Path

@@ -23,13 +23,20 @@ class Candidate:
 
     Attributes
     ----------
-    model : the rewritten model
-    content : the same as bytes, or as a file, to be opened
-    size : its parameters, MACs and bytes
-    groups : what became of every group that shrank
-    refusals : why the other layers stay as they are
-    kept : the channels that stay, by name of the group; groups that stay whole are not in it
-    only_pruned : whether pruning was taken in the place of method auto, because its outputs stay closer
+    model : Model
+        The rewritten model.
+    content : ModelSource
+        The same as bytes, or as a file, to be opened.
+    size : Size
+        Its parameters, MACs and bytes.
+    groups : tuple[GroupResult, ...]
+        What became of every group that shrank.
+    refusals : tuple[Refusal, ...]
+        Why the other layers stay as they are.
+    kept : dict[str, tuple[int, ...]]
+        The channels that stay, by name of the group; groups that stay whole are not in it.
+    only_pruned : bool
+        Whether pruning was taken in the place of method auto, because its outputs stay closer.
     """
 
     model: Model
@@ -52,9 +59,12 @@ class SearchResult:
 
     Attributes
     ----------
-    candidate : the model
-    warnings : what the user should know of the search
-    latency_ratio : its latency over the reference's, None where it was not measured
+    candidate : Candidate
+        The model.
+    warnings : tuple[str, ...]
+        What the user should know of the search.
+    latency_ratio : float or None
+        Its latency over the reference's, None where it was not measured.
     """
 
     candidate: Candidate
@@ -67,18 +77,20 @@ def candidate_of(analysed: AnalysedModel, decision: PruningDecision) -> Candidat
 
     Parameters
     ----------
-    analysed : the model, which is left as it is
-    decision : what is removed from it, and what replaces that
+    analysed : AnalysedModel
+        The model, which is left as it is.
+    decision : PruningDecision
+        What is removed from it, and what replaces that.
 
     Returns
     -------
     Candidate
-        without those removals that do not run together with the others, which are refused
+        Without those removals that do not run together with the others, which are refused.
 
     Raises
     ------
     ModelError
-        where the model does not run although nothing, or nothing that could be at fault, was removed
+        Where the model does not run although nothing, or nothing that could be at fault, was removed.
     """
     removals, refusals = decision.removals, decision.refusals
     try:

@@ -51,27 +51,35 @@ def compress(
 
     Parameters
     ----------
-    model : path of the model, or the model itself
-    output : where the smaller model is written; it appears whole or not at all
-    verify : whether the outputs are compared with the model's before anything is written
-    bench : whether both models are timed, after they were compared
-    save_plan : where to write which channels of which group stayed, for the option `plan`
-    progress : called with the name of a stage and the share of the work that is done
-    executor : takes the statistics of a large calibration set, shard by shard; workers read the model by its path
-    options : fields of `PruningOptions`, `InputOptions`, `RuntimeOptions` and `Thresholds`, or such objects as `pruning`,
-        `inputs`, `runtime` and `thresholds`
+    model : str, Path or ModelProto
+        Path of the model, or the model itself.
+    output : str or Path
+        Where the smaller model is written; it appears whole or not at all.
+    verify : bool
+        Whether the outputs are compared with the model's before anything is written.
+    bench : bool
+        Whether both models are timed, after they were compared.
+    save_plan : str, Path or None
+        Where to write which channels of which group stayed, for the option `plan`.
+    progress : Progress or None
+        Called with the name of a stage and the share of the work that is done.
+    executor : Executor or None
+        Takes the statistics of a large calibration set, shard by shard; workers read the model by its path.
+    **options
+        Fields of `PruningOptions`, `InputOptions`, `RuntimeOptions` and `Thresholds`, or such objects as `pruning`,
+        `inputs`, `runtime` and `thresholds`.
 
     Returns
     -------
     Compression
-        what was removed, how close the outputs are, how much smaller and faster the model is
+        What was removed, how close the outputs are, how much smaller and faster the model is.
 
     Raises
     ------
     ModelError, OptionError, InputError, ProviderError
-        where the user can act
+        Where the user can act.
     VerificationError
-        where the result misses a threshold; nothing is written then
+        Where the result misses a threshold; nothing is written then.
 
     Examples
     --------

@@ -17,9 +17,12 @@ class CompressOptions:
 
     Attributes
     ----------
-    pruning, inputs, runtime, thresholds : the options by purpose
-    verify : whether the result is compared with the model before it is written
-    bench : whether both are timed too
+    pruning, inputs, runtime, thresholds : PruningOptions
+        The options by purpose.
+    verify : bool
+        Whether the result is compared with the model before it is written.
+    bench : bool
+        Whether both are timed too.
     """
 
     pruning: PruningOptions

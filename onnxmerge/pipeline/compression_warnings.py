@@ -23,10 +23,14 @@ def warnings_of(found: SearchResult, check: CandidateCheck | None, checking: Inp
 
     Parameters
     ----------
-    found : the result, with the warnings of the search
-    check : what was measured of it, None with `verify=False`
-    checking : inputs it was measured on
-    options : what was asked for
+    found : SearchResult
+        The result, with the warnings of the search.
+    check : CandidateCheck or None
+        What was measured of it, None with `verify=False`.
+    checking : Inputs
+        Inputs it was measured on.
+    options : CompressOptions
+        What was asked for.
     """
     return (
         *found.warnings,

@@ -20,13 +20,15 @@ def smallest_with_fidelity(builder: CandidateBuilder, fidelity: float) -> Search
 
     Parameters
     ----------
-    builder : builds and measures the candidates
-    fidelity : least fidelity of the worst output
+    builder : CandidateBuilder
+        Builds and measures the candidates.
+    fidelity : float
+        Least fidelity of the worst output.
 
     Returns
     -------
     SearchResult
-        the whole model, with a warning, where no smaller one was found
+        The whole model, with a warning, where no smaller one was found.
     """
     allocations, allowed = _allocations(builder, fidelity), 1.0 - fidelity
     search = _search(allocations, allowed)

@@ -29,21 +29,25 @@ def inspect(
 
     Parameters
     ----------
-    model : path of the model, or the model itself
-    sensitivity : whether the fidelity with 25, 50 and 75 % of each group removed is measured too
-    progress : called with the name of a stage and the share of the work that is done
-    options : as for `compress`; `scope`, `include` and `exclude` choose among the groups, the others say how the sensitivity is
-        measured
+    model : str, Path or ModelProto
+        Path of the model, or the model itself.
+    sensitivity : bool
+        Whether the fidelity with 25, 50 and 75 % of each group removed is measured too.
+    progress : Progress or None
+        Called with the name of a stage and the share of the work that is done.
+    **options
+        As for `compress`; `scope`, `include` and `exclude` choose among the groups, the others say how the sensitivity is
+        measured.
 
     Returns
     -------
     Inspection
-        the groups and the refusals
+        The groups and the refusals.
 
     Raises
     ------
     ModelError, OptionError, InputError
-        where the user can act
+        Where the user can act.
 
     Examples
     --------

@@ -28,10 +28,14 @@ class _TimedCounts:
 
     Attributes
     ----------
-    counts : kept channels by group
-    ratio : latency over that of the reference
-    distance : of the ratio from the one asked for, as a share of it
-    reliable : whether it was measured for long enough to be reported
+    counts : ChannelCounts
+        Kept channels by group.
+    ratio : float
+        Latency over that of the reference.
+    distance : float
+        Of the ratio from the one asked for, as a share of it.
+    reliable : bool
+        Whether it was measured for long enough to be reported.
     """
 
     counts: ChannelCounts
@@ -48,13 +52,15 @@ def closest_to_latency(builder: CandidateBuilder, share: float) -> SearchResult:
 
     Parameters
     ----------
-    builder : builds and times the candidates
-    share : latency asked for, as a share of the reference's
+    builder : CandidateBuilder
+        Builds and times the candidates.
+    share : float
+        Latency asked for, as a share of the reference's.
 
     Returns
     -------
     SearchResult
-        with the latency ratio; the caller compares it with the share
+        With the latency ratio; the caller compares it with the share.
     """
     round_to = builder.pruning.round_to
     multiples = [round_to] if isinstance(round_to, int) else _descending(fastest_multiple(builder, "macs", share))

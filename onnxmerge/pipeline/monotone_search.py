@@ -20,16 +20,23 @@ class MonotoneSearch:
 
     Parameters
     ----------
-    predicted : prediction for each allocation, falling
-    lowest : quantity from which on an allocation that passes ends the search
-    goal : quantity that is aimed at
-    allowed : greatest quantity that passes
-    known : index -> quantity, for expectations only
+    predicted : Sequence[float]
+        Prediction for each allocation, falling.
+    lowest : float
+        Quantity from which on an allocation that passes ends the search.
+    goal : float
+        Quantity that is aimed at.
+    allowed : float
+        Greatest quantity that passes.
+    known : dict[int, float] or None
+        Index -> quantity, for expectations only.
 
     Attributes
     ----------
-    passing : first index known to pass; the length of the sequence where none is
-    failing : last index known not to pass; -1 where none is
+    passing : int
+        First index known to pass; the length of the sequence where none is.
+    failing : int
+        Last index known not to pass; -1 where none is.
     """
 
     def __init__(
@@ -58,14 +65,17 @@ class MonotoneSearch:
 
         Parameters
         ----------
-        index : what was measured
-        quantity : result; NaN counts as the greatest
-        last : last index of the same allocation, where several in a row are the same
+        index : int
+            What was measured.
+        quantity : float
+            Result; NaN counts as the greatest.
+        last : int or None
+            Last index of the same allocation, where several in a row are the same.
 
         Returns
         -------
         bool
-            whether the search is over: the allocation passes and is close enough to what is allowed
+            Whether the search is over: the allocation passes and is close enough to what is allowed.
         """
         last = index if last is None else last
         self._log_measured[last] = _log(quantity)

@@ -29,10 +29,14 @@ def check_nothing_is_lost(
 
     Parameters
     ----------
-    model, output : the model that is read, which the output may replace, and the one that is written
-    saved_plan : where the plan is written, None where it is not
-    weight_files : files beside the model that hold weights of it
-    options : name the other files that are read
+    model, output : Path
+        The model that is read, which the output may replace, and the one that is written.
+    saved_plan : Path or None
+        Where the plan is written, None where it is not.
+    weight_files : Sequence[Path]
+        Files beside the model that hold weights of it.
+    options : CompressOptions
+        Name the other files that are read.
     """
     calibration, read_plan = options.inputs.calibration_path, options.pruning.plan_file
     read = [*((path, "the weights of the model") for path in weight_files)]

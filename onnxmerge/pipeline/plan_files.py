@@ -77,7 +77,7 @@ def read_plan(path: Path, model_sha256: str, groups: Sequence[ChannelGroup]) -> 
         if row.get("channels", size) != size:
             raise OptionError(f"{where} has {size} channels, not {row['channels']!r}; how many stay is `kept`")
         if name in planned:
-            raise OptionError(f"{where} stands there twice")
+            raise OptionError(f"{where} is listed twice")
         if type(kept) is not int or not 1 <= kept <= size:
             raise OptionError(f"{where}: kept must be a number from 1 to {size}, not {kept!r}")
         if kept != kept_count(known[name], 1.0 - kept / size):

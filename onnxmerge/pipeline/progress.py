@@ -24,8 +24,10 @@ def overall(progress: Progress | None, stages: Mapping[str, tuple[float, float]]
 
     Parameters
     ----------
-    progress : told the share of the whole; None for nobody
-    stages : stage -> where it starts and ends
+    progress : Progress or None
+        Told the share of the whole; None for nobody.
+    stages : Mapping[str, tuple[float, float]]
+        Stage -> where it starts and ends.
     """
     if progress is None:
         return silent

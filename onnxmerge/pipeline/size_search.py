@@ -22,14 +22,17 @@ def largest_within_size(builder: CandidateBuilder, kind: str, share: float) -> S
 
     Parameters
     ----------
-    builder : builds the candidates
-    kind : "params" or "macs"
-    share : what may remain, as a share of the reference's
+    builder : CandidateBuilder
+        Builds the candidates.
+    kind : str
+        "params" or "macs".
+    share : float
+        What may remain, as a share of the reference's.
 
     Returns
     -------
     SearchResult
-        the smallest candidate, with a warning, where none has so little
+        The smallest candidate, with a warning, where none has so little.
     """
     best: tuple[float, Candidate] | None = None
     adjusted, multiple, tried = share, multiple_for(builder, kind, share), list[ChannelCounts]()

@@ -53,25 +53,33 @@ def sweep(
 
     Parameters
     ----------
-    model : path of the model, or the model itself
-    targets : "macs=0.75,0.5,params=0.5", or a list of such texts or of pairs ("macs", 0.75); beside the kinds of the option
-        `target` also "fidelity=0.95" and "ratio=0.5"
-    bench : whether each result is timed against the model
-    folder : where the models are kept; None where they are not
-    executor : makes the points; any executor of concurrent.futures, or a Dask client's
-    jobs : makes the points in so many processes instead; without either they are made here, one after the other
-    progress : called with the name of a stage and the share of the work that is done
-    options : as for `compress`, but for those that say how small the model becomes
+    model : str, Path or ModelProto
+        Path of the model, or the model itself.
+    targets : str or Sequence[str | Target]
+        "macs=0.75,0.5,params=0.5", or a list of such texts or of pairs ("macs", 0.75); beside the kinds of the option
+        `target` also "fidelity=0.95" and "ratio=0.5".
+    bench : bool
+        Whether each result is timed against the model.
+    folder : str, Path or None
+        Where the models are kept; None where they are not.
+    executor : Executor or None
+        Makes the points; any executor of concurrent.futures, or a Dask client's.
+    jobs : int or None
+        Makes the points in so many processes instead; without either they are made here, one after the other.
+    progress : Progress or None
+        Called with the name of a stage and the share of the work that is done.
+    **options
+        As for `compress`, but for those that say how small the model becomes.
 
     Returns
     -------
     Sweep
-        a point for each target, in order; one whose target could not be met says why
+        A point for each target, in order; one whose target could not be met says why.
 
     Raises
     ------
     ModelError, OptionError, InputError, ProviderError
-        where the user can act and not only one target is concerned; wrong options before any work
+        Where the user can act and not only one target is concerned; wrong options before any work.
 
     Examples
     --------

@@ -19,11 +19,16 @@ class PointTask:
 
     Attributes
     ----------
-    model : the model's file
-    content : its bytes; None where it has weights in other files, which the worker then reads at `model`
-    output : where the worker writes the smaller model if there is no content
-    options : with the target and the number of threads
-    temporary_folder : of the process that sends the task, used where the worker sees it
+    model : Path
+        The model's file.
+    content : bytes or None
+        Its bytes; None where it has weights in other files, which the worker then reads at `model`.
+    output : Path
+        Where the worker writes the smaller model if there is no content.
+    options : CompressOptions
+        With the target and the number of threads.
+    temporary_folder : Path
+        Of the process that sends the task, used where the worker sees it.
     """
 
     model: Path
@@ -39,9 +44,12 @@ class PointOutcome:
 
     Attributes
     ----------
-    result : the compression; None where it failed
-    content : bytes of the smaller model; None where the worker wrote it
-    failure : why there is no result
+    result : Compression or None
+        The compression; None where it failed.
+    content : bytes or None
+        Bytes of the smaller model; None where the worker wrote it.
+    failure : str
+        Why there is no result.
     """
 
     result: Compression | None
@@ -54,8 +62,10 @@ def compress_point(task: PointTask, analysed: AnalysedModel | None = None) -> Po
 
     Parameters
     ----------
-    task : what to compress
-    analysed : the model, in the process that has analysed it, where the output is written at once
+    task : PointTask
+        What to compress.
+    analysed : AnalysedModel or None
+        The model, in the process that has analysed it, where the output is written at once.
     """
     if task.content is None or analysed is not None:
         return _compress_in_place(task, analysed)
