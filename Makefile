@@ -34,7 +34,7 @@ verify: $(INSTALLED)
 	@$(BIN)/python benchmarks/verify_models.py
 
 # `make test ARGS=tests/test_cli.py` runs a part, without the coverage floor
-COVERAGE := 93
+COVERAGE := 95
 FLOOR = $(if $(ARGS),,--cov --cov-report= --cov-fail-under=$(COVERAGE))
 
 test: $(TOOLS)
