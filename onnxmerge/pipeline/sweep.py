@@ -62,10 +62,8 @@ def sweep(
         Whether each result is timed against the model.
     folder : str, Path or None
         Where the models are kept; None where they are not.
-    executor : Executor or None
-        Makes the points; any executor of concurrent.futures, or a Dask client's.
-    jobs : int or None
-        Makes the points in so many processes instead; without either they are made here, one after the other.
+    executor, jobs : Executor or None, int or None
+        What makes the points, if not this process: any executor of concurrent.futures or Dask, or so many processes.
     progress : Progress or None
         Called with the name of a stage and the share of the work that is done.
     **options
@@ -74,7 +72,7 @@ def sweep(
     Returns
     -------
     Sweep
-        A point for each target, in order; one whose target could not be met says why.
+        A point for each target, in order; one that failed says why.
 
     Raises
     ------
@@ -88,16 +86,20 @@ def sweep(
     >>> [point.after.macs < result.before.macs for point in result.points]
     [True, True]
     """
-    if executor is not None and jobs is not None:
-        raise OptionError("`jobs` and `executor` both say where the points are made: drop one of the two")
-    if jobs is not None and jobs < 1:
-        raise OptionError(f"`jobs` must be at least 1, not {jobs}")
+    _check_workers(executor, jobs)
     common = _common_options(CompressOptions.from_keywords(options, bench=bench))
     by_target = {target_text(target): options_for(common, target) for target in read_targets(targets)}
     with as_file(model) as path, fixed_threads(common.runtime.threads):
         place = None if folder is None else Path(folder)
         result = _sweep_file(path, by_target, common, place, executor, jobs, progress or silent)
     return replace(result, model=model_name(model))
+
+
+def _check_workers(executor: Executor | None, jobs: int | None) -> None:
+    if executor is not None and jobs is not None:
+        raise OptionError("`jobs` and `executor` both say where the points are made: drop one of the two")
+    if jobs is not None and jobs < 1:
+        raise OptionError(f"`jobs` must be at least 1, not {jobs}")
 
 
 def _sweep_file(
