@@ -46,7 +46,7 @@ def observed(source: Path) -> tuple[AnalysedModel, LayerStatistics]:
 def measured_on(statistics: LayerStatistics) -> list[dict[str, np.ndarray]]:
     """The inputs that sensitivities are measured on: the first ones."""
     step = statistics.inputs.batch_size or 1
-    return list(statistics.inputs.chosen(np.arange(-(-MAX_INPUTS // step) * step), "first").batches(MAX_INPUTS))
+    return list(statistics.inputs.subset(np.arange(-(-MAX_INPUTS // step) * step), "first").batches(MAX_INPUTS))
 
 
 def loss_by_rewriting(statistics: LayerStatistics, group: ChannelGroup, kept: np.ndarray, folder: Path) -> float:
