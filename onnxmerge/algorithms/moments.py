@@ -67,22 +67,6 @@ class MomentSums:
             self.yy + other.yy,
         )
 
-    def of_inputs(self, chosen: ArrayLike) -> MomentSums:
-        """The sums of some of the inputs, against the same targets.
-
-        Parameters
-        ----------
-        chosen : (k,), indices of inputs
-
-        Returns
-        -------
-        MomentSums
-            of k inputs and all targets
-        """
-        indices = np.asarray(chosen)
-        xx = self.xx[np.ix_(indices, indices)]
-        return MomentSums(self.count, self.sum_x[indices], self.sum_y, xx, self.xy[indices], self.yy)
-
     def translated(self, by_x: ArrayLike, by_y: ArrayLike) -> MomentSums:
         """The sums of x + by_x and y + by_y.
 

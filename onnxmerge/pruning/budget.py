@@ -30,9 +30,12 @@ class Allocation:
 
     Attributes
     ----------
-    counts : kept channels by name of the group
-    share : what is left of the parameters or MACs, 0 to 1
-    loss : the predicted loss, 1 - fidelity, summed over groups
+    counts : dict[str, int]
+        Kept channels by name of the group.
+    share : float
+        What is left of the parameters or MACs, 0 to 1.
+    loss : float
+        The predicted loss, 1 - fidelity, summed over groups.
     """
 
     counts: dict[str, int]
@@ -46,9 +49,12 @@ class Budget:
 
     Attributes
     ----------
-    groups : the groups that may shrink
-    curves : for each group its possible kept counts and the predicted loss of each
-    costs : by "params", "macs" and `BOTH`, the share of the whole model that kept counts leave
+    groups : tuple of ChannelGroup
+        The groups that may shrink.
+    curves : tuple of Curve
+        For each group its possible kept counts and the predicted loss of each.
+    costs : Mapping[str, Cost]
+        By "params", "macs" and `BOTH`, the share of the whole model that kept counts leave.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -60,9 +66,12 @@ class Budget:
 
         Parameters
         ----------
-        quantity : a key of `costs`
-        share : how much of it may be left; where no counts leave as little, the smallest counts are returned
-        multiple : groups that shrink keep multiples of it
+        quantity : str
+            A key of `costs`.
+        share : float
+            How much of it may be left; where no counts leave as little, the smallest counts are returned.
+        multiple : int
+            Groups that shrink keep multiples of it.
         """
         curves = curves_of_multiples(self.curves, multiple)
         if share >= 1.0:
@@ -94,11 +103,16 @@ def budget_of(
 
     Parameters
     ----------
-    statistics : error curves of the groups
-    analysed : the model
-    groups : the groups that may shrink
-    sensitivities : of each group, by its name
-    options : how channels are chosen and what replaces them
+    statistics : LayerStatistics
+        Error curves of the groups.
+    analysed : AnalysedModel
+        The model.
+    groups : Sequence[ChannelGroup]
+        The groups that may shrink.
+    sensitivities : Mapping[str, Sequence[Sensitivity]]
+        Of each group, by its name.
+    options : PruningOptions
+        How channels are chosen and what replaces them.
     """
     channels, sizes = analysed.channels, [group.size for group in groups]
     curves = tuple(_loss_curve(statistics, group, sensitivities[group.name], options) for group in groups)
@@ -149,7 +163,14 @@ def _loss_curve(
 def curves_of_multiples(curves: Sequence[Curve], multiple: int, softly: bool = False) -> tuple[Curve, ...]:
     """The curves at multiples of a number alone, and at each group's size.
 
-    softly: groups smaller than two multiples keep multiples of the largest power-of-two part of it that fits twice.
+    softly: a group of fewer channels than two multiples keeps multiples of half, a quarter ... of the number, of the first that
+    fits twice.
+
+    Examples
+    --------
+    >>> curve = Curve(np.arange(1, 13), np.linspace(1.0, 0.0, 12))
+    >>> [curves_of_multiples([curve], 8, softly)[0].counts.tolist() for softly in (False, True)]
+    [[8, 12], [4, 8, 12]]
     """
     restricted = []
     for curve in curves:

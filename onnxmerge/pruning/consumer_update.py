@@ -23,7 +23,19 @@ from onnxmerge.graph.rewrite import Replacement
 def mixed_weights(layer: Layer, kept: np.ndarray, covariance: Covariance) -> list[np.ndarray]:
     """Weights by channel mixing: removed inputs are expressed by kept ones, x ~ Z x[kept], and the weight becomes W Z.
 
-    covariance: of the layer's channels, pooled over their positions (`Layer.channel_positions`).
+    Parameters
+    ----------
+    layer : Layer
+        The layer.
+    kept : ndarray of shape (groups, inputs per group), bool
+        The inputs that stay.
+    covariance : Covariance
+        Of the layer's channels, pooled over their positions (`Layer.channel_positions`).
+
+    Returns
+    -------
+    list of ndarray of shape (out, kept inputs, kernel size), float64
+        For each group of a grouped convolution.
     """
     _, outputs, inputs, kernel_size = layer.weight.shape
     repeats = layer.channel_positions.shape[1]
@@ -62,7 +74,16 @@ def bias_of(channels: Channels, layer: Layer) -> np.ndarray:
 def full_replacement(layer: Layer, kept: np.ndarray, weights: Sequence[np.ndarray], bias: np.ndarray) -> Replacement:
     """Weights of the kept inputs as a weight in the layout and dtype of the file, zero at removed inputs.
 
-    bias: (out,), or (1,) for the same everywhere, added to the layer's own.
+    Parameters
+    ----------
+    layer : Layer
+        The layer.
+    kept : ndarray of shape (groups, inputs per group), bool
+        The inputs that stay.
+    weights : sequence of ndarray of shape (out, kept inputs, kernel size)
+        For each group of a grouped convolution, times alpha.
+    bias : ndarray of shape (out,) or (1,)
+        What is added to the layer's own bias.
     """
     full = np.zeros(layer.weight.shape)
     for g, weight in enumerate(weights):
@@ -83,15 +104,21 @@ def replacement_nodes(
 
     Parameters
     ----------
-    node : the layer's node
-    layer : the layer
-    replacement : its new weight and what is added to its bias
-    own_bias : (out,) `bias_of` the layer
+    node : NodeProto
+        The layer's node.
+    layer : Layer
+        The layer.
+    replacement : Replacement
+        Its new weight and what is added to its bias.
+    own_bias : ndarray of shape (out,)
+        `bias_of` the layer.
 
     Returns
     -------
-    nodes : the node with other inputs, and behind a MatMul an Add for the bias
-    constants : the weight and the bias that they read, by name
+    nodes : list of NodeProto
+        The node with other inputs, and behind a MatMul an Add for the bias.
+    constants : dict[str, ndarray]
+        The weight and the bias that they read, by name.
     """
     new = NodeProto()
     new.CopyFrom(node)

@@ -25,9 +25,12 @@ class PruningDecision:
 
     Attributes
     ----------
-    removals : what is removed from each group that shrinks
-    replacements : new weights and biases by key of the layer
-    refusals : why other layers stay whole
+    removals : tuple of Removal
+        What is removed from each group that shrinks.
+    replacements : dict[str, Replacement]
+        New weights and biases by key of the layer.
+    refusals : tuple of Refusal
+        Why other layers stay whole.
     """
 
     removals: tuple[Removal, ...]
@@ -45,10 +48,14 @@ def decide(
 
     Parameters
     ----------
-    analysed : the model
-    options : what is removed and how
-    statistics : what was observed of the model; None where `options.uses_weights_only`
-    counts : kept channels by name of the group, in place of what the options say
+    analysed : AnalysedModel
+        The model.
+    options : PruningOptions
+        What is removed and how.
+    statistics : LayerStatistics or None
+        What was observed of the model; None where `options.uses_weights_only`.
+    counts : Mapping[str, int] or None
+        Kept channels by name of the group, in place of what the options say.
 
     Returns
     -------

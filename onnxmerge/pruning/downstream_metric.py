@@ -24,10 +24,14 @@ class OutputErrorMetric:
 
     Parameters
     ----------
-    channels : the channel analysis of the model
-    node_index : position in the run by key of the layer
-    output_variance : summed variance of the outputs by key of the layer; layers that are not in it are left out
-    downstream : what follows each layer, by key
+    channels : Channels
+        The channel analysis of the model.
+    node_index : Mapping[str, int]
+        Position of a node in the run, by key of its layer.
+    output_variance : Mapping[str, float]
+        Summed variance of the outputs by key of the layer; layers that are not in it are left out.
+    downstream : Mapping[str, DownstreamAffine]
+        What follows each layer, by key.
     """
 
     def __init__(

@@ -16,8 +16,10 @@ class ExpectedErrors:
 
     Parameters
     ----------
-    reference : covariances of what each consumer reads
-    group : the channel group, n channels
+    reference : ReferenceStatistics
+        Covariances of what each consumer reads.
+    group : ChannelGroup
+        The channel group, n channels.
     """
 
     def __init__(self, reference: ReferenceStatistics, group: ChannelGroup) -> None:
@@ -37,6 +39,16 @@ class ExpectedErrors:
 
         Z (n, k) is the scaling matrix of `merge`, the channel mixing of `reconstruct`, and the identity on kept channels for
         `prune`. With D = x - Z x[kept], which is zero for kept channels, the numerator is trace(W^T W cov(D)).
+
+        Parameters
+        ----------
+        removal : Removal
+            Of channels of the group; `kept`, `method` and `scaling` are read.
+
+        Returns
+        -------
+        float
+            A share of the variance, above 1 where the removal is worse than a constant; 0 without consumers.
         """
         key = removal.method, removal.kept.tobytes()
         if key not in self._known:

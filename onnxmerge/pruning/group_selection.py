@@ -14,10 +14,10 @@ from onnxmerge.options import PruningOptions
 
 
 def prunable_groups(channels: Channels, options: PruningOptions) -> tuple[list[ChannelGroup], list[Refusal]]:
-    """The groups to remove channels from.
+    """The groups to remove channels from, as `selected_groups`, and why the others are left out.
 
-    As `selected_groups`, but where a consumer reads only a part of a group, the strongest channel of that part must stay, so that
-    no layer is left without inputs.
+    Where a consumer reads only a part of a group, the strongest channel of that part must stay, by the norm of its weights, so
+    that no layer is left without inputs.
     """
     groups, refusals = selected_groups(channels, options)
     return [_with_inputs_for_every_consumer(group) for group in groups], refusals
@@ -28,13 +28,17 @@ def selected_groups(channels: Channels, options: PruningOptions) -> tuple[list[C
 
     Parameters
     ----------
-    channels : the channel analysis of the model
-    options : of these `scope`, `include` and `exclude`
+    channels : Channels
+        The channel analysis of the model.
+    options : PruningOptions
+        Of these `scope`, `include` and `exclude`.
 
     Returns
     -------
-    groups : those that are left, in topological order
-    refusals : for each layer of the others, why it is left out
+    groups : list of ChannelGroup
+        Those that are left, in topological order.
+    refusals : list of Refusal
+        For each layer of the others, why it is left out.
 
     Raises
     ------

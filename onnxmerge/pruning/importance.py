@@ -13,7 +13,7 @@ from onnxmerge.pruning.downstream_metric import OutputErrorMetric
 from onnxmerge.statistics.reference_run import ReferenceStatistics
 
 DEFAULT_WEIGHT_CRITERION = "l2-norm"
-"""Where `criterion` names none: of the three it kept most accuracy in the paper's experiments (Kim et al. 2020, table 1)."""
+"""Where `criterion` names none. One of the three of the paper; a convention, for no one of them is the best for every model."""
 
 
 def weight_criterion(options: PruningOptions) -> str:
@@ -32,14 +32,18 @@ def kept_channels(group: ChannelGroup, count: int, options: PruningOptions, elim
 
     Parameters
     ----------
-    group : the channel group
-    count : how many of its channels stay
-    options : of these `plan` and `criterion`
-    elimination : the removal order of `elimination_of`; None where weights rank the channels
+    group : ChannelGroup
+        The channel group.
+    count : int
+        How many of its channels stay.
+    options : PruningOptions
+        Of these `plan` and `criterion`.
+    elimination : Elimination or None
+        The removal order of `elimination_of`; None where weights rank the channels.
 
     Returns
     -------
-    (count,) int, ascending
+    ndarray of shape (count,), int, ascending
         Those that the plan names, else the last ones of the removal order, else the best ones by the weight criterion, for
         which the rows of all producers stand side by side.
     """
@@ -59,13 +63,17 @@ def elimination_of(
 
     Parameters
     ----------
-    reference : covariances of what each consumer reads
-    group : the channel group; the order is joint over its consumers
-    output_errors : how much errors at each output of a consumer matter further on; None for all the same
+    reference : ReferenceStatistics
+        Covariances of what each consumer reads.
+    group : ChannelGroup
+        The channel group; the order is joint over its consumers.
+    output_errors : OutputErrorMetric or None
+        How much errors at each output of a consumer matter further on; None for all the same.
 
     Returns
     -------
-    Elimination, or None where the group has no consumers
+    Elimination or None
+        None where the group has no consumers.
     """
     consumers = []
     for consumer in group.consumers:

@@ -30,9 +30,16 @@ def kept_count(group: ChannelGroup, ratio: float) -> int:
 def kept_counts(groups: Sequence[ChannelGroup], options: PruningOptions) -> dict[str, int]:
     """How many channels every group keeps by `plan`, else by `ratio`, else all.
 
+    Parameters
+    ----------
+    groups : Sequence[ChannelGroup]
+        The groups that may shrink.
+    options : PruningOptions
+        Of these `plan` and `ratio`.
+
     Returns
     -------
-    dict
+    dict[str, int]
         Name of the group -> number of channels, rounded as in `kept_count`.
 
     Raises

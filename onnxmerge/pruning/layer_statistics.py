@@ -23,7 +23,7 @@ from onnxmerge.statistics.reference_run import (
 )
 
 EXPECTED_ERRORS_BYTES = 1 << 29
-"""Matrices for expected errors are held up to this size; those of a ResNet-50 take half of it. Beyond it the latest alone are."""
+"""Memory for the matrices of expected errors, 512 MiB; a ResNet-50 needs 370. Where they take more some are made anew."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,14 @@ class LayerStatistics:
 
     Attributes
     ----------
-    context : the exported model and the inputs that it is run on
-    inputs : those inputs
-    reference : covariances of what each layer reads, and what follows it
-    output_errors : how much errors at a layer's output matter to the layers that read it
+    context : RunContext
+        The exported model and the inputs that it is run on.
+    inputs : Inputs
+        The inputs that the statistics were taken on.
+    reference : ReferenceStatistics
+        Covariances of what each layer reads, and what follows it.
+    output_errors : OutputErrorMetric
+        How much errors at a layer's output matter to the layers that read it.
     """
 
     context: RunContext
@@ -72,11 +76,21 @@ def layer_statistics_of(
 
     Parameters
     ----------
-    analysed : the model
-    inputs : what it is run on
-    threads : threads of ONNX Runtime; None for all processors
-    progress : called with the stage and the share that is done
-    known : covariances by key of the layer, where they have been taken already: then nothing is run
+    analysed : AnalysedModel
+        The model.
+    inputs : Inputs
+        What it is run on.
+    threads : int or None
+        Threads of ONNX Runtime; None for all processors.
+    progress : Progress
+        Called with the stage and the share that is done.
+    known : Mapping[str, Covariance] or None
+        Covariances by key of the layer, where they have been taken already: then nothing is run.
+
+    Raises
+    ------
+    InputError
+        A layer reads NaN or infinity on these inputs.
     """
     context = run_context_of(analysed, inputs, threads, progress)
     reference = collect_reference_statistics(context, known)

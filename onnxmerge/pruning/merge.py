@@ -25,7 +25,8 @@ def merge(
 
     Returns
     -------
-    Removal with `scaling` Z (n, k), or a Refusal where something between producers and consumers does not let Z through
+    Removal or Refusal
+        With `scaling` Z (n, k); refused where something between producers and consumers does not let Z through.
 
     Notes
     -----
@@ -85,9 +86,14 @@ def _kept_by_restored_rows(group: ChannelGroup, compared: PreActivations, count:
 def absorbed(removals: Sequence[Removal]) -> dict[str, Replacement]:
     """Consumers with the scaling matrices of `merge` absorbed into their weights.
 
+    Parameters
+    ----------
+    removals : Sequence[Removal]
+        Those without a scaling matrix are passed over.
+
     Returns
     -------
-    dict
+    dict[str, Replacement]
         By key of the layer; one that reads several merged groups absorbs their matrices one after the other.
     """
     replacements: dict[str, Replacement] = {}

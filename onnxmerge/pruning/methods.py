@@ -35,10 +35,14 @@ def best_removal(statistics: LayerStatistics, group: ChannelGroup, count: int, o
 
     Parameters
     ----------
-    statistics : covariances of what the group's consumers read
-    group : the channel group
-    count : how many of its channels stay
-    options : of these `method`, `plan`, `criterion`, and those of merging
+    statistics : LayerStatistics
+        Covariances of what the group's consumers read.
+    group : ChannelGroup
+        The channel group.
+    count : int
+        How many of its channels stay.
+    options : PruningOptions
+        Of these `method`, `plan`, `criterion`, and those of merging.
 
     Returns
     -------

@@ -37,13 +37,14 @@ REMOVED_SHARES = (0.25, 0.5, 0.75)
 """Shares of a group's channels that are removed; between them the loss follows the error curve of the elimination."""
 
 MAX_INPUTS, MIN_INPUTS = 64, 8
-"""Inputs that a measurement runs on: a mean squared error over 64 inputs orders groups, fewer than 8 do not."""
+"""Inputs that a measurement runs on, as many as `MAC_BUDGET` allows. A choice: losses are compared between groups, on the same
+inputs, so that a few are enough."""
 
 MAC_BUDGET = 4e11
 """Multiply-accumulates of all measurements together, about ten seconds on two cores: larger models get fewer inputs."""
 
 LARGEST_LOSS = 1e3
-"""The loss of outputs that are not finite any more, and the most that any removal counts for."""
+"""The most that a removal counts for, in units of the outputs' variance: losses stay finite where outputs overflow."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,12 @@ class Sensitivity:
 
     Attributes
     ----------
-    removed : share of the group's channels that was asked to be removed
-    kept : number of channels that were kept
-    loss : 1 - fidelity of the output that suffers most, 0 to `LARGEST_LOSS`
+    removed : float
+        Share of the group's channels that was asked to be removed.
+    kept : int
+        Number of channels that were kept.
+    loss : float
+        1 - fidelity of the output that suffers most, 0 to `LARGEST_LOSS`.
     """
 
     removed: float
@@ -69,14 +73,18 @@ def measure_sensitivities(
 
     Parameters
     ----------
-    statistics : what was observed of the model
-    groups : the groups to measure
-    macs : multiply-accumulates of the model for one input, which decide how many inputs are affordable
-    options : how channels are chosen and what replaces them
+    statistics : LayerStatistics
+        What was observed of the model.
+    groups : Sequence[ChannelGroup]
+        The groups to measure.
+    macs : int
+        Multiply-accumulates of the model for one input, which decide how many inputs are affordable.
+    options : PruningOptions
+        How channels are chosen and what replaces them.
 
     Returns
     -------
-    dict
+    dict[str, tuple of Sensitivity]
         By name of the group, by ascending share removed; empty for groups that nothing reads.
     """
     context = statistics.context
@@ -121,10 +129,14 @@ class _RestOfModel:
 
     Parameters
     ----------
-    statistics : what was observed of the model
-    group : the channel group
-    run : a run of the reference that stands at the first consumer
-    sizes : number of inputs in each of its batches
+    statistics : LayerStatistics
+        What was observed of the model.
+    group : ChannelGroup
+        The channel group.
+    run : LayerwiseRun
+        A run of the reference that stands at the first consumer; its nodes of the consumers are replaced.
+    sizes : sequence of int
+        Number of inputs in each of its batches.
     """
 
     def __init__(self, statistics: LayerStatistics, group: ChannelGroup, run: LayerwiseRun, sizes: Sequence[int]) -> None:

@@ -39,15 +39,25 @@ def solve_consumers(
 
     Parameters
     ----------
-    context : the exported model and the inputs to solve on
-    reference_statistics : covariances of what each layer reads, for channel mixing
-    removals : what is removed from each group
-    unsolved : by key, consumers that are not to be solved and what replaces them; None: they only lose their inputs
+    context : RunContext
+        The exported model and the inputs to solve on.
+    reference_statistics : ReferenceStatistics
+        Covariances of what each layer reads, for channel mixing.
+    removals : Sequence[Removal]
+        What is removed from each group.
+    unsolved : Mapping[str, Replacement or None]
+        By key, consumers that are not to be solved and what replaces them; None: they only lose their inputs.
 
     Returns
     -------
-    dict
+    dict[str, Replacement]
         By key of the layer.
+
+    Notes
+    -----
+    Targets from the reference, inputs from the compressed model: He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep
+    Neural Networks", 2017. A second solve for what passes a ReLU: Zhang, Zou, He, Sun, "Accelerating Very Deep Convolutional
+    Networks for Classification and Detection", 2015.
     """
     kept = context.channels.kept_mask((removal.group, removal.kept) for removal in removals)
     layers = sorted(reference_statistics.layers.values(), key=lambda layer: context.node_index[layer.key])
@@ -63,10 +73,9 @@ def solve_consumers(
         reference.run_until(context.node_index[layer.key])
         compressed.run_until(context.node_index[layer.key])
         update = _LayerUpdate(context, reference_statistics, layer, kept[layer.in_ids], reference, compressed)
-        if layer.key not in unsolved:
-            replacements[layer.key] = update.solve()
-        elif (given := update.accept(unsolved[layer.key])) is not None:
-            replacements[layer.key] = given
+        replacement = update.accept(unsolved[layer.key]) if layer.key in unsolved else update.solve()
+        if replacement is not None:
+            replacements[layer.key] = replacement
         context.progress("reconstruction", (number + 1) / len(layers))
     return replacements
 
@@ -117,10 +126,11 @@ class _LayerUpdate:
             replacement = self._replace(weights, bias - self.own_bias)
         return replacement
 
-    def accept(self, given: Replacement | None) -> Replacement | None:
-        """Go on with what was decided without statistics, which is also returned."""
-        self._replace(kept_weights(self.layer, self.kept, None if given is None else given.weight), np.zeros(1))
-        return given
+    def accept(self, replacement: Replacement | None) -> Replacement | None:
+        """Go on with a replacement that was decided without statistics, or the layer's own weight; returns it as it came."""
+        stored_weight = None if replacement is None else replacement.weight
+        self._replace(kept_weights(self.layer, self.kept, stored_weight), np.zeros(1))
+        return replacement
 
     def _with_means_kept(self, weights: list[np.ndarray]) -> Replacement:
         """These weights with the bias that gives every output the mean of its target."""
@@ -166,16 +176,23 @@ def least_squares(
 
     Parameters
     ----------
-    layer : the layer
-    moments : for each group, of its kept inputs, laid out (kernel position, input), against its targets
-    priors : for each group (out, kept inputs, kernel size), what the solution is pulled towards
-    ridge : strength of the pull, relative to the mean variance of the inputs
-    correction_exponent : exponent of the variance correction
+    layer : Layer
+        The layer.
+    moments : Sequence[MomentSums]
+        For each group, of its kept inputs, laid out (kernel position, input), against its targets.
+    priors : sequence of ndarray of shape (out, kept inputs, kernel size)
+        For each group what the solution is pulled towards.
+    ridge : float
+        Strength of the pull, relative to the mean variance of the inputs.
+    correction_exponent : float
+        Exponent of the variance correction, 0 for none.
 
     Returns
     -------
-    weights : for each group, shaped as the priors
-    bias : (out,) of all groups, the layer's own included
+    weights : list of ndarray
+        For each group, shaped as the priors.
+    bias : ndarray of shape (out,)
+        Of all groups, the layer's own included.
     """
     weights, biases = [], []
     independent = layer.layout != "conv"
