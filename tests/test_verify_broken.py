@@ -10,8 +10,8 @@ from onnx import numpy_helper
 from topologies.net import Net
 
 from onnxmerge import compress, verify
-from onnxmerge.evaluation import layer_checks as judging
-from onnxmerge.evaluation.channel_matching import TwinSums
+from onnxmerge.evaluation import layer_checks as layer_checks
+from onnxmerge.evaluation.channel_matching import ChannelCorrelation
 from onnxmerge.evaluation.weight_differences import difference
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -167,9 +167,9 @@ def test_a_compressed_model_without_a_mistake(compressed):
 
 
 def twins(reference: np.ndarray, candidate: np.ndarray) -> str:
-    sums = TwinSums(1)
+    sums = ChannelCorrelation(1)
     sums.add(reference, candidate)
-    return sums.mistake()
+    return sums.unexplained()
 
 
 CHANNELS = np.random.default_rng(0).standard_normal((400, 8, 1, 1)).astype(np.float32)
@@ -267,7 +267,7 @@ def test_a_bias_that_moves_less_than_rounding_elsewhere(tmp_path):
 
 
 def test_a_model_of_a_fixed_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(judging, "LAYER_WORK", 0)  # eight inputs, which are no whole batches of three
+    monkeypatch.setattr(layer_checks, "LAYER_WORK", 0)  # eight inputs, which are no whole batches of three
     net = Net(np.random.default_rng(0), batch=3)
     net.output(net.gemm(net.relu(net.gemm(net.input("x", 5), "first", 5, 8)), "second", 8, 4), 4)
     model = net.model()

@@ -55,9 +55,9 @@ class ChannelSums:
         """Candidate's channel -> the reference's channel that it holds, for channels out of place; empty unless all fit."""
         reference, candidate = self.sums[[0, 2]].T, self.sums[[1, 3]].T
         tolerance = _SAME * np.abs(reference) + 1e-12
-        astray = np.flatnonzero((np.abs(candidate - reference) > tolerance).any(axis=1))
-        free, moved = list(astray), {}
-        for channel in astray:
+        misplaced = np.flatnonzero((np.abs(candidate - reference) > tolerance).any(axis=1))
+        free, moved = list(misplaced), {}
+        for channel in misplaced:
             gaps = [float(np.abs(candidate[channel] - reference[other]).sum()) for other in free]
             twin = free.pop(int(np.argmin(gaps)))
             if (np.abs(candidate[channel] - reference[twin]) > 100 * tolerance[twin]).any():

@@ -18,7 +18,7 @@ LAYER_ELEMENTS = 100_000_000  # of one run: beyond, layers are compared only whe
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def small_enough(shapes: Shapes) -> bool:
+def fits_in_memory(shapes: Shapes) -> bool:
     """Whether all tensors of a run may be held without being asked for."""
     return _elements(shapes) < LAYER_ELEMENTS
 
@@ -28,7 +28,7 @@ def _elements(shapes: Shapes) -> int:
     return sum(int(np.prod(shape)) for shape in shapes.values())
 
 
-def layer_drift(reference: Path, candidate: Path, inputs: Inputs, shapes: Shapes) -> LayerComparison:
+def compare_some_layers(reference: Path, candidate: Path, inputs: Inputs, shapes: Shapes) -> LayerComparison:
     """On a few inputs, more of small ones, one a run: the tensors of one run of both models are in memory at a time."""
     wanted = max(LAYER_INPUTS, min(MOST_LAYER_INPUTS, LAYER_WORK // max(_elements(shapes), 1)), inputs.batch_size or 1)
     number = min(inputs.count, wanted)
@@ -36,7 +36,7 @@ def layer_drift(reference: Path, candidate: Path, inputs: Inputs, shapes: Shapes
     return compare_layers(reference, candidate, some.batches(1), (str(reference), str(candidate)))
 
 
-def mistakes_of(layers: LayerComparison | None) -> list[str]:
+def layer_failures(layers: LayerComparison | None) -> list[str]:
     """What the layer-wise comparison found wrong: any drift where no channel was removed, else what removal does not explain."""
     if layers is None:
         return []

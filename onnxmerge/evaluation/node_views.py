@@ -13,8 +13,8 @@ from onnx import numpy_helper
 from onnxmerge.execution.sessions import ModelSource
 from onnxmerge.execution.shapes import read_graph
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_SLOTS = {
+LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_INPUT_NAMES = {
     **dict.fromkeys(("Conv", "ConvTranspose"), ("input", "weight", "bias")),
     "Gemm": ("input", "weight", "bias"),
     "MatMul": ("left matrix", "weight"),
@@ -24,41 +24,41 @@ _FLOATING = frozenset(number for name, number in onnx.TensorProto.DataType.items
 
 
 @dataclass(frozen=True)
-class Wire:
+class NodeView:
     """A node. reads: what depends on the graph inputs, captured by bodies too; constants: the other inputs by position."""
 
     name: str
-    operator: str
-    writes: tuple[str, ...]
-    reads: tuple[str, ...]
+    op_type: str
+    outputs: tuple[str, ...]
+    dynamic_inputs: tuple[str, ...]
     constants: dict[int, str]
     attributes: bytes = field(repr=False)
 
-    def slot(self, position: int) -> str:
+    def input_name(self, position: int) -> str:
         """What an input is called in a sentence."""
-        names = _SLOTS.get(self.operator, ())
+        names = _INPUT_NAMES.get(self.op_type, ())
         return names[position] if position < len(names) else f"input {position}"
 
 
 @dataclass(frozen=True)
-class Wiring:
+class GraphView:
     """A main graph; `folder` is where its external data lies."""
 
-    wires: tuple[Wire, ...]
+    nodes: tuple[NodeView, ...]
     proto: onnx.ModelProto = field(repr=False)
     folder: Path | None
 
     @property
-    def writers(self) -> dict[str, Wire]:
+    def producers(self) -> dict[str, NodeView]:
         """Tensor -> the node that writes it, for every tensor that depends on the graph inputs."""
-        return {name: wire for wire in self.wires for name in wire.writes}
+        return {name: node for node in self.nodes for name in node.outputs}
 
     @property
     def layers(self) -> tuple[tuple[str, tuple[tuple[int, ...], ...]], ...]:
         """Operator and shapes of the stored weights of every layer: equal for two models where no channel was removed."""
         shapes = {tensor.name: tuple(tensor.dims) for tensor in self.proto.graph.initializer}
-        found = [(wire.operator, wire.constants.values()) for wire in self.wires if wire.operator in WEIGHTED]
-        return tuple((operator, tuple(shapes.get(name, ()) for name in names)) for operator, names in found)
+        found = [(node.op_type, node.constants.values()) for node in self.nodes if node.op_type in LAYER_OPERATORS]
+        return tuple((op_type, tuple(shapes.get(name, ()) for name in names)) for op_type, names in found)
 
     @property
     def float_types(self) -> frozenset[str]:
@@ -75,32 +75,32 @@ class Wiring:
 
     def not_finite(self) -> list[str]:
         """Layers whose own stored numbers hold NaN or infinity, and what holds them: 'Conv_3: its weight holds NaN'."""
-        layers = {name: (wire, position) for wire in reversed(self.wires) for position, name in wire.constants.items()}
+        layers = {name: (node, position) for node in reversed(self.nodes) for position, name in node.constants.items()}
         found = []
         for tensor in self.proto.graph.initializer:
             if tensor.data_type in _FLOATING and not np.isfinite(_array(tensor, self.folder)).all():
-                wire, position = layers.get(tensor.name, (None, 0))
-                place = f"the tensor {tensor.name}" if wire is None else f"the {wire.slot(position)} of {wire.name}"
+                node, position = layers.get(tensor.name, (None, 0))
+                place = f"the tensor {tensor.name}" if node is None else f"the {node.input_name(position)} of {node.name}"
                 found.append(f"{place} holds NaN or infinity")
         return found
 
 
-def wiring_of(model: ModelSource, label: str) -> Wiring:
+def read_graph_view(model: ModelSource, label: str) -> GraphView:
     """Read a graph without its external weights. Raises ModelError."""
     proto = read_graph(model, label)
     stored = {tensor.name for tensor in (*proto.graph.initializer, *(each.values for each in proto.graph.sparse_initializer))}
     varying = {value.name for value in proto.graph.input} - stored
-    wires = []
+    nodes = []
     for node in proto.graph.node:
         read = list(dict.fromkeys((*node.input, *_captured(node))))
-        reads = tuple(name for name in read if name in varying)
-        if not reads:
+        dynamic_inputs = tuple(name for name in read if name in varying)
+        if not dynamic_inputs:
             continue
         constants = {position: name for position, name in enumerate(node.input) if name and name not in varying}
-        writes = tuple(name for name in node.output if name)
-        varying.update(writes)
-        wires.append(Wire(_named(node), node.op_type, writes, reads, constants, _settings(node)))
-    return Wiring(tuple(wires), proto, model.parent if isinstance(model, Path) else None)
+        outputs = tuple(name for name in node.output if name)
+        varying.update(outputs)
+        nodes.append(NodeView(_named(node), node.op_type, outputs, dynamic_inputs, constants, _settings(node)))
+    return GraphView(tuple(nodes), proto, model.parent if isinstance(model, Path) else None)
 
 
 def _named(node: onnx.NodeProto) -> str:

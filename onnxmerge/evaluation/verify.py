@@ -13,8 +13,8 @@ from onnxmerge.data.saving import save_feeds
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import OptionError
 from onnxmerge.evaluation.check import compared
-from onnxmerge.evaluation.layer_checks import layer_drift, mistakes_of, small_enough
-from onnxmerge.evaluation.node_views import wiring_of
+from onnxmerge.evaluation.layer_checks import compare_some_layers, layer_failures, fits_in_memory
+from onnxmerge.evaluation.node_views import read_graph_view
 from onnxmerge.evaluation.thresholds import failures_of
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import open_pair
@@ -91,22 +91,22 @@ def _verify_files(
     _check_files(reference, candidate, given, label_file, worst_file)
     provider = provider_of(runtime)
     pair = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
-    wirings = [wiring_of(model, str(model)) for model in (reference, candidate)]
+    graphs = [read_graph_view(model, str(model)) for model in (reference, candidate)]
     shapes = observed_shapes(reference)
     inputs = inputs_for(pair[0], shapes, given)
     classes = None if label_file is None else read_labels(label_file, inputs)
-    same_channel_counts = wirings[0].layers == wirings[1].layers
-    suspected = not same_channel_counts and not thresholds.given and small_enough(shapes)
-    drift = layer_drift(reference, candidate, inputs, shapes) if layers or suspected else None
+    same_channel_counts = graphs[0].layers == graphs[1].layers
+    check_layers = not same_channel_counts and not thresholds.given and fits_in_memory(shapes)
+    layer_comparison = compare_some_layers(reference, candidate, inputs, shapes) if layers or check_layers else None
     fidelity = replace(
         compared(pair, inputs, classes),
         same_channel_counts=same_channel_counts,
-        layer_comparison=drift if layers else None,
+        layer_comparison=layer_comparison if layers else None,
     )
     if worst_file is not None:
         save_feeds(worst_file, inputs.feeds_with(fidelity.worst.worst_input))
-    new = [place for place in wirings[1].not_finite() if place not in wirings[0].not_finite()]
-    failures = (*new, *failures_of(fidelity, thresholds, wirings[1].float_types), *mistakes_of(drift))
+    new = [place for place in graphs[1].not_finite() if place not in graphs[0].not_finite()]
+    failures = (*new, *failures_of(fidelity, thresholds, graphs[1].float_types), *layer_failures(layer_comparison))
     return Verification(str(reference), str(candidate), fidelity, failures)
 
 

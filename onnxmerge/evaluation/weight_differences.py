@@ -23,14 +23,14 @@ def difference(before: np.ndarray | None, after: np.ndarray | None, name: str, r
         return ""
     if not np.isfinite(other[np.isfinite(one)]).all():
         return f"the {name} holds NaN or infinity"
-    return f"the {name} {_how(one, other, changed, tolerance, rows_last)}"
+    return f"the {name} {_describe(one, other, changed, tolerance, rows_last)}"
 
 
-def _how(one: np.ndarray, other: np.ndarray, changed: np.ndarray, tolerance: float, rows_last: bool) -> str:
+def _describe(one: np.ndarray, other: np.ndarray, changed: np.ndarray, tolerance: float, rows_last: bool) -> str:
     if np.allclose(other, -one, rtol=tolerance, atol=0.0):
         return "has the opposite sign"
-    first, second, astray = (np.moveaxis(each, -1, 0) if rows_last and each.ndim > 1 else each for each in (one, other, changed))
-    exchanged = _exchanged(first, second, astray, tolerance)
+    first, second, misplaced = (np.moveaxis(each, -1, 0) if rows_last and each.ndim > 1 else each for each in (one, other, changed))
+    exchanged = _exchanged(first, second, misplaced, tolerance)
     if exchanged:
         return exchanged
     moved = np.abs(other[changed] - one[changed]) / np.maximum(np.abs(one[changed]), 1e-30)
@@ -41,15 +41,15 @@ def _how(one: np.ndarray, other: np.ndarray, changed: np.ndarray, tolerance: flo
 
 def _exchanged(one: np.ndarray, other: np.ndarray, changed: np.ndarray, tolerance: float) -> str:
     """'has its channels 0 and 3 exchanged', where rows only changed places; "" elsewhere."""
-    astray = np.flatnonzero(changed.reshape(len(one), -1).any(axis=1)) if one.ndim else np.zeros(0, np.intp)
-    if len(astray) < 2:
+    misplaced = np.flatnonzero(changed.reshape(len(one), -1).any(axis=1)) if one.ndim else np.zeros(0, np.intp)
+    if len(misplaced) < 2:
         return ""
-    rows = [array[astray].reshape(len(astray), -1) for array in (one, other)]
-    measure_sensitivities = np.random.default_rng(0).standard_normal(rows[0].shape[1])
-    order = [np.argsort(array @ measure_sensitivities) for array in rows]
+    rows = [array[misplaced].reshape(len(misplaced), -1) for array in (one, other)]
+    projection = np.random.default_rng(0).standard_normal(rows[0].shape[1])
+    order = [np.argsort(array @ projection) for array in rows]
     if not np.allclose(rows[0][order[0]], rows[1][order[1]], rtol=tolerance, atol=0.0):
         return ""
-    return f"has its channels {astray[0]} and {astray[1]} exchanged" if len(astray) == 2 else "has its channels permuted"
+    return f"has its channels {misplaced[0]} and {misplaced[1]} exchanged" if len(misplaced) == 2 else "has its channels permuted"
 
 
 def _shape(array: np.ndarray) -> str:
