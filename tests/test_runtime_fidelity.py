@@ -7,8 +7,10 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxmerge.errors import InputError, VerificationError
-from onnxmerge.evaluation.fidelity import as_array, check_thresholds, compare
+from onnxmerge.evaluation.fidelity import as_array, compare
+from onnxmerge.evaluation.thresholds import missed_thresholds
 from onnxmerge.execution.sessions import open_session
+from onnxmerge.options import Thresholds
 from onnxmerge.report.documents import as_json
 from onnxmerge.results import Accuracy, Fidelity, OutputFidelity
 
@@ -106,7 +108,7 @@ def test_a_lost_candidate_has_no_nan_in_its_figures(inputs, weight):
     assert not output.finite
     assert (output.fidelity, output.cosine_mean, output.top1_agreement) == (-math.inf, 0.0, 0.0)
     assert not any(isinstance(value, float) and math.isnan(value) for value in as_json(output).values())
-    assert check_thresholds(found) == ["output 'y' holds NaN or infinity"]
+    assert missed_thresholds(found, Thresholds()) == ["output 'y' holds NaN or infinity"]
 
 
 def test_one_lost_input_is_the_worst(inputs):
@@ -181,7 +183,8 @@ class _Taking:
 
     def __init__(self, inner, name):
         self.inner, self.name = inner, name
-        self.output_names, self.label, self.provider = inner.output_names, inner.label, inner.provider
+        self.output_names, self.label = inner.output_names, inner.label
+        self.provider, self.handle = inner.provider, inner.handle
 
     def run(self, feeds):
         return self.inner.run({self.name: feeds[self.name]})
@@ -228,10 +231,10 @@ def output(name, fidelity=0.9, cosine=0.95, top1=None, relative=0.3, finite=True
 
 THRESHOLDS = {
     "none": ({}, []),
-    "all hold": ({"min_fidelity": 0.9, "min_cosine": 0.8, "min_top1": 0.5, "max_relative_l2": 0.3}, []),
+    "all hold": ({"min_fidelity": 0.9, "min_cosine": 0.8, "min_top1_agreement": 0.5, "max_relative_l2": 0.3}, []),
     "fidelity": ({"min_fidelity": 0.91}, ["output 'a': fidelity 0.9 is below 0.91"]),
     "cosine of the worst": ({"min_cosine": 0.9}, ["output 'b': mean cosine 0.8 is below 0.9"]),
-    "top1": ({"min_top1": 0.7}, ["output 'b': top-1 agreement 0.5 is below 0.7"]),
+    "top1": ({"min_top1_agreement": 0.7}, ["output 'b': top-1 agreement 0.5 is below 0.7"]),
     "relative": ({"max_relative_l2": 0.2}, ["output 'a': mean relative L2 0.3 is above 0.2"]),
 }
 
@@ -239,17 +242,17 @@ THRESHOLDS = {
 @pytest.mark.parametrize(("limits", "lines"), THRESHOLDS.values(), ids=THRESHOLDS.keys())
 def test_thresholds(limits, lines):
     fidelity = Fidelity((output("a"), output("b", 0.95, 0.8, 0.5, 0.1)), 1, "", "")
-    assert check_thresholds(fidelity, **limits) == lines
+    assert missed_thresholds(fidelity, Thresholds(**limits)) == lines
 
 
 @pytest.mark.parametrize("limit", ["min_fidelity", "min_cosine"])
 def test_nan_holds_no_threshold(limit):
     nan = float("nan")
-    assert check_thresholds(Fidelity((output("a", nan, nan),), 1, "", ""), **{limit: -10.0})
+    assert missed_thresholds(Fidelity((output("a", nan, nan),), 1, "", ""), Thresholds(**{limit: -10.0}))
 
 
 def test_top1_without_class_scores():
-    assert check_thresholds(Fidelity((output("a"),), 1, "", ""), min_top1=0.5) == [
+    assert missed_thresholds(Fidelity((output("a"),), 1, "", ""), Thresholds(min_top1_agreement=0.5)) == [
         "top-1 agreement cannot be checked: no output looks like class scores"
     ]
 

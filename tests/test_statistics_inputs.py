@@ -291,7 +291,7 @@ SPLITS = {
 
 
 @pytest.mark.parametrize(("fixed", "count", "held_out", "expected"), SPLITS.values(), ids=SPLITS)
-def test_split_holds_a_part_back(fixed, count, held_out, expected):
+def test_split_holds_a_part_out(fixed, count, held_out, expected):
     inputs = synthesise(spec("x", (fixed or "N", 6)), count=count)
     rest, held = inputs.split(held_out, seed=0)
     assert (rest.count, held.count) == (count - expected, expected)
@@ -302,7 +302,7 @@ def test_split_holds_a_part_back(fixed, count, held_out, expected):
     assert {row.tobytes() for row in whole(inputs.split(held_out, seed=0)[1])["x"]} == rows["held"]
 
 
-def test_the_seed_draws_the_part_that_is_held_back():
+def test_the_seed_draws_the_part_that_is_held_out():
     inputs = synthesise(IMAGE, count=40)
     held = [tuple(inputs.split(8, seed)[1].indices) for seed in (0, 0, 1)]
     assert held[0] == held[1] != held[2]

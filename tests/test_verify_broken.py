@@ -112,7 +112,7 @@ def test_a_nan_that_never_reaches_an_output(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["digits-mlp", "digits-resnet-bn", "digits-mobile"])
-def test_the_same_model_has_no_drift(name):
+def test_the_same_model_does_not_deviate(name):
     path = MODELS / f"{name}.onnx"
     found = verify(path, path, **QUICK, layers=True)
     fidelity, failures = found.fidelity, found.failures
@@ -120,7 +120,7 @@ def test_the_same_model_has_no_drift(name):
     assert fidelity.layer_comparison.compared_tensors > 4
 
 
-def test_a_compressed_model_drifts_where_channels_went(tmp_path):
+def test_a_compressed_model_deviates_where_channels_were_removed(tmp_path):
     reference, candidate = MODELS / "digits-mobile.onnx", tmp_path / "out.onnx"
     result = compress(reference, candidate, ratio=0.25, method="prune", scope="chains", verify=False)
     found = verify(reference, candidate, **QUICK, layers=True, min_cosine=-1.0)
@@ -166,7 +166,7 @@ def test_a_compressed_model_without_a_mistake(compressed):
     assert (failures, fidelity.same_channel_counts, fidelity.layer_comparison) == ((), False, None)
 
 
-def twins(reference: np.ndarray, candidate: np.ndarray) -> str:
+def unexplained_change(reference: np.ndarray, candidate: np.ndarray) -> str:
     sums = ChannelCorrelation(1)
     sums.add(reference, candidate)
     return sums.unexplained()
@@ -174,7 +174,7 @@ def twins(reference: np.ndarray, candidate: np.ndarray) -> str:
 
 CHANNELS = np.random.default_rng(0).standard_normal((400, 8, 1, 1)).astype(np.float32)
 NOISE = 0.1 * np.random.default_rng(1).standard_normal((400, 8, 1, 1)).astype(np.float32)
-TWINS = {
+MATCHES = {
     "fewer channels": (CHANNELS[:, [0, 2, 3, 5, 7]], ""),
     "with an error": ((CHANNELS + NOISE)[:, [0, 2, 3, 5, 7]], ""),
     "exchanged": ((CHANNELS + NOISE)[:, [0, 5, 3, 2, 7]], "has its channels 1 and 3 exchanged"),
@@ -187,9 +187,9 @@ TWINS = {
 }
 
 
-@pytest.mark.parametrize(("candidate", "text"), TWINS.values(), ids=TWINS.keys())
-def test_whose_twin_a_channel_is(candidate, text):
-    assert twins(CHANNELS[: len(candidate)], candidate) == text
+@pytest.mark.parametrize(("candidate", "text"), MATCHES.values(), ids=MATCHES.keys())
+def test_which_reference_channel_a_channel_is(candidate, text):
+    assert unexplained_change(CHANNELS[: len(candidate)], candidate) == text
 
 
 ONE = np.arange(1.0, 13.0, dtype=np.float32).reshape(4, 3)
@@ -237,7 +237,7 @@ def half_precision() -> tuple[onnx.ModelProto, onnx.ModelProto]:
     return single.model(), half.model()
 
 
-def test_half_precision_is_no_drift(tmp_path):
+def test_half_precision_is_no_deviation(tmp_path):
     single, half = half_precision()
     reference, candidate = saved(single, tmp_path / "single.onnx"), saved(half, tmp_path / "half.onnx")
     found = verify(reference, candidate, **QUICK, layers=True)

@@ -120,7 +120,7 @@ def test_layers_on_the_terminal_and_as_json(run, folder):
     code, out, err = run("verify", MLP, folder / "swapped.onnx", "--layers", "--samples", "16")
     assert code == 1
     assert "first deviation: /5/Gemm: channels are permuted: 0 holds 9, 9 holds 0" in out
-    assert "drift from /5/Gemm on" in err
+    assert "deviate from /5/Gemm on" in err
     _, out, _ = run("verify", MLP, folder / "swapped.onnx", "--layers", "--samples", "16", "--json")
     layers = json.loads(out)["fidelity"]["layer_comparison"]
     assert (layers["first_deviation"]["node"], layers["same_channel_counts"], layers["runs"]) == ("/5/Gemm", True, 16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,27 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class TimingEffort:
-    """How well a latency is measured: seconds, rounds of freshly opened sessions, and at least so many calls."""
+    """How long a latency is measured.
+
+    Attributes
+    ----------
+    seconds : float
+        Time of the calls.
+    rounds : int
+        Number of times that sessions are opened afresh.
+    min_runs : int
+        Least number of calls of each model.
+    """
 
     seconds: float
     rounds: int
-    calls: int
+    min_runs: int
 
 
 DEFAULT_EFFORT = TimingEffort(4.0, 16, 20)
-TRIAL_EFFORT = TimingEffort(1.5, 16, 8)
-CONFIRMING_EFFORT = TimingEffort(8.0, 48, 20)  # for a latency that was asked for: sessions of one model differ more than calls do
+TRIAL_EFFORT = TimingEffort(1.5, 16, 8)  # of the many models that a search for a latency times
+# Of the model that is to meet a latency: three times the rounds, because sessions of one model differ more than calls do
+CONFIRMING_EFFORT = TimingEffort(8.0, 48, 20)
 
 
 @takes(InputOptions, RuntimeOptions)
@@ -116,7 +127,7 @@ def benchmark(
 
 
 def _macs(model: Path, shapes: Shapes) -> int | None:
-    """Multiply-accumulates of one tiny run; None for a model that runs but cannot be understood."""
+    """Multiply-accumulates of one run of these shapes; None for a model that runs but cannot be analysed."""
     try:
         return total_macs(load(model), shapes)
     except ModelError:
@@ -124,7 +135,7 @@ def _macs(model: Path, shapes: Shapes) -> int | None:
 
 
 def with_macs(latency: LatencyComparison, before: int | None, after: int | None) -> LatencyComparison:
-    """The comparison with the MACs beside it: how much of the work saved became time saved."""
+    """The comparison with the ratio of the MACs, and the share of their saving that became a saving of time."""
     if not before or after is None:
         return latency
     ratio = after / before
@@ -141,10 +152,8 @@ def time_pair(
     effort: TimingEffort | None = None,
     seed: int = 0,
 ) -> LatencyComparison:
-    """Latency of one call of `batch` inputs (Options.batch or 1 unless told), reference and candidate in turn."""
+    """Latency of one call of `batch` inputs, by default of `runtime.batch` or 1, reference and candidate called in turn."""
     provider = replace(provider, settings=replace(provider.settings, cuda_graph=runtime.cuda_graph))
     pair = open_pair(reference, candidate, provider, optimise=True, threads=runtime.threads)
     feeds = inputs.repeated(batch or runtime.batch or 1)
-    how = effort or DEFAULT_EFFORT
-    found = compare_latency(*pair, feeds, seconds=how.seconds, min_runs=how.calls, rounds=how.rounds, seed=seed)
-    return replace(found, execution=execution_of(*pair))
+    return replace(compare_latency(*pair, feeds, **asdict(effort or DEFAULT_EFFORT), seed=seed), execution=execution_of(*pair))

@@ -1,7 +1,8 @@
 """Which reference channel each channel of a candidate is, by correlation, where channels were removed.
 
-Removing channels keeps the others in their order and their sign, whatever was fitted behind them. A channel counts only where its
-twin is beyond doubt: correlation above CERTAIN, and every other reference channel MARGIN below.
+Removing channels keeps the others in their order and their sign, whatever their consumers were fitted to. A channel counts only
+where there is no doubt: its correlation with one reference channel is above MIN_CORRELATION, those with all others lower by at
+least MIN_MARGIN.
 """
 
 from __future__ import annotations
@@ -10,16 +11,25 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+# A removed channel or a new scale rarely leaves a correlation this high with the wrong channel.
 MIN_CORRELATION, MIN_MARGIN = 0.9, 0.1
-MAX_CHANNEL_PAIRS = 1 << 20  # of channels of one tensor: what their products take is bounded
-MIN_VALUES = 256  # of one channel, for a correlation to mean something
-_MIN_MATCHES = 4
+MAX_CHANNEL_PAIRS = 1 << 20  # of one tensor: bounds the memory and time of their products
+MIN_VALUES = 256  # of one channel, so that chance correlations stay far below MIN_CORRELATION
+_MIN_MATCHES = 4  # channels matched before anything is said of a tensor
 NOT_FINITE = "gives NaN or infinity"
 
 
 @dataclass
 class ChannelCorrelation:
-    """Sums of one tensor of both models for every pair of channels, float64; axis: of the channels."""
+    """Running sums of the correlation between every reference and every candidate channel of one tensor, in float64.
+
+    Attributes
+    ----------
+    axis : of the channels
+    count : values of one channel so far
+    finite : whether the candidate was finite wherever the reference was
+    sums : of both, of their squares, and of the products of all pairs
+    """
 
     axis: int
     count: int = 0
@@ -27,7 +37,7 @@ class ChannelCorrelation:
     sums: list[np.ndarray] = field(default_factory=list)
 
     def add(self, reference: np.ndarray, candidate: np.ndarray) -> None:
-        """Arrays that differ in the number of channels at most."""
+        """Add values; only the number of channels may differ, other shapes are left out."""
         one, other = (np.moveaxis(array, self.axis, 0) for array in (reference, candidate))
         if one.shape[1:] != other.shape[1:] or len(one) * len(other) > MAX_CHANNEL_PAIRS:
             return
@@ -42,32 +52,32 @@ class ChannelCorrelation:
     def correlations(self) -> np.ndarray:
         """(reference channels, candidate channels); 0 for a channel that does not vary."""
         a, b, aa, bb, ab = (part / self.count for part in self.sums)
-        spread = np.sqrt(np.outer((aa - a**2).clip(min=0.0), (bb - b**2).clip(min=0.0)))
-        safe = spread > 1e-9 * np.sqrt(np.outer(aa, bb)) + 1e-300
-        return np.where(safe, ab - np.outer(a, b), 0.0) / np.where(safe, spread, 1.0)
+        deviations = np.sqrt(np.outer((aa - a**2).clip(min=0.0), (bb - b**2).clip(min=0.0)))
+        varies = deviations > 1e-9 * np.sqrt(np.outer(aa, bb)) + 1e-300
+        return np.where(varies, ab - np.outer(a, b), 0.0) / np.where(varies, deviations, 1.0)
 
     def unexplained(self) -> str:
-        """What removing channels does not explain, "" where nothing is wrong or nothing is certain."""
+        """What removing channels does not explain; empty where nothing is wrong or nothing is certain."""
         if not self.finite:
             return NOT_FINITE
         if self.count < MIN_VALUES:
             return ""
-        found = self.correlations()
-        channels, twins = matched_channels(np.abs(found))
+        correlations = self.correlations()
+        channels, originals = matched_channels(np.abs(correlations))
         if len(channels) < _MIN_MATCHES:
             return ""
-        if 2 * np.sum(found[twins, channels] < 0.0) > len(channels):
+        if 2 * np.sum(correlations[originals, channels] < 0.0) > len(channels):
             return "gives the opposite sign"
-        misplaced = np.flatnonzero(twins != np.sort(twins))
-        if len(misplaced) != 2:  # none, or an order of its own that a tool gave all layers
+        misplaced = np.flatnonzero(originals != np.sort(originals))
+        if len(misplaced) != 2:  # none, or a new order of the whole layer, as some tools make it
             return ""
         return f"has its channels {channels[misplaced[0]]} and {channels[misplaced[1]]} exchanged"
 
 
 def matched_channels(strength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Candidate channels, and the reference channel of each, where there is no doubt; strength (reference, candidate)."""
+    """Candidate channels that match without doubt, and the reference channel of each; by |correlation| (reference, candidate)."""
     best = strength.argmax(axis=0)
     ordered = np.sort(strength, axis=0)
     second = ordered[-2] if len(ordered) > 1 else np.zeros(strength.shape[1])
-    sure = np.flatnonzero((ordered[-1] > MIN_CORRELATION) & (ordered[-1] - second > MIN_MARGIN))
-    return sure, best[sure]
+    certain = np.flatnonzero((ordered[-1] > MIN_CORRELATION) & (ordered[-1] - second > MIN_MARGIN))
+    return certain, best[certain]

@@ -1,4 +1,4 @@
-"""Running sums of one tensor of both models, channel by channel, float64 inside: how far apart, and who is whose twin."""
+"""Running sums of one tensor of both models, channel by channel: how far apart they are, and which channels were permuted."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-_SAME = 1e-5  # relative, of sums that belong to the same channel
+_SAME = 1e-5  # relative difference of sums of the same channel: float32 rounding
 
 
 @dataclass
 class ChannelSums:
-    """axis: of the channels. For each channel: sums of both, of their squares, of the squared difference."""
+    """Sums of one tensor of both models, in float64.
+
+    Attributes
+    ----------
+    axis : of the channels
+    exact : whether all values were equal to the bit
+    finite : whether the candidate was finite wherever the reference was
+    count : values of one channel so far
+    sums : (5, channels) of reference, candidate, their squares, and the squared difference
+    """
 
     axis: int
     exact: bool = True
@@ -20,10 +29,10 @@ class ChannelSums:
     count: int = 0
     sums: np.ndarray = field(default_factory=lambda: np.zeros((5, 1)))
 
-    def add(self, expected: np.ndarray, found: np.ndarray) -> None:
-        """Two arrays of one shape. Where the reference is not finite nothing is compared."""
-        self.exact = self.exact and np.array_equal(expected, found, equal_nan=expected.dtype.kind == "f")
-        one, other = self._rows(expected), self._rows(found)
+    def add(self, reference: np.ndarray, candidate: np.ndarray) -> None:
+        """Add two arrays of one shape. Values where the reference is not finite are left out."""
+        self.exact = self.exact and np.array_equal(reference, candidate, equal_nan=reference.dtype.kind == "f")
+        one, other = self._rows(reference), self._rows(candidate)
         valid = np.isfinite(one)
         self.finite = self.finite and bool(np.isfinite(other[valid]).all())
         one, other = (np.where(valid & np.isfinite(other), array, 0.0) for array in (one, other))
@@ -47,24 +56,21 @@ class ChannelSums:
         return 0.0 if error == 0.0 else math.sqrt(error / energy) if energy > 0.0 else math.inf
 
     def same_as(self, other: ChannelSums) -> bool:
-        """Whether the candidate's tensor here is what the reference has there."""
+        """Whether the candidate's tensor here has the sums of the reference's tensor there."""
         mine, theirs = self.sums[[1, 3]], other.sums[[0, 2]]
-        return mine.shape == theirs.shape and np.allclose(mine, theirs, rtol=_SAME, atol=_SAME * _size(theirs))
+        tolerance = _SAME * 1e-3 * float(np.abs(theirs).max(initial=0.0))
+        return mine.shape == theirs.shape and np.allclose(mine, theirs, rtol=_SAME, atol=tolerance)
 
     def permutation(self) -> dict[int, int]:
-        """Candidate's channel -> the reference's channel that it holds, for channels out of place; empty unless all fit."""
+        """Reference channel that each misplaced candidate channel holds; empty unless all of them are found."""
         reference, candidate = self.sums[[0, 2]].T, self.sums[[1, 3]].T
         tolerance = _SAME * np.abs(reference) + 1e-12
         misplaced = np.flatnonzero((np.abs(candidate - reference) > tolerance).any(axis=1))
-        free, moved = list(misplaced), {}
+        free, originals = list(misplaced), {}
         for channel in misplaced:
             gaps = [float(np.abs(candidate[channel] - reference[other]).sum()) for other in free]
-            twin = free.pop(int(np.argmin(gaps)))
-            if (np.abs(candidate[channel] - reference[twin]) > 100 * tolerance[twin]).any():
+            original = free.pop(int(np.argmin(gaps)))
+            if (np.abs(candidate[channel] - reference[original]) > 100 * tolerance[original]).any():
                 return {}
-            moved[int(channel)] = int(twin)
-        return moved
-
-
-def _size(sums: np.ndarray) -> float:
-    return float(np.abs(sums).max(initial=0.0)) * 1e-3
+            originals[int(channel)] = int(original)
+        return originals

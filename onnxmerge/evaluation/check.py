@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import dataclass
 
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import BATCH
@@ -13,16 +10,25 @@ from onnxmerge.errors import VerificationError
 from onnxmerge.evaluation.benchmark import TimingEffort, time_pair
 from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.evaluation.thresholds import missed_thresholds
-from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.providers import Provider, provider_of
-from onnxmerge.execution.sessions import ModelSource, Session, open_pair
+from onnxmerge.execution.sessions import ModelSource, open_pair
 from onnxmerge.options import RuntimeOptions, Thresholds
 from onnxmerge.results import Fidelity, LatencyComparison
 
 
 @dataclass(frozen=True)
 class CandidateCheck:
-    """What was measured, and what a user should know about it."""
+    """What was measured of a candidate, and what the user should know about it.
+
+    Attributes
+    ----------
+    fidelity : Fidelity
+        Of its outputs.
+    latency : LatencyComparison or None
+        Against the reference's; None where it was not measured.
+    warnings : tuple of str
+        Sentences.
+    """
 
     fidelity: Fidelity
     latency: LatencyComparison | None
@@ -32,14 +38,9 @@ class CandidateCheck:
 def fidelity_of(
     reference: ModelSource, candidate: ModelSource, inputs: Inputs, provider: Provider, threads: int | None
 ) -> Fidelity:
-    """Compare outputs, both models without optimisation."""
-    return compared(open_pair(reference, candidate, provider, optimise=False, threads=threads), inputs)
-
-
-def compared(pair: Sequence[Session], inputs: Inputs, labels: np.ndarray | None = None) -> Fidelity:
-    """Outputs of two open sessions, and with labels (inputs,) the accuracy of both."""
-    measured = compare(pair[0], pair[1], inputs.batches(BATCH), inputs.description, labels)
-    return replace(measured, execution=execution_of(pair[0], pair[1]))
+    """Compare the outputs of two models that are opened without optimisation, as `compare` does."""
+    pair = open_pair(reference, candidate, provider, optimise=False, threads=threads)
+    return compare(*pair, inputs.batches(BATCH), inputs.description)
 
 
 def check_candidate(
@@ -53,7 +54,13 @@ def check_candidate(
     effort: TimingEffort | None = None,
     seed: int = 0,
 ) -> CandidateCheck:
-    """Compare outputs without optimisation, then time both with it. VerificationError where a threshold is missed."""
+    """Compare outputs without optimisation, then with `bench` time both models with it.
+
+    Raises
+    ------
+    VerificationError
+        Where a threshold is missed.
+    """
     provider = provider_of(runtime)
     fidelity = fidelity_of(reference, candidate, inputs, provider, runtime.threads)
     failures = missed_thresholds(fidelity, thresholds)

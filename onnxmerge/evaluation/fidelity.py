@@ -1,8 +1,7 @@
-"""How close a candidate's outputs are to the reference's, streamed: nothing kept grows with the number of inputs."""
+"""How close a candidate's outputs are to the reference's, batch by batch: memory does not grow with the number of inputs."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from onnxmerge.data.balance import looks_like_scores
 from onnxmerge.errors import InputError, VerificationError
 from onnxmerge.evaluation.output_metrics import OutputMoments
+from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.sessions import Session
 from onnxmerge.execution.tensor_specs import Feeds, batch_size
 from onnxmerge.results import Accuracy, Fidelity, OutputFidelity
@@ -46,18 +46,19 @@ def compare(
         There is no batch, or the labels do not fit the inputs or the outputs.
     """
     _check_names(reference, candidate)
-    counted = None if labels is None else _LabelCount(np.asarray(labels).ravel(), (reference.label, candidate.label))
+    label_counts = None if labels is None else _LabelCount(np.asarray(labels).ravel(), (reference.label, candidate.label))
 
     def runs() -> Iterator[tuple[int, Outputs, Outputs]]:
         for feeds in batches:
             size, expected, found = batch_size(feeds), reference.run(feeds), candidate.run(feeds)
-            if counted is not None:
-                counted.add(size, expected, found)
+            if label_counts is not None:
+                label_counts.add(size, expected, found)
             yield size, expected, found
 
     outputs, inputs = compare_outputs(runs(), reference.output_names)
-    accuracy = None if counted is None else counted.accuracy()
-    return Fidelity(outputs, inputs, description, candidate.provider.name, accuracy=accuracy)
+    accuracy = None if label_counts is None else label_counts.accuracy()
+    execution = execution_of(reference, candidate)
+    return Fidelity(outputs, inputs, description, candidate.provider.name, accuracy=accuracy, execution=execution)
 
 
 def compare_outputs(runs: Iterable[tuple[int, Outputs, Outputs]], names: Sequence[str]) -> tuple[tuple[OutputFidelity, ...], int]:
@@ -109,39 +110,8 @@ class _LabelCount:
         return Accuracy(before, after)
 
 
-def check_thresholds(
-    fidelity: Fidelity,
-    min_fidelity: float | None = None,
-    min_cosine: float | None = None,
-    min_top1: float | None = None,
-    max_relative_l2: float | None = None,
-) -> list[str]:
-    """A readable line for every threshold missed, none where all hold. Means over the inputs; the worst output counts.
-
-    NaN or infinity in the candidate fails whatever the thresholds are.
-    """
-    failures = [f"output {output.name!r} holds NaN or infinity" for output in fidelity.outputs if not output.finite]
-    rows = (
-        ("fidelity", min_fidelity, min, "below", [(o.fidelity, o.name) for o in fidelity.outputs]),
-        ("mean cosine", min_cosine, min, "below", [(o.cosine_mean, o.name) for o in fidelity.outputs]),
-        ("top-1 agreement", min_top1, min, "below", list(_top1(fidelity))),
-        ("mean relative L2", max_relative_l2, max, "above", [(o.relative_l2_mean, o.name) for o in fidelity.outputs]),
-    )
-    for what, limit, worst_of, side, values in rows:
-        if limit is None:
-            continue
-        if not values:
-            failures.append(f"{what} cannot be checked: no output looks like class scores")
-            continue
-        value, name = worst_of(values)
-        holds = value >= limit if worst_of is min else value <= limit
-        if not holds:
-            failures.append(f"output {name!r}: {what} {value:.6g} is {side} {limit:g}")
-    return failures
-
-
 def as_array(value: Any) -> np.ndarray:
-    """A runtime value as one array: a list of maps as rows of their sorted keys' values, a list of tensors joined flat."""
+    """An output of ONNX Runtime as one array: maps as rows of values in the order of keys, sequences of tensors joined flat."""
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         return np.array([[item[key] for key in sorted(item)] for item in value])
     if isinstance(value, list):
@@ -166,12 +136,6 @@ def _add(accumulated: OutputMoments, expected: np.ndarray, found: np.ndarray, si
     if not whole:
         expected, found = expected[np.newaxis], found[np.newaxis]
     accumulated.add(expected, found, first, scores=whole and looks_like_scores(expected))
-
-
-def _top1(fidelity: Fidelity) -> Iterator[tuple[float, str]]:
-    for output in fidelity.outputs:
-        if output.top1_agreement is not None and not math.isnan(output.top1_agreement):
-            yield output.top1_agreement, output.name
 
 
 def _classes(outputs: Outputs, size: int, label: str) -> np.ndarray:

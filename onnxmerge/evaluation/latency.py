@@ -21,14 +21,14 @@ from onnxmerge.execution.sessions import Session
 from onnxmerge.execution.tensor_specs import Feeds, batch_size
 from onnxmerge.results import LatencyComparison, LatencySummary
 
-ROUNDS = 16
-FEWEST = 12  # rounds, unless opening so many sessions takes more than twice the time asked for
-RESOLUTION = 0.01  # of the ratio: what two sessions of one model differ by anyway
-_RESAMPLES = 1000
+ROUNDS = 16  # of freshly opened sessions, by default
+MIN_ROUNDS = 12  # unless opening so many sessions takes more than twice the time that was asked for
+RESOLUTION = 0.01  # of the ratio: medians of identical models were seen to differ by so much
+_RESAMPLES = 1000  # of the bootstrap
 _PERCENTILES = (0.5, 99.5)  # 95 % for about ten clusters: Hesterberg 2015, expanded percentiles
-_RISK = 0.008
-_WARM_RUNS = (3, 50)
-_STABLE = 0.05
+_SIGN_TEST_LEVEL = 0.008  # probability that the sign test's interval does not hold the median
+_WARM_UP_RUNS = (3, 50)  # least and most calls that do not count
+_STABLE = 0.05  # relative difference of two medians of three calls below which warm-up ends
 
 Call = Callable[[], object]
 Clock = Callable[[], float]
@@ -59,11 +59,37 @@ def compare_latency(
     seed: int = 0,
     clock: Clock = time.perf_counter,
 ) -> LatencyComparison:
-    """Pairs of calls, their order random, over rounds of freshly opened sessions; ratio of the medians, and its interval.
+    """Measure the latency of two models in pairs of calls, in random order, over rounds of freshly opened sessions.
 
-    Takes about `seconds`, up to three times that where opening sessions or min_runs pairs need it, and with fewer rounds where
-    they would need more. No run is thrown away. Raises ProviderError where the sessions run on different providers or with
-    different numbers of threads.
+    Takes up to three times `seconds` where opening sessions or `min_runs` need it, and fewer rounds where they would need more.
+    No run is left out.
+
+    Parameters
+    ----------
+    reference, candidate : Session
+        Opened alike.
+    feeds : mapping
+        Inputs of one call.
+    seconds : float
+        Time to measure for.
+    min_runs : int
+        Least number of calls of each model.
+    rounds : int
+        Number of times that the sessions are opened afresh.
+    seed : int
+        Of the order of calls and of the bootstrap.
+    clock : callable
+        Gives the time in seconds.
+
+    Returns
+    -------
+    LatencyComparison
+        Latencies in ms, and the ratio of their medians, candidate by reference, with its interval.
+
+    Raises
+    ------
+    ProviderError
+        Where the sessions run on different execution providers or with different numbers of threads.
     """
     if (reference.provider.name, reference.threads) != (candidate.provider.name, candidate.threads):
         sides = " and ".join(f"{side.provider.name} with {side.threads} threads" for side in (reference, candidate))
@@ -93,26 +119,38 @@ def compare_latency(
 
 
 def ratio_interval(rounds: list[np.ndarray], generator: np.random.Generator) -> tuple[float, float, float]:
-    """Median over clusters of the ratio of their medians (second column by first), and its interval; rounds (pairs, 2).
+    """Median over clusters of the ratio of their medians, and its 95 % interval.
 
-    A cluster is a round, or a stretch of one where there are fewer than FEWEST. The interval holds the bootstrap's over clusters
+    A cluster is a round, or a part of one where there are fewer than MIN_ROUNDS. The interval holds the bootstrap's over clusters
     and that of the sign test, which needs no more than that each side of a cluster is as likely to look slow; then it is widened
     by RESOLUTION, and more where there were few rounds to show how much sessions differ.
+
+    Parameters
+    ----------
+    rounds : list of ndarray
+        For each round (pairs, 2) seconds of reference and candidate.
+    generator : numpy.random.Generator
+        Of the bootstrap.
+
+    Returns
+    -------
+    ratio, low, high : float
+        Candidate by reference.
     """
-    stretches = math.ceil(FEWEST / len(rounds))
-    clusters = [part for times in rounds for part in np.array_split(times, stretches) if len(part)]
+    parts_per_round = math.ceil(MIN_ROUNDS / len(rounds))
+    clusters = [part for times in rounds for part in np.array_split(times, parts_per_round) if len(part)]
     logs = np.log([_ratio(times) for times in clusters])
     draws = np.median(logs[generator.integers(len(logs), size=(_RESAMPLES, len(logs)))], axis=1)
     ends = [*np.percentile(draws, _PERCENTILES), *sign_test_interval(logs)]
-    resolution = RESOLUTION * max(1.0, FEWEST / len(rounds))
+    resolution = RESOLUTION * max(1.0, MIN_ROUNDS / len(rounds))
     return float(np.exp(np.median(logs))), math.exp(min(ends) - resolution), math.exp(max(ends) + resolution)
 
 
 def sign_test_interval(values: np.ndarray) -> tuple[float, float]:
-    """Order statistics that hold the median with probability 1 - _RISK, whatever the distribution; all of them where few."""
+    """Order statistics that hold the median with probability 1 - _SIGN_TEST_LEVEL; lowest and highest of few values."""
     count, ordered = len(values), np.sort(values)
     outside = [2 * sum(math.comb(count, i) for i in range(k + 1)) / 2**count for k in range(count // 2)]
-    cut = sum(share <= _RISK for share in outside)
+    cut = sum(probability <= _SIGN_TEST_LEVEL for probability in outside)
     position = max(cut - 1, 0)
     return float(ordered[position]), float(ordered[count - 1 - position])
 
@@ -145,23 +183,23 @@ def _rounds(
     pair = min(sum(map(stopwatch.time, calls)), elapsed)
     cost = max(elapsed - pair, 1e-9)
     affordable = int(max(1, seconds / 2 / cost))
-    rounds = min(rounds, max(affordable, FEWEST if FEWEST * cost < 2.0 * seconds else 1))
-    warming = pair * (1 + _WARM_RUNS[0])  # a round begins with so many calls that do not count
+    rounds = min(rounds, max(affordable, MIN_ROUNDS if MIN_ROUNDS * cost < 2.0 * seconds else 1))
+    warming = pair * (1 + _WARM_UP_RUNS[0])  # a round begins with so many calls that do not count
     rounds = min(rounds, max(1, int(max(seconds, min_runs * pair) / max(warming, 1e-9))))
-    share = max(seconds - rounds * cost, seconds / 2) / rounds
+    seconds_per_round = max(seconds - rounds * cost, seconds / 2) / rounds
     measured, warm_up = [], 0
     for number in range(rounds):
         if number:
             del opened, calls  # frees the last pair before the next one opens
             opened = _reopened(sessions, generator) or sessions
             calls = [session.bind(feeds) for session in opened]
-        warm_up += _warm_up(calls, share / 5, stopwatch)
-        measured.append(_pairs(calls, share, math.ceil(min_runs / rounds), generator, stopwatch))
+        warm_up += _warm_up(calls, seconds_per_round / 5, stopwatch)
+        measured.append(_pairs(calls, seconds_per_round, math.ceil(min_runs / rounds), generator, stopwatch))
     return measured, warm_up
 
 
 def _reopened(sessions: tuple[Session, Session], generator: np.random.Generator) -> tuple[Session, Session] | None:
-    """Both sessions afresh, opened in random order; None where there is no room for them."""
+    """Both sessions afresh, opened in random order; None where they do not fit into memory."""
     try:
         if generator.integers(2):
             second = sessions[1].reopen()
@@ -188,7 +226,7 @@ def _warm_up(calls: list[Call], seconds: float, stopwatch: _Stopwatch) -> int:
     end, most = stopwatch.now() + seconds, 0
     for call in calls:
         times: list[float] = []
-        while len(times) < _WARM_RUNS[0] or (len(times) < _WARM_RUNS[1] and stopwatch.now() < end):
+        while len(times) < _WARM_UP_RUNS[0] or (len(times) < _WARM_UP_RUNS[1] and stopwatch.now() < end):
             times.append(stopwatch.time(call))
             before, last = times[-6:-3], times[-3:]
             if len(times) >= 6 and abs(np.median(last) / np.median(before) - 1) < _STABLE:

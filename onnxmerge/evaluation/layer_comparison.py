@@ -1,9 +1,9 @@
-"""Where a candidate first drifts from its reference: every tensor that both have, in one run after another.
+"""Where a candidate first deviates from its reference: every tensor that both have, in one run after another.
 
-Tensors are paired by name and shape. Where channels were removed a tensor has fewer of them and is not comparable: what its
-readers give is compared instead. A node drifts where its output differs although everything comparable in front of it agrees.
-With inputs equal to the bit, the same operator with the same numbers gives the same bits, so any difference counts where the
-node's own numbers differ, and rounding is forgiven elsewhere.
+Tensors are paired by name and shape. Where channels were removed a tensor has fewer of them and cannot be compared: the
+outputs of its consumers are compared instead. A node deviates where its output differs although all comparable tensors
+upstream agree. The same operator on equal bits with the same constants gives equal bits, so after equal inputs any difference
+counts where the node's constants differ too; elsewhere rounding is allowed.
 """
 
 from __future__ import annotations
@@ -17,38 +17,46 @@ import numpy as np
 from onnxmerge.errors import InputError
 from onnxmerge.evaluation.channel_matching import NOT_FINITE, ChannelCorrelation
 from onnxmerge.evaluation.channel_sums import ChannelSums
-from onnxmerge.evaluation.node_views import LAYER_OPERATORS, NodeView, GraphView, read_graph_view
+from onnxmerge.evaluation.node_views import LAYER_OPERATORS, GraphView, NodeView, read_graph_view
 from onnxmerge.evaluation.weight_differences import difference
 from onnxmerge.execution.sessions import ModelSource, Session
 from onnxmerge.execution.shapes import open_with_all_outputs
 from onnxmerge.execution.tensor_specs import Feeds
 from onnxmerge.results import LayerComparison, NodeDeviation
 
-ROUNDING = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-12}  # relative L2 that other kernels may differ by
+# Relative L2 error that kernels of other implementations may differ by, by dtype
+ROUNDING = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-12}
+# Times the largest error upstream that a node must reach to be where a deviation starts: rounding that adds up grows slower.
 _MIN_GROWTH = 5.0
 
 
 @dataclass
-class _TensorComparison:
-    """Both models with all their tensors, and the sums of those that both have."""
+class _Comparison:
+    """Both graphs, and what was accumulated over the runs.
+
+    sums: of the tensors that both models have, by name; correlations: of layer outputs that may have fewer channels;
+    constants: of the reference and the candidate, those that nodes without dynamic inputs compute; rounding: of the coarsest
+    dtype; skipped: tensors that cannot be compared.
+    """
 
     reference: GraphView
     candidate: GraphView
     sums: dict[str, ChannelSums] = field(default_factory=dict)
-    twins: dict[str, ChannelCorrelation] = field(default_factory=dict)
-    constants: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = field(default_factory=lambda: ({}, {}))
+    correlations: dict[str, ChannelCorrelation] = field(default_factory=dict)
+    constants: list[dict[str, np.ndarray]] = field(default_factory=list)
     rounding: float = 0.0
     skipped: set[str] = field(default_factory=set)
 
-    def add(self, expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None:
-        """The values of one run."""
+    def add(self, reference: dict[str, np.ndarray], candidate: dict[str, np.ndarray]) -> None:
+        """Add all tensors of one run of both."""
         for name, node in self.reference.producers.items():
-            one, other = expected.get(name), found.get(name)
+            one, other = reference.get(name), candidate.get(name)
             if one is None or one.dtype.kind not in "biuf":
                 continue
             axis = -1 if node.op_type == "MatMul" or one.ndim < 2 else 1
-            if other is not None and node.op_type in LAYER_OPERATORS and not self.same_channel_counts and one.ndim == other.ndim > 1:
-                self.twins.setdefault(name, ChannelCorrelation(axis)).add(one, other)
+            is_layer = node.op_type in LAYER_OPERATORS and not self.same_channel_counts
+            if is_layer and other is not None and one.ndim == other.ndim > 1:
+                self.correlations.setdefault(name, ChannelCorrelation(axis)).add(one, other)
             if other is None or one.shape != other.shape or other.dtype.kind not in "biuf":
                 self.skipped.add(name)
                 continue
@@ -60,29 +68,55 @@ class _TensorComparison:
         """Whether no layer lost channels."""
         return self.reference.layers == self.candidate.layers
 
-    def number(self, side: int, name: str) -> np.ndarray | None:
-        """A constant of the reference (0) or the candidate (1), stored or made by nodes that read no input."""
+    def constant(self, side: int, name: str) -> np.ndarray | None:
+        """A constant of the reference (0) or the candidate (1), stored or computed."""
         stored = (self.reference, self.candidate)[side].weight(name)
         return self.constants[side].get(name) if stored is None else stored
+
+    def max_error(self, tensors: Iterable[str]) -> float:
+        """The largest relative L2 error of these tensors, 0 without any."""
+        return max((self.sums[name].error for name in tensors), default=0.0)
 
 
 def compare_layers(
     reference: ModelSource, candidate: ModelSource, batches: Iterable[Feeds], labels: tuple[str, str]
 ) -> LayerComparison:
-    """Both models on the CPU without optimisation. Memory: all tensors of one run of each. InputError without any batch."""
-    pair = (reference, candidate)
-    graphs = [read_graph_view(model, label) for model, label in zip(pair, labels, strict=True)]
-    sessions = [open_with_all_outputs(model, label, None) for model, label in zip(pair, labels, strict=True)]
-    tensors, runs = _TensorComparison(graphs[0], graphs[1]), 0
+    """Compare two models node by node, on the CPU without optimisation.
+
+    Parameters
+    ----------
+    reference, candidate : bytes, Path or TemporaryModel
+        The models; all tensors of one run of each are in memory at a time.
+    batches : iterable of mapping
+        Feeds of each run.
+    labels : tuple of str
+        What errors call the two models.
+
+    Returns
+    -------
+    LayerComparison
+        The nodes that deviate, the first of them, and changes that removing channels does not explain.
+
+    Raises
+    ------
+    InputError
+        Where there is no batch.
+    ModelError
+        Where a model cannot be read or run.
+    """
+    models = list(zip((reference, candidate), labels, strict=True))
+    graphs = [read_graph_view(model, label) for model, label in models]
+    sessions = [open_with_all_outputs(model, label, None) for model, label in models]
+    comparison, runs = _Comparison(graphs[0], graphs[1]), 0
     for feeds in batches:
         values = [_arrays(session, feeds) for session in sessions]
-        tensors.add(*values)
+        comparison.add(*values)
         if not runs:
-            tensors.constants = tuple(_constants(*each) for each in zip(graphs, values, strict=True))  # type: ignore[assignment]
+            comparison.constants = [_constants(*each) for each in zip(graphs, values, strict=True)]
         runs += 1
     if not runs:
         raise InputError("there are no check inputs: at least one batch is needed")
-    return _compare_nodes(tensors, runs)
+    return _compare_nodes(comparison, runs)
 
 
 def _arrays(session: Session, feeds: Feeds) -> dict[str, np.ndarray]:
@@ -94,111 +128,97 @@ def _constants(graph: GraphView, values: dict[str, np.ndarray]) -> dict[str, np.
     return {name: value for name, value in values.items() if name in needed}
 
 
-def _compare_nodes(tensors: _TensorComparison, runs: int) -> LayerComparison:
+def _compare_nodes(comparison: _Comparison, runs: int) -> LayerComparison:
     """Node by node in the order they run."""
-    upstream = _upstream(tensors)
-    deviating: dict[str, bool] = {}
-    first, nodes = None, []
+    upstream = _upstream(comparison)
+    deviates: dict[str, bool] = {}
+    first, deviations = None, []
     changes: list[tuple[str, str]] = []
-    for node in tensors.reference.nodes:
-        for tensor in (name for name in node.outputs if name in tensors.sums):
-            inputs = upstream[tensor]
-            deviating[tensor] = _deviates(tensors, node, tensor, inputs)
-            if not deviating[tensor]:
+    for node in comparison.reference.nodes:
+        for tensor in (name for name in node.outputs if name in comparison.sums):
+            deviates[tensor] = _deviates(comparison, node, tensor, upstream[tensor])
+            if not deviates[tensor]:
                 continue
-            starts = not any(deviating[name] for name in inputs) and _exceeds_inputs(tensors, tensor, inputs)
-            node = _node(tensors, node, tensor, inputs, starts)
-            first = first or (node if starts else None)
-            nodes.append(node)
-        changes.append((node.name, _unexplained_change(tensors, node)))
-    counts = len(tensors.sums), len(tensors.skipped), runs
-    return LayerComparison(tensors.same_channel_counts, *counts, first, tuple(nodes), _until_not_finite(changes))
+            before, after = comparison.max_error(upstream[tensor]), comparison.sums[tensor].error
+            starts = not any(deviates[name] for name in upstream[tensor]) and after > _MIN_GROWTH * before
+            note = _note(comparison, node, tensor, starts)
+            deviations.append(NodeDeviation(node.name, node.op_type, tensor, before, after, note))
+            first = first or (deviations[-1] if starts else None)
+        changes.append((node.name, _unexplained(comparison, node)))
+    counts = len(comparison.sums), len(comparison.skipped), runs
+    return LayerComparison(comparison.same_channel_counts, *counts, first, tuple(deviations), _until_not_finite(changes))
 
 
 def _until_not_finite(changes: list[tuple[str, str]]) -> tuple[str, ...]:
-    """NaN comes through to all that is behind it: only where it appears it is told."""
-    lost = [place for place, (_, text) in enumerate(changes) if text == NOT_FINITE]
-    shown = changes[: lost[0] + 1] if lost else changes
-    return tuple(f"{node} {text}" for node, text in shown if text)
+    """NaN spreads to everything downstream: nothing is reported after the first node that gives it."""
+    end = next((position for position, (_, text) in enumerate(changes, 1) if text == NOT_FINITE), len(changes))
+    return tuple(f"{node} {text}" for node, text in changes[:end] if text)
 
 
-def _upstream(tensors: _TensorComparison) -> dict[str, tuple[str, ...]]:
-    """Tensor -> the comparable tensors nearest in front of it, through those that are not comparable."""
-    nearest: dict[str, dict[str, None]] = {}
-    upstream = {}
-    for node in tensors.reference.nodes:
-        inputs: dict[str, None] = {}
+def _upstream(comparison: _Comparison) -> dict[str, tuple[str, ...]]:
+    """For each tensor the nearest comparable tensors upstream, through those that are not comparable."""
+    upstream: dict[str, tuple[str, ...]] = {}
+    for node in comparison.reference.nodes:
+        nearest: dict[str, None] = {}
         for name in node.dynamic_inputs:
-            inputs.update({name: None} if name in tensors.sums else nearest.get(name, {}))
-        for name in node.outputs:
-            upstream[name], nearest[name] = tuple(inputs), inputs
+            nearest.update(dict.fromkeys((name,) if name in comparison.sums else upstream.get(name, ())))
+        upstream.update(dict.fromkeys(node.outputs, tuple(nearest)))
     return upstream
 
 
-def _deviates(tensors: _TensorComparison, node: NodeView, tensor: str, inputs: tuple[str, ...]) -> bool:
-    sums = tensors.sums[tensor]
+def _deviates(comparison: _Comparison, node: NodeView, tensor: str, upstream: tuple[str, ...]) -> bool:
+    sums = comparison.sums[tensor]
     if sums.exact:
         return False
-    if sums.error > tensors.rounding:
+    if sums.error > comparison.rounding:
         return True
-    other = tensors.candidate.producers.get(tensor)
-    if other is None or not all(tensors.sums[name].exact for name in inputs):
+    other = comparison.candidate.producers.get(tensor)
+    if other is None or not all(comparison.sums[name].exact for name in upstream):
         return False
     alike = (other.op_type, other.attributes, other.dynamic_inputs) == (node.op_type, node.attributes, node.dynamic_inputs)
-    return alike and _same_shapes(tensors, node, other) and bool(_difference(tensors, node, other))
+    return alike and _same_shapes(comparison, node, other) and bool(_difference(comparison, node, other))
 
 
-def _same_shapes(tensors: _TensorComparison, node: NodeView, other: NodeView) -> bool:
-    """Whether both sum up the same terms, so that equal numbers would give equal bits."""
+def _same_shapes(comparison: _Comparison, node: NodeView, other: NodeView) -> bool:
+    """Whether both sum the same terms, so that equal constants would give equal bits."""
     sides = []
     for side, each in enumerate((node, other)):
-        numbers = [tensors.number(side, name) for name in each.constants.values()]
-        sides.append([None if number is None else number.shape for number in numbers])
+        constants = [comparison.constant(side, name) for name in each.constants.values()]
+        sides.append([None if constant is None else constant.shape for constant in constants])
     return sides[0] == sides[1]
 
 
-def _difference(tensors: _TensorComparison, node: NodeView, other: NodeView) -> str:
-    """What of the node's own is not the same in the candidate, "" where all is."""
+def _difference(comparison: _Comparison, node: NodeView, other: NodeView) -> str:
+    """How the candidate's node differs in operator, attributes and constants; empty where it does not."""
     if other.op_type != node.op_type:
         return f"{node.op_type} became {other.op_type}"
-    found = ["its attributes differ"] if other.attributes != node.attributes else []
+    texts = ["its attributes differ"] if other.attributes != node.attributes else []
     for position in sorted({*node.constants, *other.constants}):
-        pair = [tensors.number(side, each.constants.get(position, "")) for side, each in enumerate((node, other))]
-        text = difference(pair[0], pair[1], node.input_name(position), node.op_type == "MatMul")
-        found += [text] if text else []
-    return "; ".join(found)
+        pair = [comparison.constant(side, each.constants.get(position, "")) for side, each in enumerate((node, other))]
+        texts.append(difference(pair[0], pair[1], node.input_name(position), node.op_type == "MatMul"))
+    return "; ".join(filter(None, texts))
 
 
-def _exceeds_inputs(tensors: _TensorComparison, tensor: str, inputs: tuple[str, ...]) -> bool:
-    """Rounding of a coarse type that adds up over many layers starts nowhere."""
-    return tensors.sums[tensor].error > _MIN_GROWTH * max((tensors.sums[name].error for name in inputs), default=0.0)
-
-
-def _node(tensors: _TensorComparison, node: NodeView, tensor: str, inputs: tuple[str, ...], starts: bool) -> NodeDeviation:
-    before = max((tensors.sums[name].error for name in inputs), default=0.0)
-    return NodeDeviation(node.name, node.op_type, tensor, before, tensors.sums[tensor].error, _note(tensors, node, tensor, starts))
-
-
-def _note(tensors: _TensorComparison, node: NodeView, tensor: str, starts: bool) -> str:
-    """What can be said of the node, in the order of what explains most."""
-    sums, other = tensors.sums[tensor], tensors.candidate.producers.get(tensor)
-    found = [] if sums.finite else ["its output holds NaN or infinity"]
+def _note(comparison: _Comparison, node: NodeView, tensor: str, starts: bool) -> str:
+    """What can be said of a node that deviates; the causes only where the deviation starts."""
+    sums, other = comparison.sums[tensor], comparison.candidate.producers.get(tensor)
+    texts = [] if sums.finite else ["its output holds NaN or infinity"]
     if not starts:
-        return "; ".join(found)
-    twins = [name for name, twin in tensors.sums.items() if name != tensor and sums.finite and sums.same_as(twin)]
-    found += [f"it holds what the reference calls {twins[0]}"] if twins else []
-    moved = sums.permutation() if sums.finite and not twins else {}
-    if len(moved) > 1:
-        pairs = ", ".join(f"{channel} holds {twin}" for channel, twin in list(moved.items())[:4])
-        found.append(f"channels are permuted: {pairs}{' and more' if len(moved) > 4 else ''}")
-    own = _difference(tensors, node, other) if other is not None else f"{tensor} is written by no node of the candidate"
-    return "; ".join([*found, own] if own else found)
+        return "; ".join(texts)
+    same = [name for name, each in comparison.sums.items() if name != tensor and sums.finite and sums.same_as(each)]
+    texts += [f"it holds what the reference calls {same[0]}"] if same else []
+    originals = sums.permutation() if sums.finite and not same else {}
+    if len(originals) > 1:
+        pairs = ", ".join(f"{channel} holds {original}" for channel, original in list(originals.items())[:4])
+        texts.append(f"channels are permuted: {pairs}{' and more' if len(originals) > 4 else ''}")
+    missing = f"{tensor} is written by no node of the candidate"
+    return "; ".join(filter(None, [*texts, missing if other is None else _difference(comparison, node, other)]))
 
 
-def _unexplained_change(tensors: _TensorComparison, node: NodeView) -> str:
-    """What is wrong with a node whatever was removed, "" where nothing is certain."""
-    tensors = [name for name in node.outputs if name in tensors.sums]
-    if not all(tensors.sums[name].finite for name in tensors):
+def _unexplained(comparison: _Comparison, node: NodeView) -> str:
+    """A change of a node's output that removing channels does not explain; empty where nothing is certain."""
+    if not all(comparison.sums[name].finite for name in node.outputs if name in comparison.sums):
         return NOT_FINITE
-    twins = [tensors.twins.pop(name) for name in node.outputs if name in tensors.twins]  # frees the sums of all pairs of channels
-    return next(filter(None, (each.unexplained() for each in twins)), "")
+    # pop frees the sums of all pairs of channels
+    correlations = [comparison.correlations.pop(name) for name in node.outputs if name in comparison.correlations]
+    return next(filter(None, (each.unexplained() for each in correlations)), "")

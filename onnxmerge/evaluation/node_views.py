@@ -1,18 +1,20 @@
-"""The nodes of a main graph as a comparison sees them: what each reads, and the constants that are its own."""
+"""The nodes of a main graph for a comparison: which inputs of each depend on the graph inputs, and which are constant."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from onnxmerge.execution.sessions import ModelSource
 from onnxmerge.execution.shapes import read_graph
+from onnxmerge.onnxio.tensors import array_of
+from onnxmerge.onnxio.traversal import tensor_names_in_attribute
 
+# Operators whose constant inputs are weights
 LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _INPUT_NAMES = {
     **dict.fromkeys(("Conv", "ConvTranspose"), ("input", "weight", "bias")),
@@ -25,7 +27,17 @@ _FLOATING = frozenset(number for name, number in onnx.TensorProto.DataType.items
 
 @dataclass(frozen=True)
 class NodeView:
-    """A node. reads: what depends on the graph inputs, captured by bodies too; constants: the other inputs by position."""
+    """A node that depends on the graph inputs.
+
+    Attributes
+    ----------
+    name : its own, or for an unnamed node its operator and first output
+    op_type : its operator
+    outputs : names of its outputs
+    dynamic_inputs : names of the tensors it reads that depend on the graph inputs, by its bodies too
+    constants : names of its other inputs by position
+    attributes : domain and attributes, equal for equal nodes
+    """
 
     name: str
     op_type: str
@@ -35,22 +47,29 @@ class NodeView:
     attributes: bytes = field(repr=False)
 
     def input_name(self, position: int) -> str:
-        """What an input is called in a sentence."""
+        """What the input at a position is called in a sentence: "weight", "input 3"."""
         names = _INPUT_NAMES.get(self.op_type, ())
         return names[position] if position < len(names) else f"input {position}"
 
 
 @dataclass(frozen=True)
 class GraphView:
-    """A main graph; `folder` is where its external data lies."""
+    """A main graph.
+
+    Attributes
+    ----------
+    nodes : those that depend on the graph inputs, in the order they run
+    proto : the model, with its external data left outside
+    folder : where external data is; None for a model in memory
+    """
 
     nodes: tuple[NodeView, ...]
     proto: onnx.ModelProto = field(repr=False)
     folder: Path | None
 
-    @property
+    @cached_property
     def producers(self) -> dict[str, NodeView]:
-        """Tensor -> the node that writes it, for every tensor that depends on the graph inputs."""
+        """The node that writes each tensor, by the tensor's name."""
         return {name: node for node in self.nodes for name in node.outputs}
 
     @property
@@ -67,14 +86,14 @@ class GraphView:
         return frozenset(onnx.TensorProto.DataType.Name(kind) for kind in kinds)
 
     def weight(self, name: str) -> np.ndarray | None:
-        """A stored tensor by name, read from the external file where it is there; None for what is no initializer."""
+        """An initializer by name, external ones included; None for other tensors."""
         for tensor in self.proto.graph.initializer:
             if tensor.name == name:
                 return _array(tensor, self.folder)
         return None
 
     def not_finite(self) -> list[str]:
-        """Layers whose own stored numbers hold NaN or infinity, and what holds them: 'Conv_3: its weight holds NaN'."""
+        """A sentence for every initializer with NaN or infinity: "the weight of Conv_3 holds NaN or infinity"."""
         layers = {name: (node, position) for node in reversed(self.nodes) for position, name in node.constants.items()}
         found = []
         for tensor in self.proto.graph.initializer:
@@ -86,41 +105,30 @@ class GraphView:
 
 
 def read_graph_view(model: ModelSource, label: str) -> GraphView:
-    """Read a graph without its external weights. Raises ModelError."""
+    """Read a model without its external data; `label` is what errors call it. Raises ModelError."""
     proto = read_graph(model, label)
     stored = {tensor.name for tensor in (*proto.graph.initializer, *(each.values for each in proto.graph.sparse_initializer))}
     varying = {value.name for value in proto.graph.input} - stored
     nodes = []
     for node in proto.graph.node:
-        read = list(dict.fromkeys((*node.input, *_captured(node))))
+        captured = sorted(name for attribute in node.attribute for name in tensor_names_in_attribute(attribute))
+        read = list(dict.fromkeys((*node.input, *captured)))
         dynamic_inputs = tuple(name for name in read if name in varying)
         if not dynamic_inputs:
             continue
         constants = {position: name for position, name in enumerate(node.input) if name and name not in varying}
         outputs = tuple(name for name in node.output if name)
         varying.update(outputs)
-        nodes.append(NodeView(_named(node), node.op_type, outputs, dynamic_inputs, constants, _settings(node)))
+        name = node.name or f"{node.op_type}({next(iter(node.output), '')})"
+        nodes.append(NodeView(name, node.op_type, outputs, dynamic_inputs, constants, _attributes(node)))
     return GraphView(tuple(nodes), proto, model.parent if isinstance(model, Path) else None)
 
 
-def _named(node: onnx.NodeProto) -> str:
-    return node.name or f"{node.op_type}({next(iter(node.output), '')})"
-
-
-def _captured(node: onnx.NodeProto) -> Iterator[str]:
-    """Names read inside the node's bodies; those that the bodies write themselves are harmless."""
-    for attribute in node.attribute:
-        for body in (attribute.g, *attribute.graphs):
-            for inner in body.node:
-                yield from inner.input
-                yield from _captured(inner)
-
-
-def _settings(node: onnx.NodeProto) -> bytes:
+def _attributes(node: onnx.NodeProto) -> bytes:
     attributes = sorted(node.attribute, key=lambda attribute: attribute.name)
     return node.domain.encode() + b"".join(attribute.SerializeToString(deterministic=True) for attribute in attributes)
 
 
 def _array(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray:
-    array = numpy_helper.to_array(tensor, str(folder or ""))
+    array = array_of(tensor, folder or Path())
     return array if array.dtype.kind in "biufcOSU" else array.astype(np.float32)  # bfloat16, float8

@@ -1,8 +1,8 @@
-"""The running sums of one output's fidelity, float64 inside.
+"""Running sums for the fidelity of one output, in float64.
 
 The reference's variance is taken about the mean over the inputs, element by element: means and squared deviations of batches
 are combined (Chan, Golub, LeVeque 1979), so that a large mean costs no digits. Elements where the reference itself is NaN or
-infinite are left out. An input where only the candidate is not finite counts as lost: relative L2 infinite, cosine 0.
+infinite are left out. An input where only the candidate is not finite has an infinite relative L2 and a cosine of 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxmerge.results import OutputFidelity
 
-_ROUNDING = 16.0  # units in the last place that still count as equal to a constant
+_ROUNDING_UNITS = 16.0  # machine epsilons by which values may vary and still count as constant
 
 
 @dataclass
@@ -46,106 +46,135 @@ class Variance:
 
 
 @dataclass
-class Spread:
-    """A number for each input: its sum, its worst value and the input that has it."""
+class InputErrors:
+    """A running measure of error over the inputs, where larger is worse.
+
+    Attributes
+    ----------
+    total : float
+        Its sum.
+    worst : float
+        Its largest value.
+    worst_input : int
+        Number of the input that has it.
+    """
 
     total: float = 0.0
     worst: float = -math.inf
-    where: int = 0
+    worst_input: int = 0
 
     def add(self, values: np.ndarray, first: int) -> None:
-        """Larger is worse; first is the number of the first of these inputs."""
+        """Add one value for each of some inputs, of which the first has the number `first`."""
         self.total += float(np.sum(values))
         position = int(np.argmax(values))
         if values[position] > self.worst:
-            self.worst, self.where = float(values[position]), first + position
+            self.worst, self.worst_input = float(values[position]), first + position
 
 
 @dataclass
 class OutputMoments:
-    """Everything accumulated for one output."""
+    """Everything accumulated for one output.
+
+    Attributes
+    ----------
+    name : str
+        The output's.
+    samples : int
+        Inputs so far.
+    error, energy : float
+        Sum of squared differences, and of the squared reference.
+    max_abs_error : float
+        Largest absolute difference.
+    epsilon : float
+        Machine epsilon of the output's dtype.
+    finite : bool
+        Whether the candidate was finite wherever the reference was.
+    variances : dict of tuple to Variance
+        Of the reference, by shape of a sample.
+    relative_l2, cosine_distance : InputErrors
+        Relative L2 error, and 1 - cosine similarity.
+    scored_samples, top1, top5 : int
+        Inputs with class scores, and how often the candidate's best class is the reference's best or one of its best five.
+    """
 
     name: str
     samples: int = 0
     error: float = 0.0
     energy: float = 0.0
-    largest: float = 0.0
-    tiny: float = float(np.finfo(np.float64).eps)
+    max_abs_error: float = 0.0
+    epsilon: float = float(np.finfo(np.float64).eps)
     finite: bool = True
     variances: dict[tuple[int, ...], Variance] = field(default_factory=dict)
-    relative: Spread = field(default_factory=Spread)
-    distance: Spread = field(default_factory=Spread)
-    scored: int = 0
+    relative_l2: InputErrors = field(default_factory=InputErrors)
+    cosine_distance: InputErrors = field(default_factory=InputErrors)
+    scored_samples: int = 0
     top1: int = 0
     top5: int | None = None
 
-    def add(self, expected: np.ndarray, found: np.ndarray, first: int, *, scores: bool) -> None:
-        """Arrays (samples, ...) of one shape; first is the number of the first input among all."""
-        if not len(expected):
+    def add(self, reference: np.ndarray, candidate: np.ndarray, first: int, *, scores: bool) -> None:
+        """Add arrays (samples, ...) of one shape, of inputs of which the first has the number `first`."""
+        if not len(reference):
             return
-        self.samples += len(expected)
-        if expected.dtype.kind not in "biuf":
-            self._add_equality(expected, found, first)
+        self.samples += len(reference)
+        if reference.dtype.kind not in "biuf":
+            self._add_equality(reference, candidate, first)
             return
-        shape = expected.shape[1:]
-        if np.issubdtype(expected.dtype, np.floating):
-            self.tiny = float(np.finfo(expected.dtype).eps)
-        expected, found = (array.reshape(len(array), -1).astype(np.float64) for array in (expected, found))
-        lost = self._add_numbers(expected, found, shape, first)
+        shape = reference.shape[1:]
+        if np.issubdtype(reference.dtype, np.floating):
+            self.epsilon = float(np.finfo(reference.dtype).eps)
+        reference, candidate = (array.reshape(len(array), -1).astype(np.float64) for array in (reference, candidate))
+        not_finite = self._add_numbers(reference, candidate, shape, first)
         if scores:
-            self._add_scores(expected, found, lost)
+            self._add_scores(reference, candidate, not_finite)
 
-    def _add_numbers(self, expected: np.ndarray, found: np.ndarray, shape: tuple[int, ...], first: int) -> np.ndarray:
-        valid = np.isfinite(expected)
-        usable = valid & np.isfinite(found)
-        lost = np.asarray((valid & ~usable).any(axis=1))
-        reference = np.where(valid, expected, 0.0)
-        candidate = np.where(usable, found, 0.0)
+    def _add_numbers(self, reference: np.ndarray, candidate: np.ndarray, shape: tuple[int, ...], first: int) -> np.ndarray:
+        valid = np.isfinite(reference)
+        usable = valid & np.isfinite(candidate)
+        not_finite = np.asarray((valid & ~usable).any(axis=1))
+        reference = np.where(valid, reference, 0.0)
+        candidate = np.where(usable, candidate, 0.0)
         differences = candidate - reference
         error, energy, other = ((array**2).sum(axis=1) for array in (differences, reference, candidate))
-        self.finite = self.finite and not lost.any()
+        self.finite = self.finite and not not_finite.any()
         self.error += float(error.sum())
         self.energy += float(energy.sum())
-        self.largest = max(self.largest, float(np.abs(differences).max(initial=0.0)))
+        self.max_abs_error = max(self.max_abs_error, float(np.abs(differences).max(initial=0.0)))
         elements = reference.shape[1]
         self.variances.setdefault(shape, Variance(np.zeros(elements, np.int64), np.zeros(elements))).add(reference, valid)
-        relative = np.where(lost, np.inf, _divide(np.sqrt(error), np.sqrt(energy), np.inf))
+        relative_l2 = np.where(not_finite, np.inf, _divide(np.sqrt(error), np.sqrt(energy), np.inf))
         norms = np.sqrt(energy) * np.sqrt(other)
-        cosine = np.where(lost, 0.0, _divide((reference * candidate).sum(axis=1), norms, 0.0))
-        cosine = np.where((energy == 0) & (other == 0) & ~lost, 1.0, np.clip(cosine, -1.0, 1.0))
-        self.relative.add(relative, first)
-        self.distance.add(1.0 - cosine, first)
-        return lost
+        cosine = np.where(not_finite, 0.0, _divide((reference * candidate).sum(axis=1), norms, 0.0))
+        cosine = np.where((energy == 0) & (other == 0) & ~not_finite, 1.0, np.clip(cosine, -1.0, 1.0))
+        self.relative_l2.add(relative_l2, first)
+        self.cosine_distance.add(1.0 - cosine, first)
+        return not_finite
 
-    def _add_equality(self, expected: np.ndarray, found: np.ndarray, first: int) -> None:
-        unequal = (expected != found).reshape(len(expected), -1).any(axis=1).astype(np.float64)
+    def _add_equality(self, reference: np.ndarray, candidate: np.ndarray, first: int) -> None:
+        unequal = (reference != candidate).reshape(len(reference), -1).any(axis=1).astype(np.float64)
         self.error += float(unequal.sum())
-        self.energy += len(expected)
-        self.largest = max(self.largest, float(unequal.max()))
-        self.relative.add(unequal, first)
-        self.distance.add(unequal, first)
+        self.energy += len(reference)
+        self.max_abs_error = max(self.max_abs_error, float(unequal.max()))
+        self.relative_l2.add(unequal, first)
+        self.cosine_distance.add(unequal, first)
 
-    def _add_scores(self, expected: np.ndarray, found: np.ndarray, lost: np.ndarray) -> None:
-        rows = np.arange(len(expected))
-        expected, found = (np.nan_to_num(array, nan=-np.inf, posinf=np.inf, neginf=-np.inf) for array in (expected, found))
-        best = found.argmax(axis=1)
-        self.scored += len(expected)
-        self.top1 += int(np.sum((best == expected.argmax(axis=1)) & ~lost))
-        if expected.shape[1] > 5:
-            ahead = (expected > expected[rows, best][:, np.newaxis]).sum(axis=1)
-            self.top5 = (self.top5 or 0) + int(np.sum((ahead < 5) & ~lost))
+    def _add_scores(self, reference: np.ndarray, candidate: np.ndarray, not_finite: np.ndarray) -> None:
+        rows = np.arange(len(reference))
+        reference, candidate = (np.where(np.isnan(array), -np.inf, array) for array in (reference, candidate))
+        best = candidate.argmax(axis=1)
+        self.scored_samples += len(reference)
+        self.top1 += int(np.sum((best == reference.argmax(axis=1)) & ~not_finite))
+        if reference.shape[1] > 5:
+            ahead = (reference > reference[rows, best][:, np.newaxis]).sum(axis=1)
+            self.top5 = (self.top5 or 0) + int(np.sum((ahead < 5) & ~not_finite))
 
-    def _share_explained(self) -> float:
-        """1 - error / variance; where the reference does not vary over the inputs, its variance over the elements, then its
-        energy, takes the place."""
+    def _explained_variance(self) -> float:
+        """1 - error / variance of the reference over the inputs; where that is zero over the elements, and else its energy."""
         if not self.finite:
             return -math.inf
-        rounding = (_ROUNDING * self.tiny) ** 2 * self.energy
-        candidates = [
-            sum(variance.squares for variance in self.variances.values()),
-            sum(variance.over_elements for variance in self.variances.values()),
-        ]
-        total = next((value for value in candidates if value > rounding), self.energy)
+        rounding = (_ROUNDING_UNITS * self.epsilon) ** 2 * self.energy
+        over_inputs = sum(variance.squares for variance in self.variances.values())
+        over_elements = sum(variance.over_elements for variance in self.variances.values())
+        total = next((value for value in (over_inputs, over_elements) if value > rounding), self.energy)
         if total == 0.0:
             return 1.0 if self.error == 0.0 else -math.inf
         return 1.0 - self.error / total
@@ -153,26 +182,27 @@ class OutputMoments:
     def result(self) -> OutputFidelity:
         """The metrics so far; an output that never held a sample counts as equal."""
         samples = max(self.samples, 1)
-        fidelity = self._share_explained()
-        lost = 1.0 - fidelity
-        scored = 0 < self.scored == self.samples  # a batch of one hides that axis 0 is not the batch; the others show it
+        fidelity = self._explained_variance()
+        unexplained = 1.0 - fidelity
+        # A batch of one hides that axis 0 is not the batch; the others show it.
+        scored = 0 < self.scored_samples == self.samples
         return OutputFidelity(
             name=self.name,
             fidelity=fidelity,
-            sqnr_db=-10.0 * math.log10(lost) if lost > 0.0 else math.inf,
-            relative_l2_mean=self.relative.total / samples,
-            relative_l2_worst=max(self.relative.worst, 0.0),
-            cosine_mean=1.0 - self.distance.total / samples,
-            cosine_worst=1.0 - max(self.distance.worst, 0.0),
-            max_abs_error=self.largest if self.finite else math.inf,
-            worst_input=self.relative.where,
+            sqnr_db=-10.0 * math.log10(unexplained) if unexplained > 0.0 else math.inf,
+            relative_l2_mean=self.relative_l2.total / samples,
+            relative_l2_worst=max(self.relative_l2.worst, 0.0),
+            cosine_mean=1.0 - self.cosine_distance.total / samples,
+            cosine_worst=1.0 - max(self.cosine_distance.worst, 0.0),
+            max_abs_error=self.max_abs_error if self.finite else math.inf,
+            worst_input=self.relative_l2.worst_input,
             top1_agreement=self.top1 / self.samples if scored else None,
             top5_agreement=self.top5 / self.samples if scored and self.top5 is not None else None,
             finite=self.finite,
         )
 
 
-def _divide(above: np.ndarray, below: np.ndarray, otherwise: float) -> np.ndarray:
-    """above / below; where below is zero: 0 for 0 / 0, else `otherwise`."""
-    safe = np.where(below == 0.0, 1.0, below)
-    return np.where(below == 0.0, np.where(above == 0.0, 0.0, otherwise), above / safe)
+def _divide(numerator: np.ndarray, denominator: np.ndarray, otherwise: float) -> np.ndarray:
+    """numerator / denominator; by zero: 0 for 0 / 0, else `otherwise`."""
+    zero = denominator == 0.0
+    return np.where(zero, np.where(numerator == 0.0, 0.0, otherwise), numerator / np.where(zero, 1.0, denominator))

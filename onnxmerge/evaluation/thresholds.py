@@ -1,28 +1,56 @@
-"""What makes a candidate fail: thresholds missed."""
+"""The thresholds that a candidate fails by missing."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from onnxmerge.evaluation.fidelity import check_thresholds
 from onnxmerge.options import Thresholds
 from onnxmerge.results import Fidelity
 
-DEFAULT_COSINE = 0.9  # `verify` without thresholds
-ROUNDING = {"DOUBLE": 1e-10, "FLOAT": 1e-4, "FLOAT16": 1e-2, "BFLOAT16": 5e-2}  # mean relative L2 at the outputs
+DEFAULT_COSINE = 0.9  # least mean cosine similarity that `verify` asks for where the user gave no threshold
+# Largest mean relative L2 error of the outputs that rounding explains, by ONNX's name of the weights' type
+ROUNDING = {"DOUBLE": 1e-10, "FLOAT": 1e-4, "FLOAT16": 1e-2, "BFLOAT16": 5e-2}
 
 
 def missed_thresholds(fidelity: Fidelity, thresholds: Thresholds) -> list[str]:
-    """What `compress` fails for: the user's thresholds, and NaN."""
-    return check_thresholds(
-        fidelity, thresholds.min_fidelity, thresholds.min_cosine, thresholds.min_top1_agreement, thresholds.max_relative_l2
+    """A sentence for every threshold that the worst output misses; NaN or infinity in the candidate always fails."""
+    failures = [f"output {output.name!r} holds NaN or infinity" for output in fidelity.outputs if not output.finite]
+    outputs = fidelity.outputs
+    top1 = [(output.top1_agreement, output.name) for output in outputs if output.top1_agreement is not None]
+    cosines = [(output.cosine_mean, output.name) for output in outputs]
+    rows: tuple[tuple[str, float | None, Callable[..., tuple[float, str]], Sequence[tuple[float, str]]], ...] = (
+        ("fidelity", thresholds.min_fidelity, min, [(output.fidelity, output.name) for output in outputs]),
+        ("mean cosine", thresholds.min_cosine, min, cosines),
+        ("top-1 agreement", thresholds.min_top1_agreement, min, top1),
+        ("mean relative L2", thresholds.max_relative_l2, max, [(output.relative_l2_mean, output.name) for output in outputs]),
     )
+    for measure, limit, worst_of, values in rows:
+        if limit is None:
+            continue
+        if not values:
+            failures.append(f"{measure} cannot be checked: no output looks like class scores")
+            continue
+        value, name = worst_of(values)
+        if not (value >= limit if worst_of is min else value <= limit):  # NaN misses every threshold
+            failures.append(f"output {name!r}: {measure} {value:.6g} is {'below' if worst_of is min else 'above'} {limit:g}")
+    return failures
 
 
 def failures_of(fidelity: Fidelity, thresholds: Thresholds, float_types: frozenset[str]) -> list[str]:
-    """What `verify` fails for. Without thresholds, a model that lost channels may turn its outputs a little, another not at all.
+    """What `verify` fails for.
 
-    float_types: ONNX's names of the types that the candidate's weights are stored in.
+    Without thresholds of the user's, a model that lost channels needs `DEFAULT_COSINE`, and another one outputs that are equal
+    but for rounding.
+
+    Parameters
+    ----------
+    fidelity : Fidelity
+        What was measured.
+    thresholds : Thresholds
+        The user's.
+    float_types : frozenset of str
+        ONNX's names of the types that the candidate's weights are stored in.
     """
     if thresholds.given:
         return missed_thresholds(fidelity, thresholds)

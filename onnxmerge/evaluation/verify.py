@@ -10,10 +10,10 @@ from onnx import ModelProto
 
 from onnxmerge.data.labels import read_labels
 from onnxmerge.data.saving import save_feeds
-from onnxmerge.data.selection import inputs_for
+from onnxmerge.data.selection import BATCH, inputs_for
 from onnxmerge.errors import OptionError
-from onnxmerge.evaluation.check import compared
-from onnxmerge.evaluation.layer_checks import compare_some_layers, layer_failures, fits_in_memory
+from onnxmerge.evaluation.fidelity import compare
+from onnxmerge.evaluation.layer_checks import compare_some_layers, fits_in_memory, layer_failures
 from onnxmerge.evaluation.node_views import read_graph_view
 from onnxmerge.evaluation.thresholds import failures_of
 from onnxmerge.execution.providers import provider_of
@@ -99,7 +99,7 @@ def _verify_files(
     check_layers = not same_channel_counts and not thresholds.given and fits_in_memory(shapes)
     layer_comparison = compare_some_layers(reference, candidate, inputs, shapes) if layers or check_layers else None
     fidelity = replace(
-        compared(pair, inputs, classes),
+        compare(*pair, inputs.batches(BATCH), inputs.description, classes),
         same_channel_counts=same_channel_counts,
         layer_comparison=layer_comparison if layers else None,
     )

@@ -1,22 +1,37 @@
-"""What became of one constant of a node, in words."""
+"""How one constant of a node differs between two models, in words."""
 
 from __future__ import annotations
 
 import numpy as np
 
-_ROUNDING = {"float16": 2e-3, "float64": 1e-12}  # relative, of one number; the coarser type counts
-_DEFAULT = 1e-5
+# Relative difference of one number that rounding explains, by dtype; the coarser of two counts
+_ROUNDING, _DEFAULT_ROUNDING = {"float16": 2e-3, "float64": 1e-12}, 1e-5
 
 
 def difference(before: np.ndarray | None, after: np.ndarray | None, name: str, rows_last: bool = False) -> str:
-    """'the weight has the opposite sign'; "" where both are equal to rounding. rows_last: output channels on the last axis."""
+    """Describe how a constant differs.
+
+    Parameters
+    ----------
+    before, after : ndarray or None
+        The constant in both models; None where a model has none.
+    name : str
+        What it is called in the sentence, as "weight".
+    rows_last : bool
+        Whether output channels are on the last axis, not the first.
+
+    Returns
+    -------
+    str
+        As "the weight has the opposite sign"; empty where both are equal but for rounding.
+    """
     if before is None or after is None:
         return "" if before is after else f"the {name} is {'new' if before is None else 'gone'}"
     if before.shape != after.shape:
         return f"the {name} was {_shape(before)} and is {_shape(after)}"
     if before.dtype.kind not in "biuf" or after.dtype.kind not in "biuf":
         return "" if np.array_equal(before, after) else f"the {name} differs"
-    tolerance = max(_ROUNDING.get(array.dtype.name, _DEFAULT) for array in (before, after))
+    tolerance = max(_ROUNDING.get(array.dtype.name, _DEFAULT_ROUNDING) for array in (before, after))
     one, other = before.astype(np.float64), after.astype(np.float64)
     changed = ~np.isclose(other, one, rtol=tolerance, atol=0.0, equal_nan=True)
     if not changed.any():
@@ -29,8 +44,8 @@ def difference(before: np.ndarray | None, after: np.ndarray | None, name: str, r
 def _describe(one: np.ndarray, other: np.ndarray, changed: np.ndarray, tolerance: float, rows_last: bool) -> str:
     if np.allclose(other, -one, rtol=tolerance, atol=0.0):
         return "has the opposite sign"
-    first, second, misplaced = (np.moveaxis(each, -1, 0) if rows_last and each.ndim > 1 else each for each in (one, other, changed))
-    exchanged = _exchanged(first, second, misplaced, tolerance)
+    arrays = [np.moveaxis(each, -1, 0) if rows_last and each.ndim > 1 else each for each in (one, other, changed)]
+    exchanged = _exchanged(arrays[0], arrays[1], arrays[2], tolerance)
     if exchanged:
         return exchanged
     moved = np.abs(other[changed] - one[changed]) / np.maximum(np.abs(one[changed]), 1e-30)
