@@ -134,14 +134,6 @@ def test_constant_inputs_keep_the_prior():
     np.testing.assert_array_equal(solve(MomentSums.of(x, y), prior, correction_exponent=0.0)[0][:, 3], 0.25)
 
 
-def test_translated_sums_are_those_of_translated_samples():
-    x, y = data()
-    by_x, by_y = np.linspace(-3.0, 100.0, x.shape[1]), np.linspace(7.0, -50.0, y.shape[1])
-    moved, direct = MomentSums.of(x, y).translated(by_x, by_y), MomentSums.of(x + by_x, y + by_y)
-    for name in ("sum_x", "sum_y", "xx", "xy", "yy"):
-        np.testing.assert_allclose(getattr(moved, name), getattr(direct, name), rtol=1e-10)
-
-
 def test_same_input_same_bytes():
     x, y = data()
     first, second = (solve(MomentSums.of(x, y), np.zeros((4, 7))) for _ in range(2))

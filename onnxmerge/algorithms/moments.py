@@ -15,9 +15,6 @@ Floats = NDArray[np.float64]
 class MomentSums:
     """Sums over samples of inputs x (d,) and targets y (o,), float64. Two of them add up to those of all samples.
 
-    A covariance is the small difference of large sums where samples are far from zero. Sums that were made in a lower precision
-    are therefore taken about a value near the mean and brought back by `translated`.
-
     Attributes
     ----------
     count : number of samples
@@ -65,28 +62,6 @@ class MomentSums:
             self.xx + other.xx,
             self.xy + other.xy,
             self.yy + other.yy,
-        )
-
-    def translated(self, by_x: ArrayLike, by_y: ArrayLike) -> MomentSums:
-        """The sums of x + by_x and y + by_y.
-
-        Parameters
-        ----------
-        by_x : (d,)
-        by_y : (o,)
-
-        Returns
-        -------
-        MomentSums
-        """
-        x, y, n = np.asarray(by_x, np.float64), np.asarray(by_y, np.float64), self.count
-        return MomentSums(
-            n,
-            self.sum_x + n * x,
-            self.sum_y + n * y,
-            self.xx + np.outer(self.sum_x, x) + np.outer(x, self.sum_x) + n * np.outer(x, x),
-            self.xy + np.outer(self.sum_x, y) + np.outer(x, self.sum_y) + n * np.outer(x, y),
-            self.yy + 2.0 * y * self.sum_y + n * y * y,
         )
 
     def covariance(self) -> Covariance:
