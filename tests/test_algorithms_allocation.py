@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxmerge.algorithms import allocation as budget_module
-from onnxmerge.algorithms.allocation import SATURATED, Cost, Curve, allocate, loss_curve, mean_cost, pareto_front, total_loss
+from onnxmerge.algorithms import allocation as allocation_module
+from onnxmerge.algorithms.allocation import SATURATED, Curve, allocate, loss_curve, pareto_front, total_loss
+from onnxmerge.algorithms.bilinear_cost import Cost, mean_cost
 from onnxmerge.pruning.budget import curves_of_multiples
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -86,11 +87,11 @@ def test_allocation_is_close_to_the_best_choice() -> None:
     assert max(found) < 0.07
 
 
-@pytest.mark.parametrize("limit", [0, None], ids=["multipliers alone", "with pairs"])
+@pytest.mark.parametrize("limit", [0, None], ids=["single steps", "with pairs"])
 def test_many_groups_come_close_without_trying_pairs(limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a network of many layers gets: multipliers alone, within 4 % in 19 of 20 small instances, which are the hard ones."""
+    """What a network of many layers gets: single steps, within 4 % in 19 of 20 small instances, which are the hard ones."""
     if limit is not None:
-        monkeypatch.setattr(budget_module, "EXCHANGES", limit)
+        monkeypatch.setattr(allocation_module, "PAIRWISE_LIMIT", limit)
     found = []
     for seed in range(60):
         curves, cost = instance(seed, convex=True)
@@ -120,7 +121,7 @@ def test_all_of_the_budget_keeps_everything() -> None:
 @FEW
 @given(SEEDS)
 def test_cost_along_a_group_is_what_the_total_changes_by(seed: int) -> None:
-    curves, cost = with_kinds(*instance(seed))
+    curves, cost = with_classes(*instance(seed))
     rng = np.random.default_rng(seed)
     counts = np.array([rng.choice(curve.counts) for curve in curves])
     for group, curve in enumerate(curves):
@@ -133,8 +134,8 @@ def test_cost_along_a_group_is_what_the_total_changes_by(seed: int) -> None:
         np.testing.assert_allclose(np.diff(along), np.diff(totals), rtol=1e-9, atol=1e-12)
 
 
-def with_kinds(curves: list[Curve], cost: Cost) -> tuple[list[Curve], Cost]:
-    """The first group's channels are of two kinds: of the second one half stands in the first term alone."""
+def with_classes(curves: list[Curve], cost: Cost) -> tuple[list[Curve], Cost]:
+    """The first group's channels are of two classes: of the second one half stands in the first term alone."""
     size = int(curves[0].counts[-1])
     second = np.minimum(np.arange(size + 1), size // 2)
     tables = [np.stack([np.arange(size + 1) - second, second], axis=1).astype(float)]
@@ -144,7 +145,7 @@ def with_kinds(curves: list[Curve], cost: Cost) -> tuple[list[Curve], Cost]:
     return curves, Cost(cost.weight, rows, columns, tuple(tables))
 
 
-def test_kinds_that_stand_everywhere_change_nothing() -> None:
+def test_classes_that_stand_everywhere_change_nothing() -> None:
     curves, cost = instance(5)
     size = int(curves[0].counts[-1])
     half = np.arange(size + 1) / 2
@@ -175,7 +176,7 @@ def test_pareto_front_falls_from_the_smallest_to_all(seed: int) -> None:
 
 
 def test_pareto_front_leaves_out_what_costs_more_for_nothing_but_ends_with_all() -> None:
-    """Of the first group half of the channels are dead, the second one has a step that no multiplier buys."""
+    """Of the first group half of the channels are dead, the second one has a step that no single step buys."""
     curves = [
         Curve(np.array([1, 2, 3, 4]), np.array([1.0, 0.0, 0.0, 0.0])),
         Curve(np.array([1, 2, 3]), np.array([1.0, 1.0, 0.0])),

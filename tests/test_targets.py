@@ -11,7 +11,7 @@ import pytest
 from running import built, written
 from topologies import TOPOLOGIES, Topology
 
-from onnxmerge.algorithms.allocation import Cost
+from onnxmerge.algorithms.bilinear_cost import Cost
 from onnxmerge.errors import Refusal
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.graph.channel_groups import ChannelGroup

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxmerge.algorithms.allocation import Cost, Curve, allocate, loss_curve, mean_cost, pareto_front, total_loss
+from onnxmerge.algorithms.allocation import Curve, allocate, loss_curve, pareto_front, total_loss
+from onnxmerge.algorithms.bilinear_cost import Cost, mean_cost
 from onnxmerge.algorithms.criteria import CRITERIA
 from onnxmerge.errors import Refusal
 from onnxmerge.graph.analysed_model import AnalysedModel

@@ -1,0 +1,114 @@
+"""What kept counts cost: parameters and MACs are bilinear in them, since a layer has the rows of the group that it writes and the
+columns of those that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What kept counts cost: cost(k) = sum over t of weight[t] * (rows[t] . n) * (columns[t] . n).
+
+    n are the channels kept of each class, with a 1 behind. Channels of a group that stand in different layers are of different
+    classes.
+
+    Attributes
+    ----------
+    weight : ndarray of shape (terms,)
+    rows, columns : ndarray of shape (terms, classes + 1)
+    classes : tuple of ndarray of shape (size + 1, own classes), optional
+        For each group how many channels of each of its classes stay, by how many of its channels do. A group is one class by
+        default.
+
+    Examples
+    --------
+    A layer from the first group to the second one, four parameters where both keep two channels:
+
+    >>> cost = Cost(np.array([1.0]), np.array([[0.0, 1.0, 0.0]]), np.array([[1.0, 0.0, 0.0]]))
+    >>> cost.total([2, 2]), cost.along([2, 2], 0, [1, 2]).tolist()
+    (4.0, [2.0, 4.0])
+    """
+
+    weight: Floats
+    rows: Floats
+    columns: Floats
+    classes: tuple[Floats, ...] | None = None
+
+    def total(self, counts: ArrayLike) -> float:
+        """Cost of kept counts (groups,)."""
+        extended = self._extended(counts)
+        return float(np.sum(self.weight * (self.rows @ extended) * (self.columns @ extended)))
+
+    def along(self, counts: ArrayLike, group: int, candidates: ArrayLike) -> Floats:
+        """Cost of the terms that one group touches, for some of its counts.
+
+        Parameters
+        ----------
+        counts : array_like of shape (groups,)
+            What the other groups keep.
+        group : int
+        candidates : array_like of shape (c,)
+            Counts of this group.
+
+        Returns
+        -------
+        ndarray of shape (c,)
+        """
+        own, touched = self._terms[group]
+        extended = self._extended(counts)
+        extended[own] = 0.0
+        rows, columns, kept = self.rows[touched], self.columns[touched], self._kept(group, candidates)
+        product = (rows @ extended + kept @ rows[:, own].T) * (columns @ extended + kept @ columns[:, own].T)
+        return np.asarray(product @ self.weight[touched], np.float64)
+
+    @cached_property
+    def neighbours(self) -> list[list[int]]:
+        """For each group those that share a term with it, itself too: where a change of its count changes what steps save."""
+        terms = [set(touched.tolist()) for _, touched in self._terms]
+        return [[other for other, shared in enumerate(terms) if shared & own] or [group] for group, own in enumerate(terms)]
+
+    @cached_property
+    def _terms(self) -> list[tuple[slice, Integers]]:
+        """For each group where its classes stand, and the terms that they touch."""
+        widths = [1] * (self.rows.shape[1] - 1) if self.classes is None else [table.shape[1] for table in self.classes]
+        ends = np.cumsum(widths)
+        own = [slice(int(end) - width, int(end)) for end, width in zip(ends, widths, strict=True)]
+        used = (self.rows != 0.0) | (self.columns != 0.0)
+        return [(columns, np.flatnonzero(used[:, columns].any(1))) for columns in own]
+
+    def _kept(self, group: int, counts: ArrayLike) -> Floats:
+        """(c, own classes) channels of each class for counts (c,) of a group."""
+        counts = np.asarray(counts, np.int64)
+        return counts[:, None].astype(np.float64) if self.classes is None else self.classes[group][counts]
+
+    def _extended(self, counts: ArrayLike) -> Floats:
+        kept = np.asarray(counts, np.int64)
+        if self.classes is not None:
+            kept = np.concatenate([table[count] for table, count in zip(self.classes, kept.tolist(), strict=True)])
+        return np.append(kept, 1.0)
+
+
+def mean_cost(costs: Sequence[Cost]) -> Cost:
+    """The mean of several costs of the same groups.
+
+    Examples
+    --------
+    >>> one = Cost(np.array([1.0]), np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
+    >>> mean_cost([one, Cost(3.0 * one.weight, one.rows, one.columns)]).total([5])
+    10.0
+    """
+    return Cost(
+        np.concatenate([cost.weight for cost in costs]) / len(costs),
+        np.concatenate([cost.rows for cost in costs]),
+        np.concatenate([cost.columns for cost in costs]),
+        costs[0].classes,
+    )
