@@ -11,8 +11,6 @@ down, changed the loss by 0.03 % on average, by 4 % at most, and took up to four
 close to the optimum. Pairs are worth 1.2 % on average and up to 26 %.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations

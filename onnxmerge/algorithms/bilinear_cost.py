@@ -1,8 +1,6 @@
 """What kept counts cost: parameters and MACs are bilinear in them, since a layer has the rows of the group that it writes and the
 columns of those that it reads."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -4,8 +4,6 @@ Rows are the producer's weights, one channel a row, without bias and without Bat
 "Neuron Merging", NeurIPS 2020, section 4). `CRITERIA` is the menu; `keep_best` turns scores into kept indices.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -5,8 +5,6 @@ positively homogeneous path such as ReLU, relu(Z y) = Z relu(y), so Z moves thro
 Source: Kim, Kim, Park, Jeon, "Neuron Merging: Compensating for Pruned Neurons", NeurIPS 2020.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -10,8 +10,6 @@ with the channels that are left, as well as they can, adds M[i, i] / P[i, i] to 
 Only the diagonals and one column of P and M are needed per step, so downdates are kept as thin factors and applied in blocks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

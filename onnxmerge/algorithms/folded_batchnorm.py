@@ -11,8 +11,6 @@ the criteria want the lengths |W_i|; both are gone, but not without a trace:
 On ResNet-56 (27 convolutions) beta / std comes back with a correlation of 0.85, the order of |W_i| with 0.86 (|A_i|: 0.68).
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -11,8 +11,6 @@ the reference, so that later layers correct what earlier ones lost (compare He, 
 Deep Neural Networks", 2017).
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

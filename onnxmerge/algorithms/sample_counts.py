@@ -6,8 +6,6 @@ the samples, their noise included (Belkin et al., "Reconciling modern machine-le
 trade-off", 2019). All values were chosen on ResNet-56 and VGG-16 for CIFAR-10.
 """
 
-from __future__ import annotations
-
 AMPLE = 64.0
 """From here on more samples take time and change nothing: output positions of a convolution are thinned down to this."""
 

@@ -1,7 +1,5 @@
 """`onnxmerge`: the group of commands, and the exit code of every way in which a run can end."""
 
-from __future__ import annotations
-
 import sys
 import traceback
 from collections.abc import Sequence

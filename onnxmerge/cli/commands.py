@@ -1,7 +1,5 @@
 """The commands. Each imports what it runs when it runs, so that --help does not wait for numpy, ONNX and rich."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

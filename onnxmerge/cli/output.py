@@ -1,7 +1,5 @@
 """What a command writes: its result on stdout, report files, and the progress of its work on stderr."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """Synthetic inputs chosen so that the reference sees all of its classes in them."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from onnxmerge.data.inputs import Inputs

@@ -4,8 +4,6 @@ Files are mapped into memory, and images are decoded batch by batch, so that mem
 Every error is an InputError of one line: what was found, what is needed.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate

@@ -4,8 +4,6 @@ Floats are used as they are. uint8 for a float input are pixels: (pixel / 255 * 
 NCHW, or the other way round, as the model needs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

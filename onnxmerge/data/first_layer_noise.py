@@ -5,8 +5,6 @@ half and half with dead leaves it stands in for data far better than either alon
 with dead leaves, 77 % with white noise, 85 % with both).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,8 +1,6 @@
 """What the first layers of a graph say of its inputs: the ids that an embedding knows, the mean and scale that a first
 BatchNormalization expects."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The classes of the user's own inputs, from a file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Arrays of .npy and .npz files, mapped into memory: nothing is read before it is used, and no Python object is ever loaded."""
 
-from __future__ import annotations
-
 import math
 import shutil
 import struct

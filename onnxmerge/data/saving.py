@@ -1,7 +1,5 @@
 """Feeds written to a file that can be given again as calibration inputs."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path

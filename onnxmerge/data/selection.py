@@ -1,7 +1,5 @@
 """Which inputs a model is pruned on, and which a candidate is checked, verified or timed on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace

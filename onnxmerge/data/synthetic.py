@@ -5,8 +5,6 @@ radii r follow the scale-invariant power law p(r) ~ r^-(d+1) in d dimensions. Th
 spectrum of photographs, and about zero mean and unit variance. Other floats are noise, integers ids.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`bench`: latency of two files, measured in turn."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

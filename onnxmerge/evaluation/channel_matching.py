@@ -5,8 +5,6 @@ where there is no doubt: its correlation with one reference channel is above MIN
 least MIN_MARGIN.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The check of a candidate: outputs compared without optimisation, then both models timed with it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from onnxmerge.data.inputs import Inputs

@@ -1,7 +1,5 @@
 """How close a candidate's outputs are to the reference's, batch by batch: memory does not grow with the number of inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -6,8 +6,6 @@ rounds: a few unlucky sessions do not move it. Load comes in bursts, so runs are
 rounds, not runs. And medians of identical models still differ by one per cent, so it never claims to be finer than that.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import time

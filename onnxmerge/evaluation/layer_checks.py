@@ -1,7 +1,5 @@
 """When two models are compared layer by layer, on which inputs, and which of the differences are failures."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -6,8 +6,6 @@ upstream agree. The same operator on equal bits with the same constants gives eq
 counts where the node's constants differ too; elsewhere rounding is allowed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property

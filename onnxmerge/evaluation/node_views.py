@@ -1,7 +1,5 @@
 """The nodes of a main graph for a comparison: which inputs of each depend on the graph inputs, and which are constant."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path

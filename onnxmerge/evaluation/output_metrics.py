@@ -5,8 +5,6 @@ are combined (Chan, Golub, LeVeque 1979), so that a large mean costs no digits. 
 infinite are left out. An input where only the candidate is not finite has an infinite relative L2 and a cosine of 0.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """The thresholds that a candidate fails by missing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """`verify`: how close the outputs of one file are to another's."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """How one constant of a node differs between two models, in words."""
 
-from __future__ import annotations
-
 import numpy as np
 
 # Relative difference of one number that rounding explains, by dtype; the coarser of two counts

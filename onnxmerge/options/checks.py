@@ -1,7 +1,5 @@
 """What the value of an option must be, and how it is read from text."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The keywords of the public verbs: sorted into option classes, and shown in the verbs' signatures."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace

@@ -1,7 +1,5 @@
 """Dask's distributed scheduler as an executor: the way past one machine."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator
 from concurrent.futures import Executor

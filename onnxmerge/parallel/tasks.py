@@ -1,7 +1,5 @@
 """Independent tasks on any executor: each result is handed over when it is there, and a worker that dies costs time alone."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, as_completed

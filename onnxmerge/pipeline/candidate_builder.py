@@ -1,7 +1,5 @@
 """Candidates of one model, built and measured; what they need to know of the model is measured once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace

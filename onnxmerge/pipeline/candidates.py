@@ -1,7 +1,5 @@
 """A decision carried out: the rewritten model, run once, and what became of every group."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from onnxmerge.errors import ModelError, Reason, Refusal, refusal

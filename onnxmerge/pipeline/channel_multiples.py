@@ -1,7 +1,5 @@
 """Channel counts in multiples that run fast: those that the option `round_to` asks for, or those that are fastest when timed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 

@@ -1,7 +1,5 @@
 """`compress`: load and analyse a model, search for a candidate, check it, write it."""
 
-from __future__ import annotations
-
 import time
 from concurrent.futures import Executor
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What a user should know of a compressed model before deploying it."""
 
-from __future__ import annotations
-
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import MIN_CHECK_INPUTS
 from onnxmerge.evaluation.check import CandidateCheck

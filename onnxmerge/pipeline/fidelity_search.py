@@ -1,7 +1,5 @@
 """The smallest model whose outputs keep a fidelity on the checking inputs."""
 
-from __future__ import annotations
-
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
 from onnxmerge.pipeline.candidates import Candidate, SearchResult
 from onnxmerge.pipeline.channel_multiples import HARDWARE_MULTIPLE, multiple_for

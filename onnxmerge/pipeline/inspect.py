@@ -1,7 +1,5 @@
 """`inspect`: which channel groups could shrink, which layers must stay and why, and how much each group matters."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The model whose measured latency is a given share of the reference's."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Which of many allocations has a measured quantity just within what is allowed, found in few measurements."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

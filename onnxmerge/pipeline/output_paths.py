@@ -1,7 +1,5 @@
 """Places that a run may write to: refused before any work where something that is needed would be lost."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -7,8 +7,6 @@ To edit one: change `kept` and delete `kept_channels`, or change both. Groups th
 those that `method` auto found, and hold where that is asked for again; of a group only together with its channels.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

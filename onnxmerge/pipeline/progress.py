@@ -1,7 +1,5 @@
 """How far the work is: the share of a stage as a share of the whole, so that the remaining time can be estimated."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from onnxmerge.options import Progress, silent

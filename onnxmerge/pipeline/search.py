@@ -1,7 +1,5 @@
 """From what was asked for to a candidate: a ratio or a plan at once; a size, a latency or a fidelity by trying a few."""
 
-from __future__ import annotations
-
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
 from onnxmerge.pipeline.candidates import SearchResult
 from onnxmerge.pipeline.channel_multiples import rounded_counts

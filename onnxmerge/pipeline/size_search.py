@@ -1,7 +1,5 @@
 """The closest model with a given share of the parameters or MACs."""
 
-from __future__ import annotations
-
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder, ChannelCounts
 from onnxmerge.pipeline.candidates import Candidate, SearchResult
 from onnxmerge.pipeline.channel_multiples import multiple_for

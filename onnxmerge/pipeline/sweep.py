@@ -1,7 +1,5 @@
 """`sweep`: a model for each of several targets, and with them the curve of size and speed against fidelity."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor

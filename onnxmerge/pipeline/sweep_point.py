@@ -1,7 +1,5 @@
 """One point of a sweep, compressed in any process on any machine: the same bytes everywhere."""
 
-from __future__ import annotations
-
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path

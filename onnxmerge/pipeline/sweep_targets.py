@@ -1,7 +1,5 @@
 """The targets of a sweep: read, and turned into options of a compression."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """A budget of parameters or MACs allocated over groups: their loss curves, what they cost, and the kept counts that fit."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

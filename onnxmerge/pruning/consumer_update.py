@@ -4,8 +4,6 @@ A layer's weights come here as one array (out, kept inputs, kernel size) for eac
 alpha; `kept` (groups, inputs per group) bool says which inputs they are for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

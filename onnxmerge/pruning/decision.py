@@ -1,7 +1,5 @@
 """From options to a decision: which channels of which groups are removed, and what replaces them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """How much an error in a layer's output matters to the layers that read it."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """What a group's consumers are expected to lose by a removal: the estimate by which method `auto` chooses."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from onnxmerge.algorithms.least_squares import mixing

@@ -1,7 +1,5 @@
 """Which channel groups may shrink: those that `scope`, `include` and `exclude` leave."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase

@@ -1,7 +1,5 @@
 """Which channels of a group matter least: by the weights of its producers, or by what its consumers lose without them."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from onnxmerge.algorithms.criteria import CRITERIA, keep_best

@@ -1,7 +1,5 @@
 """How many channels each group keeps, from `ratio` or `plan`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What one run of the reference tells: all that is decided later (which channels, how many, by which method) rests on it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Method `merge`: every removed channel is given to the most similar kept one (`algorithms/decomposition.py`)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

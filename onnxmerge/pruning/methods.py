@@ -1,7 +1,5 @@
 """The methods by name, and the choice between them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Protocol
 

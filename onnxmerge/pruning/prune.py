@@ -1,7 +1,5 @@
 """Method `prune`: channels are dropped and nothing replaces them. Valid for every group: the baseline."""
 
-from __future__ import annotations
-
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.rewrite import Removal
 from onnxmerge.options import PruningOptions

@@ -1,7 +1,5 @@
 """Method `reconstruct`: backward elimination chooses the channels, least squares solves the consumers (`solve_consumers.py`)."""
 
-from __future__ import annotations
-
 from onnxmerge.algorithms.criteria import CRITERIA
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.rewrite import Removal

@@ -4,8 +4,6 @@ A measurement removes a share of one group's channels from the reference, update
 the method says, and compares the outputs. What precedes the group's first consumer is run once for all of its measurements.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 

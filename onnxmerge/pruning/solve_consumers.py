@@ -4,8 +4,6 @@ Reference and compressed model are run side by side. At every consumer the input
 been solved, and the targets from the reference, so that every consumer makes good what was lost before it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 

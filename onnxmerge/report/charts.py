@@ -3,8 +3,6 @@
 Horizontal positions are per cent of the width, so that text keeps its size on a phone; vertical ones are pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What the tables of results hold, the same on the terminal and on a page."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

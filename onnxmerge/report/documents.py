@@ -1,7 +1,5 @@
 """JSON documents: the name and version of a schema, how the result came about, and the fields of the result."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass, field, fields, is_dataclass

@@ -4,8 +4,6 @@ Lines on the left lead from a group to the groups that its consumers produce. Ho
 that text keeps its size on a phone; vertical ones and those of the lines are pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

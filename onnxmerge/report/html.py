@@ -1,7 +1,5 @@
 """A result as one HTML page without scripts and network: here what it says, in `templates` how it is marked up."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """A progress bar on stderr, only where that is a terminal and only for work that takes longer than two seconds."""
 
-from __future__ import annotations
-
 import sys
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Refusals and notes with the same reason, together."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

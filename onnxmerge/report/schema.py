@@ -1,7 +1,5 @@
 """JSON Schemas of the documents, made from the dataclasses and their docstrings; and which changes break the readers of one."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Titles and lines about results, the same on the terminal and on a page."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from onnxmerge.report.wording import counted, file_size, listed, percent, printable, shortened

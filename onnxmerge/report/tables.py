@@ -1,7 +1,5 @@
 """Tables that fit the terminal: numbers are never cut, names are shortened in the middle."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

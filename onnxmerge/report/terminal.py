@@ -1,7 +1,5 @@
 """Results on a terminal, in its width. What matters most comes last, where the eye is when a command ends."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console

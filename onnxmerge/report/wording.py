@@ -3,8 +3,6 @@
 Node names come from files of unknown origin: control characters in them never reach a terminal or a page.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Report files: their paths are checked before any work, and they are written completely or not at all."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 

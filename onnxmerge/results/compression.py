@@ -1,7 +1,5 @@
 """Sizes and channel groups of a model; the results of `inspect`, `compress` and `sweep`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from onnxmerge.errors import Refusal

@@ -1,7 +1,5 @@
 """Where and how models ran."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

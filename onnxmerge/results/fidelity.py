@@ -1,7 +1,5 @@
 """How close a candidate is to its reference: each output, and tensor by tensor; the result of `verify`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from onnxmerge.results.execution import Execution

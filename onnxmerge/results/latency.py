@@ -1,7 +1,5 @@
 """How fast two models are; the result of `bench`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from onnxmerge.results.execution import Execution

@@ -11,8 +11,6 @@ zeros are many (padding, ReLU): products of zeros are exact, those of a repeated
 need be subtracted: the error of a covariance, 1e-16 (mean / deviation)^2 of it, stays below that of float32 samples themselves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 

@@ -1,7 +1,5 @@
 """The first walk: the reference on the inputs at hand, with the moments of whatever its consumers read."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """First and second moments of a large calibration set, shard by shard, on any executor; shards add up to the whole."""
 
-from __future__ import annotations
-
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -5,8 +5,6 @@ is one output position and x its patch, laid out (position in the kernel, channe
 patch, as zeros.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
