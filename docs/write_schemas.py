@@ -1,6 +1,6 @@
 """`make schemas`: write docs/schemas and the tables of docs/report-schema.md anew from the result classes.
 
-A change that breaks the readers of a schema is refused until the version of its kind rises.
+A change that breaks programs that read such documents is refused until the version of its kind rises.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from json_schemas import Schema, breaking_changes, described, schema_of
+
 from onnxmerge.report.documents import KINDS, Kind, Provenance
-from onnxmerge.report.schema import Schema, breaking_changes, described, schema_of
 
 FOLDER = Path(__file__).resolve().parent
 GENERATED = "<!-- All below is written by `make schemas` from the docstrings of onnxmerge/results. -->"

@@ -14,12 +14,12 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from json_schemas import breaking_changes, schema_of
 from samples import COMPRESSION, EVIL, FIDELITY, LATENCY, OUTPUT, PROVENANCE, RESULTS, VERIFICATION, evil
 
 import onnxmerge
 from onnxmerge.errors import OptionError
 from onnxmerge.report.documents import KINDS, Provenance, as_json, document, json_text
-from onnxmerge.report.schema import breaking_changes, schema_of
 from onnxmerge.report.writing import check_reports, write_report
 from onnxmerge.results import Size
 

@@ -1,4 +1,4 @@
-"""JSON Schemas of the documents, made from the dataclasses and their docstrings; and which changes break the readers of one."""
+"""JSON Schemas of the documents, made from the dataclasses and their docstrings, and which changes of them break programs."""
 
 import inspect
 import re
@@ -93,4 +93,4 @@ def _type(hint: Any, definitions: dict[str, Schema]) -> Schema:
         return {"type": "array", "items": _type(arguments[0], definitions)}
     if origin is dict:
         return {"type": "object", "additionalProperties": _type(arguments[1], definitions)}
-    raise TypeError(f"no JSON Schema is known for the type {hint}: add it to onnxmerge/report/schema.py")
+    raise TypeError(f"no JSON Schema is known for the type {hint}: add it to docs/json_schemas.py")
