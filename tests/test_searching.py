@@ -195,7 +195,7 @@ def test_a_model_that_is_not_faster_says_why(
 ) -> None:
     call = LatencySummary(median, median, 10)
     found = LatencyComparison(call, call, 1.1, 1.0, 1.2, batch, provider, 1)
-    monkeypatch.setattr("onnxmerge.evaluation.check.time_pair", lambda *_, **__: found)
+    monkeypatch.setattr("onnxmerge.pipeline.compress.time_pair", lambda *_, **__: found)
     result = compress(chain(tmp_path), tmp_path / "o.onnx", ratio=ratio, method="prune", samples=24, threads=1)
     (warning,) = [each for each in result.warnings if NOT_FASTER in each]
     assert [reason for reason in (ODD, SHORT, GPU) if reason in warning] == sorted(told, key=(ODD, SHORT, GPU).index)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onnxmerge.data import calibration, synthetic
+from onnxmerge.data import synthetic
 from onnxmerge.data.inputs import Batching, batching, calibration_inputs, synthetic_inputs
 from onnxmerge.data.npy_files import open_npz
 from onnxmerge.data.synthetic import ImageRange, dead_leaves
@@ -644,13 +644,6 @@ def test_bombs_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(InputError, match="could be decompression bomb"):
         whole(calibrate(tmp_path, IMAGE))
-
-
-def test_images_without_pillow_are_refused_with_the_command_that_helps(tmp_path, monkeypatch):
-    save_image(tmp_path / "a")
-    monkeypatch.setattr(calibration, "HAVE_PILLOW", False)
-    with pytest.raises(InputError, match=r"pip install 'onnxmerge\[images\]'"):
-        calibrate(tmp_path, IMAGE)
 
 
 @needs_shared

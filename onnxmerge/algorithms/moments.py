@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,14 +55,7 @@ class MomentSums:
         return MomentSums(float(len(x)), x.sum(0), y.sum(0), x.T @ x, x.T @ y, (y * y).sum(0))
 
     def __add__(self, other: MomentSums) -> MomentSums:
-        return MomentSums(
-            self.count + other.count,
-            self.sum_x + other.sum_x,
-            self.sum_y + other.sum_y,
-            self.xx + other.xx,
-            self.xy + other.xy,
-            self.yy + other.yy,
-        )
+        return MomentSums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     def covariance(self) -> Covariance:
         """Means and covariances of the samples (divided by their number, not by one less)."""

@@ -6,32 +6,16 @@ from typing import Any
 import click
 
 import onnxmerge
-from onnxmerge.cli.options import (
-    BATCH,
-    BATCHES,
-    BENCH,
-    CUDA_GRAPH,
-    FILE,
-    GROUPS,
-    INPUTS,
-    JSON,
-    METHOD,
-    REPORT,
-    RUNTIME,
-    SIZE,
-    SWEEP,
-    THRESHOLDS,
-    VERIFY,
-    combined,
-)
+from onnxmerge.cli import options as opt
+from onnxmerge.cli.options import FILE, combined
 from onnxmerge.errors import OptionError, VerificationError
 
 
 @click.command("inspect", short_help="List the channel groups of a model, and why other layers must stay whole.")
 @click.argument("model", type=FILE)
 @click.option("--sensitivity", is_flag=True, help="Also measure the fidelity with 25, 50 and 75 % of each group removed.")
-@combined(METHOD, GROUPS, INPUTS, RUNTIME, REPORT, JSON)
-def inspect_command(model: Path, sensitivity: bool, reports: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+@combined(opt.METHOD, opt.GROUPS, opt.INPUTS, opt.RUNTIME, opt.REPORT, opt.JSON)
+def inspect_command(model: Path, reports: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """List the channel groups of MODEL, what shrinks with each of them, and why other layers must stay whole.
 
     --scope, --include and --exclude choose among the groups. The other options say how --sensitivity measures, always on the CPU.
@@ -40,43 +24,34 @@ def inspect_command(model: Path, sensitivity: bool, reports: tuple[Path, ...], a
 
     output.check_report_paths(reports, _files(options, model=model), [model])
     with output.progress_bar() as progress:
-        result = onnxmerge.inspect(model, sensitivity=sensitivity, progress=progress, **_given(options))
+        result = onnxmerge.inspect(model, progress=progress, **_given(options))
     output.show(result, as_json, reports)
 
 
 @click.command("compress", short_help="Write a smaller model, compared with the original and timed.")
 @click.argument("model", type=FILE)
 @click.argument("output", type=FILE)
-@combined(SIZE, METHOD, GROUPS, INPUTS, RUNTIME)
+@combined(opt.SIZE, opt.METHOD, opt.GROUPS, opt.INPUTS, opt.RUNTIME)
 @click.option("--save-plan", type=FILE, metavar="FILE.json", help="Write which channels of which group stayed, for --plan.")
-@combined(VERIFY, BENCH, BATCH, CUDA_GRAPH, THRESHOLDS, REPORT, JSON)
-def compress_command(
-    model: Path, output: Path, save_plan: Path | None, reports: tuple[Path, ...], as_json: bool, **options: Any
-) -> None:
+@combined(opt.VERIFY, opt.BENCH, opt.BATCH, opt.CUDA_GRAPH, opt.THRESHOLDS, opt.REPORT, opt.JSON)
+def compress_command(model: Path, output: Path, reports: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Remove channels of MODEL, repair the layers behind them, compare the outputs, and write OUTPUT.
 
     Exit code 1, and no OUTPUT, where the result misses a threshold.
     """
     from onnxmerge.cli import output as out
 
-    out.check_report_paths(reports, _files(options, model=model, output=output, save_plan=save_plan), [model])
+    out.check_report_paths(reports, _files(options, model=model, output=output), [model])
     with out.progress_bar() as progress:
-        result = onnxmerge.compress(model, output, save_plan=save_plan, progress=progress, **_given(options))
+        result = onnxmerge.compress(model, output, progress=progress, **_given(options))
     out.show(result, as_json, reports)
 
 
 @click.command("sweep", short_help="Compress a model to several sizes: the curve of size and speed against fidelity.")
 @click.argument("model", type=FILE)
-@combined(SWEEP, METHOD, GROUPS, INPUTS, RUNTIME, BENCH, BATCH, CUDA_GRAPH, REPORT, JSON)
+@combined(opt.SWEEP, opt.METHOD, opt.GROUPS, opt.INPUTS, opt.RUNTIME, opt.BENCH, opt.BATCH, opt.CUDA_GRAPH, opt.REPORT, opt.JSON)
 def sweep_command(
-    model: Path,
-    targets: str,
-    out: Path | None,
-    jobs: int | None,
-    dask: str | None,
-    reports: tuple[Path, ...],
-    as_json: bool,
-    **options: Any,
+    model: Path, out: Path | None, dask: str | None, reports: tuple[Path, ...], as_json: bool, **options: Any
 ) -> None:
     """Compress MODEL once for each target, and measure the fidelity and the latency of every result.
 
@@ -87,10 +62,10 @@ def sweep_command(
     from onnxmerge.parallel.dask import executor_at
 
     output.check_report_paths(reports, _files(options, model=model), [model])
-    if dask is not None and jobs is not None:
+    if dask is not None and options["jobs"] is not None:
         raise OptionError("`jobs` and `dask` both say where the points are made: drop one of the two")
     with output.progress_bar() as progress, executor_at(dask) as executor:
-        result = onnxmerge.sweep(model, targets, folder=out, executor=executor, jobs=jobs, progress=progress, **_given(options))
+        result = onnxmerge.sweep(model, folder=out, executor=executor, progress=progress, **_given(options))
     output.show(result, as_json, reports)
     if not any(point.after for point in result.points):
         raise VerificationError(f"no target gave a model; {result.points[0].target}: {result.points[0].failure}")
@@ -99,11 +74,11 @@ def sweep_command(
 @click.command("verify", short_help="Measure how close the outputs of one model are to those of another.")
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
-@combined(INPUTS)
+@combined(opt.INPUTS)
 @click.option("--labels", type=FILE, help="Also report the accuracy of both: .npy or .npz, a class for each calibration input.")
 @click.option("--layers", is_flag=True, help="Also compare layer by layer, and name the first one that differs.")
 @click.option("--save-worst", type=FILE, metavar="FILE.npz", help="Write the input that differs most, for --calibration.")
-@combined(RUNTIME, THRESHOLDS, REPORT, JSON)
+@combined(opt.RUNTIME, opt.THRESHOLDS, opt.REPORT, opt.JSON)
 def verify_command(reference: Path, candidate: Path, reports: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Compare the outputs of CANDIDATE with those of REFERENCE on the same inputs.
 
@@ -125,14 +100,9 @@ def verify_command(reference: Path, candidate: Path, reports: tuple[Path, ...], 
 @click.command("bench", short_help="Measure how much faster one model is than another.")
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
-@combined(INPUTS, RUNTIME, BATCHES, CUDA_GRAPH, REPORT, JSON)
+@combined(opt.INPUTS, opt.RUNTIME, opt.BATCHES, opt.CUDA_GRAPH, opt.REPORT, opt.JSON)
 def bench_command(
-    reference: Path,
-    candidate: Path,
-    batch: tuple[int, ...] | None,
-    reports: tuple[Path, ...],
-    as_json: bool,
-    **options: Any,
+    reference: Path, candidate: Path, batch: tuple[int, ...] | None, reports: tuple[Path, ...], as_json: bool, **options: Any
 ) -> None:
     """Measure latency and throughput of REFERENCE and CANDIDATE, called in turn."""
     from onnxmerge.cli import output

@@ -14,34 +14,20 @@ Decorator = Callable[[Any], Any]
 FILE = click.Path(path_type=Path)
 
 
-class Numbers(click.ParamType[tuple[float, ...]]):
-    """Comma-separated numbers."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """'0.5,0.5,0.5' -> (0.5, 0.5, 0.5)."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406", param, ctx)
+def numbers(text: str) -> tuple[float, ...]:
+    """'0.5,0.5,0.5' -> (0.5, 0.5, 0.5)."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0.485,0.456,0.406") from None
 
 
-class BatchSizes(click.ParamType[tuple[int, ...]]):
-    """Comma-separated whole numbers of at least 1."""
-
-    name = "batch sizes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """'1,8,32' -> (1, 8, 32)."""
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in value.split(",")]
-        if not all(part.isdecimal() and int(part) >= 1 for part in parts):
-            self.fail(f"{value!r} is no batch size of at least 1, and no list of them such as 1,8,32", param, ctx)
-        return tuple(int(part) for part in parts)
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """'1,8,32' -> (1, 8, 32)."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise click.BadParameter(f"{text!r} is no batch size of at least 1, and no list of them such as 1,8,32")
+    return tuple(int(part) for part in parts)
 
 
 def combined(*options: Decorator) -> Decorator:
@@ -63,18 +49,13 @@ def _flag(name: str, default: bool | None, text: str) -> Decorator:
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else there.")
-REPORT = click.option(
-    "--report",
-    "reports",
-    type=FILE,
-    multiple=True,
-    help="Also write a page (.html) or data (.json); repeatable.  [default: none]",
-)
+REPORT_HELP = "Also write a page (.html) or data (.json); repeatable.  [default: none]"
+REPORT = click.option("--report", "reports", type=FILE, multiple=True, help=REPORT_HELP)
 INPUTS = combined(
     _option("--calibration", FILE, None, "Unlabelled inputs: .npz, .npy, or a folder of images or .npy.  [default: synthetic]"),
     _option("--input-range", (float, float), "LOW HIGH", "What pixel values 0 and 255 become.  [default: 0 1]"),
-    _option("--mean", Numbers(), "M[,M,M]", "Subtracted from pixels, for all channels or each.  [default: 0]"),
-    _option("--std", Numbers(), "S[,S,S]", "Pixels are then divided by it, for all channels or each.  [default: 1]"),
+    _option("--mean", numbers, "M[,M,M]", "Subtracted from pixels, for all channels or each.  [default: 0]"),
+    _option("--std", numbers, "S[,S,S]", "Pixels are then divided by it, for all channels or each.  [default: 1]"),
     _option("--samples", int, "N", "Synthetic inputs, or most calibration inputs.  [default: what the layers need, or all]"),
     _option("--seed", int, "S", "Of the random generator: the same seed gives the same bytes.", 0),
 )
@@ -85,7 +66,7 @@ RUNTIME = combined(
     _choice("--cudnn-search", CUDNN_SEARCHES, "How CUDA finds its cuDNN algorithms.  [default: exhaustive]"),
 )
 BATCH = _option("--batch", int, "N", "Inputs in one call where models are timed.  [default: 1]")
-BATCHES = _option("--batch", BatchSizes(), "N[,N]", "Inputs in one call, or several numbers to time in turn.  [default: 1]")
+BATCHES = _option("--batch", batch_sizes, "N[,N]", "Inputs in one call, or several numbers to time in turn.  [default: 1]")
 CUDA_GRAPH = click.option("--cuda-graph", is_flag=True, help="Time replays of a CUDA graph; needs CUDA.")
 THRESHOLDS = combined(
     _option("--min-fidelity", float, "F", "Least fidelity of the worst output.  [default: none]"),

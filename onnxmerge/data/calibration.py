@@ -10,40 +10,23 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageOps
 
-from onnxmerge.data.feed_sources import FeedSource, Indices, InputLayout, array_source, input_layout, layout_conversion, to_dtype
+from onnxmerge.data.feed_sources import FeedSource, Indices, InputLayout, array_source, layout_conversion, to_dtype
 from onnxmerge.data.npy_files import Header, npz_headers, open_npy, open_npz, readable
-from onnxmerge.data.synthetic import ImageRange
 from onnxmerge.errors import InputError
-from onnxmerge.execution.tensor_specs import TensorSpec
-
-try:
-    from PIL import Image, ImageOps
-
-    HAVE_PILLOW = True
-except ImportError:
-    HAVE_PILLOW = False
 
 _IMAGES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
 _MODES = {1: "L", 3: "RGB"}  # Pillow's mode by number of channels
 
 
-def file_sources(
-    path: Path,
-    specs: Sequence[TensorSpec],
-    shapes: Mapping[str, tuple[int, ...]],
-    batched: frozenset[str],
-    image_range: ImageRange | None = None,
-) -> dict[str, FeedSource]:
+def file_sources(path: Path, layouts: Sequence[InputLayout]) -> dict[str, FeedSource]:
     """Feed a model from a file or folder.
 
     Parameters
     ----------
     path : .npz file, or for a model with one input a .npy file or a folder of images or .npy files
-    specs : the model's inputs
-    shapes : shape of every input in one run
-    batched : names of the inputs whose axis 0 is the batch
-    image_range : how pixels become values; by default they are divided by 255
+    layouts : what the model's inputs must look like
 
     Returns
     -------
@@ -55,7 +38,6 @@ def file_sources(
     InputError
         Where the path is missing, cannot be read, or does not match the inputs.
     """
-    layouts = [input_layout(spec, shapes[spec.name], batched, image_range) for spec in specs]
     suffix = path.suffix.lower()
     if not path.exists():
         raise InputError(f"{path} does not exist: a .npz or .npy file, or a folder of images or .npy files, is needed")
@@ -73,24 +55,18 @@ def file_sources(
     return {layout.spec.name: _folder(path, layout) if path.is_dir() else array_source(open_npy(path), layout, str(path))}
 
 
-def array_sources(
-    given: np.ndarray | Mapping[str, np.ndarray],
-    specs: Sequence[TensorSpec],
-    shapes: Mapping[str, tuple[int, ...]],
-    batched: frozenset[str],
-    image_range: ImageRange | None = None,
-) -> dict[str, FeedSource]:
+def array_sources(given: np.ndarray | Mapping[str, np.ndarray], layouts: Sequence[InputLayout]) -> dict[str, FeedSource]:
     """Feed a model from arrays: one for the only input, or a mapping from the inputs' names; otherwise as `file_sources`."""
-    layouts = {spec.name: input_layout(spec, shapes[spec.name], batched, image_range) for spec in specs}
+    names = [layout.spec.name for layout in layouts]
     if not isinstance(given, Mapping):
         if len(layouts) != 1:
             raise InputError(f"one calibration array feeds one input, the model has {len(layouts)}: give {{name: array}}")
-        given = dict.fromkeys(layouts, given)
-    if given.keys() != layouts.keys():
-        names, needed = ", ".join(given) or "none", ", ".join(layouts)
-        raise InputError(f"the calibration arrays are named {names}: needed is one for each input of the model, {needed}")
-    arrays = {name: (np.asarray(given[name]), layout) for name, layout in layouts.items()}
-    return {name: array_source(array, layout, f"the calibration array {name!r}") for name, (array, layout) in arrays.items()}
+        given = dict.fromkeys(names, given)
+    if given.keys() != set(names):
+        found, needed = ", ".join(given) or "none", ", ".join(names)
+        raise InputError(f"the calibration arrays are named {found}: needed is one for each input of the model, {needed}")
+    pairs = zip(names, layouts, strict=True)
+    return {name: array_source(np.asarray(given[name]), each, f"the calibration array {name!r}") for name, each in pairs}
 
 
 def _member(headers: Mapping[str, Header], layout: InputLayout, only_input: bool, path: Path) -> str:
@@ -116,14 +92,9 @@ def _folder(path: Path, layout: InputLayout) -> FeedSource:
         found = f"{len(images)} images and {len(arrays)} .npy files among {len(files)} files"
         raise InputError(f"{path} holds {found}: either images or .npy files are needed")
     if not layout.batched:
-        raise InputError(
-            f"{path} is a folder, but {layout.requirement}, where no axis counts inputs: a .npy or .npz file is needed"
-        )
-    if arrays:
-        return _array_files(arrays, layout)
-    if not HAVE_PILLOW:
-        raise InputError(f"{path} holds images, and reading them needs Pillow: pip install 'onnxmerge[images]'")
-    return _image_files(images, layout)
+        needed = f"{layout.requirement}, where no axis counts inputs: a .npy or .npz file is needed"
+        raise InputError(f"{path} is a folder, but {needed}")
+    return _array_files(arrays, layout) if arrays else _image_files(images, layout)
 
 
 def _array_files(files: Sequence[Path], layout: InputLayout) -> FeedSource:

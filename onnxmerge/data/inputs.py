@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxmerge.data.calibration import array_sources, file_sources
-from onnxmerge.data.feed_sources import Indices
+from onnxmerge.data.feed_sources import Indices, input_layout
 from onnxmerge.data.synthetic import ImageRange, Sampler, sampler
 from onnxmerge.errors import InputError
 from onnxmerge.execution.tensor_specs import TensorSpec
@@ -179,14 +179,11 @@ def synthetic_inputs(
     def take(indices: Indices) -> dict[str, np.ndarray]:
         feeds = {}
         for position, spec in enumerate(specs):
-            rows = (
-                indices
-                if spec.name in model_batching.batched
-                else _whole(shapes[spec.name], int(indices[0]) if model_batching.size else 0)
-            )
+            whole = spec.name not in model_batching.batched
+            rows = _whole(shapes[spec.name], int(indices[0]) if model_batching.size else 0) if whole else indices
             seeds = [np.random.SeedSequence(seed, spawn_key=(position, int(row))) for row in rows]
             drawn = samplers[spec.name].draw([np.random.default_rng(each) for each in seeds])
-            feeds[spec.name] = drawn if spec.name in model_batching.batched else drawn.reshape(shapes[spec.name])
+            feeds[spec.name] = drawn.reshape(shapes[spec.name]) if whole else drawn
         return feeds
 
     description = f"{rounded} synthetic {_kinds(samplers)} (seed {seed})"
@@ -214,13 +211,14 @@ def calibration_inputs(
         Where the path is missing or cannot be read, or what it holds is empty or does not match the model's inputs.
     """
     model_batching = batching(specs, shapes)
+    layouts = [input_layout(spec, shapes[spec.name], model_batching.batched, image_range) for spec in specs]
     if isinstance(given, str | Path):
         path = Path(given)
         name, full_name = path.name or str(path), str(path)
-        sources = file_sources(path, specs, shapes, model_batching.batched, image_range)
+        sources = file_sources(path, layouts)
     else:
         name = full_name = "arrays in memory"
-        sources = array_sources(given, specs, shapes, model_batching.batched, image_range)
+        sources = array_sources(given, layouts)
     counts = {each: source.count for each, source in sources.items() if source.count is not None}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{count} of {each!r}" for each, count in counts.items())

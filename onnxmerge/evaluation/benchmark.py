@@ -12,7 +12,7 @@ from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import ModelError
 from onnxmerge.evaluation.latency import compare_latency
 from onnxmerge.execution.placement import execution_of
-from onnxmerge.execution.providers import Provider, provider_of
+from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import ModelSource, open_pair
 from onnxmerge.execution.shapes import observed_shapes
 from onnxmerge.graph.cost import total_macs
@@ -113,14 +113,13 @@ def benchmark(
 ) -> Benchmark:
     """`bench_batches` for files, with its options sorted. Raises InputError where the model takes another batch size."""
     batches = [batch or runtime.batch for batch in batches]
-    provider = provider_of(runtime)
-    session, _ = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
+    session, _ = open_pair(reference, candidate, provider_of(runtime), optimise=False, threads=runtime.threads)
     shapes = observed_shapes(reference)
     inputs = inputs_for(session, shapes, options, count=max(2, *(batch or 1 for batch in batches)))
     for batch in batches:
         check_batch(reference, inputs.batch_size, batch)
     macs = _macs(reference, shapes), _macs(candidate, observed_shapes(candidate))
-    found = [time_pair(reference, candidate, inputs, provider, runtime, batch, seed=options.seed) for batch in batches]
+    found = [time_pair(reference, candidate, inputs, runtime, batch, seed=options.seed) for batch in batches]
     return Benchmark(str(reference), str(candidate), tuple(with_macs(latency, *macs) for latency in found))
 
 
@@ -144,13 +143,13 @@ def time_pair(
     reference: ModelSource,
     candidate: ModelSource,
     inputs: Inputs,
-    provider: Provider,
     runtime: RuntimeOptions,
     batch: int | None = None,
     effort: TimingEffort | None = None,
     seed: int = 0,
 ) -> LatencyComparison:
     """Latency of one call of `batch` inputs, by default of `runtime.batch` or 1, reference and candidate called in turn."""
+    provider = provider_of(runtime)
     provider = replace(provider, settings=replace(provider.settings, cuda_graph=runtime.cuda_graph))
     pair = open_pair(reference, candidate, provider, optimise=True, threads=runtime.threads)
     feeds = inputs.repeated(batch or runtime.batch or 1)

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 
 from onnxmerge.data.balance import looks_like_scores
+from onnxmerge.data.inputs import Inputs
+from onnxmerge.data.selection import BATCH
 from onnxmerge.errors import InputError, VerificationError
 from onnxmerge.evaluation.output_metrics import OutputMoments
 from onnxmerge.execution.placement import execution_of
-from onnxmerge.execution.sessions import Session
+from onnxmerge.execution.providers import Provider
+from onnxmerge.execution.sessions import ModelSource, Session, open_pair
 from onnxmerge.execution.tensor_specs import Feeds, batch_size
 from onnxmerge.results import Accuracy, Fidelity, OutputFidelity
 
@@ -57,6 +60,14 @@ def compare(
     accuracy = None if label_counts is None else label_counts.accuracy()
     execution = execution_of(reference, candidate)
     return Fidelity(outputs, inputs, description, candidate.provider.name, accuracy=accuracy, execution=execution)
+
+
+def fidelity_of(
+    reference: ModelSource, candidate: ModelSource, inputs: Inputs, provider: Provider, threads: int | None
+) -> Fidelity:
+    """Compare the outputs of two models that are opened without optimisation, as `compare` does."""
+    pair = open_pair(reference, candidate, provider, optimise=False, threads=threads)
+    return compare(*pair, inputs.batches(BATCH), inputs.description)
 
 
 def compare_outputs(runs: Iterable[tuple[int, Outputs, Outputs]], names: Sequence[str]) -> tuple[tuple[OutputFidelity, ...], int]:

@@ -113,9 +113,7 @@ def _check_files(reference: Path, candidate: Path, given: InputOptions, labels: 
         raise OptionError("`labels` belong to inputs of yours: give these as `calibration`")
     if worst is not None and worst.suffix.lower() != ".npz":
         raise OptionError(f"`save_worst` writes a .npz file, so that {worst} cannot be its name")
-    files = {"the reference": reference, "the candidate": candidate}
-    files |= {"the calibration inputs": given.calibration_path} if given.calibration_path is not None else {}
-    files |= {"the labels": labels} if labels is not None else {}
     if worst is not None:
-        files |= weight_files(reference) | weight_files(candidate)
-        check_output_file(worst, "the worst input", files)
+        models = {"the reference": reference, "the candidate": candidate, **weight_files(reference), **weight_files(candidate)}
+        inputs = {"the calibration inputs": given.calibration_path, "the labels": labels}
+        check_output_file(worst, "the worst input", {**models, **inputs})

@@ -11,8 +11,8 @@ import numpy as np
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import CHECK_INPUTS
 from onnxmerge.evaluation.benchmark import TRIAL_EFFORT, TimingEffort, time_pair
-from onnxmerge.evaluation.check import fidelity_of
-from onnxmerge.execution.providers import CPU, provider_of
+from onnxmerge.evaluation.fidelity import fidelity_of
+from onnxmerge.execution.providers import CPU
 from onnxmerge.execution.sessions import ModelSource
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
@@ -107,23 +107,16 @@ class CandidateBuilder:
         """The model with these counts and nothing in the place of the removed channels, which needs no inputs."""
         return self._built(counts, replace(self.pruning, method="prune"), None)
 
-    def measure_fidelity(self, candidate: Candidate) -> float:
-        """Of the worst output, on the checking inputs."""
-        return self._fidelity_on(candidate, self.checking)
-
     def measure_latency(
         self, counts: ChannelCounts, reference: ModelSource | None = None, effort: TimingEffort | None = None
     ) -> LatencyComparison:
         """Latency of a model with these counts against another one, by default the reference; weights do not matter for it."""
-        return time_pair(
-            reference or self.reference,
-            self.model_to_time(counts),
-            self.checking,
-            provider_of(self.options.runtime),
+        models, runtime, seed = (
+            (reference or self.reference, self.model_to_time(counts)),
             self.options.runtime,
-            effort=effort or TRIAL_EFFORT,
-            seed=self.options.inputs.seed,
+            self.options.inputs.seed,
         )
+        return time_pair(*models, self.checking, runtime, effort=effort or TRIAL_EFFORT, seed=seed)
 
     def model_to_time(self, counts: ChannelCounts) -> ModelSource:
         """A model with these counts, whichever channels they are: its latency is that of any other one."""
@@ -139,8 +132,8 @@ class CandidateBuilder:
         context = run_context_of(self.analysed, some, self.options.runtime.threads, self.progress)
         return replace(self.layer_statistics, context=context)
 
-    def _fidelity_on(self, candidate: Candidate, inputs: Inputs) -> float:
-        """On the CPU, since what is chosen by it must not depend on a GPU, where results differ from run to run."""
+    def fidelity_on(self, inputs: Inputs, candidate: Candidate) -> float:
+        """Fidelity of the worst output, on the CPU: what is chosen by it must not depend on a GPU, which differs between runs."""
         return fidelity_of(self.reference, candidate.content, inputs, CPU, self.options.runtime.threads).worst.fidelity
 
     def _no_worse_than_pruned(self, candidate: Candidate, counts: ChannelCounts) -> Candidate:
@@ -153,7 +146,7 @@ class CandidateBuilder:
         least = 0.0 if normalised and self.solving.synthetic else -np.inf
         pruned, inputs = self.pruned_candidate(counts), self.solving
         some = inputs.subset(np.arange(min(inputs.count, CHECK_INPUTS)), "first") if inputs.batch_size is None else inputs
-        repaired_fidelity, pruned_fidelity = (self._fidelity_on(each, some) for each in (candidate, pruned))
+        repaired_fidelity, pruned_fidelity = (self.fidelity_on(some, each) for each in (candidate, pruned))
         if pruned_fidelity <= max(repaired_fidelity, least):
             return candidate
         note = f"pruning alone stays closer: fidelity {pruned_fidelity:.3f}, not {repaired_fidelity:.3f}"

@@ -10,9 +10,10 @@ from onnx import ModelProto
 
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import calibration_and_check_inputs
-from onnxmerge.errors import ModelError
-from onnxmerge.evaluation.benchmark import CONFIRMING_EFFORT, with_macs
-from onnxmerge.evaluation.check import CandidateCheck, check_candidate
+from onnxmerge.errors import ModelError, VerificationError
+from onnxmerge.evaluation.benchmark import CONFIRMING_EFFORT, time_pair, with_macs
+from onnxmerge.evaluation.fidelity import fidelity_of
+from onnxmerge.evaluation.thresholds import missed_thresholds
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.threads import fixed_threads
 from onnxmerge.execution.versions import versions
@@ -30,7 +31,7 @@ from onnxmerge.pipeline.plan_files import PlanFile, fingerprint, read_plan, writ
 from onnxmerge.pipeline.progress import COMPRESS_STAGES, overall
 from onnxmerge.pipeline.search import search
 from onnxmerge.pruning.group_selection import prunable_groups
-from onnxmerge.results import Compression, Size
+from onnxmerge.results import Compression, Fidelity, LatencyComparison, Size
 
 
 @takes(*PARTS)
@@ -124,7 +125,7 @@ def compress_file(
         inputs = calibration_and_check_inputs(model, analysed, options.inputs, options.runtime, options.pruning, options.verify)
         found = search(CandidateBuilder(model, analysed, options, *inputs, tell, executor))
         tell("checking", 0.0)
-        check = _check(model, analysed.size, found.candidate, inputs[1], options) if options.verify else None
+        fidelity, latency = _check(model, analysed.size, found.candidate, inputs[1], options)
         tell("checking", 1.0)
     save(found.candidate.model, output)
     if saved_plan is not None:
@@ -137,9 +138,9 @@ def compress_file(
         after=Size(found.candidate.size.parameters, found.candidate.size.macs, stored_bytes(output)),
         groups=found.candidate.groups,
         refusals=found.candidate.refusals,
-        fidelity=None if check is None else check.fidelity,
-        latency=None if check is None else check.latency,
-        warnings=warnings_of(found, check, inputs[1], options),
+        fidelity=fidelity,
+        latency=latency,
+        warnings=warnings_of(found, fidelity, latency, inputs[1], options),
         seconds=time.perf_counter() - started,
         seed=options.inputs.seed,
         versions=versions(),
@@ -154,16 +155,28 @@ def _with_plan_read(pruning: PruningOptions, model_sha256: str, analysed: Analys
     return replace(pruning, plan=plan.groups, method=plan.method if pruning.method == "auto" else pruning.method)
 
 
-def _check(model: Path, original: Size, candidate: Candidate, checking: Inputs, options: CompressOptions) -> CandidateCheck:
-    """The candidate compared with the model, and timed; for longer where a latency was asked for."""
+def _check(
+    model: Path, original: Size, candidate: Candidate, checking: Inputs, options: CompressOptions
+) -> tuple[Fidelity | None, LatencyComparison | None]:
+    """The candidate compared with the model without optimisation, then timed with it: for longer where a latency was asked for.
+
+    Raises
+    ------
+    VerificationError
+        Where a threshold is missed.
+    """
+    if not options.verify:
+        return None, None
+    runtime, content = options.runtime, candidate.content
+    fidelity = fidelity_of(model, content, checking, provider_of(runtime), runtime.threads)
+    failures = missed_thresholds(fidelity, options.thresholds)
+    if failures:
+        raise VerificationError(f"{'; '.join(failures)} (nothing was written; `verify=False` keeps the result all the same)")
+    if not options.bench:
+        return fidelity, None
     effort = CONFIRMING_EFFORT if options.pruning.is_latency_target else None
-    runtime, thresholds, seed = options.runtime, options.thresholds, options.inputs.seed
-    check = check_candidate(
-        model, candidate.content, checking, runtime, thresholds, bench=options.bench, effort=effort, seed=seed
-    )
-    return (
-        check if check.latency is None else replace(check, latency=with_macs(check.latency, original.macs, candidate.size.macs))
-    )
+    latency = time_pair(model, content, checking, runtime, effort=effort, seed=options.inputs.seed)
+    return fidelity, with_macs(latency, original.macs, candidate.size.macs)
 
 
 def _plan_of(candidate: Candidate, pruning: PruningOptions) -> PlanFile:

@@ -2,13 +2,12 @@
 
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import MIN_CHECK_INPUTS
-from onnxmerge.evaluation.check import CandidateCheck
 from onnxmerge.execution.providers import CPU
 from onnxmerge.pipeline.candidates import Candidate, SearchResult
 from onnxmerge.pipeline.channel_multiples import HARDWARE_MULTIPLE
 from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
-from onnxmerge.results import LatencyComparison
+from onnxmerge.results import Fidelity, LatencyComparison
 
 DOUBTFUL_FIDELITY = 0.5
 """Fidelity below which less than half of the variance of an output is explained, so that few models are still of use."""
@@ -16,15 +15,21 @@ SHORT_CALL_MS = 0.2
 """Latency below which a call is mostly the overhead of entering ONNX Runtime and of starting its operators."""
 
 
-def warnings_of(found: SearchResult, check: CandidateCheck | None, checking: Inputs, options: CompressOptions) -> tuple[str, ...]:
+def warnings_of(
+    found: SearchResult,
+    fidelity: Fidelity | None,
+    latency: LatencyComparison | None,
+    checking: Inputs,
+    options: CompressOptions,
+) -> tuple[str, ...]:
     """All warnings of a compression.
 
     Parameters
     ----------
     found : SearchResult
         The result, with the warnings of the search.
-    check : CandidateCheck or None
-        What was measured of it, None with `verify=False`.
+    fidelity, latency : Fidelity or None, LatencyComparison or None
+        What was measured of it, None where it was not.
     checking : Inputs
         Inputs it was measured on.
     options : CompressOptions
@@ -33,16 +38,16 @@ def warnings_of(found: SearchResult, check: CandidateCheck | None, checking: Inp
     return (
         *found.warnings,
         *([] if found.candidate.groups else ["nothing was removed: the output is the model as it was; the reasons are listed"]),
-        *_missed_latency(found, check, options),
+        *_missed_latency(found, latency, options),
         *_few_inputs(checking, options),
-        *([] if check is None else _not_faster(check, found.candidate, options)),
-        *([] if check is None else _low_fidelity(check, options)),
+        *_not_faster(latency, found.candidate, options),
+        *_low_fidelity(fidelity, options),
     )
 
 
-def _missed_latency(found: SearchResult, check: CandidateCheck | None, options: CompressOptions) -> list[str]:
+def _missed_latency(found: SearchResult, latency: LatencyComparison | None, options: CompressOptions) -> list[str]:
     kind, share = options.pruning.target or ("", 0.0)
-    ratio = found.latency_ratio if check is None or check.latency is None else check.latency.latency_ratio
+    ratio = found.latency_ratio if latency is None else latency.latency_ratio
     if kind != "latency" or ratio is None or abs(ratio / share - 1.0) <= LATENCY_TOLERANCE:
         return []
     return [f"latency={share:g} was not reached within {LATENCY_TOLERANCE:.0%}: it takes {ratio:.2f} of the time"]
@@ -51,25 +56,28 @@ def _missed_latency(found: SearchResult, check: CandidateCheck | None, options: 
 def _few_inputs(checking: Inputs, options: CompressOptions) -> list[str]:
     if options.pruning.fidelity is None or checking.count >= MIN_CHECK_INPUTS:
         return []
-    return [
-        f"the fidelity rests on {checking.description}: give at least {2 * MIN_CHECK_INPUTS} calibration inputs to rely on it"
-    ]
+    needed = f"give at least {2 * MIN_CHECK_INPUTS} calibration inputs to rely on it"
+    return [f"the fidelity rests on {checking.description}: {needed}"]
 
 
-def _not_faster(check: CandidateCheck, candidate: Candidate, options: CompressOptions) -> list[str]:
+def _not_faster(latency: LatencyComparison | None, candidate: Candidate, options: CompressOptions) -> list[str]:
     """With the likely reasons, unless a latency was asked for: then the reason is that it was not reached."""
-    reasons = [] if options.pruning.is_latency_target else _likely_reasons(check.latency, candidate)
-    return ["; ".join([warning, *reasons]) for warning in check.warnings]
+    if latency is None or latency.latency_ratio_high < 1.0:
+        return []
+    here = f"{latency.provider}, batch {latency.batch_size}, {latency.threads} threads"
+    low, high = 1 / latency.latency_ratio_high, 1 / latency.latency_ratio_low
+    warning = f"the smaller model is not measurably faster here ({here}): {low:.2f}x to {high:.2f}x"
+    return ["; ".join([warning, *([] if options.pruning.is_latency_target else _likely_reasons(latency, candidate))])]
 
 
-def _likely_reasons(latency: LatencyComparison | None, candidate: Candidate) -> list[str]:
+def _likely_reasons(latency: LatencyComparison, candidate: Candidate) -> list[str]:
     """Why a smaller model may not be faster."""
     reasons = []
     odd = sum(group.kept % HARDWARE_MULTIPLE != 0 for group in candidate.groups)
     if odd:
         groups = f"{odd} of {len(candidate.groups)} groups"
         reasons.append(f"{groups} keep a count that is no multiple of {HARDWARE_MULTIPLE}: try `round_to=auto`")
-    if latency is None or latency.batch_size != 1:
+    if latency.batch_size != 1:
         return reasons
     if latency.provider != CPU.name:
         reasons.append("with one input a call a GPU mostly waits: time the batch that you serve with `batch`")
@@ -78,10 +86,10 @@ def _likely_reasons(latency: LatencyComparison | None, candidate: Candidate) -> 
     return reasons
 
 
-def _low_fidelity(check: CandidateCheck, options: CompressOptions) -> list[str]:
-    worst = check.fidelity.worst
-    if worst.fidelity >= DOUBTFUL_FIDELITY:
+def _low_fidelity(fidelity: Fidelity | None, options: CompressOptions) -> list[str]:
+    if fidelity is None or fidelity.worst.fidelity >= DOUBTFUL_FIDELITY:
         return []
     less = "a lower `ratio`" if options.pruning.ratio is not None else "a larger model"
     remedy = less if options.inputs.calibration is not None else f"{less}, or `calibration` with real inputs"
-    return [f"output {worst.name} keeps only {max(0.0, worst.fidelity):.0%} of the reference's variance; try {remedy}"]
+    kept = f"{max(0.0, fidelity.worst.fidelity):.0%} of the reference's variance"
+    return [f"output {fidelity.worst.name} keeps only {kept}; try {remedy}"]

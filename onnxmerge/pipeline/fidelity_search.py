@@ -52,7 +52,7 @@ def smallest_with_fidelity(builder: CandidateBuilder, fidelity: float) -> Search
 
 
 def _loss(builder: CandidateBuilder, candidate: Candidate) -> float:
-    return 1.0 - builder.measure_fidelity(candidate)
+    return 1.0 - builder.fidelity_on(builder.checking, candidate)
 
 
 def _allocations(builder: CandidateBuilder, fidelity: float) -> list[Allocation]:

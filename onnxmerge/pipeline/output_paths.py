@@ -36,15 +36,12 @@ def check_nothing_is_lost(
     options : CompressOptions
         Name the other files that are read.
     """
-    calibration, read_plan = options.inputs.calibration_path, options.pruning.plan_file
-    read = [*((path, "the weights of the model") for path in weight_files)]
-    read += [(calibration, "the calibration inputs")] if calibration is not None else []
-    read += [(read_plan, "the plan that is read")] if read_plan is not None else []
-    for path, what in read:
-        if output.exists() and path.exists() and would_overwrite(output, path):
+    inputs = {"the calibration inputs": options.inputs.calibration_path, "the plan that is read": options.pruning.plan_file}
+    read = [*(("the weights of the model", path) for path in weight_files), *inputs.items()]
+    for what, path in read:
+        if path is not None and output.exists() and path.exists() and would_overwrite(output, path):
             raise OptionError(f"the output {output} holds {what}; name another file")
     if saved_plan is None:
         return
     weights = {f"weights of the model in {path.name}": path for path in weight_files}
-    inputs = {"the calibration inputs": calibration, "the plan that is read": read_plan}
     check_output_file(saved_plan, "the plan", {"the model": model, "the output": output, **inputs, **weights})

@@ -9,16 +9,11 @@ from onnxmerge.data.inputs import Inputs
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.rewrite import Removal
+from onnxmerge.options import Progress
 from onnxmerge.pruning.downstream_metric import OutputErrorMetric, output_error_metric_of
 from onnxmerge.pruning.expected_error import ExpectedErrors
 from onnxmerge.pruning.importance import elimination_of
-from onnxmerge.statistics.reference_run import (
-    Progress,
-    ReferenceStatistics,
-    RunContext,
-    collect_reference_statistics,
-    run_context_of,
-)
+from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext, collect_reference_statistics, run_context_of
 
 EXPECTED_ERRORS_BYTES = 1 << 29
 """Memory for the matrices of expected errors, 512 MiB; a ResNet-50 needs 370. Where they take more some are made anew."""

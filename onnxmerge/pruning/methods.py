@@ -50,7 +50,7 @@ def best_removal(statistics: LayerStatistics, group: ChannelGroup, count: int, o
     """
     planned = options.planned.get(group.name)
     asked = planned.method if options.method == "auto" and planned is not None and planned.method else options.method
-    is_shared = any(statistics.reference.is_shared(consumer.key) for consumer in group.consumers)
+    is_shared = any(consumer.key in statistics.reference.shared_weight_keys for consumer in group.consumers)
     names = [name for name in METHODS if name != "reconstruct" or not is_shared]
     names = [asked, "prune"] if asked in names else names
     channels = statistics.context.channels

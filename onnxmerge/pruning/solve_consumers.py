@@ -82,7 +82,9 @@ def _is_updated(context: RunContext, statistics: ReferenceStatistics, layer: Lay
     """Whether a layer behind the first removal loses inputs or is refitted."""
     if not kept[layer.in_ids].all():
         return True
-    return not statistics.is_shared(layer.key) and (not context.synthetic or statistics.downstream[layer.key].is_followed)
+    return layer.key not in statistics.shared_weight_keys and (
+        not context.synthetic or statistics.downstream[layer.key].is_followed
+    )
 
 
 class _LayerUpdate:

@@ -5,17 +5,7 @@ from dataclasses import replace
 
 from onnxmerge.report.sentences import speedup_interval, speedup_text
 from onnxmerge.report.tables import Column
-from onnxmerge.report.wording import (
-    closeness,
-    decibels,
-    file_size,
-    magnitude,
-    milliseconds,
-    per_second,
-    percent,
-    relative_error,
-    shortened,
-)
+from onnxmerge.report.wording import closeness, decibels, file_size, magnitude, milliseconds, percent, relative_error, shortened
 from onnxmerge.results import Compression, GroupResult, LatencyComparison, LayerComparison, NodeDeviation, OutputFidelity, Sweep
 
 MAX_OUTPUT_COLUMNS = 3  # as many fit beside the names of the measures in 80 characters; more outputs get a row each
@@ -150,7 +140,7 @@ def latency_columns(latency: LatencyComparison) -> list[Column]:
     throughputs = (latency.reference_inputs_per_second, latency.candidate_inputs_per_second)
     rows = [
         *_latency_rows(latency),
-        ("throughput", *(_or_dash(value, per_second) for value in throughputs), percent(latency.speedup)),
+        ("throughput", *(_or_dash(value, _per_second) for value in throughputs), percent(latency.speedup)),
     ]
     return _columns(("", "reference", "candidate", "ratio"), rows)
 
@@ -164,7 +154,7 @@ def batch_columns(batches: Sequence[LatencyComparison]) -> list[Column]:
         Column("p95", [milliseconds(each.reference.p95_ms) for each in batches], optional=True),
         Column("candidate", [milliseconds(each.candidate.median_ms) for each in batches]),
         Column("p95", [milliseconds(each.candidate.p95_ms) for each in batches], optional=True),
-        Column("inputs a second", [_or_dash(each.candidate_inputs_per_second, per_second) for each in batches], optional=True),
+        Column("inputs a second", [_or_dash(each.candidate_inputs_per_second, _per_second) for each in batches], optional=True),
         Column("as fast", [f"{each.speedup:.2f}x" for each in batches]),
         Column("95 % interval", [f"{low:.2f}x to {high:.2f}x" for low, high in intervals]),
         Column("realised", [_DASH if each.realised_saving is None else percent(each.realised_saving, 0) for each in batches]),
@@ -227,3 +217,7 @@ def _columns(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[
 
 def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
     return _DASH if value is None else text(value)
+
+
+def _per_second(throughput: float) -> str:
+    return f"{throughput:,.0f} /s"

@@ -6,29 +6,18 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from onnxmerge import results
 from onnxmerge.report import columns, sentences
 from onnxmerge.report.reasons import SharedReason, notes, reasons
 from onnxmerge.report.tables import Column, fits, fitted
 from onnxmerge.report.wording import as_command_line, listed, printable, shortened
-from onnxmerge.results import (
-    Benchmark,
-    Compression,
-    Execution,
-    Fidelity,
-    GroupResult,
-    Inspection,
-    LatencyComparison,
-    LayerComparison,
-    Sweep,
-    Verification,
-)
 
 MAX_NAMES = 12  # of one reason; --json and --report list more
 _NAME_WIDTH = 36  # characters of a name in a list
 _VERDICT_STYLES = {"faster": "green", "slower": "red"}
 
 
-def show_inspection(console: Console, result: Inspection) -> None:
+def show_inspection(console: Console, result: results.Inspection) -> None:
     """Layers that cannot be compressed and why, the groups and their share of the model, the size of the model."""
     _reasons(console, sentences.NOT_COMPRESSIBLE, reasons(result.refusals))
     _groups(console, result.groups, compressed=False, input_description=result.input_description)
@@ -36,7 +25,7 @@ def show_inspection(console: Console, result: Inspection) -> None:
     _line(console, sentences.size_line(result.size))
 
 
-def show_compression(console: Console, result: Compression) -> None:
+def show_compression(console: Console, result: results.Compression) -> None:
     """Layers that were not compressed and why, the groups that were, fidelity, sizes and latency, warnings."""
     _reasons(console, sentences.NOT_COMPRESSED, reasons(result.refusals))
     _groups(console, result.groups, compressed=True)
@@ -52,12 +41,12 @@ def show_compression(console: Console, result: Compression) -> None:
     _written(console, f"{result.output} in {result.seconds:.1f} s")
 
 
-def show_verification(console: Console, result: Verification) -> None:
+def show_verification(console: Console, result: results.Verification) -> None:
     """How close the outputs are; the error message of the command names what fails."""
     _fidelity(console, result.fidelity)
 
 
-def show_benchmark(console: Console, result: Benchmark) -> None:
+def show_benchmark(console: Console, result: results.Benchmark) -> None:
     """Latency and throughput of both models, or a row for each batch size where there are several."""
     _line(console, sentences.LATENCY, "bold")
     first = result.batches[0]
@@ -70,7 +59,7 @@ def show_benchmark(console: Console, result: Benchmark) -> None:
     _execution(console, first.execution, first.provider)
 
 
-def show_sweep(console: Console, result: Sweep) -> None:
+def show_sweep(console: Console, result: results.Sweep) -> None:
     """The original model, a row for each target, warnings, the files that were written."""
     _line(console, shortened(result.model, console.width), "bold")
     _line(console, sentences.size_line(result.before))
@@ -85,7 +74,7 @@ def show_sweep(console: Console, result: Sweep) -> None:
             _written(console, point.output)
 
 
-def _groups(console: Console, groups: Sequence[GroupResult], *, compressed: bool, input_description: str = "") -> None:
+def _groups(console: Console, groups: Sequence[results.GroupResult], *, compressed: bool, input_description: str = "") -> None:
     """A table of groups; notes are its last column where they fit, and a list below it elsewhere."""
     title = sentences.groups_title(groups, compressed=compressed)
     if not groups:
@@ -118,7 +107,7 @@ def _reasons(console: Console, title: str, shared: Sequence[SharedReason]) -> No
     console.print()
 
 
-def _fidelity(console: Console, fidelity: Fidelity) -> None:
+def _fidelity(console: Console, fidelity: results.Fidelity) -> None:
     outputs = fidelity.outputs
     table = columns.measure_rows(outputs)
     if len(outputs) > columns.MAX_OUTPUT_COLUMNS or not fits(table, console.width):
@@ -135,7 +124,7 @@ def _fidelity(console: Console, fidelity: Fidelity) -> None:
     _lines(console, [f"output {name} holds NaN or infinity" for name in not_finite], "red")
 
 
-def _layers(console: Console, layers: LayerComparison) -> None:
+def _layers(console: Console, layers: results.LayerComparison) -> None:
     console.print()
     _line(console, sentences.layers_title(layers), "bold")
     table = columns.deviation_columns(layers)
@@ -147,13 +136,13 @@ def _layers(console: Console, layers: LayerComparison) -> None:
     _line(console, sentences.first_deviation_line(layers), style)
 
 
-def _latency(console: Console, latency: LatencyComparison) -> None:
+def _latency(console: Console, latency: results.LatencyComparison) -> None:
     _line(console, sentences.speed_line(latency), _VERDICT_STYLES.get(sentences.verdict(latency), "yellow"))
     _lines(console, [sentences.savings_line(latency), *sentences.timing_lines(latency)], "dim")
     _execution(console, latency.execution, latency.provider)
 
 
-def _execution(console: Console, execution: Execution | None, provider: str) -> None:
+def _execution(console: Console, execution: results.Execution | None, provider: str) -> None:
     _lines(console, sentences.execution_lines(execution), "dim")
     _lines(console, sentences.other_provider_lines(execution, provider), "yellow")
 

@@ -83,11 +83,6 @@ def milliseconds(value: float) -> str:
     return f"{value:,.{digits}f} ms"
 
 
-def per_second(value: float) -> str:
-    """A throughput."""
-    return f"{value:,.0f} /s"
-
-
 def file_size(count: int) -> str:
     """715293 -> "715.3 kB"."""
     return decimal(count)

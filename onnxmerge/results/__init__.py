@@ -9,21 +9,9 @@ from onnxmerge.results.execution import Execution
 from onnxmerge.results.fidelity import Accuracy, Fidelity, LayerComparison, NodeDeviation, OutputFidelity, Verification
 from onnxmerge.results.latency import Benchmark, LatencyComparison, LatencySummary
 
+# fmt: off
 __all__ = [
-    "Accuracy",
-    "Benchmark",
-    "Compression",
-    "Execution",
-    "Fidelity",
-    "GroupResult",
-    "Inspection",
-    "LatencyComparison",
-    "LatencySummary",
-    "LayerComparison",
-    "NodeDeviation",
-    "OutputFidelity",
-    "Size",
-    "Sweep",
-    "SweepPoint",
-    "Verification",
+    "Accuracy", "Benchmark", "Compression", "Execution", "Fidelity", "GroupResult", "Inspection", "LatencyComparison",
+    "LatencySummary", "LayerComparison", "NodeDeviation", "OutputFidelity", "Size", "Sweep", "SweepPoint", "Verification",
 ]
+# fmt: on

@@ -20,10 +20,10 @@ from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.downstream import DownstreamAffine, downstream_affine_of
 from onnxmerge.graph.layers import Layer
 from onnxmerge.onnxio.export import export
+from onnxmerge.options import Progress
 from onnxmerge.statistics.consumer_moments import channel_covariance
 
 Feeds = Mapping[str, np.ndarray]
-Progress = Callable[[str, float], None]
 
 BATCH_ELEMENTS, LARGEST_BATCH = 1 << 21, 128
 LOWEST_VARIANCE = 1e-4  # of the stored one: a channel that synthetic inputs leave constant must not be blown up
@@ -57,10 +57,6 @@ class ReferenceStatistics:
     covariances: dict[str, Covariance]
     downstream: dict[str, DownstreamAffine]
     shared_weight_keys: frozenset[str]
-
-    def is_shared(self, key: str) -> bool:
-        """Whether another layer reads the same weight: solving both on their own would store it twice."""
-        return key in self.shared_weight_keys
 
 
 def run_context_of(analysed: AnalysedModel, inputs: Inputs, threads: int | None, progress: Progress) -> RunContext:
