@@ -89,9 +89,14 @@ def rows(subject: Subject, calibration: Path | None) -> Iterator[str]:
             for way, counts in found.items():
                 accuracy, outputs = subject.judged(builder.candidate(counts).content)
                 lost = np.square(outputs - reference).sum() / np.square(reference - reference.mean(0)).sum()
-                left = builder.budget.allocation_of(counts, kind).share
+                left = _share(builder, counts, kind)
                 told.append(f"{way} {left:5.1%} {1 - lost:6.3f} {accuracy:6.2f} %")
             yield f"{subject.name:18} {'data' if calibration else 'no data':7} {kind}={share:<4} | " + " | ".join(told)
+
+
+def _share(builder: CandidateBuilder, counts: Mapping[str, int], kind: str) -> float:
+    """The share of the model that kept counts leave."""
+    return builder.budget.costs[kind].total([counts[group.name] for group in builder.groups])
 
 
 def _uniform(builder: CandidateBuilder, kind: str, share: float) -> dict[str, Mapping[str, int] | None]:
@@ -108,11 +113,11 @@ def _by_ratio(builder: CandidateBuilder, kind: str, share: float, names: set[str
         return {group.name: kept_count(group, ratio) if group.name in names else group.size for group in builder.groups}
 
     low, high = 0.0, 0.99
-    if builder.budget.allocation_of(at(high), kind).share > share:
+    if _share(builder, at(high), kind) > share:
         return None
     for _ in range(BISECTIONS):
         middle = 0.5 * (low + high)
-        low, high = (low, middle) if builder.budget.allocation_of(at(middle), kind).share <= share else (middle, high)
+        low, high = (low, middle) if _share(builder, at(middle), kind) <= share else (middle, high)
     return at(high)
 
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import parser
 
 from onnxmerge import compress, verify
-from onnxmerge.data.input_properties import input_properties
+from onnxmerge.data.first_layers import input_properties
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model

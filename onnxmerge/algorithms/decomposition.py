@@ -165,15 +165,13 @@ def _checked(rows: NDArray[np.floating], kept: NDArray[np.integer]) -> tuple[Flo
 
 def _norms(rows: Floats) -> Floats:
     """Euclidean length of each row: (n, d) -> (n,), without a second array of the rows' size."""
-    lengths: Floats = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    return lengths
+    return np.asarray(np.sqrt(np.einsum("nd,nd->n", rows, rows)))
 
 
 def _ratios(above: Floats, below: Floats) -> Floats:
     """above / below with broadcasting, zero where below is zero."""
     shape = np.broadcast_shapes(above.shape, below.shape)
-    ratios: Floats = np.divide(above, below, out=np.zeros(shape), where=np.broadcast_to(below != 0.0, shape))
-    return ratios
+    return np.asarray(np.divide(above, below, out=np.zeros(shape), where=np.broadcast_to(below != 0.0, shape)))
 
 
 def _cosines(rows: Floats, norms: Floats, removed: Indices, kept: Indices) -> Floats:

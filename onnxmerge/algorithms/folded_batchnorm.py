@@ -89,8 +89,7 @@ def restored_rows(rows: NDArray[np.floating], columns: NDArray[np.floating]) -> 
     values = np.asarray(rows, dtype=np.float64)
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
     original = np.linalg.norm(np.asarray(columns, dtype=np.float64), axis=1, keepdims=True)
-    restored: Floats = values * np.divide(original, lengths, out=np.zeros_like(lengths), where=lengths > 0.0)
-    return restored
+    return np.asarray(values * np.divide(original, lengths, out=np.zeros_like(lengths), where=lengths > 0.0))
 
 
 def multiple_of(rows: NDArray[np.floating], classes: NDArray[np.integer], removable: NDArray[np.bool_]) -> Indices:
@@ -121,5 +120,4 @@ def multiple_of(rows: NDArray[np.floating], classes: NDArray[np.integer], remova
     alike = (directions @ directions.T >= 1.0 - _MULTIPLE) & (classes[:, None] == classes)
     np.fill_diagonal(alike, True)
     strength = np.where(np.asarray(removable, dtype=bool), lengths, np.inf)
-    longest: Indices = np.where(alike, strength, -1.0).argmax(axis=1)
-    return longest
+    return np.asarray(np.where(alike, strength, -1.0).argmax(axis=1))

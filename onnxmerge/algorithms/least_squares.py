@@ -222,8 +222,7 @@ def adjusted_target(
         return output + (reference - reached)
     factor = np.asarray(scale, output.dtype)
     inverse = np.divide(1, factor, out=np.zeros_like(factor), where=np.abs(factor) > LEAST_SCALE)
-    target: NDArray[np.floating] = output + (reference - reached) * inverse.reshape(-1, *[1] * (output.ndim - 2))
-    return target
+    return np.asarray(output + (reference - reached) * inverse.reshape(-1, *[1] * (output.ndim - 2)))
 
 
 def fits_in_memory(unknowns: int) -> bool:

@@ -92,13 +92,11 @@ class Covariance:
     def residual(self, weight: Floats) -> Floats:
         """Variance (o,) of y - weight x, for a weight (o, d)."""
         cross = np.einsum("od,do->o", weight, self.xy)
-        residual: Floats = np.maximum(self.variance_y - 2.0 * cross + self.explained(weight), 0.0)
-        return residual
+        return np.asarray(np.maximum(self.variance_y - 2.0 * cross + self.explained(weight), 0.0))
 
     def explained(self, weight: Floats) -> Floats:
         """Variance (o,) of weight x, for a weight (o, d)."""
-        explained: Floats = np.maximum(np.einsum("od,od->o", weight @ self.xx, weight), 0.0)
-        return explained
+        return np.asarray(np.maximum(np.einsum("od,od->o", weight @ self.xx, weight), 0.0))
 
 
 def pooled_covariance(counts: Sequence[float], parts: Sequence[Covariance]) -> Covariance:

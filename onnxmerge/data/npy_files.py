@@ -5,7 +5,7 @@ import shutil
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from onnxmerge.errors import InputError, OnnxMergeError
+from onnxmerge.onnxio.output_files import write_atomically
 
 # Readers of the header by version of the .npy format
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -73,6 +74,19 @@ def open_npz(path: Path, member: str) -> np.ndarray:
             shutil.copyfileobj(packed, unpacked, 1 << 20)
             unpacked.seek(0)
             return _mapped(unpacked, info.file_size)
+
+
+def save_feeds(path: Path, feeds: Mapping[str, np.ndarray]) -> None:
+    """Write a .npz file with a member for each model input; the file appears whole or not at all."""
+
+    def fill(draft: Path) -> None:
+        with zipfile.ZipFile(draft, "w") as archive:
+            for name, value in feeds.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    array = np.asarray(value)
+                    npy.write_array(member, array.astype(str) if array.dtype.hasobject else array, allow_pickle=False)
+
+    write_atomically(path, "the worst input", fill)
 
 
 def _header(file: IO[bytes]) -> Header:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from onnxmerge.algorithms import sample_counts
+from onnxmerge.data import first_layers
 from onnxmerge.data.balance import balanced
-from onnxmerge.data.first_layer_noise import dense_first_layer, with_first_layer_noise
-from onnxmerge.data.input_properties import InputProperties, input_properties, scaled_for_batchnorm
+from onnxmerge.data.first_layers import InputProperties
 from onnxmerge.data.inputs import Inputs, batching, calibration_inputs, check_batch, synthetic_inputs
 from onnxmerge.data.synthetic import ImageRange
 from onnxmerge.execution.sessions import Session, open_session
@@ -77,17 +77,17 @@ def calibration_and_check_inputs(
 
 
 def _synthetic(session: Session, analysed: AnalysedModel, options: InputOptions, weights_only: bool) -> tuple[Inputs, Inputs]:
-    shapes, properties = analysed.shapes, input_properties(analysed.channels)
+    shapes, properties = analysed.shapes, first_layers.input_properties(analysed.channels)
     check = inputs_for(session, shapes, replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS, properties)
     if weights_only:
         return check, check
-    dense = dense_first_layer(analysed.channels)
+    dense = first_layers.dense_first_layer(analysed.channels)
     count, factor = (CALIBRATION_INPUTS, OVERSAMPLING) if dense is None else (DENSE_CALIBRATION_INPUTS, DENSE_OVERSAMPLING)
     samples = None if options.samples is None else factor * options.samples
     inputs = inputs_for(session, shapes, replace(options, samples=samples), factor * count, properties)
     count = options.samples or min(count if dense is not None else _inputs_needed(analysed), inputs.count // 2)
     if dense is not None:
-        inputs = with_first_layer_noise(inputs, *dense, options.seed)
+        inputs = first_layers.with_first_layer_noise(inputs, *dense, options.seed)
     return balanced(inputs, session, count, BATCH), check
 
 
@@ -102,11 +102,7 @@ def _inputs_needed(analysed: AnalysedModel) -> int:
 
 
 def inputs_for(
-    session: Session,
-    shapes: Shapes,
-    options: InputOptions,
-    count: int = CHECK_INPUTS,
-    properties: InputProperties | None = None,
+    session: Session, shapes: Shapes, options: InputOptions, count: int = CHECK_INPUTS, properties: InputProperties | None = None
 ) -> Inputs:
     """The user's inputs where there are some, synthetic ones elsewhere.
 
@@ -134,7 +130,7 @@ def inputs_for(
         elements = sum(int(np.prod(shapes.get(spec.name, ())[1:])) for spec in session.inputs)
         count = min(count, max(8, INPUT_ELEMENTS // max(1, elements)))
     inputs = synthetic_inputs(session.inputs, shapes, options.samples or count, options.seed, image_range, properties.id_limits)
-    return inputs if image_range is not None else scaled_for_batchnorm(inputs, properties)
+    return inputs if image_range is not None else first_layers.scaled_for_batchnorm(inputs, properties)
 
 
 def _image_range(options: InputOptions) -> ImageRange | None:

@@ -11,6 +11,8 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -28,6 +30,7 @@ _SIGN_TEST_LEVEL = 0.008  # probability that the sign test's interval does not h
 _WARM_UP_RUNS = (3, 50)  # least and most calls that do not count
 _STABLE = 0.05  # relative difference of two medians of three calls below which warm-up ends
 
+Done = TypeVar("Done")
 Call = Callable[[], object]
 Clock = Callable[[], float]
 """Seconds from any start, as `time.perf_counter` gives them."""
@@ -199,24 +202,25 @@ def _rounds(
 def _reopened(sessions: tuple[Session, Session], generator: np.random.Generator) -> tuple[Session, Session] | None:
     """Both sessions afresh, opened in random order; None where they do not fit into memory."""
     try:
-        if generator.integers(2):
-            second = sessions[1].reopen()
-            return sessions[0].reopen(), second
-        return sessions[0].reopen(), sessions[1].reopen()
+        return _in_random_order((sessions[0].reopen, sessions[1].reopen), generator)
     except ModelError:
         return None
 
 
 def _pairs(calls: list[Call], seconds: float, minimum: int, generator: np.random.Generator, stopwatch: _Stopwatch) -> np.ndarray:
+    timed = partial(stopwatch.time, calls[0]), partial(stopwatch.time, calls[1])
     pairs: list[tuple[float, float]] = []
     end = stopwatch.now() + seconds
     while len(pairs) < max(minimum, 1) or stopwatch.now() < end:
-        if generator.integers(2):
-            second = stopwatch.time(calls[1])
-            pairs.append((stopwatch.time(calls[0]), second))
-        else:
-            pairs.append((stopwatch.time(calls[0]), stopwatch.time(calls[1])))
+        pairs.append(_in_random_order(timed, generator))
     return np.array(pairs)
+
+
+def _in_random_order(actions: tuple[Callable[[], Done], Callable[[], Done]], generator: np.random.Generator) -> tuple[Done, Done]:
+    """What two actions return."""
+    first = int(generator.integers(2))
+    done = {side: actions[side]() for side in (first, 1 - first)}
+    return done[0], done[1]
 
 
 def _warm_up(calls: list[Call], seconds: float, stopwatch: _Stopwatch) -> int:

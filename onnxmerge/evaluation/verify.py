@@ -7,7 +7,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxmerge.data.labels import read_labels
-from onnxmerge.data.saving import save_feeds
+from onnxmerge.data.npy_files import save_feeds
 from onnxmerge.data.selection import BATCH, inputs_for
 from onnxmerge.errors import OptionError
 from onnxmerge.evaluation.fidelity import compare

@@ -82,10 +82,6 @@ class Budget:
         curves = curves_of_multiples(self.curves, multiple, softly)
         return [self._allocation(counts, BOTH) for counts in pareto_front(curves, self.costs[BOTH])]
 
-    def allocation_of(self, counts: Mapping[str, int], quantity: str) -> Allocation:
-        """Cost and predicted loss of kept counts, by name of the group, that were decided elsewhere."""
-        return self._allocation(np.array([counts[group.name] for group in self.groups]), quantity)
-
     def _allocation(self, counts: np.ndarray, quantity: str) -> Allocation:
         by_name = {group.name: int(count) for group, count in zip(self.groups, counts, strict=True)}
         return Allocation(by_name, self.costs[quantity].total(counts), total_loss(self.curves, counts))

@@ -5,6 +5,7 @@ alpha; `kept` (groups, inputs per group) bool says which inputs they are for.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import numpy as np
 from onnx import NodeProto, helper
@@ -118,8 +119,7 @@ def replacement_nodes(
     constants : dict[str, ndarray]
         The weight and the bias that they read, by name.
     """
-    new = NodeProto()
-    new.CopyFrom(node)
+    new = deepcopy(node)
     weight_name, bias_name, product_name = (f"{layer.key}//{part}" for part in ("weight", "bias", "product"))
     dtype = replacement.weight.dtype
     bias = (own_bias + (0.0 if replacement.bias is None else replacement.bias)).astype(dtype)

@@ -10,7 +10,6 @@ from onnxmerge.graph.merge_validity import pre_activations
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.options import PruningOptions
 from onnxmerge.pruning.group_selection import prunable_groups
-from onnxmerge.pruning.kept_counts import kept_counts
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.merge import absorbed
 from onnxmerge.pruning.methods import METHODS, best_removal
@@ -37,10 +36,7 @@ class PruningDecision:
 
 
 def decide(
-    analysed: AnalysedModel,
-    options: PruningOptions,
-    statistics: LayerStatistics | None,
-    counts: Mapping[str, int] | None = None,
+    analysed: AnalysedModel, options: PruningOptions, statistics: LayerStatistics | None, counts: Mapping[str, int]
 ) -> PruningDecision:
     """Which channels every group keeps, and what replaces the others.
 
@@ -52,8 +48,8 @@ def decide(
         What is removed and how.
     statistics : LayerStatistics or None
         What was observed of the model; None where `options.uses_weights_only`.
-    counts : Mapping[str, int] or None
-        Kept channels by name of the group, in place of what the options say.
+    counts : Mapping[str, int]
+        Kept channels by name of the group.
 
     Returns
     -------
@@ -66,7 +62,6 @@ def decide(
         A pattern or a plan that does not fit the model.
     """
     groups, refusals = prunable_groups(analysed.channels, options)
-    counts = kept_counts(groups, options) if counts is None else counts
     shrinking = [group for group in groups if counts[group.name] < group.size]
     for group in [group for group in groups if counts[group.name] == group.size]:
         reason = _reason_to_stay_whole(analysed.channels, group, options)

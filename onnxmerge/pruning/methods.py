@@ -1,27 +1,42 @@
-"""The methods by name, and the choice between them."""
+"""The methods `prune` and `reconstruct`, all methods by name, and the choice between them; `merge` has a module of its own."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
+from onnxmerge.algorithms.criteria import CRITERIA
 from onnxmerge.errors import Refusal
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.rewrite import Removal
 from onnxmerge.options import PruningOptions
+from onnxmerge.pruning.importance import kept_channels, planned_channels
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.merge import merge
-from onnxmerge.pruning.prune import prune
-from onnxmerge.pruning.reconstruct import reconstruct
+
+Method = Callable[[Channels, ChannelGroup, int, PruningOptions, LayerStatistics | None], Removal | Refusal]
+"""Decides which channels of a group stay, of which the number is given; a Refusal where the method is not valid for the group.
+The statistics are None for methods that look at weights alone (`PruningOptions.uses_weights_only`)."""
 
 
-class Method(Protocol):
-    """Decides which `count` channels of a group stay; a Refusal where the method is not valid for the group.
+def prune(
+    channels: Channels, group: ChannelGroup, count: int, options: PruningOptions, statistics: LayerStatistics | None
+) -> Removal:
+    """Keep the `count` channels of a group that matter most by their weights. Valid for every group: the baseline."""
+    return Removal(group, kept_channels(group, count, options), "prune")
 
-    statistics are None for methods that look at weights alone (`PruningOptions.uses_weights_only`).
+
+def reconstruct(
+    channels: Channels, group: ChannelGroup, count: int, options: PruningOptions, statistics: LayerStatistics | None
+) -> Removal:
+    """Keep the `count` channels of a group with which its consumers can be restored best. A `Method`.
+
+    What replaces the others is solved afterwards for all groups together (`solve_consumers.py`), since consumers make good what
+    was lost before them.
     """
-
-    def __call__(
-        self, channels: Channels, group: ChannelGroup, count: int, options: PruningOptions, statistics: LayerStatistics | None
-    ) -> Removal | Refusal: ...
+    if statistics is None:
+        raise ValueError("`reconstruct` needs the statistics of the model's layers")
+    is_ranked_elsewhere = options.criterion in CRITERIA or planned_channels(group, options) is not None
+    elimination = None if is_ranked_elsewhere else statistics.elimination(group)
+    return Removal(group, kept_channels(group, count, options, elimination), "reconstruct")
 
 
 METHODS: dict[str, Method] = {"reconstruct": reconstruct, "prune": prune, "merge": merge}

@@ -5,6 +5,7 @@ the method says, and compares the outputs. What precedes the group's first consu
 """
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ from onnxmerge.pruning.kept_counts import kept_count
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.merge import absorbed
 from onnxmerge.pruning.methods import best_removal
-from onnxmerge.statistics.reference_run import Feeds, copy_of
+from onnxmerge.statistics.reference_run import Feeds
 
 REMOVED_SHARES = (0.25, 0.5, 0.75)
 """Shares of a group's channels that are removed; between them the loss follows the error curve of the elimination."""
@@ -88,7 +89,7 @@ def measure_sensitivities(
     context = statistics.context
     count = int(np.clip(MAC_BUDGET / max(1, macs * len(groups) * len(REMOVED_SHARES)), MIN_INPUTS, MAX_INPUTS))
     batches = _first_batches(statistics.inputs.batches(count), count)
-    run = LayerwiseRun(copy_of(statistics.reference.matched), batches, context.threads, context.folder)
+    run = LayerwiseRun(deepcopy(statistics.reference.matched), batches, context.threads, context.folder)
     first = {group.name: min((context.node_index[each.key] for each in group.consumers), default=-1) for group in groups}
     read = sorted((group for group in groups if group.consumers), key=lambda group: first[group.name])
     sensitivities: dict[str, tuple[Sensitivity, ...]] = {group.name: () for group in groups}

@@ -5,6 +5,7 @@ been solved, and the targets from the reference, so that every consumer makes go
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -18,7 +19,7 @@ from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.pruning.consumer_update import bias_of, full_replacement, kept_weights, mixed_weights, replace_layer
 from onnxmerge.statistics.consumer_moments import SampleCache, consumer_moment_sums
-from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext, copy_of
+from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext
 
 REFIT_RIDGE = 1e-2
 """Ridge for layers that lose no input: ten times `RIDGE`, so that they stay closer to the weights that training gave them."""
@@ -64,7 +65,7 @@ def solve_consumers(
     if not layers:
         return {}
     reference, compressed = (
-        LayerwiseRun(copy_of(reference_statistics.matched), context.batches(), context.threads, context.folder) for _ in range(2)
+        LayerwiseRun(deepcopy(reference_statistics.matched), context.batches(), context.threads, context.folder) for _ in range(2)
     )
     replacements: dict[str, Replacement] = {}
     for number, layer in enumerate(layers):

@@ -80,10 +80,8 @@ def latency_chart(latency: LatencyComparison) -> LatencyChart | None:
     summaries = {"reference": latency.reference, "candidate": latency.candidate}
     if not all(each.quantiles_ms for each in summaries.values()):
         return None
-    low, high = (
-        min(each.quantiles_ms[0] for each in summaries.values()),
-        max(each.quantiles_ms[-2] for each in summaries.values()),
-    )
+    low = min(each.quantiles_ms[0] for each in summaries.values())
+    high = max(each.quantiles_ms[-2] for each in summaries.values())
     margin = max(high - low, 1e-3 * high, 1e-9) * _MARGIN
     axis = _Axis(low - margin, high + margin)
     strips = [_strip(name, each, axis) for name, each in summaries.items()]

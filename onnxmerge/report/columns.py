@@ -6,24 +6,34 @@ from dataclasses import replace
 from onnxmerge.report.sentences import speedup_interval, speedup_text
 from onnxmerge.report.tables import Column
 from onnxmerge.report.wording import closeness, decibels, file_size, magnitude, milliseconds, percent, relative_error, shortened
-from onnxmerge.results import Compression, GroupResult, LatencyComparison, LayerComparison, NodeDeviation, OutputFidelity, Sweep
+from onnxmerge.results import (
+    Compression,
+    GroupResult,
+    LatencyComparison,
+    LayerComparison,
+    NodeDeviation,
+    OutputFidelity,
+    Size,
+    Sweep,
+)
 
 MAX_OUTPUT_COLUMNS = 3  # as many fit beside the names of the measures in 80 characters; more outputs get a row each
 MAX_LAYER_ROWS = 12  # nodes in a table of deviations; the JSON document has all
 _NAME_WIDTH = 36  # characters of an output's name in a header
 _DASH = "-"  # where there is no value
-_NARROW_HEADERS = [
-    ("fidelity", "fidelity", False),
-    ("SQNR", "SQNR", False),
-    ("cosine, mean", "cosine", False),
-    ("cosine, worst", "worst", False),
-    ("relative L2, mean", "rel. L2", False),
-    ("relative L2, worst", "worst", True),
-    ("largest error", "max error", True),
-    ("same best class", "top-1", False),
-    ("best class in top 5", "top-5", True),
+_MEASURES: list[tuple[str, str, bool, Callable[[OutputFidelity], str]]] = [
+    ("fidelity", "fidelity", False, lambda output: closeness(output.fidelity)),
+    ("SQNR", "SQNR", False, lambda output: decibels(output.sqnr_db)),
+    ("cosine, mean", "cosine", False, lambda output: closeness(output.cosine_mean)),
+    ("cosine, worst", "worst", False, lambda output: closeness(output.cosine_worst)),
+    ("relative L2, mean", "rel. L2", False, lambda output: magnitude(output.relative_l2_mean)),
+    ("relative L2, worst", "worst", True, lambda output: magnitude(output.relative_l2_worst)),
+    ("largest error", "max error", True, lambda output: magnitude(output.max_abs_error)),
+    ("worst input", "", True, lambda output: f"no. {output.worst_input}"),
+    ("same best class", "top-1", False, lambda output: _or_dash(output.top1_agreement, percent)),
+    ("best class in top 5", "top-5", True, lambda output: _or_dash(output.top5_agreement, percent)),
 ]
-"""Measure, its header in a narrow table, and whether its column is optional."""
+"""Measure, its header in a narrow table ("": not in it), whether its column there is optional, and its text."""
 
 
 def group_columns(groups: Sequence[GroupResult], *, compressed: bool) -> list[Column]:
@@ -96,8 +106,9 @@ def measure_rows(outputs: Sequence[OutputFidelity]) -> list[Column]:
 def output_rows(outputs: Sequence[OutputFidelity], *, narrow: bool) -> list[Column]:
     """A row for each output; narrow: with the most important measures only, under short headers."""
     table = _by_measure(outputs)
-    headers = _NARROW_HEADERS if narrow else [(measure, measure, False) for measure in table]
-    columns = [Column(header, table[measure], optional=optional) for measure, header, optional in headers if measure in table]
+    headers = [(measure, short if narrow else measure, narrow and optional) for measure, short, optional, _ in _MEASURES]
+    shown = [each for each in headers if each[0] in table and each[1]]
+    columns = [Column(header, table[measure], optional=optional) for measure, header, optional in shown]
     return [Column("output", [output.name for output in outputs], name=True), *columns]
 
 
@@ -108,31 +119,23 @@ def output_columns(outputs: Sequence[OutputFidelity]) -> list[Column]:
 
 def _by_measure(outputs: Sequence[OutputFidelity]) -> dict[str, list[str]]:
     """Each measure and its value for each output."""
-    table = {
-        "fidelity": [closeness(output.fidelity) for output in outputs],
-        "SQNR": [decibels(output.sqnr_db) for output in outputs],
-        "cosine, mean": [closeness(output.cosine_mean) for output in outputs],
-        "cosine, worst": [closeness(output.cosine_worst) for output in outputs],
-        "relative L2, mean": [magnitude(output.relative_l2_mean) for output in outputs],
-        "relative L2, worst": [magnitude(output.relative_l2_worst) for output in outputs],
-        "largest error": [magnitude(output.max_abs_error) for output in outputs],
-        "worst input": [f"no. {output.worst_input}" for output in outputs],
-        "same best class": [_or_dash(output.top1_agreement, percent) for output in outputs],
-        "best class in top 5": [_or_dash(output.top5_agreement, percent) for output in outputs],
-    }
+    table = {measure: [text(output) for output in outputs] for measure, _, _, text in _MEASURES}
     return {measure: cells for measure, cells in table.items() if set(cells) != {_DASH}}
 
 
 def size_columns(result: Compression) -> list[Column]:
     """Sizes before and after, latencies where they were measured, and what share is left."""
-    before, after = result.before, result.after
-    rows = [
+    latencies = [] if result.latency is None else _latency_rows(result.latency)
+    return _columns(("", "before", "after", "left"), [*size_rows(result.before, result.after), *latencies])
+
+
+def size_rows(before: Size, after: Size) -> list[tuple[str, str, str, str]]:
+    """What is counted, before, after, and the share that is left."""
+    return [
         ("parameters", f"{before.parameters:,}", f"{after.parameters:,}", share_left(before.parameters, after.parameters)),
         ("MACs", f"{before.macs:,}", f"{after.macs:,}", share_left(before.macs, after.macs)),
         ("file", file_size(before.file_bytes), file_size(after.file_bytes), share_left(before.file_bytes, after.file_bytes)),
-        *([] if result.latency is None else _latency_rows(result.latency)),
     ]
-    return _columns(("", "before", "after", "left"), rows)
 
 
 def latency_columns(latency: LatencyComparison) -> list[Column]:

@@ -1,6 +1,6 @@
 """A result as one HTML page without scripts and network: here what it says, in `templates` how it is marked up."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePath
@@ -105,13 +105,9 @@ def summary_of(result: Result) -> Summary:
 
 
 def _compression(result: Compression) -> Summary:
-    before, after = result.before, result.after
-    tiles = [
-        _size_tile("parameters", before.parameters, after.parameters, "{:,}".format),
-        _size_tile("MACs", before.macs, after.macs, "{:,}".format),
-        _size_tile("file", before.file_bytes, after.file_bytes, file_size),
-    ]
-    headline = [f"{percent(after.parameters / max(1, before.parameters))} of the parameters left"]
+    rows = columns.size_rows(result.before, result.after)
+    tiles = [Tile(name, f"{left} left", f"{before} → {after}") for name, before, after, left in rows]
+    headline = [f"{columns.share_left(result.before.parameters, result.after.parameters)} of the parameters left"]
     if result.latency is not None:
         headline.append(_speed(result.latency))
         tiles.append(_speed_tile(result.latency))
@@ -137,7 +133,7 @@ def _sweep(result: Sweep) -> Summary:
     tiles = []
     for point in result.points:
         if point.after is not None and point.fidelity is not None:
-            left = percent(point.after.parameters / max(1, result.before.parameters))
+            left = columns.share_left(result.before.parameters, point.after.parameters)
             tiles.append(Tile(point.target, closeness(point.fidelity), f"{left} of the parameters"))
     fidelities = sorted(point.fidelity for point in result.points if point.fidelity is not None)
     spread = f", fidelity {closeness(fidelities[0])} to {closeness(fidelities[-1])}" if fidelities else ""
@@ -171,10 +167,6 @@ def _benchmark(result: Benchmark) -> Summary:
         for name, side in (("reference", first.reference), ("candidate", first.candidate))
     ]
     return Summary(title, _speed(first), paths, [_speed_tile(first), *medians])
-
-
-def _size_tile(name: str, before: int, after: int, text: Callable[[int], str]) -> Tile:
-    return Tile(name, f"{percent(after / max(1, before))} left", f"{text(before)} → {text(after)}")
 
 
 def _speed(latency: LatencyComparison) -> str:

@@ -2,15 +2,16 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
 
 from onnxmerge.algorithms.moments import Covariance
-from onnxmerge.data.first_layer_noise import dense_first_layer
+from onnxmerge.data.first_layers import dense_first_layer
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.errors import InputError
 from onnxmerge.execution.layerwise import LayerwiseRun
@@ -93,8 +94,8 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
     layers = {layer.key: layer for layer in context.channels.layers if layer.in_ids.any()}
     if known is not None:
         downstream = {key: downstream_affine_of(context.channels, layer, {}) for key, layer in layers.items()}
-        return ReferenceStatistics(copy_of(context.model), layers, dict(known), downstream, context.channels.shared_weight_keys)
-    walk = LayerwiseRun(copy_of(context.model), context.batches(), context.threads, context.folder)
+        return ReferenceStatistics(deepcopy(context.model), layers, dict(known), downstream, context.channels.shared_weight_keys)
+    walk = LayerwiseRun(deepcopy(context.model), context.batches(), context.threads, context.folder)
     stops: dict[int, list[Layer]] = defaultdict(list)
     for layer in layers.values():
         stops[context.node_index[layer.key]].append(layer)
@@ -137,8 +138,7 @@ def _normalisations(context: RunContext) -> dict[int, np.ndarray]:
 
 def _match(walk: LayerwiseRun, at: int, before: np.ndarray) -> None:
     """Give a BatchNormalization the mean and variance of what it reads in this run; before: the stored variance."""
-    node = NodeProto()
-    node.CopyFrom(walk.nodes[at][0])
+    node = deepcopy(walk.nodes[at][0])
     count, total, squares = 0, np.zeros(len(before)), np.zeros(len(before))
     for number in range(walk.batch_count):
         x = np.asarray(walk.tensor(number, node.input[0]), np.float64)
@@ -151,10 +151,3 @@ def _match(walk: LayerwiseRun, at: int, before: np.ndarray) -> None:
     names = [f"{node.output[0]}//mean", f"{node.output[0]}//variance"]
     node.input[3], node.input[4] = names
     walk.replace_node(at, [node], {names[0]: mean.astype(before.dtype), names[1]: variance.astype(before.dtype)})
-
-
-def copy_of(model: ModelProto) -> ModelProto:
-    """A copy that a walk may change."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    return copy
