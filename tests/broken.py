@@ -33,7 +33,7 @@ def wrong_sign(model: onnx.ModelProto, position: int) -> str:
 
 
 def swapped_channels(model: onnx.ModelProto, position: int) -> str:
-    """The first and the last output channel of a layer change places; its readers do not know."""
+    """The first and the last output channel of a layer change places; its consumers do not know."""
     node = layers(model)[position]
     columns = node.op_type == "MatMul" or (node.op_type == "Gemm" and not any(a.name == "transB" and a.i for a in node.attribute))
     for name in node.input[1:]:

@@ -227,16 +227,16 @@ def test_loss_never_falls_with_the_error(seed: int) -> None:
 
 
 @pytest.mark.parametrize("measured", [([0.0, 0.0], [0.0, 0.0]), ([0.2, 0.2], [0.1, 0.1]), ([1e-9], [1e3])], ids=str)
-def test_odd_probes_give_finite_curves(measured: tuple[list[float], list[float]]) -> None:
+def test_odd_measurements_give_finite_curves(measured: tuple[list[float], list[float]]) -> None:
     loss = loss_curve(np.linspace(0, 1, 11), *measured)
     assert np.isfinite(loss).all()
     assert (np.diff(loss) >= 0).all()
 
 
-def test_soft_multiples_leave_small_groups_a_choice():
+def test_finer_multiples_leave_small_groups_a_choice():
     curves = [Curve(np.arange(1, size + 1), np.linspace(1.0, 0.0, size)) for size in (3, 6, 12, 16, 40)]
-    soft, hard = (curves_of_multiples(curves, 8, softly) for softly in (True, False))
-    assert [curve.counts.tolist() for curve in soft[:4]] == [[1, 2, 3], [2, 4, 6], [4, 8, 12], [8, 16]]
-    assert [curve.counts.tolist() for curve in hard[:4]] == [[3], [6], [8, 12], [8, 16]]
-    assert soft[4].counts.tolist() == hard[4].counts.tolist() == [8, 16, 24, 32, 40]
-    assert all((curve.loss[-1], len(curve.loss)) == (0.0, len(curve.counts)) for curve in soft)
+    finer, plain = (curves_of_multiples(curves, 8, finer_if_small) for finer_if_small in (True, False))
+    assert [curve.counts.tolist() for curve in finer[:4]] == [[1, 2, 3], [2, 4, 6], [4, 8, 12], [8, 16]]
+    assert [curve.counts.tolist() for curve in plain[:4]] == [[3], [6], [8, 12], [8, 16]]
+    assert finer[4].counts.tolist() == plain[4].counts.tolist() == [8, 16, 24, 32, 40]
+    assert all((curve.loss[-1], len(curve.loss)) == (0.0, len(curve.counts)) for curve in finer)

@@ -355,10 +355,10 @@ def test_kept_must_be_distinct_channels(kept):
         decompose(random_rows(13), np.array(kept, dtype=int), 0.5)
 
 
-ROW_READERS = {"criterion": CRITERIA["l1-norm"], "decompose": lambda rows: decompose(rows, np.array([0]), 0.5)}
+TAKING_ROWS = {"criterion": CRITERIA["l1-norm"], "decompose": lambda rows: decompose(rows, np.array([0]), 0.5)}
 
 
-@pytest.mark.parametrize("call", ROW_READERS.values(), ids=ROW_READERS)
+@pytest.mark.parametrize("call", TAKING_ROWS.values(), ids=TAKING_ROWS)
 def test_rows_must_have_two_axes(call):
     with pytest.raises(ValueError, match="two axes"):
         call(np.ones((3, 2, 2)))

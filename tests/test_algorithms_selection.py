@@ -33,10 +33,10 @@ def greedy(consumers, steps):
     return order, cost
 
 
-@pytest.mark.parametrize("readers", [1, 3])
-def test_follows_the_greedy_definition(readers):
+@pytest.mark.parametrize("count", [1, 3])
+def test_follows_the_greedy_definition(count):
     rng = np.random.default_rng(1)
-    consumers = [(covariance_of(samples(s, 200, 9)), rng.normal(size=(4, 9)) * 10.0**s) for s in range(readers)]
+    consumers = [(covariance_of(samples(s, 200, 9)), rng.normal(size=(4, 9)) * 10.0**s) for s in range(count)]
     order, cost = greedy(consumers, 8)
     elimination = eliminate(consumers, damping=1e-12)
     np.testing.assert_array_equal(elimination.order[:8], order)
@@ -113,12 +113,12 @@ def test_same_input_same_bytes_and_input_untouched():
 
 
 @pytest.mark.parametrize("kernel", [(), (3,), (2, 2)], ids=str)
-def test_weighed_rows_measure_the_error_as_the_readers_see_it(kernel):
+def test_weighed_rows_measure_the_error_as_the_consumers_see_it(kernel):
     rng = np.random.default_rng(15)
-    weights, scale, reader = rng.normal(size=(4, 6, *kernel)), rng.normal(size=4), rng.normal(size=(9, 4))
-    rows = weighted_rows(weights, scale, reader.T @ reader)
+    weights, scale, consumer = rng.normal(size=(4, 6, *kernel)), rng.normal(size=4), rng.normal(size=(9, 4))
+    rows = weighted_rows(weights, scale, consumer.T @ consumer)
     error = rng.normal(size=6)
-    seen = np.tensordot(reader, scale.reshape(-1, *[1] * len(kernel)) * np.tensordot(weights, error, (1, 0)), 1)
+    seen = np.tensordot(consumer, scale.reshape(-1, *[1] * len(kernel)) * np.tensordot(weights, error, (1, 0)), 1)
     assert np.sum((rows @ error) ** 2) == pytest.approx(np.sum(seen**2))
     assert rows.shape == (4 * int(np.prod(kernel)), 6)
 

@@ -37,7 +37,7 @@ FIRST = {
     "prune": ("residual-option-a", {"ratio": 0.5, "method": "prune"}),
     "merge": ("residual-two-blocks", {"ratio": 0.5, "method": "merge"}),
     "merge for some, solved for others": ("squeeze-excite", {"ratio": 0.5}),
-    "readers that share a weight": ("shared-weight-in-sequence", {"ratio": 0.5}),
+    "consumers that share a weight": ("shared-weight-in-sequence", {"ratio": 0.5}),
     "a criterion of weights": ("conv-relu-conv", {"ratio": 0.5, "criterion": "l1-norm", "method": "reconstruct"}),
     "pruning stays closer": ("densenet-bn", {"ratio": 0.3}),
     "float16": ("float16", {"ratio": 0.5}),

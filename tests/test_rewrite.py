@@ -50,7 +50,7 @@ def half_of(group: ChannelGroup) -> Removal:
     return Removal(group, np.setdiff1d(np.arange(group.size), going), "prune")
 
 
-def without_readers(channels: Channels, removals: Sequence[Removal]) -> dict[str, Replacement]:
+def with_unread_channels(channels: Channels, removals: Sequence[Removal]) -> dict[str, Replacement]:
     """Every consumer with zeros where it reads what is going to leave."""
     weights: dict[str, np.ndarray] = {}
     for removal in removals:
@@ -65,7 +65,7 @@ def without_readers(channels: Channels, removals: Sequence[Removal]) -> dict[str
 
 @pytest.mark.parametrize("topology", rows(SHRINKING))
 def test_removing_what_nobody_reads_changes_nothing(topology: Topology, tmp_path: Path) -> None:
-    """Zeros are written into the columns of every reader; then the channels are really removed: the same outputs."""
+    """Zeros are written into the columns of every consumer; then the channels are really removed: the same outputs."""
     model, feeds = built(topology), feeds_of(topology)
     groups = analysed(model, tmp_path).channels.groups
     assert groups
@@ -73,7 +73,7 @@ def test_removing_what_nobody_reads_changes_nothing(topology: Topology, tmp_path
         channels = analysed(model, tmp_path).channels
         removals = [half_of(channels.groups[number]) for number in chosen]
         assert all(0 < len(removal.kept) < removal.group.size for removal in removals)
-        zeroed = without_readers(channels, removals)
+        zeroed = with_unread_channels(channels, removals)
         before = export(channels.model).SerializeToString()
         small, whole = (export(rewrite(channels, each, zeroed)) for each in (removals, []))
         assert export(channels.model).SerializeToString() == before  # the model at hand stays as it is

@@ -226,7 +226,7 @@ def dense(
     return im2col(x, case, y.shape[2:], layer.groups), im2col(y, one, y.shape[2:], layer.groups)
 
 
-READERS = [pytest.param(*key, id="-".join(key)) for key in (*DENSE, *CONVOLUTIONS)]
+CONSUMERS = [pytest.param(*key, id="-".join(key)) for key in (*DENSE, *CONVOLUTIONS)]
 
 
 def kept_of(layer: Layer) -> np.ndarray:
@@ -250,7 +250,7 @@ def places(standing: Standing, kept: np.ndarray, group: int) -> np.ndarray:
     return (np.arange(positions)[:, None] * inside + np.flatnonzero(kept[group])).reshape(-1)
 
 
-@pytest.mark.parametrize(("name", "consumer"), READERS)
+@pytest.mark.parametrize(("name", "consumer"), CONSUMERS)
 def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consumer: str, tmp_path: Path) -> None:
     at = standing(name, consumer, tmp_path)
     weight = np.moveaxis(at.layer.weight, 2, 3).reshape(at.layer.groups, at.layer.weight.shape[1], -1)
@@ -265,7 +265,7 @@ def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consume
         assert_moments(moments, x, at.y[group], 1e-3 if name == "float16" else 1e-5)
 
 
-@pytest.mark.parametrize(("name", "consumer"), READERS)
+@pytest.mark.parametrize(("name", "consumer"), CONSUMERS)
 def test_channel_moments_pool_all_places_of_a_channel(name: str, consumer: str, tmp_path: Path) -> None:
     at = standing(name, consumer, tmp_path)
     found = channel_covariance(at.walk, at.layer, None)

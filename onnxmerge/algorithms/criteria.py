@@ -4,10 +4,8 @@ Rows are the producer's weights, one channel a row, without bias and without Bat
 "Neuron Merging", NeurIPS 2020, section 4). `CRITERIA` is the menu; `keep_best` turns scores into kept indices.
 """
 
-from collections.abc import Callable
-
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -38,7 +36,7 @@ def l1_norm(rows: NDArray[np.floating]) -> Floats:
     >>> l1_norm(np.array([[3.0, -4.0], [1.0, 0.0]]))
     array([7., 1.])
     """
-    return np.asarray(np.abs(_as_rows(rows)).sum(axis=1))
+    return np.asarray(np.abs(as_rows(rows)).sum(axis=1))
 
 
 def l2_norm(rows: NDArray[np.floating]) -> Floats:
@@ -60,7 +58,7 @@ def l2_norm(rows: NDArray[np.floating]) -> Floats:
     >>> l2_norm(np.array([[3.0, -4.0], [1.0, 0.0]]))
     array([5., 1.])
     """
-    return np.asarray(np.linalg.norm(_as_rows(rows), axis=1))
+    return np.asarray(np.linalg.norm(as_rows(rows), axis=1))
 
 
 def l2_geometric_median(rows: NDArray[np.floating]) -> Floats:
@@ -84,7 +82,7 @@ def l2_geometric_median(rows: NDArray[np.floating]) -> Floats:
     >>> l2_geometric_median(np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]]))
     array([ 5., 10.,  5.])
     """
-    values = _as_rows(rows)
+    values = as_rows(rows)
     centred = values - values.mean(axis=0)
     gram = centred @ centred.T
     squares = gram.diagonal()
@@ -97,19 +95,10 @@ def l2_geometric_median(rows: NDArray[np.floating]) -> Floats:
     return np.round(scores / largest, _SIGNIFICANT_DIGITS) * largest if largest > 0.0 else scores
 
 
-CRITERIA: dict[str, Callable[[NDArray[np.floating]], Floats]] = {
-    "l1-norm": l1_norm,
-    "l2-norm": l2_norm,
-    "l2-gm": l2_geometric_median,
-}
+CRITERIA = {"l1-norm": l1_norm, "l2-norm": l2_norm, "l2-gm": l2_geometric_median}
 
 
-def keep_best(
-    scores: NDArray[np.floating],
-    count: int,
-    removable: NDArray[np.bool_] | None = None,
-    conv_groups: NDArray[np.integer] | None = None,
-) -> Indices:
+def keep_best(scores: ArrayLike, count: int, removable: ArrayLike | None = None, conv_groups: ArrayLike | None = None) -> Indices:
     """Indices of the channels with the highest scores; of equal scores the lower index stays.
 
     Parameters
@@ -170,7 +159,7 @@ def _check_request(scores: Floats, count: int, may_go: NDArray[np.bool_], group:
         raise ValueError(f"a group of a convolution has {pinned.max()} channels that must stay, more than the {quota} to keep")
 
 
-def _as_rows(rows: NDArray[np.floating]) -> Floats:
+def as_rows(rows: NDArray[np.floating]) -> Floats:
     """Rows as float64; ValueError unless there are two axes."""
     values: Floats = np.asarray(rows, dtype=np.float64)
     if values.ndim != 2:

@@ -8,6 +8,8 @@ Source: Kim, Kim, Park, Jeon, "Neuron Merging: Compensating for Pruned Neurons",
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxmerge.algorithms.criteria import as_rows
+
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
@@ -152,10 +154,8 @@ def absorb(weight: NDArray[np.floating], scaling: NDArray[np.floating]) -> Float
 
 def _checked(rows: NDArray[np.floating], kept: NDArray[np.integer]) -> tuple[Floats, Indices]:
     """Rows as float64 and kept as indices; ValueError unless kept are distinct channels, at least one."""
-    values: Floats = np.asarray(rows, dtype=np.float64)
+    values = as_rows(rows)
     indices: Indices = np.asarray(kept, dtype=np.int64)
-    if values.ndim != 2:
-        raise ValueError(f"rows must have two axes (channels, weights), not shape {values.shape}")
     if indices.ndim != 1 or indices.size == 0 or np.unique(indices).size != indices.size:
         raise ValueError("kept must be a list of distinct channels, at least one")
     if indices.min() < 0 or indices.max() >= values.shape[0]:

@@ -60,14 +60,12 @@ class _ConsumerState:
         scaled = weights * deviation
         self.metric = scaled.T @ scaled
         self.metric /= max(float(np.sum(self.metric * correlation)), np.finfo(float).tiny)
+        self._start_block()
+
+    def _start_block(self) -> None:
         self.precision_diagonal = np.diag(self.precision).copy()
         self.metric_diagonal = np.diag(self.metric).copy()
-        self._clear()
-
-    def _clear(self) -> None:
-        n = len(self.precision)
-        self.pending = 0
-        self.rows = np.zeros((3, BLOCK, n))
+        self.pending, self.rows = 0, np.zeros((3, BLOCK, len(self.precision)))
 
     def costs(self) -> Floats:
         """(n,) cost of removing each channel next."""
@@ -92,9 +90,7 @@ class _ConsumerState:
         cross = halves.T @ ratios
         self.precision = self.precision[np.ix_(alive, alive)] - scaled.T @ scaled
         self.metric = self.metric[np.ix_(alive, alive)] - cross - cross.T
-        self.precision_diagonal = np.diag(self.precision).copy()
-        self.metric_diagonal = np.diag(self.metric).copy()
-        self._clear()
+        self._start_block()
 
 
 def eliminate(

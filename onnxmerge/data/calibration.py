@@ -73,9 +73,8 @@ def _member(headers: Mapping[str, Header], layout: InputLayout, only_input: bool
     """The member of an input's name; for the model's only input also the only member, or the only one that matches."""
     if layout.spec.name in headers:
         return layout.spec.name
-    matching = [
-        name for name, header in headers.items() if len(headers) == 1 or layout_conversion(header.shape, header.dtype, layout)
-    ]
+    convertible = {name: layout_conversion(header.shape, header.dtype, layout) is not None for name, header in headers.items()}
+    matching = [name for name in headers if len(headers) == 1 or convertible[name]]
     if only_input and len(matching) == 1:
         return matching[0]
     found = ", ".join(f"{name} {header.dtype} {header.shape}" for name, header in headers.items()) or "no arrays"

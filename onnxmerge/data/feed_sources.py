@@ -66,9 +66,7 @@ class InputLayout:
         return f"input {self.spec.name!r} needs {self.spec.dtype} ({dims})"
 
 
-def input_layout(
-    spec: TensorSpec, shape: tuple[int, ...], batched: frozenset[str], image_range: ImageRange | None
-) -> InputLayout:
+def layout_of(spec: TensorSpec, shape: tuple[int, ...], batched: frozenset[str], image_range: ImageRange | None) -> InputLayout:
     """The layout of an input that had this shape in one run; `batched` names the inputs whose axis 0 is the batch."""
     dims, last = list(spec.dims), channels_last(shape)
     axis = len(shape) - 1 if last else 1

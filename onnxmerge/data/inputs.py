@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxmerge.data.calibration import array_sources, file_sources
-from onnxmerge.data.feed_sources import Indices, input_layout
+from onnxmerge.data.feed_sources import Indices, layout_of
 from onnxmerge.data.synthetic import ImageRange, Sampler, sampler
 from onnxmerge.errors import InputError
 from onnxmerge.execution.tensor_specs import TensorSpec
@@ -211,7 +211,7 @@ def calibration_inputs(
         Where the path is missing or cannot be read, or what it holds is empty or does not match the model's inputs.
     """
     model_batching = batching(specs, shapes)
-    layouts = [input_layout(spec, shapes[spec.name], model_batching.batched, image_range) for spec in specs]
+    layouts = [layout_of(spec, shapes[spec.name], model_batching.batched, image_range) for spec in specs]
     if isinstance(given, str | Path):
         path = Path(given)
         name, full_name = path.name or str(path), str(path)

@@ -35,9 +35,8 @@ def read_labels(path: Path, inputs: Inputs) -> np.ndarray:
     if labels.dtype.kind not in "iu":
         raise InputError(f"{path} holds {labels.dtype} {labels.shape}: labels are class numbers, integers")
     if labels.size != inputs.total or labels.shape[:1] != (labels.size,):
-        raise InputError(
-            f"{path} holds labels of shape {labels.shape} for {inputs.total} calibration inputs: one for each is needed"
-        )
+        needed = f"{inputs.total} calibration inputs: one for each is needed"
+        raise InputError(f"{path} holds labels of shape {labels.shape} for {needed}")
     return labels.reshape(-1)[inputs.indices]
 
 

@@ -46,10 +46,14 @@ def calibration_and_check_inputs(
 
     Parameters
     ----------
-    source : file of the model
-    analysed : the model
-    options, runtime, pruning : the user's options
-    checked : whether a candidate is checked at all; with False the user's inputs are not split
+    source : Path
+        File of the model.
+    analysed : AnalysedModel
+        The model.
+    options, runtime, pruning : InputOptions, RuntimeOptions, PruningOptions
+        The user's.
+    checked : bool
+        Whether a candidate is checked at all; with False the user's inputs are not split.
 
     Returns
     -------
@@ -108,11 +112,21 @@ def inputs_for(
 
     Parameters
     ----------
-    session : the model
-    shapes : shape of every input in one run
-    options : the user's options
-    count : number of synthetic inputs unless `options.samples` says otherwise; fewer where they are large
-    properties : what the graph says of its inputs, for synthetic ones
+    session : Session
+        The model.
+    shapes : Mapping[str, tuple[int, ...]]
+        Shape of every input in one run.
+    options : InputOptions
+        The user's.
+    count : int
+        Number of synthetic inputs unless `options.samples` says otherwise; fewer where they are large.
+    properties : InputProperties or None
+        What the graph says of its inputs, for synthetic ones.
+
+    Returns
+    -------
+    Inputs
+        Their `description` says where they come from, and how many were chosen.
 
     Raises
     ------

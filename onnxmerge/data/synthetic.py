@@ -65,9 +65,8 @@ class ImageRange:
         channels = pixels.shape[axis]
         for option, values in (("`mean`", self.mean), ("`std`", self.std)):
             if len(values) not in (1, channels):
-                raise InputError(
-                    f"{option} has {len(values)} numbers, but input {name!r} has {channels} channels: give 1 or {channels}"
-                )
+                needed = f"input {name!r} has {channels} channels: give 1 or {channels}"
+                raise InputError(f"{option} has {len(values)} numbers, but {needed}")
         shape = [1] * pixels.ndim
         shape[axis] = -1
         std = np.array(self.std).reshape(shape)
@@ -117,18 +116,14 @@ def sampler(spec: TensorSpec, shape: tuple[int, ...], image_range: ImageRange | 
     if spec.dtype.kind == "O":
         return Sampler("strings", lambda generators: np.full((len(generators), *sample), "a", object))
     if spec.dtype.kind == "b":
-        return Sampler("booleans", lambda generators: _stack(generators, lambda rng: rng.random(sample) < 0.5, spec.dtype))
+        return Sampler("booleans", _one_by_one(lambda rng: rng.random(sample) < 0.5, spec.dtype))
     if integers and not (spec.dtype == np.uint8 and rank == 4):
         bound = 2 if limit is None else limit
-        return Sampler("ids", lambda generators: _stack(generators, lambda rng: rng.integers(0, bound, sample), spec.dtype))
+        return Sampler("ids", _one_by_one(lambda rng: rng.integers(0, bound, sample), spec.dtype))
     if 3 <= rank <= 5:
-        return Sampler(
-            "dead-leaves images" if rank == 4 else "dead leaves",
-            lambda generators: _image_like(generators, spec, shape, image_range),
-        )
-    return Sampler(
-        "noise", lambda generators: _stack(generators, lambda rng: rng.standard_normal(sample, np.float32), spec.dtype)
-    )
+        kind = "dead-leaves images" if rank == 4 else "dead leaves"
+        return Sampler(kind, lambda generators: _image_like(generators, spec, shape, image_range))
+    return Sampler("noise", _one_by_one(lambda rng: rng.standard_normal(sample, np.float32), spec.dtype))
 
 
 def channels_last(shape: Sequence[int]) -> bool:
@@ -280,5 +275,5 @@ def _image_like(generators: Generators, spec: TensorSpec, shape: tuple[int, ...]
     return np.ascontiguousarray(np.moveaxis(values, 1, -1) if last else values, spec.dtype)
 
 
-def _stack(generators: Generators, draw: Callable[[np.random.Generator], np.ndarray], dtype: np.dtype) -> np.ndarray:
-    return np.stack([draw(rng) for rng in generators]).astype(dtype)
+def _one_by_one(draw: Callable[[np.random.Generator], np.ndarray], dtype: np.dtype) -> Callable[[Generators], np.ndarray]:
+    return lambda generators: np.stack([draw(rng) for rng in generators]).astype(dtype)

@@ -28,10 +28,14 @@ def compare(
 
     Parameters
     ----------
-    reference, candidate : sessions of the two models
-    batches : feeds whose axis 0 counts inputs
-    description : what the inputs are, for the report
-    labels : (inputs,) class numbers; then the accuracy of both models is measured in the same runs
+    reference, candidate : Session
+        The two models.
+    batches : Iterable[Feeds]
+        Feeds whose axis 0 counts inputs.
+    description : str
+        What the inputs are, for the report.
+    labels : ndarray of shape (inputs,), int, or None
+        Class numbers; then the accuracy of both models is measured in the same runs.
 
     Returns
     -------
@@ -75,8 +79,10 @@ def compare_outputs(runs: Iterable[tuple[int, Outputs, Outputs]], names: Sequenc
 
     Parameters
     ----------
-    runs : for each batch the number of inputs, the reference's outputs and the candidate's, by name
-    names : the outputs to compare
+    runs : Iterable[tuple[int, Outputs, Outputs]]
+        For each batch the number of inputs, the reference's outputs and the candidate's, by name.
+    names : Sequence[str]
+        The outputs to compare.
 
     Returns
     -------

@@ -10,7 +10,6 @@ import gc
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -30,23 +29,11 @@ _SIGN_TEST_LEVEL = 0.008  # probability that the sign test's interval does not h
 _WARM_UP_RUNS = (3, 50)  # least and most calls that do not count
 _STABLE = 0.05  # relative difference of two medians of three calls below which warm-up ends
 
+Sessions = tuple[Session, Session]
 Done = TypeVar("Done")
 Call = Callable[[], object]
 Clock = Callable[[], float]
 """Seconds from any start, as `time.perf_counter` gives them."""
-
-
-@dataclass(frozen=True)
-class _Stopwatch:
-    """A clock, and what a call takes by it."""
-
-    now: Clock
-
-    def time(self, call: Call) -> float:
-        """Seconds of one call."""
-        start = self.now()
-        call()
-        return self.now() - start
 
 
 def compare_latency(
@@ -97,8 +84,7 @@ def compare_latency(
         raise ProviderError(f"latencies on {sides} cannot be compared: open both sessions alike")
     generator = np.random.default_rng(seed)
     gc.collect()  # so that the collector, which stays on, has nothing left to do while calls are timed
-    stopwatch = _Stopwatch(clock)
-    measured, warm_up = _rounds((reference, candidate), feeds, seconds, min_runs, max(rounds, 1), generator, stopwatch)
+    measured, warm_up = _rounds((reference, candidate), feeds, seconds, min_runs, max(rounds, 1), generator, clock)
     times = np.concatenate(measured)
     ratio, low, high = ratio_interval(measured, generator)
     before, after = _summary(times[:, 0]), _summary(times[:, 1])
@@ -140,7 +126,8 @@ def ratio_interval(rounds: list[np.ndarray], generator: np.random.Generator) -> 
     """
     parts_per_round = math.ceil(MIN_ROUNDS / len(rounds))
     clusters = [part for times in rounds for part in np.array_split(times, parts_per_round) if len(part)]
-    logs = np.log([_ratio(times) for times in clusters])
+    medians = np.array([np.median(times, axis=0) for times in clusters])
+    logs = np.log(medians[:, 1] / medians[:, 0])
     draws = np.median(logs[generator.integers(len(logs), size=(_RESAMPLES, len(logs)))], axis=1)
     ends = [*np.percentile(draws, _PERCENTILES), *sign_test_interval(logs)]
     resolution = RESOLUTION * max(1.0, MIN_ROUNDS / len(rounds))
@@ -156,32 +143,21 @@ def sign_test_interval(values: np.ndarray) -> tuple[float, float]:
     return float(ordered[position]), float(ordered[count - 1 - position])
 
 
-def _ratio(times: np.ndarray) -> float:
-    first, second = np.median(times, axis=0)
-    return float(second / first)
-
-
 def _rounds(
-    sessions: tuple[Session, Session],
-    feeds: Feeds,
-    seconds: float,
-    min_runs: int,
-    rounds: int,
-    generator: np.random.Generator,
-    stopwatch: _Stopwatch,
+    sessions: Sessions, feeds: Feeds, seconds: float, min_runs: int, rounds: int, generator: np.random.Generator, clock: Clock
 ) -> tuple[list[np.ndarray], int]:
     """Times in seconds, one array (pairs, 2) a round, and the calls of warm-up of the side that needed more.
 
     The number of rounds follows from what the first pair cost until it ran as later on: on CUDA the search for algorithms in the
     first call takes longer than opening a session.
     """
-    started = stopwatch.now()
+    started = clock()
     opened = _reopened(sessions, generator) if rounds > 1 else sessions
     if opened is None:
         opened, rounds = sessions, 1
     calls = [session.bind(feeds) for session in opened]
-    elapsed = stopwatch.now() - started
-    pair = min(sum(map(stopwatch.time, calls)), elapsed)
+    elapsed = clock() - started
+    pair = min(sum(_seconds(call, clock) for call in calls), elapsed)
     cost = max(elapsed - pair, 1e-9)
     affordable = int(max(1, seconds / 2 / cost))
     rounds = min(rounds, max(affordable, MIN_ROUNDS if MIN_ROUNDS * cost < 2.0 * seconds else 1))
@@ -194,12 +170,12 @@ def _rounds(
             del opened, calls  # frees the last pair before the next one opens
             opened = _reopened(sessions, generator) or sessions
             calls = [session.bind(feeds) for session in opened]
-        warm_up += _warm_up(calls, seconds_per_round / 5, stopwatch)
-        measured.append(_pairs(calls, seconds_per_round, math.ceil(min_runs / rounds), generator, stopwatch))
+        warm_up += _warm_up(calls, seconds_per_round / 5, clock)
+        measured.append(_pairs(calls, seconds_per_round, math.ceil(min_runs / rounds), generator, clock))
     return measured, warm_up
 
 
-def _reopened(sessions: tuple[Session, Session], generator: np.random.Generator) -> tuple[Session, Session] | None:
+def _reopened(sessions: Sessions, generator: np.random.Generator) -> Sessions | None:
     """Both sessions afresh, opened in random order; None where they do not fit into memory."""
     try:
         return _in_random_order((sessions[0].reopen, sessions[1].reopen), generator)
@@ -207,13 +183,20 @@ def _reopened(sessions: tuple[Session, Session], generator: np.random.Generator)
         return None
 
 
-def _pairs(calls: list[Call], seconds: float, minimum: int, generator: np.random.Generator, stopwatch: _Stopwatch) -> np.ndarray:
-    timed = partial(stopwatch.time, calls[0]), partial(stopwatch.time, calls[1])
+def _pairs(calls: list[Call], seconds: float, minimum: int, generator: np.random.Generator, clock: Clock) -> np.ndarray:
+    timed = partial(_seconds, calls[0], clock), partial(_seconds, calls[1], clock)
     pairs: list[tuple[float, float]] = []
-    end = stopwatch.now() + seconds
-    while len(pairs) < max(minimum, 1) or stopwatch.now() < end:
+    end = clock() + seconds
+    while len(pairs) < max(minimum, 1) or clock() < end:
         pairs.append(_in_random_order(timed, generator))
     return np.array(pairs)
+
+
+def _seconds(call: Call, clock: Clock) -> float:
+    """What one call takes."""
+    start = clock()
+    call()
+    return clock() - start
 
 
 def _in_random_order(actions: tuple[Callable[[], Done], Callable[[], Done]], generator: np.random.Generator) -> tuple[Done, Done]:
@@ -223,13 +206,13 @@ def _in_random_order(actions: tuple[Callable[[], Done], Callable[[], Done]], gen
     return done[0], done[1]
 
 
-def _warm_up(calls: list[Call], seconds: float, stopwatch: _Stopwatch) -> int:
+def _warm_up(calls: list[Call], seconds: float, clock: Clock) -> int:
     """Until the last three runs of each agree with the three before, or the time or fifty runs are over; the most runs of one."""
-    end, most = stopwatch.now() + seconds, 0
+    end, most = clock() + seconds, 0
     for call in calls:
         times: list[float] = []
-        while len(times) < _WARM_UP_RUNS[0] or (len(times) < _WARM_UP_RUNS[1] and stopwatch.now() < end):
-            times.append(stopwatch.time(call))
+        while len(times) < _WARM_UP_RUNS[0] or (len(times) < _WARM_UP_RUNS[1] and clock() < end):
+            times.append(_seconds(call, clock))
             before, last = times[-6:-3], times[-3:]
             if len(times) >= 6 and abs(np.median(last) / np.median(before) - 1) < _STABLE:
                 break

@@ -15,8 +15,7 @@ from onnxmerge.onnxio.traversal import tensor_names_in_attribute
 # Operators whose constant inputs are weights
 LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _INPUT_NAMES = {
-    **dict.fromkeys(("Conv", "ConvTranspose"), ("input", "weight", "bias")),
-    "Gemm": ("input", "weight", "bias"),
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), ("input", "weight", "bias")),
     "MatMul": ("left matrix", "weight"),
     "BatchNormalization": ("input", "scale", "bias", "mean", "variance"),
 }
@@ -85,10 +84,7 @@ class GraphView:
 
     def weight(self, name: str) -> np.ndarray | None:
         """An initializer by name, external ones included; None for other tensors."""
-        for tensor in self.proto.graph.initializer:
-            if tensor.name == name:
-                return _array(tensor, self.folder)
-        return None
+        return next((_array(each, self.folder) for each in self.proto.graph.initializer if each.name == name), None)
 
     def not_finite(self) -> list[str]:
         """A sentence for every initializer with NaN or infinity: "the weight of Conv_3 holds NaN or infinity"."""

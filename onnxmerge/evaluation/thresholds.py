@@ -1,6 +1,6 @@
 """The thresholds that a candidate fails by missing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from onnxmerge.options import Thresholds
@@ -14,18 +14,17 @@ ROUNDING = {"DOUBLE": 1e-10, "FLOAT": 1e-4, "FLOAT16": 1e-2, "BFLOAT16": 5e-2}
 def missed_thresholds(fidelity: Fidelity, thresholds: Thresholds) -> list[str]:
     """A sentence for every threshold that the worst output misses; NaN or infinity in the candidate always fails."""
     failures = [f"output {output.name!r} holds NaN or infinity" for output in fidelity.outputs if not output.finite]
-    outputs = fidelity.outputs
-    top1 = [(output.top1_agreement, output.name) for output in outputs if output.top1_agreement is not None]
-    cosines = [(output.cosine_mean, output.name) for output in outputs]
-    rows: tuple[tuple[str, float | None, Callable[..., tuple[float, str]], Sequence[tuple[float, str]]], ...] = (
-        ("fidelity", thresholds.min_fidelity, min, [(output.fidelity, output.name) for output in outputs]),
-        ("mean cosine", thresholds.min_cosine, min, cosines),
-        ("top-1 agreement", thresholds.min_top1_agreement, min, top1),
-        ("mean relative L2", thresholds.max_relative_l2, max, [(output.relative_l2_mean, output.name) for output in outputs]),
+    rows: tuple[tuple[str, float | None, Callable[..., tuple[float, str]], str], ...] = (
+        ("fidelity", thresholds.min_fidelity, min, "fidelity"),
+        ("mean cosine", thresholds.min_cosine, min, "cosine_mean"),
+        ("top-1 agreement", thresholds.min_top1_agreement, min, "top1_agreement"),
+        ("mean relative L2", thresholds.max_relative_l2, max, "relative_l2_mean"),
     )
-    for measure, limit, worst_of, values in rows:
+    for measure, limit, worst_of, name_of_field in rows:
         if limit is None:
             continue
+        measured = [(getattr(output, name_of_field), output.name) for output in fidelity.outputs]
+        values = [each for each in measured if each[0] is not None]
         if not values:
             failures.append(f"{measure} cannot be checked: no output looks like class scores")
             continue

@@ -96,11 +96,9 @@ def _verify_files(
     same_channel_counts = graphs[0].layers == graphs[1].layers
     check_layers = not same_channel_counts and not thresholds.given and fits_in_memory(shapes)
     layer_comparison = compare_some_layers(reference, candidate, inputs, shapes) if layers or check_layers else None
-    fidelity = replace(
-        compare(*pair, inputs.batches(BATCH), inputs.description, classes),
-        same_channel_counts=same_channel_counts,
-        layer_comparison=layer_comparison if layers else None,
-    )
+    fidelity = compare(*pair, inputs.batches(BATCH), inputs.description, classes)
+    shown = layer_comparison if layers else None
+    fidelity = replace(fidelity, same_channel_counts=same_channel_counts, layer_comparison=shown)
     if worst_file is not None:
         save_feeds(worst_file, inputs.feeds_with(fidelity.worst.worst_input))
     new = [place for place in graphs[1].not_finite() if place not in graphs[0].not_finite()]

@@ -60,14 +60,14 @@ class PlannedGroup:
     ----------
     kept : int
         How many of its channels stay.
-    channels : tuple[int, ...] or None
+    kept_channels : tuple[int, ...] or None
         Which ones, ascending; None where they are still to be chosen.
     method : str or None
         What replaces the others; None where that is still to be chosen.
     """
 
     kept: int
-    channels: tuple[int, ...] | None = None
+    kept_channels: tuple[int, ...] | None = None
     method: str | None = None
 
 

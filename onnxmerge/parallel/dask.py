@@ -49,12 +49,10 @@ def executor_at(address: str | None) -> Iterator[Executor | None]:
         client = Client(address, timeout=TIMEOUT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise OptionError(f"no Dask scheduler answers at {address} within {TIMEOUT_SECONDS:g} s") from error
-    try:
+    with client:
         try:
             client.wait_for_workers(1, timeout=TIMEOUT_SECONDS)
         except TimeoutError:
             raise OptionError(f"the Dask scheduler at {address} has no workers") from None
         with config.set({"distributed.admin.large-graph-warning-threshold": LARGEST_TASK}):
             yield client.get_executor(retries=RETRIES)
-    finally:
-        client.close()

@@ -111,12 +111,8 @@ class CandidateBuilder:
         self, counts: ChannelCounts, reference: ModelSource | None = None, effort: TimingEffort | None = None
     ) -> LatencyComparison:
         """Latency of a model with these counts against another one, by default the reference; weights do not matter for it."""
-        models, runtime, seed = (
-            (reference or self.reference, self.model_to_time(counts)),
-            self.options.runtime,
-            self.options.inputs.seed,
-        )
-        return time_pair(*models, self.checking, runtime, effort=effort or TRIAL_EFFORT, seed=seed)
+        models, options = (reference or self.reference, self.model_to_time(counts)), self.options
+        return time_pair(*models, self.checking, options.runtime, effort=effort or TRIAL_EFFORT, seed=options.inputs.seed)
 
     def model_to_time(self, counts: ChannelCounts) -> ModelSource:
         """A model with these counts, whichever channels they are: its latency is that of any other one."""

@@ -16,11 +16,7 @@ SHORT_CALL_MS = 0.2
 
 
 def warnings_of(
-    found: SearchResult,
-    fidelity: Fidelity | None,
-    latency: LatencyComparison | None,
-    checking: Inputs,
-    options: CompressOptions,
+    found: SearchResult, fidelity: Fidelity | None, latency: LatencyComparison | None, checking: Inputs, options: CompressOptions
 ) -> tuple[str, ...]:
     """All warnings of a compression.
 

@@ -62,7 +62,7 @@ def _allocations(builder: CandidateBuilder, fidelity: float) -> list[Allocation]
     hardware computes in.
     """
     if builder.pruning.round_to is None:
-        return builder.budget.pareto_front(HARDWARE_MULTIPLE, softly=True)
+        return builder.budget.pareto_front(HARDWARE_MULTIPLE, finer_if_small=True)
     front = builder.budget.pareto_front()
     expected = front[_search(front, 1.0 - fidelity).next() or 0]
     return builder.budget.pareto_front(multiple_for(builder, BOTH, expected.share))

@@ -69,8 +69,7 @@ def _inspect_file(model: Path, options: CompressOptions, sensitivity: bool, prog
     tell("inputs", 0.0)
     solving, checking = calibration_and_check_inputs(model, analysed, options.inputs, options.runtime, options.pruning)
     builder = CandidateBuilder(model, analysed, options, solving, checking, tell)
-    fidelities = {
-        name: {f"{level.removed:g}": 1.0 - level.loss for level in levels} for name, levels in builder.sensitivities.items()
-    }
+    measured = builder.sensitivities.items()
+    fidelities = {name: {f"{level.removed:g}": 1.0 - level.loss for level in levels} for name, levels in measured}
     groups = tuple(replace(group, sensitivity=fidelities.get(group.name, {})) for group in groups)
     return replace(found, groups=groups, input_description=solving.description)

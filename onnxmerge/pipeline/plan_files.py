@@ -25,7 +25,6 @@ SCHEMA = "onnxmerge.plan/1"
 KEYS = {"schema", "model", "method", "groups"}
 GROUP_KEYS = {"name", "channels", "kept", "method", "kept_channels"}
 LARGEST_FILE = 1 << 26
-BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ def fingerprint(model: Path, external: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in (model, *external):
         with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 
 
@@ -52,8 +50,8 @@ def write_plan(path: Path, model: Path, model_sha256: str, groups: Sequence[Chan
     for group in groups:
         planned = plan.groups.get(group.name, PlannedGroup(group.size))
         row = {"name": group.name, "channels": group.size, "kept": planned.kept}
-        whole = planned.channels is None
-        rows.append(row if whole else {**row, "method": planned.method, "kept_channels": list(planned.channels or ())})
+        whole = planned.kept_channels is None
+        rows.append(row if whole else {**row, "method": planned.method, "kept_channels": list(planned.kept_channels or ())})
     head = json.dumps({"schema": SCHEMA, "model": {"file": model.name, "sha256": model_sha256}, "method": plan.method}, indent=2)
     body = ",\n".join(f"    {json.dumps(row)}" for row in rows)  # a line a group, to be edited by hand
     text = f'{head[:-2]},\n  "groups": [\n{body}\n  ]\n}}\n'
@@ -86,9 +84,8 @@ def read_plan(path: Path, model_sha256: str, groups: Sequence[ChannelGroup]) -> 
         if not isinstance(named, list) or any(type(each) is not int or not 0 <= each < size for each in named):
             raise OptionError(f"{where}: kept_channels must be a list of numbers from 0 to {size - 1}")
         if len(set(named)) != len(named) or len(named) != kept:
-            raise OptionError(
-                f"{where}: kept is {kept} but kept_channels holds {len(set(named))}; delete kept_channels to have them chosen"
-            )
+            held = f"kept_channels holds {len(set(named))}; delete kept_channels to have them chosen"
+            raise OptionError(f"{where}: kept is {kept} but {held}")
         if kept < size:
             replacing = None if row.get("method") is None else _method(row["method"], where)
             planned[name] = PlannedGroup(kept, tuple(sorted(named)), replacing)

@@ -77,9 +77,9 @@ class Budget:
             return self._allocation(np.array([curve.counts[-1] for curve in curves]), quantity)
         return self._allocation(allocate(curves, self.costs[quantity], share), quantity)
 
-    def pareto_front(self, multiple: int = 1, softly: bool = False) -> list[Allocation]:
+    def pareto_front(self, multiple: int = 1, finer_if_small: bool = False) -> list[Allocation]:
         """Allocations that no other beats in both size and loss, the smallest model first; see `curves_of_multiples`."""
-        curves = curves_of_multiples(self.curves, multiple, softly)
+        curves = curves_of_multiples(self.curves, multiple, finer_if_small)
         return [self._allocation(counts, BOTH) for counts in pareto_front(curves, self.costs[BOTH])]
 
     def _allocation(self, counts: np.ndarray, quantity: str) -> Allocation:
@@ -155,22 +155,33 @@ def _loss_curve(
     return Curve(counts, np.maximum.accumulate(loss[::-1])[::-1])
 
 
-def curves_of_multiples(curves: Sequence[Curve], multiple: int, softly: bool = False) -> tuple[Curve, ...]:
+def curves_of_multiples(curves: Sequence[Curve], multiple: int, finer_if_small: bool = False) -> tuple[Curve, ...]:
     """The curves at multiples of a number alone, and at each group's size.
 
-    softly: a group of fewer channels than two multiples keeps multiples of half, a quarter ... of the number, of the first that
-    fits twice.
+    Parameters
+    ----------
+    curves : Sequence[Curve]
+        The loss curve of each group.
+    multiple : int
+        The number.
+    finer_if_small : bool
+        Whether a group of fewer channels than two multiples keeps multiples of half, a quarter ... of the number: of the first
+        that fits twice.
+
+    Returns
+    -------
+    tuple[Curve, ...]
 
     Examples
     --------
     >>> curve = Curve(np.arange(1, 13), np.linspace(1.0, 0.0, 12))
-    >>> [curves_of_multiples([curve], 8, softly)[0].counts.tolist() for softly in (False, True)]
+    >>> [curves_of_multiples([curve], 8, finer_if_small)[0].counts.tolist() for finer_if_small in (False, True)]
     [[8, 12], [4, 8, 12]]
     """
     restricted = []
     for curve in curves:
         step, size = multiple, int(curve.counts[-1])
-        while softly and step > 1 and 2 * step > size:
+        while finer_if_small and step > 1 and 2 * step > size:
             step //= 2
         chosen = (curve.counts % step == 0) | (curve.counts == size)
         restricted.append(Curve(curve.counts[chosen], curve.loss[chosen]))

@@ -69,9 +69,8 @@ def decide(
     if statistics is None:
         method = METHODS[options.method]
         outcomes = [(group, method(analysed.channels, group, counts[group.name], options, None)) for group in shrinking]
-        refusals += [
-            replace(each, where=name) for group, each in outcomes if isinstance(each, Refusal) for name in group.layer_names
-        ]
+        refused = [(group, each) for group, each in outcomes if isinstance(each, Refusal)]
+        refusals += [replace(each, where=name) for group, each in refused for name in group.layer_names]
         removals = [each for _, each in outcomes if isinstance(each, Removal)]
         return PruningDecision(tuple(removals), absorbed(removals), tuple(refusals))
     removals = [best_removal(statistics, group, counts[group.name], options) for group in shrinking]

@@ -1,12 +1,9 @@
 """How much an error in a layer's output matters to the layers that read it."""
 
 from collections import defaultdict
-from collections.abc import Mapping
 
 import numpy as np
 
-from onnxmerge.graph.channel_groups import Channels
-from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.graph.layers import Layer
 from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext
 
@@ -22,26 +19,17 @@ class OutputErrorMetric:
 
     Parameters
     ----------
-    channels : Channels
-        The channel analysis of the model.
-    node_index : Mapping[str, int]
-        Position of a node in the run, by key of its layer.
-    output_variance : Mapping[str, float]
-        Summed variance of the outputs by key of the layer; layers that are not in it are left out.
-    downstream : Mapping[str, DownstreamAffine]
-        What follows each layer, by key.
+    context : RunContext
+        The channel analysis of the model, and where its nodes stand.
+    reference : ReferenceStatistics
+        What each layer read, and what follows it. Layers with constant outputs are left out.
     """
 
-    def __init__(
-        self,
-        channels: Channels,
-        node_index: Mapping[str, int],
-        output_variance: Mapping[str, float],
-        downstream: Mapping[str, DownstreamAffine],
-    ) -> None:
-        self._node_index, self._variance, self._downstream = node_index, output_variance, downstream
+    def __init__(self, context: RunContext, reference: ReferenceStatistics) -> None:
+        self._node_index, self._downstream = context.node_index, reference.downstream
+        self._variance = _output_variances(reference)
         self._read_by: dict[int, list[tuple[Layer, int]]] = defaultdict(list)
-        for layer in channels.layers:
+        for layer in context.channels.layers:
             for position, channel_id in enumerate(layer.in_ids.reshape(-1).tolist()):
                 if channel_id:
                     self._read_by[channel_id].append((layer, position))
@@ -80,8 +68,8 @@ class OutputErrorMetric:
         return float(max(1, len({consumer.key for channel_id in ids for consumer, _ in self._read_by.get(channel_id, [])})))
 
 
-def output_error_metric_of(context: RunContext, reference: ReferenceStatistics) -> OutputErrorMetric:
-    """The metric with the variances that the reference's outputs had; layers with constant outputs are left out."""
+def _output_variances(reference: ReferenceStatistics) -> dict[str, float]:
+    """Summed variance of the outputs that each layer of the reference had, by key; layers with constant outputs are left out."""
     output_variance = {}
     for key, layer in reference.layers.items():
         covariance, variance, second_moment = reference.covariances[key], 0.0, 0.0
@@ -92,4 +80,4 @@ def output_error_metric_of(context: RunContext, reference: ReferenceStatistics) 
             second_moment += float(np.square(weight).sum((0, 2)) @ (np.diag(xx) + covariance.mean_x[channels] ** 2))
         if variance > CONSTANT_VARIANCE * second_moment:
             output_variance[key] = variance
-    return OutputErrorMetric(context.channels, context.node_index, output_variance, reference.downstream)
+    return output_variance

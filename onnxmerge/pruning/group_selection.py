@@ -46,9 +46,8 @@ def selected_groups(channels: Channels, options: PruningOptions) -> tuple[list[C
     names = [producer.name for group in channels.groups for producer in group.producers]
     for pattern in (*options.include, *options.exclude):
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise OptionError(
-                f"no node that starts removable channels is named like {pattern!r}; `onnxmerge inspect MODEL` lists them"
-            )
+            what = f"no node that starts removable channels is named like {pattern!r}"
+            raise OptionError(f"{what}; `onnxmerge inspect MODEL` lists them")
     selected, refusals = [], []
     for group in channels.groups:
         reason = _reason_against(group, options)

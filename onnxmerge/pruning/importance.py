@@ -22,7 +22,7 @@ def weight_criterion(options: PruningOptions) -> str:
 def planned_channels(group: ChannelGroup, options: PruningOptions) -> np.ndarray | None:
     """(k,) ascending indices of the channels that `plan` names for a group; None where it names none."""
     planned = options.planned.get(group.name)
-    return None if planned is None or planned.channels is None else np.array(sorted(planned.channels), np.int64)
+    return None if planned is None or planned.kept_channels is None else np.array(sorted(planned.kept_channels), np.int64)
 
 
 def kept_channels(group: ChannelGroup, count: int, options: PruningOptions, elimination: Elimination | None = None) -> np.ndarray:

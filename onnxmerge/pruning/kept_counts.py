@@ -54,16 +54,15 @@ def kept_counts(groups: Sequence[ChannelGroup], options: PruningOptions) -> dict
         if planned is not None:
             if not 1 <= planned.kept <= group.size:
                 raise OptionError(f"cannot keep {planned.kept} of the {group.size} channels of {group.name!r}")
-            _check_channels(group, planned.channels)
+            if planned.kept_channels is not None:
+                _check_channels(group, planned.kept_channels)
             ratio = 1.0 - planned.kept / group.size
         counts[group.name] = kept_count(group, ratio)
     return counts
 
 
-def _check_channels(group: ChannelGroup, channels: Sequence[int] | None) -> None:
+def _check_channels(group: ChannelGroup, channels: Sequence[int]) -> None:
     """OptionError where these channels cannot be the ones that are kept."""
-    if channels is None:
-        return
     kept = np.zeros(group.size, bool)
     kept[list(channels)] = True
     missing = np.flatnonzero(~kept & ~group.removable)

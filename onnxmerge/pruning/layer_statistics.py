@@ -10,7 +10,7 @@ from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.rewrite import Removal
 from onnxmerge.options import Progress
-from onnxmerge.pruning.downstream_metric import OutputErrorMetric, output_error_metric_of
+from onnxmerge.pruning.downstream_metric import OutputErrorMetric
 from onnxmerge.pruning.expected_error import ExpectedErrors
 from onnxmerge.pruning.importance import elimination_of
 from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext, collect_reference_statistics, run_context_of
@@ -59,17 +59,13 @@ class LayerStatistics:
 
 
 def layer_statistics_of(
-    analysed: AnalysedModel,
-    inputs: Inputs,
-    threads: int | None,
-    progress: Progress,
-    known: Mapping[str, Covariance] | None = None,
+    model: AnalysedModel, inputs: Inputs, threads: int | None, progress: Progress, known: Mapping[str, Covariance] | None = None
 ) -> LayerStatistics:
     """Run the reference once, layer by layer.
 
     Parameters
     ----------
-    analysed : AnalysedModel
+    model : AnalysedModel
         The model.
     inputs : Inputs
         What it is run on.
@@ -85,6 +81,6 @@ def layer_statistics_of(
     InputError
         A layer reads NaN or infinity on these inputs.
     """
-    context = run_context_of(analysed, inputs, threads, progress)
+    context = run_context_of(model, inputs, threads, progress)
     reference = collect_reference_statistics(context, known)
-    return LayerStatistics(context, inputs, reference, output_error_metric_of(context, reference))
+    return LayerStatistics(context, inputs, reference, OutputErrorMetric(context, reference))

@@ -18,14 +18,7 @@ from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.options import PruningOptions
-from onnxmerge.pruning.consumer_update import (
-    bias_of,
-    full_replacement,
-    kept_weights,
-    mixed_weights,
-    replace_layer,
-    replacement_nodes,
-)
+from onnxmerge.pruning.consumer_update import bias_of, full_replacement, kept_weights, mixed_weights, nodes_of, replace_layer
 from onnxmerge.pruning.kept_counts import kept_count
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.merge import absorbed
@@ -96,10 +89,8 @@ def measure_sensitivities(
     for number, group in enumerate(read):
         run.run_until(first[group.name])
         rest = _RestOfModel(statistics, group, run, [batch_size(feeds) for feeds in batches])
-        sensitivities[group.name] = tuple(
-            Sensitivity(share, kept, rest.loss(best_removal(statistics, group, kept, options)))
-            for kept, share in _levels(group).items()
-        )
+        levels = [(share, kept, best_removal(statistics, group, kept, options)) for kept, share in _levels(group).items()]
+        sensitivities[group.name] = tuple(Sensitivity(share, kept, rest.loss(removal)) for share, kept, removal in levels)
         context.progress("sensitivities", (number + 1) / len(read))
     return sensitivities
 
@@ -172,7 +163,7 @@ class _RestOfModel:
     def _constants(self, layer: Layer, replacement: Replacement) -> dict[str, np.ndarray]:
         """The constants of a replaced layer by the names that they have in the run."""
         node = self.run.nodes[self.run.node_index[layer.key]][0]
-        return replacement_nodes(node, layer, replacement, self.own_bias[layer.key])[1]
+        return nodes_of(node, layer, replacement, self.own_bias[layer.key])[1]
 
 
 def mixed_replacement(layer: Layer, kept: np.ndarray, covariance: Covariance) -> Replacement:

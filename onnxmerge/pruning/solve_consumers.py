@@ -5,7 +5,6 @@ been solved, and the targets from the reference, so that every consumer makes go
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -21,15 +20,14 @@ from onnxmerge.pruning.consumer_update import bias_of, full_replacement, kept_we
 from onnxmerge.statistics.consumer_moments import SampleCache, consumer_moment_sums
 from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext
 
+Runs = tuple[LayerwiseRun, LayerwiseRun]
+"""The reference and the compressed model."""
 REFIT_RIDGE = 1e-2
 """Ridge for layers that lose no input: ten times `RIDGE`, so that they stay closer to the weights that training gave them."""
 
 
 def solve_consumers(
-    context: RunContext,
-    reference_statistics: ReferenceStatistics,
-    removals: Sequence[Removal],
-    unsolved: Mapping[str, Replacement | None],
+    context: RunContext, statistics: ReferenceStatistics, removals: Sequence[Removal], unsolved: Mapping[str, Replacement | None]
 ) -> dict[str, Replacement]:
     """New weights and biases of all layers from the first one that loses inputs on.
 
@@ -40,7 +38,7 @@ def solve_consumers(
     ----------
     context : RunContext
         The exported model and the inputs to solve on.
-    reference_statistics : ReferenceStatistics
+    statistics : ReferenceStatistics
         Covariances of what each layer reads, for channel mixing.
     removals : Sequence[Removal]
         What is removed from each group.
@@ -59,19 +57,17 @@ def solve_consumers(
     Networks for Classification and Detection", 2015.
     """
     kept = context.channels.kept_mask((removal.group, removal.kept) for removal in removals)
-    layers = sorted(reference_statistics.layers.values(), key=lambda layer: context.node_index[layer.key])
+    layers = sorted(statistics.layers.values(), key=lambda layer: context.node_index[layer.key])
     first = next((at for at, layer in enumerate(layers) if not kept[layer.in_ids].all()), len(layers))
-    layers = [layer for layer in layers[first:] if _is_updated(context, reference_statistics, layer, kept)]
+    layers = [layer for layer in layers[first:] if _is_updated(context, statistics, layer, kept)]
     if not layers:
         return {}
-    reference, compressed = (
-        LayerwiseRun(deepcopy(reference_statistics.matched), context.batches(), context.threads, context.folder) for _ in range(2)
-    )
+    runs = context.run_of(statistics.matched), context.run_of(statistics.matched)
     replacements: dict[str, Replacement] = {}
     for number, layer in enumerate(layers):
-        reference.run_until(context.node_index[layer.key])
-        compressed.run_until(context.node_index[layer.key])
-        update = _LayerUpdate(context, reference_statistics, layer, kept[layer.in_ids], reference, compressed)
+        for run in runs:
+            run.run_until(context.node_index[layer.key])
+        update = _LayerUpdate(context, statistics, layer, kept[layer.in_ids], runs)
         replacement = update.accept(unsolved[layer.key]) if layer.key in unsolved else update.solve()
         if replacement is not None:
             replacements[layer.key] = replacement
@@ -81,30 +77,19 @@ def solve_consumers(
 
 def _is_updated(context: RunContext, statistics: ReferenceStatistics, layer: Layer, kept: np.ndarray) -> bool:
     """Whether a layer behind the first removal loses inputs or is refitted."""
-    if not kept[layer.in_ids].all():
-        return True
-    return layer.key not in statistics.shared_weight_keys and (
-        not context.synthetic or statistics.downstream[layer.key].is_followed
-    )
+    is_refitted = not context.synthetic or statistics.downstream[layer.key].is_followed
+    return not kept[layer.in_ids].all() or (is_refitted and layer.key not in statistics.shared_weight_keys)
 
 
 class _LayerUpdate:
     """The update of one layer, at which both runs stand; kept (groups, inputs per group) bool: the inputs that it keeps."""
 
-    def __init__(
-        self,
-        context: RunContext,
-        statistics: ReferenceStatistics,
-        layer: Layer,
-        kept: np.ndarray,
-        reference: LayerwiseRun,
-        compressed: LayerwiseRun,
-    ) -> None:
-        self.context, self.layer, self.kept, self.reference, self.compressed = context, layer, kept, reference, compressed
+    def __init__(self, context: RunContext, statistics: ReferenceStatistics, layer: Layer, kept: np.ndarray, runs: Runs) -> None:
+        self.context, self.layer, self.kept, (self.reference, self.compressed) = context, layer, kept, runs
         self.index = context.node_index[layer.key]
         self.covariance = statistics.covariances[layer.key]
         following = statistics.downstream[layer.key]
-        is_reachable = following.is_reachable(reference, compressed)
+        is_reachable = following.is_reachable(*runs)
         self.downstream = following if is_reachable else DownstreamAffine(is_followed=following.is_followed)
         self.cache = SampleCache()
         self.own_bias = bias_of(context.channels, layer)

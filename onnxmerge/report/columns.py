@@ -6,16 +6,7 @@ from dataclasses import replace
 from onnxmerge.report.sentences import speedup_interval, speedup_text
 from onnxmerge.report.tables import Column
 from onnxmerge.report.wording import closeness, decibels, file_size, magnitude, milliseconds, percent, relative_error, shortened
-from onnxmerge.results import (
-    Compression,
-    GroupResult,
-    LatencyComparison,
-    LayerComparison,
-    NodeDeviation,
-    OutputFidelity,
-    Size,
-    Sweep,
-)
+from onnxmerge.results import Compression, GroupResult, LatencyComparison, LayerComparison, OutputFidelity, Size, Sweep
 
 MAX_OUTPUT_COLUMNS = 3  # as many fit beside the names of the measures in 80 characters; more outputs get a row each
 MAX_LAYER_ROWS = 12  # nodes in a table of deviations; the JSON document has all
@@ -65,12 +56,10 @@ def _error_columns(groups: Sequence[GroupResult]) -> list[Column]:
     """Expected errors of the method taken and of `prune`."""
     if not any(group.expected_error for group in groups):
         return []
-    errors = {
-        "error": [group.expected_error.get(group.method) for group in groups],
-        "pruned": [group.expected_error.get("prune") for group in groups],
-    }
-    columns = [Column(header, [_or_dash(value, percent) for value in values]) for header, values in errors.items()]
-    return _with_bars(columns, list(errors.values()))
+    taken = [group.expected_error.get(group.method) for group in groups]
+    pruned = [group.expected_error.get("prune") for group in groups]
+    errors = (("error", taken), ("pruned", pruned))
+    return _with_bars([Column(name, [_or_dash(value, percent) for value in values]) for name, values in errors], [taken, pruned])
 
 
 def _sensitivity_columns(groups: Sequence[GroupResult]) -> list[Column]:
@@ -96,10 +85,8 @@ def _with_bars(columns: Sequence[Column], lengths: Sequence[Sequence[float | Non
 def measure_rows(outputs: Sequence[OutputFidelity]) -> list[Column]:
     """A row for each measure and a column for each output."""
     table = _by_measure(outputs)
-    columns = [
-        Column(shortened(output.name, _NAME_WIDTH), cells)
-        for output, cells in zip(outputs, zip(*table.values(), strict=True), strict=True)
-    ]
+    by_output = zip(outputs, zip(*table.values(), strict=True), strict=True)
+    columns = [Column(shortened(output.name, _NAME_WIDTH), cells) for output, cells in by_output]
     return [Column("", list(table), left=True), *columns]
 
 
@@ -140,12 +127,9 @@ def size_rows(before: Size, after: Size) -> list[tuple[str, str, str, str]]:
 
 def latency_columns(latency: LatencyComparison) -> list[Column]:
     """Latency and throughput of both models."""
-    throughputs = (latency.reference_inputs_per_second, latency.candidate_inputs_per_second)
-    rows = [
-        *_latency_rows(latency),
-        ("throughput", *(_or_dash(value, _per_second) for value in throughputs), percent(latency.speedup)),
-    ]
-    return _columns(("", "reference", "candidate", "ratio"), rows)
+    inputs_per_second = latency.reference_inputs_per_second, latency.candidate_inputs_per_second
+    throughput = ("throughput", *(_or_dash(value, _per_second) for value in inputs_per_second), percent(latency.speedup))
+    return _columns(("", "reference", "candidate", "ratio"), [*_latency_rows(latency), throughput])
 
 
 def batch_columns(batches: Sequence[LatencyComparison]) -> list[Column]:
@@ -166,19 +150,16 @@ def batch_columns(batches: Sequence[LatencyComparison]) -> list[Column]:
 
 def deviation_columns(layers: LayerComparison) -> list[Column]:
     """The nodes that add most error, in the order in which they run, the first that deviates always among them."""
-    nodes = _largest(layers.deviations)
-    return [
-        Column("node", [node.node for node in nodes], name=True),
-        Column("operator", [node.operator for node in nodes], left=True, optional=True),
-        Column("error before it", [relative_error(node.relative_l2_before) for node in nodes]),
-        Column("behind it", [relative_error(node.relative_l2_after) for node in nodes]),
-    ]
-
-
-def _largest(nodes: Sequence[NodeDeviation]) -> list[NodeDeviation]:
+    nodes = layers.deviations
     adding = [index for index, node in enumerate(nodes) if index == 0 or node.added_error > 0.0]
     largest = sorted(adding, key=lambda index: (index != 0, -nodes[index].added_error))[:MAX_LAYER_ROWS]
-    return [nodes[index] for index in sorted(largest)]
+    shown = [nodes[index] for index in sorted(largest)]
+    return [
+        Column("node", [node.node for node in shown], name=True),
+        Column("operator", [node.operator for node in shown], left=True, optional=True),
+        Column("error before it", [relative_error(node.relative_l2_before) for node in shown]),
+        Column("behind it", [relative_error(node.relative_l2_after) for node in shown]),
+    ]
 
 
 def sweep_columns(sweep: Sweep) -> list[Column]:

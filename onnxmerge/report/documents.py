@@ -44,17 +44,19 @@ class Kind:
 
     Attributes
     ----------
-    name : str
-        What a result of this kind is called.
-    version : int
-        Rises when a field is removed or changes its type or meaning.
     result : type
         The dataclass that the document is made from.
+    version : int
+        Rises when a field is removed or changes its type or meaning.
     """
 
-    name: str
-    version: int
     result: type
+    version: int
+
+    @property
+    def name(self) -> str:
+        """What a result of this kind is called: "compression"."""
+        return self.result.__name__.lower()
 
     @property
     def schema(self) -> str:
@@ -62,16 +64,8 @@ class Kind:
         return f"onnxmerge.{self.name}/{self.version}"
 
 
-KINDS = {
-    kind.result: kind
-    for kind in (
-        Kind("inspection", 2, Inspection),
-        Kind("compression", 2, Compression),
-        Kind("verification", 1, Verification),
-        Kind("benchmark", 1, Benchmark),
-        Kind("sweep", 2, Sweep),
-    )
-}
+_VERSIONS: dict[type, int] = {Inspection: 2, Compression: 2, Verification: 1, Benchmark: 1, Sweep: 2}
+KINDS = {result: Kind(result, version) for result, version in _VERSIONS.items()}
 
 
 def reportable(result: Result | LatencyComparison) -> Result:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from onnxmerge.algorithms.moments import Covariance, MomentSums
 from onnxmerge.execution.layerwise import LayerwiseRun
+from onnxmerge.execution.tensor_specs import Feeds
 from onnxmerge.graph.layers import Layer
 from onnxmerge.statistics.unfold import GraphBuilder, outputs_of, patches_of, rows_of, thinning, window_of
 
@@ -173,13 +174,8 @@ def _group_sums(x: NDArray[np.float32], y: NDArray[np.float32], with_xx: bool) -
 
 
 def _sampler(
-    run: LayerwiseRun,
-    layer: Layer,
-    kept: NDArray[np.bool_],
-    examples: dict[str, np.ndarray],
-    cache: SampleCache,
-    threads: int | None,
-) -> Callable[[dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]:
+    run: LayerwiseRun, layer: Layer, kept: NDArray[np.bool_], examples: Feeds, cache: SampleCache, threads: int | None
+) -> Callable[[Feeds], tuple[np.ndarray, np.ndarray]]:
     """Tensors x and y -> samples of both; those of x come from the cache where it holds them."""
     builder = GraphBuilder()
     count = sum(len(run.tensor(number, layer.source)) for number in range(run.batch_count))
@@ -189,7 +185,7 @@ def _sampler(
     session, held = builder.session(examples, outputs, threads), iter(list(cache.parts))
     fill = not cache.xx
 
-    def samples(feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def samples(feeds: Feeds) -> tuple[np.ndarray, np.ndarray]:
         found = session.run(feeds)
         inputs = next(held) if again else found["inputs"]
         if fill:

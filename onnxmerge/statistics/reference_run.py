@@ -48,6 +48,10 @@ class RunContext:
         """First output of a node -> its position."""
         return {node.output[0]: at for at, node in enumerate(self.model.graph.node)}
 
+    def run_of(self, model: ModelProto) -> LayerwiseRun:
+        """A run of a copy of a model on the batches, before its first node."""
+        return LayerwiseRun(deepcopy(model), self.batches(), self.threads, self.folder)
+
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
@@ -66,16 +70,9 @@ def run_context_of(analysed: AnalysedModel, inputs: Inputs, threads: int | None,
     size = int(np.clip(BATCH_ELEMENTS // max(1, elements), 1, LARGEST_BATCH))
     model = export(analysed.model)
     shallow_first(model)
-    return RunContext(
-        channels=analysed.channels,
-        model=model,
-        batches=partial(inputs.batches, size),
-        synthetic=inputs.synthetic,
-        correction_exponent=_correction_exponent(analysed, inputs),
-        threads=threads,
-        folder=analysed.model.folder,
-        progress=progress,
-    )
+    batches, correction_exponent = partial(inputs.batches, size), _correction_exponent(analysed, inputs)
+    synthetic, folder = inputs.synthetic, analysed.model.folder
+    return RunContext(analysed.channels, model, batches, synthetic, correction_exponent, threads, folder, progress)
 
 
 def _correction_exponent(analysed: AnalysedModel, inputs: Inputs) -> float:
@@ -95,7 +92,7 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
     if known is not None:
         downstream = {key: downstream_affine_of(context.channels, layer, {}) for key, layer in layers.items()}
         return ReferenceStatistics(deepcopy(context.model), layers, dict(known), downstream, context.channels.shared_weight_keys)
-    walk = LayerwiseRun(deepcopy(context.model), context.batches(), context.threads, context.folder)
+    walk = context.run_of(context.model)
     stops: dict[int, list[Layer]] = defaultdict(list)
     for layer in layers.values():
         stops[context.node_index[layer.key]].append(layer)
@@ -113,10 +110,8 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
                 seen[same] = channel_covariance(walk, layer, context.threads)
             covariances[layer.key] = seen[same]
             if not np.isfinite(seen[same].xx).all():
-                raise InputError(
-                    f"tensor {layer.source} holds NaN or infinity on these inputs; give real ones with `calibration`, "
-                    "or take `method` prune with `ratio`"
-                )
+                remedy = "give real ones with `calibration`, or take `method` prune with `ratio`"
+                raise InputError(f"tensor {layer.source} holds NaN or infinity on these inputs; {remedy}")
         context.progress("statistics", (number + 1) / len(ordered))
     downstream = {key: downstream_affine_of(context.channels, layer, walk.constants) for key, layer in layers.items()}
     matched = walk.model

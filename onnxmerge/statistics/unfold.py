@@ -64,10 +64,8 @@ class GraphBuilder:
         Session
         """
         nodes = [*self.nodes, *(helper.make_node("Identity", [inner], [name]) for name, inner in outputs.items())]
-        infos = [
-            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
-            for name, value in inputs.items()
-        ]
+        types = {name: helper.np_dtype_to_tensor_dtype(value.dtype) for name, value in inputs.items()}
+        infos = [helper.make_tensor_value_info(name, types[name], [None] * value.ndim) for name, value in inputs.items()]
         graph = onnx.GraphProto(name="samples", node=nodes, input=infos)
         graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in self.constants.items())
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)

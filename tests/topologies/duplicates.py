@@ -37,7 +37,7 @@ def scaled_duplicates(
     A producer may be followed by BatchNormalization and by Add, Sub, Mul or Div with a constant; behind a
     BatchNormalization the factor of the activation differs from that of the row. `same_factor`: one factor for all pairs.
     `negative`: the copies are negative multiples, which no method may merge through Relu.
-    Weights that are no initializer, or have several readers, raise ValueError.
+    Weights that are no initializer, or have several consumers, raise ValueError.
     """
     weights = Weights(onnx.ModelProto.FromString(model.SerializeToString()))
     nodes = [weights.node(name) for name in producers]
@@ -85,7 +85,7 @@ class Weights:
 
     def put(self, name: str, values: np.ndarray) -> None:
         if sum(list(node.input).count(name) for node in self.nodes) > 1:
-            raise ValueError(f"initializer {name!r} has several readers")
+            raise ValueError(f"initializer {name!r} has several consumers")
         kind = numpy_helper.to_array(self.tensors[name]).dtype
         self.tensors[name].CopyFrom(numpy_helper.from_array(values.astype(kind), name))
 

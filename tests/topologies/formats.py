@@ -118,7 +118,7 @@ def shared_with_output(net: Net, x: str) -> None:
 
 @row("weight-also-read-as-data", {}, None, at_most={"conv_a": 8})
 def weight_as_data(net: Net, x: str) -> None:
-    """The weight of conv_a also enters the output as a number: that reader needs all of it."""
+    """The weight of conv_a also enters the output as a number: that consumer needs all of it."""
     y = net.relu(net.conv(x, "conv_a", 3, 8))
     norm = net.op("ReduceMean", net.op("Abs", "conv_a_w"), keepdims=0)
     net.output(net.op("Mul", net.conv(y, "out", 8, 4), norm), 4, 8, 8)

@@ -130,7 +130,7 @@ def concat_flatten(net: Net, x: str) -> None:
 @row("densenet", {"stem": 8, "layer_1": 4, "layer_2": 4}, True, normalise=False)
 @row("densenet-bn", {"stem": 8, "layer_1": 4, "layer_2": 4}, False, normalise=True)
 def densenet(net: Net, x: str, normalise: bool) -> None:
-    """Every layer reads all before it; with BatchNormalization a channel meets a different one at every reader."""
+    """Every layer reads all before it; with BatchNormalization a channel meets a different one at every consumer."""
     features, channels = net.conv(x, "stem", 3, 8), 8
     for name, width in (("layer_1", 4), ("layer_2", 4), ("out", 4)):
         y = net.batch_norm(features, f"{name}_bn", channels) if normalise else features

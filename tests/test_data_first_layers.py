@@ -1,4 +1,4 @@
-"""What a graph says of its inputs."""
+"""What the first layers of a graph say of its inputs."""
 
 from pathlib import Path
 
