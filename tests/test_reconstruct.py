@@ -32,6 +32,8 @@ from onnxmerge.options import InputOptions, PruningOptions, silent
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pruning import solve_consumers as solving_module
 from onnxmerge.pruning.decision import decide
+from onnxmerge.pruning.group_selection import prunable_groups
+from onnxmerge.pruning.kept_counts import kept_counts
 from onnxmerge.pruning.layer_statistics import layer_statistics_of
 from onnxmerge.results import Compression
 from onnxmerge.statistics import reference_run as reference_module
@@ -59,9 +61,9 @@ class Recorder(LayerwiseRun):
 
 @pytest.fixture
 def layerwise_runs(monkeypatch: pytest.MonkeyPatch) -> list[LayerwiseRun]:
-    """The layer-wise runs of the solve: reference, compressed."""
+    """All layer-wise runs of a model and a solve; the last one is that of the compressed model."""
     monkeypatch.setattr(Recorder, "made", [])
-    monkeypatch.setattr(solving_module, "LayerwiseRun", Recorder)
+    monkeypatch.setattr(reference_module, "LayerwiseRun", Recorder)
     return Recorder.made
 
 
@@ -244,7 +246,8 @@ def test_one_consumer_gets_what_lstsq_finds(
     analysed_model = analyse_model(source)
     inputs = Inputs(count, "", None, np.arange(count), lambda rows: {key: value[rows] for key, value in feeds.items()}, count)
     given = PruningOptions(ratio=0.5, method="reconstruct", include=(producer,))
-    plan = decide(analysed_model, given, layer_statistics_of(analysed_model, inputs, 1, silent))
+    counts = kept_counts(prunable_groups(analysed_model.channels, given)[0], given)
+    plan = decide(analysed_model, given, layer_statistics_of(analysed_model, inputs, 1, silent), counts)
     (removal,) = plan.removals
     (layer,) = [each for each in analysed_model.channels.layers if each.node.name == consumer]
     wanted = [value.name for value in model.graph.output]
