@@ -240,3 +240,9 @@ def test_finer_multiples_leave_small_groups_a_choice():
     assert [curve.counts.tolist() for curve in plain[:4]] == [[3], [6], [8, 12], [8, 16]]
     assert finer[4].counts.tolist() == plain[4].counts.tolist() == [8, 16, 24, 32, 40]
     assert all((curve.loss[-1], len(curve.loss)) == (0.0, len(curve.counts)) for curve in finer)
+
+
+def test_pareto_front_of_groups_that_cannot_shrink_is_the_whole_model_once() -> None:
+    curves = [Curve(np.array([3]), np.zeros(1)), Curve(np.array([2]), np.zeros(1))]
+    front = pareto_front(curves, Cost(np.ones(1), np.array([[1.0, 0.0, 0.0]]), np.array([[0.0, 1.0, 0.0]])))
+    assert [counts.tolist() for counts in front] == [[3, 2]]

@@ -241,12 +241,12 @@ BAD = {
     "output is a folder": (("compress", MLP, MODELS), "folder"),
     "pattern that names nothing": (("compress", MLP, "o.onnx", "--include", "no-such-*"), "no-such-*"),
     "mean of words": (("compress", MLP, "o.onnx", "--mean", "grey"), "'grey' is not a list of numbers"),
-    "std of zero": (("compress", MLP, "o.onnx", "--std", "0"), "--std must be above 0"),
+    "std of zero": (("compress", MLP, "o.onnx", "--std", "0"), "--std must be a number above 0"),
     "no such calibration": (("compress", MLP, "o.onnx", "--calibration", "no-such.npz"), "no-such.npz does not exist"),
     "batch of 0": (("bench", MLP, MLP, "--batch", "0"), "--batch"),
-    "no threads": (("bench", MLP, MLP, "--threads", "0"), "--threads must be at least 1"),
+    "no threads": (("bench", MLP, MLP, "--threads", "0"), "--threads must be a whole number of at least 1"),
     "jobs and dask": (("sweep", MLP, "--jobs", "2", "--dask", "tcp://127.0.0.1:1"), "--jobs and --dask both say where"),
-    "negative seed": (("compress", MLP, "o.onnx", "--seed", "-1"), "--seed must be at least 0"),
+    "negative seed": (("compress", MLP, "o.onnx", "--seed", "-1"), "--seed must be a whole number of at least 0"),
 }
 
 

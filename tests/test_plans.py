@@ -15,9 +15,10 @@ from running import built, written
 from topologies import TOPOLOGIES
 from topologies.net import Net
 
+import onnxmerge
 from onnxmerge.cli import app as cli
 from onnxmerge.errors import OptionError
-from onnxmerge.options import PruningOptions
+from onnxmerge.options import InputOptions, PlannedGroup, PruningOptions, RuntimeOptions
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pipeline.plan_files import LARGEST_FILE
 from onnxmerge.pruning.layer_statistics import LayerStatistics
@@ -298,3 +299,49 @@ def test_fingerprint_covers_the_weights_beside_the_model(tmp_path: Path, capsys:
     (tmp_path / "w.bin").write_bytes(weights.tobytes())
     refused(tmp_path, capsys, "was made for another model", source, tmp_path / "o.onnx", "--plan", plan)
     assert "o.onnx" not in os.listdir(tmp_path)
+
+
+BAD_PLANNED_GROUPS: dict[str, tuple[Callable[[], Any], str]] = {
+    "channel twice": (lambda: PlannedGroup(2, (0, 0)), "`kept` is 2 but `kept_channels` holds 1"),
+    "channel counted from the end": (lambda: PlannedGroup(2, (0, -1)), "whole numbers"),
+    "another number of channels": (lambda: PlannedGroup(3, (0, 1)), "`kept` is 3 but `kept_channels` holds 2"),
+    "text": (lambda: PruningOptions(plan={"g": "3"}), "whole numbers"),  # type: ignore[dict-item]
+    "half a channel": (lambda: PruningOptions(plan={"g": 3.5}), "whole numbers"),  # type: ignore[dict-item]
+    "a boolean": (lambda: PruningOptions(plan={"g": True}), "whole numbers"),
+    "unknown method": (lambda: PlannedGroup(3, method="magic"), "must be one of"),
+    "rounded beside a plan": (lambda: PruningOptions(plan={"g": 3}, round_to=4), "nothing to round"),
+}
+
+
+@pytest.mark.parametrize(("given", "message"), BAD_PLANNED_GROUPS.values(), ids=BAD_PLANNED_GROUPS)
+def test_bad_planned_group_is_refused(given: Callable[[], Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        given()
+
+
+def test_planned_channel_must_be_there(tmp_path: Path) -> None:
+    source = source_of("conv-relu-conv", tmp_path)
+    (group,) = onnxmerge.inspect(source).groups
+    plan = {group.name: PlannedGroup(2, (0, group.channels))}
+    with pytest.raises(OptionError, match=f"channels 0 to {group.channels - 1}"):
+        compress(source, tmp_path / "o.onnx", **FAST, plan=plan)
+
+
+def test_count_of_a_plan_may_be_of_numpy() -> None:
+    assert PruningOptions(plan={"g": np.int64(8)}).planned["g"].kept == 8  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    "given", [{"samples": 32.5}, {"seed": 1.5}, {"seed": True}, {"mean": ("a",)}, {"input_range": "01"}], ids=repr
+)
+def test_input_options_of_another_type_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=f"`{next(iter(given))}` must be"):
+        InputOptions(**given)
+
+
+def test_one_value_stands_for_one_of_several() -> None:
+    assert InputOptions(mean=0.5, std=2).mean == (0.5,)  # type: ignore[arg-type]
+    assert PruningOptions(include="conv*").include == ("conv*",)  # type: ignore[arg-type]
+    assert RuntimeOptions(batch=np.int64(2)).batch == 2  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="`threads` must be a whole number"):
+        RuntimeOptions(threads=1.5)  # type: ignore[arg-type]

@@ -316,7 +316,7 @@ def test_covariances_keep_their_digits_however_far_the_means_are_from_zero(means
     np.testing.assert_allclose(found.variance_y, y.var(0), rtol=1e-5)
 
 
-def test_padding_counts_as_zeros_when_samples_are_centred(tmp_path: Path) -> None:
+def test_padding_counts_as_zeros(tmp_path: Path) -> None:
     """A padded convolution that reads channels far from zero: most of what varies in its patches is the padding."""
     name, consumer = "conv-relu-conv", "out"
     at = standing(name, consumer, tmp_path)

@@ -1,4 +1,7 @@
-"""Arrays of .npy and .npz files, mapped into memory: nothing is read before it is used, and no Python object is ever loaded."""
+"""Arrays of .npy and .npz files, mapped into memory: nothing is read before it is used, and no Python object is ever loaded.
+
+Written whole or not at all.
+"""
 
 import math
 import shutil
@@ -76,8 +79,8 @@ def open_npz(path: Path, member: str) -> np.ndarray:
             return _mapped(unpacked, info.file_size)
 
 
-def save_feeds(path: Path, feeds: Mapping[str, np.ndarray]) -> None:
-    """Write a .npz file with a member for each model input; the file appears whole or not at all."""
+def save_feeds(path: Path, description: str, feeds: Mapping[str, np.ndarray]) -> None:
+    """Write a .npz file with a member for each model input; errors call it by its description, "the worst input"."""
 
     def fill(draft: Path) -> None:
         with zipfile.ZipFile(draft, "w") as archive:
@@ -86,7 +89,7 @@ def save_feeds(path: Path, feeds: Mapping[str, np.ndarray]) -> None:
                     array = np.asarray(value)
                     npy.write_array(member, array.astype(str) if array.dtype.hasobject else array, allow_pickle=False)
 
-    write_atomically(path, "the worst input", fill)
+    write_atomically(path, description, fill)
 
 
 def _header(file: IO[bytes]) -> Header:

@@ -75,7 +75,7 @@ def fidelity_of(
 
 
 def compare_outputs(runs: Iterable[tuple[int, Outputs, Outputs]], names: Sequence[str]) -> tuple[tuple[OutputFidelity, ...], int]:
-    """The same for outputs at hand.
+    """As `compare`, for outputs at hand.
 
     Parameters
     ----------

@@ -100,7 +100,7 @@ def _verify_files(
     shown = layer_comparison if layers else None
     fidelity = replace(fidelity, same_channel_counts=same_channel_counts, layer_comparison=shown)
     if worst_file is not None:
-        save_feeds(worst_file, inputs.feeds_with(fidelity.worst.worst_input))
+        save_feeds(worst_file, "the worst input", inputs.feeds_with(fidelity.worst.worst_input))
     new = [place for place in graphs[1].not_finite() if place not in graphs[0].not_finite()]
     failures = (*new, *failures_of(fidelity, thresholds, graphs[1].float_types), *layer_failures(layer_comparison))
     return Verification(str(reference), str(candidate), fidelity, failures)

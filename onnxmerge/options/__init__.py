@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from onnxmerge.errors import OptionError
-from onnxmerge.options.checks import CHECKS, READ_FROM_TEXT
+from onnxmerge.options.checks import CHECKS, METHOD_NAMES, READ_FROM_TEXT, SINGLE_VALUES, is_whole
 
 if TYPE_CHECKING:  # the command line reads this module for --help, which must not wait for numpy
     import numpy as np
@@ -46,7 +46,9 @@ class CheckedOptions:
             value = getattr(self, field.name)
             if isinstance(value, str) and field.name in READ_FROM_TEXT:
                 value = READ_FROM_TEXT[field.name](value)
-                object.__setattr__(self, field.name, value)
+            if isinstance(value, SINGLE_VALUES.get(field.name, ())):
+                value = (value,)
+            object.__setattr__(self, field.name, value)
             check = CHECKS.get(field.name)
             if check is not None and value is not None and not check.accepts(value):
                 raise OptionError(f"`{field.name}` must be {check.needed}, not {value!r}")
@@ -69,6 +71,17 @@ class PlannedGroup:
     kept: int
     kept_channels: tuple[int, ...] | None = None
     method: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("kept", self.kept), *(("kept_channels", each) for each in self.kept_channels or ())):
+            if not is_whole(value) or value < 0:
+                raise OptionError(f"`{name}` of a planned group must be whole numbers of channels, not {value!r}")
+        if self.kept_channels is not None:
+            object.__setattr__(self, "kept_channels", tuple(sorted(map(int, self.kept_channels))))
+            if len(set(self.kept_channels)) != self.kept:
+                raise OptionError(f"`kept` is {self.kept} but `kept_channels` holds {len(set(self.kept_channels))}")
+        if self.method not in (None, *METHOD_NAMES):
+            raise OptionError(f"`method` of a planned group must be one of {', '.join(METHOD_NAMES)}, not {self.method!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +134,12 @@ class PruningOptions(CheckedOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.plan, Mapping):
-            plan = {name: PlannedGroup(each) if isinstance(each, int) else each for name, each in self.plan.items()}
+            plan = {name: each if isinstance(each, PlannedGroup) else PlannedGroup(each) for name, each in self.plan.items()}
             object.__setattr__(self, "plan", plan)
         given = [name for name in SIZES if getattr(self, name) is not None]
         if len(given) > 1:
             raise OptionError(f"`{given[0]}` and `{given[1]}` both say how small the model becomes: drop one of the two")
-        if isinstance(self.plan, Path) and self.round_to is not None:
+        if self.plan is not None and self.round_to is not None:
             raise OptionError("`plan` says how many channels stay, so that `round_to` has nothing to round: drop one of the two")
 
     @property

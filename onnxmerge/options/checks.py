@@ -1,7 +1,9 @@
 """What the value of an option must be, and how it is read from text."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,15 @@ class Check:
             return False
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer, numpy's too; booleans are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _at_least(least: int) -> Check:
+    return Check(f"a whole number of at least {least}", lambda value: is_whole(value) and value >= least)
+
+
 def _one_of(names: tuple[str, ...]) -> Check:
     return Check("one of " + ", ".join(names), lambda value: value in names)
 
@@ -47,7 +58,7 @@ def _is_target(value: Any) -> bool:
     if not isinstance(value, tuple) or len(value) != 2:
         return False
     kind, share = value
-    return kind in TARGETS and isinstance(share, int | float) and 0.0 < share <= 1.0
+    return kind in TARGETS and isinstance(share, Real) and 0.0 < float(share) <= 1.0
 
 
 def _is_calibration(value: Any) -> bool:
@@ -63,6 +74,9 @@ READ_FROM_TEXT: dict[str, Callable[[str], Any]] = {
 }
 """Options that may be given as text -> what reads it."""
 
+SINGLE_VALUES: dict[str, type] = {"mean": Real, "std": Real, "include": str, "exclude": str}
+"""Options that hold several values -> the type of a single one that may be given in their place."""
+
 _SHARE = Check("between 0 and 1", lambda value: 0.0 <= value <= 1.0)
 _AT_MOST_ONE = Check("at most 1", lambda value: value <= 1.0)
 
@@ -71,7 +85,7 @@ CHECKS = {
         f"one of {', '.join(TARGETS)}, and the share that may remain, above 0 and at most 1, such as macs=0.5", _is_target
     ),
     "fidelity": Check("above 0 and below 1", lambda value: 0.0 < value < 1.0),
-    "round_to": Check("a number of at least 1, or auto", lambda value: value == "auto" or (type(value) is int and value >= 1)),
+    "round_to": Check("a whole number of at least 1, or auto", lambda value: value == "auto" or (is_whole(value) and value >= 1)),
     "ratio": Check("at least 0 and below 1 (the share of channels to remove)", lambda value: 0.0 <= value < 1.0),
     "method": _one_of(METHOD_NAMES),
     "criterion": _one_of(CRITERION_NAMES),
@@ -81,12 +95,15 @@ CHECKS = {
     "threshold": Check("between -1 and 1 (a cosine)", lambda value: -1.0 <= value <= 1.0),
     "cosine_weight": _SHARE,
     "calibration": Check("a path, an array, or a mapping from the model's input names to arrays", _is_calibration),
-    "samples": Check("at least 2", lambda value: value >= 2),
-    "seed": Check("at least 0", lambda value: value >= 0),
-    "threads": Check("at least 1", lambda value: value >= 1),
-    "batch": Check("a whole number of at least 1", lambda value: type(value) is int and value >= 1),
-    "std": Check("above 0", lambda value: all(number > 0 for number in value)),
-    "input_range": Check("two numbers, the lower first", lambda value: len(value) == 2 and value[0] < value[1]),
+    "samples": _at_least(2),
+    "seed": _at_least(0),
+    "threads": _at_least(1),
+    "batch": _at_least(1),
+    "mean": Check("a number, or one for each channel", lambda value: all(isinstance(number, Real) for number in value)),
+    "std": Check("a number above 0, or one for each channel", lambda value: all(number > 0 for number in value)),
+    "input_range": Check(
+        "two numbers, the lower first", lambda value: len(value) == 2 and -math.inf < value[0] < value[1] < math.inf
+    ),
     "min_fidelity": _AT_MOST_ONE,
     "min_cosine": _AT_MOST_ONE,
     "min_top1_agreement": _SHARE,

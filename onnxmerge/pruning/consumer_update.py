@@ -93,10 +93,10 @@ def full_replacement(layer: Layer, kept: np.ndarray, weights: Sequence[np.ndarra
 def replace_layer(run: LayerwiseRun, layer: Layer, replacement: Replacement, own_bias: np.ndarray) -> None:
     """Put a replacement into a run that has not passed the layer yet; own_bias: `bias_of` the layer."""
     index = run.node_index[layer.key]
-    run.replace_node(index, *nodes_of(run.nodes[index][0], layer, replacement, own_bias))
+    run.replace_node(index, *replacement_nodes(run.nodes[index][0], layer, replacement, own_bias))
 
 
-def nodes_of(
+def replacement_nodes(
     node: NodeProto, layer: Layer, replacement: Replacement, own_bias: np.ndarray
 ) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
     """What computes a replaced layer.

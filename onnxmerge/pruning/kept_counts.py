@@ -63,6 +63,8 @@ def kept_counts(groups: Sequence[ChannelGroup], options: PruningOptions) -> dict
 
 def _check_channels(group: ChannelGroup, channels: Sequence[int]) -> None:
     """OptionError where these channels cannot be the ones that are kept."""
+    if channels and channels[-1] >= group.size:
+        raise OptionError(f"{group.name!r} has channels 0 to {group.size - 1}, and none {channels[-1]}")
     kept = np.zeros(group.size, bool)
     kept[list(channels)] = True
     missing = np.flatnonzero(~kept & ~group.removable)

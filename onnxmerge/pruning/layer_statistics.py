@@ -59,13 +59,17 @@ class LayerStatistics:
 
 
 def layer_statistics_of(
-    model: AnalysedModel, inputs: Inputs, threads: int | None, progress: Progress, known: Mapping[str, Covariance] | None = None
+    analysed: AnalysedModel,
+    inputs: Inputs,
+    threads: int | None,
+    progress: Progress,
+    known: Mapping[str, Covariance] | None = None,
 ) -> LayerStatistics:
     """Run the reference once, layer by layer.
 
     Parameters
     ----------
-    model : AnalysedModel
+    analysed : AnalysedModel
         The model.
     inputs : Inputs
         What it is run on.
@@ -81,6 +85,6 @@ def layer_statistics_of(
     InputError
         A layer reads NaN or infinity on these inputs.
     """
-    context = run_context_of(model, inputs, threads, progress)
+    context = run_context_of(analysed, inputs, threads, progress)
     reference = collect_reference_statistics(context, known)
     return LayerStatistics(context, inputs, reference, OutputErrorMetric(context, reference))

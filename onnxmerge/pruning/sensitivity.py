@@ -13,17 +13,23 @@ import numpy as np
 from onnxmerge.algorithms.moments import Covariance
 from onnxmerge.evaluation.fidelity import compare_outputs
 from onnxmerge.execution.layerwise import LayerwiseRun
-from onnxmerge.execution.tensor_specs import batch_size
+from onnxmerge.execution.tensor_specs import Feeds, batch_size
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.options import PruningOptions
-from onnxmerge.pruning.consumer_update import bias_of, full_replacement, kept_weights, mixed_weights, nodes_of, replace_layer
+from onnxmerge.pruning.consumer_update import (
+    bias_of,
+    full_replacement,
+    kept_weights,
+    mixed_weights,
+    replace_layer,
+    replacement_nodes,
+)
 from onnxmerge.pruning.kept_counts import kept_count
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.merge import absorbed
 from onnxmerge.pruning.methods import best_removal
-from onnxmerge.statistics.reference_run import Feeds
 
 REMOVED_SHARES = (0.25, 0.5, 0.75)
 """Shares of a group's channels that are removed; between them the loss follows the error curve of the elimination."""
@@ -163,7 +169,7 @@ class _RestOfModel:
     def _constants(self, layer: Layer, replacement: Replacement) -> dict[str, np.ndarray]:
         """The constants of a replaced layer by the names that they have in the run."""
         node = self.run.nodes[self.run.node_index[layer.key]][0]
-        return nodes_of(node, layer, replacement, self.own_bias[layer.key])[1]
+        return replacement_nodes(node, layer, replacement, self.own_bias[layer.key])[1]
 
 
 def mixed_replacement(layer: Layer, kept: np.ndarray, covariance: Covariance) -> Replacement:

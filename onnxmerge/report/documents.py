@@ -46,17 +46,15 @@ class Kind:
     ----------
     result : type
         The dataclass that the document is made from.
+    name : str
+        What a result of this kind is called in the field `schema`.
     version : int
         Rises when a field is removed or changes its type or meaning.
     """
 
     result: type
+    name: str
     version: int
-
-    @property
-    def name(self) -> str:
-        """What a result of this kind is called: "compression"."""
-        return self.result.__name__.lower()
 
     @property
     def schema(self) -> str:
@@ -64,8 +62,14 @@ class Kind:
         return f"onnxmerge.{self.name}/{self.version}"
 
 
-_VERSIONS: dict[type, int] = {Inspection: 2, Compression: 2, Verification: 1, Benchmark: 1, Sweep: 2}
-KINDS = {result: Kind(result, version) for result, version in _VERSIONS.items()}
+_KINDS = (
+    Kind(Inspection, "inspection", 2),
+    Kind(Compression, "compression", 2),
+    Kind(Verification, "verification", 1),
+    Kind(Benchmark, "benchmark", 1),
+    Kind(Sweep, "sweep", 2),
+)
+KINDS = {kind.result: kind for kind in _KINDS}
 
 
 def reportable(result: Result | LatencyComparison) -> Result:

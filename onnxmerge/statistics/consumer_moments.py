@@ -27,8 +27,8 @@ BATCH_BYTES = 1 << 28
 """Memory for the patches that are multiplied at a time, 256 MiB; they are copied about three times on their way."""
 
 BLOCK_SAMPLES = 1 << 12
-"""Samples that are converted to float64 and multiplied at a time: few enough to need little memory beside the patches, and enough
-for the products to take much longer than adding them up."""
+"""Samples that are converted to float64 and multiplied at a time: products take much longer than adding them up. With 4,608
+unknowns a block takes twice the memory of the float32 patches, the sums not counted."""
 
 CACHE_BYTES = 1 << 29
 """Memory for the samples of one consumer that are kept for other targets, 512 MiB; where they take more they are made anew."""
@@ -164,7 +164,8 @@ def moment_sums(x: NDArray[np.float32], y: NDArray[np.float32] | None = None, wi
 def _group_sums(x: NDArray[np.float32], y: NDArray[np.float32], with_xx: bool) -> MomentSums:
     """Of one group: samples (s, d) and (s, o)."""
     inputs, targets = x.shape[1], y.shape[1]
-    sums = [np.zeros(shape) for shape in (inputs, targets, (inputs, inputs), (inputs, targets), targets)]
+    shapes = (inputs, targets, (inputs, inputs) if with_xx else (), (inputs, targets), targets)
+    sums = [np.zeros(shape) for shape in shapes]
     for start in range(0, len(x), BLOCK_SAMPLES):
         one, other = (side[start : start + BLOCK_SAMPLES].astype(np.float64) for side in (x, y))
         products = one.T @ one if with_xx else 0.0, one.T @ other, np.square(other).sum(0)

@@ -16,6 +16,7 @@ from onnxmerge.data.inputs import Inputs
 from onnxmerge.errors import InputError
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.execution.submodel import shallow_first
+from onnxmerge.execution.tensor_specs import Feeds
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.downstream import DownstreamAffine, downstream_affine_of
@@ -23,8 +24,6 @@ from onnxmerge.graph.layers import Layer
 from onnxmerge.onnxio.export import export
 from onnxmerge.options import Progress
 from onnxmerge.statistics.consumer_moments import channel_covariance
-
-Feeds = Mapping[str, np.ndarray]
 
 BATCH_ELEMENTS, LARGEST_BATCH = 1 << 21, 128
 LOWEST_VARIANCE = 1e-4  # of the stored one: a channel that synthetic inputs leave constant must not be blown up
