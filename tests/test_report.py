@@ -127,7 +127,7 @@ def test_outputs_without_classes_show_no_agreement():
 
 def test_output_that_is_not_finite_is_named():
     output = replace(OUTPUT, finite=False, fidelity=math.nan)
-    assert "output logits holds NaN or infinity" in text_of(show_verification, verification(output), 80)
+    assert "output 'logits' holds NaN or infinity" in text_of(show_verification, verification(output), 80)
 
 
 def test_names_cannot_reach_the_terminal_raw():

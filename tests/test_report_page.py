@@ -155,7 +155,7 @@ def test_thresholds_missed_are_the_verdict():
 
 def test_output_that_is_not_finite_is_named():
     output = replace(OUTPUT, finite=False, fidelity=math.nan)
-    assert "output logits holds NaN or infinity" in Page(page(verification(output), PROVENANCE)).text
+    assert "output 'logits' holds NaN or infinity" in Page(page(verification(output), PROVENANCE)).text
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 20])

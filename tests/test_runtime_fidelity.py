@@ -120,10 +120,12 @@ def test_one_lost_input_is_the_worst(inputs):
     assert output.top1_agreement == pytest.approx(49 / 50)
 
 
-def test_where_the_reference_is_not_finite_nothing_is_compared(inputs):
+def test_where_the_reference_is_not_finite_nothing_is_compared_and_the_output_fails(inputs):
     text = "g (float[N,4] x) => (float[N,4] y) { l = Log(x)\n y = Mul(l, w) }"
     same = compare(session(text, w=np.float32([1])), session(text, w=np.float32([1])), batches(inputs), "").outputs[0]
     assert (same.finite, same.fidelity, same.cosine_worst) == (True, 1.0, pytest.approx(1.0))
+    assert (same.compared, same.left_out) == ((inputs > 0).sum(), (inputs <= 0).sum())
+    assert same.defect == f"output 'y' of the reference holds NaN or infinity: {same.left_out} of 200 values"
     half = compare(session(text, w=np.float32([1])), session(text, w=np.float32([0.5])), batches(inputs), "").outputs[0]
     y = np.log(np.where(inputs > 0, inputs, np.nan).astype(np.float64))
     expected = 1 - 0.25 * np.nansum(y**2) / np.nansum((y - np.nanmean(y, axis=0)) ** 2)
@@ -205,6 +207,33 @@ def test_outputs_that_changed(inputs, text, message):
         compare(reference, session(text), batches(inputs), "")
 
 
+NOTHING = {
+    "all left out": (
+        "g (float[N,4] x) => (float[N,4] y) { z = Sub(x, x)\n y = Div(z, z) }",
+        ": 200 of 200 values",
+    ),
+    "no elements": ("g (float[N,4] x) => (float[N,0] y) { y = Slice(x, begin, end, axis) }", "nothing was compared"),
+    "no strings": (
+        "g (float[N,4] x) => (string[N,0] y) { s = Cast <to = 8> (x)\n y = Slice(s, begin, end, axis) }",
+        "nothing was",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), NOTHING.values(), ids=NOTHING.keys())
+def test_a_comparison_of_nothing_is_no_success(inputs, text, line):
+    arrays = {"begin": np.array([2]), "end": np.array([2]), "axis": np.array([1])} if "begin" in text else {}
+    found = compare(session(text, **arrays), session(text, **arrays), batches(inputs), "")
+    assert found.outputs[0].fidelity == -math.inf
+    assert [line in failure for failure in missed_thresholds(found, Thresholds())] == [True]
+
+
+def test_inputs_that_are_not_finite_fail(inputs, weight):
+    inputs[7, 1] = np.inf
+    relu = session("g (float[N,4] x) => (float[N,4] y) { y = Clip(x, low, high) }", low=np.float32(0), high=np.float32(1))
+    assert missed_thresholds(compare(relu, relu, batches(inputs), ""), Thresholds()) == ["input 'x' holds NaN or infinity"]
+
+
 def test_no_batches(weight):
     with pytest.raises(InputError, match="no check inputs"):
         compare(linear(weight), linear(weight), [], "")
@@ -226,7 +255,7 @@ def test_maps_become_rows():
 
 
 def output(name, fidelity=0.9, cosine=0.95, top1=None, relative=0.3, finite=True):
-    return OutputFidelity(name, fidelity, 10.0, relative, relative, cosine, cosine, 0.1, 0, top1, None, finite)
+    return OutputFidelity(name, fidelity, 10.0, relative, relative, cosine, cosine, 0.1, 0, top1, None, finite, 10, 0)
 
 
 THRESHOLDS = {

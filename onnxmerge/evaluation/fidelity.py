@@ -15,6 +15,7 @@ from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.providers import Provider
 from onnxmerge.execution.sessions import ModelSource, Session, open_pair
 from onnxmerge.execution.tensor_specs import Feeds, batch_size
+from onnxmerge.onnxio.finite import is_finite
 from onnxmerge.results import Accuracy, Fidelity, OutputFidelity
 
 Outputs = Mapping[str, Any]
@@ -51,11 +52,13 @@ def compare(
         There is no batch, or the labels do not fit the inputs or the outputs.
     """
     _check_names(reference, candidate)
+    not_finite: set[str] = set()
     label_counts = None if labels is None else _LabelCount(np.asarray(labels).ravel(), (reference.label, candidate.label))
 
     def runs() -> Iterator[tuple[int, Outputs, Outputs]]:
         for feeds in batches:
             size, expected, found = batch_size(feeds), reference.run(feeds), candidate.run(feeds)
+            not_finite.update(name for name, value in feeds.items() if not is_finite(value))
             if label_counts is not None:
                 label_counts.add(size, expected, found)
             yield size, expected, found
@@ -63,7 +66,8 @@ def compare(
     outputs, inputs = compare_outputs(runs(), reference.output_names)
     accuracy = None if label_counts is None else label_counts.accuracy()
     execution = execution_of(reference, candidate)
-    return Fidelity(outputs, inputs, description, candidate.provider.name, accuracy=accuracy, execution=execution)
+    provider, names = candidate.provider.name, tuple(sorted(not_finite))
+    return Fidelity(outputs, inputs, description, provider, accuracy=accuracy, execution=execution, inputs_not_finite=names)
 
 
 def fidelity_of(

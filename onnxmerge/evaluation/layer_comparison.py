@@ -20,6 +20,7 @@ from onnxmerge.evaluation.weight_differences import difference
 from onnxmerge.execution.sessions import ModelSource, Session
 from onnxmerge.execution.shapes import open_with_all_outputs
 from onnxmerge.execution.tensor_specs import Feeds
+from onnxmerge.onnxio.finite import input_name
 from onnxmerge.results import LayerComparison, NodeDeviation
 
 # Relative L2 error that kernels of other implementations may differ by, by dtype
@@ -193,7 +194,7 @@ def _difference(comparison: _Comparison, node: NodeView, other: NodeView) -> str
     texts = ["its attributes differ"] if other.attributes != node.attributes else []
     for position in sorted({*node.constants, *other.constants}):
         pair = [comparison.constant(side, each.constants.get(position, "")) for side, each in enumerate((node, other))]
-        texts.append(difference(pair[0], pair[1], node.input_name(position), node.op_type == "MatMul"))
+        texts.append(difference(pair[0], pair[1], input_name(node.op_type, position), node.op_type == "MatMul"))
     return "; ".join(filter(None, texts))
 
 

@@ -14,11 +14,6 @@ from onnxmerge.onnxio.traversal import tensor_names_in_attribute
 
 # Operators whose constant inputs are weights
 LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_INPUT_NAMES = {
-    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), ("input", "weight", "bias")),
-    "MatMul": ("left matrix", "weight"),
-    "BatchNormalization": ("input", "scale", "bias", "mean", "variance"),
-}
 _FLOATING = frozenset(number for name, number in onnx.TensorProto.DataType.items() if "FLOAT" in name or name == "DOUBLE")
 
 
@@ -42,11 +37,6 @@ class NodeView:
     dynamic_inputs: tuple[str, ...]
     constants: dict[int, str]
     attributes: bytes = field(repr=False)
-
-    def input_name(self, position: int) -> str:
-        """What the input at a position is called in a sentence: "weight", "input 3"."""
-        names = _INPUT_NAMES.get(self.op_type, ())
-        return names[position] if position < len(names) else f"input {position}"
 
 
 @dataclass(frozen=True)
@@ -85,17 +75,6 @@ class GraphView:
     def weight(self, name: str) -> np.ndarray | None:
         """An initializer by name, external ones included; None for other tensors."""
         return next((_array(each, self.folder) for each in self.proto.graph.initializer if each.name == name), None)
-
-    def not_finite(self) -> list[str]:
-        """A sentence for every initializer with NaN or infinity: "the weight of Conv_3 holds NaN or infinity"."""
-        layers = {name: (node, position) for node in reversed(self.nodes) for position, name in node.constants.items()}
-        found = []
-        for tensor in self.proto.graph.initializer:
-            if tensor.data_type in _FLOATING and not np.isfinite(_array(tensor, self.folder)).all():
-                node, position = layers.get(tensor.name, (None, 0))
-                place = f"the tensor {tensor.name}" if node is None else f"the {node.input_name(position)} of {node.name}"
-                found.append(f"{place} holds NaN or infinity")
-        return found
 
 
 def read_graph_view(model: ModelSource, label: str) -> GraphView:

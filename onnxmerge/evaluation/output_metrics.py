@@ -2,7 +2,8 @@
 
 The reference's variance is taken about the mean over the inputs, element by element: means and squared deviations of batches
 are combined (Chan, Golub, LeVeque 1979), so that a large mean costs no digits. Elements where the reference itself is NaN or
-infinite are left out. An input where only the candidate is not finite has an infinite relative L2 and a cosine of 0.
+infinite are left out, and counted: such an output fails. An input where only the candidate is not finite has an infinite relative
+L2 and a cosine of 0.
 """
 
 import math
@@ -87,6 +88,8 @@ class OutputMoments:
         Machine epsilon of the output's dtype.
     finite : bool
         Whether the candidate was finite wherever the reference was.
+    compared, left_out : int
+        Values that were compared, and those where the reference is not finite.
     variances : dict of tuple to Variance
         Of the reference, by shape of a sample.
     relative_l2, cosine_distance : InputErrors
@@ -102,6 +105,8 @@ class OutputMoments:
     max_abs_error: float = 0.0
     epsilon: float = float(np.finfo(np.float64).eps)
     finite: bool = True
+    compared: int = 0
+    left_out: int = 0
     variances: dict[tuple[int, ...], Variance] = field(default_factory=dict)
     relative_l2: InputErrors = field(default_factory=InputErrors)
     cosine_distance: InputErrors = field(default_factory=InputErrors)
@@ -134,6 +139,9 @@ class OutputMoments:
         differences = candidate - reference
         error, energy, other = ((array**2).sum(axis=1) for array in (differences, reference, candidate))
         self.finite = self.finite and not not_finite.any()
+        compared = int(np.count_nonzero(valid))
+        self.compared += compared
+        self.left_out += valid.size - compared
         self.error += float(error.sum())
         self.energy += float(energy.sum())
         self.max_abs_error = max(self.max_abs_error, float(np.abs(differences).max(initial=0.0)))
@@ -149,6 +157,7 @@ class OutputMoments:
 
     def _add_equality(self, reference: np.ndarray, candidate: np.ndarray, first: int) -> None:
         unequal = (reference != candidate).reshape(len(reference), -1).any(axis=1).astype(np.float64)
+        self.compared += len(reference) if reference.size else 0
         self.error += float(unequal.sum())
         self.energy += len(reference)
         self.max_abs_error = max(self.max_abs_error, float(unequal.max()))
@@ -167,7 +176,7 @@ class OutputMoments:
 
     def _explained_variance(self) -> float:
         """1 - error / variance of the reference over the inputs; where that is zero over the elements, and else its energy."""
-        if not self.finite:
+        if not self.finite or not self.compared:
             return -math.inf
         rounding = (_ROUNDING_UNITS * self.epsilon) ** 2 * self.energy
         over_inputs = sum(variance.squares for variance in self.variances.values())
@@ -178,7 +187,7 @@ class OutputMoments:
         return 1.0 - self.error / total
 
     def result(self) -> OutputFidelity:
-        """The metrics so far; an output that never held a sample counts as equal."""
+        """The metrics so far; where nothing was compared the fidelity is minus infinity."""
         samples = max(self.samples, 1)
         fidelity = self._explained_variance()
         unexplained = 1.0 - fidelity
@@ -197,6 +206,8 @@ class OutputMoments:
             top1_agreement=self.top1 / self.samples if scored else None,
             top5_agreement=self.top5 / self.samples if scored and self.top5 is not None else None,
             finite=self.finite,
+            compared=self.compared,
+            left_out=self.left_out,
         )
 
 

@@ -12,8 +12,9 @@ ROUNDING = {"DOUBLE": 1e-10, "FLOAT": 1e-4, "FLOAT16": 1e-2, "BFLOAT16": 5e-2}
 
 
 def missed_thresholds(fidelity: Fidelity, thresholds: Thresholds) -> list[str]:
-    """A sentence for every threshold that the worst output misses; NaN or infinity in the candidate always fails."""
-    failures = [f"output {output.name!r} holds NaN or infinity" for output in fidelity.outputs if not output.finite]
+    """A sentence for every threshold that the worst output misses; NaN or infinity, and nothing to compare, always fail."""
+    failures = [f"input '{name}' holds NaN or infinity" for name in fidelity.inputs_not_finite]
+    failures += [output.defect for output in fidelity.outputs if output.defect]
     rows: tuple[tuple[str, float | None, Callable[..., tuple[float, str]], str], ...] = (
         ("fidelity", thresholds.min_fidelity, min, "fidelity"),
         ("mean cosine", thresholds.min_cosine, min, "cosine_mean"),
@@ -56,4 +57,4 @@ def failures_of(fidelity: Fidelity, thresholds: Thresholds, float_types: frozens
     coarsest = max((ROUNDING[kind] for kind in float_types & ROUNDING.keys()), default=ROUNDING["FLOAT"])
     why = "no channel was removed, so that only rounding may differ; a threshold of your own allows more"
     failures = missed_thresholds(fidelity, replace(thresholds, max_relative_l2=coarsest))
-    return [*failures[:-1], f"{failures[-1]} ({why})"] if failures else []
+    return [f"{each} ({why})" if "relative L2" in each else each for each in failures]

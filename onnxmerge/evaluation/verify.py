@@ -17,6 +17,7 @@ from onnxmerge.evaluation.thresholds import failures_of
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import open_pair
 from onnxmerge.execution.shapes import observed_shapes
+from onnxmerge.onnxio.finite import weights_not_finite
 from onnxmerge.onnxio.model_files import as_file, model_name, weight_files
 from onnxmerge.onnxio.output_files import check_output_file
 from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
@@ -101,8 +102,9 @@ def _verify_files(
     fidelity = replace(fidelity, same_channel_counts=same_channel_counts, layer_comparison=shown)
     if worst_file is not None:
         save_feeds(worst_file, "the worst input", inputs.feeds_with(fidelity.worst.worst_input))
-    new = [place for place in graphs[1].not_finite() if place not in graphs[0].not_finite()]
-    failures = (*new, *failures_of(fidelity, thresholds, graphs[1].float_types), *layer_failures(layer_comparison))
+    of_reference = (f"in the reference {place}" for place in weights_not_finite(graphs[0].proto, reference.parent))
+    not_finite = (*of_reference, *weights_not_finite(graphs[1].proto, candidate.parent))
+    failures = (*not_finite, *failures_of(fidelity, thresholds, graphs[1].float_types), *layer_failures(layer_comparison))
     return Verification(str(reference), str(candidate), fidelity, failures)
 
 

@@ -15,6 +15,7 @@ from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.cost import total_macs, total_parameters
 from onnxmerge.graph.tensor_facts import Shapes
 from onnxmerge.onnxio.external_data import external_bytes
+from onnxmerge.onnxio.finite import is_finite, weights_not_finite
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.model_files import load
 from onnxmerge.results import Size
@@ -80,9 +81,12 @@ def analyse_model(path: Path) -> AnalysedModel:
     other_shapes = None if observed_otherwise is None else shapes_of(observed_otherwise)
     values = {name: observation.value for name, observation in observed.items() if observation.value is not None}
     channels = analyse_channels(model, shapes, other_shapes, values)
-    for layer in channels.layers:
-        if not np.isfinite(layer.stored_weight).all():
-            raise ModelError(f"{path}: the weight of {layer.name} holds NaN or infinity; export the model anew")
+    of_layers = [
+        f"the weight of {each.name} holds NaN or infinity" for each in channels.layers if not is_finite(each.stored_weight)
+    ]
+    not_finite = weights_not_finite(model.proto, model.folder) + of_layers
+    if not_finite:
+        raise ModelError(f"{path}: {not_finite[0]}; export the model anew")
     size = size_of(model, shapes, path.stat().st_size + external_bytes(model.proto))
     return AnalysedModel(model, channels, observed, size, observed_otherwise)
 

@@ -120,8 +120,7 @@ def _fidelity(console: Console, fidelity: results.Fidelity) -> None:
         _line(console, sentences.accuracy_line(fidelity.accuracy))
     if fidelity.layer_comparison is not None:
         _layers(console, fidelity.layer_comparison)
-    not_finite = [printable(output.name) for output in outputs if not output.finite]
-    _lines(console, [f"output {name} holds NaN or infinity" for name in not_finite], "red")
+    _lines(console, [printable(output.defect) for output in outputs if output.defect], "red")
 
 
 def _layers(console: Console, layers: results.LayerComparison) -> None:

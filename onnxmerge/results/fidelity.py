@@ -36,6 +36,10 @@ class OutputFidelity:
         Share of the inputs whose best class of the candidate is among the reference's five best; None as above.
     finite : bool
         False where the candidate's output holds NaN or infinity.
+    compared : int
+        Number of values that were compared; a string output counts one for each input.
+    left_out : int
+        Number of values that could not be compared, since the reference's output holds NaN or infinity there.
     """
 
     name: str
@@ -50,6 +54,18 @@ class OutputFidelity:
     top1_agreement: float | None
     top5_agreement: float | None
     finite: bool
+    compared: int
+    left_out: int
+
+    @property
+    def defect(self) -> str:
+        """Why the output fails whatever the thresholds are, as a sentence; empty where it was compared as a whole."""
+        if self.left_out:
+            total = self.compared + self.left_out
+            return f"output '{self.name}' of the reference holds NaN or infinity: {self.left_out:,} of {total:,} values"
+        if not self.finite:
+            return f"output '{self.name}' holds NaN or infinity"
+        return "" if self.compared else f"output '{self.name}' has no values for any of the inputs: nothing was compared"
 
 
 @dataclass(frozen=True)
@@ -154,6 +170,8 @@ class Fidelity:
         Comparison tensor by tensor, with `layers`.
     execution : Execution or None
         Where and how both models ran.
+    inputs_not_finite : list of str
+        Names of the model inputs that hold NaN or infinity in a check input.
     """
 
     outputs: tuple[OutputFidelity, ...]
@@ -164,6 +182,7 @@ class Fidelity:
     accuracy: Accuracy | None = None
     layer_comparison: LayerComparison | None = None
     execution: Execution | None = None
+    inputs_not_finite: tuple[str, ...] = ()
 
     @property
     def worst(self) -> OutputFidelity:
