@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxmerge.errors import ModelError, OptionError, ProviderError
-from onnxmerge.execution import gpu_detection, gpu_probe, providers, sessions
+from onnxmerge.execution import gpu_detection, gpu_probe, limited_process, providers, sessions
 from onnxmerge.execution.gpu_detection import CPU_NAME, CUDA_NAME, ProviderProblem, find_problem
 from onnxmerge.execution.messages import runtime_message
 from onnxmerge.execution.placement import execution_of
@@ -92,18 +92,18 @@ def test_missing_libraries_are_named_in_silence(fresh_detection, working_driver,
 PROBES = {
     "it works": ("import json; print('noise'); print(json.dumps({'libraries': ['here.so'], 'error': ''}))", None, ["here.so"]),
     "an error": ("import json; print(json.dumps({'libraries': ['here.so'], 'error': 'no memory'}))", "^no memory$", []),
-    "it dies": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended with code -11", []),
-    "it says nothing": ("", "ended with code 0", []),
-    "it hangs": ("import time; time.sleep(60)", "did not run within 0.5 s", []),
+    "it dies": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ends the process with SIGSEGV", []),
+    "it says nothing": ("", "ends the process with code 0", []),
+    "it hangs": ("import time; time.sleep(60)", "does not end within 0.5 s", []),
 }
 
 
 @pytest.mark.parametrize(("script", "cause", "loaded"), PROBES.values(), ids=PROBES)
 def test_what_the_process_that_tries_says(fresh_detection, working_driver, monkeypatch, tmp_path, script, cause, loaded):
     """A stand-in for the process; the libraries that it needed are loaded here too."""
-    start, seen = gpu_detection.subprocess.run, []
+    start, seen = limited_process.subprocess.Popen, []
     monkeypatch.setattr(gpu_detection.onnxruntime, "get_available_providers", lambda: [CUDA_NAME])
-    monkeypatch.setattr(gpu_detection.subprocess, "run", lambda command, **how: start([command[0], "-c", script], **how))
+    monkeypatch.setattr(limited_process.subprocess, "Popen", lambda command, **how: start([command[0], "-c", script], **how))
     monkeypatch.setattr(gpu_detection, "PROBE_SECONDS", 0.5 if cause and "within" in cause else 60.0)
     monkeypatch.setattr(gpu_detection.ctypes, "CDLL", seen.append)
     problem = find_problem(CUDA_NAME)

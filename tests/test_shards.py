@@ -11,7 +11,7 @@ from onnxmerge.algorithms.moments import MomentSums, pooled_covariance
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
-from onnxmerge.options import InputOptions
+from onnxmerge.options import InputOptions, RuntimeOptions
 from onnxmerge.parallel.tasks import process_pool
 from onnxmerge.pipeline import candidate_builder as attempts_module
 from onnxmerge.pipeline.progress import overall
@@ -53,7 +53,7 @@ def test_shards_give_the_moments_of_the_whole(calibration):
     inputs = inputs_for(open_session(MODEL, optimise=True), analysed.shapes, options)
     inputs = inputs.subset(np.arange(7, 140), "some")  # as after a part was held back
     whole = layer_statistics_of(analysed, inputs, None, QUIET).reference.covariances
-    found = sharded_covariances(MODEL, options, None, inputs, QUIET, None)
+    found = sharded_covariances(MODEL, options, RuntimeOptions(), inputs, QUIET, None)
     assert found.keys() == whole.keys()
     for key, moments in whole.items():
         np.testing.assert_allclose(found[key].xx, moments.xx, rtol=1e-4, atol=1e-5)
@@ -68,6 +68,9 @@ def test_the_bytes_do_not_depend_on_the_executor(calibration, tmp_path):
         made.append((tmp_path / name).read_bytes())
     with process_pool(1) as workers:
         inputs = inputs_for(open_session(MODEL, optimise=True), analyse_model(MODEL).shapes, options)
-        apart, here = (sharded_covariances(MODEL, options, 1, inputs, QUIET, executor) for executor in (workers, None))
+        apart, here = (
+            sharded_covariances(MODEL, options, RuntimeOptions(threads=1), inputs, QUIET, executor)
+            for executor in (workers, None)
+        )
     assert made[0] == made[1]
     assert all((apart[key].xx == moments.xx).all() for key, moments in here.items())

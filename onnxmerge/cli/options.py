@@ -64,6 +64,7 @@ RUNTIME = combined(
     _option("--threads", int, "N", "Threads of one operator.  [default: all processors available]"),
     _flag("--tf32/--no-tf32", None, "Whether CUDA computes in TF32.  [default: for timing, not for comparing]"),
     _choice("--cudnn-search", CUDNN_SEARCHES, "How CUDA finds its cuDNN algorithms.  [default: exhaustive]"),
+    _option("--max-memory", str, "SIZE", "Memory that the first run of a model may take.  [default: 2GB, or twice the model]"),
 )
 BATCH = _option("--batch", int, "N", "Inputs in one call where models are timed.  [default: 1]")
 BATCHES = _option("--batch", batch_sizes, "N[,N]", "Inputs in one call, or several numbers to time in turn.  [default: 1]")

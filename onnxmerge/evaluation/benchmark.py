@@ -11,10 +11,10 @@ from onnxmerge.data.inputs import Inputs, check_batch
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import ModelError
 from onnxmerge.evaluation.latency import compare_latency
+from onnxmerge.execution.first_run import observed_shapes
 from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import ModelSource, open_pair
-from onnxmerge.execution.shapes import observed_shapes
 from onnxmerge.graph.cost import total_macs
 from onnxmerge.onnxio.model_files import as_file, load, model_name
 from onnxmerge.options import InputOptions, RuntimeOptions
@@ -113,12 +113,13 @@ def benchmark(
 ) -> Benchmark:
     """`bench_batches` for files, with its options sorted. Raises InputError where the model takes another batch size."""
     batches = [batch or runtime.batch for batch in batches]
-    session, _ = open_pair(reference, candidate, provider_of(runtime), optimise=False, threads=runtime.threads)
-    shapes = observed_shapes(reference)
+    provider = provider_of(runtime)
+    shapes, candidate_shapes = (observed_shapes(model, runtime.max_memory) for model in (reference, candidate))
+    session, _ = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     inputs = inputs_for(session, shapes, options, count=max(2, *(batch or 1 for batch in batches)))
     for batch in batches:
         check_batch(reference, inputs.batch_size, batch)
-    macs = _macs(reference, shapes), _macs(candidate, observed_shapes(candidate))
+    macs = _macs(reference, shapes), _macs(candidate, candidate_shapes)
     found = [time_pair(reference, candidate, inputs, runtime, batch, seed=options.seed) for batch in batches]
     return Benchmark(str(reference), str(candidate), tuple(with_macs(latency, *macs) for latency in found))
 

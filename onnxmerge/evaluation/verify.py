@@ -14,9 +14,9 @@ from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.evaluation.layer_checks import compare_some_layers, fits_in_memory, layer_failures
 from onnxmerge.evaluation.node_views import read_graph_view
 from onnxmerge.evaluation.thresholds import failures_of
+from onnxmerge.execution.first_run import observed_shapes
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import open_pair
-from onnxmerge.execution.shapes import observed_shapes
 from onnxmerge.onnxio.finite import weights_not_finite
 from onnxmerge.onnxio.model_files import as_file, model_name, weight_files
 from onnxmerge.onnxio.output_files import check_output_file
@@ -89,9 +89,9 @@ def _verify_files(
 ) -> Verification:
     _check_files(reference, candidate, given, label_file, worst_file)
     provider = provider_of(runtime)
+    shapes, _ = (observed_shapes(model, runtime.max_memory) for model in (reference, candidate))
     pair = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     graphs = [read_graph_view(model, str(model)) for model in (reference, candidate)]
-    shapes = observed_shapes(reference)
     inputs = inputs_for(pair[0], shapes, given)
     classes = None if label_file is None else read_labels(label_file, inputs)
     same_channel_counts = graphs[0].layers == graphs[1].layers

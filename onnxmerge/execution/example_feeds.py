@@ -38,14 +38,20 @@ def example_feeds(inputs: Sequence[TensorSpec], batch: int, extent: int, seed: i
     (1, 3, 16, 20)
     """
     generator = np.random.default_rng(seed)
+    shapes = example_shapes(inputs, batch, extent, skew)
+    return {spec.name: random_values(generator, shapes[spec.name], spec.dtype) for spec in inputs}
+
+
+def example_shapes(inputs: Sequence[TensorSpec], batch: int, extent: int, skew: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of `example_feeds` by name, with the same parameters and errors."""
     sizes = _symbol_sizes(inputs, batch, extent, skew)
-    feeds = {}
+    shapes = {}
     for spec in inputs:
         if not spec.is_tensor:
             raise InputError(f"input {spec.name!r} is {spec.type}: only tensors can be fed")
-        shape = [_size(dim, axis, sizes, batch, extent + skew * max(0, axis - 2)) for axis, dim in enumerate(spec.dims)]
-        feeds[spec.name] = random_values(generator, shape, spec.dtype)
-    return feeds
+        axes = enumerate(spec.dims)
+        shapes[spec.name] = tuple(_size(dim, axis, sizes, batch, extent + skew * max(0, axis - 2)) for axis, dim in axes)
+    return shapes
 
 
 def random_values(generator: np.random.Generator, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:

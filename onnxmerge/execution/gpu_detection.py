@@ -12,13 +12,12 @@ import contextlib
 import ctypes
 import functools
 import importlib.metadata
-import json
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 
 import onnxruntime
+
+from onnxmerge.execution.limited_process import ProcessFailure, answer_of
 
 CPU_NAME = "CPUExecutionProvider"
 CUDA_NAME = "CUDAExecutionProvider"
@@ -101,21 +100,8 @@ def _probe_problem(name: str) -> ProviderProblem | None:
 
 def _probe(providers: list[str]) -> tuple[str, list[str]]:
     """What kept the tiny model from running, and the libraries that the process loaded."""
-    if not sys.executable or getattr(sys, "frozen", False):
-        return "it cannot be tried without a Python interpreter", []
-    # -P: modules of the current folder must not take the place of installed ones
-    command = [sys.executable, "-P", "-m", "onnxmerge.execution.gpu_probe", *providers]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        ended = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"a tiny model did not run within {PROBE_SECONDS:g} s", []
-    except OSError as error:
-        return f"it cannot be tried: {error}", []
-    try:
-        found = json.loads(ended.stdout.decode(errors="replace").splitlines()[-1])
+        found = answer_of("onnxmerge.execution.gpu_probe", providers, PROBE_SECONDS)
         return str(found["error"]), [str(each) for each in found["libraries"]]
-    except (IndexError, ValueError, KeyError, TypeError):
-        return f"the process that tried it ended with code {ended.returncode}", []
+    except ProcessFailure as failure:
+        return f"trying a tiny model {failure}", []

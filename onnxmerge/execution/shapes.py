@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 
 from onnxmerge.errors import ModelError
-from onnxmerge.execution.example_feeds import dynamic_axes, example_feeds
+from onnxmerge.execution.example_feeds import dynamic_axes, example_feeds, example_shapes
 from onnxmerge.execution.messages import runtime_message
 from onnxmerge.execution.sessions import ModelSource, Session, open_session, path_of
-from onnxmerge.execution.tensor_specs import Feeds
+from onnxmerge.execution.tensor_specs import Feeds, TensorSpec
 
 # Sizes of dynamic axes other than the first, in the order in which they are tried: 32 and 64 run on most networks and are
 # quick, 224 is what many classifiers ask for, 16000 a second of sound.
@@ -43,6 +43,12 @@ class Observation:
 
 
 Observations = dict[str, Observation]
+Sizes = tuple[int, int, int]  # batch, extent and skew, as `example_feeds` takes them
+Allowed = Callable[[Sequence[TensorSpec], Mapping[str, tuple[int, ...]]], None]
+
+
+def anything_goes(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Inputs of any size are allowed."""
 
 
 def observe(model: ModelSource, feeds: Feeds, *, label: str | None = None, folder: Path | None = None) -> Observations:
@@ -82,14 +88,18 @@ def observe(model: ModelSource, feeds: Feeds, *, label: str | None = None, folde
 
 
 def observe_twice(
-    model: ModelSource, *, seed: int = 0, label: str | None = None, folder: Path | None = None
+    model: ModelSource, *, seed: int = 0, label: str | None = None, folder: Path | None = None, allowed: Allowed = anything_goes
 ) -> tuple[Observations, Observations | None]:
     """Two runs on small random inputs: batch 1 with the first of `EXTENTS` that runs, then batch 2 with another extent.
+
+    Of a model that nobody has run before use `first_run.first_observations`.
 
     Parameters
     ----------
     seed : int
         Of the inputs. The others are those of `observe`.
+    allowed : callable
+        Called with the inputs before their values are made; a ModelError of it counts as one of the model's.
 
     Returns
     -------
@@ -105,35 +115,38 @@ def observe_twice(
         Where no first run succeeds, with the reason of the first try.
     """
     session = open_with_all_outputs(model, label, folder)
-    batch_is_dynamic, extent_is_dynamic = dynamic_axes(session.inputs)
     reason = None
-    for batch, extent in product((1, 2) if batch_is_dynamic else (1,), EXTENTS if extent_is_dynamic else (1,)):
+    tries = first_sizes(session.inputs)
+    for sizes in tries:
         try:
-            first = _observe(session, example_feeds(session.inputs, batch, extent, seed))
+            first = _observe(session, _feeds(session, sizes, seed, allowed))
         except ModelError as error:
             reason = reason or error
             continue
-        return first, _observe_otherwise(session, batch, extent, seed)
+        return first, _observe_otherwise(session, sizes, seed, allowed)
+    if len(tries) == 1 and reason is not None:
+        raise reason
     raise ModelError(f"no input size tried makes it run (axes other than the first: {EXTENTS}): {reason}")
 
 
-def observed_shapes(model: Path) -> dict[str, tuple[int, ...]]:
-    """Concrete shape of every tensor of a file, in the first run of `observe_twice`."""
-    return {name: observation.shape for name, observation in observe_twice(model, label=str(model))[0].items()}
+def first_sizes(inputs: Sequence[TensorSpec]) -> list[Sizes]:
+    """The sizes of dynamic axes that are tried, in this order."""
+    batch_is_dynamic, extent_is_dynamic = dynamic_axes(inputs)
+    return [(*each, 0) for each in product((1, 2) if batch_is_dynamic else (1,), EXTENTS if extent_is_dynamic else (1,))]
 
 
-def _observe_otherwise(session: Session, batch: int, extent: int, seed: int) -> Observations | None:
+def _observe_otherwise(session: Session, sizes: Sizes, seed: int, allowed: Allowed) -> Observations | None:
     """A run with other sizes than those of the first, with as much changed as the model allows."""
-    for other_batch, other_extent, skew in _other_sizes(batch, extent, *dynamic_axes(session.inputs)):
+    for other in _other_sizes(*sizes[:2], *dynamic_axes(session.inputs)):
         try:
-            return _observe(session, example_feeds(session.inputs, other_batch, other_extent, seed, skew))
+            return _observe(session, _feeds(session, other, seed, allowed))
         except ModelError:
             continue
     return None
 
 
-def _other_sizes(batch: int, extent: int, batch_is_dynamic: bool, extent_is_dynamic: bool) -> Iterator[tuple[int, int, int]]:
-    """(batch, extent, skew) to try: both changed, then one of them, with height and width apart before alike."""
+def _other_sizes(batch: int, extent: int, batch_is_dynamic: bool, extent_is_dynamic: bool) -> Iterator[Sizes]:
+    """Sizes to try: both changed, then one of them, with height and width apart before alike."""
     extents = [each for each in (extent + 32, extent // 2, 2 * extent) if each >= 1] if extent_is_dynamic else []
     other_batch = 3 - batch  # 1 and 2 are the batches that are tried
     for skew in (SKEW, 0):
@@ -142,6 +155,11 @@ def _other_sizes(batch: int, extent: int, batch_is_dynamic: bool, extent_is_dyna
             if not skew:
                 yield other_batch, extent, 0
         yield from ((batch, each, skew) for each in extents)
+
+
+def _feeds(session: Session, sizes: Sizes, seed: int, allowed: Allowed) -> Feeds:
+    allowed(session.inputs, example_shapes(session.inputs, *sizes))
+    return example_feeds(session.inputs, *sizes[:2], seed, sizes[2])
 
 
 def _observe(session: Session, feeds: Feeds) -> Observations:

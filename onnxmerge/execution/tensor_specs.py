@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+
+from onnxmerge.onnxio.external_data import DATA_TYPES
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -66,3 +68,19 @@ def batch_size(feeds: Feeds) -> int:
     """The commonest size of axis 0, the first of them where several are as common; 1 without any."""
     sizes = [len(value) for value in feeds.values() if np.ndim(value)]
     return max(sizes, key=sizes.count, default=1)
+
+
+def input_specs(proto: ModelProto) -> tuple[TensorSpec, ...]:
+    """The graph inputs that must be fed, from a file; the same that a session tells."""
+    stored = {tensor.name for tensor in proto.graph.initializer} | {each.values.name for each in proto.graph.sparse_initializer}
+    return tuple(_declared_spec(value) for value in proto.graph.input if value.name not in stored)
+
+
+def _declared_spec(value: ValueInfoProto) -> TensorSpec:
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or kind.elem_type not in DATA_TYPES:
+        return TensorSpec(value.name, value.type.WhichOneof("value") or "of no type", np.dtype(object), ())
+    dims = tuple(
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None for dim in kind.shape.dim
+    )
+    return TensorSpec(value.name, "tensor(declared)", helper.tensor_dtype_to_np_dtype(kind.elem_type), dims)

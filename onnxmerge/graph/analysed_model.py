@@ -9,7 +9,8 @@ import numpy as np
 
 from onnxmerge.errors import ModelError
 from onnxmerge.execution.example_feeds import random_values
-from onnxmerge.execution.shapes import Observations, observe_twice
+from onnxmerge.execution.first_run import first_observations
+from onnxmerge.execution.shapes import Observations
 from onnxmerge.graph.channel_analysis import analyse_channels
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.cost import total_macs, total_parameters
@@ -62,13 +63,15 @@ def shapes_of(observed: Observations) -> dict[str, tuple[int, ...]]:
     return {name: observation.shape for name, observation in observed.items()}
 
 
-def analyse_model(path: Path) -> AnalysedModel:
+def analyse_model(path: Path, max_memory: int | None = None) -> AnalysedModel:
     """Load a model, run it on small random inputs, and find its channel groups.
 
     Parameters
     ----------
     path : Path
         An ONNX file.
+    max_memory : int, optional
+        Bytes that its first run may take; by default as `first_observations` says.
 
     Raises
     ------
@@ -76,7 +79,7 @@ def analyse_model(path: Path) -> AnalysedModel:
         The file is no valid model, the model does not run, or a weight holds NaN or infinity.
     """
     model = load(path)
-    observed, observed_otherwise = observe_twice(path, label=path.name)
+    observed, observed_otherwise = first_observations(path, model.proto, label=path.name, max_memory=max_memory)
     shapes = shapes_of(observed)
     other_shapes = None if observed_otherwise is None else shapes_of(observed_otherwise)
     values = {name: observation.value for name, observation in observed.items() if observation.value is not None}

@@ -24,6 +24,8 @@ SUB_BYTE_BITS: dict[int, int] = {
     TensorProto.UINT2: 2,
 }
 
+DATA_TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
+
 PAGE_BYTES = 4096  # tensors start at a multiple of the usual page size, so that a runtime can map them
 COPY_BYTES = 1 << 24  # copied at a time: small beside any model, large enough for the speed of a disk
 
@@ -33,11 +35,14 @@ def is_external(tensor: TensorProto) -> bool:
     return tensor.data_location == TensorProto.EXTERNAL
 
 
+def bits_of_value(data_type: int) -> int:
+    """Size of one value of a type that is in `DATA_TYPES`, in bits; of a string that of a pointer."""
+    return SUB_BYTE_BITS.get(data_type) or 8 * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(data_type)).itemsize
+
+
 def byte_count(tensor: TensorProto) -> int:
     """Size in bytes that shape and dtype ask for; without meaning for strings, which are never raw bytes."""
-    bits = SUB_BYTE_BITS.get(tensor.data_type)
-    bits = bits or 8 * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
-    return (math.prod(tensor.dims) * bits + 7) // 8
+    return (math.prod(tensor.dims) * bits_of_value(tensor.data_type) + 7) // 8
 
 
 def location_of(tensor: TensorProto) -> str:
@@ -74,7 +79,7 @@ def locate_external_data(tensor: TensorProto, folder: Path) -> tuple[Path, int]:
     location = entries.get("location", "")
     file = folder / location
     where = f"the external data of initializer '{tensor.name}'"
-    if not location or Path(location).is_absolute() or ".." in Path(location).parts:
+    if not location or "\0" in location or Path(location).is_absolute() or ".." in Path(location).parts:
         raise ModelError(f"{where} is at '{location}', which is not a relative path inside the model's folder")
     if file.resolve() != folder.resolve() / location:
         raise ModelError(

@@ -17,6 +17,7 @@ from onnxmerge.onnxio.export import export_without_weights
 from onnxmerge.onnxio.external_data import external_locations
 from onnxmerge.onnxio.model import Model, from_proto
 from onnxmerge.onnxio.model_files import write_model
+from onnxmerge.onnxio.quiet import nothing_on_stdout
 from onnxmerge.onnxio.validation import PROTOBUF_LIMIT_BYTES
 
 
@@ -69,6 +70,7 @@ def _unused_data_name(target: Path) -> str:
     return name
 
 
+@nothing_on_stdout()
 def _check(model: Model, draft: Path) -> None:
     """Run ONNX's checker with strict shape inference, unless the model as read does not pass it. What is found is a bug here."""
     try:

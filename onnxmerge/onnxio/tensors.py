@@ -10,6 +10,7 @@ from onnx import SparseTensorProto, TensorProto, numpy_helper
 
 from onnxmerge.errors import ModelError, one_line
 from onnxmerge.onnxio.external_data import (
+    DATA_TYPES,
     SUB_BYTE_BITS,
     byte_count,
     is_external,
@@ -26,6 +27,8 @@ def check_data(tensor: TensorProto, folder: Path) -> None:
     ModelError
         Where they are not.
     """
+    if tensor.data_type not in DATA_TYPES:
+        raise ModelError(f"initializer '{tensor.name}' has the data type {tensor.data_type}, which ONNX does not know")
     if any(size < 0 for size in tensor.dims):
         raise ModelError(f"initializer '{tensor.name}' has a negative size in its shape {list(tensor.dims)}")
     if is_external(tensor):

@@ -6,11 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto
+from google.protobuf.message import DecodeError, Message
+from onnx import GraphProto, ModelProto, TensorProto
 
 from onnxmerge.errors import ModelError, one_line
 from onnxmerge.onnxio.external_data import is_external
+from onnxmerge.onnxio.quiet import nothing_on_stdout
 from onnxmerge.onnxio.tensors import check_data
 from onnxmerge.onnxio.traversal import bodies_of, graph_and_bodies, stored_tensors
 
@@ -51,8 +52,10 @@ def read_checked(path: Path) -> ModelProto:
 def _check(proto: ModelProto, path: Path) -> None:
     if not proto.HasField("graph"):
         raise ModelError("it holds no graph, so it is not an ONNX model")
-    if not proto.graph.node:
-        raise ModelError("its graph has no nodes")
+    _check_text(proto)
+    for what, found in (("nodes", proto.graph.node), ("outputs", proto.graph.output)):
+        if not found:
+            raise ModelError(f"its graph has no {what}")
     _check_versions(proto)
     _check_names(proto.graph)
     for graph in graph_and_bodies(proto.graph):
@@ -60,9 +63,25 @@ def _check(proto: ModelProto, path: Path) -> None:
     for tensor in stored_tensors(proto):
         check_data(tensor, path.parent)
     try:
-        onnx.checker.check_model(str(path))
+        with nothing_on_stdout():
+            onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise ModelError(f"not a valid ONNX model: {one_line(error)}") from error
+
+
+def _check_text(message: Message) -> None:
+    """Every name and text is UTF-8: protobuf's C++ reads others too, and Python fails wherever it comes across one."""
+    try:
+        if isinstance(message, TensorProto):  # without a copy of its data
+            _ = message.name, message.doc_string
+        for field, value in [] if isinstance(message, TensorProto) else message.ListFields():
+            if field.message_type is not None:
+                for each in [value] if isinstance(value, Message) else value:
+                    _check_text(each)
+            elif field.type == field.TYPE_STRING and not isinstance(value, str):
+                list(value)
+    except UnicodeDecodeError as error:
+        raise ModelError(f"a name or text in it is not UTF-8: {one_line(error)}") from error
 
 
 def _check_versions(proto: ModelProto) -> None:

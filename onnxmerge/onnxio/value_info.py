@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import ModelProto, ValueInfoProto
 
+from onnxmerge.onnxio.quiet import nothing_on_stdout
 from onnxmerge.onnxio.traversal import graph_and_bodies
 
 
@@ -23,7 +24,8 @@ def infer_value_info(new: ModelProto, without_weights: ModelProto, original: Mod
         The model as read.
     """
     try:
-        inferred = onnx.shape_inference.infer_shapes(without_weights, strict_mode=False, data_prop=True)
+        with nothing_on_stdout():
+            inferred = onnx.shape_inference.infer_shapes(without_weights, strict_mode=False, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         inferred = without_weights
     as_read = {value.name: value for graph in graph_and_bodies(original.graph) for value in graph.value_info}

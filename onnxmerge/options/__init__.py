@@ -224,6 +224,9 @@ class RuntimeOptions(CheckedOptions):
         How CUDA finds its cuDNN algorithms: "exhaustive", "heuristic" or "default"; None for exhaustive.
     cuda_graph : bool
         Whether CUDA times replays of a CUDA graph.
+    max_memory : int or None
+        Bytes that the first run of a model may take, or a text such as "4GB"; None for 2 GB, or twice the model's size where that
+        is more.
     """
 
     part = "runtime"
@@ -234,6 +237,7 @@ class RuntimeOptions(CheckedOptions):
     tf32: bool | None = None
     cudnn_search: str | None = None
     cuda_graph: bool = False
+    max_memory: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What the value of an option must be, and how it is read from text."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -54,6 +55,12 @@ def _target(text: str) -> tuple[str, float]:
         raise OptionError(f"`target` must be {CHECKS['target'].needed}, not {text!r}") from None
 
 
+def _bytes(text: str) -> int | str:
+    """'1.5GB' -> 1500000000; text that says no size as it is."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip(), re.IGNORECASE)
+    return int(float(match[1]) * 1000.0 ** " kmgt".index(match[2].lower() or " ")) if match else text
+
+
 def _is_target(value: Any) -> bool:
     if not isinstance(value, tuple) or len(value) != 2:
         return False
@@ -71,6 +78,7 @@ READ_FROM_TEXT: dict[str, Callable[[str], Any]] = {
     "round_to": lambda text: int(text) if text.isdecimal() else text,
     "calibration": Path,
     "plan": Path,
+    "max_memory": _bytes,
 }
 """Options that may be given as text -> what reads it."""
 
@@ -98,6 +106,7 @@ CHECKS = {
     "samples": _at_least(2),
     "seed": _at_least(0),
     "threads": _at_least(1),
+    "max_memory": Check("a size of at least 1MB, such as 4GB", lambda value: value >= 1_000_000),
     "batch": _at_least(1),
     "mean": Check("a number, or one for each channel", lambda value: all(isinstance(number, Real) for number in value)),
     "std": Check("a number above 0, or one for each channel", lambda value: all(number > 0 for number in value)),

@@ -78,7 +78,8 @@ class CandidateBuilder:
         """What the layers of the reference read and write on the solving inputs."""
         threads, known = self.options.runtime.threads, None
         if not self.solving.synthetic and self.solving.count > SHARD_INPUTS:
-            known = sharded_covariances(self.reference, self.options.inputs, threads, self.solving, self.progress, self.executor)
+            given, runtime = self.options.inputs, self.options.runtime
+            known = sharded_covariances(self.reference, given, runtime, self.solving, self.progress, self.executor)
         return layer_statistics_of(self.analysed, self.solving, threads, self.progress, known)
 
     @cached_property

@@ -111,7 +111,7 @@ def compress_file(
     options = replace(options, pruning=options.pruning.sized())
     provider_of(options.runtime)  # refused before any work where it does not work here
     check_output(output)
-    analysed = analysed or analyse_model(model)
+    analysed = analysed or analyse_model(model, options.runtime.max_memory)
     if not analysed.channels.groups:
         raise ModelError(_nothing_to_remove(model, analysed))
     weight_files = sorted(external_files(analysed.model))

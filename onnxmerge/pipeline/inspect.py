@@ -60,7 +60,7 @@ def inspect(
 
 
 def _inspect_file(model: Path, options: CompressOptions, sensitivity: bool, progress: Progress | None) -> Inspection:
-    analysed = analyse_model(model)
+    analysed = analyse_model(model, options.runtime.max_memory)
     groups = tuple(whole_group(analysed, group) for group in selected_groups(analysed.channels, options.pruning)[0])
     found = Inspection(str(model), analysed.size, groups, analysed.channels.refusals)
     if not sensitivity or not groups:

@@ -109,7 +109,7 @@ def _sweep_file(
     jobs: int | None,
     progress: Progress,
 ) -> Sweep:
-    analysed = analyse_model(model)
+    analysed = analyse_model(model, common.runtime.max_memory)
     prunable_groups(analysed.channels, common.pruning)  # refuses patterns that match nothing before any work
     names = {target: f"{model.stem}-{target.replace('=', '-')}.onnx" for target in by_target}
     if folder is not None:

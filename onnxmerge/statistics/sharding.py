@@ -13,7 +13,7 @@ from onnxmerge.errors import OptionError
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.execution.threads import fixed_threads
 from onnxmerge.graph.analysed_model import analyse_model
-from onnxmerge.options import InputOptions, Progress, silent
+from onnxmerge.options import InputOptions, Progress, RuntimeOptions, silent
 from onnxmerge.parallel.tasks import LostTask, run_tasks
 from onnxmerge.statistics.reference_run import collect_reference_statistics, run_context_of
 
@@ -26,17 +26,17 @@ class Shard:
 
     source: Path
     options: InputOptions
-    threads: int | None
+    runtime: RuntimeOptions
     indices: np.ndarray
 
 
 def sharded_covariances(
-    source: Path, options: InputOptions, threads: int | None, inputs: Inputs, progress: Progress, executor: Executor | None
+    source: Path, options: InputOptions, runtime: RuntimeOptions, inputs: Inputs, progress: Progress, executor: Executor | None
 ) -> dict[str, Covariance]:
     """By consumer, what it reads over all the inputs. Without an executor the shards are taken one after the other here."""
     step = SHARD_INPUTS - SHARD_INPUTS % (inputs.batch_size or 1) or inputs.batch_size or 1
     parts = [inputs.indices[start : start + step] for start in range(0, inputs.count, step)]
-    shards = [Shard(source.absolute(), options.absolute(), threads, part) for part in parts]
+    shards = [Shard(source.absolute(), options.absolute(), runtime, part) for part in parts]
     found: dict[int, dict[str, Covariance]] = {}
 
     def keep(number: int, moments: dict[str, Covariance] | LostTask) -> None:
@@ -52,9 +52,9 @@ def sharded_covariances(
 
 def covariances_of(shard: Shard) -> dict[str, Covariance]:
     """The moments of one shard, in any process."""
-    analysed = analyse_model(shard.source)
-    session = open_session(shard.source, optimise=True, threads=shard.threads, label=str(shard.source))
+    analysed = analyse_model(shard.source, shard.runtime.max_memory)
+    session = open_session(shard.source, optimise=True, threads=shard.runtime.threads, label=str(shard.source))
     given = inputs_for(session, analysed.shapes, replace(shard.options, samples=None))
     inputs = replace(given, count=len(shard.indices), indices=shard.indices)
-    with fixed_threads(shard.threads):
-        return collect_reference_statistics(run_context_of(analysed, inputs, shard.threads, silent)).covariances
+    with fixed_threads(shard.runtime.threads):
+        return collect_reference_statistics(run_context_of(analysed, inputs, shard.runtime.threads, silent)).covariances

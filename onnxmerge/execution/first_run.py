@@ -1,0 +1,120 @@
+"""The first run of a model that nobody has run before: in this process where it is known to be cheap, else in one with limits."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxmerge.errors import InputError, ModelError
+from onnxmerge.execution.example_feeds import example_shapes
+from onnxmerge.execution.limited_process import ProcessFailure, answer_of, limit_own_memory
+from onnxmerge.execution.sessions import open_session
+from onnxmerge.execution.shapes import Observation, Observations, first_sizes, observe_twice
+from onnxmerge.execution.static_cost import StaticCost
+from onnxmerge.execution.tensor_specs import TensorSpec, input_specs
+from onnxmerge.onnxio.external_data import external_bytes
+from onnxmerge.onnxio.validation import read_checked
+
+MEMORY_BYTES = 2_000_000_000  # by default, or twice the size of the file: its weights, and as much again for the rest
+SECONDS = 40.0  # with the rest of a command less than a minute
+BYTES_A_SECOND = 20_000_000  # and longer for large files: a slow disk
+
+Pair = tuple[Observations, Observations | None]
+
+
+class _NotKnownToBeCheap(Exception):
+    """A size that is to be tried in a process of its own."""
+
+
+def first_observations(model: Path, proto: ModelProto | None = None, *, label: str, max_memory: int | None = None) -> Pair:
+    """`observe_twice` for a file that nobody has run before.
+
+    Parameters
+    ----------
+    model : Path
+        An ONNX file.
+    proto : ModelProto, optional
+        What `read_checked` read from it, where that is at hand.
+    label : str
+        What errors call the model.
+    max_memory : int, optional
+        Bytes that a run may take beside the libraries; by default `MEMORY_BYTES`, or twice the size of the model.
+
+    Raises
+    ------
+    ModelError
+        Where the model is not valid, or does not run within the limits.
+    """
+    proto = proto or read_checked(model)
+    cost = StaticCost(proto)
+
+    def cheap(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        if not cost.is_small(shapes):
+            raise _NotKnownToBeCheap
+
+    inputs = input_specs(proto)
+    try:
+        cheap(inputs, example_shapes(inputs, *first_sizes(inputs)[0]))
+        return observe_twice(model, label=label, allowed=cheap)
+    except (_NotKnownToBeCheap, InputError):
+        pass
+    size = model.stat().st_size + external_bytes(proto)
+    memory = max_memory or max(MEMORY_BYTES, 2 * size)
+    try:
+        answer = answer_of(__name__, [str(model.absolute()), label], SECONDS + size / BYTES_A_SECOND, memory)
+    except ProcessFailure as failure:
+        limits = f"the first run may take {memory / 1e9:g} GB: `max_memory`"
+        raise ModelError(f"{label} does not run: trying it in ONNX Runtime {failure} ({limits})") from None
+    if "error" in answer:
+        raise ModelError(answer["error"])
+    first, second = (
+        None if each is None else {name: _observation(*value) for name, value in each.items()} for each in answer["runs"]
+    )
+    assert first is not None
+    return first, second
+
+
+def observed_shapes(model: Path, max_memory: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Concrete shape of every tensor of a file, in the first of `first_observations`."""
+    first, _ = first_observations(model, label=str(model), max_memory=max_memory)
+    return {name: observation.shape for name, observation in first.items()}
+
+
+def main(memory_bytes: int, model: Path, label: str) -> None:
+    """The side of the other process: print what was observed as a line of JSON, the last; or the error."""
+
+    def allowed(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        needed = sum(math.prod(shapes[spec.name]) * max(8, spec.dtype.itemsize) for spec in inputs)
+        if needed > memory_bytes:
+            raise ModelError(f"its inputs take {needed / 1e9:,.1f} GB, and {memory_bytes / 1e9:g} GB are allowed (`max_memory`)")
+
+    limit_own_memory(memory_bytes)
+    answer: dict[str, Any]
+    try:
+        runs = observe_twice(model, label=label, allowed=allowed)
+        open_session(model, optimise=True, label=label)  # folds constants
+        answer = {"runs": [None if run is None else {name: _as_json(each) for name, each in run.items()} for run in runs]}
+    except (ModelError, InputError) as error:
+        answer = {"error": str(error)}
+    except MemoryError:
+        answer = {"error": f"{label} does not run in {memory_bytes / 1e9:g} GB of memory: `max_memory` allows more"}
+    print(json.dumps(answer))
+
+
+def _as_json(seen: Observation) -> list[Any]:
+    return [seen.shape, seen.dtype.str, None if seen.value is None else seen.value.tolist()]
+
+
+def _observation(shape: Sequence[int], dtype: str, value: Any) -> Observation:
+    return Observation(tuple(shape), np.dtype(dtype), None if value is None else np.array(value, dtype).reshape(shape))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
