@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import ModelProto
 
 from onnxmerge.errors import InputError, ModelError
@@ -19,7 +21,9 @@ from onnxmerge.execution.sessions import open_session
 from onnxmerge.execution.shapes import Observation, Observations, first_sizes, observe_twice
 from onnxmerge.execution.static_cost import StaticCost
 from onnxmerge.execution.tensor_specs import TensorSpec, input_specs
+from onnxmerge.onnxio.export import export_without_weights
 from onnxmerge.onnxio.external_data import external_bytes
+from onnxmerge.onnxio.model_files import load
 from onnxmerge.onnxio.validation import read_checked
 
 MEMORY_BYTES = 2_000_000_000  # by default, or twice the size of the file: its weights, and as much again for the rest
@@ -100,6 +104,8 @@ def main(memory_bytes: int, model: Path, label: str) -> None:
     try:
         runs = observe_twice(model, label=label, allowed=allowed)
         open_session(model, optimise=True, label=label)  # folds constants
+        with contextlib.suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+            onnx.shape_inference.infer_shapes(export_without_weights(load(model)), data_prop=True)  # as export does
         answer = {"runs": [None if run is None else {name: _as_json(each) for name, each in run.items()} for run in runs]}
     except (ModelError, InputError) as error:
         answer = {"error": str(error)}

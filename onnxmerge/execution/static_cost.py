@@ -7,17 +7,21 @@ Only where that is certain a model that was never run is run in this process. Ev
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto
+from onnx.reference import ReferenceEvaluator
 
-from onnxmerge.onnxio.external_data import DATA_TYPES, bits_of_value, byte_count, is_external
-from onnxmerge.onnxio.quiet import nothing_on_stdout
+from onnxmerge.onnxio.external_data import DATA_TYPES, bits_of_value, is_external
 
 CHEAP_BYTES = 1 << 29  # all tensors of one run together
 CHEAP_OPERATIONS = 20_000_000_000  # about a second on two cores, and more than a VGG-16 takes for an image of ImageNet
-SMALL_TENSOR_BYTES = 1 << 10  # inference reads shapes, axes and bounds, which are smaller
+LONGEST_VECTOR = 1_000_000  # elements; onnx's inference for whole models, which export needs, takes some 50 bytes for each
+SMALL_VALUES = 256  # elements: shapes, axes and bounds have fewer
+# What the reference evaluator raises for an operator, a type or shapes that it cannot compute
+CANNOT_COMPUTE = (ValueError, TypeError, IndexError, ArithmeticError, MemoryError, RuntimeError)
 
 _ELEMENTWISE = """Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike
 Ceil Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN
@@ -36,10 +40,14 @@ PROPORTIONAL = frozenset(f"{_ELEMENTWISE} {_MOVING} {_REDUCING} {_WEIGHTED}".spl
 """Operators of ONNX whose memory is that of their tensors, and whose time follows from the shapes of these."""
 
 Shape = tuple[int, ...]
+Types = Mapping[str, TypeProto]
 
 
 class StaticCost:
     """What is known of the cost of a model's runs.
+
+    Shapes are inferred node by node, with the values of small tensors that follow from the file and from sizes. onnx does that for
+    whole models too, but writes out any vector of known length on the way, so that a small file fills the memory.
 
     Parameters
     ----------
@@ -48,59 +56,74 @@ class StaticCost:
     """
 
     def __init__(self, proto: ModelProto) -> None:
-        self._nodes = [node for node in proto.graph.node if not _is_large_constant(node)]
-        self._ordinary = not proto.graph.sparse_initializer and all(map(_is_ordinary, proto.graph.node))
-        self._shaped = ModelProto()
-        if not self._ordinary:
-            return
-        large = [node for node in proto.graph.node if _is_large_constant(node)]
-        graph = GraphProto(name="g", node=self._nodes, input=proto.graph.input)
-        graph.initializer.extend(_without_data(tensor, tensor.name) for tensor in proto.graph.initializer)
-        graph.initializer.extend(_without_data(node.attribute[0].t, node.output[0]) for node in large)
-        graph.output.extend(onnx.ValueInfoProto(name=name) for name in [each.name for each in proto.graph.output])
-        self._shaped = ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, graph=graph)
+        self._nodes = proto.graph.node
+        self._inputs = {value.name: value.type for value in proto.graph.input}
+        self._imports = list(proto.opset_import)
+        self._opset = next((entry.version for entry in self._imports if entry.domain in ("", "ai.onnx")), 1)
+        self._ordinary = not proto.graph.sparse_initializer and all(map(_is_ordinary, self._nodes))
+        stored = proto.graph.initializer if self._ordinary else []
+        self._types = {tensor.name: _type_of(tensor.data_type, tensor.dims) for tensor in stored}
+        self._values = {tensor.name: tensor for tensor in stored if _is_small(tensor)}
 
     def is_small(self, feeds: Mapping[str, Shape]) -> bool:
         """Whether a run on inputs of these shapes takes at most `CHEAP_BYTES` and `CHEAP_OPERATIONS`, for certain."""
         if not self._ordinary:
             return False
-        for value in self._shaped.graph.input:
-            if value.name in feeds:
-                kind = value.type.tensor_type
-                kind.ClearField("shape")
-                kind.shape.dim.extend(onnx.TensorShapeProto.Dimension(dim_value=size) for size in feeds[value.name])
-                kind.shape.SetInParent()  # a scalar has a shape, an empty one
-        try:
-            with nothing_on_stdout():
-                graph = onnx.shape_inference.infer_shapes(self._shaped, data_prop=True).graph
-        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-            return False
-        shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-        size = 0
-        for value in (*graph.input, *graph.value_info, *graph.output):
-            shape = _known_shape(value.type)
-            if shape is not None:
-                size += math.prod(shape) * bits_of_value(value.type.tensor_type.elem_type) // 8
-                shapes[value.name] = shape
-        if not all(name in shapes for node in self._nodes for name in (*node.input, *node.output) if name):
-            return False
-        operations = sum(_operations(node, shapes) for node in self._nodes)
-        types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
-        return (
-            size <= CHEAP_BYTES
-            and operations <= CHEAP_OPERATIONS
-            and not any(self._may_divide(node, types) for node in self._nodes)
-        )
+        types = self._types | {name: _type_of(self._inputs[name].tensor_type.elem_type, shape) for name, shape in feeds.items()}
+        values = dict(self._values)
+        sizes = sum(map(_bytes_of, types.values()))
+        operations = 0
+        for node in self._nodes:
+            outputs = self._outputs(node, types, values)
+            if outputs is None or _may_divide_by_minus_one(node, outputs, values):
+                return False
+            types |= outputs
+            sizes += sum(map(_bytes_of, outputs.values()))
+            operations += _operations(node, types)
+            longest = max((shape[0] for shape in map(_shape_of, outputs.values()) if len(shape) == 1), default=0)
+            if sizes > CHEAP_BYTES or longest > LONGEST_VECTOR or operations > CHEAP_OPERATIONS:
+                return False
+            values |= _small_values(node, types, values)
+        return True
 
-    def _may_divide(self, node: NodeProto, types: Mapping[str, int]) -> bool:
-        """Whether integers are divided by a number that may be -1: the least of them ends the process then."""
-        if node.op_type not in ("Div", "Mod") or types.get(node.output[0]) not in (TensorProto.INT32, TensorProto.INT64):
-            return False
-        divisors = [
-            tensor for tensor in self._shaped.graph.initializer if tensor.name == node.input[1] and not is_external(tensor)
-        ]
-        divisors += [each.attribute[0].t for each in self._nodes if each.output[0] == node.input[1] and _is_constant(each)]
-        return not divisors or bool((onnx.numpy_helper.to_array(divisors[0]) <= 0).any())
+    def _outputs(self, node: NodeProto, types: Mapping[str, TypeProto], values: Mapping[str, TensorProto]) -> Types | None:
+        """Types of a node's outputs; None where a shape is not known."""
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self._opset, "")
+            known = {name: types[name] for name in node.input if name}
+            given = {name: values[name] for name in known if name in values}
+            found = onnx.shape_inference.infer_node_outputs(schema, node, known, given, opset_imports=self._imports)
+        except (KeyError, ValueError, RuntimeError, onnx.defs.SchemaError, onnx.shape_inference.InferenceError):
+            return None
+        outputs = {name: found.get(name, TypeProto()) for name in node.output if name}
+        return outputs if all(map(_is_known, outputs.values())) else None
+
+
+def _small_values(node: NodeProto, types: Types, values: Mapping[str, TensorProto]) -> dict[str, TensorProto]:
+    """The values of a node's outputs, where these are small and those of its inputs are known."""
+    names = [name for name in node.output if name]
+    if sum(math.prod(_shape_of(types[name])) for name in names) > SMALL_VALUES:
+        return {}
+    if node.op_type in ("Shape", "Size"):
+        feeds = {node.input[0]: np.broadcast_to(np.float32(0), _shape_of(types[node.input[0]]))}
+    elif all(name in values for name in node.input if name):
+        feeds = {name: onnx.numpy_helper.to_array(values[name]) for name in node.input if name}
+    else:
+        return {}
+    try:
+        with np.errstate(all="ignore"):
+            computed = ReferenceEvaluator(node).run(None, feeds)
+        return {name: onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in zip(names, computed, strict=True)}
+    except CANNOT_COMPUTE:
+        return {}
+
+
+def _may_divide_by_minus_one(node: NodeProto, outputs: Types, values: Mapping[str, TensorProto]) -> bool:
+    """Whether integers are divided by what may be -1: with the least of them that ends the process."""
+    kinds = {kind.tensor_type.elem_type for kind in outputs.values()}
+    if node.op_type not in ("Div", "Mod") or not kinds & {TensorProto.INT32, TensorProto.INT64}:
+        return False
+    return node.input[1] not in values or bool((onnx.numpy_helper.to_array(values[node.input[1]]) < 0).any())
 
 
 def _is_ordinary(node: NodeProto) -> bool:
@@ -112,10 +135,10 @@ def _is_ordinary(node: NodeProto) -> bool:
     return all(number > 0 for number in numbers)
 
 
-def _operations(node: NodeProto, shapes: Mapping[str, Shape]) -> int:
+def _operations(node: NodeProto, types: Types) -> int:
     """Multiplications of a node, or values that it reads and writes, whichever is more: at most so many."""
-    read = [shapes[name] for name in node.input if name]
-    written = sum(math.prod(shapes[name]) for name in node.output if name)
+    read = [_shape_of(types[name]) for name in node.input if name]
+    written = sum(math.prod(_shape_of(types[name])) for name in node.output if name)
     moved = written + sum(map(math.prod, read))
     if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
         weight = read[3 if node.op_type == "QLinearConv" else 1]
@@ -131,28 +154,24 @@ def _operations(node: NodeProto, shapes: Mapping[str, Shape]) -> int:
     return moved + written * kernel
 
 
-def _known_shape(kind: TypeProto) -> Shape | None:
-    """The shape of a tensor type; None where a size is not a number, or the type of the values is unknown."""
-    if kind.tensor_type.elem_type not in DATA_TYPES or not kind.tensor_type.HasField("shape"):
-        return None
-    if not all(dim.HasField("dim_value") for dim in kind.tensor_type.shape.dim):
-        return None
-    shape = tuple(dim.dim_value for dim in kind.tensor_type.shape.dim)
-    return shape if min(shape, default=0) >= 0 else None
+def _type_of(data_type: int, shape: Sequence[int]) -> TypeProto:
+    return onnx.helper.make_tensor_type_proto(data_type, shape)
 
 
-def _is_constant(node: NodeProto) -> bool:
-    return node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].HasField("t")
+def _is_known(kind: TypeProto) -> bool:
+    """Whether the type of the values is known, and every size is a number."""
+    tensor = kind.tensor_type
+    sizes_known = all(dim.HasField("dim_value") and dim.dim_value >= 0 for dim in tensor.shape.dim)
+    return tensor.elem_type in DATA_TYPES and tensor.HasField("shape") and sizes_known
 
 
-def _is_large_constant(node: NodeProto) -> bool:
-    return _is_constant(node) and byte_count(node.attribute[0].t) > SMALL_TENSOR_BYTES
+def _shape_of(kind: TypeProto) -> Shape:
+    return tuple(dim.dim_value for dim in kind.tensor_type.shape.dim)
 
 
-def _without_data(tensor: TensorProto, name: str) -> TensorProto:
-    if byte_count(tensor) <= SMALL_TENSOR_BYTES:
-        small = TensorProto()
-        small.CopyFrom(tensor)
-        small.name = name
-        return small
-    return TensorProto(name=name, dims=tensor.dims, data_type=tensor.data_type, data_location=TensorProto.EXTERNAL)
+def _bytes_of(kind: TypeProto) -> int:
+    return math.prod(_shape_of(kind)) * bits_of_value(kind.tensor_type.elem_type) // 8
+
+
+def _is_small(tensor: TensorProto) -> bool:
+    return math.prod(tensor.dims) <= SMALL_VALUES and not is_external(tensor)

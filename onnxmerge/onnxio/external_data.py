@@ -81,11 +81,15 @@ def locate_external_data(tensor: TensorProto, folder: Path) -> tuple[Path, int]:
     where = f"the external data of initializer '{tensor.name}'"
     if not location or "\0" in location or Path(location).is_absolute() or ".." in Path(location).parts:
         raise ModelError(f"{where} is at '{location}', which is not a relative path inside the model's folder")
-    if file.resolve() != folder.resolve() / location:
+    try:
+        is_link, is_file = file.resolve() != folder.resolve() / location, file.is_file()
+    except OSError as error:
+        raise ModelError(f"{where} cannot be read: {error.strerror}") from error
+    if is_link:
         raise ModelError(
             f"{where} is a symbolic link ({file}; usual in a Hugging Face cache): copy the real files beside the model"
         )
-    if not file.is_file():
+    if not is_file:
         raise ModelError(f"{where} is missing: {file} does not exist")
     try:
         offset = int(entries.get("offset") or 0)

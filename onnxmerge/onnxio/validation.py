@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError, Message
@@ -52,7 +53,10 @@ def read_checked(path: Path) -> ModelProto:
 def _check(proto: ModelProto, path: Path) -> None:
     if not proto.HasField("graph"):
         raise ModelError("it holds no graph, so it is not an ONNX model")
-    _check_text(proto)
+    try:
+        _check_text(proto)
+    except UnicodeError as error:
+        raise ModelError("a name or text in it is not UTF-8") from error
     for what, found in (("nodes", proto.graph.node), ("outputs", proto.graph.output)):
         if not found:
             raise ModelError(f"its graph has no {what}")
@@ -70,18 +74,19 @@ def _check(proto: ModelProto, path: Path) -> None:
 
 
 def _check_text(message: Message) -> None:
-    """Every name and text is UTF-8: protobuf's C++ reads others too, and Python fails wherever it comes across one."""
-    try:
-        if isinstance(message, TensorProto):  # without a copy of its data
-            _ = message.name, message.doc_string
-        for field, value in [] if isinstance(message, TensorProto) else message.ListFields():
-            if field.message_type is not None:
-                for each in [value] if isinstance(value, Message) else value:
-                    _check_text(each)
-            elif field.type == field.TYPE_STRING and not isinstance(value, str):
-                list(value)
-    except UnicodeDecodeError as error:
-        raise ModelError(f"a name or text in it is not UTF-8: {one_line(error)}") from error
+    """Every name and text is UTF-8. protobuf reads others too, and then gives bytes, or fails where they are used."""
+    if isinstance(message, TensorProto):  # without a copy of its data
+        texts: list[Any] = [message.name, message.doc_string]
+        messages: list[Message] = [*message.external_data, *message.metadata_props]
+    else:
+        texts, messages = [], []
+        for field, value in message.ListFields():
+            kept = messages if field.message_type is not None else texts if field.type == field.TYPE_STRING else []
+            kept += [value] if isinstance(value, str | bytes | int | float | Message) else value
+    if not all(isinstance(text, str) for text in texts):
+        raise UnicodeError
+    for each in messages:
+        _check_text(each)
 
 
 def _check_versions(proto: ModelProto) -> None:
