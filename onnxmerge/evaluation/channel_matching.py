@@ -37,7 +37,7 @@ class ChannelCorrelation:
     def add(self, reference: np.ndarray, candidate: np.ndarray) -> None:
         """Add values; only the number of channels may differ, other shapes are left out."""
         one, other = (np.moveaxis(array, self.axis, 0) for array in (reference, candidate))
-        if one.shape[1:] != other.shape[1:] or len(one) * len(other) > MAX_CHANNEL_PAIRS:
+        if one.shape[1:] != other.shape[1:] or not one.size * other.size or len(one) * len(other) > MAX_CHANNEL_PAIRS:
             return
         a, b = (array.reshape(len(array), -1).astype(np.float64) for array in (one, other))
         if not np.isfinite(a).all():

@@ -18,7 +18,7 @@ from onnxmerge.onnxio.external_data import DATA_TYPES, bits_of_value, is_externa
 
 CHEAP_BYTES = 1 << 29  # all tensors of one run together
 CHEAP_OPERATIONS = 20_000_000_000  # about a second on two cores, and more than a VGG-16 takes for an image of ImageNet
-LONGEST_VECTOR = 1_000_000  # elements; onnx's inference for whole models, which export needs, takes some 50 bytes for each
+LONGEST_VECTOR = 1_000_000  # elements; onnx's inference for whole models, which export needs, takes 50 bytes for each
 SMALL_VALUES = 256  # elements: shapes, axes and bounds have fewer
 # What the reference evaluator raises for an operator, a type or shapes that it cannot compute
 CANNOT_COMPUTE = (ValueError, TypeError, IndexError, ArithmeticError, MemoryError, RuntimeError)
@@ -46,7 +46,7 @@ Types = Mapping[str, TypeProto]
 class StaticCost:
     """What is known of the cost of a model's runs.
 
-    Shapes are inferred node by node, with the values of small tensors that follow from the file and from sizes. onnx does that for
+    Shapes are inferred node by node, with the values of small tensors that follow from the file and from sizes. onnx does so for
     whole models too, but writes out any vector of known length on the way, so that a small file fills the memory.
 
     Parameters

@@ -64,6 +64,7 @@ def _check(proto: ModelProto, path: Path) -> None:
     _check_names(proto.graph)
     for graph in graph_and_bodies(proto.graph):
         _check_sparse(graph)
+        _check_references(graph)
     for tensor in stored_tensors(proto):
         check_data(tensor, path.parent)
     try:
@@ -114,6 +115,14 @@ def _check_names(graph: GraphProto, outer: frozenset[str] = frozenset()) -> None
         for attribute in node.attribute:
             for body in bodies_of(attribute):
                 _check_names(body, visible)
+
+
+def _check_references(graph: GraphProto) -> None:
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                where = f"the attribute '{attribute.name}' of node '{node.name or node.op_type}'"
+                raise ModelError(f"{where} refers to one of a function, and the node is in none")
 
 
 def _check_sparse(graph: GraphProto) -> None:
