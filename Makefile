@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # demo, verify_models and transcript have targets of their own, digits and networks are modules
 BENCHMARKS = $(filter-out $(addprefix benchmarks/,demo.py verify_models.py transcript.py digits.py networks.py),$(sort $(wildcard benchmarks/*.py)))
 
-.PHONY: help demo test lint verify bench cuda package readme schemas clean
+.PHONY: help demo test lint verify bench cuda package readme schemas fuzz-files clean
 
 help:
 	@echo 'make demo     compress a trained model: size, speed and accuracy on real digits, before and after'
@@ -24,6 +24,7 @@ help:
 	@echo 'make cuda     speed on CUDA, written into benchmarks/RESULTS.md'
 	@echo 'make package  build the wheel and the source distribution, and check what they hold'
 	@echo 'make readme   write the transcript in README.md afresh'
+	@echo 'make fuzz-files  thousands of damaged files through the command line; those that go wrong are kept in mutated/'
 	@echo 'make schemas  write the schemas of the JSON reports afresh'
 	@echo 'make clean    remove the virtual environment and everything built'
 
@@ -49,6 +50,9 @@ lint: $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz-files: $(TOOLS)
+	$(BIN)/python tests/mutated_files.py --count 3000 --seed $$(date +%s)
 
 cuda: $(INSTALLED)
 	$(PIP) -e '.[cuda]'

@@ -35,6 +35,19 @@ COMMANDS = (
 
 # ---------------------------------------------------------------------------------------------------------------- damage
 
+# Fields whose damage passes the first checks, and reaches what comes behind them
+TELLING = frozenset(
+    f"{message}Proto.{field}"
+    for message, fields in {
+        "Attribute": ("i", "ints", "f", "s", "type"),
+        "Graph": ("input", "node", "output", "value_info"),
+        "Node": ("attribute", "input", "op_type", "output"),
+        "OperatorSetId": ("version",),
+        "Tensor": ("data_type", "dims", "raw_data"),
+    }.items()
+    for field in fields
+) | {"Dimension.dim_value", "Dimension.dim_param", "Tensor.elem_type", "TensorShapeProto.dim"}
+OPERATORS = (b"Relu", b"Sigmoid", b"Identity", b"Flatten", b"Shape", b"Softmax", b"NonZero", b"Add", b"Div", b"MatMul", b"Concat")
 NUMBERS = (0, 1, 2, 3, 5, 7, 16, 17, 99, 255, 2**15, 2**20, 2**31 - 1, 2**31, 2**40, 2**62, 2**63, 2**64 - 1, 2**64 - 2)
 TEXTS = (
     b"",
@@ -60,6 +73,11 @@ class Field:
     wire_type: int
     value: int | bytes | list[Field]
     kind: FieldDescriptor | None
+
+    @property
+    def name(self) -> str:
+        """Of the message and the field, "" for one that the message does not have."""
+        return "" if self.kind is None else f"{self.kind.containing_type.name}.{self.kind.name}"
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:
@@ -127,9 +145,9 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
     fields = fields_of(data, onnx.ModelProto.DESCRIPTOR)
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         places = _places(fields)
-        kinds = sorted({owner[index].kind.full_name if owner[index].kind else "" for owner, index in places})
-        kind = chance.choice(kinds)  # by kind of field, or most damage would meet names of nodes
-        same = [place for place in places if (place[0][place[1]].kind.full_name if place[0][place[1]].kind else "") == kind]
+        kinds = {owner[index].name for owner, index in places}
+        kind = chance.choice(sorted(kinds & TELLING if chance.random() < 0.6 else kinds) or [""])
+        same = [place for place in places if place[0][place[1]].name == kind] or places
         _change(*chance.choice(same), same, chance)
     return serialised(fields)
 
@@ -145,7 +163,10 @@ def _change(owner: list[Field], index: int, same: list[tuple[list[Field], int]],
         others, place = chance.choice(same)
         owner[index] = others[place]
     elif isinstance(field.value, int):
-        owner[index] = Field(field.number, 0, chance.choice((*NUMBERS, field.value + 1, field.value * 2)) % 2**64, field.kind)
+        near = (field.value + 1, field.value - 1, field.value * 2, field.value // 2, 0, 1, 2)
+        owner[index] = Field(field.number, 0, chance.choice(near if chance.random() < 0.5 else NUMBERS) % 2**64, field.kind)
+    elif field.name == "NodeProto.op_type":
+        owner[index] = Field(field.number, 2, chance.choice((*OPERATORS, *TEXTS)), field.kind)
     elif isinstance(field.value, list):
         chance.shuffle(field.value)
     elif field.wire_type == 2:

@@ -65,8 +65,8 @@ def first_observations(model: Path, proto: ModelProto | None = None, *, label: s
 
     inputs = input_specs(proto)
     for spec in inputs:
-        if spec.shape[:1] == (0,):
-            raise ModelError(f"{label}: input '{spec.name}' takes no inputs at all: its first axis has the size 0")
+        if 0 in spec.dims:
+            raise ModelError(f"{label}: input '{spec.name}' holds no values: its shape is {spec.dims}")
     try:
         cheap(inputs, example_shapes(inputs, *first_sizes(inputs)[0]))
         return observe_twice(model, label=label, allowed=cheap)

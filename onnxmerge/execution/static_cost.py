@@ -20,6 +20,15 @@ CHEAP_BYTES = 1 << 29  # all tensors of one run together
 CHEAP_OPERATIONS = 20_000_000_000  # about a second on two cores, and more than a VGG-16 takes for an image of ImageNet
 LONGEST_VECTOR = 1_000_000  # elements; onnx's inference for whole models, which export needs, takes 50 bytes for each
 SMALL_VALUES = 256  # elements: shapes, axes and bounds have fewer
+# What onnx raises for types and shapes that an operator does not take, and for unknown ones
+CANNOT_INFER = (
+    KeyError,
+    ValueError,
+    RuntimeError,
+    onnx.defs.SchemaError,
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+)
 # What the reference evaluator raises for an operator, a type or shapes that it cannot compute
 CANNOT_COMPUTE = (ValueError, TypeError, IndexError, ArithmeticError, MemoryError, RuntimeError)
 
@@ -93,7 +102,7 @@ class StaticCost:
             known = {name: types[name] for name in node.input if name}
             given = {name: values[name] for name in known if name in values}
             found = onnx.shape_inference.infer_node_outputs(schema, node, known, given, opset_imports=self._imports)
-        except (KeyError, ValueError, RuntimeError, onnx.defs.SchemaError, onnx.shape_inference.InferenceError):
+        except CANNOT_INFER:
             return None
         outputs = {name: found.get(name, TypeProto()) for name in node.output if name}
         return outputs if all(map(_is_known, outputs.values())) else None

@@ -1,0 +1,215 @@
+"""Files made to do harm: exit code 2 and one line, within limits of time and memory, and the process stays as it was."""
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from mutated_files import COMMANDS, Worker, mutated, seeds, tried
+from onnx import TensorProto, helper, numpy_helper, parser
+from running import built
+from topologies import TOPOLOGIES
+
+from onnxmerge.errors import ModelError, OptionError
+from onnxmerge.execution import first_run, limited_process
+from onnxmerge.execution.example_feeds import example_shapes
+from onnxmerge.execution.first_run import first_observations
+from onnxmerge.execution.limited_process import ProcessFailure, answer_of
+from onnxmerge.execution.shapes import first_sizes, observe_twice
+from onnxmerge.execution.static_cost import StaticCost
+from onnxmerge.execution.tensor_specs import input_specs
+from onnxmerge.onnxio.validation import read_checked
+from onnxmerge.options import RuntimeOptions
+
+
+def network(text: str = "y = Neg(z)", inputs: str = "float[N,3,8,8] x", **constants: object) -> onnx.ModelProto:
+    """Two convolutions, x to z, and what the text makes of z; numbers become int64 constants, tensors are taken as they are."""
+    model = parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17]> g ({inputs}) => (float[A,B,C,D] y) {{
+        [a] c = Conv <pads = [1, 1, 1, 1]> (x, w)  r = Relu(c)  [b] z = Conv(r, v)  {text} }}"""
+    )
+    generator = np.random.default_rng(0)
+    for name, shape in {"w": (8, 3, 3, 3), "v": (4, 8, 1, 1)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(generator.standard_normal(shape).astype(np.float32), name))
+    for name, value in constants.items():
+        given = value if isinstance(value, TensorProto) else numpy_helper.from_array(np.asarray(value), name)
+        model.graph.initializer.append(given)
+    return model
+
+
+def edited(model: onnx.ModelProto, **attributes: object) -> onnx.ModelProto:
+    """With other attributes of the first convolution."""
+    del model.graph.node[0].attribute[:]
+    model.graph.node[0].attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+    return model
+
+
+def stored(**fields: object) -> onnx.ModelProto:
+    """With an initializer of these fields."""
+    return network("y = Add(z, k)", k=TensorProto(name="k", **{"dims": [1], "data_type": TensorProto.FLOAT, **fields}))
+
+
+def external(location: str) -> onnx.ModelProto:
+    model = stored(data_location=TensorProto.EXTERNAL)
+    model.graph.initializer[2].external_data.add(key="location", value=location)
+    return model
+
+
+def with_reference() -> onnx.ModelProto:
+    model = network()
+    model.graph.node[0].attribute[0].ref_attr_name = "pads"
+    return model
+
+
+def without_outputs() -> onnx.ModelProto:
+    model = network()
+    del model.graph.output[:]
+    return model
+
+
+AVERAGE = "m = ReduceMean <keepdims = 0> (k)  y = Add(z, m)"
+BODY = "(int64 i, bool go, float[N,4,8,8] s) => (bool on, float[N,4,8,8] t) { on = Identity(go)  t = Neg(s) }"
+
+# What a file holds that is refused before anything runs, and words of the line.
+REFUSED_AS_READ = {
+    "no outputs": (without_outputs(), "its graph has no outputs"),
+    "NUL in a path": (external("w\0.bin"), "not a relative path inside"),
+    "path that is too long": (external("w" * 5000), "too long"),
+    "path outside": (external("../w.bin"), "not a relative path inside"),
+    "unknown data type": (stored(data_type=99, raw_data=b"1234"), "the data type 99"),
+    "negative size": (stored(dims=[-1], raw_data=b"1234"), "negative size"),
+    "no bytes": (stored(), "does not hold what its shape needs"),
+    "too many bytes": (stored(raw_data=b"12345678"), "holds 8 bytes"),
+    "huge shape and no bytes": (stored(dims=[2**40, 2**20], raw_data=b""), "holds 0 bytes"),
+    "reference to an attribute": (with_reference(), "refers to one of a function"),
+    "cycle": (network("p = Add(z, q)  q = Relu(p)  y = Neg(q)"), "topologically sorted"),
+    "written twice": (network("y = Neg(z)  y = Relu(z)"), "SSA"),
+    "read from nowhere": (network("y = Add(z, nowhere)"), "nowhere"),
+    "no values": (network(inputs="float[N,3,0,8] x"), "input 'x' holds no values"),
+    "no first axis": (network(inputs="float[0,3,8,8] x"), "input 'x' holds no values"),
+}
+# The same for files whose first run is tried in another process.
+REFUSED_WHEN_RUN = {
+    "size of 2 ** 40": (network(inputs=f"float[1,3,{2**40},8] x"), "its inputs take 211,106.2 GB, and 2 GB are allowed"),
+    "ConstantOfShape": (network(f"k = ConstantOfShape(s)  {AVERAGE}", s=np.array([40000, 40000])), "allocate memory"),
+    "Expand": (network(f"k = Expand(z, s)  {AVERAGE}", s=np.array([60000, 1, 1, 500, 1, 1, 1])), "allocate memory"),
+    "Range": (network(f"p = Range(o, n, i)  k = Cast <to = 1> (p)  {AVERAGE}", o=0, n=3 * 10**9, i=1), "Range"),
+    "computed size": (
+        network(f"p = Shape(z)  q = Mul(p, p)  s = Mul(q, q)  k = ConstantOfShape(s)  {AVERAGE}"),
+        "allocate memory",
+    ),
+    "Pad": (edited(network(), pads=[60000] * 4), "memory"),
+    "zero steps": (edited(network(), strides=[0, 0]), "strides"),
+    "least integer by -1": (network("k = Div(n, m)  f = Cast <to = 1> (k)  y = Add(z, f)", n=-(2**63), m=-1), "SIGFPE"),
+}
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    process = Worker()
+    yield process
+    process.close()
+
+
+@pytest.mark.parametrize("name", [*REFUSED_AS_READ, *REFUSED_WHEN_RUN])
+def test_a_hostile_file_is_refused_in_one_line(name, run, tmp_path):
+    model, words = {**REFUSED_AS_READ, **REFUSED_WHEN_RUN}[name]
+    path = tmp_path / "in.onnx"
+    path.write_bytes(model.SerializeToString())
+    code, out, err = run("compress", path, tmp_path / "out.onnx", "--ratio", "0.3", "--json")
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    assert words in err
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("name", [b"x", b"N", b"a"], ids=["tensor", "dimension", "node"])
+def test_a_name_that_is_no_text(name, run, tmp_path):
+    path = tmp_path / "in.onnx"
+    path.write_bytes(network().SerializeToString().replace(b"\x01" + name, b"\x01\xff"))
+    code, _, err = run("inspect", path)
+    assert (code, "not UTF-8" in err, len(err.splitlines())) == (2, True, 1), err
+
+
+def test_a_loop_without_end_is_ended(monkeypatch, tmp_path):
+    monkeypatch.setattr(first_run, "SECONDS", 2.0)
+    path = tmp_path / "in.onnx"
+    path.write_bytes(network(f"k = Loop(n, , z) <body = b {BODY}>  y = Add(z, k)", n=10**9).SerializeToString())
+    with pytest.raises(ModelError, match=r"in\.onnx does not run: .* does not end within 2 s"):
+        first_observations(path, label=path.name)
+
+
+def test_memory_of_the_first_run_is_an_option(run, tmp_path):
+    path = tmp_path / "in.onnx"
+    path.write_bytes(network(f"k = ConstantOfShape(s)  {AVERAGE}", s=np.array([12000, 12000])).SerializeToString())
+    assert run("inspect", path)[0] == 0
+    code, _, err = run("inspect", path, "--max-memory", "300MB")
+    assert (code, "memory" in err) == (2, True)
+    assert RuntimeOptions(max_memory="1.5 GB").max_memory == 1_500_000_000
+    for bad in ("much", "10", "-4GB"):
+        with pytest.raises(OptionError, match="max_memory"):
+            RuntimeOptions(max_memory=bad)
+
+
+def test_the_other_process_sees_what_this_one_would(tmp_path):
+    """An If is always tried in another process, and observations come back as they are."""
+    path = tmp_path / "in.onnx"
+    path.write_bytes(built(TOPOLOGIES["if-body-capture"]).SerializeToString())
+    found, expected = first_observations(path, label=""), observe_twice(path)
+    for apart, here in zip(found, expected, strict=True):
+        assert (apart is None) == (here is None)
+        for name, seen in (here or {}).items():
+            assert (apart[name].shape, apart[name].dtype) == (seen.shape, seen.dtype)
+            assert np.array_equal(apart[name].value, seen.value)
+
+
+def known_cheap(model: onnx.ModelProto) -> bool:
+    inputs = input_specs(model)
+    return StaticCost(model).is_small(example_shapes(inputs, *first_sizes(inputs)[0]))
+
+
+@pytest.mark.parametrize("name", REFUSED_WHEN_RUN)
+def test_what_does_harm_is_never_known_to_be_cheap(name):
+    assert not known_cheap(REFUSED_WHEN_RUN[name][0])
+
+
+def test_ordinary_models_are_known_to_be_cheap(models_folder):
+    """Or every run of the program would pay for another process."""
+    assert all(known_cheap(onnx.load(path)) for path in models_folder.glob("*.onnx"))
+    others = {name for name, topology in TOPOLOGIES.items() if not known_cheap(built(topology))}
+    assert others <= {"if-body-capture", "unknown-custom-operator"}
+
+
+def test_onnx_prints_nothing(capfd, tmp_path):
+    """The checker warns of experimental operators, in C++."""
+    node = helper.make_node("Affine", ["x"], ["y"], alpha=1.0)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    path = tmp_path / "in.onnx"
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 1)], ir_version=7).SerializeToString())
+    read_checked(path)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="ps is asked")
+def test_where_the_system_has_no_limit_the_memory_is_watched(monkeypatch):
+    start = limited_process.subprocess.Popen
+    hungry = "import time; kept = bytearray(400_000_000); time.sleep(60)"
+    monkeypatch.setattr(limited_process, "LIMITS_OF_SYSTEM", False)
+    monkeypatch.setattr(
+        limited_process.subprocess,
+        "Popen",
+        lambda command, **how: start([command[0], "-c", hungry] if command[0] == sys.executable else command, **how),
+    )
+    with pytest.raises(ProcessFailure, match="more memory"):
+        answer_of("any", [], 60.0, 200_000_000)
+
+
+@pytest.mark.parametrize("number", range(60))
+def test_damaged_files(number: int, worker: Worker, tmp_path: Path) -> None:
+    """A few of those that `make fuzz-files` tries by thousands."""
+    chance = random.Random(number)
+    _, data = chance.choice(list(seeds().items()))
+    assert tried(mutated(data, chance), worker, COMMANDS[number % len(COMMANDS)], tmp_path, data) == ""
