@@ -1,7 +1,5 @@
 """The first run of a model that nobody has run before: in this process where it is known to be cheap, else in one with limits."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

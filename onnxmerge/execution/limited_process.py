@@ -5,8 +5,6 @@ Linux the system refuses memory beyond the limit. Elsewhere this process looks a
 it.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

@@ -4,8 +4,6 @@ Only where that is certain a model that was never run is run in this process. Ev
 (`trial_run`): operators that are not in `PROPORTIONAL`, and shapes that depend on values which only a run shows.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Weights, and other arrays, that hold NaN or infinity."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Keeps onnx's checker and shape inference from printing: their C++ writes to file descriptor 1, past Python."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -1,7 +1,5 @@
 """How a constant is stored in an exported model: inside it, in a file beside it, or as shape and dtype only."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The values of ONNX tensors as arrays: inside the model, in a file beside it (mapped, never read whole), or sparse."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Walking a graph: bodies, tensor names, constants, and an order that runs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What is checked before anything is done with a file. Each refusal is one line and says what was found."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

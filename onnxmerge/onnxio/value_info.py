@@ -1,7 +1,5 @@
 """value_info for an edited graph: what was read may be stale, and inference never corrects it, so all is redone."""
 
-from __future__ import annotations
-
 import onnx
 from onnx import ModelProto, ValueInfoProto
 
