@@ -435,7 +435,7 @@ def test_only_the_rows_of_a_batch_are_read(tmp_path):
 
 def test_stored_members_are_mapped_where_they_lie(tmp_path):
     np.savez(tmp_path / "a.npz", x=FLOATS, y=PIXELS)
-    mapped = open_npz(tmp_path / "a.npz", "y")
+    mapped = (open_npz(tmp_path / "a.npz", ["y"]))[0]
     assert Path(mapped.base.filename) == tmp_path / "a.npz"
     np.testing.assert_array_equal(mapped, PIXELS)
 

@@ -157,7 +157,7 @@ def test_numpys_threads_are_those_of_the_options(monkeypatch, tmp_path):
 
 def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "DEFAULT_EFFORT", replace(benchmark.DEFAULT_EFFORT, seconds=0.1))
-    monkeypatch.setattr(SWEEP.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     result = onnxmerge.sweep(MLP, "ratio=0.5", method="prune", samples=32, threads=1, progress=note(told := []))
     assert list(tmp_path.iterdir()) == []
     assert (result.points[0].output, result.points[0].latency.batch_size) == ("", 1)
@@ -330,18 +330,21 @@ def test_no_model_at_all_is_exit_code_1(run, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
-def test_interruption_ends_the_processes(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+def test_interruption_ends_the_processes(tmp_path, number, code):
     command = [sys.executable, "-m", "onnxmerge", "sweep", str(MLP), "--jobs", "2", "--out", "out"]
-    settings = {"env": {**os.environ, "PYTHONPATH": str(MLP.parents[1])}, "cwd": tmp_path, "text": True}
+    (tmp_path / "temporary").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(MLP.parents[1]), "TMPDIR": str(tmp_path / "temporary")}
+    settings = {"env": environment, "cwd": tmp_path, "text": True}
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)
-    while not (tmp_path / "out").exists():
+    while len(list((tmp_path / "temporary").glob("*/*/after"))) < 2:  # both workers are at work
         assert running.poll() is None
         time.sleep(0.05)
-    time.sleep(1.5)  # the workers are there
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     out, err = running.communicate(timeout=20)
-    assert (running.returncode, out, err.strip()) == (130, "", "onnxmerge: interrupted")
-    assert files_of(tmp_path / "out") == {}
+    assert (running.returncode, out, err) == (code, "", "onnxmerge: interrupted\n")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "temporary") == {}
+    assert os.listdir(tmp_path / "temporary") == []
 
 
 def test_models_made_before_an_interruption_stay(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ def inspect_command(model: Path, reports: tuple[Path, ...], as_json: bool, **opt
 @click.argument("output", type=FILE)
 @combined(opt.SIZE, opt.METHOD, opt.GROUPS, opt.INPUTS, opt.RUNTIME)
 @click.option("--save-plan", type=FILE, metavar="FILE.json", help="Write which channels of which group stayed, for --plan.")
+@click.option("--in-place", is_flag=True, help="OUTPUT may be MODEL itself, which is then replaced.")
 @combined(opt.VERIFY, opt.BENCH, opt.BATCH, opt.CUDA_GRAPH, opt.THRESHOLDS, opt.REPORT, opt.JSON)
 def compress_command(model: Path, output: Path, reports: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Remove channels of MODEL, repair the layers behind them, compare the outputs, and write OUTPUT.

@@ -1,5 +1,7 @@
 """Options that several commands share, and the types of their values."""
 
+import os
+import stat
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -11,7 +13,29 @@ from onnxmerge.options import DEFAULT_FIDELITY, DEFAULT_TARGETS
 from onnxmerge.options.checks import CRITERION_NAMES, CUDNN_SEARCHES, METHOD_NAMES, PROVIDERS, SCOPES
 
 Decorator = Callable[[Any], Any]
-FILE = click.Path(path_type=Path)
+
+
+class _File(click.Path):
+    """A file or folder, or a name for one, and no device or pipe, which may have no end."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """'model.onnx' -> Path('model.onnx')."""
+        try:
+            os.path.abspath(value)
+        except FileNotFoundError:
+            self.fail(f"{value}: the working folder does not exist any more", param, ctx)
+        try:
+            mode = os.stat(value).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return Path(value)
+        except OSError as error:
+            self.fail(f"{value}: {error.strerror}", param, ctx)
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            self.fail(f"{value} is neither a file nor a folder but a device, a pipe or a socket", param, ctx)
+        return Path(value)
+
+
+FILE = _File()
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -4,6 +4,8 @@ Files are mapped into memory, and images are decoded batch by batch, so that mem
 Every error is an InputError of one line: what was found, what is needed.
 """
 
+import os
+import warnings
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -39,13 +41,13 @@ def file_sources(path: Path, layouts: Sequence[InputLayout]) -> dict[str, FeedSo
         Where the path is missing, cannot be read, or does not match the inputs.
     """
     suffix = path.suffix.lower()
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"{path} does not exist: a .npz or .npy file, or a folder of images or .npy files, is needed")
     if suffix == ".npz" and not path.is_dir():
         headers = npz_headers(path)
         members = [_member(headers, layout, len(layouts) == 1, path) for layout in layouts]
-        pairs = zip(layouts, members, strict=True)
-        return {each.spec.name: array_source(open_npz(path, name), each, f"{name!r} of {path}") for each, name in pairs}
+        found = zip(layouts, members, open_npz(path, members), strict=True)
+        return {each.spec.name: array_source(array, each, f"{name!r} of {path}") for each, name, array in found}
     if suffix != ".npy" and not path.is_dir():
         raise InputError(f"{path} is no .npz or .npy file and no folder of images or .npy files")
     if len(layouts) != 1:
@@ -143,7 +145,8 @@ def _image_files(files: Sequence[Path], layout: InputLayout) -> FeedSource:
 
 def _pixels(file: Path, mode: str, size: tuple[int, int] | None) -> np.ndarray:
     """(H, W) or (H, W, 3) uint8; with a size (W, H) the image is scaled until it covers it, then cropped about the centre."""
-    with readable(file), Image.open(file) as image:
+    bombs = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)  # too large to be meant
+    with readable(file), bombs, Image.open(file) as image:
         if image.mode[0] in "IF":
             raise ValueError(f"its pixels are {image.mode!r}, 8 bits a channel are needed")
         upright = ImageOps.exif_transpose(image).convert(mode)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -136,10 +139,30 @@ def batching(specs: Sequence[TensorSpec], shapes: Shapes) -> Batching:
     return Batching(frozenset(spec.name for spec in batched), shapes[batched[0].name][0] if tied else None)
 
 
-def check_batch(model: Path, batch_size: int | None, batch: int | None) -> None:
-    """Raises InputError where `batch` inputs in one call are to be timed but the model only takes `batch_size` of them."""
-    if batch is not None and batch_size not in (None, batch):
+def check_batch(model: Path, batch_size: int | None, batch: int | None, shapes: Shapes) -> None:
+    """Refuse a batch that cannot be timed.
+
+    Parameters
+    ----------
+    model : the model's file, for messages
+    batch_size : the only number of inputs that the model takes in one call, None for any
+    batch : number of inputs in one call that is asked for, None for one that fits
+    shapes : shape of every tensor in one run
+
+    Raises
+    ------
+    InputError
+        Where the model takes another number, or where one tensor of so many inputs has not its place in memory.
+    """
+    if batch is None:
+        return
+    if batch_size not in (None, batch):
         raise InputError(f"{model} takes exactly {batch_size} inputs a call: `batch` {batch} cannot be timed")
+    needed = 4 * batch * max((math.prod(shape[1:]) for shape in shapes.values()), default=1)  # 4 bytes a number
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
+    if needed > memory:
+        gigabytes = f"{needed / 1e9:.3g} GB, and this machine has {memory / 1e9:.3g} GB"
+        raise InputError(f"`batch` {batch} is too large for {model}: one of its tensors would take {gigabytes}")
 
 
 def synthetic_inputs(

@@ -1,5 +1,6 @@
 """The classes of the user's own inputs, from a file."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,9 @@ def read_labels(path: Path, inputs: Inputs) -> np.ndarray:
     Raises
     ------
     InputError
-        Where the file is missing, cannot be read, or does not hold one integer for each input.
+        Where the file is missing, cannot be read, or does not hold one integer of at least 0 for each input.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"{path} does not exist: a .npy file of labels, or a .npz with a member {MEMBER!r}, is needed")
     labels = _array(path)
     if labels.dtype.kind not in "iu":
@@ -37,6 +38,8 @@ def read_labels(path: Path, inputs: Inputs) -> np.ndarray:
     if labels.size != inputs.total or labels.shape[:1] != (labels.size,):
         needed = f"{inputs.total} calibration inputs: one for each is needed"
         raise InputError(f"{path} holds labels of shape {labels.shape} for {needed}")
+    if labels.min() < 0:
+        raise InputError(f"{path} holds the label {labels.min()}: classes count from 0")
     return labels.reshape(-1)[inputs.indices]
 
 
@@ -48,4 +51,4 @@ def _array(path: Path) -> np.ndarray:
     members = npz_headers(path)
     if MEMBER not in members:
         raise InputError(f"{path} has no member {MEMBER!r}; found {', '.join(members) or 'nothing'}")
-    return open_npz(path, MEMBER)
+    return open_npz(path, [MEMBER])[0]

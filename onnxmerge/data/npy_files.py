@@ -4,11 +4,13 @@ Written whole or not at all.
 """
 
 import math
+import os
 import shutil
+import stat
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ from onnxmerge.onnxio.output_files import write_atomically
 # Readers of the header by version of the .npy format
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _LOCAL_HEADER_BYTES = 30  # fixed part of the header in front of a member of a zip archive
+# 1 GiB: more than packed calibration inputs need, and little beside a disk; a small file could fill one, packed a thousandfold
+LARGEST_UNPACKED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,13 @@ class Header:
 def readable(path: Path) -> Iterator[None]:
     """Turn whatever a missing, broken or foreign file raises into an InputError."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("it is no regular file")  # a pipe or a device, which could be read for ever
         yield
     except OnnxMergeError:
         raise
     except Exception as error:  # what parsers and decoders raise has no common root
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
         raise InputError(f"{path} cannot be read: {reason}") from error
 
 
@@ -54,29 +60,45 @@ def open_npy(path: Path) -> np.ndarray:
 
 def npz_headers(path: Path) -> dict[str, Header]:
     """The headers of a .npz file's arrays by name. Raises InputError."""
-    headers = {}
+    headers: dict[str, Header] = {}
     with readable(path), zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            if info.filename.endswith(".npy"):
+            name, suffix = os.path.splitext(info.filename)
+            if name in headers:
+                raise ValueError(f"it holds two arrays of the name {name!r}")
+            if suffix == ".npy":
                 with archive.open(info) as file:
-                    headers[info.filename.removesuffix(".npy")] = _header(file)
+                    headers[name] = _header(file)
     return headers
 
 
-def open_npz(path: Path, member: str) -> np.ndarray:
-    """One array of a .npz file; a compressed one is unpacked to an unnamed temporary file. Raises InputError."""
+def open_npz(path: Path, members: Sequence[str]) -> list[np.ndarray]:
+    """Arrays of a .npz file by name; compressed ones are unpacked to unnamed temporary files. Raises InputError."""
     with readable(path), zipfile.ZipFile(path) as archive:
-        info = archive.getinfo(f"{member}.npy")
-        if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
-            with path.open("rb") as file:
-                file.seek(info.header_offset)
-                lengths = struct.unpack("<HH", file.read(_LOCAL_HEADER_BYTES)[26:])
-                file.seek(sum(lengths), 1)
-                return _mapped(file, info.file_size)
-        with archive.open(info) as packed, tempfile.TemporaryFile() as unpacked:
-            shutil.copyfileobj(packed, unpacked, 1 << 20)
-            unpacked.seek(0)
-            return _mapped(unpacked, info.file_size)
+        infos = [archive.getinfo(f"{name}.npy") for name in members]
+        unpacked_bytes = sum(info.file_size for info in infos if not _is_stored(info))
+        if unpacked_bytes > LARGEST_UNPACKED_BYTES:
+            limit = f"at most {LARGEST_UNPACKED_BYTES} are unpacked: write it with numpy.savez, which packs nothing"
+            raise ValueError(f"unpacked it has {unpacked_bytes} bytes, and {limit}")
+        return [_open_member(archive, info, path) for info in infos]
+
+
+def _is_stored(info: zipfile.ZipInfo) -> bool:
+    """Whether a member is in the archive as it is, so that it can be mapped there."""
+    return info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
+
+
+def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
+    if _is_stored(info):
+        with path.open("rb") as file:
+            file.seek(info.header_offset)
+            lengths = struct.unpack("<HH", file.read(_LOCAL_HEADER_BYTES)[26:])
+            file.seek(sum(lengths), 1)
+            return _mapped(file, info.file_size)
+    with archive.open(info) as packed, tempfile.TemporaryFile() as unpacked:
+        shutil.copyfileobj(packed, unpacked, 1 << 20)
+        unpacked.seek(0)
+        return _mapped(unpacked, info.file_size)
 
 
 def save_feeds(path: Path, description: str, feeds: Mapping[str, np.ndarray]) -> None:

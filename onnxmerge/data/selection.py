@@ -66,7 +66,7 @@ def calibration_and_check_inputs(
         Where the inputs are too few or do not match the model, or the model does not take the batch that is to be timed.
     """
     session = open_session(source, optimise=True, threads=runtime.threads, label=str(source))
-    check_batch(source, batching(session.inputs, analysed.shapes).size, runtime.batch)
+    check_batch(source, batching(session.inputs, analysed.shapes).size, runtime.batch, analysed.shapes)
     if options.calibration is None:
         return _synthetic(session, analysed, options, pruning.uses_weights_only)
     given = inputs_for(session, analysed.shapes, options)

@@ -118,7 +118,7 @@ def benchmark(
     session, _ = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     inputs = inputs_for(session, shapes, options, count=max(2, *(batch or 1 for batch in batches)))
     for batch in batches:
-        check_batch(reference, inputs.batch_size, batch)
+        check_batch(reference, inputs.batch_size, batch, shapes)
     macs = _macs(reference, shapes), _macs(candidate, candidate_shapes)
     found = [time_pair(reference, candidate, inputs, runtime, batch, seed=options.seed) for batch in batches]
     return Benchmark(str(reference), str(candidate), tuple(with_macs(latency, *macs) for latency in found))

@@ -117,7 +117,9 @@ class _LabelCount:
         """The outputs of one batch of so many inputs."""
         labels = self.labels[self.seen : self.seen + size]
         for side, outputs in enumerate((expected, found)):
-            classes = _classes(outputs, size, self.models[side])
+            classes, count = _classes(outputs, size, self.models[side])
+            if labels.size and labels.max() >= count:
+                raise InputError(f"the labels hold class {labels.max()}, but {self.models[side]} has {count} classes, from 0 on")
             self.correct[side] += int(np.sum(classes[: len(labels)] == labels))
         self.seen += size
 
@@ -157,13 +159,15 @@ def _add(accumulated: OutputMoments, expected: np.ndarray, found: np.ndarray, si
     accumulated.add(expected, found, first, scores=whole and looks_like_scores(expected))
 
 
-def _classes(outputs: Outputs, size: int, label: str) -> np.ndarray:
+def _classes(outputs: Outputs, size: int, label: str) -> tuple[np.ndarray, float]:
+    """The class of each input, and how many there are; infinity where the output does not tell."""
     arrays = [as_array(value) for value in outputs.values()]
     rows = [array for array in arrays if array.ndim and len(array) == size]
     for array in rows:
         if looks_like_scores(array):
-            return np.asarray(array.reshape(size, -1).argmax(axis=1))
+            scores = array.reshape(size, -1)
+            return scores.argmax(axis=1), scores.shape[1]
     for array in rows:
         if array.dtype.kind in "iu" and array.size == size:
-            return array.ravel()
+            return array.ravel(), np.inf
     raise InputError(f"{label} has no output of class scores (N, K) or class numbers (N), so labels cannot be checked")

@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import importlib.metadata
 import sys
 from dataclasses import dataclass
 
 import onnxruntime
 
+from onnxmerge.execution import CURE, OVERWRITTEN
 from onnxmerge.execution.limited_process import ProcessFailure, answer_of
 
 CPU_NAME = "CPUExecutionProvider"
@@ -61,12 +61,8 @@ def find_problem(name: str) -> ProviderProblem | None:
 
 
 def _missing_in_build(name: str) -> ProviderProblem:
-    installed = {(found.metadata["Name"] or "").lower() for found in importlib.metadata.distributions()}
     cause = f"this onnxruntime ({onnxruntime.__version__}) is built without {name}"
-    if {"onnxruntime", "onnxruntime-gpu"} <= installed:
-        both = "pip uninstall onnxruntime onnxruntime-gpu, then " + _INSTALL
-        return ProviderProblem(f"{cause}: onnxruntime and onnxruntime-gpu are both installed", both)
-    return ProviderProblem(cause, _INSTALL)
+    return ProviderProblem(f"{cause}: {OVERWRITTEN}", CURE) if OVERWRITTEN else ProviderProblem(cause, _INSTALL)
 
 
 def _driver_problem() -> ProviderProblem | None:

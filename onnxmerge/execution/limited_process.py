@@ -20,6 +20,9 @@ MOST_THREADS = 8  # the stack of each counts as memory
 LIMITS_OF_SYSTEM = sys.platform == "linux"
 
 
+_running: set[subprocess.Popen[bytes]] = set()
+
+
 class ProcessFailure(Exception):
     """Why the process gave no answer; one line that continues "it"."""
 
@@ -55,17 +58,25 @@ def answer_of(module: str, arguments: list[str], seconds: float, memory_bytes: i
             )
         except OSError as error:
             raise ProcessFailure(f"cannot be tried: {error}") from error
+        _running.add(process)
         try:
             _wait(process, seconds, memory_bytes)
         finally:
             process.kill()  # also where this process is interrupted; one that ended is left alone
             process.wait()
+            _running.discard(process)
         output.seek(0)
         text = output.read().decode(errors="replace")
     try:
         return json.loads(text.splitlines()[-1])
     except (IndexError, ValueError):
         raise ProcessFailure(_ending(process.returncode)) from None
+
+
+def end_limited_processes() -> None:
+    """End those that run, since this process is about to end."""
+    for process in _running:
+        process.kill()
 
 
 def limit_own_memory(memory_bytes: int) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
+
+from onnxmerge.onnxio.work_folder import WorkFolder
 
 # 1 GiB: a small part of the memory of a machine that runs such models, and enough for most calibration sets
 MEMORY_LIMIT_BYTES = 1 << 30
@@ -26,14 +27,14 @@ class TensorStore:
         self._limit, self._used, self._written = limit_bytes, 0, 0
         self._in_memory: dict[tuple[int, str], Value] = {}
         self._files: dict[tuple[int, str], Path] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: WorkFolder | None = None
 
     def put(self, batch: int, name: str, value: Value) -> None:
         """Store a value, replacing an older one."""
         self.drop(batch, name)
         if isinstance(value, np.ndarray) and self._used + value.nbytes > self._limit:
-            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="onnxmerge-")
-            path = Path(self._folder.name) / f"{self._written}.npy"
+            self._folder = self._folder or WorkFolder()
+            path = self._folder.path / f"{self._written}.npy"
             self._written += 1
             np.save(path, value, allow_pickle=False)
             self._files[batch, name] = path

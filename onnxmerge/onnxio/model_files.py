@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +19,7 @@ from onnxmerge.onnxio.model import Model, from_proto
 from onnxmerge.onnxio.storage import fits_one_message, stored_beside
 from onnxmerge.onnxio.traversal import stored_tensors
 from onnxmerge.onnxio.validation import read_checked
+from onnxmerge.onnxio.work_folder import WorkFolder
 
 
 def load(path: str | Path) -> Model:
@@ -72,12 +71,12 @@ def as_file(model: str | Path | ModelProto) -> Iterator[Path]:
     if not isinstance(model, ModelProto):
         yield Path(model)
         return
-    with tempfile.TemporaryDirectory(prefix="onnxmerge-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "model.onnx"
+    with _temporary_folder() as folder:
+        path = folder.path / "model.onnx"
         try:
             _write_proto(model, path)
         except OSError as error:
-            raise OptionError(_no_room(path.parent, error)) from error
+            raise _no_room(error) from error
         try:
             yield path
         except OnnxMergeError as error:  # nobody has seen the temporary file
@@ -119,13 +118,12 @@ class TemporaryModel:
     """
 
     def __init__(self, model: Model) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="onnxmerge-"))
-        self._removal = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        self.path = folder / "model.onnx"
+        self._folder = _temporary_folder()
+        self.path = self._folder.path / "model.onnx"
         try:
-            write_model(model, self.path, folder / "model.onnx.data")
+            write_model(model, self.path, self._folder.path / "model.onnx.data")
         except OSError as error:
-            raise OptionError(_no_room(folder, error)) from error
+            raise _no_room(error) from error
 
 
 def write_model(model: Model, path: Path, data: Path) -> None:
@@ -166,6 +164,15 @@ def stored_bytes(model: bytes | Path | TemporaryModel) -> int:
     return path.stat().st_size + external_bytes(onnx.load(path, load_external_data=False))
 
 
-def _no_room(folder: Path, error: OSError) -> str:
+def _temporary_folder() -> WorkFolder:
+    try:
+        return WorkFolder()
+    except OSError as error:
+        raise _no_room(error) from error
+
+
+def _no_room(error: OSError) -> OptionError:
     reason = error.strerror or one_line(error)
-    return f"a model cannot be written into the temporary folder {folder.parent}: {reason}; TMPDIR names another one"
+    return OptionError(
+        f"a model cannot be written into the temporary folder {tempfile.gettempdir()}: {reason}; TMPDIR names another one"
+    )

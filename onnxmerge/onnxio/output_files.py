@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from onnxmerge.errors import OptionError
+from onnxmerge.onnxio.work_folder import WorkFolder
 
 
 def check_output_file(path: Path, description: str, needed: Mapping[str, Path | None]) -> None:
@@ -27,10 +28,16 @@ def check_output_file(path: Path, description: str, needed: Mapping[str, Path | 
     OptionError
         Where the file cannot be written, or is needed.
     """
-    if path.exists() and not path.is_file():
-        raise OptionError(f"{description} {path} is no regular file; name another one")
-    folder = path.resolve().parent
-    if not folder.is_dir():
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            what = "a folder" if path.is_dir() else "a device, a pipe or a socket"
+            raise OptionError(f"{description} {path} is no regular file but {what}; name another one")
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise OptionError(f"{description} {path} cannot be written: {error.strerror}") from error
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(folder):
         raise OptionError(f"the folder {folder} of {description} does not exist; create it first")
     if not os.access(folder, os.W_OK):
         raise OptionError(f"the folder {folder} of {description} is not writable")
@@ -58,16 +65,17 @@ def write_atomically(path: Path, description: str, write: Callable[[Path], objec
     """
     target = Path(os.path.realpath(path))
     try:
-        with tempfile.TemporaryDirectory(prefix=".onnxmerge-", dir=target.parent) as folder:
-            draft = Path(folder) / target.name
+        with WorkFolder(target.parent) as folder:
+            draft = folder.path / target.name
             write(draft)
-            os.replace(draft, target)
+            folder.publish(draft, target)
     except OSError as error:
         raise OptionError(f"{description} {path} cannot be written: {error.strerror or error}") from error
 
 
 def would_overwrite(path: Path, needed: Path) -> bool:
     """Whether writing a file would change one that is needed, or one in a folder that is needed."""
-    if not path.exists() or not needed.exists():
-        return path.resolve() == needed.resolve()
-    return path.resolve().is_relative_to(needed.resolve()) if needed.is_dir() else path.samefile(needed)
+    if not os.path.exists(path) or not os.path.exists(needed):
+        return os.path.realpath(path) == os.path.realpath(needed)
+    place = Path(os.path.realpath(path))
+    return place.is_relative_to(os.path.realpath(needed)) if needed.is_dir() else path.samefile(needed)

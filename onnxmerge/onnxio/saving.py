@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
-import tempfile
 from pathlib import Path
 
 import onnx
@@ -17,8 +15,11 @@ from onnxmerge.onnxio.export import export_without_weights
 from onnxmerge.onnxio.external_data import external_locations
 from onnxmerge.onnxio.model import Model, from_proto
 from onnxmerge.onnxio.model_files import write_model
+from onnxmerge.onnxio.output_files import check_output_file
 from onnxmerge.onnxio.quiet import nothing_on_stdout
+from onnxmerge.onnxio.storage import fits_one_message
 from onnxmerge.onnxio.validation import PROTOBUF_LIMIT_BYTES
+from onnxmerge.onnxio.work_folder import WorkFolder, taking_turns
 
 
 def save(model: Model, path: str | Path) -> None:
@@ -38,36 +39,23 @@ def save(model: Model, path: str | Path) -> None:
     OptionError
         Where the output cannot be written; what was there before stays.
     """
+    check_output_file(Path(path), "the output", {})
     target = Path(os.path.realpath(path))
-    _check_target(target)
     try:
-        with tempfile.TemporaryDirectory(prefix=".onnxmerge-", dir=target.parent) as folder:
-            draft = Path(folder) / target.name
-            data = Path(folder) / _unused_data_name(target)
-            write_model(model, draft, data)
+        with WorkFolder(target.parent) as folder:
+            draft = folder.path / target.name
+            data = None if fits_one_message(model) else folder.reserve(target.name)
+            data_draft = draft if data is None else folder.path / data.name
+            write_model(model, draft, data_draft)
             _check(model, draft)
-            _publish(model, draft, data, target)
+            with taking_turns(target.parent):
+                if data is not None:
+                    folder.publish(data_draft, data, target)
+                folder.disown(_data_of(target))
+                folder.publish(draft, target)
+                folder.remove()
     except OSError as error:
         raise OptionError(f"cannot write {path}: {error.strerror or one_line(error)}") from error
-
-
-def _check_target(target: Path) -> None:
-    if target.is_dir():
-        raise OptionError(f"cannot write {target}: it is a directory, a file name is needed")
-    if target.exists() and not target.is_file():
-        raise OptionError(f"cannot write {target}: it is not a regular file")
-    if not target.parent.is_dir():
-        raise OptionError(f"cannot write {target}: the folder {target.parent} does not exist")
-
-
-def _unused_data_name(target: Path) -> str:
-    """A name beside the output that no file has yet: the old model and its data stay whole until the new model is in place."""
-    number = 0
-    name = f"{target.name}.data"
-    while os.path.lexists(target.parent / name):
-        number += 1
-        name = f"{target.name}.{number}.data"
-    return name
 
 
 @nothing_on_stdout()
@@ -85,53 +73,12 @@ def _check(model: Model, draft: Path) -> None:
             raise
 
 
-def _publish(model: Model, draft: Path, data: Path, target: Path) -> None:
-    """Move the files to their place, the weights first, and delete the weights of the model that is replaced."""
-    superseded = _superseded_data(model, target)
-    published = target.parent / data.name
-    try:
-        if data.exists():
-            os.replace(data, published)
-        os.replace(draft, target)
-    except BaseException:
-        if not data.exists():
-            published.unlink(missing_ok=True)
-        raise
-    for file in superseded:
-        file.unlink(missing_ok=True)
-
-
-def _superseded_data(model: Model, target: Path) -> list[Path]:
-    """The data files that only the model about to be replaced reads, by the names that this program gives.
-
-    Kept are those that the model in hand still reads, and those that any other file of the folder names: a copy of the old
-    model may be among them.
-    """
+def _data_of(target: Path) -> list[str]:
+    """The data files of the model that a file holds, where their names are among those that this program gives."""
     if not target.exists() or target.stat().st_size >= PROTOBUF_LIMIT_BYTES:
         return []
     try:
-        old = ModelProto.FromString(target.read_bytes())
+        locations = external_locations(ModelProto.FromString(target.read_bytes()))
     except DecodeError:
         return []
-    ours = re.compile(re.escape(target.name) + r"(\.\d+)?\.data")
-    names = external_locations(old)
-    if model.folder.resolve() == target.parent:
-        names -= external_locations(model.proto)
-    return [target.parent / name for name in sorted(names) if ours.fullmatch(name) and not _is_named_beside(target, name)]
-
-
-def _is_named_beside(target: Path, data_name: str) -> bool:
-    """Whether another file of the folder, small enough to be a model, holds the name of a data file, or cannot be read."""
-    for other in target.parent.iterdir():
-        if other in (target, target.parent / data_name) or not other.is_file():
-            continue
-        try:
-            size = other.stat().st_size
-            if not 0 < size < PROTOBUF_LIMIT_BYTES:
-                continue
-            with other.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                if content.find(data_name.encode()) >= 0:
-                    return True
-        except OSError:
-            return True
-    return False
+    return [name for name in locations if re.fullmatch(re.escape(target.name) + r"(\.\d+)?\.data", name)]

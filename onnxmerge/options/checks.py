@@ -16,6 +16,8 @@ SCOPES = ("all", "chains")
 TARGETS = ("params", "macs", "latency")
 PROVIDERS = ("auto", "cuda", "cpu", "tensorrt")
 CUDNN_SEARCHES = ("exhaustive", "heuristic", "default")
+MOST_SAMPLES = 10**8  # their numbers alone take 800 MB
+MOST_THREADS = 1024  # more than the processors of any usual machine; to start 4096 takes ONNX Runtime most of a minute
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _at_least(least: int) -> Check:
-    return Check(f"a whole number of at least {least}", lambda value: is_whole(value) and value >= least)
+def _at_least(least: int, most: float = math.inf) -> Check:
+    needed = f"a whole number of at least {least}" + (f" and at most {most}" if most < math.inf else "")
+    return Check(needed, lambda value: is_whole(value) and least <= value <= most)
 
 
 def _one_of(names: tuple[str, ...]) -> Check:
@@ -103,9 +106,9 @@ CHECKS = {
     "threshold": Check("between -1 and 1 (a cosine)", lambda value: -1.0 <= value <= 1.0),
     "cosine_weight": _SHARE,
     "calibration": Check("a path, an array, or a mapping from the model's input names to arrays", _is_calibration),
-    "samples": _at_least(2),
+    "samples": _at_least(2, MOST_SAMPLES),
     "seed": _at_least(0),
-    "threads": _at_least(1),
+    "threads": _at_least(1, MOST_THREADS),
     "max_memory": Check("a size of at least 1MB, such as 4GB", lambda value: value >= 1_000_000),
     "batch": _at_least(1),
     "mean": Check("a number, or one for each channel", lambda value: all(isinstance(number, Real) for number in value)),

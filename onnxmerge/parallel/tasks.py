@@ -1,11 +1,13 @@
 """Independent tasks on any executor: each result is handed over when it is there, and a worker that dies costs time alone."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, util
+from multiprocessing.process import BaseProcess
+from threading import Thread
 from typing import TypeVar
 
 # Pools of several processes that are tried before every task left gets a process for itself. A process that dies breaks its
@@ -13,6 +15,7 @@ from typing import TypeVar
 SHARED_POOLS = 2
 # Dask's exception for a task that took several workers with it, by its name, since the package may not be installed.
 KILLED_WORKER = "KilledWorker"
+END_SECONDS = 2.0  # for what takes milliseconds, unless a thread that was interrupted holds a lock
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -126,11 +129,26 @@ def process_pool(count: int) -> Iterator[Executor]:
     try:
         yield pool
     except BaseException:
-        for child in set(active_children()) - before:
-            child.terminate()
+        _end_processes(set(active_children()) - before)
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def end_all_processes() -> None:
+    """End the processes that this one started, before it ends without Python's own cleaning up."""
+    children = active_children()
+    _end_processes(children)
+    if children:  # their semaphores are given back, lest a process that watches these complains
+        giving_back = Thread(target=util._exit_function, daemon=True)  # type: ignore[attr-defined]
+        giving_back.start()
+        giving_back.join(END_SECONDS)
+
+
+def _end_processes(children: Iterable[BaseProcess]) -> None:
+    for child in children:
+        child.terminate()
+        child.join()
 
 
 def _leave_interruption_to_parent() -> None:

@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import calibration_and_check_inputs
-from onnxmerge.errors import ModelError, VerificationError
+from onnxmerge.errors import ModelError, OptionError, VerificationError
 from onnxmerge.evaluation.benchmark import CONFIRMING_EFFORT, time_pair, with_macs
 from onnxmerge.evaluation.fidelity import fidelity_of
 from onnxmerge.evaluation.thresholds import missed_thresholds
@@ -19,6 +19,7 @@ from onnxmerge.execution.threads import fixed_threads
 from onnxmerge.execution.versions import versions
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.onnxio.model_files import as_file, external_files, model_name, stored_bytes
+from onnxmerge.onnxio.output_files import check_output_file, would_overwrite
 from onnxmerge.onnxio.saving import save
 from onnxmerge.options import PlannedGroup, Progress, PruningOptions
 from onnxmerge.options.keywords import takes
@@ -26,7 +27,7 @@ from onnxmerge.pipeline.candidate_builder import CandidateBuilder
 from onnxmerge.pipeline.candidates import Candidate
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.compression_warnings import warnings_of
-from onnxmerge.pipeline.output_paths import check_nothing_is_lost, check_output
+from onnxmerge.pipeline.output_paths import check_nothing_is_lost
 from onnxmerge.pipeline.plan_files import PlanFile, fingerprint, read_plan, write_plan
 from onnxmerge.pipeline.progress import COMPRESS_STAGES, overall
 from onnxmerge.pipeline.search import search
@@ -42,6 +43,7 @@ def compress(
     verify: bool = True,
     bench: bool = True,
     save_plan: str | Path | None = None,
+    in_place: bool = False,
     progress: Progress | None = None,
     executor: Executor | None = None,
     **options: Any,
@@ -60,6 +62,8 @@ def compress(
         Whether both models are timed, after they were compared.
     save_plan : str, Path or None
         Where to write which channels of which group stayed, for the option `plan`.
+    in_place : bool
+        Whether the output may be the model's own file, which is then replaced.
     progress : Progress or None
         Called with the name of a stage and the share of the work that is done.
     executor : Executor or None
@@ -92,7 +96,9 @@ def compress(
     given = CompressOptions.from_keywords(options, verify=verify, bench=bench)
     saved_plan = None if save_plan is None else Path(save_plan)
     with as_file(model) as path:
-        result = compress_file(path, Path(output), given, saved_plan=saved_plan, progress=progress, executor=executor)
+        result = compress_file(
+            path, Path(output), given, saved_plan=saved_plan, in_place=in_place, progress=progress, executor=executor
+        )
         return replace(result, model=model_name(model))
 
 
@@ -102,6 +108,7 @@ def compress_file(
     options: CompressOptions,
     *,
     saved_plan: Path | None = None,
+    in_place: bool = False,
     progress: Progress | None = None,
     executor: Executor | None = None,
     analysed: AnalysedModel | None = None,
@@ -110,7 +117,9 @@ def compress_file(
     started = time.perf_counter()
     options = replace(options, pruning=options.pruning.sized())
     provider_of(options.runtime)  # refused before any work where it does not work here
-    check_output(output)
+    check_output_file(output, "the output", {})
+    if output.exists() and would_overwrite(output, model) and not in_place:
+        raise OptionError(f"the output {output} is the model itself: name another file, or replace it with `in_place`")
     analysed = analysed or analyse_model(model, options.runtime.max_memory)
     if not analysed.channels.groups:
         raise ModelError(_nothing_to_remove(model, analysed))

@@ -1,23 +1,11 @@
 """Places that a run may write to: refused before any work where something that is needed would be lost."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from onnxmerge.errors import OptionError
 from onnxmerge.onnxio.output_files import check_output_file, would_overwrite
 from onnxmerge.pipeline.compress_options import CompressOptions
-
-
-def check_output(output: Path) -> None:
-    """OptionError where no model can be written at a path."""
-    folder = output.resolve().parent
-    if not folder.is_dir():
-        raise OptionError(f"the output folder {folder} does not exist; create it first")
-    if output.is_dir():
-        raise OptionError(f"the output {output} is a folder; name a file")
-    if not os.access(folder, os.W_OK):
-        raise OptionError(f"the output folder {folder} is not writable")
 
 
 def check_nothing_is_lost(

@@ -9,6 +9,8 @@ those that `method` auto found, and hold where that is asked for again; of a gro
 
 import hashlib
 import json
+import stat
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,16 +113,27 @@ def _method(value: Any, where: str) -> str:
     return str(value)
 
 
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Readers disagree about which of two equal keys counts, and so may the person who wrote them."""
+    twice = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
+    if twice:
+        raise ValueError(f"the key {twice[0]!r} occurs twice in one object")
+    return dict(pairs)
+
+
 def _rows(path: Path, model_sha256: str) -> tuple[str, list[dict[str, Any]]]:
     """The method of the whole plan and its groups."""
     try:
-        if path.stat().st_size > LARGEST_FILE:
+        file = path.stat()
+        if not stat.S_ISREG(file.st_mode):
+            raise OptionError(f"the plan {path} cannot be read: it is no regular file")
+        if file.st_size > LARGEST_FILE:
             raise OptionError(f"{path} is too large to be a plan")
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
     except OSError as error:
         raise OptionError(f"the plan {path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise OptionError(f"the plan {path} is not JSON: {error}") from error
+        raise OptionError(f"the plan {path} is not JSON as a plan needs it: {error}") from error
     if not isinstance(plan, dict) or plan.get("schema") != SCHEMA:
         found = plan.get("schema") if isinstance(plan, dict) else None
         raise OptionError(f"{path} is no plan: its schema is {found!r}, needed is {SCHEMA!r}")

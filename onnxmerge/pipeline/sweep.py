@@ -1,6 +1,5 @@
 """`sweep`: a model for each of several targets, and with them the curve of size and speed against fidelity."""
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -19,6 +18,7 @@ from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.onnxio.model_files import as_file, external_files, model_name
 from onnxmerge.onnxio.output_files import check_output_file, write_atomically
 from onnxmerge.onnxio.storage import fits_one_message
+from onnxmerge.onnxio.work_folder import WorkFolder
 from onnxmerge.options import DEFAULT_TARGETS, SIZES, Progress, silent
 from onnxmerge.options.keywords import takes
 from onnxmerge.parallel.tasks import LostTask, run_tasks
@@ -114,12 +114,12 @@ def _sweep_file(
     names = {target: f"{model.stem}-{target.replace('=', '-')}.onnx" for target in by_target}
     if folder is not None:
         _check_folder(folder, names.values(), model, common)
-    with tempfile.TemporaryDirectory(prefix="onnxmerge-") as temporary:
-        outputs = {target: (folder or Path(temporary)) / name for target, name in names.items()}
+    with WorkFolder() as temporary:
+        outputs = {target: (folder or temporary.path) / name for target, name in names.items()}
         inline = not external_files(analysed.model) and fits_one_message(analysed.model)
         content, path = model.read_bytes() if inline else None, model.absolute()
         tasks = {
-            target: PointTask(path, content, outputs[target].absolute(), options, Path(temporary))
+            target: PointTask(path, content, outputs[target].absolute(), options, temporary.path)
             for target, options in by_target.items()
         }
         outcomes = _outcomes(tasks, analysed, executor, jobs, progress)

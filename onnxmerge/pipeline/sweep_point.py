@@ -1,11 +1,11 @@
 """One point of a sweep, compressed in any process on any machine: the same bytes everywhere."""
 
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxmerge.errors import ModelError, OnnxMergeError, VerificationError
 from onnxmerge.graph.analysed_model import AnalysedModel
+from onnxmerge.onnxio.work_folder import WorkFolder
 from onnxmerge.pipeline.compress import compress_file
 from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.results import Compression
@@ -68,8 +68,8 @@ def compress_point(task: PointTask, analysed: AnalysedModel | None = None) -> Po
     if task.content is None or analysed is not None:
         return _compress_in_place(task, analysed)
     folder = task.temporary_folder if task.temporary_folder.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="onnxmerge-", dir=folder) as own_folder:
-        model, output = Path(own_folder) / "before" / task.model.name, Path(own_folder) / "after" / task.output.name
+    with WorkFolder(folder) as own:
+        model, output = own.path / "before" / task.model.name, own.path / "after" / task.output.name
         model.parent.mkdir()
         output.parent.mkdir()
         model.write_bytes(task.content)

@@ -1,0 +1,187 @@
+"""Hidden folders in which files are made before they get their names; the next run removes what a killed one left of them.
+
+A work folder holds a journal, locked as long as its process lives, of the files outside of it that the run has made or is about
+to do without. At the end of the run, or where that was killed in the next one, these files go unless another file of their
+folder names them, as a model names its data file. So nothing that is needed is ever removed, whenever a process ends.
+"""
+
+import mmap
+import os
+import secrets
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import IO, Self
+
+from onnxmerge.onnxio.validation import PROTOBUF_LIMIT_BYTES
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nobody can tell whether a journal's process lives: what was left stays
+    fcntl = None  # type: ignore[assignment]
+
+PREFIX = ".onnxmerge-"
+RANDOM_NAME = "[0-9a-f]" * 8  # what follows in the name
+JOURNAL = "onnxmerge-journal"
+TURN_TRIES, TURN_SECONDS = 100, 0.02  # 2 s, many times what it takes to put files in place
+END = b"\0"  # of a file name in a journal: no name can contain it
+
+_in_use: set[Path] = set()
+"""The work folders of this process."""
+
+
+class WorkFolder:
+    """A folder for unfinished and temporary files; a context manager that removes it.
+
+    Parameters
+    ----------
+    parent : Path, optional
+        Where it is made, and what killed runs left is removed; by default the system's folder for temporary files.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    remove : callable
+        Removes it, and the files in the journal that nothing needs; also called with the last reference to this object.
+    """
+
+    def __init__(self, parent: Path | None = None) -> None:
+        self.parent = Path(parent or tempfile.gettempdir())
+        for folder in self.parent.glob(f"{PREFIX}{RANDOM_NAME}"):
+            _remove_leftover(folder)
+        self.path, self._journal = _new_folder(self.parent)
+        self.remove = weakref.finalize(self, _remove_own, self.path, self._journal)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def reserve(self, name: str) -> Path:
+        """Make an empty file beside the folder, called `name`.data or, where that is taken, `name`.1.data and so on."""
+        for number in count():
+            file = self.parent / (f"{name}.{number}.data" if number else f"{name}.data")
+            if not os.path.lexists(file):
+                self.disown([file.name])
+                with suppress(FileExistsError):
+                    file.open("x").close()
+                    return file
+        raise AssertionError  # numbers do not end
+
+    def disown(self, names: list[str]) -> None:
+        """Let files beside the folder go with it, except those that another file names at that time."""
+        self._journal.write(b"".join(os.fsencode(name) + END for name in names))
+        self._journal.flush()
+
+    def publish(self, draft: Path, target: Path, like: Path | None = None) -> None:
+        """Move a finished file out of the folder, with the mode of `like`, by default of the file that it replaces."""
+        with suppress(FileNotFoundError):
+            shutil.copymode(like or target, draft)
+        os.replace(draft, target)
+
+
+@contextmanager
+def taking_turns(folder: Path) -> Iterator[None]:
+    """Let runs that write into a folder put their files in place one after the other, so that each sees what the others did.
+
+    A program that holds the lock of the folder for long is not waited for: without a turn data files may be left, none broken.
+    """
+    with ExitStack() as closing:
+        with suppress(OSError):  # Windows, or a folder that must not be listed
+            handle = os.open(folder, os.O_RDONLY)
+            closing.callback(os.close, handle)
+            for _ in range(TURN_TRIES):
+                with suppress(BlockingIOError):
+                    _lock(handle, wait=False)
+                    break
+                time.sleep(TURN_SECONDS)
+        yield
+
+
+def remove_all() -> None:
+    """Remove the work folders of this process, which is about to end."""
+    for folder in list(_in_use):
+        with suppress(OSError):
+            _remove(folder)
+
+
+def _new_folder(parent: Path) -> tuple[Path, IO[bytes]]:
+    """A new folder and its journal, locked. Another run that takes it for a leftover until it is locked may have removed it."""
+    while True:
+        folder = parent / f"{PREFIX}{secrets.token_hex(4)}"
+        _in_use.add(folder)
+        folder.mkdir(0o700)
+        with suppress(FileNotFoundError):
+            journal = (folder / JOURNAL).open("xb")
+            with suppress(OSError):  # some network file systems know no locks; nobody removes what cannot be locked
+                _lock(journal, wait=True)
+            if (folder / JOURNAL).exists():
+                return folder, journal
+            journal.close()
+
+
+def _lock(file: IO[bytes] | int, wait: bool) -> None:
+    """OSError where another process holds the lock, or there are none here."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    elif not wait:
+        raise OSError("no locks here")
+
+
+def _remove_own(folder: Path, journal: IO[bytes]) -> None:
+    with journal, suppress(OSError):  # what cannot be removed now is a leftover for the next run
+        _remove(folder)
+    _in_use.discard(folder)
+
+
+def _remove_leftover(folder: Path) -> None:
+    """Remove a work folder of this user's whose process has ended."""
+    with suppress(OSError):
+        if not (folder / JOURNAL).exists():
+            folder.rmdir()  # which succeeds where a process ended before it had a journal
+            return
+        with (folder / JOURNAL).open("rb") as journal:
+            _lock(journal, wait=False)
+            if os.fstat(journal.fileno()).st_uid == os.geteuid():
+                _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """The journal goes last, so that a removal that is interrupted goes on in the next run."""
+    journal = folder / JOURNAL
+    names = map(os.fsdecode, journal.read_bytes().split(END)[:-1] if journal.exists() else [])
+    for file in [folder.parent / name for name in names if os.path.basename(name) == name]:
+        if not _is_named(file, folder):
+            with suppress(OSError):
+                file.unlink()
+    for child in folder.iterdir():
+        if child != journal:
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+    journal.unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def _is_named(file: Path, besides: Path) -> bool:
+    """Whether a file beside a file, or the journal of another work folder, holds its name, or cannot be read."""
+    others = [each for each in file.parent.iterdir() if each != file and each.is_file()]
+    others += [each for each in file.parent.glob(f"{PREFIX}{RANDOM_NAME}/{JOURNAL}") if each.parent != besides]
+    return any(_holds(each, os.fsencode(file.name)) for each in others)
+
+
+def _holds(file: Path, name: bytes) -> bool:
+    try:
+        if not 0 < file.stat().st_size < PROTOBUF_LIMIT_BYTES:  # too large to be a model
+            return False
+        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(name) >= 0
+    except FileNotFoundError:  # another run has removed it meanwhile
+        return False
+    except OSError:
+        return True

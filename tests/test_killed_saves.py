@@ -1,0 +1,146 @@
+"""A process may be killed at any moment: no file is ever broken, and the next run removes what was left, and nothing else."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import pytest
+from running import built, run
+from topologies import TOPOLOGIES
+
+from onnxmerge.onnxio import model_files, output_files, saving, storage, work_folder
+from onnxmerge.onnxio.model import Model
+from onnxmerge.onnxio.output_files import write_atomically
+from onnxmerge.onnxio.saving import save
+from onnxmerge.onnxio.work_folder import PREFIX, WorkFolder
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked to be killed")
+
+FEEDS = {"x": np.ones((1, 3, 8, 8), np.float32)}
+TRACED = {work_folder.__file__, saving.__file__, output_files.__file__}
+READS_ONLY = {"_holds", "_is_named", "<genexpr>", "<listcomp>", "_data_of", "_check", "check_output_file"}
+"""Functions of these modules that change nothing, so that it is all the same where in them a process ends."""
+
+STRANGERS = {
+    f"{PREFIX}mine/letter": b"not made here",
+    f"{PREFIX}12345678/letter": b"of the right name, but without a journal",
+    "weights.data": b"of nobody",
+    "m.onnx.7.data": b"named by a model of another kind",
+    "model.bin": b"which reads m.onnx.7.data",
+}
+KEPT = {name.split("/")[0] for name in STRANGERS}
+
+
+@pytest.fixture(params=["one file", "data beside"])
+def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    if request.param == "data beside":
+        monkeypatch.setattr(storage, "MESSAGE_LIMIT_BYTES", 512)
+        monkeypatch.setattr(storage, "SMALL_TENSOR_BYTES", 64)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # which takes most of the time, and is for computers that stop
+    monkeypatch.setattr(saving, "_check", lambda *_: None)
+    path = tmp_path / "in.onnx"
+    path.write_bytes(built(TOPOLOGIES["conv-relu-conv"]).SerializeToString())
+    return model_files.load(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of files that must stay as they are."""
+    folder = tmp_path / "out"
+    for name, content in STRANGERS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def killed_at(step: int, action: Callable[[], object]) -> bool:
+    """Whether another process was killed before the line of that number among those that write; False where it ended before."""
+    child = os.fork()
+    if not child:
+        steps = count(1)
+
+        def trace(frame: FrameType, event: str, _: object) -> Callable[..., object] | None:
+            if frame.f_code.co_filename not in TRACED or frame.f_code.co_name in READS_ONLY:
+                return None
+            if event == "line" and next(steps) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            action()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def data_of(path: Path) -> set[str]:
+    return {file.name for file in model_files.external_files(model_files.load(path))}
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "over an older one"])
+def test_a_save_that_is_killed(model: Model, folder: Path, there: bool) -> None:
+    target, other = folder / "m.onnx", folder / "n.onnx"
+    expected = run(model.path, FEEDS)
+    for step in count(1):
+        if there:
+            save(model, target)
+        if not killed_at(step, lambda: save(model, target)):
+            break
+        assert target.exists() >= there
+        if target.exists():
+            assert np.array_equal(run(target, FEEDS), expected)
+        save(model, other)  # the next run writes another file of the folder
+        models = [path for path in (target, other) if path.exists()]
+        assert set(os.listdir(folder)) == {*KEPT, *(path.name for path in models), *set().union(*map(data_of, models))}
+        for path in models:
+            for name in (path.name, *data_of(path)):
+                (folder / name).unlink()
+    assert step > 40
+    assert {name: (folder / name).read_bytes() for name in STRANGERS} == STRANGERS
+
+
+def test_a_report_that_is_killed(folder: Path) -> None:
+    target = folder / "report.html"
+
+    def write() -> None:
+        write_atomically(target, "the report", lambda draft: draft.write_text("new"))
+
+    for step in count(1):
+        target.write_text("old")
+        if not killed_at(step, write):
+            break
+        assert target.read_text() in ("old", "new")
+        write()
+        assert set(os.listdir(folder)) == {*KEPT, "report.html"}
+    assert step > 20
+
+
+def test_a_folder_whose_process_lives_stays(tmp_path: Path) -> None:
+    with WorkFolder(tmp_path) as first:
+        data = first.reserve("m.onnx")
+        with WorkFolder(tmp_path) as second:
+            assert second.reserve("m.onnx") != data
+            second.disown([data.name])
+        assert first.path.is_dir()
+        assert data.exists()
+    assert os.listdir(tmp_path) == []
+
+
+def test_runs_that_write_the_same_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "MESSAGE_LIMIT_BYTES", 512)
+    monkeypatch.setattr(storage, "SMALL_TENSOR_BYTES", 64)
+    path, target = tmp_path / "in.onnx", tmp_path / "out" / "m.onnx"
+    path.write_bytes(built(TOPOLOGIES["conv-relu-conv"]).SerializeToString())
+    target.parent.mkdir()
+    model = model_files.load(path)
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(lambda _: save(model, target), range(24)))
+    assert set(os.listdir(target.parent)) == {"m.onnx", *data_of(target)}
+    assert np.array_equal(run(target, FEEDS), run(path, FEEDS))
