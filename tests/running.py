@@ -12,7 +12,7 @@ from topologies import Topology
 
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 
-PRODUCERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+PRODUCERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"}
 LAYERS = PRODUCERS | {"LSTM", "GRU", "RNN", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
 
 

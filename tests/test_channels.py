@@ -13,6 +13,7 @@ from onnxmerge.errors import Reason, Refusal
 from onnxmerge.graph.channel_analysis import analyse_channels
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.merge_validity import pre_activations
+from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio.model import from_proto
 from onnxmerge.pipeline.compress import compress
 
@@ -71,7 +72,7 @@ def test_an_unknown_operator_pins_what_enters_it() -> None:
     model = built(topology)
     shapes = {name: (2, 8, 8, 8) for name in ("conv_a_y", "relu_1_y", "mystery_2_y")}
     shapes |= {"x": (2, 3, 8, 8), "conv_b_y": (2, 6, 8, 8), "relu_4_y": (2, 6, 8, 8), "out_y": (2, 4, 8, 8)}
-    channels = analyse_channels(from_proto(model), shapes)
+    channels = analyse_channels(TensorFacts(from_proto(model), shapes))
     assert {name: free_channels(channels).get(name, 0) for name in topology.removable} == topology.removable
     reason = next(refusal.text for refusal in channels.refusals if refusal.where == "conv_a")
     assert "Mystery" in reason

@@ -33,6 +33,9 @@ REFUSED = {
     ("shuffle-v2-unit", "stem"),
     ("shuffle-v2-unit", "conv_a"),
     ("shuffle-v2-unit", "conv_c"),
+    ("gate-expanded-to-shape", "conv_a"),
+    ("group-norm-of-dynamic-size", "conv_a"),
+    ("embedding-added", "fc_a"),
 }
 # Weights that `scaled_duplicates` cannot write: by hand, the tensors whose first axis holds the channels of the first producer.
 BY_HAND = {
@@ -42,13 +45,23 @@ BY_HAND = {
     "weight-behind-squeeze": ("stored", "conv_a_b"),
     "weight-behind-reshape": ("stored", "conv_a_b"),
     "shared-weight-joined": ("shared_w", "shared_b"),
+    "einsum-sequence": ("fc_a_w",),
+    "einsum-image": ("conv_a_w", "conv_a_b"),
     "bias-shared-through-identity": ("conv_a_w", "stored_b"),
     "bn-scale-and-variance-one-tensor": ("conv_a_w", "conv_a_b"),
 }
-# One bias for all channels, one set of BatchNormalization parameters for two layers: no duplicates can be made. A channel that
-# the consumer reads twice, and its copy that is read once, are not the same to the program: it drops the copy. Where channels
-# leave in pairs, a pair is no multiple of itself.
-WITHOUT = {"gemm-bias-scalar", "bn-parameters-shared", "gather-channels-repeated", "gather-channels-onto-two-axes"}
+# One bias for all channels, one weight or set of BatchNormalization parameters for two layers: no duplicates can be made. A
+# channel that the consumer reads twice, and its copy that is read once, are not the same to the program: it drops the copy. Where
+# channels leave in pairs, a pair is no multiple of itself.
+WITHOUT = {
+    "gemm-bias-scalar",
+    "bn-parameters-shared",
+    "gather-channels-repeated",
+    "gather-channels-onto-two-axes",
+    "slice-channels-in-steps",
+    "tied-with-its-transpose",
+    "tied-gemm-transb",
+}
 
 
 def cases() -> list:

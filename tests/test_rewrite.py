@@ -19,6 +19,10 @@ RUNNABLE = [topology for topology in TOPOLOGIES.values() if topology.runnable]
 SHRINKING = [topology for topology in RUNNABLE if any(topology.removable.values())]
 
 
+# One weight for two layers, of which the zeros are written into one.
+UNTIED = {"tied-with-its-transpose", "tied-gemm-transb"}
+
+
 def rows(topologies: Sequence[Topology]) -> list:
     return [pytest.param(topology, id=topology.id) for topology in topologies]
 
@@ -43,10 +47,13 @@ def test_a_ratio_of_zero_changes_no_bit(topology: Topology, tmp_path: Path) -> N
 
 
 def half_of(group: ChannelGroup) -> Removal:
-    """Every second removable channel leaves, equally many of every convolution group, never all of one."""
+    """Every second removable channel leaves, equally many of every convolution group, never all of one or of a tensor."""
     parts = [np.flatnonzero(group.removable & (group.conv_groups == each)) for each in np.unique(group.conv_groups)]
     count = min(min(len(part), (group.conv_groups == group.conv_groups[part[0]]).sum() - 1) for part in parts) if parts else 0
     going = np.concatenate([part[::2][: (count + 1) // 2] for part in parts])
+    for piece in group.pieces:
+        if set(np.flatnonzero(piece)) <= set(going):
+            going = np.setdiff1d(going, np.flatnonzero(piece)[:1])
     return Removal(group, np.setdiff1d(np.arange(group.size), going), "prune")
 
 
@@ -77,7 +84,8 @@ def test_removing_what_nobody_reads_changes_nothing(topology: Topology, tmp_path
         before = export(channels.model).SerializeToString()
         small, whole = (export(rewrite(channels, each, zeroed)) for each in (removals, []))
         assert export(channels.model).SerializeToString() == before  # the model at hand stays as it is
-        assert size(small) < size(whole) == size(model)
+        assert size(small) < size(whole)
+        assert size(whole) == size(model) or topology.id in UNTIED
         error = relative_error(run(whole, feeds), run(small, feeds))
         assert error < tolerance_of(topology, 1e-5), groups[chosen[0]].name
 
@@ -173,6 +181,9 @@ def counted_macs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> int:
     total = 0
     for node in layers:
         left, right, out = (shapes[name] for name in (*node.input[:2], node.output[0]))
+        if node.op_type == "Einsum":  # every axis stands in two of the three
+            total += round(np.sqrt(np.prod(left) * np.prod(right) * np.prod(out)))
+            continue
         transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
         summed = {"Conv": right[1:], "Gemm": left[:1] if transposed else left[1:], "MatMul": left[-1:]}
         values = left if node.op_type == "ConvTranspose" else out

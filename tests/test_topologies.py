@@ -10,7 +10,7 @@ from topologies.duplicates import Weights
 ROWS = [pytest.param(topology, id=topology.id) for topology in TOPOLOGIES.values()]
 MERGED = [pytest.param(topology, id=topology.id) for topology in TOPOLOGIES.values() if topology.merge and topology.runnable]
 REFUSED = [pytest.param(topology, id=topology.id) for topology in TOPOLOGIES.values() if topology.merge is False]
-PRODUCERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+PRODUCERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"}
 
 # Homogeneous in one number for all channels, but the channels differ: unequal slopes, unequal depthwise kernels.
 DIFFERENT_CHANNELS = {"prelu-unequal-slopes", "depthwise", "depthwise-multiplier-2"}
@@ -26,6 +26,9 @@ NO_DUPLICATES = {
     "bias-shared-through-identity",
     "bn-parameters-shared",
     "bn-scale-and-variance-one-tensor",
+    "einsum-image",
+    "tied-with-its-transpose",
+    "tied-gemm-transb",
 }
 
 
@@ -44,8 +47,9 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], extra: tuple[str, 
 
 
 def declared_shapes(model: onnx.ModelProto) -> list[tuple[int, ...]]:
-    """Declared output shapes with the batch put in: 2."""
-    return [tuple(2 if d.dim_param else d.dim_value for d in o.type.tensor_type.shape.dim) for o in model.graph.output]
+    """Declared output shapes with the batch put in, 2, and height and width, 8."""
+    sizes = {"N": 2, "H": 8, "W": 8}
+    return [tuple(sizes.get(d.dim_param, d.dim_value) for d in o.type.tensor_type.shape.dim) for o in model.graph.output]
 
 
 def channel_groups(topology: Topology) -> list[tuple[str, ...]]:

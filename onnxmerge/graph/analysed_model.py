@@ -1,24 +1,23 @@
 """A model that is ready to be decided on: its channels, the shapes of its tensors, and what it costs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx.inliner
 
-from onnxmerge.errors import ModelError
+from onnxmerge.errors import ModelError, one_line
 from onnxmerge.execution.example_feeds import random_values
 from onnxmerge.execution.first_run import first_observations
 from onnxmerge.execution.shapes import Observations
 from onnxmerge.graph.channel_analysis import analyse_channels
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.cost import total_macs, total_parameters
-from onnxmerge.graph.tensor_facts import Shapes
+from onnxmerge.graph.tensor_facts import Shapes, TensorFacts
 from onnxmerge.onnxio.external_data import external_bytes
 from onnxmerge.onnxio.finite import is_finite, weights_not_finite
-from onnxmerge.onnxio.model import Model
-from onnxmerge.onnxio.model_files import load
+from onnxmerge.onnxio.model import Model, from_proto
+from onnxmerge.onnxio.model_files import TemporaryModel, load
 from onnxmerge.results import Size
 
 
@@ -63,6 +62,11 @@ def shapes_of(observed: Observations) -> dict[str, tuple[int, ...]]:
     return {name: observation.shape for name, observation in observed.items()}
 
 
+def values_of(observed: Observations) -> dict[str, np.ndarray]:
+    """Tensor name -> value in a run, of those whose value was kept."""
+    return {name: observation.value for name, observation in observed.items() if observation.value is not None}
+
+
 def analyse_model(path: Path, max_memory: int | None = None) -> AnalysedModel:
     """Load a model, run it on small random inputs, and find its channel groups.
 
@@ -78,12 +82,15 @@ def analyse_model(path: Path, max_memory: int | None = None) -> AnalysedModel:
     ModelError
         The file is no valid model, the model does not run, or a weight holds NaN or infinity.
     """
-    model = load(path)
-    observed, observed_otherwise = first_observations(path, model.proto, label=path.name, max_memory=max_memory)
+    model, source = load(path), path
+    if model.proto.functions:
+        model = _inlined(model)
+        temporary = TemporaryModel(model)
+        source = temporary.path
+    observed, observed_otherwise = first_observations(source, model.proto, label=path.name, max_memory=max_memory)
     shapes = shapes_of(observed)
-    other_shapes = None if observed_otherwise is None else shapes_of(observed_otherwise)
-    values = {name: observation.value for name, observation in observed.items() if observation.value is not None}
-    channels = analyse_channels(model, shapes, other_shapes, values)
+    others = () if observed_otherwise is None else (shapes_of(observed_otherwise), values_of(observed_otherwise))
+    channels = analyse_channels(TensorFacts(model, shapes, values_of(observed), *others))
     of_layers = [
         f"the weight of {each.name} holds NaN or infinity" for each in channels.layers if not is_finite(each.stored_weight)
     ]
@@ -92,6 +99,14 @@ def analyse_model(path: Path, max_memory: int | None = None) -> AnalysedModel:
         raise ModelError(f"{path}: {not_finite[0]}; export the model anew")
     size = size_of(model, shapes, path.stat().st_size + external_bytes(model.proto))
     return AnalysedModel(model, channels, observed, size, observed_otherwise)
+
+
+def _inlined(model: Model) -> Model:
+    """The model with the nodes of its functions in their place: functions hold layers, and are not followed."""
+    try:
+        return from_proto(onnx.inliner.inline_local_functions(model.proto), model.path)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"{model.path}: its functions cannot be inlined: {one_line(error)}") from error
 
 
 def size_of(model: Model, shapes: Shapes, file_bytes: int) -> Size:

@@ -5,23 +5,17 @@ Every output channel of every layer gets an id, and one pass over the nodes foll
 outputs, or what an operator mixes, is pinned.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-
-import numpy as np
-
 from onnxmerge.errors import Reason, Refusal, refusal
 from onnxmerge.graph.channel_grouping import form_groups
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.channel_ids import collapse, varying_axes
 from onnxmerge.graph.channel_propagation import ChannelPropagation
-from onnxmerge.graph.nodes import node_name
+from onnxmerge.graph.nodes import node_name, node_refusal
 from onnxmerge.graph.operators.table import operator_of
+from onnxmerge.graph.operators.unsupported import not_followed
 from onnxmerge.graph.shared_weights import SharedWeights
-from onnxmerge.graph.tensor_facts import Shapes, TensorFacts
+from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio import surgeon as gs
-from onnxmerge.onnxio.model import Model
 
 # Operators with weights of their own: each that stays as it is has a reason.
 _LAYER_OPERATORS = frozenset(
@@ -30,21 +24,13 @@ _LAYER_OPERATORS = frozenset(
 )
 
 
-def analyse_channels(
-    model: Model, shapes: Shapes, other_shapes: Shapes | None = None, values: Mapping[str, np.ndarray] | None = None
-) -> Channels:
-    """Find the channel groups of a model. The model stays as it is.
+def analyse_channels(facts: TensorFacts) -> Channels:
+    """Find the channel groups of a model, which stays as it is.
 
     Parameters
     ----------
-    model : Model
-        The model.
-    shapes : Mapping[str, tuple of int]
-        Concrete shape of every tensor of the main graph in one run, by name.
-    other_shapes : Mapping[str, tuple of int] or None
-        The same in a run with other sizes of the dynamic axes; None where nothing is dynamic.
-    values : Mapping[str, ndarray] or None
-        Small integer tensors of the first run by name, since graphs compute shapes.
+    facts : TensorFacts
+        The model, with what was seen when it was run.
 
     Returns
     -------
@@ -58,16 +44,16 @@ def analyse_channels(
     >>> model = from_proto(parser.parse_model('''<ir_version: 8, opset_import: ["": 17]>
     ...     mlp (float[1, 2] x) => (float[1, 2] y) <float[2, 3] v = {1, 2, 3, 4, 5, 6}, float[3, 2] w = {1, 2, 3, 4, 5, 6}>
     ...     { hidden = Gemm(x, v)  active = Relu(hidden)  y = Gemm(active, w) }'''))
-    >>> channels = analyse_channels(model, {"x": (1, 2), "hidden": (1, 3), "active": (1, 3), "y": (1, 2)})
+    >>> channels = analyse_channels(TensorFacts(model, {"x": (1, 2), "hidden": (1, 3), "active": (1, 3), "y": (1, 2)}))
     >>> [(group.name, group.size) for group in channels.groups]
     [('Gemm(hidden)', 3)]
     >>> [(refusal.where, refusal.text) for refusal in channels.refusals]
     [('Gemm(y)', 'written to the graph output y')]
     """
-    propagation = ChannelPropagation(TensorFacts(model, shapes, other_shapes, values or {}))
-    for node in model.graph.nodes:
+    propagation = ChannelPropagation(facts)
+    for node in facts.model.graph.nodes:
         _visit(propagation, node)
-    for tensor in model.graph.outputs:
+    for tensor in facts.model.graph.outputs:
         propagation.pin(propagation.ids(tensor), refusal(tensor.name, Reason.GRAPH_OUTPUT, output=tensor.name))
     shared_weights = SharedWeights(propagation)
     shared_weights.unite_channels()
@@ -81,13 +67,19 @@ def _visit(propagation: ChannelPropagation, node: gs.Node) -> None:
         _visit_body(propagation, node, body)
     if all(propagation.constant(output) is not None for output in node.outputs if output.name):
         return
-    result = _missing_shape(propagation, node) or operator_of(node).propagate(propagation, node)
+    rule = operator_of(node).propagate
+    result = (None if rule is not_followed else _missing_shape(propagation, node)) or rule(propagation, node)
     if isinstance(result, Refusal):
         propagation.refusals.append(result)
         for tensor in node.inputs:
             propagation.pin(propagation.ids(tensor), result)
         return
-    for output, ids in zip(node.outputs, result, strict=True):
+    for output in node.outputs[len(result) :]:
+        if propagation.facts.is_read(output):
+            why = node_refusal(node, Reason.OUTPUT_READ, tensor=output.name)
+            for tensor in node.inputs:
+                propagation.pin(propagation.ids(tensor), why)
+    for output, ids in zip(node.outputs, result, strict=False):
         if output.name and varying_axes(ids):
             propagation.tensor_ids[output.name] = ids
         elif output.name:

@@ -1,10 +1,8 @@
 """From channel ids to channel groups: what one layer writes, or one grouped convolution binds, is decided together."""
 
-from __future__ import annotations
-
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -28,7 +26,8 @@ def form_groups(propagation: ChannelPropagation, shared_weight_keys: frozenset[s
     layers = [replace(each, in_ids=ids[each.in_ids], out_ids=ids[each.out_ids]) for each in propagation.layers]
     parameters = [replace(each, ids=ids[each.ids]) for each in propagation.parameters]
     equal_groups = [replace(each, ids=ids[each.ids]) for each in propagation.equal_groups]
-    formation = _GroupFormation(ids, layers, parameters, equal_groups)
+    tensor_ids = {name: collapse(ids[of_tensor]) for name, of_tensor in propagation.tensor_ids.items()}
+    formation = _GroupFormation(ids, layers, parameters, equal_groups, tensor_ids.values())
     groups = [formation.group(number, pins) for number in formation.numbers()]
     refusals = [*propagation.refusals]
     refusals += [group.refusal_of(name) for group in groups if group.refusal is not None for name in group.layer_names]
@@ -39,7 +38,7 @@ def form_groups(propagation: ChannelPropagation, shared_weight_keys: frozenset[s
         facts=propagation.facts,
         layers=tuple(layers),
         parameters=tuple(parameters),
-        tensor_ids={name: collapse(ids[of_tensor]) for name, of_tensor in propagation.tensor_ids.items()},
+        tensor_ids=tensor_ids,
         id_count=len(ids),
         shared_weight_keys=shared_weight_keys,
         groups=tuple(sorted(groups, key=lambda group: order[id(group.producers[0].node)])),
@@ -47,11 +46,26 @@ def form_groups(propagation: ChannelPropagation, shared_weight_keys: frozenset[s
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Holder:
+    """What a tensor, a weight or a per-channel constant holds of one group: ids, how often each, and whether that must not be
+    removed as a whole, since it holds no others, or more of another group."""
+
+    ids: Ids
+    counts: np.ndarray
+    is_piece: bool
+
+
 class _GroupFormation:
     """Which group each id belongs to, by number, and the layers, parameters and grouped convolutions of each group."""
 
     def __init__(
-        self, ids: Ids, layers: list[Layer], parameters: list[ChannelParameter], equal_groups: list[EqualGroups]
+        self,
+        ids: Ids,
+        layers: list[Layer],
+        parameters: list[ChannelParameter],
+        equal_groups: list[EqualGroups],
+        tensor_ids: Iterable[Ids],
     ) -> None:
         connected = UnionFind()
         connected.new_ids(len(ids) - 1)
@@ -65,6 +79,8 @@ class _GroupFormation:
         self._consumers = self._by_number(layers, lambda layer: layer.in_ids)
         self._parameters = self._by_number(parameters, lambda parameter: parameter.ids)
         self._equal_groups = self._by_number(equal_groups, lambda each: each.ids)
+        of_layers = [ids for layer in layers for ids in (layer.in_ids, layer.out_ids)]
+        self._holders = self._find_holders([*of_layers, *(each.ids for each in parameters), *tensor_ids])
 
     def _by_number(self, parts: list[T], ids_of: Callable[[T], Ids]) -> dict[int, list[T]]:
         by_number: dict[int, list[T]] = defaultdict(list)
@@ -73,6 +89,19 @@ class _GroupFormation:
             for number in np.unique(self._number[ids[ids > 0]]).tolist():
                 by_number[number].append(part)
         return by_number
+
+    def _find_holders(self, held_ids: list[Ids]) -> dict[int, list[_Holder]]:
+        """By number of the group what holds channels of it, the same only once."""
+        holders: dict[int, dict[bytes, _Holder]] = defaultdict(dict)
+        for held in held_ids:
+            present, counts = np.unique(held, return_counts=True)
+            numbers, sizes = np.unique(self._number[present], return_counts=True)
+            alone = numbers[np.argmin(sizes)] if len(present) and present[0] > 0 else 0
+            for number in numbers[numbers > 0].tolist():
+                own = self._number[present] == number
+                holder = _Holder(present[own], counts[own], bool(number == alone))
+                holders[number][holder.ids.tobytes() + holder.counts.tobytes() + bytes([holder.is_piece])] = holder
+        return {number: sorted(found.values(), key=lambda each: len(each.ids)) for number, found in holders.items()}
 
     def numbers(self) -> list[int]:
         """The numbers of all groups, in the order of their first channels."""
@@ -94,7 +123,13 @@ class _GroupFormation:
         if why is None and count == 1:
             why = Refusal("", Reason.ALL_AT_ONCE)
         name = producers[0].name if producers else ""
-        return ChannelGroup(name, channel_ids, removable, conv_groups, producers, consumers, tuple(self._parameters[number]), why)
+        occurrences = np.zeros((len(self._holders[number]), count), np.int64)
+        for holder, row in zip(self._holders[number], occurrences, strict=True):
+            row[index[holder.ids]] = holder.counts
+        pieces = occurrences[[holder.is_piece for holder in self._holders[number]]] > 0
+        classes = np.unique(np.vstack([conv_groups, occurrences]), axis=1, return_inverse=True)[1].reshape(-1)
+        parameters = tuple(self._parameters[number])
+        return ChannelGroup(name, channel_ids, removable, conv_groups, producers, consumers, parameters, why, pieces, classes)
 
 
 def _conv_groups(index: Ids, count: int, equal_groups: list[EqualGroups]) -> np.ndarray | Refusal:

@@ -1,7 +1,5 @@
 """What the channel analysis of a model finds: channel groups, the layers that write and read them, and reasons for the rest."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -39,6 +37,12 @@ class ChannelGroup:
         Per-channel constants between producers and consumers.
     refusal : Refusal or None
         Why channels are not removable, None where all are.
+    pieces : ndarray of shape (p, n), bool
+        Channels of which at least one must stay, since a tensor, a weight or a per-channel constant holds no others: what one
+        producer writes, one consumer reads, or one output of a Split is. The smallest first.
+    merge_classes : ndarray of shape (n,), int
+        Labels: a channel can take the place of another of the same label. They stand equally often in every tensor, so that the
+        same operators treat them, and are of the same group of a grouped convolution.
     """
 
     name: str
@@ -49,6 +53,8 @@ class ChannelGroup:
     consumers: tuple[Consumer, ...]
     parameters: tuple[ChannelParameter, ...]
     refusal: Refusal | None
+    pieces: np.ndarray
+    merge_classes: np.ndarray
 
     @property
     def size(self) -> int:
@@ -60,15 +66,6 @@ class ChannelGroup:
         """Names of the nodes whose outputs are the group's channels: producers and depthwise convolutions."""
         depthwise = (node_name(parameter.node) for parameter in self.parameters if parameter.is_depthwise)
         return (*(producer.name for producer in self.producers), *depthwise)
-
-    @property
-    def merge_classes(self) -> np.ndarray:
-        """(n,) int labels: a channel can take the place of another of the same label.
-
-        They are read by the same consumers equally often, and are of the same group of a grouped convolution.
-        """
-        counts = np.stack([self.conv_groups, *((each.positions >= 0).sum(1) for each in self.consumers)], axis=1)
-        return np.unique(counts, axis=0, return_inverse=True)[1].reshape(-1)
 
     def refusal_of(self, layer_name: str) -> Refusal:
         """Why a layer of this group keeps channels; what stands in the way is the obstacle."""

@@ -3,8 +3,6 @@
 An *id array* has the rank of its tensor and broadcasts to the tensor's concrete shape; 0 means "no channel that could go".
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 Ids = np.ndarray

@@ -3,8 +3,6 @@
 Ids that meet in a join are united; ids that meet something which cannot shrink are pinned, with a reason: they are never removed.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -78,6 +76,8 @@ class ChannelPropagation:
         Why layers stay as they are.
     united : UnionFind
         Which ids are removed together.
+    named : dict[str, ndarray]
+        The channels that a constant holds, by its name, for constants that write channels.
     """
 
     facts: TensorFacts
@@ -88,6 +88,7 @@ class ChannelPropagation:
     pins: dict[int, Refusal] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
     united: UnionFind = field(default_factory=UnionFind)
+    named: dict[str, Ids] = field(default_factory=dict)
 
     def shape(self, tensor: gs.Tensor) -> tuple[int, ...] | None:
         """Concrete shape, None where it is not known."""
@@ -142,6 +143,12 @@ class ChannelPropagation:
         ids = self.unite_except(self.ids(tensor), [axis])
         extent = self.known_shape(tensor)[axis]
         return np.broadcast_to(ids.reshape(-1), extent)
+
+    def new_channels(self, constant: str, count: int) -> Ids:
+        """(count,) ids of the channels that a constant holds, the same at every call."""
+        if constant not in self.named:
+            self.named[constant] = self.united.new_ids(count)
+        return self.named[constant]
 
     def note_parameter(self, node: gs.Node, input_index: int, ids: Ids) -> None:
         """Note a per-channel constant, where any of its channels has an id."""

@@ -1,7 +1,5 @@
 """Constant folding: the values of initializers, Constant nodes, and whatever is computed from nothing but those, on demand."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Multiply-accumulates (MACs) and parameters of nodes and models, as the graph states them: predictions, never timings."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 
@@ -25,7 +23,7 @@ def node_macs(node: gs.Node, shapes: Shapes) -> int:
     Parameters
     ----------
     node : Node
-        The node; only Conv, ConvTranspose, Gemm and MatMul count, every other operator counts as 0.
+        The node; only Conv, ConvTranspose, Gemm, MatMul and Einsum count, every other operator counts as 0.
     shapes : Mapping[str, tuple of int]
         Concrete shape of every tensor by name.
 
@@ -100,7 +98,17 @@ def _matmul(node: gs.Node, shapes: Shapes) -> int:
     return math.prod(_shape(node.outputs[0], shapes)) * (left[-1] if left else 0)
 
 
-MACS = {"Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _gemm, "MatMul": _matmul}
+def _einsum(node: gs.Node, shapes: Shapes) -> int:
+    """The product of all extents; 0 where the equation leaves axes out ("...")."""
+    terms = str(node.attrs.get("equation", "")).replace(" ", "").partition("->")[0].split(",")
+    operands = [_shape(tensor, shapes) for tensor in node.inputs]
+    if [len(term) for term in terms] != [len(operand) for operand in operands] or len(terms) < 2:
+        return 0
+    pairs = zip("".join(terms), [extent for operand in operands for extent in operand], strict=True)
+    return math.prod(dict(pairs).values())
+
+
+MACS = {"Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _gemm, "MatMul": _matmul, "Einsum": _einsum}
 
 
 def _constant_nodes(graph: gs.Graph) -> Iterator[gs.Constant]:

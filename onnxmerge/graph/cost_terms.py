@@ -4,8 +4,6 @@ A layer with weight (out, in) whose outputs are channels of one group and whose 
 times the kept channels of both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -40,7 +38,7 @@ class CostTerms(NamedTuple):
     rows: np.ndarray
     columns: np.ndarray
 
-    def plus(self, other: CostTerms) -> CostTerms:
+    def plus(self, other: "CostTerms") -> "CostTerms":
         """The terms of both."""
         return CostTerms(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
 
@@ -107,6 +105,8 @@ def parameter_terms(channels: Channels, groups: Sequence[ChannelGroup], classes:
     counted: set[int] = set()
 
     def is_new(tensor: gs.Tensor) -> bool:
+        while tensor.inputs and tensor.inputs[0].op == "Transpose":
+            tensor = tensor.inputs[0].inputs[0]
         identity = id(gs.stored_values(tensor)) if isinstance(tensor, gs.Constant) else id(tensor)
         was_counted = identity in counted
         counted.add(identity)
@@ -146,8 +146,8 @@ def bias_terms(channels: Channels, groups: Sequence[ChannelGroup], classes: Cost
 
 
 def _has_bias(channels: Channels, layer: Layer) -> bool:
-    """Whether there is a constant that a bias can be added to: the node's own, or that of an Add behind a MatMul."""
-    if layer.node.op != "MatMul":
+    """Whether there is a constant that a bias can be added to: the node's own, or that of an Add behind it."""
+    if layer.takes_bias:
         return has_input(layer.node, 2)
     following = layer.node.outputs[0].outputs
     return len(following) == 1 and following[0].op == "Add" and any(channels.constant(t) is not None for t in following[0].inputs)

@@ -1,7 +1,5 @@
 """What follows a layer: the affine map of BatchNormalizations, the join and the ReLU that its output meets."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -106,9 +104,9 @@ def _computed_summand(channels: Channels, node: gs.Node, tensor: gs.Tensor) -> s
 def _batch_normalization(
     channels: Channels, node: gs.Node, matched: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """A BatchNormalization as scale and shift (out,) float64; None where its parameters are computed."""
+    """A BatchNormalization as scale and shift (out,) float64; None where it does not use constants alone."""
     values = [channels.constant(tensor) for tensor in node.inputs[1:5]]
-    if any(value is None for value in values):
+    if any(value is None for value in values) or node.attrs.get("training_mode", 0):
         return None
     gamma, beta, mean, variance = (value.astype(np.float64) for value in values if value is not None)
     name = str(node.outputs[0].name)

@@ -4,8 +4,6 @@ Weights come in one axis order, whatever operator holds them: (groups, outputs p
 is 1 but for grouped convolutions; the kernel of a convolution is flattened, and its size is 1 for Gemm and MatMul.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +17,7 @@ from onnxmerge.onnxio import surgeon as gs
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A Conv, ConvTranspose, Gemm or MatMul with a constant weight: it ends the channels that enter it and starts new ones.
+    """A Conv, ConvTranspose, Gemm, MatMul or Einsum with a constant weight: the channels that enter it end, new ones start.
 
     Attributes
     ----------
@@ -28,15 +26,20 @@ class Layer:
     weight_input : int
         Which of the node's inputs is the weight.
     layout : str
-        "conv" (out, in / groups, *kernel), "conv_transpose" (in, out / groups, *kernel), "rows" (out, in) or "columns" (in, out).
+        "conv" (out, in / groups, *kernel), "conv_transpose" (in, out / groups, *kernel), "rows" (..., out, in) or
+        "columns" (..., in, out) with leading axes of extent 1; a vector is one column.
     in_ids : ndarray of shape (groups, inputs per group)
         Channel ids that it reads, 0 where no channel can go.
     out_ids : ndarray of shape (groups, outputs per group)
         Channel ids that it writes.
     stored_weight : ndarray
         The weight in the layout and the dtype of the file.
-    rank : int
-        Number of axes of the tensor that it reads.
+    input_axis : int
+        The axis that it sums over, of the tensor that it reads.
+    output_axis : int
+        The channel axis of the tensor that it writes; with a weight that is a vector, one behind its last axis.
+    output_rank : int
+        Number of axes of the tensor that it writes.
     """
 
     node: gs.Node
@@ -45,7 +48,9 @@ class Layer:
     in_ids: Ids
     out_ids: Ids
     stored_weight: np.ndarray
-    rank: int
+    input_axis: int
+    output_axis: int
+    output_rank: int
 
     @property
     def key(self) -> str:
@@ -65,7 +70,7 @@ class Layer:
     @property
     def data(self) -> gs.Tensor:
         """The tensor that it reads beside its weight and bias."""
-        return self.node.inputs[1 - self.weight_input if self.node.op == "MatMul" else 0]
+        return self.node.inputs[1 - self.weight_input]
 
     @property
     def source(self) -> str:
@@ -73,18 +78,14 @@ class Layer:
         return str(self.data.name)
 
     @property
-    def input_axis(self) -> int:
-        """The axis that it sums over, of the tensor that it reads."""
-        if self.node.op == "Gemm":
-            return 0 if self.node.attrs.get("transA", 0) else 1
-        if self.node.op == "MatMul":
-            return self.rank - 1 if self.weight_input == 1 else self.rank - 2
-        return 1
+    def takes_bias(self) -> bool:
+        """Whether its operator has a bias, input 2; to others an Add behind them adds it."""
+        return self.node.op not in ("MatMul", "Einsum")
 
     @property
-    def output_axis(self) -> int:
-        """The channel axis of the tensor that it writes."""
-        return 1 if self.node.op == "Gemm" else self.input_axis
+    def bias_shape(self) -> tuple[int, ...]:
+        """The shape for `reshape` in which a bias (out,) broadcasts to the output."""
+        return (-1, *(1,) * (self.output_rank - 1 - self.output_axis))
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
@@ -145,7 +146,8 @@ class Layer:
             return weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
         if self.layout == "conv_transpose":
             return weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1).swapaxes(1, 2)
-        return (weight if self.layout == "rows" else weight.T)[None, :, :, None]
+        matrix = weight.reshape(weight.shape[-2:] if weight.ndim > 1 else (-1, 1))
+        return (matrix if self.layout == "rows" else matrix.T)[None, :, :, None]
 
     def stored(self, array: np.ndarray) -> np.ndarray:
         """A weight (groups, outputs per group, inputs per group, kernel size), in the layout of the file."""
@@ -155,7 +157,9 @@ class Layer:
         if self.layout == "conv_transpose":
             return array.swapaxes(1, 2).reshape(groups * inputs, outputs, *self.kernel_shape)
         matrix = array[0, :, :, 0]
-        return np.ascontiguousarray(matrix if self.layout == "rows" else matrix.T)
+        matrix = np.ascontiguousarray(matrix if self.layout == "rows" else matrix.T)
+        leading = self.stored_weight.shape[:-2]
+        return matrix.reshape(-1) if self.stored_weight.ndim == 1 else matrix.reshape(leading + matrix.shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,5 @@
 """Names of nodes, and refusals that name them."""
 
-from __future__ import annotations
-
 from onnxmerge.errors import Reason, Refusal, refusal
 from onnxmerge.onnxio import surgeon as gs
 

@@ -3,8 +3,6 @@
 Everything is computed from the model as it was analysed; then a fresh copy of it is edited and returned.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +10,6 @@ import numpy as np
 
 from onnxmerge.errors import ModelError
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
-from onnxmerge.graph.channel_ids import collapse, varying_axes
 from onnxmerge.graph.channel_propagation import ChannelParameter
 from onnxmerge.graph.constant_folding import constant_value
 from onnxmerge.graph.layers import Layer
@@ -94,26 +91,28 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
     --------
     >>> from onnx import parser
     >>> from onnxmerge.graph.channel_analysis import analyse_channels
+    >>> from onnxmerge.graph.tensor_facts import TensorFacts
     >>> from onnxmerge.onnxio.export import export
     >>> from onnxmerge.onnxio.model import from_proto
     >>> model = from_proto(parser.parse_model('''<ir_version: 8, opset_import: ["": 17]>
     ...     mlp (float[1, 2] x) => (float[1, 2] y) <float[2, 3] v = {1, 2, 3, 4, 5, 6}, float[3, 2] w = {1, 2, 3, 4, 5, 6}>
     ...     { hidden = Gemm(x, v)  active = Relu(hidden)  y = Gemm(active, w) }'''))
-    >>> channels = analyse_channels(model, {"x": (1, 2), "hidden": (1, 3), "active": (1, 3), "y": (1, 2)})
+    >>> channels = analyse_channels(TensorFacts(model, {"x": (1, 2), "hidden": (1, 3), "active": (1, 3), "y": (1, 2)}))
     >>> small = rewrite(channels, [Removal(channels.groups[0], np.array([0, 2]), "prune")], {})
     >>> [list(tensor.dims) for tensor in export(small).graph.initializer]
     [[2, 2], [2, 2]]
     """
     kept = KeptChannels(channels, channels.kept_mask((removal.group, removal.kept) for removal in removals))
     weights = [(layer, _new_weight(layer, kept, replacements)) for layer in channels.layers]
-    parameters = [(each, _new_parameter(each, kept)) for each in channels.parameters if not kept.mask(each.ids).all()]
+    parameters = [(each, new) for each in channels.parameters if (new := _new_parameter(each, kept)) is not None]
     edits = list(_node_edits(kept))
     model = fresh_copy(channels.model)
     copies = {id(old): new for old, new in zip(channels.model.graph.nodes, model.graph.nodes, strict=True)}
     editor = _GraphEditor(model)
     for layer, weight in weights:
         if weight is not None:
-            editor.set_input(copies[id(layer.node)], layer.weight_input, weight)
+            is_shared = layer.key in channels.shared_weight_keys
+            editor.set_input(copies[id(layer.node)], layer.weight_input, weight, is_shared)
     for parameter, value in parameters:
         node = copies[id(parameter.node)]
         editor.set_input(node, parameter.input_index, value)
@@ -124,7 +123,7 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
     for layer in channels.layers:
         replacement = replacements.get(layer.key)
         if replacement is not None and replacement.bias is not None:
-            editor.add_bias(copies[id(layer.node)], replacement.bias[kept.mask(layer.out_ids.reshape(-1))])
+            editor.add_bias(copies[id(layer.node)], layer, replacement.bias[kept.mask(layer.out_ids.reshape(-1))])
     remove_unused_nodes(model)
     return model
 
@@ -154,14 +153,13 @@ def _new_weight(layer: Layer, kept: KeptChannels, replacements: Mapping[str, Rep
     return layer.stored(np.stack([weight[g][out_mask[g]][:, in_mask[g]] for g in range(len(weight))]))
 
 
-def _new_parameter(parameter: ChannelParameter, kept: KeptChannels) -> np.ndarray:
-    """A per-channel constant without the entries of removed channels."""
-    value = kept.facts.constant(parameter.node.inputs[parameter.input_index])
+def _new_parameter(parameter: ChannelParameter, kept: KeptChannels) -> np.ndarray | None:
+    """A per-channel constant without the entries of removed channels; None where none are removed."""
+    tensor = parameter.node.inputs[parameter.input_index]
+    value, removed = kept.facts.constant(tensor), kept.kept_along_an_axis(parameter.ids, tensor.name)
     if value is None:
         raise ValueError(f"input {parameter.input_index} of {node_name(parameter.node)} is no constant")
-    mask = collapse(kept.mask(parameter.ids))
-    (axis,) = varying_axes(mask)
-    return np.ascontiguousarray(np.compress(mask.reshape(-1), value, axis))
+    return None if removed is None else np.ascontiguousarray(np.compress(removed[1], value, removed[0]))
 
 
 def _depth_multiplier(parameter: ChannelParameter) -> int:
@@ -190,18 +188,46 @@ class _GraphEditor:
     def __post_init__(self) -> None:
         self.taken = names_taken(self.model)
 
-    def set_input(self, node: gs.Node, index: int, value: np.ndarray) -> None:
-        """Replace one input of one node, leaving other readers of the old tensor alone."""
+    def set_input(self, node: gs.Node, index: int, value: np.ndarray, is_shared: bool = False) -> None:
+        """Replace one input of one node, leaving other readers of the old tensor alone.
+
+        is_shared: another layer reads it, so that of a Transpose the input is replaced, which that one may read too.
+        """
         name = node.inputs[index].name if has_input(node, index) else f"{node_name(node)}.{index}"
+        while len(node.inputs) <= index:
+            node.inputs.append(gs.Variable.empty())
+        computed_by = node.inputs[index].inputs[0] if is_shared and node.inputs[index].inputs else None
+        if computed_by is None or computed_by.op != "Transpose":
+            node.inputs[index] = self._constant(name, value)
+            return
+        perm = computed_by.attrs.get("perm", list(range(value.ndim))[::-1])
+        stored = self._constant(computed_by.inputs[0].name, value.transpose(np.argsort(perm)))
+        node.inputs[index] = gs.Variable(unused_name(name, self.taken), value.dtype)
+        transpose = gs.Node("Transpose", computed_by.name, {"perm": perm}, [stored], [node.inputs[index]])
+        nodes = self.model.graph.nodes
+        nodes.insert(next(i for i, other in enumerate(nodes) if other is node), transpose)
+
+    def _constant(self, name: str, value: np.ndarray) -> gs.Constant:
+        """A new constant in the place of the one called `name`, the same for equal values."""
         key = (name, str(value.dtype), value.shape, value.tobytes())
         if key not in self.written:
             self.written[key] = new_constant(self.model, name, value, self.taken)
-        while len(node.inputs) <= index:
-            node.inputs.append(gs.Variable.empty())
-        node.inputs[index] = self.written[key]
+        return self.written[key]
 
     def apply(self, node: gs.Node, edit: NodeEdit) -> None:
-        """Set inputs and attributes; an attribute set to None is removed."""
+        """Carry out what an edit rule asks for."""
+        if edit.operator:
+            node.op = edit.operator
+            node.attrs.clear()
+            node.inputs = node.inputs[:1]
+        for index, number in edit.added.items():
+            tensor = gs.Variable(unused_name(f"{node.inputs[index].name}_edited", self.taken), number.dtype)
+            self._insert_add(node.inputs[index], number, tensor, "removed", node)
+            node.inputs[index] = tensor
+        if edit.added_to_output is not None:
+            output = node.outputs[0]
+            node.outputs[0] = gs.Variable(unused_name(f"{output.name}_of_kept", self.taken), output.dtype)
+            self._insert_add(node.outputs[0], edit.added_to_output, output, "removed", node, behind=True)
         for index, value in edit.inputs.items():
             self.set_input(node, index, value)
         for name, attribute in edit.attributes.items():
@@ -210,10 +236,10 @@ class _GraphEditor:
             else:
                 node.attrs[name] = attribute
 
-    def add_bias(self, node: gs.Node, bias: np.ndarray) -> None:
-        """Add (out,) to the output of a layer, in its own bias where it can have one."""
-        if node.op == "MatMul":
-            self._add_behind(node, bias)
+    def add_bias(self, node: gs.Node, layer: Layer, bias: np.ndarray) -> None:
+        """Add (out,) to the output of the node of a layer, in its own bias where it can have one."""
+        if not layer.takes_bias:
+            self._add_behind(node, bias.reshape(layer.bias_shape))
             return
         old = constant_value(self.model, node.inputs[2]) if has_input(node, 2) else None
         beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
@@ -228,10 +254,8 @@ class _GraphEditor:
         return next(value.dtype for value in values if value is not None)
 
     def _add_behind(self, node: gs.Node, bias: np.ndarray) -> None:
-        """MatMul has no bias: add to the constant of the Add behind it, or insert an Add."""
+        """Add to the constant of the Add behind a node, or insert an Add."""
         graph, output = self.model.graph, node.outputs[0]
-        is_left = constant_value(self.model, node.inputs[0]) is not None
-        bias = bias[:, None] if is_left else bias
         following = output.outputs
         if len(following) == 1 and following[0].op == "Add" and output not in graph.outputs:
             index = next((i for i, tensor in enumerate(following[0].inputs) if tensor is not output), 0)
@@ -241,7 +265,14 @@ class _GraphEditor:
                 return
         before = gs.Variable(unused_name(f"{output.name}_before_bias", self.taken), output.dtype)
         node.outputs[0] = before
-        added = new_constant(self.model, f"{output.name}_bias", bias.astype(self._dtype(node)), self.taken)
-        position = next(i for i, other in enumerate(graph.nodes) if other is node)
-        name = f"{node.name}_bias" if node.name else ""
-        graph.nodes.insert(position + 1, gs.Node("Add", name, inputs=[before, added], outputs=[output]))
+        self._insert_add(before, bias.astype(self._dtype(node)), output, "bias", node, behind=True)
+
+    def _insert_add(
+        self, summand: gs.Tensor, value: np.ndarray, total: gs.Tensor, what: str, neighbour: gs.Node, behind: bool = False
+    ) -> None:
+        """Insert total = summand + value before or behind a node; what: goes into the names of the node and the constant."""
+        nodes = self.model.graph.nodes
+        added = new_constant(self.model, f"{total.name}_{what}", value, self.taken)
+        position = next(i for i, other in enumerate(nodes) if other is neighbour)
+        name = f"{neighbour.name}_{what}" if neighbour.name else ""
+        nodes.insert(position + behind, gs.Node("Add", name, inputs=[summand, added], outputs=[total]))

@@ -3,8 +3,6 @@
 Identity of initializers decides, not equality of values: two layers that were initialised alike share nothing.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 
 import numpy as np
@@ -53,7 +51,10 @@ class SharedWeights:
                 continue
             first = layers[0]
             for layer in layers[1:]:
-                if _way_of_reading(layer) == _way_of_reading(first):
+                if _is_transposed(layer, first):
+                    self._unite(layer.in_ids, first.out_ids, name)
+                    self._unite(layer.out_ids, first.in_ids, name)
+                elif _way_of_reading(layer) == _way_of_reading(first):
                     self._unite(layer.in_ids, first.in_ids, name)
                     self._unite(layer.out_ids, first.out_ids, name)
                 else:
@@ -87,6 +88,14 @@ class SharedWeights:
             return frozenset().union(*(self._initializers_of(source) for source in computed_by[0].inputs))
         counts = value.size >= _SMALLEST_SHARED and not np.issubdtype(value.dtype, np.integer)
         return frozenset([tensor.name]) if counts else frozenset()
+
+
+def _is_transposed(one: Layer, other: Layer) -> bool:
+    """Whether the outputs of one are the inputs of the other and the reverse: a decoder tied with its encoder."""
+    left, right = (layer.canonical(layer.stored_weight) for layer in (one, other))
+    if left.shape[::3] != (1, 1) or left.shape != right.swapaxes(1, 2).shape or np.array_equal(left, right):
+        return False
+    return np.array_equal(left, right.swapaxes(1, 2))
 
 
 def _way_of_reading(layer: Layer) -> tuple[str, tuple[int, ...], tuple[int, ...]]:

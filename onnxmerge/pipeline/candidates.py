@@ -1,7 +1,11 @@
 """A decision carried out: the rewritten model, run once, and what became of every group."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from onnxmerge.algorithms.criteria import keep_best
 from onnxmerge.errors import ModelError, Reason, Refusal, refusal
 from onnxmerge.execution.sessions import ModelSource
 from onnxmerge.execution.shapes import Observations, observe
@@ -83,7 +87,7 @@ def candidate_of(analysed: AnalysedModel, decision: PruningDecision) -> Candidat
     Returns
     -------
     Candidate
-        Without those removals that do not run together with the others, which are refused.
+        Removals that do not run together with the others are of fewer channels, or left out and refused.
 
     Raises
     ------
@@ -95,7 +99,7 @@ def candidate_of(analysed: AnalysedModel, decision: PruningDecision) -> Candidat
         model, content, size = _rewritten(analysed, removals, decision.replacements)
     except ModelError:
         removals, refused = _removals_that_run(analysed, decision)
-        if not refused:
+        if not refused and all(one is other for one, other in zip(removals, decision.removals, strict=True)):
             raise
         refusals = (*refusals, *refused)
         model, content, size = _rewritten(analysed, removals, _replacements_for(decision, removals))
@@ -110,17 +114,35 @@ def candidate_of(analysed: AnalysedModel, decision: PruningDecision) -> Candidat
 
 
 def _removals_that_run(analysed: AnalysedModel, decision: PruningDecision) -> tuple[tuple[Removal, ...], list[Refusal]]:
-    """The removals that run one after the other, and why the others do not."""
+    """The removals that run one after the other, of fewer channels where not as decided, and why the others do not."""
     accepted: tuple[Removal, ...] = ()
     refused: list[Refusal] = []
     for removal in decision.removals:
-        tried = (*accepted, removal)
-        try:
-            _rewritten(analysed, tried, _replacements_for(decision, tried))
-            accepted = tried
-        except ModelError as error:
-            refused += [refusal(name, Reason.DOES_NOT_RUN, error=error) for name in removal.group.layer_names]
+        why: ModelError | None = None
+        for attempt in _ever_smaller(removal):
+            tried = (*accepted, attempt)
+            try:
+                _rewritten(analysed, tried, _replacements_for(decision, tried))
+                accepted, why = tried, None
+                break
+            except ModelError as error:
+                why = why or error
+        if why is not None:
+            refused += [refusal(name, Reason.DOES_NOT_RUN, error=why) for name in removal.group.layer_names]
     return accepted, refused
+
+
+def _ever_smaller(removal: Removal) -> Iterator[Removal]:
+    """The removal, then prunings of half of its channels, of a quarter, and so on: the strongest by their weights come back."""
+    yield removal
+    group, is_kept = removal.group, np.zeros(removal.group.size, bool)
+    is_kept[removal.kept] = True
+    strength = np.sum([np.square(producer.rows()).sum(1) for producer in group.producers], axis=0)
+    conv_groups = int(group.conv_groups.max()) + 1
+    removed = (group.size - len(removal.kept)) // conv_groups
+    while removed := removed // 2:
+        kept = keep_best(strength, group.size - removed * conv_groups, ~is_kept, group.conv_groups)
+        yield Removal(group, kept, "prune")
 
 
 def _replacements_for(decision: PruningDecision, removals: tuple[Removal, ...]) -> dict[str, Replacement]:

@@ -51,6 +51,10 @@ def largest_within_size(builder: CandidateBuilder, kind: str, share: float) -> S
         if reached > share:
             adjusted = min(adjusted, allocation.share * JUST_BELOW)
     assert best is not None
+    if best[0] > share and smallest not in tried:
+        candidate = builder.candidate(smallest)
+        best = min(best, (candidate.remaining_share(kind, builder.analysed.size), candidate), key=lambda each: each[0])
     reached, candidate = best
-    warnings = (f"{kind}={share:g} cannot be reached: at least {reached:.1%} must stay",) if reached > share else ()
+    limit = "" if multiple == 1 else f" in multiples of {multiple}"
+    warnings = (f"{kind}={share:g} cannot be reached{limit}: at least {reached:.1%} must stay",) if reached > share else ()
     return SearchResult(candidate, warnings)

@@ -61,7 +61,7 @@ def kept_weights(layer: Layer, kept: np.ndarray, stored_weight: np.ndarray | Non
 def bias_of(channels: Channels, layer: Layer) -> np.ndarray:
     """(out,) float64: what the layer's own bias adds to its output, Gemm's beta included; zeros without one."""
     node, count = layer.node, layer.out_ids.size
-    if node.op == "MatMul" or not has_input(node, 2):
+    if not layer.takes_bias or not has_input(node, 2):
         return np.zeros(count)
     value = channels.constant(node.inputs[2])
     if value is None:
@@ -115,7 +115,7 @@ def replacement_nodes(
     Returns
     -------
     nodes : list of NodeProto
-        The node with other inputs, and behind a MatMul an Add for the bias.
+        The node with other inputs, and behind one that takes no bias an Add.
     constants : dict[str, ndarray]
         The weight and the bias that they read, by name.
     """
@@ -124,11 +124,10 @@ def replacement_nodes(
     dtype = replacement.weight.dtype
     bias = (own_bias + (0.0 if replacement.bias is None else replacement.bias)).astype(dtype)
     new.input[layer.weight_input] = weight_name
-    if new.op_type == "MatMul":
+    if not layer.takes_bias:
         new.output[0] = product_name
-        shape = (-1, 1) if layer.weight_input == 0 else (-1,)
         add = helper.make_node("Add", [product_name, bias_name], [layer.key])
-        return [new, add], {weight_name: replacement.weight, bias_name: bias.reshape(shape)}
+        return [new, add], {weight_name: replacement.weight, bias_name: bias.reshape(layer.bias_shape)}
     new.output[0] = layer.key
     others = [attribute for attribute in node.attribute if attribute.name != "beta"]
     del new.attribute[:]

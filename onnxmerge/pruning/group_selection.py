@@ -9,16 +9,17 @@ import numpy as np
 from onnxmerge.errors import OptionError, Reason, Refusal, refusal
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.options import PruningOptions
+from onnxmerge.pruning.importance import planned_channels
 
 
 def prunable_groups(channels: Channels, options: PruningOptions) -> tuple[list[ChannelGroup], list[Refusal]]:
     """The groups to remove channels from, as `selected_groups`, and why the others are left out.
 
-    Where a consumer reads only a part of a group, the strongest channel of that part must stay, by the norm of its weights, so
-    that no layer is left without inputs.
+    The strongest channel of each of a group's pieces must stay, by the norm of its weights, so that no layer and no tensor is
+    left without channels; where a plan names the channels that stay, the strongest of these.
     """
     groups, refusals = selected_groups(channels, options)
-    return [_with_inputs_for_every_consumer(group) for group in groups], refusals
+    return [_with_a_channel_in_every_piece(group, options) for group in groups], refusals
 
 
 def selected_groups(channels: Channels, options: PruningOptions) -> tuple[list[ChannelGroup], list[Refusal]]:
@@ -71,12 +72,15 @@ def _any_match(names: Sequence[str], patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-def _with_inputs_for_every_consumer(group: ChannelGroup) -> ChannelGroup:
+def _with_a_channel_in_every_piece(group: ChannelGroup, options: PruningOptions) -> ChannelGroup:
     removable = group.removable.copy()
-    for consumer in group.consumers:
-        is_read = (consumer.positions >= 0).any(1)
-        if is_read.all() or (consumer.layer.in_ids == 0).any() or (is_read & ~removable).any():
+    strength: np.ndarray | None = None
+    for piece in group.pieces:
+        if piece.all() or not removable[piece].all():
             continue
-        strength = sum(np.square(producer.rows()).sum(1) for producer in group.producers)
-        removable[np.argmax(np.where(is_read, strength, -1.0))] = False
+        if strength is None:
+            strength = np.sum([np.square(producer.rows()).sum(1) for producer in group.producers], axis=0)
+            planned = planned_channels(group, options)
+            strength += strength.max() * np.isin(np.arange(group.size), () if planned is None else planned)
+        removable[np.argmax(np.where(piece, strength, -1.0))] = False
     return replace(group, removable=removable)

@@ -69,7 +69,7 @@ def _check_channels(group: ChannelGroup, channels: Sequence[int]) -> None:
     kept[list(channels)] = True
     missing = np.flatnonzero(~kept & ~group.removable)
     if len(missing):
-        why = "a layer would be left without inputs" if group.refusal is None else group.refusal.text
+        why = "a layer or a tensor would be left without channels" if group.refusal is None else group.refusal.text
         raise OptionError(f"channel {missing[0]} of {group.name!r} must stay: {why}")
     if len(np.unique(np.bincount(group.conv_groups[kept], minlength=group.conv_groups.max() + 1))) > 1:
         raise OptionError(f"the channels of {group.name!r} that stay must be equally many in each group of its convolution")

@@ -9,7 +9,8 @@ from onnxmerge.algorithms.decomposition import absorb, decompose, decompose_affi
 from onnxmerge.algorithms.folded_batchnorm import multiple_of, recovered_moments, restored_rows
 from onnxmerge.errors import Refusal
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
-from onnxmerge.graph.merge_validity import MeanStd, PreActivations, pre_activations
+from onnxmerge.graph.merge_validity import PreActivations, pre_activations
+from onnxmerge.graph.operators.scale_crossing import MeanStd
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.options import PruningOptions
 from onnxmerge.pruning.importance import kept_channels, planned_channels, weight_criterion

@@ -105,13 +105,15 @@ def rows_of(builder: GraphBuilder, tensor: str, axis: int, rank: int) -> str:
     tensor : str
         Name of a tensor with `rank` axes.
     axis : int
-        The axis of inputs or outputs.
+        The axis of inputs or outputs; `rank` for a tensor that has none, of which every number is a sample.
 
     Returns
     -------
     str
         Name of a float32 tensor of shape (1, samples, size of the axis).
     """
+    if axis == rank:
+        tensor, rank = builder.op("Unsqueeze", tensor, builder.constant([axis])), rank + 1
     order = [a for a in range(rank) if a != axis] + [axis]
     moved = tensor if order == list(range(rank)) else builder.op("Transpose", tensor, perm=order)
     flat = builder.op("Flatten", builder.op("Cast", moved, to=onnx.TensorProto.FLOAT), axis=rank - 1)

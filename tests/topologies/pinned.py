@@ -146,3 +146,10 @@ def recurrent(net: Net, x: str, op_type: str, gates: int) -> None:
     y, *_ = net.op(op_type, y, *weights, name="recurrent", outs=2, hidden_size=6)
     y = net.op("Transpose", net.op("Squeeze", y, net.const("direction", [1])), perm=[1, 0, 2])
     net.output(net.matmul(y, "out", 6, 4), 10, 4)
+
+
+@row("max-pool-indices-are-output", PINNED, None)
+def max_pool_indices(net: Net, x: str) -> None:
+    y, positions = net.op("MaxPool", net.conv(x, "conv_a", 3, 8), outs=2, kernel_shape=[2, 2], strides=[2, 2])
+    net.output(net.conv(y, "out", 8, 4), 4, 4, 4)
+    net.output(net.op("Mul", net.op("Cast", positions, to=net.element_type), net.const("small", 0.01)), 8, 4, 4)

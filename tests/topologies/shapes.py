@@ -6,6 +6,7 @@ from .net import Net
 from .table import row
 
 WIDTH = {"conv_a": 8}
+VECTOR = {"x": (2, 16)}
 
 
 def body(net: Net, x: str) -> str:
@@ -179,3 +180,154 @@ def pixel_shuffle(net: Net, x: str, mode: str) -> None:
     """Four channels go together, one for each place in a block of 2 x 2."""
     y = net.op("DepthToSpace", net.relu(net.conv(x, "conv_a", 3, 16)), blocksize=2, mode=mode)
     net.output(net.conv(y, "out", 4, 4), 4, 16, 16)
+
+
+@row("slice-channels-in-steps", WIDTH, True, step=2)
+@row("slice-channels-reversed", WIDTH, True, step=-1)
+def slice_in_steps(net: Net, x: str, step: int) -> None:
+    """Every second channel, or all of them in reverse, beside the whole."""
+    y = net.relu(net.conv(x, "conv_a", 3, 8))
+    start, end = (0, 8) if step > 0 else (-1, -9)
+    part = net.op("Slice", y, *(net.const(f"part_{i}", [value]) for i, value in enumerate((start, end, 1, step))))
+    net.output(net.op("Add", net.conv(part, "out", 4 if step == 2 else 8, 4), net.conv(y, "conv_whole", 8, 4)), 4, 8, 8)
+
+
+def entry(net: Net, tensor: str, axis: int) -> str:
+    """One number of the shape of a tensor, as PyTorch exports `tensor.size(axis)`."""
+    return net.op("Gather", net.op("Shape", tensor), net.const(f"axis_{len(net.nodes)}", axis))
+
+
+@row("divided-by-root-of-channel-count", WIDTH, True)
+def divided_by_root_of_channel_count(net: Net, x: str) -> None:
+    """x / sqrt(x.size(1)): the number must not follow the channels."""
+    y = net.relu(net.conv(x, "conv_a", 3, 8))
+    root = net.op("Sqrt", net.op("Cast", entry(net, y, 1), to=1))
+    net.output(net.conv(net.op("Div", y, root), "out", 8, 4), 4, 8, 8)
+
+
+@row("reshape-by-shape-of-other-branch", {**WIDTH, "fc_a": 0}, True)
+def reshape_by_other_branch(net: Net, x: str) -> None:
+    """What is reshaped to (N, channels of the other branch, 16) keeps its shape when the other branch loses channels."""
+    y = net.relu(net.conv(x, "conv_a", 3, 8))
+    leading = net.op("Slice", net.op("Shape", y), net.const("start", [0]), net.const("end", [2]))
+    z = net.gemm(net.op("Flatten", x), "fc_a", 192, 128)
+    z = net.op("Reshape", z, net.op("Concat", leading, net.const("rest", [-1]), axis=0))
+    z = net.op("ReduceMean", net.op("ReduceMax", z, axes=[1], keepdims=0), axes=[1])
+    net.output(net.op("Add", net.op("Flatten", net.op("GlobalMaxPool", net.conv(y, "out", 8, 4))), z), 4)
+
+
+@row("size-of-channels-read", {"conv_a": 0}, None)
+def size_read(net: Net, x: str) -> None:
+    y = net.relu(net.conv(x, "conv_a", 3, 8))
+    net.output(net.conv(net.op("Div", y, net.op("Cast", net.op("Size", y), to=1)), "out", 8, 4), 4, 8, 8)
+
+
+@row("resize-to-size-of-skip", {"conv_a": 12, "conv_b": 8}, True, symbolic=True)
+def resize_to_skip(net: Net, x: str) -> None:
+    """U-Net and FPN: F.interpolate(z, size=y.shape[2:]) with dynamic height and width."""
+    y = net.relu(net.conv(x, "conv_a", 3, 12))
+    z = net.relu(net.conv(y, "conv_b", 12, 8, strides=[2, 2]))
+    zero, two, four = (net.const(f"at_{at}", [at]) for at in (0, 2, 4))
+    leading, size = net.op("Slice", net.op("Shape", z), zero, two), net.op("Slice", net.op("Shape", y), two, four)
+    z = net.op("Resize", z, "", "", net.op("Concat", leading, size, axis=0))
+    net.output(net.conv(net.op("Concat", y, z, axis=1), "out", 20, 4), 4, "H", "W")
+
+
+@row("chunk-with-computed-bounds", {"conv_a": 12, "conv_b": 6}, True)
+def chunk(net: Net, x: str) -> None:
+    """x.chunk(2, 1) of the TorchScript exporter: bounds computed from Shape(x)[1]; the second half has a layer of its own."""
+    y = net.relu(net.conv(x, "conv_a", 3, 12))
+    one = net.const("one", [1])
+    half = net.op("Div", net.op("Add", net.op("Gather", net.op("Shape", y), one), one), net.const("two", [2]))
+    first = net.op("Slice", y, net.const("zero", [0]), half, one)
+    second = net.op("Slice", y, half, net.op("Mul", half, "two"), one)
+    net.output(net.conv(net.op("Concat", first, net.conv(second, "conv_b", 6, 6), axis=1), "out", 12, 4), 4, 8, 8)
+
+
+@row("split-into-computed-sizes", {"conv_a": 12}, True)
+def split_computed(net: Net, x: str) -> None:
+    y = net.relu(net.conv(x, "conv_a", 3, 12))
+    half = net.op("Div", net.op("Unsqueeze", entry(net, y, 1), net.const("axes", [0])), net.const("two", [2]))
+    first, second = net.op("Split", y, net.op("Concat", half, half, axis=0), outs=2, axis=1)
+    net.output(net.op("Add", net.conv(first, "out", 6, 4), net.conv(second, "conv_second", 6, 4)), 4, 8, 8)
+
+
+@row("gate-expanded-to-shape", {"conv_a": 8, "squeeze": 4, "excite": 8}, None, tied=(("conv_a", "excite"),), symbolic=True)
+def gate_expanded(net: Net, x: str) -> None:
+    """Squeeze and excite whose gate is expanded to the shape of what it multiplies."""
+    y = net.relu(net.conv(x, "conv_a", 3, 8))
+    gate = net.relu(net.conv(net.op("GlobalAveragePool", y), "squeeze", 8, 4, 1))
+    gate = net.op("Sigmoid", net.conv(gate, "excite", 4, 8, 1))
+    net.output(net.conv(net.op("Mul", y, net.op("Expand", gate, net.op("Shape", y))), "out", 8, 4), 4, "H", "W")
+
+
+@row("group-norm-of-dynamic-size", {"conv_a": 8}, None, symbolic=True)
+def group_norm_dynamic(net: Net, x: str) -> None:
+    """GroupNorm(4, 8) written out, back to the shape that the graph computes, with dynamic height and width."""
+    y = net.conv(x, "conv_a", 3, 8)
+    z = net.op("Reshape", y, net.const("grouped", [0, 4, -1]))
+    z = net.op("InstanceNormalization", z, net.const("ones", [1.0] * 4), net.const("zeros", [0.0] * 4))
+    z = net.op("Mul", net.op("Reshape", z, net.op("Shape", y)), net.const("scale", net.positive(8, 1, 1)))
+    net.output(net.conv(net.relu(z), "out", 8, 4), 4, "H", "W")
+
+
+@row("zeros-of-shape-appended", WIDTH, True)
+def zeros_appended(net: Net, x: str) -> None:
+    """The zero-padded shortcut: as many channels of zeros as there are channels."""
+    y = net.relu(net.conv(x, "conv_a", 3, 8))
+    zeros = net.op("ConstantOfShape", net.op("Shape", y))
+    net.output(net.conv(net.op("Concat", y, zeros, axis=1), "out", 16, 4), 4, 8, 8)
+
+
+@row("embedding-added", {"fc_a": 16}, None, feeds={"x": (2, 5, 8)})
+def embedding_added(net: Net, x: str) -> None:
+    """A table of constants, of which the graph picks rows, is added to what a layer writes."""
+    picked = net.op("Gather", net.const("table", net.small(8, 16)), net.op("ArgMax", x, axis=2, keepdims=0))
+    y = net.relu(net.op("Add", net.matmul(x, "fc_a", 8, 16), picked))
+    net.output(net.matmul(y, "out", 16, 4), 5, 4)
+
+
+@row("matmul-by-vector", {"fc_a": 16, "out": 0}, True, feeds={"x": (2, 5, 8)})
+def matmul_by_vector(net: Net, x: str) -> None:
+    y = net.relu(net.matmul(x, "fc_a", 8, 16))
+    net.output(net.op("MatMul", y, net.const("out_w", net.he((16,), 16)), name="out"), 5)
+
+
+@row("matmul-weights-of-rank-3", {"fc_a": 16}, True, feeds={"x": (2, 5, 8)})
+def matmul_rank_3(net: Net, x: str) -> None:
+    y = net.relu(net.op("MatMul", x, net.const("fc_a_w", net.he((1, 8, 16), 8)), name="fc_a"))
+    net.output(net.op("MatMul", y, net.const("out_w", net.he((1, 16, 4), 16)), name="out"), 5, 4)
+
+
+@row("einsum-sequence", {"fc_a": 16}, None, feeds={"x": (2, 5, 8)})
+def einsum_sequence(net: Net, x: str) -> None:
+    y = net.relu(net.op("Einsum", x, net.const("fc_a_w", net.he((16, 8), 8)), equation="bsd, hd -> bsh", name="fc_a"))
+    net.output(net.op("Einsum", y, net.const("out_w", net.he((16, 4), 16)), equation="bsd,dh->bsh", name="out"), 5, 4)
+
+
+@row("einsum-image", {"conv_a": 8, "mix": 6}, True)
+def einsum_image(net: Net, x: str) -> None:
+    y = net.relu(net.conv(x, "conv_a", 3, 8))
+    y = net.relu(net.op("Einsum", net.const("mix_w", net.he((6, 8), 8)), y, equation="oc,bchw->bohw", name="mix"))
+    net.output(net.conv(y, "out", 6, 4), 4, 8, 8)
+
+
+@row("group-normalization", {"conv_a": 8}, False, opset=21, ir=10)
+def group_normalization(net: Net, x: str) -> None:
+    """The operator itself, with four groups of two channels."""
+    scale, bias = net.const("scale", net.positive(8)), net.const("bias", net.small(8))
+    y = net.op("GroupNormalization", net.conv(x, "conv_a", 3, 8), scale, bias, num_groups=4)
+    net.output(net.conv(net.relu(y), "out", 8, 4), 4, 8, 8)
+
+
+@row("tied-with-its-transpose", {"fc_a": 20}, True, feeds=VECTOR, behind_transpose=True, at_most={"decode": 0})
+@row("tied-gemm-transb", {"fc_a": 20}, True, feeds=VECTOR, behind_transpose=False, at_most={"decode": 0})
+def tied_with_transpose(net: Net, x: str, behind_transpose: bool) -> None:
+    """An autoencoder: the decoder has the weight of the encoder, transposed."""
+    weight = net.const("tied_w", net.he((16, 20), 16))
+    y = net.relu(net.op("Gemm", x, weight, net.const("fc_a_b", net.small(20)), name="fc_a"))
+    if behind_transpose:
+        y = net.op("MatMul", y, net.op("Transpose", weight, perm=[1, 0]), name="decode")
+    else:
+        y = net.op("Gemm", y, weight, transB=1, name="decode")
+    net.output(net.gemm(net.op("Softmax", y, axis=1), "out", 16, 4), 4)

@@ -1,6 +1,4 @@
-"""Propagation rules of layers: Conv, ConvTranspose, Gemm and MatMul end the channels that enter them and start new ones."""
-
-from __future__ import annotations
+"""Propagation rules of layers (Conv, ConvTranspose, Gemm, MatMul, Einsum): channels that enter them end, and new ones start."""
 
 import numpy as np
 
@@ -29,7 +27,7 @@ def conv(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
         propagation.note_parameter(node, 1, along_axis(out, 0, weight.ndim))
     else:
         layout = "conv_transpose" if node.op == "ConvTranspose" else "conv"
-        out = _start_layer(propagation, node, 1, layout, channels.reshape(groups, -1), weight, out_count)
+        out = _start_layer(propagation, node, 1, layout, channels.reshape(groups, -1), weight, out_count, (1, 1))
     return _with_bias(propagation, node, out, along_axis(out, 1, weight.ndim))
 
 
@@ -43,38 +41,77 @@ def gemm(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
         return node_refusal(node, Reason.MIXES_ROWS)
     channels = propagation.ids_along(node.inputs[0], axis)
     layout, count = ("rows", weight.shape[0]) if node.attrs.get("transB", 0) else ("columns", weight.shape[1])
-    out = _start_layer(propagation, node, 1, layout, channels[None], weight, count)
+    out = _start_layer(propagation, node, 1, layout, channels[None], weight, count, (axis, 1))
     return _with_bias(propagation, node, out, out[None])
 
 
 def matmul(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
-    """MatMul with one constant matrix, on either side; channels that it does not contract pass through."""
+    """MatMul with a constant matrix on either side, or a vector on the right; channels that it does not contract pass through."""
     index = 1 if propagation.constant(node.inputs[1]) is not None else 0
-    weight, data = propagation.constant(node.inputs[index]), node.inputs[1 - index]
+    weight = propagation.constant(node.inputs[index])
     if weight is None:
         return node_refusal(node, Reason.TWO_COMPUTED_FACTORS)
-    rank = len(propagation.known_shape(data))
-    if weight.ndim != 2 or rank < 2:
+    rank = len(propagation.known_shape(node.inputs[1 - index]))
+    is_matrix = weight.ndim > 1 and set(weight.shape[:-2]) <= {1}
+    if not (is_matrix or (weight.ndim == 1 and index == 1)) or rank < max(2, weight.ndim):
         return node_refusal(node, Reason.NOT_A_MATRIX)
-    contracted = rank - (1 if index == 1 else 2)
+    axis = rank - (1 if index == 1 else 2)
+    return _contraction(propagation, node, index, "columns" if index == 1 else "rows", weight, (axis, axis))
+
+
+def einsum(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
+    """Einsum of a tensor with one constant matrix, such as bchw,oc->bohw or bsd,dh->bsh."""
+    values = [propagation.constant(tensor) for tensor in node.inputs]
+    index = 0 if values[0] is not None else len(values) - 1
+    weight = values[index]
+    if len(values) != 2 or weight is None or values[1 - index] is not None:
+        return node_refusal(node, Reason.MIXES_CHANNELS)
+    terms, _, result = str(node.attrs["equation"]).replace(" ", "").partition("->")
+    weight_letters, data = (terms.split(",")[at] for at in (index, 1 - index))
+    summed = "".join(letter for letter in weight_letters if letter in data and letter not in result)
+    new = "".join(letter for letter in weight_letters if letter not in data and letter in result)
+    is_product = len(weight_letters) == 2 and len(summed) == len(new) == 1 and len(set(data)) == len(data)
+    if not is_product or "." in terms or data.replace(summed, "") != result.replace(new, ""):
+        return node_refusal(node, Reason.MIXES_CHANNELS)
+    axes = data.index(summed), result.index(new)
+    return _contraction(propagation, node, index, "rows" if weight_letters[0] == new else "columns", weight, axes)
+
+
+def _contraction(
+    propagation: ChannelPropagation, node: gs.Node, index: int, layout: str, weight: np.ndarray, axes: tuple[int, int]
+) -> list[Ids] | Refusal:
+    """A layer that sums over one axis, and writes another in its place; axes: both. Channels on other axes pass it."""
+    data, rank = node.inputs[1 - index], len(propagation.known_shape(node.outputs[0]))
     channel_axes = varying_axes(propagation.ids(data))
-    if channel_axes and contracted not in channel_axes:
+    if channel_axes and axes[0] not in channel_axes:
+        if axes[0] != axes[1] or weight.ndim == 1:
+            return node_refusal(node, Reason.MIXES_CHANNELS)
         propagation.refusals.append(refusal(node_name(node), Reason.MIXES_POSITIONS))
         return [propagation.ids(data)]
-    channels = propagation.ids_along(data, contracted)
-    layout, count = ("columns", weight.shape[1]) if index == 1 else ("rows", weight.shape[0])
-    out = _start_layer(propagation, node, index, layout, channels[None], weight, count)
-    return [along_axis(out, contracted, rank)]
+    channels = propagation.ids_along(data, axes[0])
+    count = weight.size // len(channels)
+    out = _start_layer(propagation, node, index, layout, channels[None], weight, count, axes)
+    return [propagation.no_ids(node.outputs[0]) if weight.ndim == 1 else along_axis(out, axes[1], rank)]
 
 
 def _start_layer(
-    propagation: ChannelPropagation, node: gs.Node, index: int, layout: str, in_ids: Ids, weight: np.ndarray, out_count: int
+    propagation: ChannelPropagation,
+    node: gs.Node,
+    index: int,
+    layout: str,
+    in_ids: Ids,
+    weight: np.ndarray,
+    out_count: int,
+    axes: tuple[int, int],
 ) -> Ids:
-    """Note a layer that reads `in_ids` (groups, inputs per group), and return the new ids (out_count,) that it writes."""
+    """Note a layer that reads `in_ids` (groups, inputs per group), and return the new ids (out_count,) that it writes.
+
+    index: of the weight among the inputs; axes: of the channels in what it reads and writes.
+    """
     out = propagation.united.new_ids(out_count)
     out_ids = out.reshape(len(in_ids), -1)
-    data = node.inputs[1 - index if node.op == "MatMul" else 0]
-    propagation.layers.append(Layer(node, index, layout, in_ids, out_ids, weight, len(propagation.known_shape(data))))
+    rank = len(propagation.known_shape(node.outputs[0]))
+    propagation.layers.append(Layer(node, index, layout, in_ids, out_ids, weight, *axes, rank))
     if len(in_ids) > 1:
         propagation.equal_groups += [EqualGroups(node, in_ids), EqualGroups(node, out_ids)]
     return out

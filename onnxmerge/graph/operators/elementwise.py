@@ -1,7 +1,5 @@
 """Propagation rules of elementwise operators: Relu, Sigmoid, Add, Mul, Where, PRelu and the like."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from onnxmerge.errors import Reason
@@ -12,8 +10,8 @@ from onnxmerge.onnxio import surgeon as gs
 
 
 def unary(propagation: ChannelPropagation, node: gs.Node) -> list[Ids]:
-    """Elementwise on the first input; the other inputs and outputs are scalars or masks."""
-    return [propagation.ids(node.inputs[0]), *(propagation.no_ids(output) for output in node.outputs[1:])]
+    """Elementwise on the first input; the other inputs are scalars, and a second output is a mask."""
+    return [propagation.ids(node.inputs[0]) for _ in node.outputs]
 
 
 def join(propagation: ChannelPropagation, node: gs.Node) -> list[Ids]:
@@ -31,7 +29,7 @@ def join(propagation: ChannelPropagation, node: gs.Node) -> list[Ids]:
     for index, tensor in enumerate(node.inputs):
         if tensor.name and (joined > 0).any():
             _note_input(propagation, node, index, joined)
-    return [joined, *(propagation.no_ids(output) for output in node.outputs[1:])]
+    return [joined]
 
 
 def _note_input(propagation: ChannelPropagation, node: gs.Node, index: int, joined: Ids) -> None:

@@ -1,14 +1,16 @@
 """What becomes of channel counts and positions that nodes hold, once channels are removed: what edit rules read and return."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from onnxmerge.errors import ModelError
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.channel_ids import Ids, collapse, varying_axes
+from onnxmerge.graph.nodes import node_name
 from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio import surgeon as gs
 
@@ -39,7 +41,19 @@ class KeptChannels:
 
     def axis_mask(self, tensor: gs.Tensor) -> tuple[int, np.ndarray] | None:
         """The axis of a tensor that loses positions, and (extent,) bool: which are kept; None where none are removed."""
-        mask = collapse(self.mask(self.channels.ids(tensor)))
+        return self.kept_along_an_axis(self.channels.ids(tensor), tensor.name)
+
+    def kept_along_an_axis(self, ids: Ids, name: str) -> tuple[int, np.ndarray] | None:
+        """The same of an id array; name: what it is of.
+
+        Raises
+        ------
+        ModelError
+            Where none would be kept.
+        """
+        mask = collapse(self.mask(ids))
+        if mask.size and not mask.any():
+            raise ModelError(f"no channel of {name} would be left")
         axes = varying_axes(mask)
         if not axes:
             return None
@@ -62,7 +76,44 @@ class KeptChannels:
 
 @dataclass(frozen=True)
 class NodeEdit:
-    """New constants for inputs of a node, by index, and new values for attributes, by name; None removes an attribute."""
+    """What becomes of one node.
+
+    Attributes
+    ----------
+    inputs : dict[int, ndarray]
+        New constants by index of the input.
+    attributes : dict[str, Any]
+        New values by name; None removes an attribute.
+    added : dict[int, ndarray]
+        By index of an input that the graph computes, what is added to it.
+    added_to_output : ndarray or None
+        What is added to the node's output.
+    operator : str
+        The operator that takes the place of the node's own, with the first input, `inputs` and `attributes` alone; "" for none.
+    """
 
     inputs: dict[int, np.ndarray] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
+    added: dict[int, np.ndarray] = field(default_factory=dict)
+    added_to_output: np.ndarray | None = None
+    operator: str = ""
+
+
+def operand_edit(facts: TensorFacts, node: gs.Node, operands: Mapping[int, ArrayLike]) -> NodeEdit:
+    """Shapes, sizes or bounds that a node reads, by index of the input, changed to others of the same length.
+
+    They become constants where every entry is static. To others that the graph computes the difference is added: they have in
+    the smaller model the values that they had before, since `Shape` is edited so.
+    """
+    inputs, added = {}, {}
+    for index, wanted in operands.items():
+        old = facts.value(node.inputs[index])
+        if old is None:
+            raise ValueError(f"input {index} of {node_name(node)} is not known")
+        new = np.asarray(wanted, old.dtype)
+        if (new != old).any():
+            if facts.is_static(node.inputs[index]).all():
+                inputs[index] = new
+            else:
+                added[index] = new - old
+    return NodeEdit(inputs, added=added)

@@ -1,7 +1,5 @@
 """Propagation rules of operators that mix along some axes and leave the others apart: reductions, Softmax, LayerNormalization."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from onnxmerge.errors import Reason, Refusal
@@ -67,7 +65,7 @@ def reduction_axes(propagation: ChannelPropagation, node: gs.Node, rank: int) ->
 
 
 def all_but_batch(propagation: ChannelPropagation, node: gs.Node, rank: int) -> list[int]:
-    """Every axis but the first: LRN, GroupNormalization and the like mix channels and positions."""
+    """Every axis but the first: LRN and the like mix channels and positions."""
     return list(range(1, rank))
 
 

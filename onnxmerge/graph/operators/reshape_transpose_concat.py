@@ -3,15 +3,13 @@
 Reshape, Flatten, Squeeze, Unsqueeze, Transpose, Concat, DepthToSpace and SpaceToDepth.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from onnxmerge.errors import Reason, Refusal
 from onnxmerge.graph.channel_ids import Ids, collapse, varying_axes
 from onnxmerge.graph.channel_propagation import ChannelPropagation
 from onnxmerge.graph.nodes import node_refusal, non_negative_axis
-from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit
+from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit, operand_edit
 from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio import surgeon as gs
 
@@ -20,9 +18,19 @@ def reshape(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refus
     """Reshape, Flatten, Squeeze, Unsqueeze: the same positions in another shape."""
     if not varying_axes(propagation.ids(node.inputs[0])):
         return [propagation.no_ids(node.outputs[0])]
-    if node.op == "Reshape" and target_shape(propagation.facts, node) is None:
+    ids = collapse(propagation.full_ids(node.inputs[0]).reshape(propagation.known_shape(node.outputs[0])))
+    if node.op == "Reshape" and target_shape(propagation.facts, node) is None and not _are_static(propagation.facts, node, ids):
         return node_refusal(node, Reason.SEVERAL_UNKNOWN_DIMENSIONS)
-    return [collapse(propagation.full_ids(node.inputs[0]).reshape(propagation.known_shape(node.outputs[0])))]
+    return [ids]
+
+
+def _are_static(facts: TensorFacts, node: gs.Node, ids: Ids) -> bool:
+    """Whether a target that the graph computes is known, and the extents of all channel axes are the same in both runs."""
+    output = node.outputs[0]
+    before, after = facts.shape(output), (facts.other_shapes or facts.shapes).get(output.name)
+    if before is None or after is None or facts.value(node.inputs[1]) is None:
+        return False
+    return len(before) == len(after) and all(before[axis] == after[axis] for axis in varying_axes(ids))
 
 
 def target_shape(facts: TensorFacts, node: gs.Node) -> np.ndarray | None:
@@ -56,7 +64,8 @@ def edit_reshape(kept: KeptChannels, node: gs.Node) -> NodeEdit | None:
     """Reshape: the channel count in the target shape."""
     if node.op != "Reshape" or (kept.axis_mask(node.outputs[0]) is None and kept.axis_mask(node.inputs[0]) is None):
         return None
-    target = target_shape(kept.facts, node)
+    literal = target_shape(kept.facts, node)
+    target = kept.facts.value(node.inputs[1]) if literal is None else literal
     if target is None:
         return None
     old_shape, new_shape = kept.facts.shape(node.outputs[0]) or (), kept.shape(node.outputs[0])
@@ -66,7 +75,7 @@ def edit_reshape(kept: KeptChannels, node: gs.Node) -> NodeEdit | None:
         is_copied = extent == 0 and not node.attrs.get("allowzero", 0)
         if (extent > 0 and old_shape[axis] != new_shape[axis]) or (is_copied and new_input[axis] != new_shape[axis]):
             new_target[axis] = new_shape[axis]
-    return NodeEdit({1: new_target})
+    return operand_edit(kept.facts, node, {1: new_target}) if literal is None else NodeEdit({1: new_target})
 
 
 def transpose(propagation: ChannelPropagation, node: gs.Node) -> list[Ids]:

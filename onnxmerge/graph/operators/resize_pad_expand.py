@@ -1,7 +1,5 @@
 """Rules of operators that change the extents of axes: Resize, Upsample, Expand, Tile and Pad."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +8,7 @@ from onnxmerge.errors import Reason, Refusal
 from onnxmerge.graph.channel_ids import Ids, along_axis, varying_axes, with_rank
 from onnxmerge.graph.channel_propagation import ChannelPropagation
 from onnxmerge.graph.nodes import has_input, node_refusal, non_negative_axis
-from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit
+from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit, operand_edit
 from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio import surgeon as gs
 
@@ -21,21 +19,35 @@ def resize(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusa
     before, after = (propagation.known_shape(tensor) for tensor in (node.inputs[0], node.outputs[0]))
     if any(before[axis] != after[axis] for axis in varying_axes(ids)):
         return node_refusal(node, Reason.RESAMPLES_CHANNELS)
-    has_sizes = node.op == "Resize" and has_input(node, 3)
-    if has_sizes and propagation.constant(node.inputs[3]) is None:
-        axes = [non_negative_axis(axis, ids.ndim) for axis in node.attrs.get("axes", range(ids.ndim))]
-        if any(axis in axes for axis in varying_axes(ids)):
-            return node_refusal(node, Reason.COMPUTED_SHAPE)
+    if node.op == "Resize" and varying_axes(ids) and not _keeps_axes(propagation, node, varying_axes(ids), ids.ndim):
+        return node_refusal(node, Reason.COMPUTED_SHAPE)
     return [ids]
 
 
+def _keeps_axes(propagation: ChannelPropagation, node: gs.Node, channel_axes: list[int], rank: int) -> bool:
+    """Whether sizes that a Resize reads are known, and the region that it crops to is the whole of these axes."""
+    if has_input(node, 3) and propagation.facts.value(node.inputs[3]) is None:
+        return False
+    if not crops(node):
+        return True
+    axes = [non_negative_axis(axis, rank) for axis in node.attrs.get("axes", range(rank))]
+    region = propagation.constant(node.inputs[1]) if has_input(node, 1) else None
+    if region is None or region.size != 2 * len(axes):
+        return False
+    bounds = region.reshape(2, -1)
+    return all(bounds[:, axes.index(axis)].tolist() == [0, 1] for axis in channel_axes if axis in axes)
+
+
+def crops(node: gs.Node) -> bool:
+    """Whether a Resize reads a region of its input, and fills in `extrapolation_value` outside of that."""
+    return node.attrs.get("coordinate_transformation_mode") in ("tf_crop_and_resize", b"tf_crop_and_resize")
+
+
 def expand(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
-    """Expand: broadcasting. A shape that the graph computes must have 1 along the axes that carry channels."""
-    ids, target = propagation.ids(node.inputs[0]), propagation.facts.value(node.inputs[1])
-    if varying_axes(ids) and propagation.constant(node.inputs[1]) is None:
-        positions = [] if target is None else [axis - ids.ndim + len(target) for axis in varying_axes(ids)]
-        if target is None or any(position >= 0 and target[position] != 1 for position in positions):
-            return node_refusal(node, Reason.COMPUTED_SHAPE)
+    """Expand: broadcasting."""
+    ids = propagation.ids(node.inputs[0])
+    if varying_axes(ids) and propagation.facts.value(node.inputs[1]) is None:
+        return node_refusal(node, Reason.COMPUTED_SHAPE)
     return [with_rank(ids, len(propagation.known_shape(node.outputs[0])))]
 
 
@@ -45,7 +57,7 @@ def edit_extents(index: int) -> Callable[[KeptChannels, gs.Node], NodeEdit | Non
     def edit(kept: KeptChannels, node: gs.Node) -> NodeEdit | None:
         if not has_input(node, index) or kept.axis_mask(node.outputs[0]) is None:
             return None
-        extents = kept.facts.constant(node.inputs[index])
+        extents = kept.facts.value(node.inputs[index])
         if extents is None or extents.size == 0:
             return None
         old_shape, new_shape = kept.facts.shape(node.outputs[0]) or (), kept.shape(node.outputs[0])
@@ -55,7 +67,7 @@ def edit_extents(index: int) -> Callable[[KeptChannels, gs.Node], NodeEdit | Non
         for position, axis in enumerate(non_negative_axis(axis, rank) for axis in axes):
             if old_shape[axis] != new_shape[axis] and extents[position] == old_shape[axis]:
                 new_extents[position] = new_shape[axis]
-        return NodeEdit({index: new_extents})
+        return operand_edit(kept.facts, node, {index: new_extents})
 
     return edit
 
@@ -63,8 +75,10 @@ def edit_extents(index: int) -> Callable[[KeptChannels, gs.Node], NodeEdit | Non
 def tile(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
     """Tile: repeats of the ids."""
     ids, repeats = propagation.ids(node.inputs[0]), propagation.facts.value(node.inputs[1])
-    if repeats is None:
-        return node_refusal(node, Reason.COMPUTED_REPEATS) if varying_axes(ids) else [propagation.no_ids(node.outputs[0])]
+    if not varying_axes(ids):
+        return [propagation.no_ids(node.outputs[0])]
+    if repeats is None or not propagation.facts.is_static(node.inputs[1])[varying_axes(ids)].all():
+        return node_refusal(node, Reason.COMPUTED_REPEATS)
     return [np.tile(ids, [int(count) if ids.shape[axis] > 1 else 1 for axis, count in enumerate(repeats)])]
 
 

@@ -3,11 +3,8 @@
 A new operator is one row here and one test. What is not in the table pins whatever enters it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 
 from onnxmerge.errors import Refusal
 from onnxmerge.graph.channel_ids import Ids
@@ -19,27 +16,17 @@ from onnxmerge.graph.operators import elementwise, unsupported
 from onnxmerge.graph.operators import reductions_softmax as mixing
 from onnxmerge.graph.operators import reshape_transpose_concat as layout
 from onnxmerge.graph.operators import resize_pad_expand as extents
+from onnxmerge.graph.operators import scale_crossing as scaling
+from onnxmerge.graph.operators import shape_values as sizes
 from onnxmerge.graph.operators import slice_split_gather as picking
 from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit
+from onnxmerge.graph.operators.scale_crossing import CrossingRule
 from onnxmerge.onnxio import surgeon as gs
 
 # One id array for each output of the node, or why every id that enters it is pinned.
 PropagationRule = Callable[[ChannelPropagation, gs.Node], list[Ids] | Refusal]
 # New constants and attributes of the node once channels are removed; None where it stays as it is.
 EditRule = Callable[[KeptChannels, gs.Node], NodeEdit | None]
-
-
-class Homogeneity(Enum):
-    """What becomes of a positive scale of a channel when it crosses an operator f; whether merging is valid depends on it."""
-
-    HOMOGENEOUS = "f(s x) = s f(x) for s > 0, alike for every channel"
-    JOIN = "homogeneous in all of its computed inputs together; a constant input makes it affine"
-    PRODUCT = "multiplies: homogeneous only when all but one input are the same for every channel"
-    AFFINE = "scale and offset for each channel"
-    SLOPE = "homogeneous when every channel has the same slope"
-    PAD = "homogeneous when it pads with zeros"
-    CAST = "homogeneous between floating-point types"
-    NOT_HOMOGENEOUS = "not homogeneous"
 
 
 @dataclass(frozen=True)
@@ -50,14 +37,14 @@ class Operator:
     ----------
     propagate : PropagationRule
         Which channel ids come out.
-    homogeneity : Homogeneity
-        What becomes of a positive scale of a channel.
+    crossing : CrossingRule
+        What becomes of channels that are positive multiples of one another.
     edit : EditRule or None
         New constants and attributes of a node once channels are removed; None where the operator holds no channel counts.
     """
 
     propagate: PropagationRule
-    homogeneity: Homogeneity = Homogeneity.NOT_HOMOGENEOUS
+    crossing: CrossingRule = scaling.not_homogeneous
     edit: EditRule | None = None
 
 
@@ -72,33 +59,38 @@ def _table(*rows: tuple[str, Operator]) -> dict[str, Operator]:
     return table
 
 
-_HOMOGENEOUS = Homogeneity.HOMOGENEOUS
+_HOMOGENEOUS = scaling.homogeneous
 _UNARY, _MIXES = Operator(elementwise.unary), Operator(unsupported.mixes_channels)
-_NO_CHANNELS = Operator(unsupported.writes_no_channels)
+_NOT_FOLLOWED = Operator(unsupported.not_followed)
+_NO_CHANNELS = Operator(sizes.writes_no_channels)
 _REDUCTION = mixing.mixes_along(mixing.reduction_axes)
 
 OPERATORS = _table(
     # weights
-    ("Conv ConvTranspose", Operator(layers.conv)),
+    ("Conv ConvTranspose", Operator(layers.conv, scaling.filters)),
     ("Gemm", Operator(layers.gemm)),
-    ("MatMul", Operator(layers.matmul, _HOMOGENEOUS)),  # of channels that pass it
+    ("MatMul", Operator(layers.matmul, scaling.homogeneous_in_all)),  # of channels that pass it
+    ("Einsum", Operator(layers.einsum, scaling.homogeneous_in_all)),
     # elementwise, one input
-    ("Identity Dropout Relu LeakyRelu Abs Neg", Operator(elementwise.unary, _HOMOGENEOUS)),
-    ("Cast", Operator(elementwise.unary, Homogeneity.CAST)),
+    ("Identity", Operator(elementwise.unary, scaling.identity)),
+    ("Dropout", Operator(elementwise.unary, scaling.dropout)),
+    ("Cast", Operator(elementwise.unary, scaling.cast)),
+    ("Relu LeakyRelu Abs Neg", Operator(elementwise.unary, _HOMOGENEOUS)),
     ("Sigmoid HardSigmoid HardSwish Swish Tanh Softplus Softsign Elu Selu Celu Gelu Mish", _UNARY),
     ("Erf Exp Log Sqrt Reciprocal Floor Ceil Round Sign Not IsNaN IsInf", _UNARY),
     ("Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh", _UNARY),
     ("Clip Shrink ThresholdedRelu Bernoulli", _UNARY),
     # elementwise, several inputs
-    ("Add Sub Sum Mean Max Min", Operator(elementwise.join, Homogeneity.JOIN)),
-    ("Mul Div", Operator(elementwise.join, Homogeneity.PRODUCT)),
+    ("Add Sub Sum Mean Max Min", Operator(elementwise.join, scaling.summation)),
+    ("Mul Div", Operator(elementwise.join, scaling.product)),
     ("Pow Mod Where And Or Xor Equal Greater GreaterOrEqual Less LessOrEqual BitShift", Operator(elementwise.join)),
-    ("PRelu", Operator(elementwise.join, Homogeneity.SLOPE)),
+    ("PRelu", Operator(elementwise.join, scaling.prelu)),
     # normalisation
-    ("BatchNormalization", Operator(channelwise.batch_normalization, Homogeneity.AFFINE)),
+    ("BatchNormalization", Operator(channelwise.batch_normalization, scaling.batch_normalization)),
     ("InstanceNormalization", Operator(channelwise.instance_normalization)),
+    ("GroupNormalization", Operator(channelwise.group_normalization, edit=channelwise.edit_group_normalization)),
     ("LayerNormalization RMSNormalization", Operator(mixing.mixes_along(mixing.trailing_axes))),
-    ("LRN GroupNormalization MeanVarianceNormalization", Operator(mixing.mixes_along(mixing.all_but_batch))),
+    ("LRN MeanVarianceNormalization", Operator(mixing.mixes_along(mixing.all_but_batch))),
     ("LpNormalization Hardmax TopK", Operator(mixing.mixes_along(mixing.axis_attribute(-1)))),
     ("ArgMax ArgMin", Operator(mixing.mixes_along(mixing.axis_attribute(0)))),
     ("Softmax LogSoftmax", Operator(mixing.mixes_along(mixing.softmax_axes))),
@@ -107,27 +99,28 @@ OPERATORS = _table(
     ("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool", Operator(channelwise.pool, _HOMOGENEOUS)),
     ("ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2", Operator(_REDUCTION, _HOMOGENEOUS)),
     ("ReduceProd ReduceLogSum ReduceLogSumExp ReduceSumSquare", Operator(_REDUCTION)),
-    ("Resize", Operator(extents.resize, _HOMOGENEOUS, extents.edit_extents(3))),
+    ("Resize", Operator(extents.resize, scaling.resize, extents.edit_extents(3))),
     ("Upsample", Operator(extents.resize, _HOMOGENEOUS)),
     # moving values
     ("Reshape", Operator(layout.reshape, _HOMOGENEOUS, layout.edit_reshape)),
     ("Flatten Squeeze Unsqueeze", Operator(layout.reshape, _HOMOGENEOUS)),
     ("Transpose", Operator(layout.transpose, _HOMOGENEOUS)),
-    ("Concat", Operator(layout.concat, _HOMOGENEOUS)),
+    ("Concat", Operator(layout.concat, scaling.homogeneous_in_all)),
     ("Split", Operator(picking.split, _HOMOGENEOUS, picking.edit_split)),
     ("Slice", Operator(picking.slice_channels, _HOMOGENEOUS, picking.edit_slice)),
     ("Gather", Operator(picking.gather, _HOMOGENEOUS, picking.edit_gather)),
     ("Expand", Operator(extents.expand, _HOMOGENEOUS, extents.edit_extents(1))),
     ("Tile", Operator(extents.tile, _HOMOGENEOUS)),
-    ("Pad", Operator(extents.pad, Homogeneity.PAD, extents.edit_pad)),
+    ("Pad", Operator(extents.pad, scaling.pad, extents.edit_pad)),
     ("DepthToSpace SpaceToDepth", Operator(layout.depth_to_space, _HOMOGENEOUS)),
     # no channels come out
-    ("Shape Size Constant ConstantOfShape Range RandomNormal RandomUniform EyeLike", _NO_CHANNELS),
-    ("RandomNormalLike RandomUniformLike", _NO_CHANNELS),
-    # known to mix
-    ("LSTM GRU RNN Einsum Attention Det NonMaxSuppression GridSample RoiAlign NonZero Compress", _MIXES),
-    ("GatherElements GatherND ScatterElements ScatterND Scatter OneHot Unique ReverseSequence", _MIXES),
-    ("If Loop Scan SequenceConstruct SequenceAt SplitToSequence ConcatFromSequence", _MIXES),
+    ("Shape", Operator(sizes.writes_no_channels, edit=sizes.edit_shape)),
+    ("Constant ConstantOfShape Range RandomNormal RandomUniform", _NO_CHANNELS),
+    ("Size EyeLike RandomNormalLike RandomUniformLike", Operator(sizes.reads_size)),
+    # known to mix, or not followed
+    ("LSTM GRU RNN Attention Det NonMaxSuppression", _MIXES),
+    ("NonZero Compress GatherElements GatherND ScatterElements ScatterND Scatter OneHot Unique ReverseSequence", _NOT_FOLLOWED),
+    ("GridSample RoiAlign If Loop Scan SequenceConstruct SequenceAt SplitToSequence ConcatFromSequence", _NOT_FOLLOWED),
     ("QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul", Operator(unsupported.quantised)),
     ("ConvInteger MatMulInteger", Operator(unsupported.quantised)),
 )

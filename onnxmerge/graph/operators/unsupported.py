@@ -1,9 +1,6 @@
-"""Propagation rules of operators that no channel passes, or that write no channels at all."""
-
-from __future__ import annotations
+"""Propagation rules of operators that no channel passes."""
 
 from onnxmerge.errors import Reason, Refusal
-from onnxmerge.graph.channel_ids import Ids
 from onnxmerge.graph.channel_propagation import ChannelPropagation
 from onnxmerge.graph.nodes import is_standard, node_refusal
 from onnxmerge.onnxio import surgeon as gs
@@ -20,11 +17,11 @@ def mixes_channels(propagation: ChannelPropagation, node: gs.Node) -> Refusal:
     return node_refusal(node, Reason.MIXES_CHANNELS)
 
 
+def not_followed(propagation: ChannelPropagation, node: gs.Node) -> Refusal:
+    """A known operator that may keep channels apart, which is not looked at."""
+    return node_refusal(node, Reason.NOT_FOLLOWED)
+
+
 def quantised(propagation: ChannelPropagation, node: gs.Node) -> Refusal:
     """Quantised operators carry scales that belong to the whole tensor."""
     return node_refusal(node, Reason.QUANTISED)
-
-
-def writes_no_channels(propagation: ChannelPropagation, node: gs.Node) -> list[Ids]:
-    """An operator that reads at most the shape of its input: Shape, ConstantOfShape, Range, RandomNormal."""
-    return [propagation.no_ids(output) for output in node.outputs]
