@@ -13,11 +13,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # demo, verify_models and transcript have targets of their own, digits and networks are modules
 BENCHMARKS = $(filter-out $(addprefix benchmarks/,demo.py verify_models.py transcript.py digits.py networks.py),$(sort $(wildcard benchmarks/*.py)))
 
-.PHONY: help demo test lint verify bench cuda package readme schemas fuzz-files clean
+.PHONY: help demo test lint verify bench cuda package readme schemas fuzz fuzz-files clean
 
 help:
 	@echo 'make demo     compress a trained model: size, speed and accuracy on real digits, before and after'
 	@echo 'make test     the tests, in parallel; fails below a coverage of $(COVERAGE) %'
+	@echo 'make fuzz     thousands of random graphs, each against an oracle; prints how a failing one is reproduced'
 	@echo 'make lint     ruff, mypy --strict, imports one way'
 	@echo 'make verify   compress, verify and time every model in models/'
 	@echo 'make bench    the benchmarks'
@@ -40,6 +41,10 @@ FLOOR = $(if $(ARGS),,--cov --cov-report= --cov-fail-under=$(COVERAGE))
 
 test: $(TOOLS)
 	$(BIN)/python -m pytest -n auto $(FLOOR) $(ARGS)
+
+# `make fuzz ARGS="--check prune --seeds 17"` shrinks one that fails
+fuzz: $(TOOLS)
+	$(BIN)/python tests/fuzz.py $(ARGS)
 
 package: $(TOOLS)
 	$(PIP) build

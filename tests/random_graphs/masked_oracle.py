@@ -1,0 +1,124 @@
+"""What a pruned model must compute, found without asking the program: the reference with the removed channels zeroed.
+
+Which channels a layer reads no more is seen from its weight, whose numbers are all different. Removing a channel means that it
+adds nothing to any layer that reads it, so a Mul with zeros in front of each of these layers says the same, and leaves the graph
+between as it was: whatever else depended on the removed channels (a norm, a size used as a number) shows in the outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from running import run
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+class NotAPart(Exception):
+    """The weight of a pruned model is no part of the reference's."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with a constant weight: which input that is, and on which axes the input channels are (weight, data from behind)."""
+
+    node: onnx.NodeProto
+    weight_input: int
+    weight_axis: int
+    axis_from_end: int
+
+    @property
+    def data_input(self) -> int:
+        """The other input."""
+        return 1 - self.weight_input
+
+
+def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    """An integer attribute."""
+    return next((each.i for each in node.attribute if each.name == name), default)
+
+
+def constant_names(model: onnx.ModelProto) -> set[str]:
+    """Tensors that depend on nothing but the file."""
+    names = {tensor.name for tensor in model.graph.initializer} | {""}
+    for node in model.graph.node:
+        bodies = any(each.HasField("g") for each in node.attribute)
+        if names.issuperset(node.input) and not bodies and not node.op_type.startswith("Random"):
+            names.update(node.output)
+    return names - {""}
+
+
+def layers_of(model: onnx.ModelProto) -> dict[str, Layer]:
+    """By the tensor that they write."""
+    constants, found = constant_names(model), {}
+    for node in model.graph.node:
+        if node.op_type not in LAYERS or constants.issuperset(node.input):
+            continue
+        if node.op_type == "MatMul" and node.input[0] in constants:
+            found[node.output[0]] = Layer(node, 0, -1, 2)
+        elif node.input[1] in constants:
+            axes = {"Conv": (1, 0), "ConvTranspose": (0, 0), "MatMul": (-2, 1)}
+            gemm = (1 if attribute(node, "transB", 0) else 0, 2 if attribute(node, "transA", 0) else 1)
+            found[node.output[0]] = Layer(node, 1, *axes.get(node.op_type, gemm))
+    return found
+
+
+def values_of(model: onnx.ModelProto, feeds: dict[str, np.ndarray], names: set[str]) -> dict[str, np.ndarray]:
+    """Constants by name, computed where nodes make them."""
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name in names}
+    computed = tuple(sorted(names - stored.keys()))
+    if computed:
+        stored |= zip(computed, run(model, feeds, computed)[len(model.graph.output) :], strict=True)
+    return stored
+
+
+def origin(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Where each number of `new` stands in the flattened `old`. NotAPart where one stands nowhere."""
+    flat = old.reshape(-1)
+    order = np.argsort(flat)
+    position = np.minimum(np.searchsorted(flat, new, sorter=order), flat.size - 1)
+    if not np.array_equal(flat[order[position]], new):
+        raise NotAPart
+    return order[position]
+
+
+def read_channels(layer: Layer, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """(input channels,) 1 for those that the layer still reads, else 0."""
+    axis = 0 if old.ndim == 1 else layer.weight_axis % old.ndim
+    indices = np.unravel_index(origin(old, new), old.shape)
+    groups = attribute(layer.node, "group", 1) if layer.node.op_type == "Conv" else 1
+    channels = indices[axis] + indices[0] // (old.shape[0] // groups) * old.shape[1] if groups > 1 else indices[axis]
+    mask = np.zeros(old.shape[axis] * groups, np.float32)
+    mask[channels] = 1
+    return mask
+
+
+def masked(model: onnx.ModelProto, small: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
+    """The reference with zeros for every channel that a layer of the pruned model reads no more."""
+    before, after = layers_of(model), layers_of(small)
+    before = {key: layer for key, layer in before.items() if key in after}
+    old = values_of(model, feeds, {layer.node.input[layer.weight_input] for layer in before.values()})
+    new = values_of(small, feeds, {after[key].node.input[after[key].weight_input] for key in before})
+    result = onnx.ModelProto.FromString(model.SerializeToString())
+    nodes = {name: node for node in result.graph.node for name in node.output if name}
+    for number, (key, layer) in enumerate(before.items()):
+        weight, kept = old[layer.node.input[layer.weight_input]], new[after[key].node.input[after[key].weight_input]]
+        if weight.shape == kept.shape and np.array_equal(weight, kept):
+            continue
+        try:
+            mask = read_channels(layer, weight, kept)
+        except NotAPart:
+            raise NotAPart(f"the weight of {layer.node.op_type} {key} is no part of the reference's") from None
+        if mask.all():
+            continue
+        behind = layer.axis_from_end - 1 if layer.axis_from_end else weight.ndim - 2
+        result.graph.initializer.append(numpy_helper.from_array(mask.reshape(-1, *(1,) * behind), f"mask_{number}"))
+        node = nodes[key]
+        inputs = [node.input[layer.data_input], f"mask_{number}"]
+        position = list(result.graph.node).index(node)
+        result.graph.node.insert(position, helper.make_node("Mul", inputs, [f"masked_{number}"]))
+        node.input[layer.data_input] = f"masked_{number}"
+    return result
