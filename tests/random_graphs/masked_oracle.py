@@ -14,7 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 from running import run
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 
 
 class NotAPart(Exception):
@@ -41,6 +41,14 @@ def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((each.i for each in node.attribute if each.name == name), default)
 
 
+def einsum_axes(node: onnx.NodeProto) -> tuple[int, int]:
+    """The axes that "data,weight->output" sums over: of the weight, and of the data counted from its end."""
+    equation = next(each.s.decode() for each in node.attribute if each.name == "equation")
+    (data, weight), output = equation.split("->")[0].split(","), equation.split("->")[1]
+    summed = next(letter for letter in weight if letter in data and letter not in output)
+    return weight.index(summed), len(data) - data.index(summed)
+
+
 def constant_names(model: onnx.ModelProto) -> set[str]:
     """Tensors that depend on nothing but the file."""
     names = {tensor.name for tensor in model.graph.initializer} | {""}
@@ -59,6 +67,8 @@ def layers_of(model: onnx.ModelProto) -> dict[str, Layer]:
             continue
         if node.op_type == "MatMul" and node.input[0] in constants:
             found[node.output[0]] = Layer(node, 0, -1, 2)
+        elif node.op_type == "Einsum":
+            found[node.output[0]] = Layer(node, 1, *einsum_axes(node))
         elif node.input[1] in constants:
             axes = {"Conv": (1, 0), "ConvTranspose": (0, 0), "MatMul": (-2, 1)}
             gemm = (1 if attribute(node, "transB", 0) else 0, 2 if attribute(node, "transA", 0) else 1)

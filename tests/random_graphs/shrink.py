@@ -10,7 +10,7 @@ import onnx
 from onnx import helper
 from running import run
 
-from .generate import REJECTED, Generated
+from .generate import LARGE, REJECTED, Generated
 
 
 def shrunk(graph: Generated, fails: Callable[[Generated], bool]) -> Generated:
@@ -30,7 +30,8 @@ def runs(graph: Generated) -> bool:
     """Whether the model is valid and ONNX Runtime runs it."""
     try:
         onnx.checker.check_model(graph.model, full_check=True)
-        return all(np.isfinite(y).all() for y in run(graph.model, graph.feeds()))
+        runs = [run(graph.model, graph.feeds(number)) for number in range(1 + graph.is_dynamic)]
+        return all(np.isfinite(y).all() and np.abs(y).max() < LARGE for outputs in runs for y in outputs)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, *REJECTED):
         return False
 
