@@ -18,7 +18,7 @@ from topologies import TOPOLOGIES
 from onnxmerge.graph.operators.table import OPERATORS
 from onnxmerge.pipeline.compress import compress
 
-SEEDS = {"prune": range(200), "merge": range(80), "reconstruct": range(30), "limit": range(10)}
+SEEDS = {"prune": range(186), "merge": range(75), "reconstruct": range(24), "limit": range(10)}
 """Seeds that every `make test` tries, by check: about 30 CPU seconds."""
 CASES: dict[str, tuple[int, ...]] = {"prune": (10012, 10313, 10396, 10977), "merge": (10269, 10699)}
 """Further seeds that failed once: what `make fuzz` finds is kept here."""
@@ -81,11 +81,11 @@ def test_every_operator_of_the_table_occurs() -> None:
 
 
 def test_models_are_valid_and_the_same_for_a_seed() -> None:
-    graphs = [generate(seed) for seed in range(100)]
+    graphs = [generate(seed) for seed in range(60)]
     for graph in graphs:
         onnx.checker.check_model(graph.model, full_check=True)
-    assert [graph.model.SerializeToString() for graph in graphs[:20]] == [
-        generate(seed).model.SerializeToString() for seed in range(20)
+    assert [graph.model.SerializeToString() for graph in graphs[:10]] == [
+        generate(seed).model.SerializeToString() for seed in range(10)
     ]
     assert {graph.model.opset_import[0].version for graph in graphs} >= {7, 25}
     assert sum(attempt(seed, 0) is None for seed in range(100)) < 15
