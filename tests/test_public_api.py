@@ -164,7 +164,6 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "'pruning' must be an object of PruningOptions, not of InputOptions",
     ),
     "text for a number": ({"ratio": "half"}, OptionError, "`ratio` must be at least 0 and below 1 .* not 'half'"),
-    "number for a list": ({"std": 2.0}, OptionError, "`std` must be above 0, not 2.0"),
     "list for an array": ({"calibration": [[0.0]]}, OptionError, "`calibration` must be a path, an array, or a mapping"),
     "two sizes": ({"pruning": PruningOptions(ratio=0.5), "fidelity": 0.9}, OptionError, "`ratio` and `fidelity` both say"),
 }

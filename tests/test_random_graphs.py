@@ -22,36 +22,10 @@ SEEDS = {"prune": range(186), "merge": range(75), "reconstruct": range(24), "lim
 """Seeds that every `make test` tries, by check: about 30 CPU seconds."""
 CASES: dict[str, tuple[int, ...]] = {"prune": (10012, 10313, 10396, 10977), "merge": (10269, 10699)}
 """Further seeds that failed once: what `make fuzz` finds is kept here."""
-COUNT_AS_NUMBER = "wrong: a channel count that the graph reads (Shape, Size) is used as a number"
-ZEROS_OF_SHAPE = "late refusal: zeros in the shape of a tensor that loses channels are concatenated with it"
-ONE_SCALE = "wrong: merge takes BatchNormalization in training mode, or pieces that pass different operators, for alike"
-WHOLE_PIECE = "late refusal: all channels of a piece of a Split, or of a producer, are removed"
-SECOND_OUTPUT = "late refusal: the second output of MaxPool or Dropout is a graph output"
-KNOWN: dict[str, dict[str, tuple[int, ...]]] = {
-    COUNT_AS_NUMBER: {
-        "prune": (14, 23, 38, 47, 72, 74, 94, 111, 141, 167),
-        "merge": (14, 23, 47, 74),
-        "reconstruct": (14, 23),
-    },
-    ZEROS_OF_SHAPE: {"prune": (10396, 10977)},
-    ONE_SCALE: {"merge": (10269, 10699)},
-    WHOLE_PIECE: {"prune": (68, 73, 77, 95, 185, 10012, 10313), "limit": (9,)},
-    SECOND_OUTPUT: {"prune": (20, 31, 151), "merge": (31,), "reconstruct": (20,)},
-}
-"""Faults that are not mended yet, by cause and check. A seed that passes is taken out, and stays a test."""
+PAIRS = [(check, seed) for check, seeds in SEEDS.items() for seed in (*seeds, *CASES.get(check, ()))]
 
 
-def cases() -> list:
-    """(check, seed), the known faults marked."""
-    known = {(check, seed): cause for cause, found in KNOWN.items() for check, seeds in found.items() for seed in seeds}
-    pairs = [(check, seed) for check, seeds in SEEDS.items() for seed in (*seeds, *CASES.get(check, ()))]
-    return [
-        pytest.param(*pair, id="-".join(map(str, pair)), marks=[pytest.mark.xfail(reason=known[pair])] if pair in known else [])
-        for pair in pairs
-    ]
-
-
-@pytest.mark.parametrize(("check", "seed"), cases())
+@pytest.mark.parametrize(("check", "seed"), PAIRS)
 def test_done_or_refused(check: str, seed: int, tmp_path: Path) -> None:
     outcome = OUTCOMES[check](generate(seed), tmp_path)
     assert not outcome.is_fault, f"{outcome.kind}: {outcome.text}"
