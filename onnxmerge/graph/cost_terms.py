@@ -13,6 +13,7 @@ from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.channel_ids import Ids
 from onnxmerge.graph.cost import float_count, node_macs, total_macs, total_parameters
 from onnxmerge.graph.layers import Layer
+from onnxmerge.graph.node_time import node_time
 from onnxmerge.graph.nodes import has_input
 from onnxmerge.graph.tensor_facts import Shapes
 from onnxmerge.onnxio import surgeon as gs
@@ -134,6 +135,24 @@ def mac_terms(channels: Channels, groups: Sequence[ChannelGroup], classes: CostC
         elif macs:  # channels pass depthwise convolutions, and matrices that mix positions
             builder.add(macs, channels.ids(node.outputs[0]))
     return builder.build(total_macs(channels.model, shapes))
+
+
+def time_terms(
+    channels: Channels, groups: Sequence[ChannelGroup], classes: CostClasses, shapes: Shapes, block: int
+) -> CostTerms:
+    """Predicted nanoseconds on the CPU, for numbers of channels that are filled up to whole blocks."""
+    builder = _TermBuilder(channels, groups, classes)
+    layers = {id(layer.node): layer for layer in channels.layers}
+    total = 0.0
+    for node in channels.model.graph.nodes:
+        layer, time = layers.get(id(node)), node_time(node, shapes, block)
+        total += time.total
+        if layer is not None:
+            builder.add(time.product, layer.out_ids, layer.in_ids)
+            builder.add(time.written, layer.out_ids)
+        elif time.total:
+            builder.add(time.product + time.written, channels.ids(node.outputs[0]))
+    return builder.build(total)
 
 
 def bias_terms(channels: Channels, groups: Sequence[ChannelGroup], classes: CostClasses) -> CostTerms:

@@ -11,7 +11,8 @@ from onnxmerge.algorithms.criteria import CRITERIA
 from onnxmerge.errors import Refusal
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, cost_classes
+from onnxmerge.execution.processor import channel_block
+from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, cost_classes, time_terms
 from onnxmerge.graph.merge_validity import pre_activations
 from onnxmerge.options import PruningOptions
 from onnxmerge.pruning.importance import kept_channels
@@ -19,6 +20,8 @@ from onnxmerge.pruning.kept_counts import smallest_count
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.sensitivity import Sensitivity
 
+TIME = "time"
+"""Name of the predicted time (`graph.node_time`), as a share of the model's."""
 BOTH = "both"
 """Name of the mean of parameters and MACs, each as a share of what the model has."""
 
@@ -120,7 +123,20 @@ def budget_of(
         if quantity == "params" and not options.uses_weights_only:
             terms = terms.plus(bias_terms(channels, groups, classes))
         costs[quantity] = Cost(terms.weight / whole, terms.rows, terms.columns, kept)
-    return Budget(tuple(groups), curves, {**costs, BOTH: mean_cost(list(costs.values()))})
+    costs[BOTH] = mean_cost(list(costs.values()))
+    block = channel_block()
+    terms = time_terms(channels, groups, classes, analysed.shapes, block)
+    blocks = tuple(_filled(table, block) for table in kept)
+    costs[TIME] = Cost(terms.weight / Cost(*terms, blocks).total(sizes), terms.rows, terms.columns, blocks)
+    return Budget(tuple(groups), curves, costs)
+
+
+def _filled(kept: np.ndarray, block: int) -> np.ndarray:
+    """(size + 1, classes): kept channels filled up to whole blocks, in units of those that a block of the whole group has."""
+    counts = kept.sum(1, keepdims=True)
+    return kept * np.where(counts > 0, np.ceil(counts / block) * block / np.maximum(counts, 1), 0.0) * (
+        counts[-1] / (np.ceil(counts[-1] / block) * block)
+    )
 
 
 def _kept_by_class(

@@ -1,0 +1,130 @@
+"""How long nodes take on ONNX Runtime's CPU execution provider, predicted from shapes: what an allocation spends for speed.
+
+Convolutions work in blocks of channels (`execution.processor.channel_block`): both sides are filled up to whole blocks. A dense
+convolution whose inputs are more than a block and no multiple of 4, and a depthwise one whose channels are no multiple of 4, take
+a plain path that is several times slower (`onnxruntime/core/optimizer/nchwc_transformer.cc`). The time of a node is the sum of a
+part in proportion to (filled) input times output channels, one in proportion to the channels that it writes, and a constant.
+
+The constants are nonnegative least squares of the relative errors over 144 measured models: sixteen networks, each whole and in
+eight random sizes (`benchmarks/node_time.py`, which also shows the error on networks that were left out: 8 % of a ratio of
+times in the median). They hold for one thread of a processor with AVX-512; ratios matter here, not nanoseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from onnxmerge.graph.nodes import is_standard
+from onnxmerge.graph.tensor_facts import Shapes
+from onnxmerge.onnxio import surgeon as gs
+
+NODE = 1160.0
+"""Nanoseconds of a node that is not fused into another one."""
+ELEMENT = 0.072
+"""Nanoseconds of an element that an operator other than those below writes."""
+DENSE, POINTWISE, FIRST_LAYER = 0.0237, 0.0065, 0.0303
+"""Nanoseconds of a multiply-accumulate in blocks: kernels of several positions, of one, and with fewer inputs than a block."""
+PLAIN, PLAIN_PATCH = 0.0154, 0.60
+"""Nanoseconds of a multiply-accumulate outside of blocks, and of an element of the patches that are copied for it."""
+DEPTHWISE, PLAIN_DEPTHWISE = 0.128, 0.361
+"""Nanoseconds of a multiply-accumulate of a depthwise convolution, in blocks and outside."""
+TRANSPOSED, MATRIX = 0.57, 0.045
+"""Nanoseconds of a multiply-accumulate of ConvTranspose, and of Gemm and MatMul."""
+ALIGNMENT = 4
+"""Channels of blocked convolutions must be a multiple of this number, else ONNX Runtime does not block them."""
+FUSED = frozenset({"BatchNormalization", "Relu", "Clip", "Add", "Identity"})
+"""Operators that ONNX Runtime mostly fuses into the convolution in front of them: they cost no node of their own."""
+FREE = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Shape", "Constant", "Dropout"})
+"""Operators that move no numbers."""
+
+
+class NodeTime(NamedTuple):
+    """Nanoseconds of one node.
+
+    Attributes
+    ----------
+    product : float
+        The part in proportion to the channels read times the channels written, filled up to blocks.
+    written : float
+        The part in proportion to the channels written.
+    constant : float
+        The rest.
+    """
+
+    product: float
+    written: float
+    constant: float
+
+    @property
+    def total(self) -> float:
+        """Nanoseconds in all."""
+        return self.product + self.written + self.constant
+
+
+def filled(count: int, block: int) -> int:
+    """A number of channels, filled up to whole blocks.
+
+    Examples
+    --------
+    >>> [filled(count, 16) for count in (1, 16, 17)]
+    [16, 16, 32]
+    """
+    return -(-count // block) * block
+
+
+def node_time(node: gs.Node, shapes: Shapes, block: int) -> NodeTime:
+    """The predicted time of one node.
+
+    Parameters
+    ----------
+    node : Node
+        The node.
+    shapes : Mapping[str, tuple of int]
+        Concrete shape of every tensor by name.
+    block : int
+        Channels that convolutions compute at once.
+    """
+    written = shapes.get(node.outputs[0].name) if node.outputs else None
+    if written is None or (is_standard(node) and node.op in FREE):
+        return NodeTime(0.0, 0.0, 0.0)
+    rule = _RULES.get(node.op) if is_standard(node) else None
+    if rule is not None and (weight := _shape(node.inputs[1], shapes)):
+        return rule(node, _shape(node.inputs[0], shapes), weight, written, block)
+    return NodeTime(0.0, ELEMENT * math.prod(written), 0.0 if node.op in FUSED else NODE)
+
+
+def _shape(tensor: gs.Tensor, shapes: Shapes) -> tuple[int, ...]:
+    known = shapes.get(tensor.name)
+    return tuple(known if known is not None else tensor.shape or ())
+
+
+def _conv(node: gs.Node, read: tuple[int, ...], weight: tuple[int, ...], written: tuple[int, ...], block: int) -> NodeTime:
+    outputs, inputs, kernel = weight[0], weight[1], math.prod(weight[2:])
+    positions, groups = math.prod(written) // max(1, outputs), node.attrs.get("group", 1)
+    if groups == outputs and inputs == 1:
+        nanoseconds = PLAIN_DEPTHWISE * outputs if outputs % ALIGNMENT else DEPTHWISE * filled(outputs, block)
+        return NodeTime(0.0, nanoseconds * positions * kernel, NODE)
+    if groups > 1 or (inputs >= block and inputs % ALIGNMENT):
+        patch = kernel if kernel > 1 else 0
+        product = (PLAIN * outputs * kernel + PLAIN_PATCH * groups * patch) * inputs
+        return NodeTime(product * positions, PLAIN_PATCH * outputs * positions, NODE)
+    each = FIRST_LAYER if inputs < block else DENSE if kernel > 1 else POINTWISE
+    channels = filled(outputs, block) * (inputs if inputs < block else filled(inputs, block))
+    return NodeTime(each * channels * positions * kernel, 0.0, NODE)
+
+
+def _conv_transpose(node: gs.Node, read: tuple[int, ...], weight: tuple[int, ...], written: tuple[int, ...], block: int) -> NodeTime:
+    return NodeTime(TRANSPOSED * math.prod(read) * math.prod(weight[1:]), 0.0, NODE)
+
+
+def _matrix(node: gs.Node, read: tuple[int, ...], weight: tuple[int, ...], written: tuple[int, ...], block: int) -> NodeTime:
+    contracted = read[0 if node.op == "Gemm" and node.attrs.get("transA", 0) else -1] if read else 1
+    outputs = written[-1] if written else 1
+    rows = math.prod(written) // max(1, outputs)
+    return NodeTime(MATRIX * rows * contracted * filled(outputs, block), 0.0, NODE)
+
+
+_Rule = Callable[[gs.Node, tuple[int, ...], tuple[int, ...], tuple[int, ...], int], NodeTime]
+_RULES: dict[str, _Rule] = {"Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _matrix, "MatMul": _matrix}
