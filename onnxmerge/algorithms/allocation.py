@@ -18,7 +18,7 @@ from itertools import islice, permutations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from onnxmerge.algorithms.bilinear_cost import Cost
+from onnxmerge.algorithms.bilinear_cost import Cost, MeanCost
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -92,7 +92,7 @@ def loss_curve(errors: ArrayLike, measured_errors: ArrayLike, measured_losses: A
     return np.where(error > 0.0, np.exp(result), 0.0)
 
 
-def allocate(curves: Sequence[Curve], cost: Cost, budget: float) -> Integers:
+def allocate(curves: Sequence[Curve], cost: Cost | MeanCost, budget: float, guide: Cost | MeanCost | None = None) -> Integers:
     """Kept counts of least total loss within a budget; see the module.
 
     Parameters
@@ -102,6 +102,8 @@ def allocate(curves: Sequence[Curve], cost: Cost, budget: float) -> Integers:
     cost : Cost
     budget : float
         Upper limit of the cost.
+    guide : Cost, MeanCost or None
+        What the way down saves, `cost` by default: with another one the budget is met by what saves most of that.
 
     Returns
     -------
@@ -117,7 +119,7 @@ def allocate(curves: Sequence[Curve], cost: Cost, budget: float) -> Integers:
     array([1, 3])
     """
     reduced = _all_counts(curves)
-    for reduced in _reductions(curves, cost):
+    for reduced in _reductions(curves, guide or cost):
         if cost.total(reduced) <= budget:
             break
     else:
@@ -127,7 +129,7 @@ def allocate(curves: Sequence[Curve], cost: Cost, budget: float) -> Integers:
     return filled if pairs > PAIRWISE_LIMIT else _exchanged(curves, cost, budget, filled)
 
 
-def pareto_front(curves: Sequence[Curve], cost: Cost) -> list[Integers]:
+def pareto_front(curves: Sequence[Curve], cost: Cost | MeanCost) -> list[Integers]:
     """Kept counts that no others found beat in both cost and loss, at most some `FRONT_STEPS` of them.
 
     Parameters
@@ -169,7 +171,7 @@ def _all_counts(curves: Sequence[Curve]) -> Integers:
     return np.array([curve.counts[-1] for curve in curves], np.int64)
 
 
-def _reductions(curves: Sequence[Curve], cost: Cost) -> Iterator[Integers]:
+def _reductions(curves: Sequence[Curve], cost: Cost | MeanCost) -> Iterator[Integers]:
     """All counts, then again and again one group reduced, to the count that loses least for what it saves."""
     counts = _all_counts(curves)
     steps: dict[int, tuple[float, np.int64]] = {}
@@ -191,7 +193,7 @@ def _reductions(curves: Sequence[Curve], cost: Cost) -> Iterator[Integers]:
         changed = cost.neighbours[group]
 
 
-def _filled(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integers) -> Integers:
+def _filled(curves: Sequence[Curve], cost: Cost | MeanCost, budget: float, counts: Integers) -> Integers:
     """Again and again the larger count that saves most loss for its cost and still fits the budget."""
     counts = counts.copy()
     while True:
@@ -212,7 +214,7 @@ def _filled(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integers
         counts[step[0]] = step[1]
 
 
-def _exchanged(curves: Sequence[Curve], cost: Cost, budget: float, counts: Integers) -> Integers:
+def _exchanged(curves: Sequence[Curve], cost: Cost | MeanCost, budget: float, counts: Integers) -> Integers:
     """Every two groups at the best of all their counts that fit, again and again: where counts are few, steps miss some."""
     counts = counts.copy()
     for _ in range(ROUNDS):

@@ -1,7 +1,8 @@
 """What kept counts cost: parameters and MACs are bilinear in them, since a layer has the rows of the group that it writes and the
 columns of those that it reads."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -95,18 +96,28 @@ class Cost:
         return np.append(kept, 1.0)
 
 
-def mean_cost(costs: Sequence[Cost]) -> Cost:
+@dataclass(frozen=True)
+class MeanCost:
     """The mean of several costs of the same groups.
 
     Examples
     --------
     >>> one = Cost(np.array([1.0]), np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
-    >>> mean_cost([one, Cost(3.0 * one.weight, one.rows, one.columns)]).total([5])
+    >>> MeanCost((one, Cost(3.0 * one.weight, one.rows, one.columns))).total([5])
     10.0
     """
-    return Cost(
-        np.concatenate([cost.weight for cost in costs]) / len(costs),
-        np.concatenate([cost.rows for cost in costs]),
-        np.concatenate([cost.columns for cost in costs]),
-        costs[0].classes,
-    )
+
+    parts: tuple[Cost | MeanCost, ...]
+
+    def total(self, counts: ArrayLike) -> float:
+        """As `Cost.total`."""
+        return sum(part.total(counts) for part in self.parts) / len(self.parts)
+
+    def along(self, counts: ArrayLike, group: int, candidates: ArrayLike) -> Floats:
+        """As `Cost.along`."""
+        return np.asarray(np.mean([part.along(counts, group, candidates) for part in self.parts], axis=0), np.float64)
+
+    @cached_property
+    def neighbours(self) -> list[list[int]]:
+        """As `Cost.neighbours`."""
+        return [sorted(set().union(*each)) for each in zip(*(part.neighbours for part in self.parts), strict=True)]

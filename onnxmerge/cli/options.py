@@ -119,9 +119,7 @@ SWEEP = combined(
     _option("--dask", str, "ADDRESS", "Compress on the workers of this Dask scheduler.  [default: here]"),
 )
 METHOD = combined(
-    _option(
-        "--round-to", str, "N", "Keep multiples of N channels, or auto: the fastest here.  [default: 8 with --fidelity, else 1]"
-    ),
+    _option("--round-to", str, "N", "Keep multiples of N channels; auto: that run fast; measured: timed here.  [default: auto]"),
     _choice(
         "--method", METHOD_NAMES, "What makes up for removed channels: a least-squares solve, similar channels, nothing.", "auto"
     ),

@@ -137,9 +137,7 @@ def mac_terms(channels: Channels, groups: Sequence[ChannelGroup], classes: CostC
     return builder.build(total_macs(channels.model, shapes))
 
 
-def time_terms(
-    channels: Channels, groups: Sequence[ChannelGroup], classes: CostClasses, shapes: Shapes, block: int
-) -> CostTerms:
+def time_terms(channels: Channels, groups: Sequence[ChannelGroup], classes: CostClasses, shapes: Shapes, block: int) -> CostTerms:
     """Predicted nanoseconds on the CPU, for numbers of channels that are filled up to whole blocks."""
     builder = _TermBuilder(channels, groups, classes)
     layers = {id(layer.node): layer for layer in channels.layers}

@@ -20,6 +20,8 @@ from onnxmerge.graph.nodes import is_standard
 from onnxmerge.graph.tensor_facts import Shapes
 from onnxmerge.onnxio import surgeon as gs
 
+Shape = tuple[int, ...]
+
 NODE = 1160.0
 """Nanoseconds of a node that is not fused into another one."""
 ELEMENT = 0.072
@@ -95,12 +97,12 @@ def node_time(node: gs.Node, shapes: Shapes, block: int) -> NodeTime:
     return NodeTime(0.0, ELEMENT * math.prod(written), 0.0 if node.op in FUSED else NODE)
 
 
-def _shape(tensor: gs.Tensor, shapes: Shapes) -> tuple[int, ...]:
+def _shape(tensor: gs.Tensor, shapes: Shapes) -> Shape:
     known = shapes.get(tensor.name)
-    return tuple(known if known is not None else tensor.shape or ())
+    return known if known is not None else tuple(int(extent) for extent in tensor.shape or ())
 
 
-def _conv(node: gs.Node, read: tuple[int, ...], weight: tuple[int, ...], written: tuple[int, ...], block: int) -> NodeTime:
+def _conv(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int) -> NodeTime:
     outputs, inputs, kernel = weight[0], weight[1], math.prod(weight[2:])
     positions, groups = math.prod(written) // max(1, outputs), node.attrs.get("group", 1)
     if groups == outputs and inputs == 1:
@@ -115,16 +117,16 @@ def _conv(node: gs.Node, read: tuple[int, ...], weight: tuple[int, ...], written
     return NodeTime(each * channels * positions * kernel, 0.0, NODE)
 
 
-def _conv_transpose(node: gs.Node, read: tuple[int, ...], weight: tuple[int, ...], written: tuple[int, ...], block: int) -> NodeTime:
+def _conv_transpose(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int) -> NodeTime:
     return NodeTime(TRANSPOSED * math.prod(read) * math.prod(weight[1:]), 0.0, NODE)
 
 
-def _matrix(node: gs.Node, read: tuple[int, ...], weight: tuple[int, ...], written: tuple[int, ...], block: int) -> NodeTime:
+def _matrix(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int) -> NodeTime:
     contracted = read[0 if node.op == "Gemm" and node.attrs.get("transA", 0) else -1] if read else 1
     outputs = written[-1] if written else 1
     rows = math.prod(written) // max(1, outputs)
     return NodeTime(MATRIX * rows * contracted * filled(outputs, block), 0.0, NODE)
 
 
-_Rule = Callable[[gs.Node, tuple[int, ...], tuple[int, ...], tuple[int, ...], int], NodeTime]
+_Rule = Callable[[gs.Node, Shape, Shape, Shape, int], NodeTime]
 _RULES: dict[str, _Rule] = {"Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _matrix, "MatMul": _matrix}

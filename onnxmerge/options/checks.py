@@ -71,6 +71,10 @@ def _is_target(value: Any) -> bool:
     return kind in TARGETS and isinstance(share, Real) and 0.0 < float(share) <= 1.0
 
 
+def _is_multiple(value: Any) -> bool:
+    return value in ("auto", "measured") or (is_whole(value) and value >= 1)
+
+
 def _is_calibration(value: Any) -> bool:
     arrays = value.values() if isinstance(value, Mapping) else [value]
     return isinstance(value, Path) or all(hasattr(array, "__array__") for array in arrays)
@@ -96,7 +100,7 @@ CHECKS = {
         f"one of {', '.join(TARGETS)}, and the share that may remain, above 0 and at most 1, such as macs=0.5", _is_target
     ),
     "fidelity": Check("above 0 and below 1", lambda value: 0.0 < value < 1.0),
-    "round_to": Check("a whole number of at least 1, or auto", lambda value: value == "auto" or (is_whole(value) and value >= 1)),
+    "round_to": Check("a whole number of at least 1, auto or measured", _is_multiple),
     "ratio": Check("at least 0 and below 1 (the share of channels to remove)", lambda value: 0.0 <= value < 1.0),
     "method": _one_of(METHOD_NAMES),
     "criterion": _one_of(CRITERION_NAMES),

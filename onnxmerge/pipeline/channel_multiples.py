@@ -1,4 +1,4 @@
-"""Channel counts in multiples that run fast: those that the option `round_to` asks for, or those that are fastest when timed."""
+"""Multiples of channels that `round_to` asks for: a number, those that run fast on this processor, or the fastest when timed."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,40 +7,44 @@ import numpy as np
 
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder, ChannelCounts
+from onnxmerge.pruning.kept_counts import fast_multiple
 
 HARDWARE_MULTIPLE = 8
 """Channels that most hardware computes at once: ONNX Runtime's blocks on a CPU are of 8 or 16 channels, and tensor cores need
 multiples of 8."""
-AUTO_MULTIPLES = (4, 8, 16, 32)
-"""What `round_to` auto tries beside no rounding: up to four blocks, beyond which counts are too coarse to allocate."""
+MEASURED_MULTIPLES = (4, 8, 16, 32)
+"""What `round_to` measured tries beside no rounding: up to four blocks, beyond which counts are too coarse to allocate."""
 CLEARLY_FASTER = 0.95
 """Latency ratio below which a larger multiple is taken in the place of a smaller one, which fits a budget better."""
 
 
-def multiple_for(builder: CandidateBuilder, kind: str, share: float) -> int:
-    """The multiple that `round_to` asks for; with auto the fastest one at about a share of the MACs, parameters or both."""
+def multiple_for(builder: CandidateBuilder, kind: str, share: float) -> int | None:
+    """The multiple that `round_to` asks for, None for auto; with "measured" the fastest one at about a share of a quantity."""
     round_to = builder.pruning.round_to
-    if round_to == "auto":
+    if round_to == "measured":
         return fastest_multiple(builder, kind, share)
-    return round_to if isinstance(round_to, int) else 1
+    return round_to if isinstance(round_to, int) else None
 
 
 def fastest_multiple(builder: CandidateBuilder, kind: str, share: float) -> int:
     """The multiple whose counts, allocated for the same budget, are measurably faster than plain ones; 1 where none is."""
-    rounded = {multiple: builder.budget.counts_for(kind, share, multiple).counts for multiple in AUTO_MULTIPLES}
+    rounded = {multiple: builder.budget.counts_for(kind, share, multiple).counts for multiple in MEASURED_MULTIPLES}
     return _fastest(builder, builder.budget.counts_for(kind, share).counts, rounded)
 
 
 def rounded_counts(builder: CandidateBuilder, counts: ChannelCounts) -> ChannelCounts:
-    """Counts of a ratio or a plan in the multiples that `round_to` asks for: the nearest, with auto never fewer channels."""
+    """Counts of a ratio in the multiples that `round_to` asks for: the nearest, with "measured" never fewer channels."""
     round_to = builder.pruning.round_to
-    if round_to is None:
+    if builder.pruning.plan is not None:
         return counts
-    if isinstance(round_to, int):
-        return {group.name: _rounded(group, counts[group.name], round_to, round) for group in builder.groups}
+    if round_to != "measured":
+        fixed = round_to if isinstance(round_to, int) else None
+        return {
+            group.name: _rounded(group, counts[group.name], fixed or fast_multiple(group.size), round) for group in builder.groups
+        }
     tried = {
         multiple: {group.name: _rounded(group, counts[group.name], multiple, math.ceil) for group in builder.groups}
-        for multiple in AUTO_MULTIPLES
+        for multiple in MEASURED_MULTIPLES
     }
     return {1: counts, **tried}[_fastest(builder, counts, tried)]
 

@@ -72,7 +72,7 @@ def _likely_reasons(latency: LatencyComparison, candidate: Candidate) -> list[st
     odd = sum(group.kept % HARDWARE_MULTIPLE != 0 for group in candidate.groups)
     if odd:
         groups = f"{odd} of {len(candidate.groups)} groups"
-        reasons.append(f"{groups} keep a count that is no multiple of {HARDWARE_MULTIPLE}: try `round_to=auto`")
+        reasons.append(f"{groups} keep a count that is no multiple of {HARDWARE_MULTIPLE}: try `round_to=measured`")
     if latency.batch_size != 1:
         return reasons
     if latency.provider != CPU.name:

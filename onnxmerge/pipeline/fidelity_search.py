@@ -2,7 +2,7 @@
 
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
 from onnxmerge.pipeline.candidates import Candidate, SearchResult
-from onnxmerge.pipeline.channel_multiples import HARDWARE_MULTIPLE, multiple_for
+from onnxmerge.pipeline.channel_multiples import multiple_for
 from onnxmerge.pipeline.monotone_search import MonotoneSearch
 from onnxmerge.pruning.budget import BOTH, Allocation
 
@@ -58,11 +58,10 @@ def _loss(builder: CandidateBuilder, candidate: Candidate) -> float:
 def _allocations(builder: CandidateBuilder, fidelity: float) -> list[Allocation]:
     """The Pareto front of size and predicted loss, the smallest model first, in multiples of channels.
 
-    The multiples are those asked for, with auto those that are fastest at about the size that will come out, else what most
-    hardware computes in.
+    The multiples are those asked for; with "measured" those that are fastest at about the size that will come out.
     """
-    if builder.pruning.round_to is None:
-        return builder.budget.pareto_front(HARDWARE_MULTIPLE, finer_if_small=True)
+    if builder.pruning.round_to != "measured":
+        return builder.budget.pareto_front(multiple_for(builder, BOTH, 1.0))
     front = builder.budget.pareto_front()
     expected = front[_search(front, 1.0 - fidelity).next() or 0]
     return builder.budget.pareto_front(multiple_for(builder, BOTH, expected.share))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from onnxmerge.evaluation.benchmark import CONFIRMING_EFFORT
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder, ChannelCounts
 from onnxmerge.pipeline.candidates import SearchResult
-from onnxmerge.pipeline.channel_multiples import AUTO_MULTIPLES, HARDWARE_MULTIPLE, fastest_multiple
+from onnxmerge.pipeline.channel_multiples import HARDWARE_MULTIPLE, MEASURED_MULTIPLES, fastest_multiple
 from onnxmerge.pipeline.monotone_search import MonotoneSearch
 
 LATENCY_TOLERANCE = 0.05
@@ -61,7 +61,9 @@ def closest_to_latency(builder: CandidateBuilder, share: float) -> SearchResult:
         With the latency ratio; the caller compares it with the share.
     """
     round_to = builder.pruning.round_to
-    multiples = [round_to] if isinstance(round_to, int) else _descending(fastest_multiple(builder, "macs", share))
+    multiples: list[int | None] = [round_to] if isinstance(round_to, int) else [None, HARDWARE_MULTIPLE, 1]
+    if round_to == "measured":
+        multiples = _descending(fastest_multiple(builder, "macs", share))
     best: _TimedCounts | None = None
     for multiple in multiples:
         found = _closest_in_multiples(builder, share, multiple)
@@ -74,13 +76,13 @@ def closest_to_latency(builder: CandidateBuilder, share: float) -> SearchResult:
     return SearchResult(builder.candidate(best.counts), latency_ratio=ratio)
 
 
-def _descending(fastest: int) -> list[int]:
+def _descending(fastest: int) -> list[int | None]:
     """From the fastest multiple on: 32 -> 32, 16, 8, 1; 4 -> 4, 8, 1."""
-    smaller = [multiple for multiple in reversed(AUTO_MULTIPLES) if HARDWARE_MULTIPLE <= multiple < fastest]
+    smaller = [multiple for multiple in reversed(MEASURED_MULTIPLES) if HARDWARE_MULTIPLE <= multiple < fastest]
     return list(dict.fromkeys((fastest, *smaller, HARDWARE_MULTIPLE, 1)))
 
 
-def _closest_in_multiples(builder: CandidateBuilder, share: float, multiple: int) -> _TimedCounts:
+def _closest_in_multiples(builder: CandidateBuilder, share: float, multiple: int | None) -> _TimedCounts:
     """The counts in multiples whose latency comes closest to the share."""
     limits = {"lowest": (1.0 - CLOSE_ENOUGH) * share, "goal": share, "allowed": (1.0 + CLOSE_ENOUGH) * share}
     search = MonotoneSearch(MACS_SHARES, **limits, known={0: 1.0})

@@ -47,7 +47,7 @@ def sweep(
     """Compress a model once for each target, independently of the others.
 
     The models are the same bytes wherever they are made. Only targets that are found by timing (latency, and all with
-    `round_to="auto"`) differ from run to run; they are made in this process, as are all latencies measured here.
+    `round_to="measured"`) differ from run to run; they are made in this process, as are all latencies measured here.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ def _outcomes(
 
 
 def _is_timed(options: CompressOptions) -> bool:
-    return options.pruning.round_to == "auto" or options.pruning.is_latency_target
+    return options.pruning.round_to == "measured" or options.pruning.is_latency_target
 
 
 def _latency(model: Path, output: Path, options: CompressOptions, outcome: PointOutcome) -> LatencyComparison | None:

@@ -6,22 +6,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxmerge.algorithms.allocation import Curve, allocate, loss_curve, pareto_front, total_loss
-from onnxmerge.algorithms.bilinear_cost import Cost, mean_cost
+from onnxmerge.algorithms.bilinear_cost import Cost, MeanCost
 from onnxmerge.algorithms.criteria import CRITERIA
 from onnxmerge.errors import Refusal
+from onnxmerge.execution.processor import channel_block
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.execution.processor import channel_block
 from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, cost_classes, time_terms
 from onnxmerge.graph.merge_validity import pre_activations
 from onnxmerge.options import PruningOptions
 from onnxmerge.pruning.importance import kept_channels
-from onnxmerge.pruning.kept_counts import smallest_count
+from onnxmerge.pruning.kept_counts import fast_multiple, smallest_count
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.sensitivity import Sensitivity
 
 TIME = "time"
-"""Name of the predicted time (`graph.node_time`), as a share of the model's."""
+"""Name of the predicted time on the CPU (`graph.node_time`), as a share of the model's."""
+TIME_AND_SIZE = "time and size"
+"""Name of the mean of predicted time, parameters and MACs, each as a share of what the model has."""
 BOTH = "both"
 """Name of the mean of parameters and MACs, each as a share of what the model has."""
 
@@ -56,14 +58,14 @@ class Budget:
     curves : tuple of Curve
         For each group its possible kept counts and the predicted loss of each.
     costs : Mapping[str, Cost]
-        By "params", "macs" and `BOTH`, the share of the whole model that kept counts leave.
+        By "params", "macs", `BOTH`, `TIME` and `TIME_AND_SIZE`, the share of the whole model that kept counts leave.
     """
 
     groups: tuple[ChannelGroup, ...]
     curves: tuple[Curve, ...]
-    costs: Mapping[str, Cost]
+    costs: Mapping[str, Cost | MeanCost]
 
-    def counts_for(self, quantity: str, share: float, multiple: int = 1) -> Allocation:
+    def counts_for(self, quantity: str, share: float, multiple: int | None = 1) -> Allocation:
         """The kept counts of least predicted loss within a budget.
 
         Parameters
@@ -72,18 +74,21 @@ class Budget:
             A key of `costs`.
         share : float
             How much of it may be left; where no counts leave as little, the smallest counts are returned.
-        multiple : int
-            Groups that shrink keep multiples of it.
+        multiple : int or None
+            Groups that shrink keep multiples of it; None for numbers that run fast, and then what saves most time is removed
+            first.
         """
         curves = curves_of_multiples(self.curves, multiple)
+        guide = None if multiple is not None else MeanCost((self.costs[quantity], self.costs[TIME]))
         if share >= 1.0:
             return self._allocation(np.array([curve.counts[-1] for curve in curves]), quantity)
-        return self._allocation(allocate(curves, self.costs[quantity], share), quantity)
+        return self._allocation(allocate(curves, self.costs[quantity], share, guide), quantity)
 
-    def pareto_front(self, multiple: int = 1, finer_if_small: bool = False) -> list[Allocation]:
-        """Allocations that no other beats in both size and loss, the smallest model first; see `curves_of_multiples`."""
-        curves = curves_of_multiples(self.curves, multiple, finer_if_small)
-        return [self._allocation(counts, BOTH) for counts in pareto_front(curves, self.costs[BOTH])]
+    def pareto_front(self, multiple: int | None = 1) -> list[Allocation]:
+        """Allocations that no other found beats in both cost and loss, the smallest model first; see `counts_for`."""
+        quantity = BOTH if multiple is not None else TIME_AND_SIZE
+        curves = curves_of_multiples(self.curves, multiple)
+        return [self._allocation(counts, quantity) for counts in pareto_front(curves, self.costs[quantity])]
 
     def _allocation(self, counts: np.ndarray, quantity: str) -> Allocation:
         by_name = {group.name: int(count) for group, count in zip(self.groups, counts, strict=True)}
@@ -123,20 +128,19 @@ def budget_of(
         if quantity == "params" and not options.uses_weights_only:
             terms = terms.plus(bias_terms(channels, groups, classes))
         costs[quantity] = Cost(terms.weight / whole, terms.rows, terms.columns, kept)
-    costs[BOTH] = mean_cost(list(costs.values()))
     block = channel_block()
     terms = time_terms(channels, groups, classes, analysed.shapes, block)
     blocks = tuple(_filled(table, block) for table in kept)
-    costs[TIME] = Cost(terms.weight / Cost(*terms, blocks).total(sizes), terms.rows, terms.columns, blocks)
-    return Budget(tuple(groups), curves, costs)
+    time = Cost(terms.weight / Cost(*terms, blocks).total(sizes), terms.rows, terms.columns, blocks)
+    size = tuple(costs.values())
+    return Budget(tuple(groups), curves, {**costs, BOTH: MeanCost(size), TIME: time, TIME_AND_SIZE: MeanCost((time, *size))})
 
 
 def _filled(kept: np.ndarray, block: int) -> np.ndarray:
-    """(size + 1, classes): kept channels filled up to whole blocks, in units of those that a block of the whole group has."""
-    counts = kept.sum(1, keepdims=True)
-    return kept * np.where(counts > 0, np.ceil(counts / block) * block / np.maximum(counts, 1), 0.0) * (
-        counts[-1] / (np.ceil(counts[-1] / block) * block)
-    )
+    """(size + 1, classes): kept channels in proportion to the blocks that they fill; all channels of a group as they are."""
+    count = np.maximum(kept.sum(1, keepdims=True), 1.0)
+    filled = np.ceil(count / block) * block
+    return np.asarray(kept * (filled / count) * (count[-1] / filled[-1]))
 
 
 def _kept_by_class(
@@ -171,18 +175,15 @@ def _loss_curve(
     return Curve(counts, np.maximum.accumulate(loss[::-1])[::-1])
 
 
-def curves_of_multiples(curves: Sequence[Curve], multiple: int, finer_if_small: bool = False) -> tuple[Curve, ...]:
+def curves_of_multiples(curves: Sequence[Curve], multiple: int | None) -> tuple[Curve, ...]:
     """The curves at multiples of a number alone, and at each group's size.
 
     Parameters
     ----------
     curves : Sequence[Curve]
         The loss curve of each group.
-    multiple : int
-        The number.
-    finer_if_small : bool
-        Whether a group of fewer channels than two multiples keeps multiples of half, a quarter ... of the number: of the first
-        that fits twice.
+    multiple : int or None
+        The number; None for `fast_multiple` of each group's size.
 
     Returns
     -------
@@ -191,14 +192,12 @@ def curves_of_multiples(curves: Sequence[Curve], multiple: int, finer_if_small: 
     Examples
     --------
     >>> curve = Curve(np.arange(1, 13), np.linspace(1.0, 0.0, 12))
-    >>> [curves_of_multiples([curve], 8, finer_if_small)[0].counts.tolist() for finer_if_small in (False, True)]
-    [[8, 12], [4, 8, 12]]
+    >>> curves_of_multiples([curve], 8)[0].counts.tolist()
+    [8, 12]
     """
     restricted = []
     for curve in curves:
-        step, size = multiple, int(curve.counts[-1])
-        while finer_if_small and step > 1 and 2 * step > size:
-            step //= 2
-        chosen = (curve.counts % step == 0) | (curve.counts == size)
+        size = int(curve.counts[-1])
+        chosen = (curve.counts % (multiple or fast_multiple(size)) == 0) | (curve.counts == size)
         restricted.append(Curve(curve.counts[chosen], curve.loss[chosen]))
     return tuple(restricted)

@@ -5,8 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxmerge.errors import OptionError
+from onnxmerge.execution.processor import channel_block
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.options import PruningOptions
+
+
+def fast_multiple(size: int) -> int:
+    """The number of which a group of so many channels keeps multiples, so that they run fast: whole blocks of the processor.
+
+    Of a group that holds fewer than two blocks it is half of a block, a quarter ..., the first that fits twice.
+    """
+    multiple = channel_block()
+    while multiple > 1 and 2 * multiple > size:
+        multiple //= 2
+    return multiple
 
 
 def smallest_count(group: ChannelGroup) -> int:
