@@ -122,7 +122,7 @@ def perform(run: Run, folder: Path) -> str:
         names = [group.name for group in inspect(run.network.path).groups]
         options["plan"] = dict(zip(names, run.widths, strict=False))
     started = time.perf_counter()
-    result = compress(run.network.path, target, verify=False, **options)
+    result = compress(run.network.path, target, verify=False, round_to=1, **options)
     seconds = time.perf_counter() - started
     left = result.after.parameters / result.before.parameters
     accuracy = run.network.accuracy(target)

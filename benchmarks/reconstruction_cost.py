@@ -48,7 +48,7 @@ def child(kind: str, depth: int, samples: int) -> None:
         onnx.save(NETWORKS[kind](depth), source)
         before = peak_mib()
         started = time.perf_counter()
-        compress(source, target, method="reconstruct", ratio=0.5, samples=samples, verify=False)
+        compress(source, target, method="reconstruct", ratio=0.5, round_to=1, samples=samples, verify=False)
         print(json.dumps({"seconds": time.perf_counter() - started, "before_mib": before, "peak_mib": peak_mib()}))
 
 

@@ -1,6 +1,6 @@
 """What all tests share: where the project and the real models beside it are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import pytest
 
 from onnxmerge.cli import app
 from onnxmerge.evaluation import benchmark
+from onnxmerge.pruning import budget, kept_counts
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -21,6 +22,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "shared" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _processor() -> Iterator[None]:
+    """A processor whose blocks hold one channel: counts are met to the channel, wherever the tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (kept_counts, budget):
+            patch.setattr(module, "channel_block", lambda: 1)
+        yield
+
+
+@pytest.fixture
+def channel_block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Channels of a block in a test that is parametrised by it."""
+    for module in (kept_counts, budget):
+        monkeypatch.setattr(module, "channel_block", lambda: request.param)
+    return int(request.param)
 
 
 @pytest.fixture

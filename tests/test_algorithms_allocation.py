@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from onnxmerge.algorithms import allocation as allocation_module
 from onnxmerge.algorithms.allocation import SATURATED, Curve, allocate, loss_curve, pareto_front, total_loss
-from onnxmerge.algorithms.bilinear_cost import Cost, mean_cost
+from onnxmerge.algorithms.bilinear_cost import Cost, MeanCost
 from onnxmerge.pruning.budget import curves_of_multiples
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -159,7 +159,7 @@ def test_mean_cost_is_the_mean() -> None:
     curves, one = instance(1)
     other = Cost(2.0 * one.weight[::-1], one.rows, one.columns)
     for counts in itertools.islice(choices(curves), 20):
-        assert mean_cost([one, other]).total(counts) == pytest.approx((one.total(counts) + other.total(counts)) / 2)
+        assert MeanCost((one, other)).total(counts) == pytest.approx((one.total(counts) + other.total(counts)) / 2)
 
 
 @FEW
@@ -233,13 +233,14 @@ def test_odd_measurements_give_finite_curves(measured: tuple[list[float], list[f
     assert (np.diff(loss) >= 0).all()
 
 
-def test_finer_multiples_leave_small_groups_a_choice():
+@pytest.mark.parametrize("channel_block", [8], indirect=True)
+def test_fast_multiples_leave_small_groups_a_choice(channel_block: int) -> None:
     curves = [Curve(np.arange(1, size + 1), np.linspace(1.0, 0.0, size)) for size in (3, 6, 12, 16, 40)]
-    finer, plain = (curves_of_multiples(curves, 8, finer_if_small) for finer_if_small in (True, False))
-    assert [curve.counts.tolist() for curve in finer[:4]] == [[1, 2, 3], [2, 4, 6], [4, 8, 12], [8, 16]]
+    fast, plain = (curves_of_multiples(curves, multiple) for multiple in (None, channel_block))
+    assert [curve.counts.tolist() for curve in fast[:4]] == [[1, 2, 3], [2, 4, 6], [4, 8, 12], [8, 16]]
     assert [curve.counts.tolist() for curve in plain[:4]] == [[3], [6], [8, 12], [8, 16]]
-    assert finer[4].counts.tolist() == plain[4].counts.tolist() == [8, 16, 24, 32, 40]
-    assert all((curve.loss[-1], len(curve.loss)) == (0.0, len(curve.counts)) for curve in finer)
+    assert fast[4].counts.tolist() == plain[4].counts.tolist() == [8, 16, 24, 32, 40]
+    assert all((curve.loss[-1], len(curve.loss)) == (0.0, len(curve.counts)) for curve in fast)
 
 
 def test_pareto_front_of_groups_that_cannot_shrink_is_the_whole_model_once() -> None:

@@ -254,9 +254,12 @@ PLACES = {
     "target NaN": (("o.onnx", "--target", "macs=nan"), "above 0 and at most 1"),
     "target of a kind alone": (("o.onnx", "--target", "=0.5"), "one of params, macs, latency"),
     "fidelity 1": (("o.onnx", "--fidelity", "1"), "above 0 and below 1"),
-    "rounding 0": (("o.onnx", "--ratio", "0.5", "--round-to", "0"), "at least 1, or auto"),
-    "rounding of words": (("o.onnx", "--ratio", "0.5", "--round-to", "eight"), "at least 1, or auto"),
-    "rounding of a superscript": (("o.onnx", "--ratio", "0.5", "--round-to", "\N{SUPERSCRIPT TWO}"), "at least 1, or auto"),
+    "rounding 0": (("o.onnx", "--ratio", "0.5", "--round-to", "0"), "at least 1, auto"),
+    "rounding of words": (("o.onnx", "--ratio", "0.5", "--round-to", "eight"), "at least 1, auto"),
+    "rounding of a superscript": (
+        ("o.onnx", "--ratio", "0.5", "--round-to", "\N{SUPERSCRIPT TWO}"),
+        "at least 1, auto",
+    ),
 }
 
 

@@ -24,6 +24,7 @@ from onnxmerge.pipeline.compress import compress
 from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
 from onnxmerge.pipeline.progress import COMPRESS_STAGES, INSPECT_STAGES, overall
 from onnxmerge.pruning.group_selection import prunable_groups
+from onnxmerge.pruning.kept_counts import fast_multiple
 from onnxmerge.results import LatencyComparison, LatencySummary
 
 FAST = {"samples": 24, "threads": 1, "bench": False}
@@ -158,26 +159,49 @@ def stepped(step: int) -> Callable[[int], float]:
 
 
 @pytest.mark.parametrize("way", [{"ratio": 0.4}, {"target": ("macs", 0.5)}], ids=["ratio", "target"])
-def test_auto_takes_the_multiples_that_run_fastest(way: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_takes_the_multiples_that_run_fastest(
+    way: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("onnxmerge.pipeline.candidate_builder.time_pair", fake_time(stepped(8)))
-    result = compress(chain(tmp_path), tmp_path / "o.onnx", round_to="auto", method="prune", **FAST, **way)
+    result = compress(chain(tmp_path), tmp_path / "o.onnx", round_to="measured", method="prune", **FAST, **way)
     assert result.groups
     assert all(group.kept % 8 == 0 for group in result.groups)
 
 
 @pytest.mark.parametrize("way", [{"ratio": 0.4}, {"target": ("macs", 0.5)}], ids=["ratio", "target"])
-def test_auto_never_takes_what_is_slower(way: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_never_takes_what_is_slower(way: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fewer the faster, and the interval of rounded counts holds 1: no rounding is sure to be faster."""
     monkeypatch.setattr("onnxmerge.pipeline.candidate_builder.time_pair", fake_time(lambda macs: 1e6))
     source = chain(tmp_path)
     results = [
-        compress(source, tmp_path / "o.onnx", round_to=rounding, method="prune", **FAST, **way) for rounding in ("auto", None)
+        compress(source, tmp_path / "o.onnx", round_to=rounding, method="prune", **FAST, **way) for rounding in ("measured", 1)
     ]
     assert results[0].groups == results[1].groups
 
 
+@pytest.mark.parametrize("channel_block", [8, 16], indirect=True)
+@pytest.mark.parametrize(
+    "way", [{"ratio": 0.4}, {"target": ("macs", 0.5)}, {"fidelity": 0.5}], ids=["ratio", "target", "fidelity"]
+)
+def test_whole_blocks_by_default(way: dict[str, Any], channel_block: int, tmp_path: Path) -> None:
+    result = compress(chain(tmp_path, (64, 64, 24)), tmp_path / "o.onnx", method="prune", **FAST, **way)
+    assert result.groups
+    for group in result.groups:
+        assert group.kept % fast_multiple(group.channels) == 0
+        assert fast_multiple(group.channels) == (channel_block if group.channels >= 2 * channel_block else 8)
+    if "target" in way:
+        assert result.after.macs <= 0.5 * result.before.macs
+
+
+@pytest.mark.parametrize("channel_block", [16], indirect=True)
+def test_what_whole_blocks_cannot_reach_is_reached_to_the_channel(channel_block: int, tmp_path: Path) -> None:
+    result = compress(chain(tmp_path, (64, 64)), tmp_path / "o.onnx", method="prune", target="macs=0.05", **FAST)
+    assert result.after.macs <= 0.05 * result.before.macs
+    assert any(group.kept % channel_block for group in result.groups)
+
+
 NOT_FASTER = "the smaller model is not measurably faster here"
-ODD, SHORT, GPU = "try `round_to=auto`", "calls this short", "a GPU mostly waits"
+ODD, SHORT, GPU = "try `round_to=measured`", "calls this short", "a GPU mostly waits"
 REASONS = {
     "odd counts": ("CPUExecutionProvider", 1, 9.0, 0.3, (ODD,)),
     "odd counts and a GPU": ("CUDAExecutionProvider", 1, 9.0, 0.3, (ODD, GPU)),
@@ -235,8 +259,8 @@ def test_a_latency_between_two_multiples_takes_the_next_smaller(tmp_path: Path, 
     milliseconds = lambda macs: 500.0 + macs  # noqa: E731
     monkeypatch.setattr("onnxmerge.pipeline.candidate_builder.time_pair", fake_time(milliseconds))
     monkeypatch.setattr("onnxmerge.pipeline.latency_search.fastest_multiple", lambda *_: 32)
-    source = chain(tmp_path, (64, 64, 64))
-    result = compress(source, tmp_path / "o.onnx", target=("latency", 0.8), method="prune", **FAST)
+    source, options = chain(tmp_path, (64, 64, 64)), {"target": ("latency", 0.8), "round_to": "measured", "method": "prune"}
+    result = compress(source, tmp_path / "o.onnx", **options, **FAST)
     assert abs(milliseconds(result.after.macs) / milliseconds(result.before.macs) / 0.8 - 1.0) <= LATENCY_TOLERANCE
     assert {group.kept % 16 for group in result.groups} == {0}
     assert {group.kept % 32 for group in result.groups} != {0}

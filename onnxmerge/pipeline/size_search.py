@@ -34,6 +34,8 @@ def largest_within_size(builder: CandidateBuilder, kind: str, share: float) -> S
     """
     best: tuple[float, Candidate] | None = None
     adjusted, multiple, tried = share, multiple_for(builder, kind, share), list[ChannelCounts]()
+    if multiple is None and builder.budget.counts_for(kind, 0.0, multiple).share > share:
+        multiple = 1  # whole blocks are too coarse for so small a model
     smallest = builder.budget.counts_for(kind, 0.0, multiple).counts
     for _ in range(SIZE_TRIALS):
         allocation = builder.budget.counts_for(kind, adjusted, multiple)
@@ -55,6 +57,6 @@ def largest_within_size(builder: CandidateBuilder, kind: str, share: float) -> S
         candidate = builder.candidate(smallest)
         best = min(best, (candidate.remaining_share(kind, builder.analysed.size), candidate), key=lambda each: each[0])
     reached, candidate = best
-    limit = "" if multiple == 1 else f" in multiples of {multiple}"
+    limit = f" in multiples of {multiple}" if multiple and multiple > 1 else ""
     warnings = (f"{kind}={share:g} cannot be reached{limit}: at least {reached:.1%} must stay",) if reached > share else ()
     return SearchResult(candidate, warnings)
