@@ -17,7 +17,7 @@ from onnxmerge.pipeline.compress import compress
 from onnxmerge.pipeline.inspect import inspect
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
-LARGE = {"light_bvlc_alexnet", "light_resnet50", "light_vgg19", "light_zfnet512"}
+LARGE = {"light_bvlc_alexnet", "light_densenet121", "light_resnet50", "light_vgg19", "light_zfnet512"}
 # Layers that stay as they are: after LRN in AlexNet, Inception v1 and ZFNet; ShuffleNet joins its grouped convolutions in ways
 # that leave no equal numbers to remove outside its units.
 UNTOUCHED = {"light_bvlc_alexnet": 2, "light_inception_v1": 1, "light_shufflenet": 14, "light_zfnet512": 2}

@@ -22,18 +22,40 @@ from onnxmerge.onnxio import surgeon as gs
 
 Shape = tuple[int, ...]
 
-NODE = 1160.0
-"""Nanoseconds of a node that is not fused into another one."""
-ELEMENT = 0.072
-"""Nanoseconds of an element that an operator other than those below writes."""
-DENSE, POINTWISE, FIRST_LAYER = 0.0237, 0.0065, 0.0303
-"""Nanoseconds of a multiply-accumulate in blocks: kernels of several positions, of one, and with fewer inputs than a block."""
-PLAIN, PLAIN_PATCH = 0.0154, 0.60
-"""Nanoseconds of a multiply-accumulate outside of blocks, and of an element of the patches that are copied for it."""
-DEPTHWISE, PLAIN_DEPTHWISE = 0.128, 0.361
-"""Nanoseconds of a multiply-accumulate of a depthwise convolution, in blocks and outside."""
-TRANSPOSED, MATRIX = 0.57, 0.045
-"""Nanoseconds of a multiply-accumulate of ConvTranspose, and of Gemm and MatMul."""
+
+class Constants(NamedTuple):
+    """Nanoseconds that an execution provider takes.
+
+    Attributes
+    ----------
+    node : float
+        For a node that is not fused into another one.
+    element : float
+        For an element that an operator without multiply-accumulates writes.
+    dense, pointwise, first_layer : float
+        For a multiply-accumulate in blocks: with a kernel of several positions, of one, and with fewer inputs than a block.
+    plain, plain_patch : float
+        For a multiply-accumulate outside of blocks, and for an element of the patches that are copied for it.
+    depthwise, plain_depthwise : float
+        For a multiply-accumulate of a depthwise convolution, in blocks and outside.
+    transposed, matrix : float
+        For a multiply-accumulate of ConvTranspose, and of Gemm and MatMul.
+    """
+
+    node: float
+    element: float
+    dense: float
+    pointwise: float
+    first_layer: float
+    plain: float
+    plain_patch: float
+    depthwise: float
+    plain_depthwise: float
+    transposed: float
+    matrix: float
+
+
+CPU = Constants(1160.0, 0.072, 0.0237, 0.0065, 0.0303, 0.0154, 0.60, 0.128, 0.361, 0.57, 0.045)
 ALIGNMENT = 4
 """Channels of blocked convolutions must be a multiple of this number, else ONNX Runtime does not block them."""
 FUSED = frozenset({"BatchNormalization", "Relu", "Clip", "Add", "Identity"})
@@ -76,7 +98,7 @@ def filled(count: int, block: int) -> int:
     return -(-count // block) * block
 
 
-def node_time(node: gs.Node, shapes: Shapes, block: int) -> NodeTime:
+def node_time(node: gs.Node, shapes: Shapes, block: int, cost: Constants = CPU) -> NodeTime:
     """The predicted time of one node.
 
     Parameters
@@ -87,14 +109,16 @@ def node_time(node: gs.Node, shapes: Shapes, block: int) -> NodeTime:
         Concrete shape of every tensor by name.
     block : int
         Channels that convolutions compute at once.
+    cost : Constants
+        What the parts of the work take.
     """
     written = shapes.get(node.outputs[0].name) if node.outputs else None
     if written is None or (is_standard(node) and node.op in FREE):
         return NodeTime(0.0, 0.0, 0.0)
     rule = _RULES.get(node.op) if is_standard(node) else None
     if rule is not None and (weight := _shape(node.inputs[1], shapes)):
-        return rule(node, _shape(node.inputs[0], shapes), weight, written, block)
-    return NodeTime(0.0, ELEMENT * math.prod(written), 0.0 if node.op in FUSED else NODE)
+        return rule(node, _shape(node.inputs[0], shapes), weight, written, block, cost)
+    return NodeTime(0.0, cost.element * math.prod(written), 0.0 if node.op in FUSED else cost.node)
 
 
 def _shape(tensor: gs.Tensor, shapes: Shapes) -> Shape:
@@ -102,31 +126,31 @@ def _shape(tensor: gs.Tensor, shapes: Shapes) -> Shape:
     return known if known is not None else tuple(int(extent) for extent in tensor.shape or ())
 
 
-def _conv(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int) -> NodeTime:
+def _conv(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int, cost: Constants) -> NodeTime:
     outputs, inputs, kernel = weight[0], weight[1], math.prod(weight[2:])
     positions, groups = math.prod(written) // max(1, outputs), node.attrs.get("group", 1)
     if groups == outputs and inputs == 1:
-        nanoseconds = PLAIN_DEPTHWISE * outputs if outputs % ALIGNMENT else DEPTHWISE * filled(outputs, block)
-        return NodeTime(0.0, nanoseconds * positions * kernel, NODE)
+        nanoseconds = cost.plain_depthwise * outputs if outputs % ALIGNMENT else cost.depthwise * filled(outputs, block)
+        return NodeTime(0.0, nanoseconds * positions * kernel, cost.node)
     if groups > 1 or (inputs >= block and inputs % ALIGNMENT):
         patch = kernel if kernel > 1 else 0
-        product = (PLAIN * outputs * kernel + PLAIN_PATCH * groups * patch) * inputs
-        return NodeTime(product * positions, PLAIN_PATCH * outputs * positions, NODE)
-    each = FIRST_LAYER if inputs < block else DENSE if kernel > 1 else POINTWISE
+        product = (cost.plain * outputs * kernel + cost.plain_patch * groups * patch) * inputs
+        return NodeTime(product * positions, cost.plain_patch * outputs * positions, cost.node)
+    each = cost.first_layer if inputs < block else cost.dense if kernel > 1 else cost.pointwise
     channels = filled(outputs, block) * (inputs if inputs < block else filled(inputs, block))
-    return NodeTime(each * channels * positions * kernel, 0.0, NODE)
+    return NodeTime(each * channels * positions * kernel, 0.0, cost.node)
 
 
-def _conv_transpose(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int) -> NodeTime:
-    return NodeTime(TRANSPOSED * math.prod(read) * math.prod(weight[1:]), 0.0, NODE)
+def _conv_transpose(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int, cost: Constants) -> NodeTime:
+    return NodeTime(cost.transposed * math.prod(read) * math.prod(weight[1:]), 0.0, cost.node)
 
 
-def _matrix(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int) -> NodeTime:
+def _matrix(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int, cost: Constants) -> NodeTime:
     contracted = read[0 if node.op == "Gemm" and node.attrs.get("transA", 0) else -1] if read else 1
     outputs = written[-1] if written else 1
     rows = math.prod(written) // max(1, outputs)
-    return NodeTime(MATRIX * rows * contracted * filled(outputs, block), 0.0, NODE)
+    return NodeTime(cost.matrix * rows * contracted * filled(outputs, block), 0.0, cost.node)
 
 
-_Rule = Callable[[gs.Node, Shape, Shape, Shape, int], NodeTime]
+_Rule = Callable[[gs.Node, Shape, Shape, Shape, int, Constants], NodeTime]
 _RULES: dict[str, _Rule] = {"Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _matrix, "MatMul": _matrix}
