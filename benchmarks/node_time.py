@@ -3,8 +3,8 @@
     python benchmarks/node_time.py [MODEL.onnx ...]
 
 Without arguments the models of the project, and those beside it where they are. One thread, one input, the least of twelve
-interleaved rounds. The constants of `onnxmerge.graph.node_time` are nonnegative least squares of relative errors; the errors that are
-shown are those of a fit to all other models, so that a model does not predict itself.
+interleaved rounds. The constants of `onnxmerge.graph.node_time` are nonnegative least squares of relative errors; those shown
+are of a fit to all other models, so that none predicts itself.
 """
 
 from __future__ import annotations

@@ -10,7 +10,10 @@ from enum import Enum
 
 
 class OnnxMergeError(Exception):
-    """One clear line: what is wrong, where, what was found and needed, what to do. Exit code 2."""
+    """One clear line: what is wrong, where, what was found and needed, what to do."""
+
+    exit_code = 2
+    """What the command line ends with."""
 
 
 class ModelError(OnnxMergeError):
@@ -30,7 +33,9 @@ class ProviderError(OnnxMergeError):
 
 
 class VerificationError(OnnxMergeError):
-    """The candidate differs more from the reference than was allowed. Exit code 1, nothing written."""
+    """The candidate differs more from the reference than was allowed; nothing is written."""
+
+    exit_code = 1
 
 
 class Reason(Enum):

@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxmerge.errors import ModelError, OptionError, ProviderError
-from onnxmerge.execution import gpu_detection, gpu_probe, limited_process, providers, sessions
+from onnxmerge.execution import gpu_detection, gpu_detection_child, limited_process, providers, sessions
 from onnxmerge.execution.gpu_detection import CPU_NAME, CUDA_NAME, ProviderProblem, find_problem
 from onnxmerge.execution.messages import runtime_message
 from onnxmerge.execution.placement import execution_of
@@ -113,14 +113,14 @@ def test_what_the_process_that_tries_says(fresh_detection, working_driver, monke
 
 def test_the_process_that_tries_runs_the_tiny_model(monkeypatch, capsys):
     """On the CPU, which is what a session without the option to forbid it lands on."""
-    real = gpu_probe.onnxruntime.SessionOptions.add_session_config_entry
-    monkeypatch.setattr(gpu_probe.ctypes, "CDLL", gpu_probe.ctypes.CDLL)  # the process replaces it
-    monkeypatch.setattr(gpu_probe.onnxruntime, "set_default_logger_severity", lambda level: None)
+    real = gpu_detection_child.onnxruntime.SessionOptions.add_session_config_entry
+    monkeypatch.setattr(gpu_detection_child.ctypes, "CDLL", gpu_detection_child.ctypes.CDLL)  # the process replaces it
+    monkeypatch.setattr(gpu_detection_child.onnxruntime, "set_default_logger_severity", lambda level: None)
     with monkeypatch.context() as patch:
-        patch.setattr(gpu_probe.onnxruntime.SessionOptions, "add_session_config_entry", lambda *_: None)
-        gpu_probe.main(CPU_NAME, [CPU_NAME])
+        patch.setattr(gpu_detection_child.onnxruntime.SessionOptions, "add_session_config_entry", lambda *_: None)
+        gpu_detection_child.main(CPU_NAME, [CPU_NAME])
     assert json.loads(capsys.readouterr().out)["error"] == ""
-    assert gpu_probe.onnxruntime.SessionOptions.add_session_config_entry is real
+    assert gpu_detection_child.onnxruntime.SessionOptions.add_session_config_entry is real
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["one package", "both packages"])

@@ -14,16 +14,16 @@ import pytest
 from running import built, run
 from topologies import TOPOLOGIES
 
-from onnxmerge.onnxio import model_files, output_files, saving, storage, work_folder
+from onnxmerge.onnxio import model_files, model_saving, side_files, storage, work_folder
 from onnxmerge.onnxio.model import Model
-from onnxmerge.onnxio.output_files import write_atomically
-from onnxmerge.onnxio.saving import save
+from onnxmerge.onnxio.model_saving import save
+from onnxmerge.onnxio.side_files import write_atomically
 from onnxmerge.onnxio.work_folder import PREFIX, WorkFolder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked to be killed")
 
 FEEDS = {"x": np.ones((1, 3, 8, 8), np.float32)}
-TRACED = {work_folder.__file__, saving.__file__, output_files.__file__}
+TRACED = {work_folder.__file__, model_saving.__file__, side_files.__file__}
 READS_ONLY = {"_holds", "_is_named", "<genexpr>", "<listcomp>", "_data_of", "_check", "check_output_file"}
 """Functions of these modules that change nothing, so that it is all the same where in them a process ends."""
 
@@ -43,7 +43,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(storage, "MESSAGE_LIMIT_BYTES", 512)
         monkeypatch.setattr(storage, "SMALL_TENSOR_BYTES", 64)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # which takes most of the time, and is for computers that stop
-    monkeypatch.setattr(saving, "_check", lambda *_: None)
+    monkeypatch.setattr(model_saving, "_check", lambda *_: None)
     path = tmp_path / "in.onnx"
     path.write_bytes(built(TOPOLOGIES["conv-relu-conv"]).SerializeToString())
     return model_files.load(path)

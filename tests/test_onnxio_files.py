@@ -19,7 +19,7 @@ from onnxmerge.graph.constant_folding import constant_value
 from onnxmerge.onnxio import model_files as io
 from onnxmerge.onnxio import storage as placing
 from onnxmerge.onnxio.edits import new_constant
-from onnxmerge.onnxio.saving import save
+from onnxmerge.onnxio.model_saving import save
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
 example (float[N, 4] x) => (float[N, 3] y)

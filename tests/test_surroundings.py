@@ -54,7 +54,7 @@ class Waiting:
 """
 MOMENTS = {
     "while ONNX is imported": f"{WAIT}\nsys.meta_path.insert(0, Waiting())",
-    "while the model is saved": f"{WAIT}\nimport onnxmerge.onnxio.saving\nonnxmerge.onnxio.saving._check = wait",
+    "while the model is saved": f"{WAIT}\nimport onnxmerge.onnxio.model_saving\nonnxmerge.onnxio.model_saving._check = wait",
 }
 
 

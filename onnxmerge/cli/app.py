@@ -11,7 +11,7 @@ from onnxmerge import __version__
 from onnxmerge.cli.commands import COMMANDS
 from onnxmerge.errors import OnnxMergeError, VerificationError
 
-NOT_VERIFIED, BAD_USAGE = 1, 2
+BAD_USAGE = OnnxMergeError.exit_code
 OWN_BUG = 70
 """EX_SOFTWARE of sysexits.h, so that a bug is taken neither for bad input nor for a failed verification."""
 
@@ -50,10 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(BAD_USAGE, f"{error.format_message().rstrip('.')} (see {command} --help)")
     except click.ClickException as error:
         _fail(BAD_USAGE, error.format_message())
-    except VerificationError as error:
-        _fail(NOT_VERIFIED, f"verification failed: {error}")
     except OnnxMergeError as error:
-        _fail(BAD_USAGE, str(error))
+        _fail(error.exit_code, f"{'verification failed: ' if isinstance(error, VerificationError) else ''}{error}")
     except MemoryError as error:
         _fail(BAD_USAGE, f"there is not enough memory for this: {error or 'try smaller inputs, or fewer at once'}")
     except Exception:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from onnxmerge.errors import InputError, OnnxMergeError
-from onnxmerge.onnxio.output_files import write_atomically
+from onnxmerge.onnxio.side_files import write_atomically
 
 # Readers of the header by version of the .npy format
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}

@@ -19,7 +19,7 @@ from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import open_pair
 from onnxmerge.onnxio.finite import weights_not_finite
 from onnxmerge.onnxio.model_files import as_file, model_name, weight_files
-from onnxmerge.onnxio.output_files import check_output_file
+from onnxmerge.onnxio.side_files import check_output_file
 from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of, takes
 from onnxmerge.results import Verification

@@ -2,8 +2,8 @@
 
 ONNX Runtime lists the execution providers that it was built with, not those that run, and falls back to the CPU with no more
 than a log line. So a provider counts as working only after a tiny convolution ran on it, in a session that says so and may not
-use the CPU. That is tried in a process of its own (`gpu_probe`), since trying prints and cannot be undone. It costs about two
-seconds, and only machines with a driver and a GPU pay them.
+use the CPU. `gpu_detection_child` tries that in a process of its own, since trying prints and cannot be undone. It costs about
+two seconds, and only machines with a driver and a GPU pay them.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _probe_problem(name: str) -> ProviderProblem | None:
 def _probe(providers: list[str]) -> tuple[str, list[str]]:
     """What kept the tiny model from running, and the libraries that the process loaded."""
     try:
-        found = answer_of("onnxmerge.execution.gpu_probe", providers, PROBE_SECONDS)
+        found = answer_of("onnxmerge.execution.gpu_detection_child", providers, PROBE_SECONDS)
         return str(found["error"]), [str(each) for each in found["libraries"]]
     except ProcessFailure as failure:
         return f"trying a tiny model {failure}", []

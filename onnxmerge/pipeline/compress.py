@@ -19,8 +19,8 @@ from onnxmerge.execution.threads import fixed_threads
 from onnxmerge.execution.versions import versions
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.onnxio.model_files import as_file, external_files, model_name, stored_bytes
-from onnxmerge.onnxio.output_files import check_output_file, would_overwrite
-from onnxmerge.onnxio.saving import save
+from onnxmerge.onnxio.model_saving import save
+from onnxmerge.onnxio.side_files import check_output_file, would_overwrite
 from onnxmerge.options import PlannedGroup, Progress, PruningOptions
 from onnxmerge.options.keywords import takes
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder

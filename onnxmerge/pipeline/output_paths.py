@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onnxmerge.errors import OptionError
-from onnxmerge.onnxio.output_files import check_output_file, would_overwrite
+from onnxmerge.onnxio.side_files import check_output_file, would_overwrite
 from onnxmerge.pipeline.compress_options import CompressOptions
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from onnxmerge.errors import OptionError
 from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.onnxio.output_files import write_atomically
+from onnxmerge.onnxio.side_files import write_atomically
 from onnxmerge.options import PlannedGroup
 from onnxmerge.options.checks import METHOD_NAMES
 from onnxmerge.pruning.kept_counts import kept_count, smallest_count

@@ -16,7 +16,7 @@ from onnxmerge.execution.threads import default_threads, fixed_threads
 from onnxmerge.execution.versions import versions
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.onnxio.model_files import as_file, external_files, model_name
-from onnxmerge.onnxio.output_files import check_output_file, write_atomically
+from onnxmerge.onnxio.side_files import check_output_file, write_atomically
 from onnxmerge.onnxio.storage import fits_one_message
 from onnxmerge.onnxio.work_folder import WorkFolder
 from onnxmerge.options import DEFAULT_TARGETS, SIZES, Progress, silent

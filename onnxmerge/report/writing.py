@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from onnxmerge.errors import OptionError
-from onnxmerge.onnxio.output_files import check_output_file, write_atomically
+from onnxmerge.onnxio.side_files import check_output_file, write_atomically
 from onnxmerge.report.documents import Provenance, Result, json_text, reportable
 from onnxmerge.report.html import page
 from onnxmerge.results import LatencyComparison

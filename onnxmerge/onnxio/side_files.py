@@ -1,4 +1,4 @@
-"""Reports, plans and other files that are written: where they overwrite nothing that is needed, and whole or not at all."""
+"""Files beside the model (reports, plans, inputs): where they overwrite nothing that is needed, and whole or not at all."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from onnxmerge.onnxio.export import export_without_weights
 from onnxmerge.onnxio.external_data import external_locations
 from onnxmerge.onnxio.model import Model, from_proto
 from onnxmerge.onnxio.model_files import write_model
-from onnxmerge.onnxio.output_files import check_output_file
 from onnxmerge.onnxio.quiet import nothing_on_stdout
+from onnxmerge.onnxio.side_files import check_output_file
 from onnxmerge.onnxio.storage import fits_one_message
 from onnxmerge.onnxio.validation import PROTOBUF_LIMIT_BYTES
 from onnxmerge.onnxio.work_folder import WorkFolder, taking_turns
