@@ -95,7 +95,7 @@ def _rows(
     path: Path, options: dict[str, Any], provider: Provider, batches: list[int], ratio: float
 ) -> list[tuple[tuple[str, ...], LatencyComparison]]:
     smaller = FOLDER / f"smaller-{path.name}"
-    onnxmerge.compress(path, smaller, ratio=ratio, method="prune", verify=False, provider="cpu")
+    onnxmerge.compress(path, smaller, ratio=ratio, round_to=1, method="prune", verify=False, provider="cpu")
     found = []
     for settings, changed in VARIANTS.items() if provider.option == "cuda" else [("", {})]:
         for each in bench_batches(path, smaller, batches, **options, **changed).batches:

@@ -8,7 +8,8 @@ import pytest
 
 from onnxmerge.cli import app
 from onnxmerge.evaluation import benchmark
-from onnxmerge.pruning import budget, kept_counts
+from onnxmerge.pipeline import size_search
+from onnxmerge.pruning import kept_counts
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -25,20 +26,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _processor() -> Iterator[None]:
-    """A processor whose blocks hold one channel: counts are met to the channel, wherever the tests run."""
+def _to_the_channel() -> Iterator[None]:
+    """Counts are met to the channel: the small networks of tests would keep most of theirs in multiples of 8."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (kept_counts, budget):
-            patch.setattr(module, "channel_block", lambda: 1)
+        patch.setattr(kept_counts, "HARDWARE_MULTIPLE", 1)
         yield
 
 
 @pytest.fixture
-def channel_block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Channels of a block in a test that is parametrised by it."""
-    for module in (kept_counts, budget):
-        monkeypatch.setattr(module, "channel_block", lambda: request.param)
-    return int(request.param)
+def multiples_of_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts as outside of tests."""
+    for module in (kept_counts, size_search):
+        monkeypatch.setattr(module, "HARDWARE_MULTIPLE", 8)
 
 
 @pytest.fixture

@@ -233,10 +233,10 @@ def test_odd_measurements_give_finite_curves(measured: tuple[list[float], list[f
     assert (np.diff(loss) >= 0).all()
 
 
-@pytest.mark.parametrize("channel_block", [8], indirect=True)
-def test_fast_multiples_leave_small_groups_a_choice(channel_block: int) -> None:
+@pytest.mark.usefixtures("multiples_of_8")
+def test_fast_multiples_leave_small_groups_a_choice() -> None:
     curves = [Curve(np.arange(1, size + 1), np.linspace(1.0, 0.0, size)) for size in (3, 6, 12, 16, 40)]
-    fast, plain = (curves_of_multiples(curves, multiple) for multiple in (None, channel_block))
+    fast, plain = (curves_of_multiples(curves, multiple) for multiple in (None, 8))
     assert [curve.counts.tolist() for curve in fast[:4]] == [[1, 2, 3], [2, 4, 6], [4, 8, 12], [8, 16]]
     assert [curve.counts.tolist() for curve in plain[:4]] == [[3], [6], [8, 12], [8, 16]]
     assert fast[4].counts.tolist() == plain[4].counts.tolist() == [8, 16, 24, 32, 40]

@@ -92,7 +92,7 @@ def loss_curve(errors: ArrayLike, measured_errors: ArrayLike, measured_losses: A
     return np.where(error > 0.0, np.exp(result), 0.0)
 
 
-def allocate(curves: Sequence[Curve], cost: Cost | MeanCost, budget: float, guide: Cost | MeanCost | None = None) -> Integers:
+def allocate(curves: Sequence[Curve], cost: Cost | MeanCost, budget: float) -> Integers:
     """Kept counts of least total loss within a budget; see the module.
 
     Parameters
@@ -102,8 +102,6 @@ def allocate(curves: Sequence[Curve], cost: Cost | MeanCost, budget: float, guid
     cost : Cost
     budget : float
         Upper limit of the cost.
-    guide : Cost, MeanCost or None
-        What the way down saves, `cost` by default: with another one the budget is met by what saves most of that.
 
     Returns
     -------
@@ -119,7 +117,7 @@ def allocate(curves: Sequence[Curve], cost: Cost | MeanCost, budget: float, guid
     array([1, 3])
     """
     reduced = _all_counts(curves)
-    for reduced in _reductions(curves, guide or cost):
+    for reduced in _reductions(curves, cost):
         if cost.total(reduced) <= budget:
             break
     else:

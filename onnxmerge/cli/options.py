@@ -119,7 +119,12 @@ SWEEP = combined(
     _option("--dask", str, "ADDRESS", "Compress on the workers of this Dask scheduler.  [default: here]"),
 )
 METHOD = combined(
-    _option("--round-to", str, "N", "Keep multiples of N channels; auto: that run fast; measured: timed here.  [default: auto]"),
+    _option(
+        "--round-to",
+        str,
+        "N",
+        "Keep multiples of N channels; auto: of 8 or less; measured: the fastest.  [default: auto]",
+    ),
     _choice(
         "--method", METHOD_NAMES, "What makes up for removed channels: a least-squares solve, similar channels, nothing.", "auto"
     ),

@@ -14,10 +14,10 @@ _PF_AVX512F_INSTRUCTIONS_AVAILABLE = 41
 
 @cache
 def channel_block() -> int:
-    """Channels that ONNX Runtime's convolutions compute at once on the CPU: 16 where there is AVX-512, 8 elsewhere.
+    """Channels that ONNX Runtime's convolutions compute at once on the CPU: 16 where AVX-512 is seen, else 8.
 
-    The size of `MlasNchwcGetBlockSize`, which ONNX Runtime does not tell. Channels are filled up to whole blocks, so that 17 take
-    as long as 32 where a block has 16.
+    What `MlasNchwcGetBlockSize` says on x86, which ONNX Runtime does not tell. Channels are filled up to whole blocks, so that 17
+    take as long as 32 where a block has 16.
     """
     return 16 if _has_avx512() else 8
 
@@ -30,4 +30,4 @@ def _has_avx512() -> bool:
     try:
         return "avx512f" in Path("/proc/cpuinfo").read_text().split()
     except OSError:
-        return False  # macOS: no current Intel system of Apple's has it
+        return False  # no /proc, as on macOS: 8 is right for most of its systems

@@ -71,7 +71,8 @@ def float_count(values: gs.StoredValues) -> int:
     return math.prod(values.dims) if data_type in FLOATING_TYPES else 0
 
 
-def _shape(tensor: gs.Tensor, shapes: Shapes) -> tuple[int, ...]:
+def shape_of(tensor: gs.Tensor, shapes: Shapes) -> tuple[int, ...]:
+    """The concrete shape of a tensor; that of a constant also where it was not observed, else ()."""
     if tensor.name in shapes:
         return shapes[tensor.name]
     return tuple(int(extent) for extent in tensor.shape or ()) if isinstance(tensor, gs.Constant) else ()
@@ -79,29 +80,29 @@ def _shape(tensor: gs.Tensor, shapes: Shapes) -> tuple[int, ...]:
 
 def _conv(node: gs.Node, shapes: Shapes) -> int:
     """Output elements times (in / groups) times the size of the kernel."""
-    return math.prod(_shape(node.outputs[0], shapes)) * math.prod(_shape(node.inputs[1], shapes)[1:])
+    return math.prod(shape_of(node.outputs[0], shapes)) * math.prod(shape_of(node.inputs[1], shapes)[1:])
 
 
 def _conv_transpose(node: gs.Node, shapes: Shapes) -> int:
     """Input elements times (out / groups) times the size of the kernel."""
-    return math.prod(_shape(node.inputs[0], shapes)) * math.prod(_shape(node.inputs[1], shapes)[1:])
+    return math.prod(shape_of(node.inputs[0], shapes)) * math.prod(shape_of(node.inputs[1], shapes)[1:])
 
 
 def _gemm(node: gs.Node, shapes: Shapes) -> int:
-    left = _shape(node.inputs[0], shapes)
+    left = shape_of(node.inputs[0], shapes)
     contracted = left[0 if node.attrs.get("transA", 0) else 1] if len(left) == 2 else 0
-    return math.prod(_shape(node.outputs[0], shapes)) * contracted
+    return math.prod(shape_of(node.outputs[0], shapes)) * contracted
 
 
 def _matmul(node: gs.Node, shapes: Shapes) -> int:
-    left = _shape(node.inputs[0], shapes)
-    return math.prod(_shape(node.outputs[0], shapes)) * (left[-1] if left else 0)
+    left = shape_of(node.inputs[0], shapes)
+    return math.prod(shape_of(node.outputs[0], shapes)) * (left[-1] if left else 0)
 
 
 def _einsum(node: gs.Node, shapes: Shapes) -> int:
     """The product of all extents; 0 where the equation leaves axes out ("...")."""
     terms = str(node.attrs.get("equation", "")).replace(" ", "").partition("->")[0].split(",")
-    operands = [_shape(tensor, shapes) for tensor in node.inputs]
+    operands = [shape_of(tensor, shapes) for tensor in node.inputs]
     if [len(term) for term in terms] != [len(operand) for operand in operands] or len(terms) < 2:
         return 0
     pairs = zip("".join(terms), [extent for operand in operands for extent in operand], strict=True)

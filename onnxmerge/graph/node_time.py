@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from onnxmerge.graph.cost import shape_of
 from onnxmerge.graph.nodes import is_standard
 from onnxmerge.graph.tensor_facts import Shapes
 from onnxmerge.onnxio import surgeon as gs
@@ -116,14 +117,9 @@ def node_time(node: gs.Node, shapes: Shapes, block: int, cost: Constants = CPU) 
     if written is None or (is_standard(node) and node.op in FREE):
         return NodeTime(0.0, 0.0, 0.0)
     rule = _RULES.get(node.op) if is_standard(node) else None
-    if rule is not None and (weight := _shape(node.inputs[1], shapes)):
-        return rule(node, _shape(node.inputs[0], shapes), weight, written, block, cost)
+    if rule is not None and (weight := shape_of(node.inputs[1], shapes)):
+        return rule(node, shape_of(node.inputs[0], shapes), weight, written, block, cost)
     return NodeTime(0.0, cost.element * math.prod(written), 0.0 if node.op in FUSED else cost.node)
-
-
-def _shape(tensor: gs.Tensor, shapes: Shapes) -> Shape:
-    known = shapes.get(tensor.name)
-    return known if known is not None else tuple(int(extent) for extent in tensor.shape or ())
 
 
 def _conv(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int, cost: Constants) -> NodeTime:

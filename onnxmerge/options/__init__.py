@@ -99,8 +99,8 @@ class PruningOptions(CheckedOptions):
     plan : Path, Mapping[str, PlannedGroup] or None
         A file written by `save_plan`, or a mapping from a group's name to how many channels stay, or to a `PlannedGroup`.
     round_to : int, str or None
-        Channel counts are multiples of this number, 1 for no rounding; "auto", or None, for those that run fast on this kind
-        of processor, which gives the same bytes every time; "measured" for those that are fastest when timed here.
+        Channel counts are multiples of this number, 1 for no rounding; "auto", or None, for 8, and less in small groups;
+        "measured" for those that are fastest when timed here.
     method : str
         What replaces removed channels: "auto", "reconstruct" (layers behind them are solved anew by least squares), "merge"
         (similar channels are added to kept ones) or "prune" (nothing).
@@ -133,6 +133,8 @@ class PruningOptions(CheckedOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if is_whole(self.round_to):
+            object.__setattr__(self, "round_to", int(self.round_to))  # type: ignore[arg-type]
         if isinstance(self.plan, Mapping):
             plan = {name: each if isinstance(each, PlannedGroup) else PlannedGroup(each) for name, each in self.plan.items()}
             object.__setattr__(self, "plan", plan)

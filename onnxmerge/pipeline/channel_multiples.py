@@ -9,9 +9,6 @@ from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder, ChannelCounts
 from onnxmerge.pruning.kept_counts import fast_multiple
 
-HARDWARE_MULTIPLE = 8
-"""Channels that most hardware computes at once: ONNX Runtime's blocks on a CPU are of 8 or 16 channels, and tensor cores need
-multiples of 8."""
 MEASURED_MULTIPLES = (4, 8, 16, 32)
 """What `round_to` measured tries beside no rounding: up to four blocks, beyond which counts are too coarse to allocate."""
 CLEARLY_FASTER = 0.95

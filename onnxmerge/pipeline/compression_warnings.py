@@ -4,9 +4,9 @@ from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import MIN_CHECK_INPUTS
 from onnxmerge.execution.providers import CPU
 from onnxmerge.pipeline.candidates import Candidate, SearchResult
-from onnxmerge.pipeline.channel_multiples import HARDWARE_MULTIPLE
 from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
+from onnxmerge.pruning.kept_counts import fast_multiple
 from onnxmerge.results import Fidelity, LatencyComparison
 
 DOUBTFUL_FIDELITY = 0.5
@@ -63,16 +63,16 @@ def _not_faster(latency: LatencyComparison | None, candidate: Candidate, options
     here = f"{latency.provider}, batch {latency.batch_size}, {latency.threads} threads"
     low, high = 1 / latency.latency_ratio_high, 1 / latency.latency_ratio_low
     warning = f"the smaller model is not measurably faster here ({here}): {low:.2f}x to {high:.2f}x"
-    return ["; ".join([warning, *([] if options.pruning.is_latency_target else _likely_reasons(latency, candidate))])]
+    return ["; ".join([warning, *([] if options.pruning.is_latency_target else _likely_reasons(latency, candidate, options))])]
 
 
-def _likely_reasons(latency: LatencyComparison, candidate: Candidate) -> list[str]:
+def _likely_reasons(latency: LatencyComparison, candidate: Candidate, options: CompressOptions) -> list[str]:
     """Why a smaller model may not be faster."""
     reasons = []
-    odd = sum(group.kept % HARDWARE_MULTIPLE != 0 for group in candidate.groups)
-    if odd:
-        groups = f"{odd} of {len(candidate.groups)} groups"
-        reasons.append(f"{groups} keep a count that is no multiple of {HARDWARE_MULTIPLE}: try `round_to=measured`")
+    odd = sum(group.kept % fast_multiple(group.channels) != 0 for group in candidate.groups)
+    if odd and options.pruning.round_to != "measured":
+        remedy = "try whole multiples" if options.pruning.plan is not None else "try `round_to=measured`"
+        reasons.append(f"{odd} of {len(candidate.groups)} groups keep counts that convolutions do not compute at once: {remedy}")
     if latency.batch_size != 1:
         return reasons
     if latency.provider != CPU.name:

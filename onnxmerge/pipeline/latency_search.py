@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from onnxmerge.evaluation.benchmark import CONFIRMING_EFFORT
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder, ChannelCounts
 from onnxmerge.pipeline.candidates import SearchResult
-from onnxmerge.pipeline.channel_multiples import HARDWARE_MULTIPLE, MEASURED_MULTIPLES, fastest_multiple
+from onnxmerge.pipeline.channel_multiples import MEASURED_MULTIPLES, fastest_multiple
 from onnxmerge.pipeline.monotone_search import MonotoneSearch
+from onnxmerge.pruning.kept_counts import HARDWARE_MULTIPLE
 
 LATENCY_TOLERANCE = 0.05
 """Relative distance from the latency ratio that was asked for at which it counts as reached."""
@@ -61,7 +62,7 @@ def closest_to_latency(builder: CandidateBuilder, share: float) -> SearchResult:
         With the latency ratio; the caller compares it with the share.
     """
     round_to = builder.pruning.round_to
-    multiples: list[int | None] = [round_to] if isinstance(round_to, int) else [None, HARDWARE_MULTIPLE, 1]
+    multiples: list[int | None] = [round_to] if isinstance(round_to, int) else [None, 4, 1]
     if round_to == "measured":
         multiples = _descending(fastest_multiple(builder, "macs", share))
     best: _TimedCounts | None = None

@@ -3,11 +3,14 @@
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder, ChannelCounts
 from onnxmerge.pipeline.candidates import Candidate, SearchResult
 from onnxmerge.pipeline.channel_multiples import multiple_for
+from onnxmerge.pruning.kept_counts import HARDWARE_MULTIPLE
 
 SIZE_TRIALS = 4
 """Candidates that are built; one nearly always has the size that was predicted, and a second one mends what was not."""
 SIZE_TOLERANCE = 0.005
 """Relative distance below the budget that is not worth another candidate."""
+COARSE_TOLERANCE = 0.05
+"""Relative distance below the budget at which multiples count as too coarse for it."""
 JUST_BELOW = 1.0 - 1e-12
 """Factor of a share that excludes the allocation which takes exactly that share."""
 
@@ -34,8 +37,8 @@ def largest_within_size(builder: CandidateBuilder, kind: str, share: float) -> S
     """
     best: tuple[float, Candidate] | None = None
     adjusted, multiple, tried = share, multiple_for(builder, kind, share), list[ChannelCounts]()
-    if multiple is None and builder.budget.counts_for(kind, 0.0, multiple).share > share:
-        multiple = 1  # whole blocks are too coarse for so small a model
+    if multiple is None:
+        multiple = _coarsest(builder, kind, share)
     smallest = builder.budget.counts_for(kind, 0.0, multiple).counts
     for _ in range(SIZE_TRIALS):
         allocation = builder.budget.counts_for(kind, adjusted, multiple)
@@ -57,6 +60,14 @@ def largest_within_size(builder: CandidateBuilder, kind: str, share: float) -> S
         candidate = builder.candidate(smallest)
         best = min(best, (candidate.remaining_share(kind, builder.analysed.size), candidate), key=lambda each: each[0])
     reached, candidate = best
-    limit = f" in multiples of {multiple}" if multiple and multiple > 1 else ""
+    limit = f" in multiples of {multiple or HARDWARE_MULTIPLE}" if multiple != 1 else ""
     warnings = (f"{kind}={share:g} cannot be reached{limit}: at least {reached:.1%} must stay",) if reached > share else ()
     return SearchResult(candidate, warnings)
+
+
+def _coarsest(builder: CandidateBuilder, kind: str, share: float) -> int | None:
+    """The multiple that runs fast, or the largest one with which an allocation comes close to the share from below."""
+    for multiple in (None, HARDWARE_MULTIPLE // 2):
+        if (1.0 - COARSE_TOLERANCE) * share <= builder.budget.counts_for(kind, share, multiple).share <= share:
+            return multiple
+    return 1

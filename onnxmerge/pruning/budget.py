@@ -65,6 +65,11 @@ class Budget:
     curves: tuple[Curve, ...]
     costs: Mapping[str, Cost | MeanCost]
 
+    @property
+    def conv_groups(self) -> list[int]:
+        """How many groups of a convolution each of the groups must shrink equally in."""
+        return [int(group.conv_groups.max()) + 1 for group in self.groups]
+
     def counts_for(self, quantity: str, share: float, multiple: int | None = 1) -> Allocation:
         """The kept counts of least predicted loss within a budget.
 
@@ -75,19 +80,17 @@ class Budget:
         share : float
             How much of it may be left; where no counts leave as little, the smallest counts are returned.
         multiple : int or None
-            Groups that shrink keep multiples of it; None for numbers that run fast, and then what saves most time is removed
-            first.
+            Groups that shrink keep multiples of it; None for `fast_multiple` of each.
         """
-        curves = curves_of_multiples(self.curves, multiple)
-        guide = None if multiple is not None else MeanCost((self.costs[quantity], self.costs[TIME]))
+        curves = curves_of_multiples(self.curves, multiple, self.conv_groups)
         if share >= 1.0:
             return self._allocation(np.array([curve.counts[-1] for curve in curves]), quantity)
-        return self._allocation(allocate(curves, self.costs[quantity], share, guide), quantity)
+        return self._allocation(allocate(curves, self.costs[quantity], share), quantity)
 
     def pareto_front(self, multiple: int | None = 1) -> list[Allocation]:
         """Allocations that no other found beats in both cost and loss, the smallest model first; see `counts_for`."""
         quantity = BOTH if multiple is not None else TIME_AND_SIZE
-        curves = curves_of_multiples(self.curves, multiple)
+        curves = curves_of_multiples(self.curves, multiple, self.conv_groups)
         return [self._allocation(counts, quantity) for counts in pareto_front(curves, self.costs[quantity])]
 
     def _allocation(self, counts: np.ndarray, quantity: str) -> Allocation:
@@ -175,7 +178,9 @@ def _loss_curve(
     return Curve(counts, np.maximum.accumulate(loss[::-1])[::-1])
 
 
-def curves_of_multiples(curves: Sequence[Curve], multiple: int | None) -> tuple[Curve, ...]:
+def curves_of_multiples(
+    curves: Sequence[Curve], multiple: int | None, conv_groups: Sequence[int] | None = None
+) -> tuple[Curve, ...]:
     """The curves at multiples of a number alone, and at each group's size.
 
     Parameters
@@ -183,7 +188,9 @@ def curves_of_multiples(curves: Sequence[Curve], multiple: int | None) -> tuple[
     curves : Sequence[Curve]
         The loss curve of each group.
     multiple : int or None
-        The number; None for `fast_multiple` of each group's size.
+        The number; None for `fast_multiple` of each group.
+    conv_groups : Sequence[int] or None
+        For each group the number of groups of its convolutions, by default 1.
 
     Returns
     -------
@@ -196,8 +203,8 @@ def curves_of_multiples(curves: Sequence[Curve], multiple: int | None) -> tuple[
     [8, 12]
     """
     restricted = []
-    for curve in curves:
+    for curve, equal in zip(curves, conv_groups or [1] * len(curves), strict=True):
         size = int(curve.counts[-1])
-        chosen = (curve.counts % (multiple or fast_multiple(size)) == 0) | (curve.counts == size)
+        chosen = (curve.counts % (multiple or fast_multiple(size, equal)) == 0) | (curve.counts == size)
         restricted.append(Curve(curve.counts[chosen], curve.loss[chosen]))
     return tuple(restricted)
