@@ -144,3 +144,27 @@ def test_runs_that_write_the_same_file_at_once(tmp_path: Path, monkeypatch: pyte
         list(executor.map(lambda _: save(model, target), range(24)))
     assert set(os.listdir(target.parent)) == {"m.onnx", *data_of(target)}
     assert np.array_equal(run(target, FEEDS), run(path, FEEDS))
+
+
+def test_a_later_file_of_the_name_stays(tmp_path: Path) -> None:
+    """A user's file that took the name of what a killed run left is another file."""
+    if (process := os.fork()) == 0:
+        killed = WorkFolder(tmp_path)
+        killed.reserve("out.onnx")
+        os._exit(9)
+    os.waitpid(process, 0)
+    (tmp_path / "out.onnx.data").unlink()
+    (tmp_path / "keeps its inode").touch()
+    (tmp_path / "out.onnx.data").write_bytes(b"the user's")
+    WorkFolder(tmp_path).remove()
+    assert (tmp_path / "out.onnx.data").read_bytes() == b"the user's"
+    assert not list(tmp_path.glob(f"{PREFIX}*"))
+
+
+def test_a_forked_process_leaves_the_folder_of_its_parent(tmp_path: Path) -> None:
+    with WorkFolder(tmp_path) as folder:
+        if (process := os.fork()) == 0:
+            folder.remove()
+            os._exit(0)
+        os.waitpid(process, 0)
+        assert folder.path.exists()

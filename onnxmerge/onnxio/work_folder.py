@@ -5,7 +5,6 @@ to do without. At the end of the run, or where that was killed in the next one, 
 folder names them, as a model names its data file. So nothing that is needed is ever removed, whenever a process ends.
 """
 
-import mmap
 import os
 import secrets
 import shutil
@@ -29,10 +28,11 @@ PREFIX = ".onnxmerge-"
 RANDOM_NAME = "[0-9a-f]" * 8  # what follows in the name
 JOURNAL = "onnxmerge-journal"
 TURN_TRIES, TURN_SECONDS = 100, 0.02  # 2 s, many times what it takes to put files in place
+PIECE_BYTES = 1 << 24
 END = b"\0"  # of a file name in a journal: no name can contain it
 
-_in_use: set[Path] = set()
-"""The work folders of this process."""
+_in_use: dict[Path, int] = {}
+"""The work folders of this process, and its number: a process forked from it must leave them alone."""
 
 
 class WorkFolder:
@@ -56,7 +56,8 @@ class WorkFolder:
         for folder in self.parent.glob(f"{PREFIX}{RANDOM_NAME}"):
             _remove_leftover(folder)
         self.path, self._journal = _new_folder(self.parent)
-        self.remove = weakref.finalize(self, _remove_own, self.path, self._journal)
+        self.remove = weakref.finalize(self, _remove_own, self.path, self._journal, os.getpid())
+        self._reserved: set[Path] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -72,18 +73,27 @@ class WorkFolder:
                 self.disown([file.name])
                 with suppress(FileExistsError):
                     file.open("x").close()
+                    self._reserved.add(file)
+                    self.disown([file.name])
                     return file
         raise AssertionError  # numbers do not end
 
     def disown(self, names: list[str]) -> None:
-        """Let files beside the folder go with it, except those that another file names at that time."""
-        self._journal.write(b"".join(os.fsencode(name) + END for name in names))
+        """Let files beside the folder go with it, except those that another file names then, and later ones of the name."""
+        for name in names:
+            self._note(name, self.parent / name)
+
+    def _note(self, name: str, file: Path) -> None:
+        """Write into the journal that a file goes if it still has this name; a later one of the name is another file."""
+        self._journal.write(_identity(file) + b"/" + os.fsencode(name) + END)
         self._journal.flush()
 
     def publish(self, draft: Path, target: Path, like: Path | None = None) -> None:
         """Move a finished file out of the folder, with the mode of `like`, by default of the file that it replaces."""
         with suppress(FileNotFoundError):
             shutil.copymode(like or target, draft)
+        if target in self._reserved:
+            self._note(target.name, draft)
         os.replace(draft, target)
 
 
@@ -107,16 +117,24 @@ def taking_turns(folder: Path) -> Iterator[None]:
 
 def remove_all() -> None:
     """Remove the work folders of this process, which is about to end."""
-    for folder in list(_in_use):
+    for folder in [folder for folder, process in _in_use.items() if process == os.getpid()]:
         with suppress(OSError):
             _remove(folder)
+
+
+def _identity(file: Path) -> bytes:
+    """What tells a file from a later one of its name; empty where there is none."""
+    with suppress(OSError):
+        status = file.lstat()
+        return f"{status.st_dev}:{status.st_ino}".encode()
+    return b""
 
 
 def _new_folder(parent: Path) -> tuple[Path, IO[bytes]]:
     """A new folder and its journal, locked. Another run that takes it for a leftover until it is locked may have removed it."""
     while True:
         folder = parent / f"{PREFIX}{secrets.token_hex(4)}"
-        _in_use.add(folder)
+        _in_use[folder] = os.getpid()
         folder.mkdir(0o700)
         with suppress(FileNotFoundError):
             journal = (folder / JOURNAL).open("xb")
@@ -135,15 +153,19 @@ def _lock(file: IO[bytes] | int, wait: bool) -> None:
         raise OSError("no locks here")
 
 
-def _remove_own(folder: Path, journal: IO[bytes]) -> None:
+def _remove_own(folder: Path, journal: IO[bytes], process: int) -> None:
+    if process != os.getpid():
+        return
     with journal, suppress(OSError):  # what cannot be removed now is a leftover for the next run
         _remove(folder)
-    _in_use.discard(folder)
+    _in_use.pop(folder, None)
 
 
 def _remove_leftover(folder: Path) -> None:
     """Remove a work folder of this user's whose process has ended."""
     with suppress(OSError):
+        if folder.is_symlink() or (folder / JOURNAL).is_symlink():
+            return  # somebody else's doing
         if not (folder / JOURNAL).exists():
             folder.rmdir()  # which succeeds where a process ended before it had a journal
             return
@@ -156,9 +178,11 @@ def _remove_leftover(folder: Path) -> None:
 def _remove(folder: Path) -> None:
     """The journal goes last, so that a removal that is interrupted goes on in the next run."""
     journal = folder / JOURNAL
-    names = map(os.fsdecode, journal.read_bytes().split(END)[:-1] if journal.exists() else [])
-    for file in [folder.parent / name for name in names if os.path.basename(name) == name]:
-        if not _is_named(file, folder):
+    entries = [entry.partition(b"/") for entry in (journal.read_bytes().split(END)[:-1] if journal.exists() else [])]
+    for identity, _, name in entries:
+        file = folder.parent / os.fsdecode(name)
+        ours = _identity(file) == identity if identity else file.is_file() and not file.stat().st_size  # made, not yet noted
+        if ours and os.path.basename(name) == name and not _is_named(file, folder):
             with suppress(OSError):
                 file.unlink()
     for child in folder.iterdir():
@@ -179,8 +203,13 @@ def _holds(file: Path, name: bytes) -> bool:
     try:
         if not 0 < file.stat().st_size < PROTOBUF_LIMIT_BYTES:  # too large to be a model
             return False
-        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(name) >= 0
+        with file.open("rb") as stream:  # in pieces: a mapped file that shrinks meanwhile would end the process
+            end = b""
+            while piece := stream.read(PIECE_BYTES):
+                if name in end + piece:
+                    return True
+                end = piece[-len(name) :]
+            return False
     except FileNotFoundError:  # another run has removed it meanwhile
         return False
     except OSError:

@@ -41,10 +41,12 @@ def edit_shape(kept: KeptChannels, node: gs.Node) -> NodeEdit | None:
 def _is_read(facts: TensorFacts, shape: gs.Tensor, missing: np.ndarray) -> bool:
     """Whether anything reads an entry of a shape that is not zero in `missing`: a Gather or a Slice may pick others."""
     for reader in shape.outputs:
-        picked = missing
-        if reader.op == "Gather" and (indices := facts.constant(reader.inputs[1])) is not None:
+        picked, bounds = missing, reader.inputs[1:]
+        if any(tensor.name == shape.name for tensor in bounds):
+            return bool(missing.any())  # the shape itself says what is picked
+        if reader.op == "Gather" and (indices := facts.constant(bounds[0])) is not None:
             picked = missing[indices]
-        elif reader.op == "Slice" and all(facts.static_value(bound) is not None for bound in reader.inputs[1:] if bound.name):
+        elif reader.op == "Slice" and all(facts.static_value(bound) is not None for bound in bounds if bound.name):
             slices = slices_of(facts, reader)
             picked = missing[slices[0][1]] if slices else missing
         if picked.any():

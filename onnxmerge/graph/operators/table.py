@@ -91,9 +91,9 @@ OPERATORS = _table(
     ("GroupNormalization", Operator(channelwise.group_normalization, edit=channelwise.edit_group_normalization)),
     ("LayerNormalization RMSNormalization", Operator(mixing.mixes_along(mixing.trailing_axes))),
     ("LRN MeanVarianceNormalization", Operator(mixing.mixes_along(mixing.all_but_batch))),
-    ("LpNormalization Hardmax TopK", Operator(mixing.mixes_along(mixing.axis_attribute(-1)))),
+    ("LpNormalization TopK", Operator(mixing.mixes_along(mixing.axis_attribute(-1)))),
     ("ArgMax ArgMin", Operator(mixing.mixes_along(mixing.axis_attribute(0)))),
-    ("Softmax LogSoftmax", Operator(mixing.mixes_along(mixing.softmax_axes))),
+    ("Softmax LogSoftmax Hardmax", Operator(mixing.mixes_along(mixing.softmax_axes))),
     ("CumSum", Operator(mixing.mixes_along(mixing.axis_input))),
     # over the positions of a channel
     ("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool", Operator(channelwise.pool, _HOMOGENEOUS)),
