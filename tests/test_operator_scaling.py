@@ -25,7 +25,7 @@ from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio.model import from_proto
 
 CHANNELS, FACTOR = 8, 0.375
-TAKEN, TRIES = 40, 1000
+TAKEN, TRIES = 25, 1000
 OPSETS = {"Upsample": 9}
 OPTIONAL = onnx.defs.OpSchema.FormalParameterOption.Optional
 
