@@ -200,9 +200,18 @@ def test_what_multiples_of_8_do_not_come_close_to_takes_finer_ones(widths: tuple
 
 
 @pytest.mark.usefixtures("multiples_of_8")
-def test_grouped_convolutions_shrink_by_default(tmp_path: Path) -> None:
-    """48 channels in three groups of a convolution: 8 and 3 have no common multiple below 24."""
+@pytest.mark.parametrize("way", [{"ratio": 0.5}, {"target": "params=0.5"}], ids=["ratio", "target"])
+def test_grouped_convolutions_shrink_by_default(way: dict[str, Any], tmp_path: Path) -> None:
+    """40 channels in five groups of a convolution: 8 and 5 have no common multiple below 40."""
     assert (fast_multiple(48, 3), fast_multiple(40, 5)) == (8, 4)
+    net = Net(np.random.default_rng(0))
+    y = net.relu(net.conv(net.input("x", 3, 6, 6), "first", 3, 40))
+    y = net.relu(net.conv(y, "grouped", 40, 40, group=5))
+    net.output(net.conv(y, "last", 40, 4), 4, 6, 6)
+    result = compress(written(net.model(), tmp_path), tmp_path / "o.onnx", method="prune", **FAST, **way)
+    assert len(result.groups) == 2
+    assert "ratio" not in way or {group.kept for group in result.groups} == {20}
+    assert 0.4 * result.before.parameters < result.after.parameters < 0.6 * result.before.parameters or "ratio" in way
 
 
 NOT_FASTER = "the smaller model is not measurably faster here"

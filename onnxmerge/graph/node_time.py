@@ -5,16 +5,17 @@ convolution whose inputs are more than a block and no multiple of 4, and a depth
 a plain path that is several times slower (`onnxruntime/core/optimizer/nchwc_transformer.cc`). The time of a node is the sum of a
 part in proportion to (filled) input times output channels, one in proportion to the channels that it writes, and a constant.
 
-The constants are nonnegative least squares of the relative errors over 144 measured models: sixteen networks, each whole and in
-eight random sizes (`benchmarks/node_time.py`, which also shows the error on networks that were left out: 8 % of a ratio of
-times in the median). They hold for one thread of a processor with AVX-512; ratios matter here, not nanoseconds.
+The constants are nonnegative least squares of the relative errors over 144 measured models, sixteen networks, each whole and in
+eight random sizes, rounded. On networks that were left out of the fit a ratio of times was then 8 % off in the median, and up to
+16 % on average over the sizes of one; on a busy machine `benchmarks/node_time.py`, which fits anew, shows more. They hold for one
+thread of a processor with AVX-512; ratios matter here, not nanoseconds.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from onnxmerge.graph.cost import shape_of
 from onnxmerge.graph.nodes import is_standard
@@ -88,8 +89,8 @@ class NodeTime(NamedTuple):
         return self.product + self.written + self.constant
 
 
-def filled(count: int, block: int) -> int:
-    """A number of channels, filled up to whole blocks.
+def filled(count: Any, block: int) -> Any:
+    """A number of channels or an array of such, filled up to whole blocks.
 
     Examples
     --------

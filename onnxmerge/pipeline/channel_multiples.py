@@ -1,4 +1,4 @@
-"""Multiples of channels that `round_to` asks for: a number, those that run fast on this processor, or the fastest when timed."""
+"""Multiples of channels that `round_to` asks for: a number, those that run fast in general, or the fastest when timed."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -36,8 +36,10 @@ def rounded_counts(builder: CandidateBuilder, counts: ChannelCounts) -> ChannelC
         return counts
     if round_to != "measured":
         fixed = round_to if isinstance(round_to, int) else None
+        steps = [fixed or fast_multiple(group.size, int(group.conv_groups.max()) + 1) for group in builder.groups]
         return {
-            group.name: _rounded(group, counts[group.name], fixed or fast_multiple(group.size), round) for group in builder.groups
+            group.name: _rounded(group, counts[group.name], step, round)
+            for group, step in zip(builder.groups, steps, strict=True)
         }
     tried = {
         multiple: {group.name: _rounded(group, counts[group.name], multiple, math.ceil) for group in builder.groups}

@@ -56,7 +56,7 @@ def _loss(builder: CandidateBuilder, candidate: Candidate) -> float:
 
 
 def _allocations(builder: CandidateBuilder, fidelity: float) -> list[Allocation]:
-    """The Pareto front of size and predicted loss, the smallest model first, in multiples of channels.
+    """The Pareto front of cost and predicted loss, the smallest model first, in multiples of channels.
 
     The multiples are those asked for; with "measured" those that are fastest at about the size that will come out.
     """

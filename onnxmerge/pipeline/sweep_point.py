@@ -1,4 +1,4 @@
-"""One point of a sweep, compressed in any process on any machine: the same bytes everywhere."""
+"""One point of a sweep, compressed in any process on any machine: the same bytes on every processor of a kind."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

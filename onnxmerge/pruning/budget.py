@@ -14,16 +14,15 @@ from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, cost_classes, time_terms
 from onnxmerge.graph.merge_validity import pre_activations
+from onnxmerge.graph.node_time import filled
 from onnxmerge.options import PruningOptions
 from onnxmerge.pruning.importance import kept_channels
 from onnxmerge.pruning.kept_counts import fast_multiple, smallest_count
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.sensitivity import Sensitivity
 
-TIME = "time"
-"""Name of the predicted time on the CPU (`graph.node_time`), as a share of the model's."""
 TIME_AND_SIZE = "time and size"
-"""Name of the mean of predicted time, parameters and MACs, each as a share of what the model has."""
+"""Name of the mean of predicted time on the CPU (`graph.node_time`), parameters and MACs, each as a share of what the model has."""
 BOTH = "both"
 """Name of the mean of parameters and MACs, each as a share of what the model has."""
 
@@ -58,7 +57,7 @@ class Budget:
     curves : tuple of Curve
         For each group its possible kept counts and the predicted loss of each.
     costs : Mapping[str, Cost]
-        By "params", "macs", `BOTH`, `TIME` and `TIME_AND_SIZE`, the share of the whole model that kept counts leave.
+        By "params", "macs", `BOTH` and `TIME_AND_SIZE`, the share of the whole model that kept counts leave.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -133,17 +132,17 @@ def budget_of(
         costs[quantity] = Cost(terms.weight / whole, terms.rows, terms.columns, kept)
     block = channel_block()
     terms = time_terms(channels, groups, classes, analysed.shapes, block)
-    blocks = tuple(_filled(table, block) for table in kept)
+    blocks = tuple(_in_blocks(table, block) for table in kept)
     time = Cost(terms.weight / Cost(*terms, blocks).total(sizes), terms.rows, terms.columns, blocks)
     size = tuple(costs.values())
-    return Budget(tuple(groups), curves, {**costs, BOTH: MeanCost(size), TIME: time, TIME_AND_SIZE: MeanCost((time, *size))})
+    return Budget(tuple(groups), curves, {**costs, BOTH: MeanCost(size), TIME_AND_SIZE: MeanCost((time, *size))})
 
 
-def _filled(kept: np.ndarray, block: int) -> np.ndarray:
+def _in_blocks(kept: np.ndarray, block: int) -> np.ndarray:
     """(size + 1, classes): kept channels in proportion to the blocks that they fill; all channels of a group as they are."""
     count = np.maximum(kept.sum(1, keepdims=True), 1.0)
-    filled = np.ceil(count / block) * block
-    return np.asarray(kept * (filled / count) * (count[-1] / filled[-1]))
+    blocks = filled(count, block)
+    return np.asarray(kept * (blocks / count) * (count[-1] / blocks[-1]))
 
 
 def _kept_by_class(
