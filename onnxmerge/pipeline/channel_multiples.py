@@ -37,10 +37,8 @@ def rounded_counts(builder: CandidateBuilder, counts: ChannelCounts) -> ChannelC
     if round_to != "measured":
         fixed = round_to if isinstance(round_to, int) else None
         steps = [fixed or fast_multiple(group.size, int(group.conv_groups.max()) + 1) for group in builder.groups]
-        return {
-            group.name: _rounded(group, counts[group.name], step, round)
-            for group, step in zip(builder.groups, steps, strict=True)
-        }
+        pairs = zip(builder.groups, steps, strict=True)
+        return {group.name: _rounded(group, counts[group.name], step, round) for group, step in pairs}
     tried = {
         multiple: {group.name: _rounded(group, counts[group.name], multiple, math.ceil) for group in builder.groups}
         for multiple in MEASURED_MULTIPLES

@@ -22,7 +22,7 @@ from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.sensitivity import Sensitivity
 
 TIME_AND_SIZE = "time and size"
-"""Name of the mean of predicted time on the CPU (`graph.node_time`), parameters and MACs, each as a share of what the model has."""
+"""Name of the mean of predicted time (`graph.node_time`), parameters and MACs, each as a share of what the model has."""
 BOTH = "both"
 """Name of the mean of parameters and MACs, each as a share of what the model has."""
 
