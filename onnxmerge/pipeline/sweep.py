@@ -47,7 +47,8 @@ def sweep(
     """Compress a model once for each target, independently of the others.
 
     The models are the same bytes wherever they are made on the same kind of processor. Only targets that are found by timing
-    (latency, and all with `round_to="measured"`) differ from run to run; they are made in this process, as are all latencies measured here.
+    (latency, and all with `round_to="measured"`) differ from run to run; they are made in this process, as are all latencies
+    measured here.
 
     Parameters
     ----------
