@@ -100,7 +100,7 @@ class Reason(Enum):
     NOT_INCLUDED = "not named by `include`"
     EXCLUDED = "named by `exclude`"
     ALL_KEPT = "all of its channels are kept"
-    RATIO_TOO_SMALL = "a ratio of {ratio} removes none of its channels"
+    RATIO_TOO_SMALL = "a ratio of {ratio} removes none of its channels (counts are rounded, see `round_to`)"
     DOES_NOT_RUN = "the model would not run without its channels: {error}"
 
 

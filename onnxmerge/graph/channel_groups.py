@@ -57,6 +57,11 @@ class ChannelGroup:
     merge_classes: np.ndarray
 
     @property
+    def conv_group_count(self) -> int:
+        """How many groups of convolutions must keep equally many channels; 1 without grouped convolutions."""
+        return int(self.conv_groups.max()) + 1
+
+    @property
     def size(self) -> int:
         """Number of channels."""
         return len(self.channel_ids)

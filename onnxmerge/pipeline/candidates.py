@@ -138,7 +138,7 @@ def _ever_smaller(removal: Removal) -> Iterator[Removal]:
     group, is_kept = removal.group, np.zeros(removal.group.size, bool)
     is_kept[removal.kept] = True
     strength = np.sum([np.square(producer.rows()).sum(1) for producer in group.producers], axis=0)
-    conv_groups = int(group.conv_groups.max()) + 1
+    conv_groups = group.conv_group_count
     removed = (group.size - len(removal.kept)) // conv_groups
     while removed := removed // 2:
         kept = keep_best(strength, group.size - removed * conv_groups, ~is_kept, group.conv_groups)

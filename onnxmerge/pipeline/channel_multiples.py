@@ -36,7 +36,7 @@ def rounded_counts(builder: CandidateBuilder, counts: ChannelCounts) -> ChannelC
         return counts
     if round_to != "measured":
         fixed = round_to if isinstance(round_to, int) else None
-        steps = [fixed or fast_multiple(group.size, int(group.conv_groups.max()) + 1) for group in builder.groups]
+        steps = [fixed or fast_multiple(group.size, group.conv_group_count) for group in builder.groups]
         pairs = zip(builder.groups, steps, strict=True)
         return {group.name: _rounded(group, counts[group.name], step, round) for group, step in pairs}
     tried = {
@@ -64,7 +64,7 @@ def _rounded(group: ChannelGroup, count: int, multiple: int, to_whole: Callable[
     """A group's count as a multiple, also of its convolution's groups, with room for the channels that must stay."""
     if count >= group.size:
         return group.size
-    conv_groups = int(group.conv_groups.max()) + 1
+    conv_groups = group.conv_group_count
     step = math.lcm(multiple, conv_groups)
     must_stay = conv_groups * int(np.bincount(group.conv_groups[~group.removable], minlength=conv_groups).max())
     return min(group.size, step * max(1, to_whole(count / step), math.ceil(must_stay / step)))

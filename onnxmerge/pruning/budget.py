@@ -67,7 +67,7 @@ class Budget:
     @property
     def conv_groups(self) -> list[int]:
         """How many groups of a convolution each of the groups must shrink equally in."""
-        return [int(group.conv_groups.max()) + 1 for group in self.groups]
+        return [group.conv_group_count for group in self.groups]
 
     def counts_for(self, quantity: str, share: float, multiple: int | None = 1) -> Allocation:
         """The kept counts of least predicted loss within a budget.
@@ -165,7 +165,7 @@ def _loss_curve(
     """The counts that a group may keep, equally many in each group of a grouped convolution; all where merging is not valid."""
     if options.method == "merge" and isinstance(pre_activations(statistics.context.channels, group), Refusal):
         return Curve(np.array([group.size]), np.zeros(1))
-    step = int(group.conv_groups.max()) + 1
+    step = group.conv_group_count
     counts = np.arange(smallest_count(group), group.size + 1, step)
     elimination = statistics.elimination(group)
     if elimination is None:
