@@ -60,7 +60,7 @@ class Reason(Enum):
     TWO_COMPUTED_FACTORS = "{operator} multiplies two computed tensors"
     COMPUTED_AXES = "{operator} along axes that the graph computes"
     COMPUTED_SHAPE = "{operator} to a shape that the graph computes"
-    SEVERAL_UNKNOWN_DIMENSIONS = "{operator} to a shape that the graph computes, with several dynamic dimensions"
+    MOVED_BY_SIZE = "{operator} moves channels to positions that depend on the size of the input"
     COMPUTED_SPLIT = "Split into sizes that the graph computes"
     COMPUTED_BOUNDS = "Slice of channels with bounds that the graph computes"
     SLICE_IN_STEPS = "Slice of channels in steps, and of another axis at once"

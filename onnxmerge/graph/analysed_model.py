@@ -89,8 +89,8 @@ def analyse_model(path: Path, max_memory: int | None = None) -> AnalysedModel:
         source = temporary.path
     observed, observed_otherwise = first_observations(source, model.proto, label=path.name, max_memory=max_memory)
     shapes = shapes_of(observed)
-    others = () if observed_otherwise is None else (shapes_of(observed_otherwise), values_of(observed_otherwise))
-    channels = analyse_channels(TensorFacts(model, shapes, values_of(observed), *others))
+    other_shapes = None if observed_otherwise is None else shapes_of(observed_otherwise)
+    channels = analyse_channels(TensorFacts(model, shapes, values_of(observed), other_shapes))
     of_layers = [
         f"the weight of {each.name} holds NaN or infinity" for each in channels.layers if not is_finite(each.stored_weight)
     ]

@@ -5,6 +5,8 @@ Every output channel of every layer gets an id, and one pass over the nodes foll
 outputs, or what an operator mixes, is pinned.
 """
 
+import numpy as np
+
 from onnxmerge.errors import Reason, Refusal, refusal
 from onnxmerge.graph.channel_grouping import form_groups
 from onnxmerge.graph.channel_groups import Channels
@@ -58,6 +60,7 @@ def analyse_channels(facts: TensorFacts) -> Channels:
     shared_weights = SharedWeights(propagation)
     shared_weights.unite_channels()
     _keep_rectangular(propagation)
+    _pin_what_size_moves(propagation)
     return form_groups(propagation, shared_weights.layer_keys)
 
 
@@ -121,3 +124,22 @@ def _keep_rectangular(propagation: ChannelPropagation) -> None:
                 longest = max(axes, key=lambda axis: (ids.shape[axis], axis))
                 propagation.tensor_ids[name] = propagation.unite_except(ids, [longest])
                 changed = True
+
+
+def _pin_what_size_moves(propagation: ChannelPropagation) -> None:
+    """Pin the channels that a Reshape or Flatten put elsewhere in the run with other sizes of the dynamic axes."""
+    others = propagation.facts.other_shapes or {}
+    for node in propagation.facts.model.graph.nodes:
+        tensors = (*node.inputs[:1], *node.outputs[:1])
+        shapes = [others[tensor.name] for tensor in tensors if tensor.name in others]
+        if node.op not in ("Reshape", "Flatten") or node.outputs[0].name not in propagation.tensor_ids or len(shapes) < 2:
+            continue
+        before, after = (propagation.united.representatives(propagation.ids(tensor)) for tensor in tensors)
+        try:
+            moved = np.broadcast_to(before, shapes[0]).reshape(shapes[1])
+        except ValueError:  # the axis of the channels has another extent
+            moved = np.zeros(())
+        if not np.array_equal(collapse(moved), collapse(after)):
+            why = node_refusal(node, Reason.MOVED_BY_SIZE)
+            propagation.pin(before, why)
+            propagation.pin(after, why)

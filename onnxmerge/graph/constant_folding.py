@@ -121,7 +121,7 @@ def _compute(model: Model, node: gs.Node, values: Values) -> bool:
     attributes = b"".join(each.SerializeToString() for each in proto.attribute)
     key = (node.op, len(node.outputs), attributes, tuple(identity for identity, _ in inputs))
     if key not in model.folded:
-        model.folded[key] = (len(model.folded), _evaluate(model, proto, [array for _, array in inputs]))
+        model.folded[key] = (len(model.folded), evaluate(model, proto, [array for _, array in inputs]))
         model.folded_bytes += sum(array.nbytes for array in model.folded[key][1])
     number, outputs = model.folded[key]
     for position, (tensor, array) in enumerate(zip(node.outputs, outputs, strict=False)):
@@ -136,7 +136,7 @@ def _stored(model: Model, tensor: gs.Constant) -> tuple[Identity, np.ndarray]:
     return (number, 0), _value(model, stored)
 
 
-def _evaluate(model: Model, node: NodeProto, inputs: list[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+def evaluate(model: Model, node: NodeProto, inputs: list[np.ndarray | None]) -> tuple[np.ndarray, ...]:
     """The node's outputs; none where their size is not known beforehand or too large, or the reference cannot compute them."""
     feeds = {name: array for name, array in zip(node.input, inputs, strict=True) if array is not None}
     proto = _single_node_model(model, node, feeds)

@@ -12,7 +12,7 @@ from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from running import run
 
-from . import blocks, elementwise, layers, layout, mixing, shapes  # noqa: F401  # they register their steps
+from . import blocks, elementwise, layers, layout, limited_sizes, mixing, shapes  # noqa: F401  # they register their steps
 from .graph import Dim, Graph, Skip, Value, declared
 from .layers import conv_of, dense, gemm_of, width
 from .layout import pooled
@@ -90,7 +90,7 @@ def drawn(seed: int, number: int, most_steps: int = 9) -> Generated:
     """Built, and not yet run."""
     rng = np.random.default_rng([seed, number])
     opset = int(rng.choice(OPSETS))
-    g = Graph(rng, opset, int(rng.integers(OLDEST_IR[opset], 11)))
+    g = Graph(rng, opset, int(rng.integers(OLDEST_IR[opset], 11)), seed)
     step_count = int(rng.integers(3, 10))
     inputs = input_values(g)
     x = stem(g, inputs)

@@ -80,8 +80,9 @@ def declared(shape: Sequence[Dim]) -> list[int | str]:
 class Graph(Net):
     """A `Net` with values in place of names."""
 
-    def __init__(self, rng: np.random.Generator, opset: int, ir: int) -> None:
+    def __init__(self, rng: np.random.Generator, opset: int, ir: int, seed: int) -> None:
         super().__init__(rng, opset, ir)
+        self.seed = seed
         self.earlier: list[Value] = []
         """What steps wrote, for joins and skip connections."""
         self.second_outputs: list[onnx.ValueInfoProto] = []

@@ -71,5 +71,5 @@ def all_but_batch(propagation: ChannelPropagation, node: gs.Node, rank: int) -> 
 
 def axis_input(propagation: ChannelPropagation, node: gs.Node, rank: int) -> list[int] | None:
     """CumSum: the axis is its second input."""
-    value = propagation.facts.value(node.inputs[1])
+    value = propagation.facts.static_value(node.inputs[1])
     return None if value is None else [non_negative_axis(int(value.reshape(-1)[0]), rank)]

@@ -10,61 +10,50 @@ from onnxmerge.graph.channel_ids import Ids, collapse, varying_axes
 from onnxmerge.graph.channel_propagation import ChannelPropagation
 from onnxmerge.graph.nodes import node_refusal, non_negative_axis
 from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit, operand_edit
+from onnxmerge.graph.symbolic_shapes import STATIC
 from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio import surgeon as gs
 
 
 def reshape(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
-    """Reshape, Flatten, Squeeze, Unsqueeze: the same positions in another shape."""
+    """Reshape, Flatten, Squeeze, Unsqueeze: the same positions in another shape.
+
+    Of a target that the graph computes, the extents of channel axes must be static, or inferred.
+    """
     if not varying_axes(propagation.ids(node.inputs[0])):
         return [propagation.no_ids(node.outputs[0])]
     ids = collapse(propagation.full_ids(node.inputs[0]).reshape(propagation.known_shape(node.outputs[0])))
-    if node.op == "Reshape" and target_shape(propagation.facts, node) is None and not _are_static(propagation.facts, node, ids):
-        return node_refusal(node, Reason.SEVERAL_UNKNOWN_DIMENSIONS)
+    if node.op == "Reshape" and propagation.constant(node.inputs[1]) is None:
+        literal, is_static = literal_target(propagation.facts, node), propagation.facts.is_static(node.inputs[1])
+        if not all(is_static[axis] or (literal is not None and literal[axis] == -1) for axis in varying_axes(ids)):
+            return node_refusal(node, Reason.COMPUTED_SHAPE)
     return [ids]
 
 
-def _are_static(facts: TensorFacts, node: gs.Node, ids: Ids) -> bool:
-    """Whether a target that the graph computes is known, and the extents of all channel axes are the same in both runs."""
-    output = node.outputs[0]
-    before, after = facts.shape(output), (facts.other_shapes or facts.shapes).get(output.name)
-    if before is None or after is None or facts.value(node.inputs[1]) is None:
-        return False
-    return len(before) == len(after) and all(before[axis] == after[axis] for axis in varying_axes(ids))
-
-
-def target_shape(facts: TensorFacts, node: gs.Node) -> np.ndarray | None:
+def literal_target(facts: TensorFacts, node: gs.Node) -> np.ndarray | None:
     """The target of a Reshape as a constant; None where there is none.
 
-    A target that the graph computes is replaced by the shape seen in the runs, with 0 (copied from the input) or -1 (inferred,
-    at most once) in place of dimensions that differ between the runs.
+    In a target that the graph computes, 0 stands for entries that copy an extent of the input, and -1 for one other that is not
+    static.
     """
-    target = facts.constant(node.inputs[1])
-    if target is not None:
-        return target
-    data, output = node.inputs[0], node.outputs[0]
-    others = facts.other_shapes or facts.shapes
-    before, after = facts.shape(data), facts.shape(output)
-    other_before, other_after = others.get(data.name), others.get(output.name)
-    if before is None or after is None or other_before is None or other_after is None or len(after) != len(other_after):
+    data, target = node.inputs[:2]
+    value, symbols = facts.value(target), facts.symbols.entries(target)
+    if facts.constant(target) is not None or value is None:
+        return value
+    extents = np.full(len(symbols), STATIC, object)
+    extents[: len(facts.symbols.extents(data))] = facts.symbols.extents(data)[: len(symbols)]
+    is_static = symbols == STATIC
+    others = ~is_static & (symbols != extents)
+    if others.sum() + (value[is_static] == -1).sum() > 1 or (node.attrs.get("allowzero", 0) and not is_static.all()):
         return None
-    target = np.array(after, np.int64)
-    dynamic = [axis for axis in range(len(after)) if after[axis] != other_after[axis]]
-    for axis in list(dynamic):
-        if axis < min(len(before), len(other_before)) and (before[axis], other_before[axis]) == (after[axis], other_after[axis]):
-            target[axis] = 0
-            dynamic.remove(axis)
-    if len(dynamic) > 1 or node.attrs.get("allowzero", 0):
-        return None
-    target[dynamic] = -1
-    return target
+    return np.where(is_static, value, np.where(others, -1, 0))
 
 
 def edit_reshape(kept: KeptChannels, node: gs.Node) -> NodeEdit | None:
     """Reshape: the channel count in the target shape."""
     if node.op != "Reshape" or (kept.axis_mask(node.outputs[0]) is None and kept.axis_mask(node.inputs[0]) is None):
         return None
-    literal = target_shape(kept.facts, node)
+    literal = literal_target(kept.facts, node)
     target = kept.facts.value(node.inputs[1]) if literal is None else literal
     if target is None:
         return None

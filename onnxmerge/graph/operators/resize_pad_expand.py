@@ -25,8 +25,9 @@ def resize(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusa
 
 
 def _keeps_axes(propagation: ChannelPropagation, node: gs.Node, channel_axes: list[int], rank: int) -> bool:
-    """Whether sizes that a Resize reads are known, and the region that it crops to is the whole of these axes."""
-    if has_input(node, 3) and propagation.facts.value(node.inputs[3]) is None:
+    """Whether the sizes or scales of these axes are static, and the region that a Resize crops to is the whole of them."""
+    index = 3 if has_input(node, 3) else 2
+    if has_input(node, index) and not _are_static(propagation.facts, node, index, channel_axes, rank):
         return False
     if not crops(node):
         return True
@@ -38,6 +39,17 @@ def _keeps_axes(propagation: ChannelPropagation, node: gs.Node, channel_axes: li
     return all(bounds[:, axes.index(axis)].tolist() == [0, 1] for axis in channel_axes if axis in axes)
 
 
+def _are_static(facts: TensorFacts, node: gs.Node, index: int, channel_axes: list[int], rank: int) -> bool:
+    """Whether the entries of an input that are about channel axes are the same whatever is fed."""
+    is_static = facts.is_static(node.inputs[index])
+    return all(is_static[at] for at, axis in enumerate(_axes_of_extents(node, is_static.size, rank)) if axis in channel_axes)
+
+
+def _axes_of_extents(node: gs.Node, count: int, rank: int) -> list[int]:
+    """The axis that each of `count` extents, scales or repeats is about: the last ones, or those of the attribute `axes`."""
+    return [non_negative_axis(axis, rank) for axis in node.attrs.get("axes", range(rank - count, rank))]
+
+
 def crops(node: gs.Node) -> bool:
     """Whether a Resize reads a region of its input, and fills in `extrapolation_value` outside of that."""
     return node.attrs.get("coordinate_transformation_mode") in ("tf_crop_and_resize", b"tf_crop_and_resize")
@@ -45,10 +57,11 @@ def crops(node: gs.Node) -> bool:
 
 def expand(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
     """Expand: broadcasting."""
-    ids = propagation.ids(node.inputs[0])
-    if varying_axes(ids) and propagation.facts.value(node.inputs[1]) is None:
+    rank = len(propagation.known_shape(node.outputs[0]))
+    ids = with_rank(propagation.ids(node.inputs[0]), rank)
+    if not _are_static(propagation.facts, node, 1, varying_axes(ids), rank):
         return node_refusal(node, Reason.COMPUTED_SHAPE)
-    return [with_rank(ids, len(propagation.known_shape(node.outputs[0])))]
+    return [ids]
 
 
 def edit_extents(index: int) -> Callable[[KeptChannels, gs.Node], NodeEdit | None]:
@@ -61,10 +74,8 @@ def edit_extents(index: int) -> Callable[[KeptChannels, gs.Node], NodeEdit | Non
         if extents is None or extents.size == 0:
             return None
         old_shape, new_shape = kept.facts.shape(node.outputs[0]) or (), kept.shape(node.outputs[0])
-        rank = len(old_shape)
-        axes = node.attrs.get("axes", range(rank - len(extents), rank))
         new_extents = extents.copy()
-        for position, axis in enumerate(non_negative_axis(axis, rank) for axis in axes):
+        for position, axis in enumerate(_axes_of_extents(node, len(extents), len(old_shape))):
             if old_shape[axis] != new_shape[axis] and extents[position] == old_shape[axis]:
                 new_extents[position] = new_shape[axis]
         return operand_edit(kept.facts, node, {index: new_extents})
@@ -77,7 +88,7 @@ def tile(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
     ids, repeats = propagation.ids(node.inputs[0]), propagation.facts.value(node.inputs[1])
     if not varying_axes(ids):
         return [propagation.no_ids(node.outputs[0])]
-    if repeats is None or not propagation.facts.is_static(node.inputs[1])[varying_axes(ids)].all():
+    if repeats is None or not _are_static(propagation.facts, node, 1, varying_axes(ids), ids.ndim):
         return node_refusal(node, Reason.COMPUTED_REPEATS)
     return [np.tile(ids, [int(count) if ids.shape[axis] > 1 else 1 for axis, count in enumerate(repeats)])]
 
@@ -88,12 +99,15 @@ def pad(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
     widths = _pad_widths(propagation.facts, node, ids.ndim)
     if widths is None:
         return node_refusal(node, Reason.COMPUTED_PADS) if varying_axes(ids) else [ids]
-    for axis, (front, back) in widths.items():
-        if ids.shape[axis] == 1 or (front, back) == (0, 0):
+    for position, (axis, (front, back)) in enumerate(widths.items()):
+        if ids.shape[axis] == 1:
+            continue
+        if has_input(node, 1) and not propagation.facts.is_static(node.inputs[1])[position :: len(widths)].all():
+            return node_refusal(node, Reason.COMPUTED_PADS)
+        if (front, back) == (0, 0):
             continue
         is_constant = node.attrs.get("mode", "constant") in ("constant", b"constant")
-        is_computed = has_input(node, 1) and propagation.constant(node.inputs[1]) is None
-        if min(front, back) < 0 or not is_constant or is_computed:
+        if min(front, back) < 0 or not is_constant:
             return node_refusal(node, Reason.PADS_CHANNELS)
         added = [along_axis(propagation.united.new_ids(count), axis, ids.ndim) for count in (front, back)]
         shapes = [(*ids.shape[:axis], count, *ids.shape[axis + 1 :]) for count in (front, back)]
@@ -104,8 +118,8 @@ def pad(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
 
 def _pad_widths(facts: TensorFacts, node: gs.Node, rank: int) -> dict[int, tuple[int, int]] | None:
     """Axis -> how many positions are added before and behind; None where the graph computes it."""
-    pads, axes = facts.parameter(node, "pads", 1), facts.parameter(node, "axes", 3)
-    if pads is None:
+    pads, axes = facts.parameter(node, "pads", 1, may_vary=True), facts.parameter(node, "axes", 3)
+    if pads is None or (axes is None and has_input(node, 3)):
         return None
     axes = np.arange(rank) if axes is None else axes
     half = len(pads) // 2
@@ -123,4 +137,4 @@ def edit_pad(kept: KeptChannels, node: gs.Node) -> NodeEdit | None:
     front, back = widths[axis]
     widths[axis] = int(mask[:front].sum()), int(mask[len(mask) - back :].sum())
     pads = [pair[0] for pair in widths.values()] + [pair[1] for pair in widths.values()]
-    return NodeEdit(attributes={"pads": pads}) if "pads" in node.attrs else NodeEdit({1: np.array(pads, np.int64)})
+    return NodeEdit(attributes={"pads": pads}) if "pads" in node.attrs else operand_edit(kept.facts, node, {1: pads})

@@ -58,9 +58,9 @@ def slice_channels(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] 
 
 
 def slices_of(facts: TensorFacts, node: gs.Node) -> list[tuple[int, slice]] | None:
-    """(axis, slice) for each axis that a Slice slices; None where a bound is computed by the graph and was not seen."""
+    """(axis, slice) for each axis that a Slice slices; None where axes are not static, or a bound was not seen."""
     rank = len(facts.shape(node.inputs[0]) or ())
-    starts, ends = facts.parameter(node, "starts", 1), facts.parameter(node, "ends", 2)
+    starts, ends = facts.parameter(node, "starts", 1, may_vary=True), facts.parameter(node, "ends", 2, may_vary=True)
     axes, steps = facts.parameter(node, "axes", 3), facts.parameter(node, "steps", 4)
     is_unknown = [value is None and has_input(node, index) for index, value in ((3, axes), (4, steps))]
     if starts is None or ends is None or any(is_unknown):
