@@ -52,9 +52,12 @@ def analyse_channels(facts: TensorFacts) -> Channels:
     >>> [(refusal.where, refusal.text) for refusal in channels.refusals]
     [('Gemm(y)', 'written to the graph output y')]
     """
-    propagation = ChannelPropagation(facts)
-    for node in facts.model.graph.nodes:
-        _visit(propagation, node)
+    propagation, expanded = ChannelPropagation(facts), -1
+    while len(propagation.expanded) > expanded:  # a join may find channels that an Expand before it has to start
+        expanded = len(propagation.expanded)
+        propagation = ChannelPropagation(facts, expanded=propagation.expanded)
+        for node in facts.model.graph.nodes:
+            _visit(propagation, node)
     for tensor in facts.model.graph.outputs:
         propagation.pin(propagation.ids(tensor), refusal(tensor.name, Reason.GRAPH_OUTPUT, output=tensor.name))
     shared_weights = SharedWeights(propagation)
@@ -86,7 +89,11 @@ def _visit(propagation: ChannelPropagation, node: gs.Node) -> None:
         if output.name and varying_axes(ids):
             propagation.tensor_ids[output.name] = ids
         elif output.name:
-            propagation.pin(ids, refusal(node_name(node), Reason.READ_ALONE))
+            entering = propagation.united.representatives(
+                np.concatenate([propagation.ids(each).reshape(-1) for each in node.inputs])
+            )
+            is_all = len(np.unique(entering[entering > 0])) == 1
+            propagation.pin(ids, refusal(node_name(node), Reason.ALL_AT_ONCE if is_all else Reason.READ_ALONE))
 
 
 def _missing_shape(propagation: ChannelPropagation, node: gs.Node) -> Refusal | None:

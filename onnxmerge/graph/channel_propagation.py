@@ -78,6 +78,9 @@ class ChannelPropagation:
         Which ids are removed together.
     named : dict[str, ndarray]
         The channels that a constant holds, by its name, for constants that write channels.
+    expanded : dict[str, int]
+        Outputs of an Expand or ConstantOfShape that repeat one position for every channel of what they are joined with, and that
+        axis, counted from the end: it has channels of its own.
     """
 
     facts: TensorFacts
@@ -89,6 +92,7 @@ class ChannelPropagation:
     refusals: list[Refusal] = field(default_factory=list)
     united: UnionFind = field(default_factory=UnionFind)
     named: dict[str, Ids] = field(default_factory=dict)
+    expanded: dict[str, int] = field(default_factory=dict)
 
     def shape(self, tensor: gs.Tensor) -> tuple[int, ...] | None:
         """Concrete shape, None where it is not known."""

@@ -28,11 +28,11 @@ def join(propagation: ChannelPropagation, node: gs.Node) -> list[Ids]:
         joined = collapse(np.where(joined > 0, joined, ids))
     for index, tensor in enumerate(node.inputs):
         if tensor.name and (joined > 0).any():
-            _note_input(propagation, node, index, joined)
+            note_operand(propagation, node, index, joined)
     return [joined]
 
 
-def _note_input(propagation: ChannelPropagation, node: gs.Node, index: int, joined: Ids) -> None:
+def note_operand(propagation: ChannelPropagation, node: gs.Node, index: int, joined: Ids) -> None:
     """Note an input of a join that holds values for channels of the result but has no ids for them."""
     tensor, rank = node.inputs[index], joined.ndim
     shape = propagation.known_shape(tensor)
@@ -43,7 +43,24 @@ def _note_input(propagation: ChannelPropagation, node: gs.Node, index: int, join
     if not channel_axes or not without_ids.any():
         return
     if propagation.constant(tensor) is None:
+        for axis in channel_axes:
+            _find_expanded(propagation, tensor, axis - rank)
         propagation.pin(result_ids[without_ids], node_refusal(node, Reason.JOINED_WITH_FIXED, tensor=tensor.name))
         return
     ids = propagation.unite_except(joined, channel_axes)
     propagation.note_parameter(node, index, ids.reshape(ids.shape[rank - len(shape) :]))
+
+
+def _find_expanded(propagation: ChannelPropagation, tensor: gs.Tensor, axis: int) -> None:
+    """Note what, before a tensor and in its shape, repeats one position along an axis that is counted from the end."""
+    pending, seen = [tensor], set[str]()
+    while pending:
+        current = pending.pop()
+        if current.name in seen or not current.inputs or propagation.shape(current) != propagation.shape(tensor):
+            continue
+        seen.add(current.name)
+        node = current.inputs[0]
+        before = propagation.shape(node.inputs[0]) if node.op == "Expand" else ()
+        if node.op == "ConstantOfShape" or (node.op == "Expand" and before is not None and ((1,) * -axis + before)[axis] == 1):
+            propagation.expanded[current.name] = axis
+        pending.extend(node.inputs)

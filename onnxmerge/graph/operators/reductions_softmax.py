@@ -6,6 +6,7 @@ from onnxmerge.errors import Reason, Refusal
 from onnxmerge.graph.channel_ids import Ids, varying_axes
 from onnxmerge.graph.channel_propagation import ChannelPropagation
 from onnxmerge.graph.nodes import has_input, node_refusal, non_negative_axis
+from onnxmerge.graph.operators.elementwise import note_operand
 from onnxmerge.onnxio import surgeon as gs
 
 # The axes that a node mixes along, given the rank of its first input; None where the graph computes them.
@@ -45,6 +46,15 @@ def axis_attribute(default: int) -> FindAxes:
 def trailing_axes(propagation: ChannelPropagation, node: gs.Node, rank: int) -> list[int]:
     """From the attribute `axis` (by default the last axis) to the end: LayerNormalization."""
     return list(range(non_negative_axis(node.attrs.get("axis", -1), rank), rank))
+
+
+def layer_normalization(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
+    """LayerNormalization, RMSNormalization: along the trailing axes; scale and bias may have entries for channels on others."""
+    result = mixes_along(trailing_axes)(propagation, node)
+    if not isinstance(result, Refusal):
+        for index in range(1, len(node.inputs)):
+            note_operand(propagation, node, index, result[0])
+    return result
 
 
 def softmax_axes(propagation: ChannelPropagation, node: gs.Node, rank: int) -> list[int]:

@@ -5,10 +5,10 @@ Reshape, Flatten, Squeeze, Unsqueeze, Transpose, Concat, DepthToSpace and SpaceT
 
 import numpy as np
 
-from onnxmerge.errors import Reason, Refusal
+from onnxmerge.errors import ModelError, Reason, Refusal
 from onnxmerge.graph.channel_ids import Ids, collapse, varying_axes
 from onnxmerge.graph.channel_propagation import ChannelPropagation
-from onnxmerge.graph.nodes import node_refusal, non_negative_axis
+from onnxmerge.graph.nodes import has_input, node_name, node_refusal, non_negative_axis
 from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit, operand_edit
 from onnxmerge.graph.symbolic_shapes import STATIC
 from onnxmerge.graph.tensor_facts import TensorFacts
@@ -65,6 +65,18 @@ def edit_reshape(kept: KeptChannels, node: gs.Node) -> NodeEdit | None:
         if (extent > 0 and old_shape[axis] != new_shape[axis]) or (is_copied and new_input[axis] != new_shape[axis]):
             new_target[axis] = new_shape[axis]
     return operand_edit(kept.facts, node, {1: new_target}) if literal is None else NodeEdit({1: new_target})
+
+
+def edit_squeeze(kept: KeptChannels, node: gs.Node) -> NodeEdit | None:
+    """Squeeze without axes: those that it removed are written out where the axis of the channels would now be one of them."""
+    data, shape = node.inputs[0], kept.facts.shape(node.inputs[0]) or ()
+    removed = kept.axis_mask(data)
+    if removed is None or removed[1].sum() > 1 or "axes" in node.attrs or has_input(node, 1):
+        return None
+    if (kept.facts.symbols.extents(data) != STATIC).any():
+        raise ModelError(f"{node_name(node)} without axes would also remove the axis of the only channel left of {data.name}")
+    axes = np.array([axis for axis, extent in enumerate(shape) if extent == 1], np.int64)
+    return NodeEdit({1: axes}) if kept.facts.model.opset >= 13 else NodeEdit(attributes={"axes": axes.tolist()})
 
 
 def transpose(propagation: ChannelPropagation, node: gs.Node) -> list[Ids]:

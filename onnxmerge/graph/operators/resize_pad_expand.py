@@ -9,6 +9,7 @@ from onnxmerge.graph.channel_ids import Ids, along_axis, varying_axes, with_rank
 from onnxmerge.graph.channel_propagation import ChannelPropagation
 from onnxmerge.graph.nodes import has_input, node_refusal, non_negative_axis
 from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit, operand_edit
+from onnxmerge.graph.symbolic_shapes import STATIC
 from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio import surgeon as gs
 
@@ -59,13 +60,24 @@ def expand(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusa
     """Expand: broadcasting."""
     rank = len(propagation.known_shape(node.outputs[0]))
     ids = with_rank(propagation.ids(node.inputs[0]), rank)
+    if not varying_axes(ids):
+        return constant_of_shape(propagation, node)
     if not _are_static(propagation.facts, node, 1, varying_axes(ids), rank):
         return node_refusal(node, Reason.COMPUTED_SHAPE)
     return [ids]
 
 
+def constant_of_shape(propagation: ChannelPropagation, node: gs.Node) -> list[Ids]:
+    """ConstantOfShape, Expand of no channels: one value that is repeated for channels of others is channels of its own."""
+    output, shape = node.outputs[0], propagation.known_shape(node.outputs[0])
+    axis = propagation.expanded.get(output.name, 0) + len(shape)
+    if axis == len(shape) or propagation.facts.symbols.extents(output)[axis] != STATIC:
+        return [propagation.no_ids(output)]
+    return [along_axis(propagation.new_channels(output.name, shape[axis]), axis, len(shape))]
+
+
 def edit_extents(index: int) -> Callable[[KeptChannels, gs.Node], NodeEdit | None]:
-    """The edit rule of an operator whose input `index` lists extents of its output: Expand, and Resize with sizes."""
+    """The edit rule of an operator whose input `index` lists extents of its output."""
 
     def edit(kept: KeptChannels, node: gs.Node) -> NodeEdit | None:
         if not has_input(node, index) or kept.axis_mask(node.outputs[0]) is None:

@@ -89,7 +89,7 @@ OPERATORS = _table(
     ("BatchNormalization", Operator(channelwise.batch_normalization, scaling.batch_normalization)),
     ("InstanceNormalization", Operator(channelwise.instance_normalization)),
     ("GroupNormalization", Operator(channelwise.group_normalization, edit=channelwise.edit_group_normalization)),
-    ("LayerNormalization RMSNormalization", Operator(mixing.mixes_along(mixing.trailing_axes))),
+    ("LayerNormalization RMSNormalization", Operator(mixing.layer_normalization)),
     ("LRN MeanVarianceNormalization", Operator(mixing.mixes_along(mixing.all_but_batch))),
     ("LpNormalization TopK", Operator(mixing.mixes_along(mixing.axis_attribute(-1)))),
     ("ArgMax ArgMin", Operator(mixing.mixes_along(mixing.axis_attribute(0)))),
@@ -103,7 +103,8 @@ OPERATORS = _table(
     ("Upsample", Operator(extents.resize, _HOMOGENEOUS)),
     # moving values
     ("Reshape", Operator(layout.reshape, _HOMOGENEOUS, layout.edit_reshape)),
-    ("Flatten Squeeze Unsqueeze", Operator(layout.reshape, _HOMOGENEOUS)),
+    ("Squeeze", Operator(layout.reshape, _HOMOGENEOUS, layout.edit_squeeze)),
+    ("Flatten Unsqueeze", Operator(layout.reshape, _HOMOGENEOUS)),
     ("Transpose", Operator(layout.transpose, _HOMOGENEOUS)),
     ("Concat", Operator(layout.concat, scaling.homogeneous_in_all)),
     ("Split", Operator(picking.split, _HOMOGENEOUS, picking.edit_split)),
@@ -115,7 +116,8 @@ OPERATORS = _table(
     ("DepthToSpace SpaceToDepth", Operator(layout.depth_to_space, _HOMOGENEOUS)),
     # no channels come out
     ("Shape", Operator(sizes.writes_no_channels, edit=sizes.edit_shape)),
-    ("Constant ConstantOfShape Range RandomNormal RandomUniform", _NO_CHANNELS),
+    ("ConstantOfShape", Operator(extents.constant_of_shape, edit=extents.edit_extents(0))),
+    ("Constant Range RandomNormal RandomUniform", _NO_CHANNELS),
     ("Size EyeLike RandomNormalLike RandomUniformLike", Operator(sizes.reads_size)),
     # known to mix, or not followed
     ("LSTM GRU RNN Attention Det NonMaxSuppression", _MIXES),
