@@ -153,7 +153,7 @@ def check_symbols(model: onnx.ModelProto, runs: list[dict[str, np.ndarray]], fol
     return met_again
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["reshape-where-of-shapes", "reshape-halves", "pad-by-min", "resize-max"])
 def test_symbols_hold_at_every_size(name: str, tmp_path: Path) -> None:
     feeds = [feeds_of(height, flag) for height, flag in ((8, True), (48, False))]
     assert check_symbols(built(MODELS[name][0]), feeds, tmp_path) > 10

@@ -18,10 +18,11 @@ from topologies import TOPOLOGIES
 from onnxmerge.graph.operators.table import OPERATORS
 from onnxmerge.pipeline.compress import compress
 
-SEEDS = {"prune": range(80), "merge": range(30), "reconstruct": range(8), "limit": range(6)}
-"""Seeds that every `make test` tries, by check: about 14 CPU seconds."""
+NEW = range(20_000, 20_020)
+SEEDS = {"prune": (*range(50), *NEW), "merge": (*range(20), *NEW[:5]), "reconstruct": range(8), "limit": range(6)}
+"""Seeds that every `make test` tries, by check: about 14 CPU seconds. `NEW` ones have the steps of `limited_sizes.py`."""
 CASES: dict[str, tuple[int, ...]] = {
-    "prune": (94, 95, 111, 141, 151, 167, 185, 10012, 10313, 10396, 10977),
+    "prune": (94, 95, 111, 141, 151, 167, 185, 10012, 10313, 10396, 10977, 20066),
     "merge": (74, 10269, 10699),
     "reconstruct": (14, 20, 23),
     "limit": (9,),

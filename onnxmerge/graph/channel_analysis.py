@@ -88,7 +88,7 @@ def _visit(propagation: ChannelPropagation, node: gs.Node) -> None:
     for output, ids in zip(node.outputs, result, strict=False):
         if output.name and varying_axes(ids):
             propagation.tensor_ids[output.name] = ids
-        elif output.name:
+        elif output.name and ids.any():
             entering = propagation.united.representatives(
                 np.concatenate([propagation.ids(each).reshape(-1) for each in node.inputs])
             )
