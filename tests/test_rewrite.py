@@ -12,7 +12,9 @@ from topologies import TOPOLOGIES, Topology, feeds_of
 
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.rewrite import Removal, Replacement, rewrite
+from onnxmerge.onnxio.edits import new_constant
 from onnxmerge.onnxio.export import export
+from onnxmerge.onnxio.model import from_proto
 from onnxmerge.pipeline.compress import compress
 
 RUNNABLE = [topology for topology in TOPOLOGIES.values() if topology.runnable]
@@ -148,6 +150,8 @@ def test_pruned_models_run_as_declared(topology: Topology, ratio: float, tmp_pat
     assert result.after.parameters == size(small) < size(model) == result.before.parameters
     assert result.after.macs == counted_macs(small, tiny(model)) < result.before.macs == counted_macs(model, tiny(model))
     assert result.after.file_bytes == (tmp_path / "out.onnx").stat().st_size
+    assert result.after.file_bytes < result.before.file_bytes
+    assert {each.name for each in small.graph.value_info} <= {each.name for each in model.graph.value_info}
 
 
 def batch_of(topology: Topology, model: onnx.ModelProto, batch: int) -> dict[str, np.ndarray]:
@@ -246,3 +250,34 @@ def test_the_order_of_channels_does_not_matter(name: str, axes: dict[str, int], 
     outputs = run(one, feeds), run(other, feeds)
     assert relative_error(*outputs) < 1e-5
     assert not result.groups or relative_error(run(model, feeds), outputs[0]) > 1e-3
+
+
+FILLED = """<ir_version: 8, opset_import: ["": 17]>
+g (float[N, 4] x) => (float[N, 3] y) <int64[2] first = {4, 300}, int64[2] second = {300, 3}>
+{
+  v = ConstantOfShape <value = float[1] {0.5}> (first)
+  w = ConstantOfShape <value = float[1] {0.25}> (second)
+  hidden = MatMul(x, v)
+  active = Relu(hidden)
+  y = MatMul(active, w)
+}"""
+
+
+@pytest.mark.parametrize("method", ["prune", "merge", "reconstruct"])
+def test_weights_that_take_no_room_in_the_file_take_none_afterwards(method: str, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(FILLED)
+    small, result = pruned(model, tmp_path, 0.5, method)
+    assert result.groups[0].kept < 300
+    assert result.after.file_bytes < result.before.file_bytes + 100
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_allclose(run(small, {"x": x})[0], run(model, {"x": x})[0] * (result.groups[0].kept / 300), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_new_weights_hold_no_number_that_is_denormal_where_it_is_computed_with(dtype: type) -> None:
+    model = from_proto(onnx.parser.parse_model(FILLED))
+    tiny = np.finfo(dtype).tiny
+    values = np.array([tiny, -tiny, tiny / 2, -tiny / 2, 1], dtype)
+    kept = values if dtype is np.float16 else np.array([tiny, -tiny, 0, 0, 1], dtype)  # float16 is computed in float32
+    assert new_constant(model, "w", values).values.tolist() == kept.tolist()
+    assert values[2] != 0

@@ -17,7 +17,7 @@ from onnxmerge.graph.nodes import has_input, node_name
 from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit
 from onnxmerge.graph.operators.table import operator_of
 from onnxmerge.onnxio import surgeon as gs
-from onnxmerge.onnxio.edits import names_taken, new_constant, remove_unused_nodes, unused_name
+from onnxmerge.onnxio.edits import is_uniform, names_taken, new_constant, new_filled_tensor, remove_unused_nodes, unused_name
 from onnxmerge.onnxio.model import Model, fresh_copy
 
 
@@ -103,6 +103,8 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
     [[2, 2], [2, 2]]
     """
     kept = KeptChannels(channels, channels.kept_mask((removal.group, removal.kept) for removal in removals))
+    filled = {layer.key for layer in channels.layers if _is_filled(layer)}
+    replacements = {key: each for key, each in replacements.items() if key not in filled}
     weights = [(layer, _new_weight(layer, kept, replacements)) for layer in channels.layers]
     parameters = [(each, new) for each in channels.parameters if (new := _new_parameter(each, kept)) is not None]
     edits = list(_node_edits(kept))
@@ -137,6 +139,11 @@ def _node_edits(kept: KeptChannels) -> Iterator[tuple[gs.Node, NodeEdit]]:
         edit = rule(kept, node)
         if edit is not None:
             yield node, edit
+
+
+def _is_filled(layer: Layer) -> bool:
+    """Whether a weight is computed and the same everywhere (ConstantOfShape): other numbers would take their room in the file."""
+    return bool(layer.node.inputs[layer.weight_input].inputs) and is_uniform(layer.stored_weight)
 
 
 def _new_weight(layer: Layer, kept: KeptChannels, replacements: Mapping[str, Replacement]) -> np.ndarray | None:
@@ -176,13 +183,13 @@ class _GraphEditor:
     model : Model
         The model whose graph is edited.
     written : dict
-        New constants by name of the old tensor, data type, shape and bytes.
+        New tensors by name of the old one, data type, shape and bytes.
     taken : set[str]
         Names that a new tensor cannot have.
     """
 
     model: Model
-    written: dict[tuple[str, str, tuple[int, ...], bytes], gs.Constant] = field(default_factory=dict)
+    written: dict[tuple[str, str, tuple[int, ...], bytes], gs.Tensor] = field(default_factory=dict)
     taken: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -198,7 +205,7 @@ class _GraphEditor:
             node.inputs.append(gs.Variable.empty())
         computed_by = node.inputs[index].inputs[0] if is_shared and node.inputs[index].inputs else None
         if computed_by is None or computed_by.op != "Transpose":
-            node.inputs[index] = self._constant(name, value)
+            node.inputs[index] = self._constant(name, value, bool(node.inputs[index].inputs))
             return
         perm = computed_by.attrs.get("perm", list(range(value.ndim))[::-1])
         stored = self._constant(computed_by.inputs[0].name, value.transpose(np.argsort(perm)))
@@ -207,11 +214,15 @@ class _GraphEditor:
         nodes = self.model.graph.nodes
         nodes.insert(next(i for i, other in enumerate(nodes) if other is node), transpose)
 
-    def _constant(self, name: str, value: np.ndarray) -> gs.Constant:
-        """A new constant in the place of the one called `name`, the same for equal values."""
+    def _constant(self, name: str, value: np.ndarray, was_computed: bool = False) -> gs.Tensor:
+        """A new constant in the place of the tensor called `name`, the same for equal values.
+
+        was_computed: that tensor took no room in the file, so that a value which is the same everywhere takes none either.
+        """
         key = (name, str(value.dtype), value.shape, value.tobytes())
         if key not in self.written:
-            self.written[key] = new_constant(self.model, name, value, self.taken)
+            make = new_filled_tensor if was_computed and self.model.opset >= 9 and is_uniform(value) else new_constant
+            self.written[key] = make(self.model, name, value, self.taken)
         return self.written[key]
 
     def apply(self, node: gs.Node, edit: NodeEdit) -> None:

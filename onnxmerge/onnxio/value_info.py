@@ -1,4 +1,4 @@
-"""value_info for an edited graph: what was read may be stale, and inference never corrects it, so all is redone."""
+"""value_info for an edited graph: what was read may be stale, and inference never corrects it, so it is redone; none is added."""
 
 import onnx
 from onnx import ModelProto, ValueInfoProto
@@ -8,7 +8,7 @@ from onnxmerge.onnxio.traversal import graph_and_bodies
 
 
 def infer_value_info(new: ModelProto, without_weights: ModelProto, original: ModelProto) -> None:
-    """Write the value_info of every computed tensor: shape and dtype as inferred, or where inference fails the dtype as read.
+    """Write the value_info of the tensors that had one: shape and dtype as inferred, or where inference fails the dtype as read.
 
     Names of dimensions that inference made up are left out; doc strings and metadata of the values as read stay.
 
@@ -21,12 +21,14 @@ def infer_value_info(new: ModelProto, without_weights: ModelProto, original: Mod
     original : ModelProto
         The model as read.
     """
+    as_read = {value.name: value for graph in graph_and_bodies(original.graph) for value in graph.value_info}
+    if not as_read:
+        return
     try:
         with nothing_on_stdout():
             inferred = onnx.shape_inference.infer_shapes(without_weights, strict_mode=False, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         inferred = without_weights
-    as_read = {value.name: value for graph in graph_and_bodies(original.graph) for value in graph.value_info}
     named = {
         dim.dim_param
         for graph in graph_and_bodies(without_weights.graph)
@@ -35,26 +37,20 @@ def infer_value_info(new: ModelProto, without_weights: ModelProto, original: Mod
     }
     for graph, source in zip(graph_and_bodies(new.graph), graph_and_bodies(inferred.graph), strict=True):
         declared = {value.name for value in [*graph.input, *graph.output]} | {tensor.name for tensor in graph.initializer}
-        produced = [name for node in graph.node for name in node.output if name and name not in declared]
+        produced = [name for node in graph.node for name in node.output if name in as_read and name not in declared]
         found = {value.name: value for value in source.value_info}
-        for name in produced:
-            value = _value(found.get(name), as_read.get(name), named)
-            if value is not None:
-                graph.value_info.append(value)
+        graph.value_info.extend(_value(found.get(name), as_read[name], named) for name in produced)
 
 
-def _value(inferred: ValueInfoProto | None, as_read: ValueInfoProto | None, named: set[str]) -> ValueInfoProto | None:
-    source = as_read if inferred is None else inferred
-    if source is None:
-        return None
+def _value(inferred: ValueInfoProto | None, as_read: ValueInfoProto, named: set[str]) -> ValueInfoProto:
     new = ValueInfoProto()
-    new.CopyFrom(source)
+    new.CopyFrom(as_read if inferred is None else inferred)
     if inferred is None and new.type.HasField("tensor_type"):
         new.type.tensor_type.ClearField("shape")
     for dim in _dims(new):
         if dim.dim_param and dim.dim_param not in named:
             dim.ClearField("dim_param")
-    if inferred is not None and as_read is not None:
+    if inferred is not None:
         new.doc_string = as_read.doc_string
         del new.metadata_props[:]
         new.metadata_props.extend(as_read.metadata_props)
