@@ -8,7 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from onnxmerge.errors import Refusal
-from onnxmerge.report.documents import REFUSAL_FIELDS, Kind, Provenance
+from onnxmerge.report.documents import REFUSAL_FIELDS, VERDICT, Kind, Provenance
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _SIMPLE_TYPES = {str: "string", int: "integer", bool: "boolean", NoneType: "null"}
@@ -20,7 +20,8 @@ def schema_of(kind: Kind) -> Schema:
     """The JSON Schema of a kind of document. Every field is required; further fields are allowed."""
     definitions: dict[str, Schema] = {}
     summary, properties = described(kind.result, definitions)
-    properties = {"schema": {"const": kind.schema}, **described(Provenance, definitions)[1], **properties}
+    verdict = {"type": "string", "description": VERDICT}
+    properties = {"schema": {"const": kind.schema}, "verdict": verdict, **described(Provenance, definitions)[1], **properties}
     return {
         "$schema": DIALECT,
         "title": kind.schema,

@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import pytest
 from rich.console import Console
+from samples import LATENCY, SLOWER
 from topologies.net import Net
 
 import onnxmerge
-from onnxmerge.errors import InputError
+from onnxmerge.errors import InputError, OptionError
 from onnxmerge.evaluation import benchmark
 from onnxmerge.evaluation.latency import compare_latency
 from onnxmerge.execution.providers import resolve_provider
@@ -180,3 +181,56 @@ def test_a_fallback_is_said(run, command):
     assert "on the CPU because CUDA does not work here: " in out
     _, out, _ = run(command, MLP, MLP, "--provider", "cpu")
     assert "because CUDA" not in out
+
+
+def test_a_speed_that_is_too_low_fails(run, models, tmp_path):
+    files = ("bench", models / "whole.onnx", models / "half.onnx", "--provider", "cpu")
+    code, out, err = run(*files, "--min-speedup", "100", "--json")
+    assert (code, len(json.loads(out)["batches"][0]["failures"])) == (1, 1)
+    assert "is below 100x" in err
+    assert run(*files, "--min-speedup", "0.001")[0] == 0
+    quick = ("--ratio", "0.5", "--method", "prune", "--samples", "8")
+    code, _, err = run("compress", MLP, tmp_path / "o.onnx", *quick, "--min-speedup", "100")
+    assert (code, "is below 100x (nothing was written; " in err, (tmp_path / "o.onnx").exists()) == (1, True, False)
+
+
+def test_a_size_that_is_too_large_fails(run, tmp_path):
+    target = tmp_path / "o.onnx"
+    quick = (MLP, target, "--ratio", "0.5", "--method", "prune", "--no-verify")
+    for limit, share, what in (("--max-macs", 0.2, "MACs: "), ("--max-params", 0.2, "parameters: ")):
+        code, _, err = run("compress", *quick, limit, str(share))
+        assert (code, what in err, "more than 0.2 (nothing was written; " in err, target.exists()) == (1, True, True, False)
+    assert run("compress", *quick, "--max-macs", "0.6", "--max-params", "0.6", "--require-smaller")[0] == 0
+    verify = ("verify", MLP, target, "--min-cosine", "-1", "--samples", "8")
+    assert run(*verify, "--require-smaller", "--max-macs", "0.6", "--max-params", "0.6")[0] == 0
+    code, _, err = run(*verify, "--max-macs", "0.1")
+    assert (code, "MACs: " in err) == (1, True)
+    code, _, err = run("verify", MLP, MLP, "--require-smaller")
+    assert (code, "the file is not smaller" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        (onnxmerge.verify, {"min_speedup": 2}),
+        (onnxmerge.bench, {"min_cosine": 0.5}),
+        (onnxmerge.bench, {"require_smaller": True}),
+        (onnxmerge.compress, {"min_speedup": 2, "bench": False}),
+        (onnxmerge.compress, {"min_speedup": 2, "verify": False}),
+        (lambda model, _, **options: onnxmerge.sweep(model, **options), {"min_speedup": 2}),
+    ],
+)
+def test_a_threshold_that_cannot_be_held_is_refused(verb, options, tmp_path):
+    with pytest.raises(OptionError, match=r"min_speedup|time only|thresholds cannot be held"):
+        verb(MLP, MLP if verb in (onnxmerge.verify, onnxmerge.bench) else tmp_path / "o.onnx", **options)
+
+
+def test_a_model_that_is_slower_says_why(models):
+    for name, channels in (("odd", 61), ("same", 128)):
+        onnx.save(convolutions(channels), models / f"{name}.onnx")
+    slow = replace(SLOWER, batch_size=1, macs_ratio=None)
+    assert benchmark._odd_widths(models / "whole.onnx", models / "half.onnx") == ""
+    assert "1 of 1 convolutions that shrank" in (odd := benchmark._odd_widths(models / "whole.onnx", models / "odd.onnx"))
+    assert benchmark.explained(slow, 100, 50, odd).likely_reasons == (odd,)
+    assert benchmark.explained(slow, 100, 100).likely_reasons == ("no MACs were saved",)
+    assert benchmark.explained(LATENCY, 100, 50, odd).likely_reasons == ()

@@ -72,7 +72,7 @@ def check_schema(value: dict, kind: type) -> None:
 
 def check_document(value: dict, kind: type) -> None:
     """The same, behind the name of its schema and what gives the result again."""
-    about = ["schema", "command", "made_at", "versions"]
+    about = ["schema", "verdict", "command", "made_at", "versions"]
     names = [field.name for field in dataclasses.fields(kind)]
     assert list(value) == [*about, *(name for name in names if name not in about)]
     assert value["schema"] == KINDS[kind].schema

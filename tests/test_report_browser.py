@@ -57,7 +57,7 @@ def test_content_can_be_seen(browser, files):
     browser.open(files / "compression.html", 390, "light")
     text = browser.value("document.body.innerText")
     for word in (
-        "48.3% of the parameters left",
+        "Smaller by 51.7% of the parameters",
         "512 of 1,024",
         "Softmax mixes channels",
         PROVENANCE.command,

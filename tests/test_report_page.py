@@ -76,7 +76,9 @@ class Page(HTMLParser):
 
 def test_verdict_comes_first():
     text = page(COMPRESSION, PROVENANCE)
-    assert "<h1>48.3% of the parameters left, 1.50x as fast [1.45, 1.54], fidelity 0.9876</h1>" in text
+    assert (
+        "<h1>Smaller by 51.7% of the parameters and 69.8% of the MACs, 1.50x as fast [1.45, 1.54], fidelity 0.9876</h1>" in text
+    )
 
 
 SAID = {
@@ -117,11 +119,11 @@ SAID = {
     ),
     "batch sizes": (
         "batches",
-        ["0.83x to 1.50x as fast, by batch size", "batch 32", "0.83x", "slower", "0.77x to 0.91x", "-40%"],
+        ["Batch 4: faster (1.50x), batch 32: slower (0.83x)", "0.77x to 0.91x"],
     ),
     "targets": (
         "sweep",
-        ["3 of 4 targets gave a model, fidelity -3.2000 to 0.9812", "75.1% of the parameters", "74.6%", "76.9 MB"],
+        ["3 of 4 targets gave a model; take macs=0.75: smaller by 24.9%", "75.1% of the parameters", "74.6%", "76.9 MB"],
     ),
     "failures": (
         "sweep",
@@ -149,7 +151,7 @@ def test_figures_are_those_of_the_terminal():
 
 def test_thresholds_missed_are_the_verdict():
     text = Page(page(replace(VERIFICATION, failures=("output 'y': mean cosine 0.5 is below 0.9",)), PROVENANCE)).text
-    assert "Failed: fidelity" in text
+    assert "Failed: output 'y': mean cosine 0.5 is below 0.9; fidelity 0.9876" in text
     assert "failed: output 'y': mean cosine 0.5 is below 0.9" in text
 
 

@@ -34,7 +34,8 @@ def inspect_command(model: Path, reports: tuple[Path, ...], as_json: bool, **opt
 @combined(opt.SIZE, opt.METHOD, opt.GROUPS, opt.INPUTS, opt.RUNTIME)
 @click.option("--save-plan", type=FILE, metavar="FILE.json", help="Write which channels of which group stayed, for --plan.")
 @click.option("--in-place", is_flag=True, help="OUTPUT may be MODEL itself, which is then replaced.")
-@combined(opt.VERIFY, opt.BENCH, opt.BATCH, opt.CUDA_GRAPH, opt.THRESHOLDS, opt.REPORT, opt.JSON)
+@combined(opt.VERIFY, opt.BENCH, opt.BATCH, opt.CUDA_GRAPH)
+@combined(opt.THRESHOLDS, opt.SIZE_LIMITS, opt.MIN_SPEEDUP, opt.REPORT, opt.JSON)
 def compress_command(model: Path, output: Path, reports: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Remove channels of MODEL, repair the layers behind them, compare the outputs, and write OUTPUT.
 
@@ -79,13 +80,13 @@ def sweep_command(
 @click.option("--labels", type=FILE, help="Also report the accuracy of both: .npy or .npz, a class for each calibration input.")
 @click.option("--layers", is_flag=True, help="Also compare layer by layer, and name the first one that differs.")
 @click.option("--save-worst", type=FILE, metavar="FILE.npz", help="Write the input that differs most, for --calibration.")
-@combined(opt.RUNTIME, opt.THRESHOLDS, opt.REPORT, opt.JSON)
+@combined(opt.RUNTIME, opt.THRESHOLDS, opt.SIZE_LIMITS, opt.REPORT, opt.JSON)
 def verify_command(reference: Path, candidate: Path, reports: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Compare the outputs of CANDIDATE with those of REFERENCE on the same inputs.
 
-    Exit code 1 where a threshold is missed, or where NaN or infinity appear. Without a threshold a mean cosine similarity of 0.9
-    is needed, and between models of the same layer sizes outputs that are equal but for rounding. --layers also fails where a
-    weight changed its sign, and between models of the same layer sizes at any difference beyond rounding.
+    Exit code 1 where a threshold is missed, or where NaN or infinity appear. Without a threshold of the outputs a mean cosine
+    similarity of 0.9 is needed, and between models of the same layer sizes outputs that are equal but for rounding. --layers also
+    fails where a weight changed its sign, and between models of the same layer sizes at any difference beyond rounding.
     """
     from onnxmerge.cli import output
 
@@ -101,11 +102,14 @@ def verify_command(reference: Path, candidate: Path, reports: tuple[Path, ...], 
 @click.command("bench", short_help="Measure how much faster one model is than another.")
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
-@combined(opt.INPUTS, opt.RUNTIME, opt.BATCHES, opt.CUDA_GRAPH, opt.REPORT, opt.JSON)
+@combined(opt.INPUTS, opt.RUNTIME, opt.BATCHES, opt.CUDA_GRAPH, opt.MIN_SPEEDUP, opt.REPORT, opt.JSON)
 def bench_command(
     reference: Path, candidate: Path, batch: tuple[int, ...] | None, reports: tuple[Path, ...], as_json: bool, **options: Any
 ) -> None:
-    """Measure latency and throughput of REFERENCE and CANDIDATE, called in turn."""
+    """Measure latency and throughput of REFERENCE and CANDIDATE, called in turn.
+
+    Exit code 1 where CANDIDATE misses --min-speedup.
+    """
     from onnxmerge.cli import output
 
     output.check_report_paths(reports, _files(options, reference=reference, candidate=candidate), [reference, candidate])
@@ -113,6 +117,9 @@ def bench_command(
         progress("timing both models", 0.0)
         result = onnxmerge.bench_batches(reference, candidate, batch or (None,), **_given(options))
     output.show(result, as_json, reports)
+    failures = [failure for each in result.batches for failure in each.failures]
+    if failures:
+        raise VerificationError("; ".join(failures))
 
 
 COMMANDS = (inspect_command, compress_command, sweep_command, verify_command, bench_command)

@@ -92,12 +92,18 @@ RUNTIME = combined(
 )
 BATCH = _option("--batch", int, "N", "Inputs in one call where models are timed.  [default: 1]")
 BATCHES = _option("--batch", batch_sizes, "N[,N]", "Inputs in one call, or several numbers to time in turn.  [default: 1]")
+MIN_SPEEDUP = _option("--min-speedup", float, "X", "Least speed-up: 1.2 is 1.2 times as fast.  [default: none]")
 CUDA_GRAPH = click.option("--cuda-graph", is_flag=True, help="Time replays of a CUDA graph; needs CUDA.")
 THRESHOLDS = combined(
     _option("--min-fidelity", float, "F", "Least fidelity of the worst output.  [default: none]"),
     _option("--min-cosine", float, "C", "Least mean cosine similarity.  [default: none]"),
     _option("--min-top1-agreement", float, "A", "Least share of inputs whose best class stays.  [default: none]"),
     _option("--max-relative-l2", float, "E", "Greatest mean relative L2 error.  [default: none]"),
+)
+SIZE_LIMITS = combined(
+    _option("--max-params", float, "SHARE", "Greatest share of the parameters that may be left.  [default: none]"),
+    _option("--max-macs", float, "SHARE", "Greatest share of the MACs that may be left.  [default: none]"),
+    click.option("--require-smaller", is_flag=True, help="Fail where the file did not become smaller."),
 )
 GROUPS = combined(
     _choice("--scope", SCOPES, "chains: only groups with a single producing layer.  [default: all]"),

@@ -13,7 +13,14 @@ from onnxmerge.execution.versions import versions
 from onnxmerge.onnxio.model_files import weight_files
 from onnxmerge.report.documents import Provenance, Result, json_text
 from onnxmerge.report.progress import progress_bar
-from onnxmerge.report.terminal import show_benchmark, show_compression, show_inspection, show_sweep, show_verification
+from onnxmerge.report.terminal import (
+    show_benchmark,
+    show_compression,
+    show_inspection,
+    show_sweep,
+    show_verdict,
+    show_verification,
+)
 from onnxmerge.report.wording import printable
 from onnxmerge.report.writing import check_reports, write_report
 from onnxmerge.results import Benchmark, Compression, Inspection, Sweep, Verification
@@ -59,3 +66,5 @@ def show(result: Result, as_json: bool, reports: Sequence[Path]) -> None:
         write_report(result, report, provenance)
         if not as_json:
             click.echo(f"wrote {printable(str(report))}")
+    if not as_json:
+        show_verdict(Console(), result)

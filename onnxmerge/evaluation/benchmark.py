@@ -1,6 +1,6 @@
 """`bench`: latency of two files, measured in turn."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,20 @@ from onnx import ModelProto
 
 from onnxmerge.data.inputs import Inputs, check_batch
 from onnxmerge.data.selection import inputs_for
-from onnxmerge.errors import ModelError
+from onnxmerge.errors import OptionError
 from onnxmerge.evaluation.latency import compare_latency
+from onnxmerge.evaluation.node_views import read_graph_view
+from onnxmerge.evaluation.thresholds import missed_speedup
 from onnxmerge.execution.first_run import observed_shapes
 from onnxmerge.execution.placement import execution_of
-from onnxmerge.execution.providers import provider_of
+from onnxmerge.execution.processor import processor_name
+from onnxmerge.execution.providers import CPU, provider_of
 from onnxmerge.execution.sessions import ModelSource, open_pair
-from onnxmerge.graph.cost import total_macs
-from onnxmerge.onnxio.model_files import as_file, load, model_name
-from onnxmerge.options import InputOptions, RuntimeOptions
+from onnxmerge.graph.analysed_model import size_of_file
+from onnxmerge.onnxio.model_files import as_file, model_name
+from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of, takes
 from onnxmerge.results import Benchmark, LatencyComparison
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,15 @@ DEFAULT_EFFORT = TimingEffort(4.0, 16, 20)
 TRIAL_EFFORT = TimingEffort(1.5, 16, 8)  # of the many models that a search for a latency times
 # Of the model that is to meet a latency: three times the rounds, because sessions of one model differ more than calls do
 CONFIRMING_EFFORT = TimingEffort(8.0, 48, 20)
+SHORT_CALL_MS = 0.2
+"""Latency below which a call is mostly the overhead of entering ONNX Runtime and of starting its operators."""
+SMALLEST_BLOCK = 8
+"""Channels that a convolution computes at once on a processor with AVX2; AVX-512 takes 16."""
+LEAST_SAVING = 0.005
+"""Share of the MACs below which nothing was saved that could become time."""
 
 
-@takes(InputOptions, RuntimeOptions)
+@takes(InputOptions, RuntimeOptions, Thresholds)
 def bench(reference: str | Path | ModelProto, candidate: str | Path | ModelProto, **options: Any) -> LatencyComparison:
     """Measure latency and throughput of two models, called in turn with `batch` inputs.
 
@@ -58,12 +65,12 @@ def bench(reference: str | Path | ModelProto, candidate: str | Path | ModelProto
     reference, candidate : str, Path or ModelProto
         Path of a model, or the model itself.
     **options
-        Fields of `InputOptions` and `RuntimeOptions`, or such objects as `inputs` and `runtime`.
+        Fields of `InputOptions` and `RuntimeOptions`, or such objects as `inputs` and `runtime`, and `min_speedup`.
 
     Returns
     -------
     LatencyComparison
-        The latency of both, their ratio and its interval.
+        The latency of both, their ratio and its interval; a `min_speedup` that is missed is one of its `failures`.
 
     Raises
     ------
@@ -82,7 +89,7 @@ def bench(reference: str | Path | ModelProto, candidate: str | Path | ModelProto
     return bench_batches(reference, candidate, (None,), **options).batches[0]
 
 
-@takes(InputOptions, RuntimeOptions)
+@takes(InputOptions, RuntimeOptions, Thresholds)
 def bench_batches(
     reference: str | Path | ModelProto, candidate: str | Path | ModelProto, batches: Sequence[int | None], **options: Any
 ) -> Benchmark:
@@ -102,10 +109,13 @@ def bench_batches(
     Benchmark
         A comparison for each batch size.
     """
-    inputs, runtime = options_of(options, InputOptions, RuntimeOptions)
+    inputs, runtime, limits = options_of(options, InputOptions, RuntimeOptions, Thresholds)
+    if limits.outputs_given or limits.sizes_given:
+        raise OptionError("`bench` measures time only: of the thresholds it takes `min_speedup`, and `verify` the others")
     with as_file(reference) as first, as_file(candidate) as second:
         result = benchmark(first, second, inputs, runtime, batches)
-        return replace(result, reference=model_name(reference), candidate=model_name(candidate))
+        held = tuple(replace(each, failures=tuple(missed_speedup(each, limits.min_speedup))) for each in result.batches)
+        return replace(result, reference=model_name(reference), candidate=model_name(candidate), batches=held)
 
 
 def benchmark(
@@ -119,25 +129,58 @@ def benchmark(
     inputs = inputs_for(session, shapes, options, count=max(2, *(batch or 1 for batch in batches)))
     for batch in batches:
         check_batch(reference, inputs.batch_size, batch, shapes)
-    macs = _macs(reference, shapes), _macs(candidate, candidate_shapes)
+    sizes = size_of_file(reference, shapes), size_of_file(candidate, candidate_shapes)
+    before, after = (None if each is None else each.macs for each in sizes)
     found = [time_pair(reference, candidate, inputs, runtime, batch, seed=options.seed) for batch in batches]
-    return Benchmark(str(reference), str(candidate), tuple(with_macs(latency, *macs) for latency in found))
+    odd_widths = _odd_widths(reference, candidate)
+    return Benchmark(str(reference), str(candidate), tuple(explained(each, before, after, odd_widths) for each in found))
 
 
-def _macs(model: Path, shapes: Shapes) -> int | None:
-    """Multiply-accumulates of one run of these shapes; None for a model that runs but cannot be analysed."""
-    try:
-        return total_macs(load(model), shapes)
-    except ModelError:
-        return None
+def explained(latency: LatencyComparison, before: int | None, after: int | None, odd_widths: str = "") -> LatencyComparison:
+    """The comparison with the ratio of the MACs, the share of their saving that became time, and why it is not faster.
 
-
-def with_macs(latency: LatencyComparison, before: int | None, after: int | None) -> LatencyComparison:
-    """The comparison with the ratio of the MACs, and the share of their saving that became a saving of time."""
-    if not before or after is None:
+    Parameters
+    ----------
+    latency : LatencyComparison
+        What was measured.
+    before, after : int or None
+        MACs of reference and candidate.
+    odd_widths : str
+        Which layers have widths that are slow to compute, as a clause; "" where none has.
+    """
+    if before and after is not None:
+        ratio = after / before
+        saved = 1 - ratio
+        realised = (1 - latency.latency_ratio) / saved if saved >= LEAST_SAVING else None
+        latency = replace(latency, macs_ratio=ratio, realised_saving=realised)
+    if latency.verdict == "faster":
         return latency
-    ratio = after / before
-    return replace(latency, macs_ratio=ratio, realised_saving=(1 - latency.latency_ratio) / (1 - ratio) if ratio < 1 else None)
+    return replace(latency, likely_reasons=tuple(filter(None, (odd_widths, *_reasons_of_the_call(latency)))))
+
+
+def _reasons_of_the_call(latency: LatencyComparison) -> list[str]:
+    if latency.macs_ratio is not None and 1 - latency.macs_ratio < LEAST_SAVING:
+        return ["no MACs were saved"]
+    if latency.batch_size != 1:
+        return []
+    if latency.provider != CPU.name:
+        return ["with one input a call a GPU mostly waits: time the batch that you serve with `batch`"]
+    is_short = latency.reference.median_ms < SHORT_CALL_MS
+    return ["calls this short are mostly overhead: time larger batches with `batch`"] if is_short else []
+
+
+def _odd_widths(reference: Path, candidate: Path) -> str:
+    """Convolutions that lost channels and write a number of them that is no multiple of their processor's smallest block."""
+    widths = (_widths(model) for model in (reference, candidate))
+    shrunk = [after for before, after in zip(*widths, strict=False) if after < before]
+    odd = sum(width % SMALLEST_BLOCK != 0 for width in shrunk)
+    return f"{odd} of {len(shrunk)} convolutions that shrank write no multiple of {SMALLEST_BLOCK} channels" if odd else ""
+
+
+def _widths(model: Path) -> list[int]:
+    """Output channels of every convolution whose weight is stored as it is read."""
+    layers = read_graph_view(model, str(model)).layers
+    return [shapes[0][0] for operator, shapes in layers if operator == "Conv" and shapes and shapes[0]]
 
 
 def time_pair(
@@ -154,4 +197,5 @@ def time_pair(
     provider = replace(provider, settings=replace(provider.settings, cuda_graph=runtime.cuda_graph))
     pair = open_pair(reference, candidate, provider, optimise=True, threads=runtime.threads)
     feeds = inputs.repeated(batch or runtime.batch or 1)
-    return replace(compare_latency(*pair, feeds, **asdict(effort or DEFAULT_EFFORT), seed=seed), execution=execution_of(*pair))
+    found = compare_latency(*pair, feeds, **asdict(effort or DEFAULT_EFFORT), seed=seed)
+    return replace(found, execution=execution_of(*pair), processor=processor_name(gpu=provider.name != CPU.name))

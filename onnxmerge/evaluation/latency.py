@@ -72,7 +72,7 @@ def compare_latency(
     Returns
     -------
     LatencyComparison
-        Latencies in ms, and the ratio of their medians, candidate by reference, with its interval.
+        The ratio, candidate by reference, with its interval, and latencies in ms that are shifted to it.
 
     Raises
     ------
@@ -85,8 +85,8 @@ def compare_latency(
     generator = np.random.default_rng(seed)
     gc.collect()  # so that the collector, which stays on, has nothing left to do while calls are timed
     measured, warm_up = _rounds((reference, candidate), feeds, seconds, min_runs, max(rounds, 1), generator, clock)
-    times = np.concatenate(measured)
     ratio, low, high = ratio_interval(measured, generator)
+    times = shifted_to(ratio, np.concatenate(measured))
     before, after = _summary(times[:, 0]), _summary(times[:, 1])
     batch = batch_size(feeds)
     return LatencyComparison(
@@ -103,6 +103,16 @@ def compare_latency(
         reference_inputs_per_second=batch / before.median_ms * 1e3,
         candidate_inputs_per_second=batch / after.median_ms * 1e3,
     )
+
+
+def shifted_to(ratio: float, times: np.ndarray) -> np.ndarray:
+    """(pairs, 2) times, those of each model scaled by one factor, so that the medians' ratio is `ratio` and their product stays.
+
+    The median over all calls follows which sessions were slow, the median of the rounds' ratios does not.
+    """
+    before, after = np.median(times, axis=0)
+    factor = math.sqrt(after / before / ratio)
+    return times * (factor, 1.0 / factor)
 
 
 def ratio_interval(rounds: list[np.ndarray], generator: np.random.Generator) -> tuple[float, float, float]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from onnxmerge.options import Thresholds
-from onnxmerge.results import Fidelity
+from onnxmerge.results import Fidelity, LatencyComparison, Size
 
 DEFAULT_COSINE = 0.9  # least mean cosine similarity that `verify` asks for where the user gave no threshold
 # Largest mean relative L2 error of the outputs that rounding explains, by ONNX's name of the weights' type
@@ -35,6 +35,30 @@ def missed_thresholds(fidelity: Fidelity, thresholds: Thresholds) -> list[str]:
     return failures
 
 
+def missed_sizes(before: Size, after: Size, thresholds: Thresholds) -> list[str]:
+    """A sentence for every threshold of the size that is missed."""
+    shares = (
+        ("parameters", thresholds.max_params, after.parameters, before.parameters),
+        ("MACs", thresholds.max_macs, after.macs, before.macs),
+    )
+    missed = [
+        f"{what}: {own / max(1, whole):.6g} of the original's are left, more than {limit:g}"
+        for what, limit, own, whole in shares
+        if limit is not None and own > limit * whole
+    ]
+    if thresholds.require_smaller and after.file_bytes >= before.file_bytes:
+        missed.append(f"the file is not smaller: {after.file_bytes:,} bytes, and {before.file_bytes:,} before")
+    return missed
+
+
+def missed_speedup(latency: LatencyComparison, least: float | None) -> list[str]:
+    """A sentence where the measured speed-up is below the least."""
+    if least is None or latency.speedup >= least:
+        return []
+    low, high = latency.speedup_interval
+    return [f"batch {latency.batch_size}: {latency.speedup:.4g}x as fast [{low:.3g}, {high:.3g}] is below {least:g}x"]
+
+
 def failures_of(fidelity: Fidelity, thresholds: Thresholds, float_types: frozenset[str]) -> list[str]:
     """What `verify` fails for.
 
@@ -50,7 +74,7 @@ def failures_of(fidelity: Fidelity, thresholds: Thresholds, float_types: frozens
     float_types : frozenset of str
         ONNX's names of the types that the candidate's weights are stored in.
     """
-    if thresholds.given:
+    if thresholds.outputs_given:
         return missed_thresholds(fidelity, thresholds)
     if not fidelity.same_channel_counts:
         return missed_thresholds(fidelity, replace(thresholds, min_cosine=DEFAULT_COSINE))

@@ -9,20 +9,21 @@ from onnx import ModelProto
 from onnxmerge.data.labels import read_labels
 from onnxmerge.data.npy_files import save_feeds
 from onnxmerge.data.selection import BATCH, inputs_for
-from onnxmerge.errors import OptionError
+from onnxmerge.errors import ModelError, OptionError
 from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.evaluation.layer_checks import compare_some_layers, fits_in_memory, layer_failures
 from onnxmerge.evaluation.node_views import read_graph_view
-from onnxmerge.evaluation.thresholds import failures_of
+from onnxmerge.evaluation.thresholds import failures_of, missed_sizes
 from onnxmerge.execution.first_run import observed_shapes
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import open_pair
+from onnxmerge.graph.analysed_model import size_of_file
 from onnxmerge.onnxio.finite import weights_not_finite
 from onnxmerge.onnxio.model_files import as_file, model_name, weight_files
 from onnxmerge.onnxio.side_files import check_output_file
 from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of, takes
-from onnxmerge.results import Verification
+from onnxmerge.results import Size, Verification
 
 
 @takes(InputOptions, RuntimeOptions, Thresholds)
@@ -37,8 +38,8 @@ def verify(
 ) -> Verification:
     """Compare the outputs of one model with those of another on the same inputs.
 
-    Without thresholds a mean cosine similarity of 0.9 is needed, and between models of the same channel counts outputs that are
-    equal but for rounding.
+    Without thresholds of the outputs a mean cosine similarity of 0.9 is needed, and between models of the same channel counts
+    outputs that are equal but for rounding.
 
     Parameters
     ----------
@@ -71,6 +72,8 @@ def verify(
     (True, 1.0)
     """
     parts = options_of(options, InputOptions, RuntimeOptions, Thresholds)
+    if parts[2].min_speedup is not None:
+        raise OptionError("`verify` times nothing, so that it cannot hold `min_speedup`: `bench` does")
     label_file, worst_file = (None if each is None else Path(each) for each in (labels, save_worst))
     with as_file(reference) as first, as_file(candidate) as second:
         result = _verify_files(first, second, label_file, layers, worst_file, *parts)
@@ -89,13 +92,14 @@ def _verify_files(
 ) -> Verification:
     _check_files(reference, candidate, given, label_file, worst_file)
     provider = provider_of(runtime)
-    shapes, _ = (observed_shapes(model, runtime.max_memory) for model in (reference, candidate))
+    shapes, candidate_shapes = (observed_shapes(model, runtime.max_memory) for model in (reference, candidate))
     pair = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
+    sizes = size_of_file(reference, shapes), size_of_file(candidate, candidate_shapes)
     graphs = [read_graph_view(model, str(model)) for model in (reference, candidate)]
     inputs = inputs_for(pair[0], shapes, given)
     classes = None if label_file is None else read_labels(label_file, inputs)
     same_channel_counts = graphs[0].layers == graphs[1].layers
-    check_layers = not same_channel_counts and not thresholds.given and fits_in_memory(shapes)
+    check_layers = not same_channel_counts and not thresholds.outputs_given and fits_in_memory(shapes)
     layer_comparison = compare_some_layers(reference, candidate, inputs, shapes) if layers or check_layers else None
     fidelity = compare(*pair, inputs.batches(BATCH), inputs.description, classes)
     shown = layer_comparison if layers else None
@@ -105,7 +109,16 @@ def _verify_files(
     of_reference = (f"in the reference {place}" for place in weights_not_finite(graphs[0].proto, reference.parent))
     not_finite = (*of_reference, *weights_not_finite(graphs[1].proto, candidate.parent))
     failures = (*not_finite, *failures_of(fidelity, thresholds, graphs[1].float_types), *layer_failures(layer_comparison))
-    return Verification(str(reference), str(candidate), fidelity, failures)
+    failures += _missed_sizes(*sizes, thresholds)
+    return Verification(str(reference), str(candidate), fidelity, failures, *sizes)
+
+
+def _missed_sizes(before: Size | None, after: Size | None, thresholds: Thresholds) -> tuple[str, ...]:
+    if before is not None and after is not None:
+        return tuple(missed_sizes(before, after, thresholds))
+    if thresholds.sizes_given:
+        raise ModelError("one of the models cannot be analysed, so that no threshold of its size can be held")
+    return ()
 
 
 def _check_files(reference: Path, candidate: Path, given: InputOptions, labels: Path | None, worst: Path | None) -> None:

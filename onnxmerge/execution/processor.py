@@ -1,15 +1,33 @@
-"""What ONNX Runtime's blocked convolutions work in on this processor."""
+"""What this processor is called, and what ONNX Runtime's blocked convolutions work in on it."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+import re
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
 _PF_AVX512F_INSTRUCTIONS_AVAILABLE = 41
 """Feature number of Windows' IsProcessorFeaturePresent."""
+
+
+@cache
+def processor_name(gpu: bool = False) -> str:
+    """Name of this processor, or of the first GPU as NVIDIA's driver gives it; empty where nobody knows."""
+    if gpu:
+        try:
+            asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+            return subprocess.run(asked, capture_output=True, text=True, timeout=30).stdout.partition("\n")[0].strip()
+        except (OSError, subprocess.SubprocessError):
+            return ""
+    try:
+        named = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        named = None
+    return " ".join(named[1].split()) if named else platform.processor() or platform.machine()
 
 
 @cache

@@ -14,10 +14,9 @@ from onnxmerge.graph.channel_analysis import analyse_channels
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.cost import total_macs, total_parameters
 from onnxmerge.graph.tensor_facts import Shapes, TensorFacts
-from onnxmerge.onnxio.external_data import external_bytes
 from onnxmerge.onnxio.finite import is_finite, weights_not_finite
 from onnxmerge.onnxio.model import Model, from_proto
-from onnxmerge.onnxio.model_files import TemporaryModel, load
+from onnxmerge.onnxio.model_files import TemporaryModel, load, stored_bytes
 from onnxmerge.results import Size
 
 
@@ -97,7 +96,7 @@ def analyse_model(path: Path, max_memory: int | None = None) -> AnalysedModel:
     not_finite = weights_not_finite(model.proto, model.folder) + of_layers
     if not_finite:
         raise ModelError(f"{path}: {not_finite[0]}; export the model anew")
-    size = size_of(model, shapes, path.stat().st_size + external_bytes(model.proto))
+    size = size_of(model, shapes, stored_bytes(path))
     return AnalysedModel(model, channels, observed, size, observed_otherwise)
 
 
@@ -107,6 +106,14 @@ def _inlined(model: Model) -> Model:
         return from_proto(onnx.inliner.inline_local_functions(model.proto), model.path)
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{model.path}: its functions cannot be inlined: {one_line(error)}") from error
+
+
+def size_of_file(path: Path, shapes: Shapes) -> Size | None:
+    """Size of a file for the shapes of a run; None for a model that runs but cannot be analysed."""
+    try:
+        return size_of(load(path), shapes, stored_bytes(path))
+    except ModelError:
+        return None
 
 
 def size_of(model: Model, shapes: Shapes, file_bytes: int) -> Size:

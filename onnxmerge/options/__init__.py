@@ -244,7 +244,7 @@ class RuntimeOptions(CheckedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds(CheckedOptions):
-    """What the outputs must keep; the worst output counts, and None asks for nothing.
+    """What outputs, size and speed must keep; the worst output counts, and None asks for nothing.
 
     Attributes
     ----------
@@ -256,6 +256,12 @@ class Thresholds(CheckedOptions):
         Least share of inputs whose best class stays.
     max_relative_l2 : float or None
         Greatest mean relative L2 error.
+    max_params, max_macs : float or None
+        Greatest share of the original's parameters, and of its MACs.
+    require_smaller : bool
+        Whether the file must have fewer bytes.
+    min_speedup : float or None
+        How many times as fast the smaller model must be.
     """
 
     part = "thresholds"
@@ -264,8 +270,18 @@ class Thresholds(CheckedOptions):
     min_cosine: float | None = None
     min_top1_agreement: float | None = None
     max_relative_l2: float | None = None
+    max_params: float | None = None
+    max_macs: float | None = None
+    require_smaller: bool = False
+    min_speedup: float | None = None
 
     @property
-    def given(self) -> bool:
-        """Whether any threshold was set."""
-        return any(getattr(self, field.name) is not None for field in fields(self))
+    def outputs_given(self) -> bool:
+        """Whether a threshold of the outputs was set."""
+        measures = self.min_fidelity, self.min_cosine, self.min_top1_agreement, self.max_relative_l2
+        return any(each is not None for each in measures)
+
+    @property
+    def sizes_given(self) -> bool:
+        """Whether a threshold of the size was set."""
+        return self.require_smaller or self.max_params is not None or self.max_macs is not None

@@ -124,5 +124,8 @@ CHECKS = {
     "min_cosine": _AT_MOST_ONE,
     "min_top1_agreement": _SHARE,
     "max_relative_l2": Check("at least 0", lambda value: value >= 0.0),
+    "max_params": _SHARE,
+    "max_macs": _SHARE,
+    "min_speedup": Check("above 0", lambda value: 0.0 < value < math.inf),
 }
 """Name of an option -> what its value must be."""

@@ -11,9 +11,9 @@ from onnx import ModelProto
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import calibration_and_check_inputs
 from onnxmerge.errors import ModelError, OptionError, VerificationError
-from onnxmerge.evaluation.benchmark import CONFIRMING_EFFORT, time_pair, with_macs
+from onnxmerge.evaluation.benchmark import CONFIRMING_EFFORT, explained, time_pair
 from onnxmerge.evaluation.fidelity import fidelity_of
-from onnxmerge.evaluation.thresholds import missed_thresholds
+from onnxmerge.evaluation.thresholds import missed_sizes, missed_speedup, missed_thresholds
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.threads import fixed_threads
 from onnxmerge.execution.versions import versions
@@ -26,7 +26,7 @@ from onnxmerge.options.keywords import takes
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
 from onnxmerge.pipeline.candidates import Candidate
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
-from onnxmerge.pipeline.compression_warnings import warnings_of
+from onnxmerge.pipeline.compression_warnings import odd_widths, warnings_of
 from onnxmerge.pipeline.output_paths import check_nothing_is_lost
 from onnxmerge.pipeline.plan_files import PlanFile, fingerprint, read_plan, write_plan
 from onnxmerge.pipeline.progress import COMPRESS_STAGES, overall
@@ -167,25 +167,31 @@ def _with_plan_read(pruning: PruningOptions, model_sha256: str, analysed: Analys
 def _check(
     model: Path, original: Size, candidate: Candidate, checking: Inputs, options: CompressOptions
 ) -> tuple[Fidelity | None, LatencyComparison | None]:
-    """The candidate compared with the model without optimisation, then timed with it: for longer where a latency was asked for.
+    """Its size, outputs (without optimisation) and speed against the model's; timed for longer where a latency was asked for.
 
     Raises
     ------
     VerificationError
         Where a threshold is missed.
     """
+    runtime, content, thresholds = options.runtime, candidate.content, options.thresholds
+    _refuse(missed_sizes(original, candidate.size, thresholds), "without this threshold it is written")
     if not options.verify:
         return None, None
-    runtime, content = options.runtime, candidate.content
     fidelity = fidelity_of(model, content, checking, provider_of(runtime), runtime.threads)
-    failures = missed_thresholds(fidelity, options.thresholds)
-    if failures:
-        raise VerificationError(f"{'; '.join(failures)} (nothing was written; `verify=False` keeps the result all the same)")
+    _refuse(missed_thresholds(fidelity, thresholds), "`verify=False` keeps the result all the same")
     if not options.bench:
         return fidelity, None
     effort = CONFIRMING_EFFORT if options.pruning.is_latency_target else None
     latency = time_pair(model, content, checking, runtime, effort=effort, seed=options.inputs.seed)
-    return fidelity, with_macs(latency, original.macs, candidate.size.macs)
+    latency = explained(latency, original.macs, candidate.size.macs, odd_widths(candidate, options))
+    _refuse(missed_speedup(latency, thresholds.min_speedup), "without this threshold it is written")
+    return fidelity, latency
+
+
+def _refuse(failures: list[str], cure: str) -> None:
+    if failures:
+        raise VerificationError(f"{'; '.join(failures)} (nothing was written; {cure})")
 
 
 def _plan_of(candidate: Candidate, pruning: PruningOptions) -> PlanFile:

@@ -33,8 +33,11 @@ class CompressOptions:
     bench: bool = True
 
     def __post_init__(self) -> None:
-        if not self.verify and self.thresholds.given:
+        limits = self.thresholds
+        if not self.verify and (limits.outputs_given or limits.min_speedup is not None):
             raise OptionError("`verify=False` measures nothing, so that thresholds cannot be held: drop one of the two")
+        if not self.bench and limits.min_speedup is not None:
+            raise OptionError("`bench=False` times nothing, so that `min_speedup` cannot be held: drop one of the two")
 
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any], *, verify: bool = True, bench: bool = True) -> CompressOptions:

@@ -2,7 +2,6 @@
 
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import MIN_CHECK_INPUTS
-from onnxmerge.execution.providers import CPU
 from onnxmerge.pipeline.candidates import Candidate, SearchResult
 from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
@@ -11,8 +10,6 @@ from onnxmerge.results import Fidelity, LatencyComparison
 
 DOUBTFUL_FIDELITY = 0.5
 """Fidelity below which less than half of the variance of an output is explained, so that few models are still of use."""
-SHORT_CALL_MS = 0.2
-"""Latency below which a call is mostly the overhead of entering ONNX Runtime and of starting its operators."""
 
 
 def warnings_of(
@@ -36,7 +33,7 @@ def warnings_of(
         *([] if found.candidate.groups else ["nothing was removed: the output is the model as it was; the reasons are listed"]),
         *_missed_latency(found, latency, options),
         *_few_inputs(checking, options),
-        *_not_faster(latency, found.candidate, options),
+        *_not_faster(latency, options),
         *_low_fidelity(fidelity, options),
     )
 
@@ -56,30 +53,24 @@ def _few_inputs(checking: Inputs, options: CompressOptions) -> list[str]:
     return [f"the fidelity rests on {checking.description}: {needed}"]
 
 
-def _not_faster(latency: LatencyComparison | None, candidate: Candidate, options: CompressOptions) -> list[str]:
+def _not_faster(latency: LatencyComparison | None, options: CompressOptions) -> list[str]:
     """With the likely reasons, unless a latency was asked for: then the reason is that it was not reached."""
-    if latency is None or latency.latency_ratio_high < 1.0:
+    if latency is None or latency.verdict == "faster":
         return []
     here = f"{latency.provider}, batch {latency.batch_size}, {latency.threads} threads"
-    low, high = 1 / latency.latency_ratio_high, 1 / latency.latency_ratio_low
-    warning = f"the smaller model is not measurably faster here ({here}): {low:.2f}x to {high:.2f}x"
-    return ["; ".join([warning, *([] if options.pruning.is_latency_target else _likely_reasons(latency, candidate, options))])]
+    what = "is slower" if latency.verdict == "slower" else "is not measurably faster"
+    low, high = latency.speedup_interval
+    warning = f"the smaller model {what} here ({here}): {low:.2f}x to {high:.2f}x"
+    return ["; ".join([warning, *([] if options.pruning.is_latency_target else latency.likely_reasons)])]
 
 
-def _likely_reasons(latency: LatencyComparison, candidate: Candidate, options: CompressOptions) -> list[str]:
-    """Why a smaller model may not be faster."""
-    reasons = []
+def odd_widths(candidate: Candidate, options: CompressOptions) -> str:
+    """How many groups keep counts that convolutions do not compute at once, and what to do; empty where none does."""
     odd = sum(group.kept % fast_multiple(group.channels) != 0 for group in candidate.groups)
-    if odd and options.pruning.round_to != "measured":
-        remedy = "try whole multiples" if options.pruning.plan is not None else "try `round_to=measured`"
-        reasons.append(f"{odd} of {len(candidate.groups)} groups keep counts that convolutions do not compute at once: {remedy}")
-    if latency.batch_size != 1:
-        return reasons
-    if latency.provider != CPU.name:
-        reasons.append("with one input a call a GPU mostly waits: time the batch that you serve with `batch`")
-    elif latency.reference.median_ms < SHORT_CALL_MS:
-        reasons.append("calls this short are mostly overhead: time larger batches with `batch`")
-    return reasons
+    if not odd or options.pruning.round_to == "measured":
+        return ""
+    remedy = "try whole multiples" if options.pruning.plan is not None else "try `round_to=measured`"
+    return f"{odd} of {len(candidate.groups)} groups keep counts that convolutions do not compute at once: {remedy}"
 
 
 def _low_fidelity(fidelity: Fidelity | None, options: CompressOptions) -> list[str]:

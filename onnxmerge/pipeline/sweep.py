@@ -139,6 +139,8 @@ def _common_options(options: CompressOptions) -> CompressOptions:
     given = next((name for name in SIZES if getattr(options.pruning, name) is not None), None)
     if given is not None:
         raise OptionError(f"`{given}` and `targets` both say how small the models become: drop one of the two")
+    if options.thresholds.min_speedup is not None:
+        raise OptionError("`sweep` marks what is slower and fails for no `min_speedup`: give it to `compress`")
     path, runtime = options.inputs.calibration_path, options.runtime
     if path is not None and not path.exists():
         raise InputError(f"{path} does not exist: a .npz or .npy file, or a folder of images or .npy files, is needed")

@@ -133,6 +133,7 @@ class CurvePoint:
     x: float
     y: float
     text: str
+    is_slower: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,8 @@ def sweep_chart(sweep: Sweep, cost: str) -> SweepChart | None:
     measured = sorted(found for point in sweep.points if (found := _measured(sweep, point, cost)) is not None)
     if not measured:
         return None
-    largest = max(1.0, *(share for share, _, _ in measured))
-    lowest = max(_LOWEST_FIDELITY, min(fidelity for _, fidelity, _ in measured) - 0.02)
+    largest = max(1.0, *(share for share, *_ in measured))
+    lowest = max(_LOWEST_FIDELITY, min(fidelity for _, fidelity, *_ in measured) - 0.02)
 
     def across(share: float) -> float:
         return CURVE_LEFT + (CURVE_RIGHT - CURVE_LEFT) * share / largest
@@ -168,8 +169,8 @@ def sweep_chart(sweep: Sweep, cost: str) -> SweepChart | None:
     return SweepChart(
         cost,
         [
-            CurvePoint(across(share), down(fidelity), f"{target}: {percent(share)} left, fidelity {closeness(fidelity)}")
-            for share, fidelity, target in measured
+            CurvePoint(across(share), down(fidelity), f"{target}: {percent(share)} left, fidelity {closeness(fidelity)}", slower)
+            for share, fidelity, target, slower in measured
         ],
         across(1.0),
         levels=[Tick(down(value), f"{round(value, 9):g}") for value in ticks(lowest, 1.0)],
@@ -177,10 +178,14 @@ def sweep_chart(sweep: Sweep, cost: str) -> SweepChart | None:
     )
 
 
-def _measured(sweep: Sweep, point: SweepPoint, cost: str) -> tuple[float, float, str] | None:
-    """(share left, fidelity, target)."""
+def _measured(sweep: Sweep, point: SweepPoint, cost: str) -> tuple[float, float, str, bool] | None:
+    """(share left, fidelity, target, whether it is slower than the original)."""
     if point.after is None or point.fidelity is None or math.isnan(point.fidelity):
         return None
-    if cost == "latency":
-        return None if point.latency is None else (point.latency.latency_ratio, point.fidelity, point.target)
-    return getattr(point.after, cost) / max(1, getattr(sweep.before, cost)), point.fidelity, point.target
+    share, latency = None, point.latency
+    if cost != "latency":
+        share = getattr(point.after, cost) / max(1, getattr(sweep.before, cost))
+    elif latency is not None:
+        share = latency.latency_ratio
+    is_slower = latency is not None and latency.verdict == "slower"
+    return None if share is None else (share, point.fidelity, point.target, is_slower)

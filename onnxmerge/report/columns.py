@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from onnxmerge.report.sentences import speedup_interval, speedup_text
+from onnxmerge.report.sentences import speedup_text
 from onnxmerge.report.tables import Column
 from onnxmerge.report.wording import closeness, decibels, file_size, magnitude, milliseconds, percent, relative_error, shortened
 from onnxmerge.results import Compression, GroupResult, LatencyComparison, LayerComparison, OutputFidelity, Size, Sweep
@@ -134,7 +134,8 @@ def latency_columns(latency: LatencyComparison) -> list[Column]:
 
 def batch_columns(batches: Sequence[LatencyComparison]) -> list[Column]:
     """A row for each batch size."""
-    intervals = [speedup_interval(each) for each in batches]
+    intervals = [each.speedup_interval for each in batches]
+    realised = [each.realised_saving if each.verdict == "faster" else None for each in batches]
     return [
         Column("batch", [str(each.batch_size) for each in batches]),
         Column("reference", [milliseconds(each.reference.median_ms) for each in batches]),
@@ -142,9 +143,9 @@ def batch_columns(batches: Sequence[LatencyComparison]) -> list[Column]:
         Column("candidate", [milliseconds(each.candidate.median_ms) for each in batches]),
         Column("p95", [milliseconds(each.candidate.p95_ms) for each in batches], optional=True),
         Column("inputs a second", [_or_dash(each.candidate_inputs_per_second, _per_second) for each in batches], optional=True),
-        Column("as fast", [f"{each.speedup:.2f}x" for each in batches]),
+        Column("as fast", [f"{each.speedup:.2f}x" for each in batches], tones=_tones(batches)),
         Column("95 % interval", [f"{low:.2f}x to {high:.2f}x" for low, high in intervals]),
-        Column("realised", [_DASH if each.realised_saving is None else percent(each.realised_saving, 0) for each in batches]),
+        Column("realised", [_or_dash(each, lambda share: percent(share, 0)) for each in realised]),
     ]
 
 
@@ -177,13 +178,18 @@ def sweep_columns(sweep: Sweep) -> list[Column]:
         columns.append(Column("same best class", [_or_dash(point.top1_agreement, percent) for point in points]))
     if any(point.latency is not None for point in points):
         speedups = [_DASH if point.latency is None else speedup_text(point.latency) for point in points]
-        columns.append(Column("as fast", speedups))
+        columns.append(Column("as fast", speedups, tones=_tones([point.latency for point in points])))
     return columns
 
 
 def share_left(before: int, after: int) -> str:
     """after / before in per cent."""
     return percent(after / before) if before else _DASH
+
+
+def _tones(latencies: Sequence[LatencyComparison | None]) -> list[str]:
+    """ "bad" where the candidate is slower."""
+    return ["bad" if each is not None and each.verdict == "slower" else "" for each in latencies]
 
 
 def _latency_rows(latency: LatencyComparison) -> list[tuple[str, str, str, str]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from onnxmerge.errors import Refusal
+from onnxmerge.report.verdict import verdict_of
 from onnxmerge.results import Benchmark, Compression, Inspection, LatencyComparison, Sweep, Verification
 
 Result = Inspection | Compression | Verification | Benchmark | Sweep
@@ -17,6 +18,9 @@ REFUSAL_FIELDS = {
     "obstacle": "Node or tensor that prevents the removal, where it is another than `where`; empty elsewhere.",
 }
 """Fields of a refusal in JSON and what they hold; its reason and details, which they are made from, are left out."""
+
+
+VERDICT = "The result in a sentence: how much smaller and faster or slower, how close, measured on what, what to do next."
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,10 @@ def document(result: Result | LatencyComparison, provenance: Provenance) -> dict
     Returns
     -------
     dict
-        `schema`, then the fields of `provenance` and of `result` as `as_json` gives them.
+        `schema`, `verdict`, then the fields of `provenance` and of `result` as `as_json` gives them.
     """
     result = reportable(result)
-    return {"schema": KINDS[type(result)].schema, **as_json(provenance), **as_json(result)}
+    return {"schema": KINDS[type(result)].schema, "verdict": verdict_of(result).text, **as_json(provenance), **as_json(result)}
 
 
 def json_text(result: Result | LatencyComparison, provenance: Provenance) -> str:

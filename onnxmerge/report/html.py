@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from onnxmerge.report import charts, columns, group_diagram, reasons, sentences, wording
 from onnxmerge.report.documents import KINDS, Provenance, Result
-from onnxmerge.report.sentences import speedup_text, verdict
+from onnxmerge.report.verdict import verdict_of
 from onnxmerge.report.wording import closeness, file_size, magnitude, milliseconds, percent, printable, shortened
 from onnxmerge.results import Benchmark, Compression, Fidelity, Inspection, LatencyComparison, Sweep, Verification
 
@@ -42,7 +42,6 @@ class Summary:
     """The top of a page: `paths` are the models that it is about."""
 
     title: str
-    headline: str
     paths: Sequence[str]
     tiles: Sequence[Tile]
 
@@ -62,7 +61,7 @@ def page(result: Result, provenance: Provenance) -> str:
         A complete document with its style sheet.
     """
     template = _environment().get_template(f"{KINDS[type(result)].name}.html")
-    return template.render(result=result, provenance=provenance, summary=summary_of(result))
+    return template.render(result=result, provenance=provenance, summary=summary_of(result), verdict=verdict_of(result))
 
 
 @cache
@@ -94,7 +93,7 @@ def _plain(value: Any) -> Any:
 
 
 def summary_of(result: Result) -> Summary:
-    """Title, headline and the most important figures."""
+    """Title and the most important figures."""
     if isinstance(result, Compression):
         return _compression(result)
     if isinstance(result, Inspection):
@@ -107,26 +106,20 @@ def summary_of(result: Result) -> Summary:
 def _compression(result: Compression) -> Summary:
     rows = columns.size_rows(result.before, result.after)
     tiles = [Tile(name, f"{left} left", f"{before} → {after}") for name, before, after, left in rows]
-    headline = [f"{columns.share_left(result.before.parameters, result.after.parameters)} of the parameters left"]
     if result.latency is not None:
-        headline.append(_speed(result.latency))
         tiles.append(_speed_tile(result.latency))
     if result.fidelity is not None:
-        headline.append(f"fidelity {closeness(result.fidelity.worst.fidelity)}")
         tiles.append(_fidelity_tile(result.fidelity))
-    return Summary(f"{_file_name(result.model)}, compressed", ", ".join(headline), (result.model, result.output), tiles)
+    return Summary(f"{_file_name(result.model)}, compressed", (result.model, result.output), tiles)
 
 
 def _inspection(result: Inspection) -> Summary:
-    removable = sum(group.removable for group in result.groups)
-    headline = f"{removable:,} channels in {wording.counted(len(result.groups), 'group')} can be removed"
     tiles = [
         Tile("parameters", f"{result.size.parameters:,}"),
         Tile("MACs", f"{result.size.macs:,}", "for one input"),
         Tile("file", file_size(result.size.file_bytes)),
     ]
-    headline = headline if result.groups else "No channel group can be compressed"
-    return Summary(f"{_file_name(result.model)}, channel groups", headline, (result.model,), tiles)
+    return Summary(f"{_file_name(result.model)}, channel groups", (result.model,), tiles)
 
 
 def _sweep(result: Sweep) -> Summary:
@@ -135,10 +128,7 @@ def _sweep(result: Sweep) -> Summary:
         if point.after is not None and point.fidelity is not None:
             left = columns.share_left(result.before.parameters, point.after.parameters)
             tiles.append(Tile(point.target, closeness(point.fidelity), f"{left} of the parameters"))
-    fidelities = sorted(point.fidelity for point in result.points if point.fidelity is not None)
-    spread = f", fidelity {closeness(fidelities[0])} to {closeness(fidelities[-1])}" if fidelities else ""
-    headline = f"{sentences.sweep_title(result)}{spread}"
-    return Summary(f"{_file_name(result.model)}, size against fidelity", headline, (result.model,), tiles[:MAX_TILES])
+    return Summary(f"{_file_name(result.model)}, size against fidelity", (result.model,), tiles[:MAX_TILES])
 
 
 def _verification(result: Verification) -> Summary:
@@ -150,31 +140,24 @@ def _verification(result: Verification) -> Summary:
     ]
     if worst.top1_agreement is not None:
         tiles.append(Tile("same best class", percent(worst.top1_agreement), "share of the inputs"))
-    headline = f"{'Passed' if result.passed else 'Failed'}: fidelity {closeness(worst.fidelity)}"
-    return Summary("Outputs of two models", headline, (result.reference, result.candidate), tiles)
+    return Summary("Outputs of two models", (result.reference, result.candidate), tiles)
 
 
 def _benchmark(result: Benchmark) -> Summary:
     first, title = result.batches[0], "Latency of two models"
     paths = [path for path in (result.reference, result.candidate) if path]
     if len(result.batches) > 1:
-        speedups = sorted(each.speedup for each in result.batches)
-        headline = f"{speedups[0]:.2f}x to {speedups[-1]:.2f}x as fast, by batch size"
-        tiles = [Tile(f"batch {each.batch_size}", f"{each.speedup:.2f}x", verdict(each)) for each in result.batches]
-        return Summary(title, headline, paths, tiles)
+        tiles = [Tile(f"batch {each.batch_size}", f"{each.speedup:.2f}x", each.verdict) for each in result.batches]
+        return Summary(title, paths, tiles)
     medians = [
         Tile(f"{name}, median", milliseconds(side.median_ms), f"p95 {milliseconds(side.p95_ms)}")
         for name, side in (("reference", first.reference), ("candidate", first.candidate))
     ]
-    return Summary(title, _speed(first), paths, [_speed_tile(first), *medians])
-
-
-def _speed(latency: LatencyComparison) -> str:
-    return speedup_text(latency).replace("x ", "x as fast ")
+    return Summary(title, paths, [_speed_tile(first), *medians])
 
 
 def _speed_tile(latency: LatencyComparison) -> Tile:
-    return Tile("speed", f"{latency.speedup:.2f}x", verdict(latency))
+    return Tile("speed", f"{latency.speedup:.2f}x", latency.verdict)
 
 
 def _fidelity_tile(fidelity: Fidelity) -> Tile:

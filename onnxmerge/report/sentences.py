@@ -50,32 +50,23 @@ def accuracy_line(accuracy: Accuracy) -> str:
     return f"accuracy on the labels: {percent(accuracy.reference, 2)} before, {percent(accuracy.candidate, 2)} after ({points})"
 
 
-def speedup_interval(latency: LatencyComparison) -> tuple[float, float]:
-    """95 % interval of the speed-up, lower end first."""
-    return 1 / latency.latency_ratio_high, 1 / latency.latency_ratio_low
-
-
 def speedup_text(latency: LatencyComparison) -> str:
-    """`1.50x [1.45, 1.54]`."""
-    low, high = speedup_interval(latency)
-    return f"{latency.speedup:.2f}x [{low:.2f}, {high:.2f}]"
-
-
-def verdict(latency: LatencyComparison) -> str:
-    """Whether the interval lies above 1, below 1 or contains it."""
-    low, high = speedup_interval(latency)
-    return "faster" if low > 1 else "slower" if high < 1 else "no measurable difference"
+    """`1.50x [1.45, 1.54]`, and behind it that it is slower or that no difference could be measured."""
+    low, high = latency.speedup_interval
+    word = "" if latency.verdict == "faster" else f" {latency.verdict}"
+    return f"{latency.speedup:.2f}x [{low:.2f}, {high:.2f}]{word}"
 
 
 def speed_line(latency: LatencyComparison) -> str:
     """Speed-up, interval and verdict."""
-    low, high = speedup_interval(latency)
-    return f"{latency.speedup:.2f}x as fast, 95 % interval {low:.2f}x to {high:.2f}x: {verdict(latency)}"
+    low, high = latency.speedup_interval
+    word = "no measurable difference" if latency.verdict == "not measurable" else latency.verdict
+    return f"{latency.speedup:.2f}x as fast, 95 % interval {low:.2f}x to {high:.2f}x: {word}"
 
 
 def savings_line(latency: LatencyComparison) -> str | None:
-    """MACs and time saved; None where MACs were not counted or none were saved."""
-    if latency.macs_ratio is None or latency.realised_saving is None:
+    """MACs and time saved; None where MACs were not counted, or none were saved or no time was."""
+    if latency.macs_ratio is None or latency.realised_saving is None or latency.verdict != "faster":
         return None
     saved = f"{percent(1 - latency.macs_ratio)} of the MACs and {percent(1 - latency.latency_ratio)} of the time saved"
     return f"{saved}: {percent(latency.realised_saving, 0)} of the saving expected from the MACs"

@@ -12,6 +12,8 @@ from onnxmerge.report.wording import shortened
 
 _GAP = 2  # terminal cells between two columns
 _MIN_NAME_WIDTH = 8
+TONES = {"good": "green", "warn": "yellow", "bad": "red", "": ""}
+"""What something means -> its style on a terminal."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Column:
         Aligned to the left.
     bars : sequence of float or None
         Length, from 0 to 1, of the bar that a page draws below each cell.
+    tones : sequence of str
+        "bad" for each cell that is red; empty where none is.
     """
 
     header: str
@@ -38,6 +42,7 @@ class Column:
     optional: bool = False
     left: bool = False
     bars: Sequence[float | None] = ()
+    tones: Sequence[str] = ()
 
     @property
     def width(self) -> int:
@@ -72,9 +77,15 @@ def fitted(columns: Sequence[Column], width: int) -> Table:
     for column in shown:
         left = column.name or column.left
         table.add_column(Text(column.header), justify="left" if left else "right", no_wrap=True, header_style="dim")
-    cells = [[shortened(text, name_width) if column.name else text for text in column.cells] for column in shown]
+    cells = [
+        [
+            Text(shortened(text, name_width) if column.name else text, TONES[tone])
+            for text, tone in zip(column.cells, column.tones or [""] * len(column.cells), strict=True)
+        ]
+        for column in shown
+    ]
     for row in zip(*cells, strict=True):
-        table.add_row(*map(Text, row))
+        table.add_row(*row)
     return table
 
 

@@ -8,13 +8,15 @@ from rich.text import Text
 
 from onnxmerge import results
 from onnxmerge.report import columns, sentences
+from onnxmerge.report.documents import Result
 from onnxmerge.report.reasons import SharedReason, notes, reasons
-from onnxmerge.report.tables import Column, fits, fitted
+from onnxmerge.report.tables import TONES, Column, fits, fitted
+from onnxmerge.report.verdict import verdict_of
 from onnxmerge.report.wording import as_command_line, listed, printable, shortened
 
 MAX_NAMES = 12  # of one reason; --json and --report list more
 _NAME_WIDTH = 36  # characters of a name in a list
-_VERDICT_STYLES = {"faster": "green", "slower": "red"}
+_SPEED_STYLES = {"faster": "green", "slower": "red"}
 
 
 def show_inspection(console: Console, result: results.Inspection) -> None:
@@ -72,6 +74,12 @@ def show_sweep(console: Console, result: results.Sweep) -> None:
     for point in result.points:
         if point.output:
             _written(console, point.output)
+
+
+def show_verdict(console: Console, result: Result) -> None:
+    """The last line of every command."""
+    found = verdict_of(result)
+    console.print(Text(f"\n{found.text}", style=f"bold {TONES[found.tone]}"))
 
 
 def _groups(console: Console, groups: Sequence[results.GroupResult], *, compressed: bool, input_description: str = "") -> None:
@@ -136,7 +144,7 @@ def _layers(console: Console, layers: results.LayerComparison) -> None:
 
 
 def _latency(console: Console, latency: results.LatencyComparison) -> None:
-    _line(console, sentences.speed_line(latency), _VERDICT_STYLES.get(sentences.verdict(latency), "yellow"))
+    _line(console, sentences.speed_line(latency), _SPEED_STYLES.get(latency.verdict, "yellow"))
     _lines(console, [sentences.savings_line(latency), *sentences.timing_lines(latency)], "dim")
     _execution(console, latency.execution, latency.provider)
 

@@ -4,10 +4,11 @@
 The JSON Schemas in docs/schemas are made from the docstrings of these classes.
 """
 
-from onnxmerge.results.compression import Compression, GroupResult, Inspection, Size, Sweep, SweepPoint
+from onnxmerge.results.compression import Compression, GroupResult, Inspection, Sweep, SweepPoint
 from onnxmerge.results.execution import Execution
 from onnxmerge.results.fidelity import Accuracy, Fidelity, LayerComparison, NodeDeviation, OutputFidelity, Verification
 from onnxmerge.results.latency import Benchmark, LatencyComparison, LatencySummary
+from onnxmerge.results.size import Size
 
 # fmt: off
 __all__ = [

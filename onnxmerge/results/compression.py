@@ -1,29 +1,14 @@
-"""Sizes and channel groups of a model; the results of `inspect`, `compress` and `sweep`."""
+"""Channel groups of a model; the results of `inspect`, `compress` and `sweep`."""
 
 from dataclasses import dataclass, field
 
 from onnxmerge.errors import Refusal
 from onnxmerge.results.fidelity import Fidelity
 from onnxmerge.results.latency import LatencyComparison
+from onnxmerge.results.size import Size
 
-
-@dataclass(frozen=True)
-class Size:
-    """Size and predicted cost of a model.
-
-    Attributes
-    ----------
-    parameters : int
-        Number of weights.
-    macs : int
-        Multiply-accumulate operations for one input.
-    file_bytes : int
-        Bytes of the model file and its external data.
-    """
-
-    parameters: int
-    macs: int
-    file_bytes: int
+RECOMMENDED_FIDELITY = 0.95
+"""Least fidelity of a point that a sweep recommends, the default of `--fidelity`."""
 
 
 @dataclass(frozen=True)
@@ -205,3 +190,15 @@ class Sweep:
     input_description: str
     seed: int
     versions: dict[str, str]
+
+    @property
+    def recommended(self) -> SweepPoint | None:
+        """The fastest of the points that are close enough and measurably faster than the model; without times the smallest.
+
+        Close enough is a fidelity of at least `RECOMMENDED_FIDELITY`. None where no point is.
+        """
+        close = [each for each in self.points if each.after and (each.fidelity or 0.0) >= RECOMMENDED_FIDELITY]
+        timed = {each.latency.latency_ratio: each for each in close if each.latency and each.latency.verdict == "faster"}
+        if any(each.latency for each in self.points):
+            return timed[min(timed)] if timed else None
+        return min(close, key=lambda each: each.after.macs if each.after else 0, default=None)

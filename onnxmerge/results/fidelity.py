@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from onnxmerge.results.execution import Execution
+from onnxmerge.results.size import Size
 
 
 @dataclass(frozen=True)
@@ -204,12 +205,16 @@ class Verification:
         How close the outputs are.
     failures : list of str
         Why the candidate fails, a line each: thresholds missed, NaN, infinity and other defects. Empty where it passes.
+    before, after : Size or None
+        Sizes of reference and candidate; None for a model that runs but cannot be analysed.
     """
 
     reference: str
     candidate: str
     fidelity: Fidelity
     failures: tuple[str, ...] = ()
+    before: Size | None = None
+    after: Size | None = None
 
     @property
     def passed(self) -> bool:

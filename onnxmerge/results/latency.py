@@ -38,7 +38,8 @@ class LatencyComparison:
     candidate : LatencySummary
         Latency of the candidate.
     latency_ratio : float
-        Median of the candidate / median of the reference; below 1 the candidate is faster.
+        Median of the candidate / median of the reference: the median over the rounds of measurement. Below 1 the candidate is
+        faster.
     latency_ratio_low : float
         Lower end of the 95 % bootstrap interval of `latency_ratio`.
     latency_ratio_high : float
@@ -63,6 +64,12 @@ class LatencyComparison:
         (1 - latency_ratio) / (1 - macs_ratio): time saved as a share of MACs saved; None where no MACs were saved.
     execution : Execution or None
         Where and how both models ran.
+    processor : str
+        Name of the processor, or of the GPU; empty where it is not known.
+    likely_reasons : list of str
+        Why the candidate is likely not faster, a line each; empty where it is, or where nothing is known.
+    failures : list of str
+        Thresholds that were missed, a line each.
     """
 
     reference: LatencySummary
@@ -80,11 +87,25 @@ class LatencyComparison:
     macs_ratio: float | None = None
     realised_saving: float | None = None
     execution: Execution | None = None
+    processor: str = ""
+    likely_reasons: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
 
     @property
     def speedup(self) -> float:
         """1 / latency_ratio: how many times as fast the candidate is."""
         return 1.0 / self.latency_ratio
+
+    @property
+    def speedup_interval(self) -> tuple[float, float]:
+        """95 % interval of the speed-up, lower end first."""
+        return 1 / self.latency_ratio_high, 1 / self.latency_ratio_low
+
+    @property
+    def verdict(self) -> str:
+        """Whether the interval, rounded as it is shown, lies above 1 ("faster"), below 1 ("slower") or not ("not measurable")."""
+        low, high = (round(end, 2) for end in self.speedup_interval)
+        return "faster" if low > 1 else "slower" if high < 1 else "not measurable"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,180 @@
+"""One sentence about a result: how much smaller, how much faster or slower, how close, measured on what, and what to do next."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from onnxmerge.report.sentences import sweep_title
+from onnxmerge.report.wording import as_command_line, closeness, counted, file_size, percent, printable, shortened
+from onnxmerge.results import Benchmark, Compression, Fidelity, Inspection, LatencyComparison, Size, Sweep, Verification
+
+HARDLY_SMALLER = 0.02  # share of the parameters and of the MACs below which a model is not called smaller
+DOUBTFUL_FIDELITY = 0.5  # below it less than half of an output's variance is explained
+_NAME_WIDTH = 40  # characters of the name of a processor
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reader must know first.
+
+    Attributes
+    ----------
+    claim : str
+        What came out, without a full stop.
+    basis : str
+        What it was measured on; may be empty.
+    advice : str
+        What to do next where something is in the way, as whole sentences; may be empty.
+    tone : str
+        "good", "bad", "warn" or "".
+    """
+
+    claim: str
+    basis: str = ""
+    advice: str = ""
+    tone: str = ""
+
+    @property
+    def text(self) -> str:
+        """All of it on one line."""
+        return " ".join(filter(None, [f"{'; '.join(filter(None, [self.claim, self.basis]))}.", self.advice]))
+
+
+def verdict_of(result: Inspection | Compression | Verification | Benchmark | Sweep) -> Verdict:
+    """The verdict on a result of any verb."""
+    if isinstance(result, Compression):
+        return _compression(result)
+    if isinstance(result, Verification):
+        return _verification(result)
+    if isinstance(result, Benchmark):
+        return _benchmark(result)
+    return _sweep(result) if isinstance(result, Sweep) else _inspection(result)
+
+
+def speed_text(latency: LatencyComparison) -> str:
+    """`1.50x as fast [1.45, 1.54]`, or that it is slower, or that no difference could be measured."""
+    low, high = latency.speedup_interval
+    interval = f"[{low:.2f}, {high:.2f}]"
+    if latency.verdict == "not measurable":
+        return f"no measurable difference in speed {interval}"
+    return f"{'slower: ' * (latency.verdict == 'slower')}{latency.speedup:.2f}x as fast {interval}"
+
+
+def _compression(result: Compression) -> Verdict:
+    latency, fidelity = result.latency, result.fidelity
+    size, is_smaller = _size_text(result.before, result.after)
+    speed = "" if latency is None else speed_text(latency)
+    close = "outputs not compared" if fidelity is None else f"fidelity {closeness(fidelity.worst.fidelity)}"
+    is_slower = latency is not None and latency.verdict == "slower"
+    claim = _sentence([speed, size, close] if is_slower else [size, speed, close])
+    is_doubtful = fidelity is not None and _is_doubtful(fidelity)
+    is_measured = latency is None or latency.verdict == "faster"
+    is_bad = is_slower or result.after.file_bytes > result.before.file_bytes
+    is_less = is_doubtful or not is_measured or not is_smaller
+    tone = "bad" if is_bad else "warn" if is_less else "good" if latency else ""
+    return Verdict(claim, _basis(fidelity, latency), _advice(result, is_smaller), tone)
+
+
+def _size_text(before: Size, after: Size) -> tuple[str, bool]:
+    """What went, and whether the model can be called smaller."""
+    if after.file_bytes > before.file_bytes:
+        return f"the file grew from {file_size(before.file_bytes)} to {file_size(after.file_bytes)}", False
+    shares = [("parameters", before.parameters, after.parameters), ("MACs", before.macs, after.macs)]
+    saved = [(what, 1 - own / whole) for what, whole, own in shares if whole]
+    if all(share <= 0 for _, share in saved):
+        return "nothing was removed", False
+    text = " and ".join(f"{percent(share)} of the {what}" for what, share in saved)
+    if max(share for _, share in saved) < HARDLY_SMALLER:
+        return f"hardly smaller, by {text}", False
+    return f"smaller by {text}", True
+
+
+def _advice(result: Compression, is_smaller: bool) -> str:
+    latency, fidelity = result.latency, result.fidelity
+    lines = list(latency.likely_reasons[:1]) if latency is not None and is_smaller else []
+    if fidelity is not None and "synthetic" in fidelity.input_description and (not is_smaller or _is_doubtful(fidelity)):
+        lines.append("inputs of yours, `calibration`, let more go and say more than synthetic ones")
+    if not is_smaller and not result.groups:
+        lines.append("the reasons are listed by layer")
+    return _sentences(lines)
+
+
+def _is_doubtful(fidelity: Fidelity) -> bool:
+    """Whether less than half of the variance of an output is explained; NaN too."""
+    return not fidelity.worst.fidelity >= DOUBTFUL_FIDELITY
+
+
+def _verification(result: Verification) -> Verdict:
+    worst = result.fidelity.worst
+    sizes = [_size_text(result.before, result.after)[0]] if result.before and result.after else []
+    claim = ", ".join([f"fidelity {closeness(worst.fidelity)}", *sizes])
+    if result.passed:
+        return Verdict(f"Passed: {claim}", _basis(result.fidelity, None), tone="good")
+    return Verdict(f"Failed: {printable('; '.join(result.failures))}; {claim}", _basis(result.fidelity, None), tone="bad")
+
+
+def _benchmark(result: Benchmark) -> Verdict:
+    first, batches = result.batches[0], result.batches
+    slower = [each for each in batches if each.verdict == "slower"]
+    tone = "bad" if slower else "good" if all(each.verdict == "faster" for each in batches) else "warn"
+    advice = _sentences(next((each.likely_reasons[:1] for each in (*slower, *batches) if each.likely_reasons), ()))
+    macs = "" if first.macs_ratio is None else f"with {percent(first.macs_ratio)} of the MACs"
+    if len(batches) == 1:
+        return Verdict(_sentence([speed_text(first), macs]), _basis(None, first), advice, tone)
+    claim = f"{_each_batch(batches)}{' ' * bool(macs)}{macs}"
+    return Verdict(claim, _place(first), advice, tone)
+
+
+def _each_batch(batches: Iterable[LatencyComparison]) -> str:
+    """`Batch 1: faster (1.50x), batch 8: slower (0.83x)`."""
+    return _sentence(f"batch {each.batch_size}: {each.verdict} ({each.speedup:.2f}x)" for each in batches)
+
+
+def _sweep(result: Sweep) -> Verdict:
+    slower = [point.target for point in result.points if point.latency is not None and point.latency.verdict == "slower"]
+    best, title = result.recommended, sweep_title(result)
+    marked = f", {', '.join(slower)} slower than the original" if slower else ""
+    timed = next((point.latency for point in result.points if point.latency is not None), None)
+    basis = "; ".join(filter(None, [_inputs(result.input_description), "" if timed is None else _call(timed)]))
+    if best is None or best.fidelity is None or best.after is None:
+        need = "both faster than the original and close to it" if timed is not None else "close to the original"
+        return Verdict(f"{title}, none of them {need}{marked}", basis, tone="warn")
+    speed = "" if best.latency is None else speed_text(best.latency)
+    what = ", ".join(filter(None, [_size_text(result.before, best.after)[0], speed, f"fidelity {closeness(best.fidelity)}"]))
+    return Verdict(f"{title}; take {best.target}: {what}{marked}", basis, tone="" if slower else "good")
+
+
+def _inspection(result: Inspection) -> Verdict:
+    if not result.groups:
+        return Verdict("No channel group can be compressed", advice=_sentences(["the reasons are listed by layer"]), tone="warn")
+    removable = sum(group.removable for group in result.groups)
+    return Verdict(f"{removable:,} channels in {counted(len(result.groups), 'group')} can be removed")
+
+
+def _basis(fidelity: Fidelity | None, latency: LatencyComparison | None) -> str:
+    """Inputs, provider, batch, threads, processor."""
+    inputs = "" if fidelity is None else _inputs(fidelity.input_description)
+    place = _call(latency) if latency is not None else "" if fidelity is None else fidelity.provider
+    return "; ".join(filter(None, [inputs, place]))
+
+
+def _inputs(description: str) -> str:
+    return f"on {printable(description)}" if description else ""
+
+
+def _call(latency: LatencyComparison) -> str:
+    return f"batch {latency.batch_size}, {_place(latency)}"
+
+
+def _place(latency: LatencyComparison) -> str:
+    processor = shortened(latency.processor, _NAME_WIDTH)
+    return ", ".join(filter(None, [latency.provider, counted(latency.threads, "thread"), processor]))
+
+
+def _sentence(parts: Iterable[str]) -> str:
+    """The parts with commas between, the first letter large."""
+    text = ", ".join(filter(None, parts))
+    return text[:1].upper() + text[1:]
+
+
+def _sentences(clauses: Iterable[str]) -> str:
+    return " ".join(f"{_sentence([as_command_line(each)])}." for each in clauses)

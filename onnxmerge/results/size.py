@@ -1,0 +1,22 @@
+"""How large a model is."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size and predicted cost of a model.
+
+    Attributes
+    ----------
+    parameters : int
+        Number of weights.
+    macs : int
+        Multiply-accumulate operations for one input.
+    file_bytes : int
+        Bytes of the model file and its external data.
+    """
+
+    parameters: int
+    macs: int
+    file_bytes: int

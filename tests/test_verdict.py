@@ -1,0 +1,146 @@
+"""The sentence that a reader sees first, and that no figure, word or colour beside it says otherwise."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+from samples import BENCHMARK, COMPRESSION, FIDELITY, INSPECTION, LATENCY, OUTPUT, PROVENANCE, SLOWER, SWEEP, VERIFICATION
+from test_runtime_latency import FEEDS, FakeClock, FakeSession
+
+from onnxmerge.evaluation import latency as timing
+from onnxmerge.evaluation.benchmark import explained
+from onnxmerge.report.columns import batch_columns, latency_columns, sweep_columns
+from onnxmerge.report.documents import document
+from onnxmerge.report.html import page
+from onnxmerge.report.sentences import savings_line, speed_line, speedup_text
+from onnxmerge.report.terminal import show_sweep, show_verdict
+from onnxmerge.report.verdict import speed_text, verdict_of
+from onnxmerge.results import LatencyComparison, Size
+
+WORDS = ("faster", "slower", "not measurable")
+
+
+def measured(seed: int) -> LatencyComparison:
+    """Two models of random speed on a machine with random noise, timed as the program does; sessions keep a factor for life."""
+    generator = np.random.default_rng(seed)
+    usual = 10 ** generator.uniform(-5, -1)
+    ratio, session_noise, noise = generator.choice([0.5, 0.9, 0.99, 1.0, 1.01, 1.1, 2.0]), *generator.choice([0.0, 0.03, 0.4], 2)
+    clock = FakeClock()
+
+    def calls(seconds: float):
+        while True:
+            factor = np.exp(session_noise * generator.standard_normal())
+            for _ in range(12):
+                yield seconds * factor * np.exp(noise * abs(generator.standard_normal()))
+
+    pair = [FakeSession(clock, 0.0, calls(seconds)) for seconds in (usual, usual * ratio)]
+    found = timing.compare_latency(*pair, FEEDS, seconds=100 * usual, seed=seed, clock=clock)
+    macs = int(generator.choice([300, 900, 996, 1000, 1100]))
+    return explained(found, 1000, macs)
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number.replace(",", "")) for number in re.findall(r"-?\d[\d,]*\.?\d*", text)]
+
+
+@pytest.mark.parametrize("start", range(0, 60, 20))
+def test_texts_never_contradict_each_other(start: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing.gc, "collect", lambda: 0)
+    seen = set()
+    for seed in range(start, start + 20):
+        found = measured(seed)
+        seen.add(found.verdict)
+        (_, before, after, left), _, throughput = zip(*(column.cells for column in latency_columns(found)), strict=True)
+        (before_ms,), (after_ms,), (share,) = numbers(before), numbers(after), numbers(left)
+        assert after_ms / before_ms == pytest.approx(share / 100, rel=0.015)  # three digits of each
+        assert numbers(throughput[3])[0] == pytest.approx(100 * found.speedup, rel=0.01)
+        speedup, low, high = numbers(speedup_text(found))
+        assert low <= speedup <= high
+        assert found.verdict == ("faster" if low > 1 else "slower" if high < 1 else "not measurable")
+        if found.verdict != "not measurable":
+            assert (share < 100, speedup > 1, after_ms <= before_ms) == (found.verdict == "faster",) * 3
+        for text in (speed_line(found), speed_text(found), verdict_of(replace(BENCHMARK, batches=(found,))).text):
+            assert [word for word in ("slower", "no measurable difference") if word in text.lower()] == [
+                {"slower": "slower"}.get(found.verdict, "no measurable difference")
+            ] * (found.verdict != "faster")
+        savings = savings_line(found)
+        assert savings is None or (found.verdict == "faster" and found.macs_ratio < 1 and min(numbers(savings)) >= 0)
+        assert bool(found.likely_reasons) <= (found.verdict != "faster")
+    assert len(seen) > 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [(0.9, 0.9949, "faster"), (0.9, 0.9951, "not measurable"), (1.0049, 1.2, "not measurable"), (1.0052, 1.2, "slower")],
+)
+def test_an_interval_that_touches_1_after_rounding_says_nothing(low: float, high: float, word: str) -> None:
+    assert replace(LATENCY, latency_ratio_low=low, latency_ratio_high=high).verdict == word
+
+
+SIZE = COMPRESSION.before
+DOUBTFUL = replace(FIDELITY, outputs=(replace(OUTPUT, fidelity=0.3),))
+MANY = replace(SLOWER, batch_size=1, likely_reasons=("3 of 4 groups keep odd counts: try `round_to=measured`",))
+SLOW = replace(COMPRESSION, latency=MANY)
+UNCLEAR = replace(COMPRESSION, latency=replace(LATENCY, latency_ratio_high=1.01))
+NOTHING = replace(COMPRESSION, after=SIZE, groups=())
+HARDLY = replace(COMPRESSION, after=Size(25_400_000, 4_080_000_000, 102_000_000))
+SIZED = replace(VERIFICATION, before=SIZE, after=COMPRESSION.after)
+VERDICTS = {
+    "good": (COMPRESSION, "good", r"^Smaller by 51.7% of the parameters and 69.8% of the MACs, 1.50x as fast .1.45, 1.54., fid"),
+    "its basis": (COMPRESSION, "good", r"; on 256 synthetic dead-leaves .*; batch 4, CPUExecutionProvider, 2 threads\.$"),
+    "slower": (SLOW, "bad", r"^Slower: 0.83x as fast \[0.77, 0.91\], smaller"),
+    "why it is slower": (SLOW, "bad", r" 3 of 4 groups keep odd counts: try --round-to measured\.$"),
+    "not measurable": (UNCLEAR, "warn", r"MACs, no measurable difference in speed"),
+    "grew": (replace(COMPRESSION, after=Size(1, 1, 10**9)), "bad", r"^The file grew from 102.4 MB to 1.0 GB, "),
+    "nothing": (NOTHING, "warn", r"^Nothing was removed, .*The reasons are listed by layer\.$"),
+    "hardly": (HARDLY, "warn", r"^Hardly smaller, by 0.6%.*--calibration"),
+    "doubtful": (replace(COMPRESSION, fidelity=DOUBTFUL), "warn", r"fidelity 0.3000.*Inputs of yours, --calibration"),
+    "not compared": (replace(COMPRESSION, fidelity=None, latency=None), "", r"MACs, outputs not compared\.$"),
+    "verified": (SIZED, "good", r"^Passed: fidelity 0.9876, smaller by 51.7%"),
+    "failed": (replace(VERIFICATION, failures=("output 'y' is bad",)), "bad", r"^Failed: output 'y' is bad; fidelity"),
+    "batches": (replace(BENCHMARK, batches=(LATENCY, MANY)), "bad", r"^Batch 4: faster .1.50x., batch 1: slower .0.83x. with 50"),
+    "groups": (INSPECTION, "", r"^1,030 channels in 2 groups can be removed\.$"),
+    "no groups": (replace(INSPECTION, groups=()), "warn", r"^No channel group can be compressed\. The reasons"),
+    "recommended": (SWEEP, "good", r"^3 of 4 targets gave a model; take macs=0.75: smaller by 24.9%"),
+}
+
+
+@pytest.mark.parametrize(("result", "tone", "said"), VERDICTS.values(), ids=VERDICTS.keys())
+def test_the_verdict_says_what_matters(result, tone: str, said: str) -> None:
+    found = verdict_of(result)
+    assert re.search(said, found.text)
+    assert found.tone == tone
+    assert document(result, PROVENANCE)["verdict"] == found.text
+    text = page(result, PROVENANCE)
+    assert ('<h1 class="bad">' in text) is (tone == "bad")
+    stream = io.StringIO()
+    show_verdict(Console(file=stream, width=1000, force_terminal=True), result)
+    assert ("\x1b[1;31m" in stream.getvalue()) is (tone == "bad")
+
+
+def test_a_sweep_marks_slower_points_and_never_recommends_them() -> None:
+    slow = replace(SLOWER, latency_ratio=1.2)
+    points = tuple(replace(point, latency=slow, fidelity=0.99) for point in SWEEP.points[:2])
+    sweep = replace(SWEEP, points=points)
+    assert sweep.recommended is None
+    assert "none of them both faster than the original and close to it, macs=0.75, macs=0.5 slower than the original" in (
+        verdict_of(sweep).text
+    )
+    assert sweep_columns(sweep)[-1].tones == ["bad", "bad"]
+    assert "0.83x [0.77, 0.91] slower" in sweep_columns(sweep)[-1].cells[0]
+    assert page(sweep, PROVENANCE).count('class="kept bad"') == 6  # in three charts
+    stream = io.StringIO()
+    show_sweep(Console(file=stream, width=120, force_terminal=True), sweep)
+    assert stream.getvalue().count("\x1b[31m0.83x") == 2
+    assert replace(sweep, points=(points[0], replace(points[1], latency=LATENCY))).recommended.target == "macs=0.5"
+    untimed = replace(sweep, points=tuple(replace(point, latency=None) for point in points))
+    assert untimed.recommended.target == "macs=0.5"
+
+
+def test_realised_is_not_told_of_what_is_not_faster() -> None:
+    assert batch_columns([LATENCY, SLOWER])[-1].cells == ["67%", "-"]
