@@ -13,6 +13,7 @@ from rich.text import Text
 
 import onnxmerge
 from onnxmerge.report.progress import progress_bar
+from onnxmerge.report.sentences import speedup_text
 from onnxmerge.report.tables import Column, fitted
 from onnxmerge.report.terminal import show_compression
 from onnxmerge.report.wording import file_size, milliseconds, percent
@@ -88,8 +89,7 @@ def _table(result: Compression, latencies: list[LatencyComparison], accuracies: 
 
 def _latency_row(latency: LatencyComparison) -> tuple[str, str, str, str]:
     medians = milliseconds(latency.reference.median_ms), milliseconds(latency.candidate.median_ms)
-    low, high = 1 / latency.latency_ratio_high, 1 / latency.latency_ratio_low
-    return (f"latency, batch {latency.batch_size}", *medians, f"{latency.speedup:.2f}x as fast [{low:.2f}, {high:.2f}]")
+    return (f"latency, batch {latency.batch_size}", *medians, f"as fast {speedup_text(latency)}")
 
 
 if __name__ == "__main__":

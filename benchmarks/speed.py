@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import platform
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from networks import resnet50
 
 import onnxmerge
 from onnxmerge.evaluation.benchmark import bench_batches
+from onnxmerge.execution.processor import processor_name
 from onnxmerge.execution.providers import Provider, provider_of
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.wording import milliseconds, percent
@@ -77,7 +77,7 @@ def main() -> None:
             progress(path.stem, number / len(found))
             for ratio in map(float, arguments.ratio.split(",")):
                 rows += _rows(path, options, provider, batches, ratio)
-    text = "\n".join([_conditions(provider, rows[0][1]), "", *_table([row for row, _ in rows])])
+    text = "\n".join([_conditions(provider, rows[0][1]), "", *table(HEADERS, 3, [row for row, _ in rows])])
     print(text)
     if not SHARED.is_dir():
         print(f"\nonly the project's own models: {SHARED} is not there")
@@ -113,7 +113,7 @@ def _row(settings: str, each: LatencyComparison) -> tuple[str, ...]:
         milliseconds(each.reference.median_ms),
         milliseconds(each.candidate.median_ms),
         f"{each.speedup:.2f}",
-        f"{1 / each.latency_ratio_high:.2f} to {1 / each.latency_ratio_low:.2f}",
+        "{:.2f} to {:.2f}".format(*each.speedup_interval),
         "-" if each.realised_saving is None else percent(each.realised_saving, 0),
         f"{elsewhere} of {len(places)}",
     )
@@ -121,20 +121,12 @@ def _row(settings: str, each: LatencyComparison) -> tuple[str, ...]:
 
 def _conditions(provider: Provider, first: LatencyComparison) -> str:
     versions = f"onnxmerge {onnxmerge.__version__}, ONNX Runtime {onnxruntime.__version__}, Python {platform.python_version()}"
-    return f"{provider.name}, {_machine(provider)}, {first.threads} threads; {versions}."
+    return f"{provider.name}, {processor_name(gpu=provider.option != 'cpu')}, {first.threads} threads; {versions}."
 
 
-def _machine(provider: Provider) -> str:
-    if provider.option != "cpu":
-        asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        return "; ".join(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip().splitlines())
-    facts = Path("/proc/cpuinfo")
-    named = re.search(r"^model name\s*: (.*)$", facts.read_text(), re.MULTILINE) if facts.exists() else None
-    return named[1] if named else platform.processor() or platform.machine()
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    lines = [HEADERS, ("---",) * 3 + ("---:",) * (len(HEADERS) - 3), *rows]
+def table(headers: tuple[str, ...], words: int, rows: list[tuple[str, ...]]) -> list[str]:
+    """The lines of a table in Markdown; the first `words` columns are words, the others numbers."""
+    lines = [headers, ("---",) * words + ("---:",) * (len(headers) - words), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
