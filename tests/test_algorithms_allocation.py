@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from onnxmerge.algorithms import allocation as allocation_module
 from onnxmerge.algorithms.allocation import SATURATED, Curve, allocate, loss_curve, pareto_front, total_loss
-from onnxmerge.algorithms.bilinear_cost import Cost, MeanCost
+from onnxmerge.algorithms.bilinear_cost import Cost, WeightedCost
 from onnxmerge.pruning.budget import curves_of_multiples
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -155,11 +155,12 @@ def test_classes_that_stand_everywhere_change_nothing() -> None:
         assert same.total(counts) == pytest.approx(cost.total(counts))
 
 
-def test_mean_cost_is_the_mean() -> None:
+def test_weighted_cost_is_the_weighted_sum() -> None:
     curves, one = instance(1)
     other = Cost(2.0 * one.weight[::-1], one.rows, one.columns)
     for counts in itertools.islice(choices(curves), 20):
-        assert MeanCost((one, other)).total(counts) == pytest.approx((one.total(counts) + other.total(counts)) / 2)
+        both = WeightedCost(((0.3, one), (2.0, other)))
+        assert both.total(counts) == pytest.approx(0.3 * one.total(counts) + 2.0 * other.total(counts))
 
 
 @FEW

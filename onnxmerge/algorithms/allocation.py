@@ -18,7 +18,7 @@ from itertools import islice, permutations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from onnxmerge.algorithms.bilinear_cost import Cost, MeanCost
+from onnxmerge.algorithms.bilinear_cost import Cost, WeightedCost
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -92,7 +92,7 @@ def loss_curve(errors: ArrayLike, measured_errors: ArrayLike, measured_losses: A
     return np.where(error > 0.0, np.exp(result), 0.0)
 
 
-def allocate(curves: Sequence[Curve], cost: Cost | MeanCost, budget: float) -> Integers:
+def allocate(curves: Sequence[Curve], cost: Cost | WeightedCost, budget: float) -> Integers:
     """Kept counts of least total loss within a budget; see the module.
 
     Parameters
@@ -127,7 +127,7 @@ def allocate(curves: Sequence[Curve], cost: Cost | MeanCost, budget: float) -> I
     return filled if pairs > PAIRWISE_LIMIT else _exchanged(curves, cost, budget, filled)
 
 
-def pareto_front(curves: Sequence[Curve], cost: Cost | MeanCost) -> list[Integers]:
+def pareto_front(curves: Sequence[Curve], cost: Cost | WeightedCost) -> list[Integers]:
     """Kept counts that no others found beat in both cost and loss, at most some `FRONT_STEPS` of them.
 
     Parameters
@@ -169,7 +169,7 @@ def _all_counts(curves: Sequence[Curve]) -> Integers:
     return np.array([curve.counts[-1] for curve in curves], np.int64)
 
 
-def _reductions(curves: Sequence[Curve], cost: Cost | MeanCost) -> Iterator[Integers]:
+def _reductions(curves: Sequence[Curve], cost: Cost | WeightedCost) -> Iterator[Integers]:
     """All counts, then again and again one group reduced, to the count that loses least for what it saves."""
     counts = _all_counts(curves)
     steps: dict[int, tuple[float, np.int64]] = {}
@@ -191,7 +191,7 @@ def _reductions(curves: Sequence[Curve], cost: Cost | MeanCost) -> Iterator[Inte
         changed = cost.neighbours[group]
 
 
-def _filled(curves: Sequence[Curve], cost: Cost | MeanCost, budget: float, counts: Integers) -> Integers:
+def _filled(curves: Sequence[Curve], cost: Cost | WeightedCost, budget: float, counts: Integers) -> Integers:
     """Again and again the larger count that saves most loss for its cost and still fits the budget."""
     counts = counts.copy()
     while True:
@@ -212,7 +212,7 @@ def _filled(curves: Sequence[Curve], cost: Cost | MeanCost, budget: float, count
         counts[step[0]] = step[1]
 
 
-def _exchanged(curves: Sequence[Curve], cost: Cost | MeanCost, budget: float, counts: Integers) -> Integers:
+def _exchanged(curves: Sequence[Curve], cost: Cost | WeightedCost, budget: float, counts: Integers) -> Integers:
     """Every two groups at the best of all their counts that fit, again and again: where counts are few, steps miss some."""
     counts = counts.copy()
     for _ in range(ROUNDS):

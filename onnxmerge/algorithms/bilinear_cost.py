@@ -97,27 +97,32 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class MeanCost:
-    """The mean of several costs of the same groups.
+class WeightedCost:
+    """A weighted sum of several costs of the same groups.
+
+    Attributes
+    ----------
+    parts : tuple of (float, Cost)
+        Weight and cost of each.
 
     Examples
     --------
     >>> one = Cost(np.array([1.0]), np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
-    >>> MeanCost((one, Cost(3.0 * one.weight, one.rows, one.columns))).total([5])
-    10.0
+    >>> WeightedCost(((0.5, one), (2.0, one))).total([5])
+    12.5
     """
 
-    parts: tuple[Cost | MeanCost, ...]
+    parts: tuple[tuple[float, Cost], ...]
 
     def total(self, counts: ArrayLike) -> float:
         """As `Cost.total`."""
-        return sum(part.total(counts) for part in self.parts) / len(self.parts)
+        return sum(weight * part.total(counts) for weight, part in self.parts)
 
     def along(self, counts: ArrayLike, group: int, candidates: ArrayLike) -> Floats:
         """As `Cost.along`."""
-        return np.asarray(np.mean([part.along(counts, group, candidates) for part in self.parts], axis=0), np.float64)
+        return np.asarray(sum(weight * part.along(counts, group, candidates) for weight, part in self.parts), np.float64)
 
     @cached_property
     def neighbours(self) -> list[list[int]]:
         """As `Cost.neighbours`."""
-        return [sorted(set().union(*each)) for each in zip(*(part.neighbours for part in self.parts), strict=True)]
+        return [sorted(set().union(*each)) for each in zip(*(part.neighbours for _, part in self.parts), strict=True)]

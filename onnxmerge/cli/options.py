@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from onnxmerge.options import DEFAULT_FIDELITY, DEFAULT_TARGETS
-from onnxmerge.options.checks import CRITERION_NAMES, CUDNN_SEARCHES, METHOD_NAMES, PROVIDERS, SCOPES
+from onnxmerge.options.checks import CRITERION_NAMES, CUDNN_SEARCHES, METHOD_NAMES, PROVIDERS, SCOPES, TARGETS
 
 Decorator = Callable[[Any], Any]
 
@@ -111,7 +111,8 @@ GROUPS = combined(
     click.option("--exclude", multiple=True, metavar="GLOB", help="No group with a producer of such a name.  [default: none]"),
 )
 SIZE = combined(
-    _option("--fidelity", float, "F", f"As small as keeps the worst output's fidelity at F.  [default: {DEFAULT_FIDELITY:g}]"),
+    _option("--fidelity", float, "F", f"As fast as keeps the worst output's fidelity at F.  [default: {DEFAULT_FIDELITY:g}]"),
+    _choice("--minimize", TARGETS, "What --fidelity is reached at the least of.  [default: latency]"),
     _option("--target", str, "K=V", "params, macs or latency, and the share that may remain: macs=0.5; not with --fidelity."),
     _option("--ratio", float, "R", "Share of every group's channels to remove, 0 <= R < 1; not with --fidelity."),
     _option("--plan", FILE, None, "Keep what this file says, written by --save-plan and perhaps edited; not with --fidelity."),

@@ -137,19 +137,25 @@ def mac_terms(channels: Channels, groups: Sequence[ChannelGroup], classes: CostC
     return builder.build(total_macs(channels.model, shapes))
 
 
-def time_terms(channels: Channels, groups: Sequence[ChannelGroup], classes: CostClasses, shapes: Shapes, block: int) -> CostTerms:
-    """Predicted nanoseconds on the CPU, for numbers of channels that are filled up to whole blocks."""
+def time_terms(
+    channels: Channels, groups: Sequence[ChannelGroup], classes: CostClasses, shapes: Shapes, block: int, repeats: float = 1.0
+) -> CostTerms:
+    """Predicted nanoseconds on the CPU, for numbers of channels that are filled up to whole blocks.
+
+    repeats: the batch that is timed, as a multiple of the one that the shapes are of; the constant part of a node does not grow.
+    """
     builder = _TermBuilder(channels, groups, classes)
     layers = {id(layer.node): layer for layer in channels.layers}
     total = 0.0
     for node in channels.model.graph.nodes:
         layer, time = layers.get(id(node)), node_time(node, shapes, block)
-        total += time.total
+        product, written = repeats * time.product, repeats * time.written
+        total += product + written + time.constant
         if layer is not None:
-            builder.add(time.product, layer.out_ids, layer.in_ids)
-            builder.add(time.written, layer.out_ids)
+            builder.add(product, layer.out_ids, layer.in_ids)
+            builder.add(written, layer.out_ids)
         elif time.total:
-            builder.add(time.product + time.written, channels.ids(node.outputs[0]))
+            builder.add(product + written, channels.ids(node.outputs[0]))
     return builder.build(total)
 
 

@@ -98,6 +98,8 @@ class PruningOptions(CheckedOptions):
         Least fidelity of the worst output; the model becomes as small as that allows. 0.95 where none of the four is given.
     plan : Path, Mapping[str, PlannedGroup] or None
         A file written by `save_plan`, or a mapping from a group's name to how many channels stay, or to a `PlannedGroup`.
+    minimize : str or None
+        What a fidelity is reached at the least of: "latency" (predicted time, then size), "macs" or "params"; None for latency.
     round_to : int, str or None
         Channel counts are multiples of this number, 1 for no rounding; "auto", or None, for 8, and less in small groups;
         "measured" for those that are fastest when timed here.
@@ -122,6 +124,7 @@ class PruningOptions(CheckedOptions):
     target: tuple[str, float] | None = None
     fidelity: float | None = None
     plan: Path | Mapping[str, PlannedGroup] | None = None
+    minimize: str | None = None
     round_to: int | str | None = None
     method: str = "auto"
     criterion: str = "auto"
@@ -141,6 +144,8 @@ class PruningOptions(CheckedOptions):
         given = [name for name in SIZES if getattr(self, name) is not None]
         if len(given) > 1:
             raise OptionError(f"`{given[0]}` and `{given[1]}` both say how small the model becomes: drop one of the two")
+        if self.minimize is not None and len(given) > (self.fidelity is not None):
+            raise OptionError(f"`minimize` goes with `fidelity` alone, and `{given[0]}` says how small the model is: drop one")
         if self.plan is not None and self.round_to is not None:
             raise OptionError("`plan` says how many channels stay, so that `round_to` has nothing to round: drop one of the two")
 

@@ -100,6 +100,7 @@ CHECKS = {
         f"one of {', '.join(TARGETS)}, and the share that may remain, above 0 and at most 1, such as macs=0.5", _is_target
     ),
     "fidelity": Check("above 0 and below 1", lambda value: 0.0 < value < 1.0),
+    "minimize": _one_of(TARGETS),
     "round_to": Check("a whole number of at least 1, auto or measured", _is_multiple),
     "ratio": Check("at least 0 and below 1 (the share of channels to remove)", lambda value: 0.0 <= value < 1.0),
     "method": _one_of(METHOD_NAMES),

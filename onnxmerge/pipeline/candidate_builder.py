@@ -90,7 +90,8 @@ class CandidateBuilder:
     @cached_property
     def budget(self) -> Budget:
         """What the channels of each group cost, and what the outputs lose without them."""
-        return budget_of(self.layer_statistics, self.analysed, self.groups, self.sensitivities, self.pruning)
+        repeats = 1 if self.solving.batch_size else self.options.runtime.batch or 1  # the model is analysed with one input
+        return budget_of(self.layer_statistics, self.analysed, self.groups, self.sensitivities, self.pruning, repeats)
 
     def candidate(self, counts: ChannelCounts) -> Candidate:
         """The model with these counts; with method auto what pruning alone gives, where its outputs stay closer."""

@@ -1,10 +1,10 @@
-"""The smallest model whose outputs keep a fidelity on the checking inputs."""
+"""The fastest or smallest model whose outputs keep a fidelity on the checking inputs."""
 
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
 from onnxmerge.pipeline.candidates import Candidate, SearchResult
 from onnxmerge.pipeline.channel_multiples import multiple_for
 from onnxmerge.pipeline.monotone_search import MonotoneSearch
-from onnxmerge.pruning.budget import BOTH, Allocation
+from onnxmerge.pruning.budget import Allocation
 
 QUICK_TRIALS, FULL_TRIALS, RESCUE_TRIALS = 4, 3, 4
 """Candidates that are built: quick ones to narrow the search down, then full ones, and more of these while none has passed."""
@@ -14,7 +14,7 @@ enough for a full one, which costs more to build again."""
 
 
 def smallest_with_fidelity(builder: CandidateBuilder, fidelity: float) -> SearchResult:
-    """The smallest candidate that keeps a fidelity.
+    """The candidate that keeps a fidelity at the least predicted time, MACs or parameters, as `minimize` says.
 
     Parameters
     ----------
@@ -60,11 +60,11 @@ def _allocations(builder: CandidateBuilder, fidelity: float) -> list[Allocation]
 
     The multiples are those asked for; with "measured" those that are fastest at about the size that will come out.
     """
-    if builder.pruning.round_to != "measured":
-        return builder.budget.pareto_front(multiple_for(builder, BOTH, 1.0))
-    front = builder.budget.pareto_front()
-    expected = front[_search(front, 1.0 - fidelity).next() or 0]
-    return builder.budget.pareto_front(multiple_for(builder, BOTH, expected.share))
+    quantity, share = builder.pruning.minimize or "latency", 1.0
+    if builder.pruning.round_to == "measured":
+        front = builder.budget.pareto_front(quantity)
+        share = front[_search(front, 1.0 - fidelity).next() or 0].share
+    return builder.budget.pareto_front(quantity, multiple_for(builder, quantity, share))
 
 
 def _search(allocations: list[Allocation], allowed: float) -> MonotoneSearch:

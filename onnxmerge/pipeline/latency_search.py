@@ -16,9 +16,9 @@ CLOSE_ENOUGH, WORTH_REPEATING = 0.4 * LATENCY_TOLERANCE, 0.5 * LATENCY_TOLERANCE
 """Relative distances at which a search ends, and below which a measurement is repeated for longer before it is believed: at most
 half of the tolerance, so that the latency is still within it when the result is timed once more."""
 LATENCY_TRIALS = 8
-"""Models that are timed for one multiple: as many as bisection would need for all of `MACS_SHARES`."""
-MACS_SHARES = tuple(0.99**step for step in range(390))
-"""Shares of the MACs that models are allocated for: down to 2 %, in steps below the tolerance."""
+"""Models that are timed for one multiple: as many as bisection would need for all of `TIME_SHARES`."""
+TIME_SHARES = tuple(0.99**step for step in range(390))
+"""Shares of the predicted time that models are allocated for: down to 2 %, in steps below the tolerance."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def closest_to_latency(builder: CandidateBuilder, share: float) -> SearchResult:
     round_to = builder.pruning.round_to
     multiples: list[int | None] = [round_to] if isinstance(round_to, int) else [None, 4, 1]
     if round_to == "measured":
-        multiples = _descending(fastest_multiple(builder, "macs", share))
+        multiples = _descending(fastest_multiple(builder, "latency", share))
     best: _TimedCounts | None = None
     for multiple in multiples:
         found = _closest_in_multiples(builder, share, multiple)
@@ -86,10 +86,10 @@ def _descending(fastest: int) -> list[int | None]:
 def _closest_in_multiples(builder: CandidateBuilder, share: float, multiple: int | None) -> _TimedCounts:
     """The counts in multiples whose latency comes closest to the share."""
     limits = {"lowest": (1.0 - CLOSE_ENOUGH) * share, "goal": share, "allowed": (1.0 + CLOSE_ENOUGH) * share}
-    search = MonotoneSearch(MACS_SHARES, **limits, known={0: 1.0})
+    search = MonotoneSearch(TIME_SHARES, **limits, known={0: 1.0})
     timed: list[_TimedCounts] = []
     while len(timed) < LATENCY_TRIALS and (index := search.next()) is not None:
-        allocation = builder.budget.counts_for("macs", MACS_SHARES[index], multiple)
+        allocation = builder.budget.counts_for("latency", TIME_SHARES[index], multiple)
         known = next((each for each in timed if each.counts == allocation.counts), None)
         found = known or _timed(builder, allocation.counts, share)
         timed += [] if known else [found]
@@ -99,9 +99,9 @@ def _closest_in_multiples(builder: CandidateBuilder, share: float, multiple: int
 
 
 def _last_with(share: float, index: int) -> int:
-    """The last index of `MACS_SHARES` with the same allocation as an index, which took a share of the MACs."""
-    last = bisect_right(MACS_SHARES, -share, key=lambda each: -each) - 1
-    return last if last >= index else len(MACS_SHARES) - 1  # more than was allocated for: there is no smaller allocation
+    """The last index of `TIME_SHARES` with the same allocation as an index, which took a share of the predicted time."""
+    last = bisect_right(TIME_SHARES, -share, key=lambda each: -each) - 1
+    return last if last >= index else len(TIME_SHARES) - 1  # more than was allocated for: there is no smaller allocation
 
 
 def _timed(builder: CandidateBuilder, counts: ChannelCounts, share: float, reliable: bool = False) -> _TimedCounts:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxmerge.algorithms.allocation import Curve, allocate, loss_curve, pareto_front, total_loss
-from onnxmerge.algorithms.bilinear_cost import Cost, MeanCost
+from onnxmerge.algorithms.bilinear_cost import Cost, WeightedCost
 from onnxmerge.algorithms.criteria import CRITERIA
 from onnxmerge.errors import Refusal
 from onnxmerge.execution.processor import channel_block
@@ -21,10 +21,10 @@ from onnxmerge.pruning.kept_counts import fast_multiple, smallest_count
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.sensitivity import Sensitivity
 
-TIME_AND_SIZE = "time and size"
-"""Name of the mean of predicted time (`graph.node_time`), parameters and MACs, each as a share of what the model has."""
-BOTH = "both"
-"""Name of the mean of parameters and MACs, each as a share of what the model has."""
+SIZE_WEIGHT = 0.05
+"""Weights of parameters and of MACs beside predicted time where a latency is allocated: channels that save no time still make the
+model smaller. At 0.62 of its time a MobileNetV2 kept a fidelity of 0.86 without these weights and of 0.85 with them, at 2 % fewer
+parameters; with a third each it kept 0.76, and with MACs alone 0.77. An EfficientNet kept 0.78, 0.78, 0.75 and 0.70."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Allocation:
     counts : dict[str, int]
         Kept channels by name of the group.
     share : float
-        What is left of the parameters or MACs, 0 to 1.
+        What is left of the quantity that was allocated, 0 to 1.
     loss : float
         The predicted loss, 1 - fidelity, summed over groups.
     """
@@ -57,12 +57,13 @@ class Budget:
     curves : tuple of Curve
         For each group its possible kept counts and the predicted loss of each.
     costs : Mapping[str, Cost]
-        By "params", "macs", `BOTH` and `TIME_AND_SIZE`, the share of the whole model that kept counts leave.
+        By "params", "macs" and "latency" (predicted time and a little of the others), the share of the whole model that kept
+        counts leave.
     """
 
     groups: tuple[ChannelGroup, ...]
     curves: tuple[Curve, ...]
-    costs: Mapping[str, Cost | MeanCost]
+    costs: Mapping[str, Cost | WeightedCost]
 
     @property
     def conv_groups(self) -> list[int]:
@@ -86,9 +87,8 @@ class Budget:
             return self._allocation(np.array([curve.counts[-1] for curve in curves]), quantity)
         return self._allocation(allocate(curves, self.costs[quantity], share), quantity)
 
-    def pareto_front(self, multiple: int | None = 1) -> list[Allocation]:
+    def pareto_front(self, quantity: str, multiple: int | None = 1) -> list[Allocation]:
         """Allocations that no other found beats in both cost and loss, the smallest model first; see `counts_for`."""
-        quantity = BOTH if multiple is not None else TIME_AND_SIZE
         curves = curves_of_multiples(self.curves, multiple, self.conv_groups)
         return [self._allocation(counts, quantity) for counts in pareto_front(curves, self.costs[quantity])]
 
@@ -103,6 +103,7 @@ def budget_of(
     groups: Sequence[ChannelGroup],
     sensitivities: Mapping[str, Sequence[Sensitivity]],
     options: PruningOptions,
+    repeats: float = 1.0,
 ) -> Budget:
     """Loss curves from error curves and sensitivities, costs from the graph.
 
@@ -118,12 +119,14 @@ def budget_of(
         Of each group, by its name.
     options : PruningOptions
         How channels are chosen and what replaces them.
+    repeats : float
+        The batch that is timed, as a multiple of the one that the model was analysed with.
     """
     channels, sizes = analysed.channels, [group.size for group in groups]
     curves = tuple(_loss_curve(statistics, group, sensitivities[group.name], options) for group in groups)
     classes = cost_classes(channels, groups)
     kept = tuple(_kept_by_class(statistics, *each, options) for each in zip(groups, classes, curves, strict=True))
-    costs = {}
+    costs: dict[str, Cost] = {}
     for quantity, terms_of in COST_TERMS.items():
         terms = terms_of(channels, groups, classes, analysed.shapes)
         whole = max(Cost(*terms, kept).total(sizes), 1.0)
@@ -131,11 +134,11 @@ def budget_of(
             terms = terms.plus(bias_terms(channels, groups, classes))
         costs[quantity] = Cost(terms.weight / whole, terms.rows, terms.columns, kept)
     block = channel_block()
-    terms = time_terms(channels, groups, classes, analysed.shapes, block)
+    terms = time_terms(channels, groups, classes, analysed.shapes, block, repeats)
     blocks = tuple(_in_blocks(table, block) for table in kept)
     time = Cost(terms.weight / Cost(*terms, blocks).total(sizes), terms.rows, terms.columns, blocks)
-    size = tuple(costs.values())
-    return Budget(tuple(groups), curves, {**costs, BOTH: MeanCost(size), TIME_AND_SIZE: MeanCost((time, *size))})
+    latency = WeightedCost(((1.0 - 2.0 * SIZE_WEIGHT, time), *((SIZE_WEIGHT, size) for size in costs.values())))
+    return Budget(tuple(groups), curves, {**costs, "latency": latency})
 
 
 def _in_blocks(kept: np.ndarray, block: int) -> np.ndarray:
