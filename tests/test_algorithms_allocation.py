@@ -155,6 +155,13 @@ def test_classes_that_stand_everywhere_change_nothing() -> None:
         assert same.total(counts) == pytest.approx(cost.total(counts))
 
 
+def test_blocks_are_filled_up_on_each_side_of_a_layer() -> None:
+    """Two groups of 5 and 6 channels that one layer reads together: 11 positions, filled up to 12."""
+    cost = Cost(np.array([1.0]), np.array([[0.0, 0.0, 1.0]]), np.array([[1.0, 1.0, 0.0]]), block=4)
+    assert cost.total([5, 6]) == 4.0 * 12.0
+    assert cost.along([5, 6], 1, [2, 3, 4, 6]).tolist() == [32.0, 32.0, 48.0, 48.0]
+
+
 def test_weighted_cost_is_the_weighted_sum() -> None:
     curves, one = instance(1)
     other = Cost(2.0 * one.weight[::-1], one.rows, one.columns)

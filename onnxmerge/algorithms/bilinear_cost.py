@@ -12,10 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+ROUNDING = 1e-9
+"""Share of a block that sums of fractions may be off."""
+
 
 @dataclass(frozen=True)
 class Cost:
-    """What kept counts cost: cost(k) = sum over t of weight[t] * (rows[t] . n) * (columns[t] . n).
+    """What kept counts cost: cost(k) = sum over t of weight[t] * f(rows[t] . n) * f(columns[t] . n), where f fills up blocks.
 
     n are the channels kept of each class, with a 1 behind. Channels of a group that stand in different layers are of different
     classes.
@@ -27,6 +30,8 @@ class Cost:
     classes : tuple of ndarray of shape (size + 1, own classes), optional
         For each group how many channels of each of its classes stay, by how many of its channels do. A group is one class by
         default.
+    block : int, optional
+        Both sides of a term are filled up to whole multiples of it, as by convolutions that compute so many channels at once.
 
     Examples
     --------
@@ -41,11 +46,16 @@ class Cost:
     rows: Floats
     columns: Floats
     classes: tuple[Floats, ...] | None = None
+    block: int = 1
 
     def total(self, counts: ArrayLike) -> float:
         """Cost of kept counts (groups,)."""
+        return float(self.weight @ self.positions(counts))
+
+    def positions(self, counts: ArrayLike) -> Floats:
+        """(terms,) output times input positions of each term, filled up, for kept counts (groups,)."""
         extended = self._extended(counts)
-        return float(np.sum(self.weight * (self.rows @ extended) * (self.columns @ extended)))
+        return self._filled(self.rows @ extended) * self._filled(self.columns @ extended)
 
     def along(self, counts: ArrayLike, group: int, candidates: ArrayLike) -> Floats:
         """Cost of the terms that one group touches, for some of its counts.
@@ -66,8 +76,12 @@ class Cost:
         extended = self._extended(counts)
         extended[own] = 0.0
         rows, columns, kept = self.rows[touched], self.columns[touched], self._kept(group, candidates)
-        product = (rows @ extended + kept @ rows[:, own].T) * (columns @ extended + kept @ columns[:, own].T)
-        return np.asarray(product @ self.weight[touched], np.float64)
+        sides = (self._filled(side @ extended + kept @ side[:, own].T) for side in (rows, columns))
+        return np.asarray(np.multiply(*sides) @ self.weight[touched], np.float64)
+
+    def _filled(self, side: Floats) -> Floats:
+        """Positions as they are computed; a little less than a whole number is rounding."""
+        return side if self.block == 1 else np.ceil(side / self.block - ROUNDING) * self.block
 
     @cached_property
     def neighbours(self) -> list[list[int]]:

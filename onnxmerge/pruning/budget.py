@@ -1,7 +1,7 @@
 """A budget of parameters or MACs allocated over groups: their loss curves, what they cost, and the kept counts that fit."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,9 +12,8 @@ from onnxmerge.errors import Refusal
 from onnxmerge.execution.processor import channel_block
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, cost_classes, time_terms
+from onnxmerge.graph.cost_terms import COST_TERMS, CostTerms, bias_terms, cost_classes, time_terms
 from onnxmerge.graph.merge_validity import pre_activations
-from onnxmerge.graph.node_time import filled
 from onnxmerge.options import PruningOptions
 from onnxmerge.pruning.importance import kept_channels
 from onnxmerge.pruning.kept_counts import fast_multiple, smallest_count
@@ -88,9 +87,18 @@ class Budget:
         return self._allocation(allocate(curves, self.costs[quantity], share), quantity)
 
     def pareto_front(self, quantity: str, multiple: int | None = 1) -> list[Allocation]:
-        """Allocations that no other found beats in both cost and loss, the smallest model first; see `counts_for`."""
+        """Allocations that no other found beats in both cost and loss, the least cost first; see `counts_for`.
+
+        Those that lose least for what they save of another quantity are among them: predicted time falls in blocks of channels,
+        and between two blocks the model can still become smaller.
+        """
         curves = curves_of_multiples(self.curves, multiple, self.conv_groups)
-        return [self._allocation(counts, quantity) for counts in pareto_front(curves, self.costs[quantity])]
+        found = [self._allocation(counts, quantity) for cost in self.costs.values() for counts in pareto_front(curves, cost)]
+        front: list[Allocation] = []
+        for each in sorted(found, key=lambda one: (one.share, one.loss)):
+            if not front or each.loss < front[-1].loss:
+                front.append(each)
+        return front
 
     def _allocation(self, counts: np.ndarray, quantity: str) -> Allocation:
         by_name = {group.name: int(count) for group, count in zip(self.groups, counts, strict=True)}
@@ -133,19 +141,16 @@ def budget_of(
         if quantity == "params" and not options.uses_weights_only:
             terms = terms.plus(bias_terms(channels, groups, classes))
         costs[quantity] = Cost(terms.weight / whole, terms.rows, terms.columns, kept)
-    block = channel_block()
-    terms = time_terms(channels, groups, classes, analysed.shapes, block, repeats)
-    blocks = tuple(_in_blocks(table, block) for table in kept)
-    time = Cost(terms.weight / Cost(*terms, blocks).total(sizes), terms.rows, terms.columns, blocks)
+    time = _time_cost(time_terms(channels, groups, classes, analysed.shapes, channel_block(), repeats), kept, sizes)
     latency = WeightedCost(((1.0 - 2.0 * SIZE_WEIGHT, time), *((SIZE_WEIGHT, size) for size in costs.values())))
     return Budget(tuple(groups), curves, {**costs, "latency": latency})
 
 
-def _in_blocks(kept: np.ndarray, block: int) -> np.ndarray:
-    """(size + 1, classes): kept channels in proportion to the blocks that they fill; all channels of a group as they are."""
-    count = np.maximum(kept.sum(1, keepdims=True), 1.0)
-    blocks = filled(count, block)
-    return np.asarray(kept * (blocks / count) * (count[-1] / blocks[-1]))
+def _time_cost(terms: CostTerms, kept: tuple[np.ndarray, ...], sizes: Sequence[int]) -> Cost:
+    """Predicted time as a share of the whole model's: with all channels the terms are as given."""
+    plain, blocked = (Cost(*terms, kept, block) for block in (1, channel_block()))
+    scale = plain.positions(sizes) / (blocked.positions(sizes) * plain.total(sizes))
+    return replace(blocked, weight=terms.weight * scale)
 
 
 def _kept_by_class(
