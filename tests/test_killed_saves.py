@@ -10,11 +10,12 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
+import onnx
 import pytest
 from running import built, run
 from topologies import TOPOLOGIES
 
-from onnxmerge.onnxio import model_files, model_saving, side_files, storage, work_folder
+from onnxmerge.onnxio import model_files, model_saving, naming_files, side_files, storage, work_folder
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.model_saving import save
 from onnxmerge.onnxio.side_files import write_atomically
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are f
 
 FEEDS = {"x": np.ones((1, 3, 8, 8), np.float32)}
 TRACED = {work_folder.__file__, model_saving.__file__, side_files.__file__}
-READS_ONLY = {"_holds", "_is_named", "<genexpr>", "<listcomp>", "_data_of", "_check", "check_output_file"}
+READS_ONLY = {"_notes", "_is_named", "_was_just_made", "<genexpr>", "<listcomp>", "_data_of", "_check", "check_output_file"}
 """Functions of these modules that change nothing, so that it is all the same where in them a process ends."""
 
 STRANGERS = {
@@ -146,19 +147,72 @@ def test_runs_that_write_the_same_file_at_once(tmp_path: Path, monkeypatch: pyte
     assert np.array_equal(run(target, FEEDS), run(path, FEEDS))
 
 
-def test_a_later_file_of_the_name_stays(tmp_path: Path) -> None:
-    """A user's file that took the name of what a killed run left is another file."""
+def left_behind(folder: Path) -> Path:
+    """A data file that a killed run left."""
     if (process := os.fork()) == 0:
-        killed = WorkFolder(tmp_path)
+        killed = WorkFolder(folder)
         killed.reserve("out.onnx")
         os._exit(9)
     os.waitpid(process, 0)
+    return folder / "out.onnx.data"
+
+
+def test_a_later_file_of_the_name_stays(tmp_path: Path) -> None:
+    """A user's file that took the name of what a killed run left is another file."""
+    left_behind(tmp_path)
     (tmp_path / "out.onnx.data").unlink()
     (tmp_path / "keeps its inode").touch()
     (tmp_path / "out.onnx.data").write_bytes(b"the user's")
     WorkFolder(tmp_path).remove()
     assert (tmp_path / "out.onnx.data").read_bytes() == b"the user's"
     assert not list(tmp_path.glob(f"{PREFIX}*"))
+
+
+def naming(location: str, large: int = 0) -> bytes:
+    """A model whose last weight is in a data file, behind one of that many bytes inside it."""
+    tensor = onnx.TensorProto(name="w", dims=[1], data_type=1, data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=location)
+    inside = onnx.TensorProto(name="v", dims=[large], data_type=onnx.TensorProto.UINT8, raw_data=b"\0" * large)
+    return onnx.ModelProto(ir_version=8, graph=onnx.GraphProto(initializer=[inside, tensor])).SerializeToString()
+
+
+LARGE = 2 * naming_files.WHOLE_BYTES
+NEIGHBOURS = {
+    "a model beside it": ("models/a/other.onnx", naming("out.onnx.data", LARGE), True),
+    "a model in the folder above": ("models/b.onnx", naming("a/out.onnx.data", LARGE), True),
+    "a model further up": ("c.pb", naming("models/a/out.onnx.data"), True),
+    "a model above with such a file of its own": ("models/b.onnx", naming("out.onnx.data", LARGE), False),
+    "the values of a large tensor": ("models/a/v", naming("w.data", LARGE).replace(b"\0" * 13, b"out.onnx.data", 1), False),
+    "a large file of another kind": ("models/a/x.npz", b"PK" + b"\1" * LARGE + b"out.onnx.data", False),
+    "a small file of any kind": ("models/a/index.json", b'{"weights": "out.onnx.data"}', True),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "stays"), NEIGHBOURS.values(), ids=NEIGHBOURS)
+def test_what_a_model_may_name_stays(name: str, content: bytes, stays: bool, tmp_path: Path) -> None:
+    (tmp_path / "models" / "a").mkdir(parents=True)
+    data = left_behind(tmp_path / "models" / "a")
+    (tmp_path / name).write_bytes(content)
+    WorkFolder(data.parent).remove()
+    assert data.exists() == stays
+
+
+def test_a_search_that_takes_too_long_keeps_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = left_behind(tmp_path)
+    (tmp_path / "other").write_bytes(b"of another kind")
+    with monkeypatch.context() as patch:
+        patch.setattr(naming_files, "SEARCH_SECONDS", 0.0)
+        WorkFolder(tmp_path).remove()
+    assert data.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"the user's"], ids=["empty", "full"])
+def test_what_was_written_into_a_file_of_the_name_stays(content: bytes, tmp_path: Path) -> None:
+    data = left_behind(tmp_path)
+    os.utime(data, ns=(0, 0))
+    data.write_bytes(content)
+    WorkFolder(tmp_path).remove()
+    assert data.read_bytes() == content
 
 
 def test_a_forked_process_leaves_the_folder_of_its_parent(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Hidden folders in which files are made before they get their names; the next run removes what a killed one left of them.
 
 A work folder holds a journal, locked as long as its process lives, of the files outside of it that the run has made or is about
-to do without. At the end of the run, or where that was killed in the next one, these files go unless another file of their
-folder names them, as a model names its data file. So nothing that is needed is ever removed, whenever a process ends.
+to do without. At the end of the run, or where that was killed in the next one, these files go, as they were noted, unless a model
+may name them as its data. So nothing that is needed is ever removed, whenever a process ends.
 """
 
 import os
@@ -13,11 +13,12 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import IO, Self
 
-from onnxmerge.onnxio.validation import PROTOBUF_LIMIT_BYTES
+from onnxmerge.onnxio.naming_files import may_be_named
 
 try:
     import fcntl
@@ -27,8 +28,8 @@ except ImportError:  # Windows, where nobody can tell whether a journal's proces
 PREFIX = ".onnxmerge-"
 RANDOM_NAME = "[0-9a-f]" * 8  # what follows in the name
 JOURNAL = "onnxmerge-journal"
+MOMENT_SECONDS = 2.0  # between a note that a file will be made and that file; some file systems count no shorter times
 TURN_TRIES, TURN_SECONDS = 100, 0.02  # 2 s, many times what it takes to put files in place
-PIECE_BYTES = 1 << 24
 END = b"\0"  # of a file name in a journal: no name can contain it
 
 _in_use: dict[Path, int] = {}
@@ -85,7 +86,7 @@ class WorkFolder:
 
     def _note(self, name: str, file: Path) -> None:
         """Write into the journal that a file goes if it still has this name; a later one of the name is another file."""
-        self._journal.write(_identity(file) + b"/" + os.fsencode(name) + END)
+        self._journal.write(_entry(name, file))
         self._journal.flush()
 
     def publish(self, draft: Path, target: Path, like: Path | None = None) -> None:
@@ -123,11 +124,19 @@ def remove_all() -> None:
 
 
 def _identity(file: Path) -> bytes:
-    """What tells a file from a later one of its name; empty where there is none."""
+    """What tells a file from a later one of its name, and from what others wrote into it; empty where there is none.
+
+    File systems use numbers of files again, so that these alone do not tell.
+    """
     with suppress(OSError):
         status = file.lstat()
-        return f"{status.st_dev}:{status.st_ino}".encode()
+        return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}".encode()
     return b""
+
+
+def _entry(name: str, file: Path) -> bytes:
+    """Of a journal."""
+    return _identity(file) + b"/" + os.fsencode(name) + END
 
 
 def _new_folder(parent: Path) -> tuple[Path, IO[bytes]]:
@@ -179,9 +188,9 @@ def _remove(folder: Path) -> None:
     """The journal goes last, so that a removal that is interrupted goes on in the next run."""
     journal = folder / JOURNAL
     entries = [entry.partition(b"/") for entry in (journal.read_bytes().split(END)[:-1] if journal.exists() else [])]
-    for identity, _, name in entries:
+    for number, (identity, _, name) in enumerate(entries, 1):
         file = folder.parent / os.fsdecode(name)
-        ours = _identity(file) == identity if identity else file.is_file() and not file.stat().st_size  # made, not yet noted
+        ours = _identity(file) == identity if identity else number == len(entries) and _was_just_made(file, journal)
         if ours and os.path.basename(name) == name and not _is_named(file, folder):
             with suppress(OSError):
                 file.unlink()
@@ -192,24 +201,23 @@ def _remove(folder: Path) -> None:
     folder.rmdir()
 
 
+def _was_just_made(file: Path, journal: Path) -> bool:
+    """Whether an empty file was made right after the last note, so that there was no time to note that."""
+    with suppress(OSError):
+        status = file.lstat()
+        return not status.st_size and 0 <= status.st_mtime - journal.stat().st_mtime < MOMENT_SECONDS
+    return False
+
+
 def _is_named(file: Path, besides: Path) -> bool:
-    """Whether a file beside a file, or the journal of another work folder, holds its name, or cannot be read."""
-    others = [each for each in file.parent.iterdir() if each != file and each.is_file()]
-    others += [each for each in file.parent.glob(f"{PREFIX}{RANDOM_NAME}/{JOURNAL}") if each.parent != besides]
-    return any(_holds(each, os.fsencode(file.name)) for each in others)
+    """Whether a model may name a file, or the journal of another work folder names it as it is."""
+    journals = (each for each in file.parent.glob(f"{PREFIX}{RANDOM_NAME}/{JOURNAL}") if each.parent != besides)
+    return any(map(partial(_notes, _entry(file.name, file)), journals)) or may_be_named(file)
 
 
-def _holds(file: Path, name: bytes) -> bool:
+def _notes(entry: bytes, journal: Path) -> bool:
     try:
-        if not 0 < file.stat().st_size < PROTOBUF_LIMIT_BYTES:  # too large to be a model
-            return False
-        with file.open("rb") as stream:  # in pieces: a mapped file that shrinks meanwhile would end the process
-            end = b""
-            while piece := stream.read(PIECE_BYTES):
-                if name in end + piece:
-                    return True
-                end = piece[-len(name) :]
-            return False
+        return entry in journal.read_bytes()
     except FileNotFoundError:  # another run has removed it meanwhile
         return False
     except OSError:
