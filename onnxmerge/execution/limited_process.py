@@ -2,21 +2,25 @@
 
 ONNX Runtime writes to stdout and stderr past Python, takes what memory a file asks for, and may end the process it is in. On
 Linux the system refuses memory beyond the limit. Elsewhere this process looks at the other one every `WATCH_SECONDS`, and ends
-it.
+it. Where this process is killed, the other one ends itself: as soon as it can, and in any case when its time is over.
 """
 
 import ctypes
+import faulthandler
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from typing import Any
 
 WATCH_SECONDS = 0.1  # what a process can allocate in between is a few hundred MB
 MOST_THREADS = 8  # the stack of each counts as memory
+GRACE_SECONDS = 1.0  # after the time in which this process ends it
 LIMITS_OF_SYSTEM = sys.platform == "linux"
 
 
@@ -49,13 +53,12 @@ def answer_of(module: str, arguments: list[str], seconds: float, memory_bytes: i
     if not sys.executable or getattr(sys, "frozen", False):
         raise ProcessFailure("cannot be tried without a Python interpreter")
     # -P: modules of the current folder must not take the place of installed ones
-    command = [sys.executable, "-P", "-m", module, *([] if memory_bytes is None else [str(memory_bytes)]), *arguments]
+    command = [sys.executable, "-P", "-m", __name__, str(seconds), module]
+    command += [*([] if memory_bytes is None else [str(memory_bytes)]), *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryFile() as output:
         try:
-            process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL
-            )
+            process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.DEVNULL)
         except OSError as error:
             raise ProcessFailure(f"cannot be tried: {error}") from error
         _running.add(process)
@@ -63,7 +66,7 @@ def answer_of(module: str, arguments: list[str], seconds: float, memory_bytes: i
             _wait(process, seconds, memory_bytes)
         finally:
             process.kill()  # also where this process is interrupted; one that ended is left alone
-            process.wait()
+            process.communicate()
             _running.discard(process)
         output.seek(0)
         text = output.read().decode(errors="replace")
@@ -88,6 +91,21 @@ def limit_own_memory(memory_bytes: int) -> None:
             taken = int(status.read().split()[5]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_DATA, (taken + memory_bytes, taken + memory_bytes))
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:MOST_THREADS])
+
+
+def run_limited(seconds: str, module: str) -> None:
+    """The side of the other process: run the module with the rest of the command line."""
+    # A thread of C ends it, where a library keeps Python from running; this process comes first where it lives.
+    faulthandler.dump_traceback_later(float(seconds) + GRACE_SECONDS, exit=True)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    del sys.argv[1:3]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of stdin, a pipe into which nobody writes, and which the system closes when the other side ends."""
+    os.read(0, 1)
+    os._exit(1)
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float, memory_bytes: int | None) -> None:
@@ -121,3 +139,7 @@ def _ending(code: int) -> str:
         return f"ends the process with {signal.Signals(-code).name}"
     except ValueError:
         return f"ends the process with signal {-code}"
+
+
+if __name__ == "__main__":
+    run_limited(*sys.argv[1:3])
