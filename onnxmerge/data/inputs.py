@@ -47,6 +47,7 @@ class Inputs:
     indices : (count,) of these inputs among all that `take` gives
     take : gives the feeds of an array of indices
     total : number of inputs that the user gave, these and others; 0 for synthetic inputs
+    largest_batch : most inputs in a batch, so that a run has its place in memory
     """
 
     count: int
@@ -55,6 +56,7 @@ class Inputs:
     indices: Indices = field(repr=False, compare=False)
     take: Callable[[Indices], dict[str, np.ndarray]] = field(repr=False, compare=False)
     total: int = 0
+    largest_batch: int = sys.maxsize
 
     @property
     def synthetic(self) -> bool:
@@ -68,8 +70,8 @@ class Inputs:
         return self.take(self.indices[start : start + step])
 
     def batches(self, size: int) -> Iterator[dict[str, np.ndarray]]:
-        """Feeds of at most `size` inputs, or of exactly `batch_size` where the model takes no other number."""
-        step = self.batch_size or size
+        """Feeds of at most `size` and `largest_batch` inputs, or of `batch_size` where the model takes no other number."""
+        step = self.batch_size or min(size, self.largest_batch)
         if step < 1:
             raise ValueError(f"a batch of {step} inputs")
         for start in range(0, self.count, step):

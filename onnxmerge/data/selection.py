@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnxmerge.data.balance import balanced
 from onnxmerge.data.first_layers import InputProperties
 from onnxmerge.data.inputs import Inputs, batching, calibration_inputs, check_batch, synthetic_inputs
 from onnxmerge.data.synthetic import ImageRange
+from onnxmerge.execution.first_run import batch_that_fits
 from onnxmerge.execution.sessions import Session, open_session
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions
@@ -68,8 +70,8 @@ def calibration_and_check_inputs(
     session = open_session(source, optimise=True, threads=runtime.threads, label=str(source))
     check_batch(source, batching(session.inputs, analysed.shapes).size, runtime.batch, analysed.shapes)
     if options.calibration is None:
-        return _synthetic(session, analysed, options, pruning.uses_weights_only)
-    given = inputs_for(session, analysed.shapes, options)
+        return _synthetic(session, analysed, options, runtime.max_memory, pruning.uses_weights_only)
+    given = inputs_for(session, analysed.shapes, options, max_memory=runtime.max_memory)
     searched = pruning.fidelity is not None
     if not searched and (not checked or pruning.uses_weights_only):
         return given, given
@@ -80,15 +82,18 @@ def calibration_and_check_inputs(
     return given.split(max(1.0, min(MAX_HELD_OUT, held_out)), options.seed)
 
 
-def _synthetic(session: Session, analysed: AnalysedModel, options: InputOptions, weights_only: bool) -> tuple[Inputs, Inputs]:
-    shapes, properties = analysed.shapes, first_layers.input_properties(analysed.channels)
-    check = inputs_for(session, shapes, replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS, properties)
+def _synthetic(
+    session: Session, analysed: AnalysedModel, options: InputOptions, max_memory: int | None, weights_only: bool
+) -> tuple[Inputs, Inputs]:
+    properties = first_layers.input_properties(analysed.channels)
+    made = partial(inputs_for, session, analysed.shapes, properties=properties, max_memory=max_memory)
+    check = made(replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS)
     if weights_only:
         return check, check
     dense = first_layers.dense_first_layer(analysed.channels)
     count, factor = (CALIBRATION_INPUTS, OVERSAMPLING) if dense is None else (DENSE_CALIBRATION_INPUTS, DENSE_OVERSAMPLING)
     samples = None if options.samples is None else factor * options.samples
-    inputs = inputs_for(session, shapes, replace(options, samples=samples), factor * count, properties)
+    inputs = made(replace(options, samples=samples), factor * count)
     count = options.samples or min(count if dense is not None else _inputs_needed(analysed), inputs.count // 2)
     if dense is not None:
         inputs = first_layers.with_first_layer_noise(inputs, *dense, options.seed)
@@ -106,7 +111,12 @@ def _inputs_needed(analysed: AnalysedModel) -> int:
 
 
 def inputs_for(
-    session: Session, shapes: Shapes, options: InputOptions, count: int = CHECK_INPUTS, properties: InputProperties | None = None
+    session: Session,
+    shapes: Shapes,
+    options: InputOptions,
+    count: int = CHECK_INPUTS,
+    properties: InputProperties | None = None,
+    max_memory: int | None = None,
 ) -> Inputs:
     """The user's inputs where there are some, synthetic ones elsewhere.
 
@@ -115,13 +125,15 @@ def inputs_for(
     session : Session
         The model.
     shapes : Mapping[str, tuple[int, ...]]
-        Shape of every input in one run.
+        Shape of every tensor in one run.
     options : InputOptions
         The user's.
     count : int
         Number of synthetic inputs unless `options.samples` says otherwise; fewer where they are large.
     properties : InputProperties or None
         What the graph says of its inputs, for synthetic ones.
+    max_memory : int or None
+        Bytes that runs of several inputs may take, as `batch_that_fits` has it.
 
     Returns
     -------
@@ -133,13 +145,17 @@ def inputs_for(
     InputError
         Where the user's inputs cannot be read or do not match the model.
     """
+    inputs = _inputs_for(session, shapes, options, count, properties or InputProperties())
+    return replace(inputs, largest_batch=batch_that_fits(shapes, inputs.feeds_with(0), max_memory))
+
+
+def _inputs_for(session: Session, shapes: Shapes, options: InputOptions, count: int, properties: InputProperties) -> Inputs:
     image_range = _image_range(options)
     if options.calibration is not None:
         given = calibration_inputs(options.calibration, session.inputs, shapes, image_range)
         if options.samples is None or given.count <= options.samples or given.batch_size is not None:
             return given
         return given.subset(np.linspace(0, given.count - 1, options.samples).astype(np.int64), "evenly chosen")
-    properties = properties or InputProperties()
     if not options.samples:
         elements = sum(int(np.prod(shapes.get(spec.name, ())[1:])) for spec in session.inputs)
         count = min(count, max(8, INPUT_ELEMENTS // max(1, elements)))

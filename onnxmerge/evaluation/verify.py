@@ -96,7 +96,7 @@ def _verify_files(
     pair = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     sizes = size_of_file(reference, shapes), size_of_file(candidate, candidate_shapes)
     graphs = [read_graph_view(model, str(model)) for model in (reference, candidate)]
-    inputs = inputs_for(pair[0], shapes, given)
+    inputs = inputs_for(pair[0], shapes, given, max_memory=runtime.max_memory)
     classes = None if label_file is None else read_labels(label_file, inputs)
     same_channel_counts = graphs[0].layers == graphs[1].layers
     check_layers = not same_channel_counts and not thresholds.outputs_given and fits_in_memory(shapes)

@@ -18,7 +18,7 @@ from onnxmerge.execution.limited_process import ProcessFailure, answer_of, limit
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.execution.shapes import Observation, Observations, first_sizes, observe_twice
 from onnxmerge.execution.static_cost import StaticCost
-from onnxmerge.execution.tensor_specs import TensorSpec, input_specs
+from onnxmerge.execution.tensor_specs import Feeds, TensorSpec, input_specs
 from onnxmerge.onnxio.export import export_without_weights
 from onnxmerge.onnxio.external_data import external_bytes
 from onnxmerge.onnxio.model_files import load
@@ -26,6 +26,8 @@ from onnxmerge.onnxio.validation import read_checked
 
 MEMORY_BYTES = 2_000_000_000  # by default, or twice the size of the file: its weights, and as much again for the rest
 SECONDS = 40.0  # with the rest of a command less than a minute
+VALUE_BYTES = 4  # of a number in a tensor; few models compute with larger ones
+MODELS = 2  # each keeps the memory of its largest run, and two are compared
 BYTES_A_SECOND = 20_000_000  # and longer for large files: a slow disk
 
 Pair = tuple[Observations, Observations | None]
@@ -90,6 +92,23 @@ def observed_shapes(model: Path, max_memory: int | None = None) -> dict[str, tup
     """Concrete shape of every tensor of a file, in the first of `first_observations`."""
     first, _ = first_observations(model, label=str(model), max_memory=max_memory)
     return {name: observation.shape for name, observation in first.items()}
+
+
+def batch_that_fits(shapes: Mapping[str, tuple[int, ...]], feeds: Feeds, max_memory: int | None = None) -> int:
+    """How many inputs can be run in one call, at least 1: all tensors of two models take `max_memory` then.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Shape of every tensor in the first run.
+    feeds : mapping of str to ndarray
+        One input; where it is larger than that of the first run, so are all tensors.
+    max_memory : int, optional
+        Bytes; by default `MEMORY_BYTES`.
+    """
+    growth = sum(value.size for value in feeds.values()) / max(1, sum(math.prod(shapes[name]) for name in feeds))
+    needed = MODELS * VALUE_BYTES * growth * sum(map(math.prod, shapes.values()))
+    return max(1, int((max_memory or MEMORY_BYTES) / max(1.0, needed)))
 
 
 def main(memory_bytes: int, model: Path, label: str) -> None:

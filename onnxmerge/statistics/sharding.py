@@ -54,7 +54,7 @@ def covariances_of(shard: Shard) -> dict[str, Covariance]:
     """The moments of one shard, in any process."""
     analysed = analyse_model(shard.source, shard.runtime.max_memory)
     session = open_session(shard.source, optimise=True, threads=shard.runtime.threads, label=str(shard.source))
-    given = inputs_for(session, analysed.shapes, replace(shard.options, samples=None))
+    given = inputs_for(session, analysed.shapes, replace(shard.options, samples=None), max_memory=shard.runtime.max_memory)
     inputs = replace(given, count=len(shard.indices), indices=shard.indices)
     with fixed_threads(shard.runtime.threads):
         return collect_reference_statistics(run_context_of(analysed, inputs, shard.runtime.threads, silent)).covariances
