@@ -1,8 +1,12 @@
 """Files made to do harm: exit code 2 and one line, within limits of time and memory, and the process stays as it was."""
 
+import contextlib
+import os
 import random
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +17,18 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from running import built
 from topologies import TOPOLOGIES
 
+from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import ModelError, OptionError
 from onnxmerge.execution import first_run, limited_process
 from onnxmerge.execution.example_feeds import example_shapes
-from onnxmerge.execution.first_run import first_observations
+from onnxmerge.execution.first_run import batch_that_fits, first_observations
 from onnxmerge.execution.limited_process import ProcessFailure, answer_of
+from onnxmerge.execution.sessions import open_session
 from onnxmerge.execution.shapes import first_sizes, observe_twice
 from onnxmerge.execution.static_cost import StaticCost
 from onnxmerge.execution.tensor_specs import input_specs
 from onnxmerge.onnxio.validation import read_checked
-from onnxmerge.options import RuntimeOptions
+from onnxmerge.options import InputOptions, RuntimeOptions
 
 
 def network(text: str = "y = Neg(z)", inputs: str = "float[N,3,8,8] x", **constants: object) -> onnx.ModelProto:
@@ -206,6 +212,71 @@ def test_where_the_system_has_no_limit_the_memory_is_watched(monkeypatch):
     )
     with pytest.raises(ProcessFailure, match="more memory"):
         answer_of("any", [], 60.0, 200_000_000)
+
+
+STAYING = {"sleeps": "time.sleep(60)", "keeps Python from running": "re.match('(a*)*b', 'a' * 50)"}
+
+
+@pytest.mark.parametrize("how", STAYING)
+def test_it_ends_where_the_process_that_asked_is_killed(how: str, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")  # a lock shows whether the process lives
+    started = "import fcntl, re, time; file = open('locked', 'w'); fcntl.flock(file, 2); file.write('x'); file.flush()"
+    (tmp_path / "staying.py").write_text(f"{started}; {STAYING[how]}")
+    ask = "from onnxmerge.execution.limited_process import answer_of; answer_of('staying', [], 1.0)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    with subprocess.Popen([sys.executable, "-c", ask], env=environment, cwd=tmp_path) as asking:
+        locked = tmp_path / "locked"
+        assert within(20.0, lambda: locked.exists() and locked.read_text() == "x")
+        asking.kill()
+
+    def unlocked() -> bool:
+        with locked.open() as file, contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    assert within(10.0, unlocked)
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Whether a condition becomes true in that time."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_inputs_that_are_run_together_have_their_place(tmp_path):
+    """The first run takes 4 * (6 + 8) bytes an input; twice as large inputs take twice as much; two models are compared."""
+    shapes = {"x": (2, 3), "y": (2, 4)}
+    assert batch_that_fits(shapes, {"x": np.zeros((1, 3))}, 1_000_000) == 1_000_000 // (2 * 4 * 7)
+    assert batch_that_fits(shapes, {"x": np.zeros((1, 6))}, 1_000_000) == 1_000_000 // (2 * 4 * 14)
+    assert batch_that_fits({"x": (1, 10**9)}, {"x": np.zeros((1, 3))}) >= 1
+    path = tmp_path / "in.onnx"
+    path.write_bytes(built(TOPOLOGIES["conv-relu-conv"]).SerializeToString())
+    session = open_session(path, optimise=False)
+    shapes = {"x": (1, 3, 8, 8), "a": (1, 5000)}
+    inputs = inputs_for(session, shapes, InputOptions(samples=100), max_memory=1_000_000)
+    assert max(len(feeds["x"]) for feeds in inputs.batches(32)) == 1_000_000 // (8 * (5000 + 192))
+
+
+def test_a_shape_of_an_output_that_is_not_computed(run, tmp_path):
+    """It shows only where sizes that the model computes have become constants; ONNX Runtime takes such a model."""
+    model = built(TOPOLOGIES["chunk-with-computed-bounds"])
+    model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = 2**31 - 1
+    path = tmp_path / "in.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert run("compress", path, tmp_path / "out.onnx", "--ratio", "0.3", "--method", "prune", "--no-bench")[0] == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_that_are_not_finite_warn_of_nothing(run, tmp_path):
+    model, path = built(TOPOLOGIES["gemm-bias-scalar"]), tmp_path / "in.onnx"
+    weight = model.graph.initializer[0]
+    weight.CopyFrom(numpy_helper.from_array(1e38 * numpy_helper.to_array(weight), weight.name))
+    path.write_bytes(model.SerializeToString())
+    code, _, err = run("compress", path, tmp_path / "out.onnx", "--ratio", "0.3", "--samples", "8", "--no-bench")
+    assert (code, "NaN or infinity on these inputs" in err, len(err.splitlines())) == (2, True, 1), err
 
 
 @pytest.mark.parametrize("number", range(30))

@@ -57,6 +57,7 @@ class MomentSums:
     def __add__(self, other: MomentSums) -> MomentSums:
         return MomentSums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
+    @np.errstate(over="ignore", invalid="ignore")  # callers refuse what is not finite
     def covariance(self) -> Covariance:
         """Means and covariances of the samples (divided by their number, not by one less)."""
         mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
