@@ -1,10 +1,14 @@
 """What all tests share: where the project and the real models beside it are."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+# Before numpy is loaded: tests run in parallel, and threads that wait for each other's processors spend several times as much.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from onnxmerge.cli import app
 from onnxmerge.evaluation import benchmark

@@ -11,7 +11,10 @@ from threadpoolctl import threadpool_limits
 
 
 def default_threads() -> int:
-    """The number of CPUs that this process may use."""
+    """The number of CPUs that this process may use, unless OMP_NUM_THREADS says another, as numpy's linear algebra takes it."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked):
+        return int(asked)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -222,7 +222,7 @@ class RuntimeOptions(CheckedOptions):
     provider : str
         Execution provider: "auto" (CUDA where it works, else the CPU), "cuda", "cpu" or "tensorrt".
     threads : int or None
-        Threads of one operator; None for all processors that this process may use.
+        Threads of one operator; None for what OMP_NUM_THREADS says, or all processors that this process may use.
     batch : int or None
         Inputs in one call where models are timed; None for 1, or for the number that the model is fixed to.
     tf32 : bool or None
