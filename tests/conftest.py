@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from onnxmerge.cli import app
 from onnxmerge.evaluation import benchmark
+from onnxmerge.execution.static_cost import StaticCost
 from onnxmerge.pipeline import size_search
 from onnxmerge.pruning import kept_counts
 
@@ -72,3 +73,11 @@ def models_folder() -> Path:
 def shared_folder() -> Path:
     """The real models and images beside the project; only for tests marked `shared`."""
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def harmless_models() -> Iterator[None]:
+    """No model is tried in a process of its own first: that it comes to the same is held elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StaticCost, "is_small", lambda *_: True)
+        yield

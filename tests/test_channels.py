@@ -17,6 +17,8 @@ from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio.model import from_proto
 from onnxmerge.pipeline.compress import compress
 
+pytestmark = pytest.mark.usefixtures("harmless_models")
+
 ROWS = [pytest.param(topology, id=topology.id) for topology in TOPOLOGIES.values() if topology.runnable]
 
 # Tied by the program, and not by necessity: one weight used twice in a row, and halves that are interleaved.

@@ -17,6 +17,8 @@ from onnxmerge.options import PruningOptions
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pruning.merge import absorbed, merge
 
+pytestmark = pytest.mark.usefixtures("harmless_models")
+
 # Copies have a cosine of exactly one with their bases, so a threshold just below takes those pairs only.
 OPTIONS = PruningOptions(method="merge", criterion="l2-norm", threshold=0.999)
 # What leaves together is a channel of every group of the convolution before the shuffle: its pairs need one factor.

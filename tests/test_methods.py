@@ -25,6 +25,8 @@ from onnxmerge.pruning.kept_counts import kept_count
 from onnxmerge.pruning.layer_statistics import LayerStatistics, layer_statistics_of
 from onnxmerge.pruning.methods import METHODS, best_removal
 
+pytestmark = pytest.mark.usefixtures("harmless_models")
+
 SAMPLES = 512
 
 

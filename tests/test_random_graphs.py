@@ -18,6 +18,8 @@ from topologies import TOPOLOGIES
 from onnxmerge.graph.operators.table import OPERATORS
 from onnxmerge.pipeline.compress import compress
 
+pytestmark = pytest.mark.usefixtures("harmless_models")
+
 NEW = range(20_000, 20_020)
 SEEDS = {"prune": (*range(50), *NEW), "merge": (*range(20), *NEW[:5]), "reconstruct": range(8), "limit": range(6)}
 """Seeds that every `make test` tries, by check: about 14 CPU seconds. `NEW` ones have the steps of `limited_sizes.py`."""

@@ -39,6 +39,8 @@ from onnxmerge.results import Compression
 from onnxmerge.statistics import reference_run as reference_module
 from onnxmerge.statistics.reference_run import ReferenceStatistics, collect_reference_statistics, run_context_of
 
+pytestmark = pytest.mark.usefixtures("harmless_models")
+
 SAMPLES = 64
 FAST = {"samples": SAMPLES, "verify": False, "threads": 1}
 SHRINKING = [each for each in TOPOLOGIES.values() if each.runnable and any((each.removable | each.at_most).values())]

@@ -17,6 +17,8 @@ from onnxmerge.onnxio.export import export
 from onnxmerge.onnxio.model import from_proto
 from onnxmerge.pipeline.compress import compress
 
+pytestmark = pytest.mark.usefixtures("harmless_models")
+
 RUNNABLE = [topology for topology in TOPOLOGIES.values() if topology.runnable]
 SHRINKING = [topology for topology in RUNNABLE if any(topology.removable.values())]
 

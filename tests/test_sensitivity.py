@@ -31,6 +31,8 @@ from onnxmerge.pruning.layer_statistics import LayerStatistics, layer_statistics
 from onnxmerge.pruning.methods import METHODS
 from onnxmerge.pruning.sensitivity import MAX_INPUTS, measure_sensitivities
 
+pytestmark = pytest.mark.usefixtures("harmless_models")
+
 DAMPING = 1e-3
 OPTIONS = PruningOptions(ratio=0.5, method="reconstruct")
 

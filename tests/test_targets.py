@@ -26,6 +26,8 @@ from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.kept_counts import kept_count
 from onnxmerge.results import Compression
 
+pytestmark = pytest.mark.usefixtures("harmless_models")
+
 SHRINKING = [each for each in TOPOLOGIES.values() if each.runnable and any((each.removable | each.at_most).values())]
 # Nothing can be removed there, though the row allows it.
 WHOLE = {"shared-weight-one-in-output", "weight-also-read-as-data"}

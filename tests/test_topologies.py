@@ -7,6 +7,8 @@ import pytest
 from topologies import TOPOLOGIES, Topology, feeds_of, scaled_duplicates
 from topologies.duplicates import Weights
 
+pytestmark = pytest.mark.usefixtures("harmless_models")
+
 ROWS = [pytest.param(topology, id=topology.id) for topology in TOPOLOGIES.values()]
 MERGED = [pytest.param(topology, id=topology.id) for topology in TOPOLOGIES.values() if topology.merge and topology.runnable]
 REFUSED = [pytest.param(topology, id=topology.id) for topology in TOPOLOGIES.values() if topology.merge is False]
