@@ -114,15 +114,16 @@ RUNS = {"merge": merge_runs, "no-data": no_data_runs, "data": data_runs}
 
 def perform(run: Run, folder: Path) -> str:
     """One row: model, what, calibration images, parameters left, accuracy, seconds."""
-    options, target = dict(run.options), folder / "out.onnx"
+    options, target = {"round_to": 1, **run.options}, folder / "out.onnx"
     if run.calibration:
         options["calibration"] = folder / f"{run.network.images}.npy"
         np.save(options["calibration"], run.network.inputs("calibration", run.calibration))
     if run.widths:
         names = [group.name for group in inspect(run.network.path).groups]
+        del options["round_to"]  # a plan says how many stay
         options["plan"] = dict(zip(names, run.widths, strict=False))
     started = time.perf_counter()
-    result = compress(run.network.path, target, verify=False, round_to=1, **options)
+    result = compress(run.network.path, target, verify=False, **options)
     seconds = time.perf_counter() - started
     left = result.after.parameters / result.before.parameters
     accuracy = run.network.accuracy(target)

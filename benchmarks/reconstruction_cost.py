@@ -1,5 +1,5 @@
-"""What `reconstruct` costs: seconds against depth, peak memory against the number of inputs, a network of ResNet-50's size, and
-the moments of a layer against numpy alone. Every compression runs in a process of its own; all weights are random.
+"""What `reconstruct` costs: seconds against depth, peak memory against the number of inputs, and a network of ResNet-50's size.
+Every compression runs in a process of its own; all weights are random.
 
     python benchmarks/reconstruction_cost.py [--full]
 
@@ -15,29 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 from networks import chain, residual, resnet50
 
 from onnxmerge import compress
 from onnxmerge.execution.threads import default_threads
-from onnxmerge.statistics.consumer_moments import moment_sums
-from onnxmerge.statistics.unfold import GraphBuilder, outputs_of, patches_of, window_of
 
 GROWTH_ALLOWED = 1.5  # seconds a layer, deepest against shallowest
 MEMORY_ALLOWED_MIB = 1536  # more memory for sixteen times the inputs: the budget of what is held, and some
-LAYERS = {
-    "64 ch, 3x3, 56x56, 8 inputs": (64, 56, 8),
-    "256 ch, 3x3, 14x14, 64": (256, 14, 64),
-    "512 ch, 3x3, 7x7, 64": (512, 7, 64),
-}
-
-
 NETWORKS = {"chain": chain, "residual": residual, "resnet50": lambda depth: resnet50()}
 
 
@@ -88,42 +75,6 @@ def memory(full: bool) -> bool:
     return peaks[-1] < peaks[0] + MEMORY_ALLOWED_MIB
 
 
-def samples_and_sums() -> None:
-    """Seconds for the moments of one layer: patches from ONNX Runtime with numpy's products, and all of it by numpy."""
-    print("layer                          patches from ONNX Runtime   numpy alone")
-    for name, (channels, extent, count) in LAYERS.items():
-        x = np.random.default_rng(0).standard_normal((count, channels, extent, extent), np.float32)
-        feeds = {"x": x, "y": x}
-        window = window_of({"pads": [1] * 4}, x.shape, (3, 3), x.shape)
-        net = GraphBuilder()
-        inside = patches_of(net, "x", window, 1, channels, (1, 1)), outputs_of(net, "y", window, 1, channels, (1, 1))
-        session = net.session(feeds, dict(zip(("inputs", "outputs"), inside, strict=True)), None)
-        mixed, sums = best_of(lambda session=session, feeds=feeds: moment_sums(*session.run(feeds).values()))
-        alone, expected = best_of(partial(numpy_sums, x, x))
-        np.testing.assert_allclose(sums[0].xx, expected, rtol=1e-2, atol=1.0)
-        print(f"{name:30} {mixed:23.2f} s {alone:11.2f} s {mixed / alone:5.2f}x", flush=True)
-
-
-def best_of(call: Callable[[], Any], repeats: int = 3) -> tuple[float, Any]:
-    """The fastest of a few calls, and its result."""
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        result = call()
-        times.append(time.perf_counter() - started)
-    return min(times), result
-
-
-def numpy_sums(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """sum x x^T of 3 x 3 patches (position, channel), after the other sums, float32."""
-    padded = np.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
-    rows = windows.transpose(0, 2, 3, 4, 5, 1).reshape(-1, 9 * x.shape[1])
-    outputs = y.transpose(0, 2, 3, 1).reshape(-1, y.shape[1])
-    rows.sum(0), outputs.sum(0), rows.T @ outputs, np.square(outputs).sum(0)
-    return rows.T @ rows
-
-
 def main(full: bool) -> int:
     """Exit code 1 where cost grows as it should not."""
     print(f"reconstruct, half of every group, {default_threads()} threads")
@@ -131,7 +82,6 @@ def main(full: bool) -> int:
     if full:
         seconds, peak = measured("resnet50", 50, 64)
         print(f"{'resnet50':9} {53:6} {64:7} {seconds:8.1f} {seconds / 53:14.3f} {peak:9.0f}  (224 x 224)", flush=True)
-    samples_and_sums()
     return int(not all(good))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxmerge.algorithms.elimination import BLOCK, eliminate, kept_after, weighted_rows
+from onnxmerge.algorithms.elimination import BLOCK, eliminate, kept_after, weight_products
 
 
 def samples(seed, count, n, rank=None):
@@ -38,7 +38,7 @@ def test_follows_the_greedy_definition(count):
     rng = np.random.default_rng(1)
     consumers = [(covariance_of(samples(s, 200, 9)), rng.normal(size=(4, 9)) * 10.0**s) for s in range(count)]
     order, cost = greedy(consumers, 8)
-    elimination = eliminate(consumers, damping=1e-12)
+    elimination = eliminate([(covariance, w.T @ w) for covariance, w in consumers], damping=1e-12)
     np.testing.assert_array_equal(elimination.order[:8], order)
     np.testing.assert_allclose(elimination.cost[:8], cost, rtol=1e-6, atol=1e-9)
     assert elimination.cost[-1] == pytest.approx(1.0, abs=1e-6)
@@ -48,7 +48,7 @@ def test_blocked_downdates_give_the_exact_cost():
     n = 3 * BLOCK + 7
     covariance = covariance_of(samples(3, 4 * n, n))
     weights = np.random.default_rng(4).normal(size=(30, n))
-    elimination = eliminate([(covariance, weights)], damping=1e-12)
+    elimination = eliminate([(covariance, weights.T @ weights)], damping=1e-12)
     assert (np.diff(elimination.cost) >= 0).all()
     for count in (n - 1, n - BLOCK, n - BLOCK - 1, n // 2, 5):
         kept = kept_after(elimination, n, count)
@@ -62,7 +62,7 @@ def test_dead_unread_constant_and_duplicated_channels_go_first_and_cost_nothing(
     x[:, 6] = 2.5 * x[:, 0]
     weights = np.random.default_rng(6).normal(size=(5, 8))
     weights[:, 7] = 0.0
-    elimination = eliminate([(covariance_of(x), weights)])
+    elimination = eliminate([(covariance_of(x), weights.T @ weights)])
     assert np.isfinite(elimination.cost).all()
     assert elimination.cost[3] < 1e-4
     assert {1, 4}.issubset(elimination.order[:4])
@@ -73,7 +73,7 @@ def test_dead_unread_constant_and_duplicated_channels_go_first_and_cost_nothing(
     "x", [np.zeros((10, 6)), samples(7, 3, 6), samples(7, 200, 6, rank=2)], ids=["all dead", "few samples", "rank 2"]
 )
 def test_degenerate_statistics_give_a_whole_order(x):
-    elimination = eliminate([(covariance_of(x), np.ones((2, 6)))])
+    elimination = eliminate([(covariance_of(x), 2 * np.ones((6, 6)))])
     assert sorted(elimination.order) == list(range(6))
     assert np.isfinite(elimination.cost).all()
 
@@ -90,7 +90,7 @@ def test_cells_stay_balanced():
     conv_groups = np.array([7, 7, 7, 7, 9, 9, 9, 9, 11, 11, 11, 11])
     removable = np.ones(12, bool)
     removable[0] = False
-    elimination = eliminate([(covariance_of(samples(9, 60, 12)), np.ones((3, 12)))], removable, conv_groups)
+    elimination = eliminate([(covariance_of(samples(9, 60, 12)), 3 * np.ones((12, 12)))], removable, conv_groups)
     assert len(elimination.order) == 9
     for round_ in range(3):
         assert sorted(conv_groups[elimination.order[3 * round_ : 3 * round_ + 3]]) == [7, 9, 11]
@@ -99,30 +99,25 @@ def test_cells_stay_balanced():
 def test_a_permutation_of_channels_permutes_the_order():
     covariance, weights = covariance_of(samples(10, 90, 20)), np.random.default_rng(11).normal(size=(6, 20))
     shuffle = np.random.default_rng(12).permutation(20)
-    plain = eliminate([(covariance, weights)])
-    moved = eliminate([(covariance[np.ix_(shuffle, shuffle)], weights[:, shuffle])])
+    plain = eliminate([(covariance, weights.T @ weights)])
+    moved = eliminate([(covariance[np.ix_(shuffle, shuffle)], weights[:, shuffle].T @ weights[:, shuffle])])
     np.testing.assert_array_equal(shuffle[moved.order], plain.order)
 
 
 def test_same_input_same_bytes_and_input_untouched():
     covariance, weights = covariance_of(samples(13, 300, 64)), np.random.default_rng(14).normal(size=(9, 64))
     before = covariance.tobytes(), weights.tobytes()
-    first, second = eliminate([(covariance, weights)]), eliminate([(covariance, weights)])
+    first, second = eliminate([(covariance, weights.T @ weights)]), eliminate([(covariance, weights.T @ weights)])
     assert first.order.tobytes() + first.cost.tobytes() == second.order.tobytes() + second.cost.tobytes()
     assert (covariance.tobytes(), weights.tobytes()) == before
 
 
 @pytest.mark.parametrize("kernel", [(), (3,), (2, 2)], ids=str)
-def test_weighed_rows_measure_the_error_as_the_consumers_see_it(kernel):
+def test_weight_products_measure_the_error_as_the_consumers_see_it(kernel):
     rng = np.random.default_rng(15)
     weights, scale, consumer = rng.normal(size=(4, 6, *kernel)), rng.normal(size=4), rng.normal(size=(9, 4))
-    rows = weighted_rows(weights, scale, consumer.T @ consumer)
+    products = weight_products(weights, scale, consumer.T @ consumer)
     error = rng.normal(size=6)
     seen = np.tensordot(consumer, scale.reshape(-1, *[1] * len(kernel)) * np.tensordot(weights, error, (1, 0)), 1)
-    assert np.sum((rows @ error) ** 2) == pytest.approx(np.sum(seen**2))
-    assert rows.shape == (4 * int(np.prod(kernel)), 6)
-
-
-def test_without_scale_and_metric_the_rows_are_the_weights():
-    weights = np.random.default_rng(16).normal(size=(4, 6, 3))
-    np.testing.assert_array_equal(weighted_rows(weights), weights.transpose(0, 2, 1).reshape(12, 6))
+    assert error @ products @ error == pytest.approx(np.sum(seen**2))
+    np.testing.assert_allclose(weight_products(weights, scale), weight_products(weights, scale, np.eye(4)))

@@ -59,7 +59,7 @@ def test_plan_gives_the_same_bytes_again(name: str, options: dict[str, Any], tmp
 
 def test_pruning_alone_is_planned_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where auto found that nothing should be repaired, the plan says so, and is not solved when it is done again."""
-    monkeypatch.setattr("onnxmerge.pipeline.candidate_builder.fidelity_of", pruned_first())
+    monkeypatch.setattr("onnxmerge.evaluation.repeated_fidelity.RepeatedFidelity.worst", pruned_first())
     source, plan = source_of("residual-two-blocks", tmp_path), tmp_path / "plan.json"
     only = {**FAST, "include": ("one_conv1",)}
     compress(source, tmp_path / "first.onnx", **only, ratio=0.5, save_plan=plan)
@@ -75,12 +75,12 @@ def test_pruning_alone_is_planned_as_such(tmp_path: Path, monkeypatch: pytest.Mo
 def test_methods_that_auto_found_hold(least: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the same channels would be treated otherwise now, and where pruning them would stay closer."""
     monkeypatch.setattr(LayerStatistics, "expected_error", lambda _, removal: float(removal.method != least))
-    monkeypatch.setattr("onnxmerge.pipeline.candidate_builder.fidelity_of", pruned_first(start=1))
+    monkeypatch.setattr("onnxmerge.evaluation.repeated_fidelity.RepeatedFidelity.worst", pruned_first(start=1))
     source, plan = source_of("residual-two-blocks", tmp_path), tmp_path / "plan.json"
     compress(source, tmp_path / "first.onnx", **FAST, ratio=0.5, save_plan=plan)
     assert {row["method"] for row in json.loads(plan.read_text())["groups"]} == {least}
     monkeypatch.setattr(LayerStatistics, "expected_error", lambda _, removal: float(removal.method == least))
-    monkeypatch.setattr("onnxmerge.pipeline.candidate_builder.fidelity_of", pruned_first())
+    monkeypatch.setattr("onnxmerge.evaluation.repeated_fidelity.RepeatedFidelity.worst", pruned_first())
     compress(source, tmp_path / "second.onnx", **FAST, plan=plan)
     assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
 
@@ -89,12 +89,11 @@ def pruned_first(start: int = 0) -> Callable[..., Any]:
     """A comparison in which the second of every two candidates, the pruned one, is closer; from start 1 on the first one."""
     calls: list[float] = []
 
-    class Told:
-        def __init__(self) -> None:
-            calls.append(1.0 - 0.5 * ((len(calls) + 1 + start) % 2))
-            self.worst, self.fidelity = self, calls[-1]
+    def worst(*_: Any) -> float:
+        calls.append(1.0 - 0.5 * ((len(calls) + 1 + start) % 2))
+        return calls[-1]
 
-    return lambda *_: Told()
+    return worst
 
 
 def test_edited_plan_is_done(tmp_path: Path) -> None:

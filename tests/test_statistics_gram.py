@@ -1,4 +1,4 @@
-"""Samples laid out by ONNX Runtime, and their sums, against dense samples made by loops in numpy."""
+"""Samples of consumers, and their sums, against dense samples made by loops in numpy."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.layers import Layer
 from onnxmerge.statistics import consumer_moments as sums_module
 from onnxmerge.statistics import unfold as unfold_module
-from onnxmerge.statistics.consumer_moments import SampleCache, channel_covariance, consumer_moment_sums, moment_sums
-from onnxmerge.statistics.unfold import GraphBuilder, outputs_of, patches_of, rows_of, thinning, window_of
+from onnxmerge.statistics.consumer_moments import ConsumerSamples, channel_covariance, moment_sums
+from onnxmerge.statistics.unfold import by_group, drawn_positions, from_groups, patches_of, rows_of, thinning, window_of
 
 
 @dataclass(frozen=True)
@@ -112,16 +112,18 @@ def test_patches_and_outputs_are_what_the_convolution_reads_and_writes(case: Cas
     x, weight, bias, y = convolution(case)
     thin = case.thin or (1,) * len(case.extents)
     window = window_of(case.attributes, x.shape, case.kernel, y.shape)
-    net = GraphBuilder()
-    patches = patches_of(net, "x", window, case.groups, INSIDE, thin)
-    outputs = outputs_of(net, "y", window, case.groups, OUT, thin)
-    found = net.session({"x": x, "y": y}, {"patches": patches, "outputs": outputs}, None).run({"x": x, "y": y})
-    assert all(value.dtype == np.float32 for value in found.values())
-    np.testing.assert_array_equal(found["patches"], im2col(x, case, y.shape[2:], case.groups))
+    channels = np.arange(case.groups * INSIDE).reshape(case.groups, INSIDE)
+    positions = tuple(slice(0, None, step) for step in thin)
+    patches = patches_of(x, window, channels, positions)
+    view = y[(slice(None), slice(None), *positions)]
+    outputs = by_group(view, case.groups)
+    assert patches.dtype == outputs.dtype == np.float32
+    np.testing.assert_array_equal(from_groups(outputs, view.shape), view)
+    np.testing.assert_array_equal(patches, im2col(x, case, y.shape[2:], case.groups))
     flat = np.moveaxis(weight.reshape(case.groups, OUT, INSIDE, -1), 2, 3).reshape(case.groups, OUT, -1).astype(np.float64)
-    computed = found["patches"] @ flat.swapaxes(1, 2) + bias.reshape(case.groups, 1, OUT)
+    computed = patches @ flat.swapaxes(1, 2) + bias.reshape(case.groups, 1, OUT)
     tolerance = 1e-2 if case.dtype == "float16" else 1e-5
-    np.testing.assert_allclose(found["outputs"], computed, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(outputs, computed, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -129,9 +131,22 @@ def test_patches_and_outputs_are_what_the_convolution_reads_and_writes(case: Cas
 )
 def test_rows_put_one_axis_last(shape: tuple[int, ...], axis: int) -> None:
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    net = GraphBuilder()
-    found = net.session({"x": x}, {"rows": rows_of(net, "x", axis, x.ndim)}, None).run({"x": x})["rows"]
-    np.testing.assert_array_equal(found, np.moveaxis(x, axis, -1).reshape(1, -1, shape[axis]))
+    np.testing.assert_array_equal(rows_of(x, axis), np.moveaxis(x, axis, -1).reshape(-1, shape[axis]))
+
+
+def test_drawn_positions_are_as_likely_as_each_other() -> None:
+    seen = np.zeros((12, 10))
+    for batch in range(600):
+        seen[drawn_positions((3, 5), batch)] += 1
+    assert 20 < seen.min() <= seen.max() < 65
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_threads_change_no_byte_of_the_sums(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums_module, "BLOCK_SAMPLES", 16)
+    x = np.random.default_rng(0).normal(size=(1, 150, 7)).astype(np.float32)
+    (one,), (found,) = moment_sums(x, x), moment_sums(x, x, threads=threads)
+    assert (one.xx.tobytes(), one.xy.tobytes(), one.count) == (found.xx.tobytes(), found.xy.tobytes(), found.count)
 
 
 @pytest.mark.parametrize("with_xx", [True, False])
@@ -236,6 +251,15 @@ def kept_of(layer: Layer) -> np.ndarray:
     return np.stack([rng.permutation(count) < max(1, count // 2) for _ in range(layer.groups)])
 
 
+def samples_at(at: Standing, kept: np.ndarray) -> ConsumerSamples:
+    return ConsumerSamples(at.walk, at.layer, kept, at.targets[0].shape)
+
+
+def moments_at(at: Standing, kept: np.ndarray, targets: list[np.ndarray] | None = None) -> list[MomentSums]:
+    samples = samples_at(at, kept)
+    return samples.moments(lambda batch: samples.view(batch, (targets or at.targets)[batch]))
+
+
 def assert_moments(found: MomentSums, x: np.ndarray, y: np.ndarray, scale: float = 1e-5) -> None:
     expected = MomentSums.of(x, y)
     assert found.count == expected.count
@@ -259,7 +283,7 @@ def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consume
     tolerance = 2e-2 if name == "float16" else 1e-4
     np.testing.assert_allclose(offset, np.broadcast_to(offset[:, :1], offset.shape), atol=tolerance)
     kept = kept_of(at.layer)
-    found = consumer_moment_sums(at.walk, at.layer, kept, at.targets.__getitem__, SampleCache(), None)
+    found = moments_at(at, kept)
     for group, moments in enumerate(found):
         x = at.x[group][:, places(at, kept, group)]
         assert_moments(moments, x, at.y[group], 1e-3 if name == "float16" else 1e-5)
@@ -268,7 +292,7 @@ def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consume
 @pytest.mark.parametrize(("name", "consumer"), CONSUMERS)
 def test_channel_moments_pool_all_places_of_a_channel(name: str, consumer: str, tmp_path: Path) -> None:
     at = standing(name, consumer, tmp_path)
-    found = channel_covariance(at.walk, at.layer, None)
+    found = channel_covariance(at.walk, at.layer)
     source = [np.asarray(at.walk.tensor(number, at.layer.source), np.float64) for number in range(at.walk.batch_count)]
     axis = {LAST: -1, FIRST: 0, MIDDLE: 1}[DENSE[name, consumer][0]] if (name, consumer) in DENSE else 1
     rows = np.concatenate([np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in source])
@@ -302,12 +326,8 @@ def test_covariances_keep_their_digits_however_far_the_means_are_from_zero(means
         at.walk.tensors.put(number, at.layer.source, batch.astype(np.float32))
     x, y = (np.concatenate(side).astype(np.float32).astype(np.float64) for side in (batches, targets))
     exact = np.cov(x.T, y.T, bias=True)
-
-    def target(number: int) -> np.ndarray:
-        return targets[number].astype(np.float32)
-
-    (sums,) = consumer_moment_sums(at.walk, at.layer, np.ones((1, size), bool), target, SampleCache(), None)
-    found, channels = sums.covariance(), channel_covariance(at.walk, at.layer, None)
+    (sums,) = moments_at(at, np.ones((1, size), bool), [each.astype(np.float32) for each in targets])
+    found, channels = sums.covariance(), channel_covariance(at.walk, at.layer)
     for covariance in (found, channels):
         np.testing.assert_allclose(covariance.xx, exact[:size, :size], atol=1e-6)
         np.testing.assert_allclose(np.linalg.eigvalsh(covariance.xx), np.linalg.eigvalsh(exact[:size, :size]), rtol=1e-3)
@@ -327,7 +347,7 @@ def test_padding_counts_as_zeros(tmp_path: Path) -> None:
     samples = [dense(name, consumer, at.layer, (), *pair) for pair in zip(batches, at.targets, strict=True)]
     x, y = (np.concatenate(side, 1)[0] for side in zip(*samples, strict=True))
     assert (x == 0).any()
-    (sums,) = consumer_moment_sums(at.walk, at.layer, np.ones((1, 8), bool), at.targets.__getitem__, SampleCache(), None)
+    (sums,) = moments_at(at, np.ones((1, 8), bool))
     exact = np.cov(x.T, y.T, bias=True)
     np.testing.assert_allclose(sums.covariance().xx, exact[: len(x.T), : len(x.T)], rtol=1e-4, atol=1e-4 * x.var())
     np.testing.assert_allclose(sums.covariance().xy, exact[: len(x.T), len(x.T) :], rtol=1e-3, atol=1e-4 * x.std())
@@ -341,17 +361,17 @@ def test_shards_add_up_to_the_whole(name: str, consumer: str, tmp_path: Path, mo
     """Batches of other sizes, and batches in pieces, give the same moments."""
     whole = standing(name, consumer, tmp_path, (7,))
     kept = kept_of(whole.layer)
-    expected = consumer_moment_sums(whole.walk, whole.layer, kept, whole.targets.__getitem__, SampleCache(), None)
-    channels = channel_covariance(whole.walk, whole.layer, None)
+    expected = moments_at(whole, kept)
+    channels = channel_covariance(whole.walk, whole.layer)
     for budget in (1 << 28, 1):
         monkeypatch.setattr(sums_module, "BATCH_BYTES", budget)
         parts = standing(name, consumer, tmp_path, (1, 4, 2))
-        found = consumer_moment_sums(parts.walk, parts.layer, kept, parts.targets.__getitem__, SampleCache(), None)
+        found = moments_at(parts, kept)
         for one, other in zip(found, expected, strict=True):
             assert one.count == other.count
             for part in ("sum_x", "sum_y", "xx", "xy", "yy"):
                 np.testing.assert_allclose(getattr(one, part), getattr(other, part), rtol=1e-5, atol=1e-4)
-        np.testing.assert_allclose(channel_covariance(parts.walk, parts.layer, None).xx, channels.xx, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(channel_covariance(parts.walk, parts.layer).xx, channels.xx, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 1 << 29], ids=["samples-taken-anew", "samples-kept"])
@@ -362,22 +382,21 @@ def test_other_targets_reuse_the_sums_over_the_inputs(
     monkeypatch.setattr(sums_module, "CACHE_BYTES", kept_bytes)
     at = standing(name, consumer, tmp_path)
     kept = kept_of(at.layer)
-    cache = SampleCache()
-    consumer_moment_sums(at.walk, at.layer, kept, at.targets.__getitem__, cache, None)
-    assert bool(cache.parts) == bool(kept_bytes)
-    others = [2 * target + 1 for target in at.targets]
-    again = consumer_moment_sums(at.walk, at.layer, kept, others.__getitem__, cache, None)
+    samples = samples_at(at, kept)
+    samples.moments(lambda batch: samples.view(batch, at.targets[batch]))
+    again = samples.moments(lambda batch: samples.view(batch, 2 * at.targets[batch] + 1))
     for group, moments in enumerate(again):
         assert_moments(moments, at.x[group][:, places(at, kept, group)], 2 * at.y[group] + 1)
 
 
 def test_many_samples_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The upper convolution of a 16 x 16 map."""
-    monkeypatch.setattr(unfold_module, "AMPLE_AT_LEAST", 60)
-    monkeypatch.setattr(unfold_module, "AMPLE", 1)
+    monkeypatch.setattr(unfold_module, "enough_samples", lambda unknowns: max(60, unknowns))
+    monkeypatch.setattr(unfold_module, "drawn_positions", lambda steps, batch: tuple(slice(0, None, step) for step in steps))
+    monkeypatch.setattr(sums_module, "drawn_positions", unfold_module.drawn_positions)
     at = standing("resize-scales", "out", tmp_path, thin=(3, 3))
     kept = kept_of(at.layer)
-    (found,) = consumer_moment_sums(at.walk, at.layer, kept, at.targets.__getitem__, SampleCache(), None)
+    (found,) = moments_at(at, kept)
     assert found.count == 7 * 6 * 6
     assert_moments(found, at.x[0][:, places(at, kept, 0)], at.y[0])
 
@@ -385,13 +404,13 @@ def test_many_samples_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("samples", "unknowns", "extents", "steps"),
     [
-        (1 << 15, 10, (32, 32), (1, 1)),
-        (3 << 15, 10, (32, 32), (3, 1)),
-        (9 << 15, 10, (32, 32), (3, 3)),
-        (15 << 15, 10, (32, 32), (5, 3)),
-        (9 << 15, 1 << 11, (32, 32), (1, 1)),
+        (1 << 13, 10, (32, 32), (1, 1)),
+        (3 << 13, 10, (32, 32), (3, 1)),
+        (9 << 13, 10, (32, 32), (3, 3)),
+        (15 << 13, 10, (32, 32), (5, 3)),
+        (9 << 13, 1 << 11, (32, 32), (1, 1)),
         (1 << 30, 10, (12, 11), (3, 1)),
-        (9 << 15, 10, (64,), (9,)),
+        (9 << 13, 10, (64,), (9,)),
         (1 << 20, 10, (), ()),
     ],
 )

@@ -54,11 +54,10 @@ class Elimination:
 class _ConsumerState:
     """P = inverse(correlation + damping) and M = W^T W of one consumer, with pending rank-one downdates."""
 
-    def __init__(self, covariance: Floats, weights: Floats, damping: float) -> None:
+    def __init__(self, covariance: Floats, products: Floats, damping: float) -> None:
         deviation, correlation = _standardise(covariance)
         self.precision = _inverse(correlation, damping)
-        scaled = weights * deviation
-        self.metric = scaled.T @ scaled
+        self.metric = products * np.outer(deviation, deviation)
         self.metric /= max(float(np.sum(self.metric * correlation)), np.finfo(float).tiny)
         self._start_block()
 
@@ -104,9 +103,8 @@ def eliminate(
     Parameters
     ----------
     consumers : sequence of pairs
-        For each consumer the covariance (n, n) of the channels as it reads them, and its weights (m, n): every weight that reads
-        a channel in that channel's column, outputs and kernel positions stacked. Scale the rows to weight the outputs. Each
-        consumer counts as a share of its own output variance, so none dominates.
+        For each consumer the covariance (n, n) of the channels as it reads them, and M = W^T W (n, n) of its weights, see
+        `weight_products`. Each consumer counts as a share of its own output variance, so none dominates.
     removable : array_like of shape (n,), bool, optional
         All by default.
     conv_groups : array_like of shape (n,), int, optional
@@ -124,7 +122,7 @@ def eliminate(
     The second channel repeats the first, the third carries most:
 
     >>> covariance = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 9.0]])
-    >>> found = eliminate([(covariance, np.ones((1, 3)))])
+    >>> found = eliminate([(covariance, np.ones((3, 3)))])
     >>> found.order.tolist(), found.cost.round(3).tolist()
     ([0, 1, 2], [0.0, 0.308, 1.0])
     """
@@ -233,11 +231,11 @@ def _standardise(covariance: Floats) -> tuple[Floats, Floats]:
     return deviation, 0.5 * (correlation + correlation.T)
 
 
-def weighted_rows(weights: ArrayLike, scale: ArrayLike | None = None, metric: ArrayLike | None = None) -> Floats:
-    """Weights of a consumer for `eliminate`, in which an output counts by what comes after it.
+def weight_products(weights: ArrayLike, scale: ArrayLike | None = None, metric: ArrayLike | None = None) -> Floats:
+    """M = W^T W of a consumer for `eliminate`, in which an output counts by what comes after it.
 
-    The rows R satisfy sum |R e|^2 = sum over kernel positions of (S W e)^T metric (S W e): an error of the inputs, as the
-    consumers of the outputs see it when the activation between is taken as linear.
+    e^T M e = sum over kernel positions of (S W e)^T metric (S W e): an error e of the inputs, as the consumers of the outputs see
+    it when the activation between is taken as linear.
 
     Parameters
     ----------
@@ -246,31 +244,24 @@ def weighted_rows(weights: ArrayLike, scale: ArrayLike | None = None, metric: Ar
     scale : array_like of shape (o,), optional
         S, of a BatchNormalization that follows (gamma / its standard deviation).
     metric : array_like of shape (o, o), optional
-        How errors in the outputs matter further on, positive semi-definite.
+        How errors in the outputs matter further on, positive semi-definite; the identity where None.
 
     Returns
     -------
-    ndarray of shape (m, n)
+    ndarray of shape (n, n)
 
     Examples
     --------
-    >>> weighted_rows(np.ones((2, 3, 1)), scale=[1.0, 0.5])
-    array([[1. , 1. , 1. ],
-           [0.5, 0.5, 0.5]])
+    >>> weight_products(np.ones((2, 3, 1)), scale=[1.0, 0.5])[0]
+    array([1.25, 1.25, 1.25])
     """
-    rows = np.asarray(weights, np.float64)
-    if scale is not None:
-        rows = rows * np.asarray(scale, np.float64).reshape(-1, *[1] * (rows.ndim - 1))
-    if metric is not None:
-        rows = np.tensordot(_root(np.asarray(metric, np.float64)), rows, 1)
-    return np.moveaxis(rows, 1, -1).reshape(-1, rows.shape[1])
-
-
-def _root(metric: Floats) -> Floats:
-    """S with S^T S = metric (o, o), which is positive semi-definite up to rounding."""
-    rounding = 1e-12 * max(float(np.trace(metric)), np.finfo(float).tiny)
-    try:
-        return np.asarray(np.linalg.cholesky(metric + rounding * np.eye(len(metric))).T, np.float64)
-    except np.linalg.LinAlgError:
-        values, vectors = np.linalg.eigh(metric)
-        return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))).T, np.float64)
+    given = np.asarray(weights, np.float64)
+    scaled = given if scale is None else given * np.asarray(scale, np.float64).reshape(-1, *[1] * (given.ndim - 1))
+    rows = np.moveaxis(scaled.reshape(*scaled.shape[:2], -1), 1, 2)
+    count = rows.shape[2]
+    if metric is None:
+        flat = rows.reshape(-1, count)
+        return np.asarray(flat.T @ flat)
+    seen = np.asarray(metric, np.float64) @ rows.reshape(len(rows), -1)
+    products = rows.reshape(-1, count).T @ seen.reshape(-1, count)
+    return np.asarray(0.5 * (products + products.T))

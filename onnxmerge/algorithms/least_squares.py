@@ -79,9 +79,10 @@ def mixing(covariance: ArrayLike, mean: ArrayLike, kept: ArrayLike, ridge: float
     ([[1.0], [2.0]], [0.0, 1.0])
     """
     full, centre, chosen = np.asarray(covariance, np.float64), np.asarray(mean, np.float64), np.asarray(kept)
-    inner = full[np.ix_(chosen, chosen)]
-    mixed = _solve_ridge(inner, full[chosen], ridge).T
-    mixed[chosen] = np.eye(len(chosen))
+    others = np.setdiff1d(np.arange(len(full)), chosen)
+    mixed = np.zeros((len(full), len(chosen)))
+    mixed[chosen, np.arange(len(chosen))] = 1.0
+    mixed[others] = _solve_ridge(full[np.ix_(chosen, chosen)], full[np.ix_(chosen, others)], ridge).T
     return mixed, centre - mixed @ centre[chosen]
 
 

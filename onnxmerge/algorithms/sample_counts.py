@@ -6,10 +6,10 @@ the samples, their noise included (Belkin et al., "Reconciling modern machine-le
 trade-off", 2019). All values were chosen on ResNet-56 and VGG-16 for CIFAR-10.
 """
 
-AMPLE = 64.0
+AMPLE = 16.0
 """From here on more samples take time and change nothing: output positions of a convolution are thinned down to this."""
 
-AMPLE_AT_LEAST = 1 << 15
+AMPLE_AT_LEAST = 1 << 13
 """Samples that are never thinned, however few the unknowns are: neighbouring positions of an image resemble each other."""
 
 FEW = 10.0
@@ -17,3 +17,8 @@ FEW = 10.0
 
 MINIMUM = 1.0
 """Synthetic inputs are made until every layer has this many, as far as the largest number of inputs allows."""
+
+
+def enough_samples(unknowns: int) -> float:
+    """How many samples are enough for so many unknowns."""
+    return max(AMPLE_AT_LEAST, AMPLE * unknowns)

@@ -48,6 +48,7 @@ class Inputs:
     take : gives the feeds of an array of indices
     total : number of inputs that the user gave, these and others; 0 for synthetic inputs
     largest_batch : most inputs in a batch, so that a run has its place in memory
+    by_row : whether axis 0 of every feed has one row for each input, which depends on that input alone
     """
 
     count: int
@@ -57,6 +58,7 @@ class Inputs:
     take: Callable[[Indices], dict[str, np.ndarray]] = field(repr=False, compare=False)
     total: int = 0
     largest_batch: int = sys.maxsize
+    by_row: bool = False
 
     @property
     def synthetic(self) -> bool:
@@ -212,7 +214,8 @@ def synthetic_inputs(
         return feeds
 
     description = f"{rounded} synthetic {_kinds(samplers)} (seed {seed})"
-    return Inputs(rounded, description, model_batching.size, np.arange(rounded), take)
+    by_row = model_batching.size is None and len(model_batching.batched) == len(specs)
+    return Inputs(rounded, description, model_batching.size, np.arange(rounded), take, by_row=by_row)
 
 
 def calibration_inputs(

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxmerge.algorithms import sample_counts
 from onnxmerge.data import first_layers
-from onnxmerge.data.balance import balanced
+from onnxmerge.data.balance import balanced, held
 from onnxmerge.data.first_layers import InputProperties
 from onnxmerge.data.inputs import Inputs, batching, calibration_inputs, check_batch, synthetic_inputs
 from onnxmerge.data.synthetic import ImageRange
@@ -25,7 +25,7 @@ BATCH = 32  # inputs in one call where outputs are compared
 
 # Synthetic inputs to prune on, chosen balanced over the classes out of this many times more; at least, and at most where a layer
 # has fewer samples than unknowns: with 768 in place of 384 VGG-16 loses a fifth less.
-CALIBRATION_INPUTS, MAX_CALIBRATION_INPUTS, OVERSAMPLING = 384, 768, 5
+CALIBRATION_INPUTS, MAX_CALIBRATION_INPUTS, OVERSAMPLING = 384, 768, 3
 # The same for a network whose first layer is dense: it gives only one sample an input, and costs little.
 DENSE_CALIBRATION_INPUTS, DENSE_OVERSAMPLING = 3072, 2
 
@@ -87,7 +87,7 @@ def _synthetic(
 ) -> tuple[Inputs, Inputs]:
     properties = first_layers.input_properties(analysed.channels)
     made = partial(inputs_for, session, analysed.shapes, properties=properties, max_memory=max_memory)
-    check = made(replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS)
+    check = held(made(replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS))
     if weights_only:
         return check, check
     dense = first_layers.dense_first_layer(analysed.channels)
@@ -97,7 +97,7 @@ def _synthetic(
     count = options.samples or min(count if dense is not None else _inputs_needed(analysed), inputs.count // 2)
     if dense is not None:
         inputs = first_layers.with_first_layer_noise(inputs, *dense, options.seed)
-    return balanced(inputs, session, count, BATCH), check
+    return held(balanced(inputs, session, count, BATCH)), check
 
 
 def _inputs_needed(analysed: AnalysedModel) -> int:

@@ -116,15 +116,16 @@ class LayerwiseRun:
             self.model.graph.initializer.append(numpy_helper.from_array(value, name))
             self._constant_names.add(name)
 
-    def run_until(self, index: int) -> None:
-        """Run the nodes before an index, and keep what nodes from there on read."""
+    def run_until(self, index: int, keep: str = "") -> None:
+        """Run the nodes before an index, and keep what nodes from there on read; and one tensor more, up to the next call."""
         if index <= self.position:
             return
         produced = [name for group in self.nodes[self.position : index] for node in group for name in node.output if name]
-        crossing = [name for name in produced if self._last_reader.get(name, -1) >= index and name not in self._constant_names]
+        crossing = [name for name in produced if self._last_reader.get(name, -1) >= index or name == keep]
+        crossing = [name for name in crossing if name not in self._constant_names]
         if crossing:
             self._run(index, crossing)
-        for name in [name for name, last in self.available.items() if last < index]:
+        for name in [name for name, last in self.available.items() if last < index and name != keep]:
             del self.available[name]
             for batch in range(self.batch_count):
                 self.tensors.drop(batch, name)
@@ -161,7 +162,7 @@ class LayerwiseRun:
             values = self.run_session(session, batch)
             for name in outputs:
                 self.tensors.put(batch, name, values[name])
-        self.available.update({name: self._last_reader[name] for name in outputs})
+        self.available.update({name: self._last_reader.get(name, -1) for name in outputs})
 
     def _session(self, stop: int, outputs: list[str], extra_inputs: Mapping[str, np.ndarray] | None = None) -> Session:
         """The nodes before an index that lead from available tensors and constants to the outputs."""

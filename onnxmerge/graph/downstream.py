@@ -41,12 +41,12 @@ class DownstreamAffine:
         """Whether `added` has been computed where the runs stand."""
         return self.added is None or all(self.added in run.available for run in runs)
 
-    def before_relu(self, output: np.ndarray, run: LayerwiseRun, batch: int) -> np.ndarray:
-        """What the ReLU reads when the layer gives `output` (N, out, *space) on one batch of a run."""
+    def before_relu(self, output: np.ndarray, added: np.ndarray | None) -> np.ndarray:
+        """What the ReLU reads when the layer gives `output` (N, out, *space); added: the values of the tensor of that name."""
         if self.scale is not None and self.shift is not None:
             space = (1, -1) + (1,) * (output.ndim - 2)
             output = output * self.scale.astype(output.dtype).reshape(space) + self.shift.astype(output.dtype).reshape(space)
-        return output if self.added is None else output + np.asarray(run.tensor(batch, self.added))
+        return output if added is None else output + added
 
     def scaled(self, weight: np.ndarray) -> np.ndarray:
         """A weight of the layer, (groups, outputs per group, inputs per group, kernel size), times the scale of each output."""

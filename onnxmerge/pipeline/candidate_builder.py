@@ -11,8 +11,7 @@ import numpy as np
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import CHECK_INPUTS
 from onnxmerge.evaluation.benchmark import TRIAL_EFFORT, TimingEffort, time_pair
-from onnxmerge.evaluation.fidelity import fidelity_of
-from onnxmerge.execution.providers import CPU
+from onnxmerge.evaluation.repeated_fidelity import RepeatedFidelity
 from onnxmerge.execution.sessions import ModelSource
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
@@ -131,8 +130,12 @@ class CandidateBuilder:
         return replace(self.layer_statistics, context=context)
 
     def fidelity_on(self, inputs: Inputs, candidate: Candidate) -> float:
-        """Fidelity of the worst output, on the CPU: what is chosen by it must not depend on a GPU, which differs between runs."""
-        return fidelity_of(self.reference, candidate.content, inputs, CPU, self.options.runtime.threads).worst.fidelity
+        """Fidelity of the output of a candidate that suffers most."""
+        return self._fidelity.worst(candidate.content, inputs)
+
+    @cached_property
+    def _fidelity(self) -> RepeatedFidelity:
+        return RepeatedFidelity(self.reference, self.options.runtime.threads)
 
     def _no_worse_than_pruned(self, candidate: Candidate, counts: ChannelCounts) -> Candidate:
         """The candidate, or what pruning alone gives if the outputs are closer then, measured on inputs that were solved on.

@@ -129,7 +129,7 @@ def compress_file(
     model_sha256 = fingerprint(model, weight_files) if plans else ""
     options = replace(options, pruning=_with_plan_read(options.pruning, model_sha256, analysed))
     tell = overall(progress, COMPRESS_STAGES)
-    with fixed_threads(options.runtime.threads):
+    with fixed_threads(1):  # the same bytes whatever the number of threads
         tell("inputs", 0.0)
         inputs = calibration_and_check_inputs(model, analysed, options.inputs, options.runtime, options.pruning, options.verify)
         found = search(CandidateBuilder(model, analysed, options, *inputs, tell, executor))

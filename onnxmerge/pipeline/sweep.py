@@ -88,7 +88,7 @@ def sweep(
     _check_workers(executor, jobs)
     common = _common_options(CompressOptions.from_keywords(options, bench=bench))
     by_target = {target_text(target): options_for(common, target) for target in read_targets(targets)}
-    with as_file(model) as path, fixed_threads(common.runtime.threads):
+    with as_file(model) as path, fixed_threads(1):
         place = None if folder is None else Path(folder)
         result = _sweep_file(path, by_target, common, place, executor, jobs, progress or silent)
     return replace(result, model=model_name(model))

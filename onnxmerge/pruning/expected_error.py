@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from onnxmerge.algorithms.elimination import weight_products
 from onnxmerge.algorithms.least_squares import mixing
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.rewrite import Removal
@@ -24,8 +25,8 @@ class ExpectedErrors:
         self._consumers = []
         self._known: dict[tuple[str, bytes], float] = {}
         for consumer in group.consumers:
-            weight = np.moveaxis(consumer.columns(), 1, 2).reshape(-1, group.size)
-            self._consumers.append((group_covariance(reference, group, consumer), weight.T @ weight))
+            products = weight_products(consumer.columns())
+            self._consumers.append((group_covariance(reference, group, consumer), products))
 
     @property
     def size_bytes(self) -> int:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from onnxmerge.algorithms.criteria import CRITERIA, keep_best
-from onnxmerge.algorithms.elimination import Elimination, eliminate, kept_after, weighted_rows
+from onnxmerge.algorithms.elimination import Elimination, eliminate, kept_after, weight_products
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.layers import Consumer
 from onnxmerge.options import PruningOptions
@@ -76,8 +76,8 @@ def elimination_of(
     consumers = []
     for consumer in group.consumers:
         metric = None if output_errors is None else output_errors.metric(consumer.layer)
-        weights = weighted_rows(consumer.columns(), reference.downstream[consumer.key].scale, metric)
-        consumers.append((group_covariance(reference, group, consumer), weights))
+        products = weight_products(consumer.columns(), reference.downstream[consumer.key].scale, metric)
+        consumers.append((group_covariance(reference, group, consumer), products))
     return eliminate(consumers, group.removable, group.conv_groups) if consumers else None
 
 

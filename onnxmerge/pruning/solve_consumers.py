@@ -12,16 +12,17 @@ import numpy as np
 from onnxmerge.algorithms.least_squares import RIDGE, adjusted_target, fits_in_memory, solve
 from onnxmerge.algorithms.moments import MomentSums
 from onnxmerge.execution.layerwise import LayerwiseRun
-from onnxmerge.execution.sessions import Session
 from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.pruning.consumer_update import bias_of, full_replacement, kept_weights, mixed_weights, replace_layer
-from onnxmerge.statistics.consumer_moments import SampleCache, consumer_moment_sums
+from onnxmerge.statistics.consumer_moments import ConsumerSamples
 from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext
 
 Runs = tuple[LayerwiseRun, LayerwiseRun]
-"""The reference and the compressed model."""
+"""The reference, which has run the layer, and the compressed model, which has not."""
+View = Callable[[np.ndarray], np.ndarray]
+"""Tensor shaped like a layer's output -> the part of it that is looked at."""
 REFIT_RIDGE = 1e-2
 """Ridge for layers that lose no input: ten times `RIDGE`, so that they stay closer to the weights that training gave them."""
 
@@ -65,8 +66,9 @@ def solve_consumers(
     runs = context.run_of(statistics.matched), context.run_of(statistics.matched)
     replacements: dict[str, Replacement] = {}
     for number, layer in enumerate(layers):
-        for run in runs:
-            run.run_until(context.node_index[layer.key])
+        index = context.node_index[layer.key]
+        runs[0].run_until(index + 1, keep=layer.key)
+        runs[1].run_until(index)
         update = _LayerUpdate(context, statistics, layer, kept[layer.in_ids], runs)
         replacement = update.accept(unsolved[layer.key]) if layer.key in unsolved else update.solve()
         if replacement is not None:
@@ -82,7 +84,7 @@ def _is_updated(context: RunContext, statistics: ReferenceStatistics, layer: Lay
 
 
 class _LayerUpdate:
-    """The update of one layer, at which both runs stand; kept (groups, inputs per group) bool: the inputs that it keeps."""
+    """The update of one layer; kept (groups, inputs per group) bool: the inputs that it keeps."""
 
     def __init__(self, context: RunContext, statistics: ReferenceStatistics, layer: Layer, kept: np.ndarray, runs: Runs) -> None:
         self.context, self.layer, self.kept, (self.reference, self.compressed) = context, layer, kept, runs
@@ -91,7 +93,6 @@ class _LayerUpdate:
         following = statistics.downstream[layer.key]
         is_reachable = following.is_reachable(*runs)
         self.downstream = following if is_reachable else DownstreamAffine(is_followed=following.is_followed)
-        self.cache = SampleCache()
         self.own_bias = bias_of(context.channels, layer)
 
     def solve(self) -> Replacement:
@@ -100,17 +101,21 @@ class _LayerUpdate:
         mixed = mixed_weights(layer, self.kept, self.covariance)
         if not layer.has_patches or not fits_in_memory(int(self.kept[0].sum()) * layer.kernel_size):
             return self._with_means_kept(mixed)
-        outputs = self.reference.session_of_node(self.index)
-        ridge = REFIT_RIDGE if self.kept.all() else RIDGE
-        moments = self._moments(partial(self._target, outputs))
-        weights, bias = least_squares(layer, moments, mixed, ridge, self.context.correction_exponent)
-        replacement = self._replace(weights, bias - self.own_bias)
+        samples = ConsumerSamples(self.compressed, layer, self.kept, self.reference.tensor(0, layer.key).shape)
+        ridge, exponent = REFIT_RIDGE if self.kept.all() else RIDGE, self.context.correction_exponent
+
+        def target(batch: int) -> np.ndarray:
+            return self._target(batch, partial(samples.view, batch))
+
+        weights, bias = least_squares(layer, samples.moments(target), mixed, ridge, exponent)
         if self.downstream.has_relu:
-            current = self.compressed.session_of_node(self.index)
-            moments = self._moments(partial(self._target_before_relu, outputs, current))
-            weights, bias = least_squares(layer, moments, weights, ridge, self.context.correction_exponent)
-            replacement = self._replace(weights, bias - self.own_bias)
-        return replacement
+
+            def target_before_relu(batch: int) -> np.ndarray:
+                return self._target_before_relu(batch, partial(samples.view, batch), samples.outputs(batch, *solved))
+
+            solved = weights, bias
+            weights, bias = least_squares(layer, samples.moments(target_before_relu), weights, ridge, exponent)
+        return self._replace(weights, bias - self.own_bias)
 
     def accept(self, replacement: Replacement | None) -> Replacement | None:
         """Go on with a replacement that was decided without statistics, or the layer's own weight; returns it as it came."""
@@ -120,33 +125,32 @@ class _LayerUpdate:
 
     def _with_means_kept(self, weights: list[np.ndarray]) -> Replacement:
         """These weights with the bias that gives every output the mean of its target."""
-        outputs = self.reference.session_of_node(self.index)
         self._replace(weights, np.zeros(1))
         current = self.compressed.session_of_node(self.index)
         shift = np.zeros(1)
         for batch in range(self.reference.batch_count):
-            difference = self._target(outputs, batch) - _run(current, self.compressed, batch)
+            (output,) = self.compressed.run_session(current, batch).values()
+            difference = self._target(batch) - output
             others = tuple(axis for axis in range(difference.ndim) if axis != self.layer.output_axis)
             shift = shift + difference.mean(others, dtype=np.float64) / self.reference.batch_count
         return self._replace(weights, shift)
 
-    def _target(self, outputs: Session, batch: int) -> np.ndarray:
+    def _target(self, batch: int, view: View = np.asarray) -> np.ndarray:
         """The reference's output, adjusted for what the other branches of a join have lost."""
-        output = _run(outputs, self.reference, batch)
-        if self.downstream.added is None:
-            return output
-        reached, wanted = (np.asarray(run.tensor(batch, self.downstream.added)) for run in (self.compressed, self.reference))
-        return adjusted_target(output, reached, wanted, self.downstream.scale)
+        output = view(self.reference.tensor(batch, self.layer.key))
+        reached, wanted = (self._added(run, batch, view) for run in (self.compressed, self.reference))
+        return output if reached is None or wanted is None else adjusted_target(output, reached, wanted, self.downstream.scale)
 
-    def _target_before_relu(self, outputs: Session, current: Session, batch: int) -> np.ndarray:
+    def _target_before_relu(self, batch: int, view: View, current: np.ndarray) -> np.ndarray:
         """The same for a layer before a ReLU, for which all negative values are equal; current: the layer as solved so far."""
-        output = _run(current, self.compressed, batch)
-        reached = self.downstream.before_relu(output, self.compressed, batch)
-        wanted = self.downstream.before_relu(_run(outputs, self.reference, batch), self.reference, batch)
-        return adjusted_target(output, reached, wanted, self.downstream.scale, rectified=True)
+        output = view(self.reference.tensor(batch, self.layer.key))
+        reached = self.downstream.before_relu(current, self._added(self.compressed, batch, view))
+        wanted = self.downstream.before_relu(output, self._added(self.reference, batch, view))
+        return adjusted_target(current, reached, wanted, self.downstream.scale, rectified=True)
 
-    def _moments(self, targets: Callable[[int], np.ndarray]) -> list[MomentSums]:
-        return consumer_moment_sums(self.compressed, self.layer, self.kept, targets, self.cache, self.context.threads)
+    def _added(self, run: LayerwiseRun, batch: int, view: View) -> np.ndarray | None:
+        """What a run adds to the layer's output; None where nothing is added."""
+        return None if self.downstream.added is None else view(run.tensor(batch, self.downstream.added))
 
     def _replace(self, weights: list[np.ndarray], bias: np.ndarray) -> Replacement:
         """Put weights of the kept inputs, and what is added to the layer's bias, into the compressed run."""
@@ -188,8 +192,3 @@ def least_squares(
         weights.append(solved.reshape(outputs, kernel_size, -1).transpose(0, 2, 1))
         biases.append(bias)
     return weights, np.concatenate(biases)
-
-
-def _run(session: Session, run: LayerwiseRun, batch: int) -> np.ndarray:
-    """The one output of a layer's session on a batch of a run."""
-    return next(iter(run.run_session(session, batch).values()))

@@ -1,8 +1,7 @@
 """Moments of what consumers read: of their channels, and of their samples against target outputs.
 
-ONNX Runtime lays the samples out and numpy multiplies them: 1.3 to 1.9 times as fast as products inside ONNX Runtime 1.31, since
-BLAS knows that x^T x is symmetric. All of it runs on the CPU, also beside a GPU: on an H100 ResNet-56 took no less time with both
-on CUDA, and bytes would differ from run to run.
+All of it runs on the CPU, also beside a GPU: on an H100 ResNet-56 took no less time with both on CUDA, and bytes would differ
+from run to run.
 
 Samples are float32, their products float64. In float32 a covariance is wrong by rounding, which least squares with fewer samples
 than unknowns magnifies: for VGG-16 (800 samples, 2304 unknowns) the smallest eigenvalue, which is 0, came out as -1e-3 of the
@@ -11,60 +10,40 @@ zeros are many (padding, ReLU): products of zeros are exact, those of a repeated
 need be subtracted: the error of a covariance, 1e-16 (mean / deviation)^2 of it, stays below that of float32 samples themselves.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxmerge.algorithms.moments import Covariance, MomentSums
+from onnxmerge.algorithms.sample_counts import enough_samples
 from onnxmerge.execution.layerwise import LayerwiseRun
-from onnxmerge.execution.tensor_specs import Feeds
+from onnxmerge.execution.threads import default_threads
 from onnxmerge.graph.layers import Layer
-from onnxmerge.statistics.unfold import GraphBuilder, outputs_of, patches_of, rows_of, thinning, window_of
+from onnxmerge.statistics.unfold import by_group, drawn_positions, from_groups, patches_of, rows_of, thinning, window_of
 
 BATCH_BYTES = 1 << 28
-"""Memory for the patches that are multiplied at a time, 256 MiB; they are copied about three times on their way."""
+"""Memory for the patches that are multiplied at a time, 256 MiB."""
 
-BLOCK_SAMPLES = 1 << 12
+BLOCK_SAMPLES = 1 << 10
 """Samples that are converted to float64 and multiplied at a time: products take much longer than adding them up. With 4,608
 unknowns a block takes twice the memory of the float32 patches, the sums not counted."""
 
-CACHE_BYTES = 1 << 29
-"""Memory for the samples of one consumer that are kept for other targets, 512 MiB; where they take more they are made anew."""
+PRODUCT_BYTES = 1 << 29
+"""Memory for products of blocks that are made at a time, 512 MiB."""
+
+CACHE_BYTES = 1 << 28
+"""Memory for the samples of one consumer that are kept for other targets, 256 MiB; where they take more they are made anew."""
 
 Targets = Callable[[int], np.ndarray]
-"""Number of a batch -> target outputs of a consumer, shaped like its output."""
+"""Number of a batch -> target outputs of a consumer, as `ConsumerSamples.view` gives them."""
 
 
-@dataclass
-class SampleCache:
-    """What sums over the inputs of one consumer have in common whatever the targets are; filled by the first call.
-
-    Attributes
-    ----------
-    parts : list of ndarray of shape (groups, samples, inputs), float32
-        The samples, part by part, while they fit into `CACHE_BYTES`.
-    xx : list of ndarray of shape (inputs, inputs)
-        For each group the sum of x x^T; empty before the first call.
-    fits : bool
-        False once the samples took too much memory.
-    """
-
-    parts: list[np.ndarray] = field(default_factory=list)
-    xx: list[NDArray[np.float64]] = field(default_factory=list)
-    fits: bool = True
-
-    def keep(self, part: np.ndarray) -> None:
-        """Hold one more part, or none at all where they take too much memory."""
-        self.parts.append(part)
-        self.fits = self.fits and sum(each.nbytes for each in self.parts) <= CACHE_BYTES
-        if not self.fits:
-            self.parts.clear()
-
-
-def channel_covariance(run: LayerwiseRun, layer: Layer, threads: int | None) -> Covariance:
-    """Mean and covariance of the channels that a consumer reads, over all positions and inputs.
+def channel_covariance(run: LayerwiseRun, layer: Layer) -> Covariance:
+    """Mean and covariance of the channels that a consumer reads, over all inputs and enough positions.
 
     Parameters
     ----------
@@ -72,35 +51,35 @@ def channel_covariance(run: LayerwiseRun, layer: Layer, threads: int | None) -> 
         Stands at the consumer.
     layer : Layer
         The consumer, with n channels.
-    threads : int, optional
-        Threads of ONNX Runtime.
 
     Returns
     -------
     Covariance
         `mean_x` (n,) and `xx` (n, n); no targets.
     """
-    example = np.asarray(run.tensor(0, layer.source))
-    count, positions = layer.channel_positions.shape
-    builder = GraphBuilder()
-    rows = rows_of(builder, "x", layer.input_axis, example.ndim)
-    if positions > 1:
-        ordered = builder.op("Gather", rows, builder.constant(layer.channel_positions.reshape(-1)), axis=2)
-        split = builder.op("Reshape", ordered, builder.constant([-1, count, positions]))
-        rows = builder.op("Reshape", builder.op("Transpose", split, perm=[0, 2, 1]), builder.constant([1, -1, count]))
-    session = builder.session({"x": example}, {"inputs": rows}, threads)
+    count, places = layer.channel_positions.shape
+    sources = [np.asarray(run.tensor(number, layer.source)) for number in range(run.batch_count)]
+    space = sources[0].shape[2:] if layer.layout.startswith("conv") else ()
+    samples = places * sum(x.size for x in sources) // layer.in_ids.size
+    steps = thinning(samples, count, space) if space else (_row_step(samples, count),)
     total = None
-    for number in range(run.batch_count):
-        (part,) = moment_sums(session.run({"x": np.asarray(run.tensor(number, layer.source))})["inputs"])
+    for number, x in enumerate(sources):
+        positions = drawn_positions(steps, number)
+        rows = rows_of(x[(slice(None), slice(None), *positions)], 1) if space else rows_of(x, layer.input_axis)[positions[0]]
+        pooled = rows[:, layer.channel_positions.T].reshape(-1, count) if places > 1 else rows
+        (part,) = moment_sums(pooled[np.newaxis], threads=run.threads)
         total = part if total is None else total + part
     assert total is not None
     return total.covariance()
 
 
-def consumer_moment_sums(
-    run: LayerwiseRun, layer: Layer, kept: NDArray[np.bool_], targets: Targets, cache: SampleCache, threads: int | None
-) -> list[MomentSums]:
-    """Moment sums of the kept inputs of a consumer against target outputs.
+def _row_step(samples: int, unknowns: int) -> int:
+    """Every how many-th row is enough, an odd number."""
+    return max(1, int((samples / enough_samples(unknowns) - 1) // 2 * 2 + 1))
+
+
+class ConsumerSamples:
+    """What a consumer reads in enough positions, as patches or rows, and what stands in the place of their outputs.
 
     Parameters
     ----------
@@ -110,37 +89,91 @@ def consumer_moment_sums(
         The consumer.
     kept : ndarray of shape (groups, inputs per group), bool
         The inputs that stay, equally many in each group.
-    targets : callable
-        See `Targets`.
-    cache : SampleCache
-        Empty at the first call; then what that call left in it, for other targets of the same inputs.
-    threads : int, optional
-        Threads of ONNX Runtime.
-
-    Returns
-    -------
-    list of MomentSums
-        One for each group; its inputs are laid out (kernel position, kept input).
+    output_shape : tuple of int
+        Shape of the consumer's output in any batch.
     """
-    first = targets(0)
-    example = np.asarray(run.tensor(0, layer.source))
-    known = list(cache.xx)
-    samples = _sampler(run, layer, kept, {"x": example, "y": first}, cache, threads)
-    totals: list[MomentSums] = []
-    unknowns = int(kept.sum()) * layer.kernel_size
-    for number in range(run.batch_count):
-        target = first if number == 0 else targets(number)
-        for x, y in _parts(np.asarray(run.tensor(number, layer.source)), target, unknowns):
-            parts = moment_sums(*samples({"x": x, "y": y}), with_xx=not known)
-            totals = parts if not totals else [a + b for a, b in zip(totals, parts, strict=True)]
-    if known:
-        return [replace(total, xx=xx) for total, xx in zip(totals, known, strict=True)]
-    cache.xx = [total.xx for total in totals]
-    return totals
+
+    def __init__(self, run: LayerwiseRun, layer: Layer, kept: NDArray[np.bool_], output_shape: Sequence[int]) -> None:
+        self.run, self.layer = run, layer
+        self.channels = np.flatnonzero(kept.reshape(-1)).reshape(len(kept), -1)
+        self.unknowns = self.channels.shape[1] * layer.kernel_size
+        source = np.asarray(run.tensor(0, layer.source))
+        self.window = None
+        if layer.layout == "conv":
+            self.window = window_of(layer.node.attrs, source.shape, layer.kernel_shape, output_shape)
+            inputs = sum(len(run.tensor(number, layer.source)) for number in range(run.batch_count))
+            self.steps = thinning(inputs * int(np.prod(self.window.extents)), self.unknowns, self.window.extents)
+        else:
+            values = sum(run.tensor(number, layer.source).size for number in range(run.batch_count))
+            self.steps = (_row_step(values // kept.size, self.unknowns),)
+        self._held: dict[tuple[int, int], np.ndarray] = {}
+        self._xx: list[NDArray[np.float64]] = []
+
+    def view(self, batch: int, tensor: np.ndarray) -> np.ndarray:
+        """Of a tensor shaped like the consumer's output the samples' values: (N, out, *positions), or (rows, out)."""
+        if self.window is None:
+            return rows_of(tensor, self.layer.output_axis)[self._positions(batch)]
+        return tensor[(slice(None), slice(None), *self._positions(batch))]
+
+    def outputs(self, batch: int, weights: Sequence[np.ndarray], bias: NDArray[np.float64]) -> np.ndarray:
+        """What other weights give, as `view` lays it out; weights (out, kept inputs, kernel size) of each group, bias (out,)."""
+        flat = np.stack([np.moveaxis(each, 1, 2).reshape(len(each), -1) for each in weights]).astype(np.float32)
+        shift = bias.astype(np.float32).reshape(len(flat), 1, -1)
+        space = self._space(batch)
+        parts = []
+        for piece in self._pieces(batch):
+            found = self._inputs(batch, piece) @ flat.swapaxes(1, 2) + shift
+            parts.append(from_groups(found, (found.shape[1] // math.prod(space), bias.size, *space)))
+        return np.concatenate(parts)
+
+    def moments(self, targets: Targets) -> list[MomentSums]:
+        """Moment sums against target outputs, for each group of a grouped convolution; inputs (kernel position, kept input)."""
+        totals: list[MomentSums] = []
+        for batch in range(self.run.batch_count):
+            target = targets(batch)
+            for piece in self._pieces(batch):
+                y = by_group(target[piece], self.layer.groups)
+                parts = moment_sums(self._inputs(batch, piece), y, not self._xx, self.run.threads)
+                totals = parts if not totals else [a + b for a, b in zip(totals, parts, strict=True)]
+        if self._xx:
+            return [replace(total, xx=xx) for total, xx in zip(totals, self._xx, strict=True)]
+        self._xx = [total.xx for total in totals]
+        return totals
+
+    def _positions(self, batch: int) -> tuple[slice, ...]:
+        return drawn_positions(self.steps, batch)
+
+    def _space(self, batch: int) -> list[int]:
+        """How many positions are taken along each spatial axis."""
+        extents = () if self.window is None else self.window.extents
+        return [len(range(extent)[each]) for extent, each in zip(extents, self._positions(batch), strict=bool(extents))]
+
+    def _pieces(self, batch: int) -> list[slice]:
+        """A batch in pieces along its first axis whose patches fit into `BATCH_BYTES`."""
+        if self.window is None:
+            return [slice(None)]
+        size = max(1, BATCH_BYTES // max(1, 4 * self.layer.groups * self.unknowns * math.prod(self._space(batch))))
+        return [slice(start, start + size) for start in range(0, len(self.run.tensor(batch, self.layer.source)), size)]
+
+    def _inputs(self, batch: int, piece: slice) -> NDArray[np.float32]:
+        """(groups, samples, unknowns) of a piece."""
+        key = batch, piece.start or 0
+        if key in self._held:
+            return self._held[key]
+        source = np.asarray(self.run.tensor(batch, self.layer.source))
+        if self.window is None:
+            found = rows_of(source, self.layer.input_axis)[self._positions(batch)][:, self.channels[0]][np.newaxis]
+        else:
+            found = patches_of(source[piece], self.window, self.channels, self._positions(batch))
+        if found.nbytes + sum(each.nbytes for each in self._held.values()) <= CACHE_BYTES:
+            self._held[key] = found
+        return found
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused, in a line of its own
-def moment_sums(x: NDArray[np.float32], y: NDArray[np.float32] | None = None, with_xx: bool = True) -> list[MomentSums]:
+def moment_sums(
+    x: NDArray[np.float32], y: NDArray[np.float32] | None = None, with_xx: bool = True, threads: int | None = 1
+) -> list[MomentSums]:
     """Moment sums of samples, in float64.
 
     Parameters
@@ -151,6 +184,8 @@ def moment_sums(x: NDArray[np.float32], y: NDArray[np.float32] | None = None, wi
         Targets; o is 0 in the result where there are none.
     with_xx : bool
         Whether the sum of x x^T is wanted: it takes nearly all of the time. It is zero otherwise.
+    threads : int or None
+        How many blocks of samples are multiplied at a time; changes no byte. None for all processors.
 
     Returns
     -------
@@ -158,65 +193,24 @@ def moment_sums(x: NDArray[np.float32], y: NDArray[np.float32] | None = None, wi
         One for each group.
     """
     y = np.zeros((*x.shape[:2], 0), np.float32) if y is None else y
-    return [_group_sums(inputs, targets, with_xx) for inputs, targets in zip(x, y, strict=True)]
+    return [_group_sums(inputs, targets, with_xx, threads or default_threads()) for inputs, targets in zip(x, y, strict=True)]
 
 
-def _group_sums(x: NDArray[np.float32], y: NDArray[np.float32], with_xx: bool) -> MomentSums:
+def _group_sums(x: NDArray[np.float32], y: NDArray[np.float32], with_xx: bool, threads: int) -> MomentSums:
     """Of one group: samples (s, d) and (s, o)."""
     inputs, targets = x.shape[1], y.shape[1]
-    shapes = (inputs, targets, (inputs, inputs) if with_xx else (), (inputs, targets), targets)
-    sums = [np.zeros(shape) for shape in shapes]
-    for start in range(0, len(x), BLOCK_SAMPLES):
+    total = MomentSums(0.0, *map(np.zeros, (inputs, targets, (inputs, inputs) if with_xx else (), (inputs, targets), targets)))
+    starts = range(0, len(x), BLOCK_SAMPLES)
+    at_a_time = min(threads, len(starts), max(1, PRODUCT_BYTES // (8 * inputs**2)))
+
+    def block(start: int) -> MomentSums:
         one, other = (side[start : start + BLOCK_SAMPLES].astype(np.float64) for side in (x, y))
-        products = one.T @ one if with_xx else 0.0, one.T @ other, np.square(other).sum(0)
-        for total, part in zip(sums, (one.sum(0), other.sum(0), *products), strict=True):
-            total += part
-    return MomentSums(float(len(x)), *sums)
+        products = one.T @ one if with_xx else np.zeros(()), one.T @ other, np.square(other).sum(0)
+        return MomentSums(float(len(one)), one.sum(0), other.sum(0), *products)
 
-
-def _sampler(
-    run: LayerwiseRun, layer: Layer, kept: NDArray[np.bool_], examples: Feeds, cache: SampleCache, threads: int | None
-) -> Callable[[Feeds], tuple[np.ndarray, np.ndarray]]:
-    """Tensors x and y -> samples of both; those of x come from the cache where it holds them."""
-    builder = GraphBuilder()
-    count = sum(len(run.tensor(number, layer.source)) for number in range(run.batch_count))
-    x, y = _samples(builder, layer, kept, examples["x"], examples["y"], count)
-    again = bool(cache.parts)
-    outputs = {"outputs": y} if again else {"inputs": x, "outputs": y}
-    session, held = builder.session(examples, outputs, threads), iter(list(cache.parts))
-    fill = not cache.xx
-
-    def samples(feeds: Feeds) -> tuple[np.ndarray, np.ndarray]:
-        found = session.run(feeds)
-        inputs = next(held) if again else found["inputs"]
-        if fill:
-            cache.keep(inputs)
-        return inputs, found["outputs"]
-
-    return samples
-
-
-def _samples(
-    builder: GraphBuilder, layer: Layer, kept: NDArray[np.bool_], example: np.ndarray, output: np.ndarray, count: int
-) -> tuple[str, str]:
-    """The samples x (g, s, d) and y (g, s, o) of the tensors "x" and "y"; count: inputs in all, for thinning."""
-    groups, per_group = kept.shape[0], int(kept[0].sum())
-    gathered = builder.op("Gather", "x", builder.constant(np.flatnonzero(kept.reshape(-1))), axis=layer.input_axis)
-    if layer.layout != "conv":
-        x = rows_of(builder, gathered, layer.input_axis, example.ndim)
-        return x, rows_of(builder, "y", layer.output_axis, output.ndim)
-    window = window_of(layer.node.attrs, example.shape, layer.kernel_shape, output.shape)
-    steps = thinning(count * int(np.prod(window.extents)), per_group * layer.kernel_size, window.extents)
-    x = patches_of(builder, gathered, window, groups, per_group, steps)
-    return x, outputs_of(builder, "y", window, groups, layer.weight.shape[1], steps)
-
-
-def _parts(x: np.ndarray, y: np.ndarray, unknowns: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A batch in pieces whose patches fit into `BATCH_BYTES`; whole where the first axis is not one of samples."""
-    if not x.ndim or x.shape[0] != y.shape[0]:
-        yield x, y
-        return
-    pixels = y.size // max(1, y.shape[0] * y.shape[1]) if y.ndim > 1 else 1
-    size = max(1, int(BATCH_BYTES // max(1, np.dtype(np.float32).itemsize * pixels * unknowns)))
-    for start in range(0, x.shape[0], size):
-        yield x[start : start + size], y[start : start + size]
+    if at_a_time <= 1:
+        return sum(map(block, starts), total)
+    with ThreadPoolExecutor(at_a_time) as pool:
+        for first in range(0, len(starts), at_a_time):
+            total = sum(pool.map(block, starts[first : first + at_a_time]), total)
+    return total

@@ -106,7 +106,7 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
         for layer in stops.get(at, []):
             same = (layer.source, layer.channel_positions.tobytes())
             if same not in seen:
-                seen[same] = channel_covariance(walk, layer, context.threads)
+                seen[same] = channel_covariance(walk, layer)
             covariances[layer.key] = seen[same]
             if not np.isfinite(seen[same].xx).all():
                 remedy = "give real ones with `calibration`, or take `method` prune with `ratio`"

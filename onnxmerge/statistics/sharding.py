@@ -56,5 +56,5 @@ def covariances_of(shard: Shard) -> dict[str, Covariance]:
     session = open_session(shard.source, optimise=True, threads=shard.runtime.threads, label=str(shard.source))
     given = inputs_for(session, analysed.shapes, replace(shard.options, samples=None), max_memory=shard.runtime.max_memory)
     inputs = replace(given, count=len(shard.indices), indices=shard.indices)
-    with fixed_threads(shard.runtime.threads):
+    with fixed_threads(1):
         return collect_reference_statistics(run_context_of(analysed, inputs, shard.runtime.threads, silent)).covariances

@@ -1,76 +1,22 @@
-"""Samples of a consumer, laid out by ONNX Runtime: rows of a matrix product, or the patches that a convolution reads.
+"""Samples of a consumer: rows of a matrix product, or the patches that a convolution reads.
 
 A consumer is looked at as a linear map of samples: y (samples, outputs) = x (samples, inputs) W^T + b. For a convolution a sample
 is one output position and x its patch, laid out (position in the kernel, channel); elsewhere it is one row. Padding is part of a
-patch, as zeros.
+patch, as zeros. Where positions are more than enough, every so many-th one is taken, from another offset in every batch: each
+position is as likely as any other.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from numpy.typing import NDArray
 
-from onnxmerge.algorithms.sample_counts import AMPLE, AMPLE_AT_LEAST
-from onnxmerge.execution.sessions import Session, open_session
+from onnxmerge.algorithms.sample_counts import enough_samples
 
-OPSET = 17
-"""Operator set of the graphs built here: the newest one that needs no newer ONNX Runtime than the package asks for."""
-
-
-@dataclass
-class GraphBuilder:
-    """A small ONNX graph under construction.
-
-    Attributes
-    ----------
-    nodes : list of NodeProto
-        The nodes so far, in the order in which they run.
-    constants : dict of str to ndarray of int64
-        Initializers by name.
-    """
-
-    nodes: list[NodeProto] = field(default_factory=list)
-    constants: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node with one output; returns the output's name."""
-        name = f"_{kind}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
-        return name
-
-    def constant(self, value: Sequence[int] | np.ndarray) -> str:
-        """Add an int64 constant; returns its name."""
-        name = f"_constant_{len(self.constants)}"
-        self.constants[name] = np.asarray(value, np.int64)
-        return name
-
-    def session(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, str], threads: int | None) -> Session:
-        """Open the graph.
-
-        Parameters
-        ----------
-        inputs : mapping of str to ndarray
-            An example of each graph input: its type and number of axes count.
-        outputs : mapping of str to str
-            Name of each graph output -> the tensor that it gives.
-        threads : int, optional
-            Threads of ONNX Runtime; its own choice where None.
-
-        Returns
-        -------
-        Session
-        """
-        nodes = [*self.nodes, *(helper.make_node("Identity", [inner], [name]) for name, inner in outputs.items())]
-        types = {name: helper.np_dtype_to_tensor_dtype(value.dtype) for name, value in inputs.items()}
-        infos = [helper.make_tensor_value_info(name, types[name], [None] * value.ndim) for name, value in inputs.items()]
-        graph = onnx.GraphProto(name="samples", node=nodes, input=infos)
-        graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in self.constants.items())
-        graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        model: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
-        return open_session(model.SerializeToString(), optimise=True, threads=threads, label="the samples of a layer")
+Positions = tuple[slice, ...]
+"""Which positions are taken along each spatial axis, or which rows."""
 
 
 @dataclass(frozen=True)
@@ -95,98 +41,67 @@ class Window:
     extents: tuple[int, ...]
 
 
-def rows_of(builder: GraphBuilder, tensor: str, axis: int, rank: int) -> str:
-    """Add nodes that put one axis of a tensor last and flatten all others.
+def rows_of(tensor: np.ndarray, axis: int) -> NDArray[np.float32]:
+    """One axis of a tensor last and all others flattened, (samples, size of the axis).
 
     Parameters
     ----------
-    builder : GraphBuilder
-        The graph to add to.
-    tensor : str
-        Name of a tensor with `rank` axes.
+    tensor : ndarray
+        Any tensor.
     axis : int
-        The axis of inputs or outputs; `rank` for a tensor that has none, of which every number is a sample.
-
-    Returns
-    -------
-    str
-        Name of a float32 tensor of shape (1, samples, size of the axis).
+        The axis of inputs or outputs; `tensor.ndim` for a tensor that has none, of which every number is a sample.
     """
-    if axis == rank:
-        tensor, rank = builder.op("Unsqueeze", tensor, builder.constant([axis])), rank + 1
-    order = [a for a in range(rank) if a != axis] + [axis]
-    moved = tensor if order == list(range(rank)) else builder.op("Transpose", tensor, perm=order)
-    flat = builder.op("Flatten", builder.op("Cast", moved, to=onnx.TensorProto.FLOAT), axis=rank - 1)
-    return builder.op("Unsqueeze", flat, builder.constant([0]))
+    whole = tensor[..., np.newaxis] if axis == tensor.ndim else np.moveaxis(tensor, axis, -1)
+    return whole.reshape(-1, whole.shape[-1]).astype(np.float32, copy=False)
 
 
-def patches_of(builder: GraphBuilder, tensor: str, window: Window, groups: int, channels: int, steps: Sequence[int]) -> str:
-    """Add nodes that unfold the input of a convolution into patches (im2col).
+def patches_of(x: np.ndarray, window: Window, channels: NDArray[np.int64], positions: Positions) -> NDArray[np.float32]:
+    """Unfold the input of a convolution into patches (im2col).
 
     Parameters
     ----------
-    builder : GraphBuilder
-        The graph to add to.
-    tensor : str
-        Name of a tensor of shape (N, groups * channels, *spatial).
+    x : ndarray of shape (N, channels in all, *spatial)
+        The input.
     window : Window
         What the convolution reads.
-    groups, channels : int
-        Groups of the convolution, and channels in each of them.
-    steps : sequence of int
-        Take every so many-th output along each spatial axis; see `thinning`.
+    channels : ndarray of shape (groups, channels), int
+        The channels that each group of the convolution reads.
+    positions : tuple of slice
+        Which outputs are taken along each spatial axis.
 
     Returns
     -------
-    str
-        Name of a float32 tensor of shape (groups, samples, kernel positions * channels).
+    ndarray of shape (groups, samples, kernel positions * channels)
     """
-    axes = len(window.kernel)
-    tensor = builder.op("Cast", tensor, to=onnx.TensorProto.FLOAT)
-    if any(window.before) or any(window.after):
-        tensor = builder.op("Pad", tensor, builder.constant([0, 0, *window.before, 0, 0, *window.after]))
-    spatial = builder.constant(range(2, 2 + axes))
-    pieces = []
-    for offset in np.ndindex(*window.kernel):
-        starts = [offset[a] * window.dilations[a] for a in range(axes)]
-        ends = [starts[a] + (window.extents[a] - 1) * window.strides[a] + 1 for a in range(axes)]
-        strides = [stride * step for stride, step in zip(window.strides, steps, strict=True)]
-        bounds = builder.constant(starts), builder.constant(ends), spatial, builder.constant(strides)
-        pieces.append(builder.op("Unsqueeze", builder.op("Slice", tensor, *bounds), builder.constant([1])))
-    stacked = builder.op("Concat", *pieces, axis=1) if len(pieces) > 1 else pieces[0]
-    return _by_group(builder, stacked, len(pieces), groups, channels)
+    groups, count = channels.shape
+    taken = [range(extent)[each] for extent, each in zip(window.extents, positions, strict=True)]
+    padding = [(0, 0), (0, 0), *zip(window.before, window.after, strict=True)]
+    padded = np.pad(x[:, channels.reshape(-1)].astype(np.float32, copy=False), padding)
+    patches = np.empty((groups, len(x), *map(len, taken), int(np.prod(window.kernel)), count), np.float32)
+    for number, offset in enumerate(np.ndindex(*window.kernel)):
+        bounds = tuple(
+            slice(
+                first := each.start * stride + at * dilation, first + (len(each) - 1) * each.step * stride + 1, each.step * stride
+            )
+            for each, stride, at, dilation in zip(taken, window.strides, offset, window.dilations, strict=True)
+        )
+        piece = padded[(slice(None), slice(None), *bounds)]
+        patches[..., number, :] = np.moveaxis(piece.reshape(len(x), groups, count, *piece.shape[2:]), (1, 2), (0, -1))
+    return patches.reshape(groups, -1, patches.shape[-2] * count)
 
 
-def outputs_of(builder: GraphBuilder, tensor: str, window: Window, groups: int, channels: int, steps: Sequence[int]) -> str:
-    """Add nodes that lay out the output of a convolution as `patches_of` lays out its input.
-
-    Parameters
-    ----------
-    builder, window, groups, steps
-        As for `patches_of`.
-    tensor : str
-        Name of a tensor of shape (N, groups * channels, *window.extents).
-    channels : int
-        Output channels in each group.
-
-    Returns
-    -------
-    str
-        Name of a float32 tensor of shape (groups, samples, channels).
-    """
-    axes = len(window.kernel)
-    tensor = builder.op("Cast", tensor, to=onnx.TensorProto.FLOAT)
-    if max(steps, default=1) > 1:
-        bounds = [builder.constant([0] * axes), builder.constant(window.extents), builder.constant(range(2, 2 + axes))]
-        tensor = builder.op("Slice", tensor, *bounds, builder.constant(steps))
-    return _by_group(builder, builder.op("Unsqueeze", tensor, builder.constant([1])), 1, groups, channels)
+def by_group(view: np.ndarray, groups: int) -> NDArray[np.float32]:
+    """(N, groups * outputs, *positions) as `patches_of` lays out samples: (groups, samples, outputs)."""
+    split = view.reshape(len(view), groups, -1, *view.shape[2:])
+    moved = np.moveaxis(split, (1, 2), (0, -1))
+    return moved.reshape(groups, -1, split.shape[2]).astype(np.float32, copy=False)
 
 
-def _by_group(builder: GraphBuilder, tensor: str, positions: int, groups: int, channels: int) -> str:
-    """(N, positions, groups * channels, *spatial) -> (groups, samples, positions * channels)."""
-    split = builder.op("Reshape", tensor, builder.constant([0, positions, groups, channels, -1]))
-    moved = builder.op("Transpose", split, perm=[2, 0, 4, 1, 3])
-    return builder.op("Reshape", moved, builder.constant([groups, -1, positions * channels]))
+def from_groups(samples: np.ndarray, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The inverse of `by_group`; shape (N, groups * outputs, *positions)."""
+    groups, _, outputs = samples.shape
+    split = samples.reshape(groups, shape[0], *shape[2:], outputs)
+    return np.moveaxis(split, (0, -1), (1, 2)).reshape(shape)
 
 
 def window_of(
@@ -228,8 +143,14 @@ def window_of(
     return Window(tuple(kernel), strides, dilations, tuple(pads[:axes]), tuple(pads[axes:]), extents)
 
 
+def drawn_positions(steps: Sequence[int], batch: int) -> Positions:
+    """Every so many-th position along each axis, from an offset that is drawn for each batch."""
+    offsets = np.random.default_rng(batch).integers(0, steps)
+    return tuple(slice(int(offset), None, step) for offset, step in zip(offsets, steps, strict=True))
+
+
 def thinning(samples: int, unknowns: int, extents: Sequence[int]) -> tuple[int, ...]:
-    """Every how many-th output position of a convolution is enough; see `sample_counts.AMPLE`.
+    """Every how many-th output position of a convolution is enough; see `sample_counts.enough_samples`.
 
     Steps are odd: behind an upsampling by two, every second position would be of one kind.
 
@@ -250,9 +171,9 @@ def thinning(samples: int, unknowns: int, extents: Sequence[int]) -> tuple[int, 
     Examples
     --------
     >>> thinning(500_000, 144, (32, 32))
-    (5, 3)
+    (7, 7)
     """
-    enough = max(AMPLE_AT_LEAST, AMPLE * unknowns)
+    enough = enough_samples(unknowns)
     steps = [1] * len(extents)
     while extents:
         axis = min(range(len(extents)), key=lambda a: (steps[a], a))

@@ -1,0 +1,51 @@
+"""Fidelity of many candidates on the same inputs, for which the reference is run once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from onnxmerge.data.inputs import Inputs
+from onnxmerge.data.selection import BATCH
+from onnxmerge.evaluation.fidelity import Outputs, as_array, compare_outputs
+from onnxmerge.execution.sessions import ModelSource, Session, open_session
+from onnxmerge.execution.tensor_specs import batch_size
+
+HELD_BYTES = 1 << 28
+"""Memory for outputs of the reference that are held, 256 MiB; where they take more the others are made anew."""
+
+
+@dataclass(frozen=True)
+class RepeatedFidelity:
+    """Compares candidates with one reference, on the CPU: a choice made by it must not depend on a GPU, which differs between
+    runs. Both are optimised, which halves the time and changes fidelities by rounding alone.
+
+    Attributes
+    ----------
+    reference : Path
+        The model's file.
+    threads : int or None
+        Threads of ONNX Runtime; None for all processors.
+    """
+
+    reference: Path
+    threads: int | None
+    _held: dict[tuple[str, bytes], list[Outputs]] = field(default_factory=dict)
+
+    @cached_property
+    def _session(self) -> Session:
+        return open_session(self.reference, optimise=True, threads=self.threads)
+
+    def worst(self, candidate: ModelSource, inputs: Inputs) -> float:
+        """Fidelity of the output of a candidate that suffers most."""
+        session = open_session(candidate, optimise=True, threads=self.threads)
+        outputs, _ = compare_outputs(self._runs(session, inputs), self._session.output_names)
+        return min(outputs, key=lambda output: (output.finite, output.fidelity)).fidelity
+
+    def _runs(self, candidate: Session, inputs: Inputs) -> Iterator[tuple[int, Outputs, Outputs]]:
+        held = self._held.setdefault((inputs.description, inputs.indices.tobytes()), [])
+        for number, feeds in enumerate(inputs.batches(BATCH)):
+            expected = held[number] if number < len(held) else self._session.run(feeds)
+            if number == len(held) and sum(as_array(value).nbytes for each in held for value in each.values()) < HELD_BYTES:
+                held.append(expected)
+            yield batch_size(feeds), expected, candidate.run(feeds)
