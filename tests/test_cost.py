@@ -20,7 +20,7 @@ PASSES = {
     "ratio": ({"ratio": 0.5}, 9.2),
     "prune": ({"ratio": 0.5, "method": "prune"}, 0.2),
     "size": ({"target": "macs=0.5"}, 28),
-    "fidelity": ({"fidelity": 0.9}, 60),
+    "fidelity": ({"fidelity": 0.9}, 80),
 }
 
 
