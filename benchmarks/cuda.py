@@ -23,11 +23,12 @@ from speed import SHARED, table
 import onnxmerge
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.evaluation.benchmark import bench_batches
-from onnxmerge.execution.first_run import observed_shapes
+from onnxmerge.execution.first_run import first_observations
 from onnxmerge.execution.placement import placement
 from onnxmerge.execution.processor import processor_name
 from onnxmerge.execution.providers import CPU, Provider, provider_of
 from onnxmerge.execution.sessions import open_session
+from onnxmerge.graph.analysed_model import shapes_of
 from onnxmerge.report.wording import milliseconds
 
 FOLDER = ROOT / "build" / "cuda"
@@ -83,7 +84,9 @@ def _models() -> Iterator[Path]:
 def compared(path: Path, provider: Provider) -> tuple[float, int, int]:
     """The largest relative difference of an output from the CPU's, and how many nodes of how many ran on the provider."""
     reference, candidate = (open_session(path, each, optimise=False) for each in (CPU, provider))
-    inputs = inputs_for(reference, observed_shapes(path), onnxmerge.InputOptions(), count=CHECKED)
+    inputs = inputs_for(
+        reference, shapes_of(first_observations(path, label=str(path)).first), onnxmerge.InputOptions(), count=CHECKED
+    )
     feeds = inputs.repeated(CHECKED)
     expected, outputs = reference.run(feeds), candidate.run(feeds)
     differences = [np.linalg.norm(outputs[name] - y) / np.linalg.norm(y) for name, y in expected.items()]

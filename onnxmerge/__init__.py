@@ -25,8 +25,9 @@ __version__ = "0.1.0"
 __all__ = [
     "bench", "bench_batches", "compress", "inspect", "sweep", "verify", "write_report",
     "InputOptions", "PlannedGroup", "PruningOptions", "RuntimeOptions", "Thresholds",
-    "Accuracy", "Benchmark", "Compression", "Execution", "Fidelity", "GroupResult", "Inspection", "LatencyComparison",
-    "LatencySummary", "LayerComparison", "NodeDeviation", "OutputFidelity", "Size", "Sweep", "SweepPoint", "Verification",
+    "Accuracy", "Benchmark", "Compression", "Execution", "Fidelity", "GroupResult", "InputShape", "Inspection",
+    "LatencyComparison", "LatencySummary", "LayerComparison", "NodeDeviation", "OutputFidelity", "Size", "Sweep", "SweepPoint",
+    "Verification",
     "InputError", "ModelError", "OnnxMergeError", "OptionError", "ProviderError", "Reason", "Refusal", "VerificationError",
     "__version__",
 ]

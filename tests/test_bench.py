@@ -56,7 +56,7 @@ def test_several_batch_sizes(run, models):
     code, out, err = run("bench", *files, "--batch", "1,3", "--json", "--provider", "cpu")
     found = json.loads(out)
     assert (code, err) == (0, "")
-    assert (found["schema"], list(found)[-1]) == ("onnxmerge.benchmark/1", "batches")
+    assert (found["schema"], list(found)[-2:]) == ("onnxmerge.benchmark/1", ["batches", "inputs"])
     assert [each["batch_size"] for each in found["batches"]] == [1, 3]
     for each in found["batches"]:
         assert list(each) == [field.name for field in dataclasses.fields(LatencyComparison)]

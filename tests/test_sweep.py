@@ -197,7 +197,7 @@ def test_an_error_names_the_users_file(monkeypatch):
         assert onnxmerge.sweep(MLP, "ratio=0.5", executor=executor, **QUICK).points[0].failure == f"{MLP}: no"
 
 
-def test_targets_that_need_a_clock_stay_here(monkeypatch):
+def test_targets_that_need_a_clock_stay_here(monkeypatch, tmp_path):
     given = []
 
     def noted(call, tasks, *others):
@@ -206,12 +206,14 @@ def test_targets_that_need_a_clock_stay_here(monkeypatch):
 
     monkeypatch.setattr(SWEEP, "run_tasks", noted)
     monkeypatch.setattr(SWEEP, "compress_point", lambda task, analysed: PointOutcome(None, failure="none"))
-    monkeypatch.chdir(MLP.parent)
-    result = onnxmerge.sweep(MLP.name, "latency=0.7,macs=0.5", calibration="digits.npz")
+    np.save(tmp_path / "inputs.npy", np.zeros((40, 1, 8, 8), np.float32))
+    shutil.copy(MLP, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = onnxmerge.sweep(MLP.name, "latency=0.7,macs=0.5", calibration="inputs.npy")
     (sent,) = (task.options for task in given)
     assert (sent.runtime.threads, sent.bench) == (default_threads(), False)
     assert sent.runtime.provider == provider_of(RuntimeOptions()).option
-    assert (sent.inputs.calibration, given[0].model) == (MLP.parent / "digits.npz", MLP)
+    assert (sent.inputs.calibration, given[0].model) == (tmp_path / "inputs.npy", tmp_path / MLP.name)
     assert [task.options.pruning.target for task in given] == [("macs", 0.5)]
     assert [point.target for point in result.points] == ["latency=0.7", "macs=0.5"]
     onnxmerge.sweep(MLP, "macs=0.25", **QUICK | {"round_to": "measured"})

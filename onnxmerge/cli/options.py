@@ -80,6 +80,12 @@ INPUTS = combined(
     _option("--input-range", (float, float), "LOW HIGH", "What pixel values 0 and 255 become.  [default: 0 1]"),
     _option("--mean", numbers, "M[,M,M]", "Subtracted from pixels, for all channels or each.  [default: 0]"),
     _option("--std", numbers, "S[,S,S]", "Pixels are then divided by it, for all channels or each.  [default: 1]"),
+    click.option(
+        "--input-shape",
+        multiple=True,
+        metavar="[NAME:]N,N,...",
+        help="Sizes of a dynamic input, repeatable: 1,3,640,640.  [default: of calibration inputs, of the graph, or usual ones]",
+    ),
     _option("--samples", int, "N", "Synthetic inputs, or most calibration inputs.  [default: what the layers need, or all]"),
     _option("--seed", int, "S", "Of the random generator: the same seed gives the same bytes.", 0),
 )

@@ -17,6 +17,7 @@ from onnxmerge.data.feed_sources import Indices, layout_of
 from onnxmerge.data.synthetic import ImageRange, Sampler, sampler
 from onnxmerge.errors import InputError
 from onnxmerge.execution.tensor_specs import TensorSpec
+from onnxmerge.options import InputOptions
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -49,6 +50,7 @@ class Inputs:
     total : number of inputs that the user gave, these and others; 0 for synthetic inputs
     largest_batch : most inputs in a batch, so that a run has its place in memory
     by_row : whether axis 0 of every feed has one row for each input, which depends on that input alone
+    call_size : number of inputs in one call where models are timed, unless something else is asked for
     """
 
     count: int
@@ -59,6 +61,7 @@ class Inputs:
     total: int = 0
     largest_batch: int = sys.maxsize
     by_row: bool = False
+    call_size: int = 1
 
     @property
     def synthetic(self) -> bool:
@@ -262,6 +265,14 @@ def calibration_inputs(
         return {each: source.take(indices) for each, source in sources.items()}
 
     return Inputs(count, description, model_batching.size, np.arange(count), take, total)
+
+
+def image_range_of(options: InputOptions) -> ImageRange | None:
+    """How pixels become values; None where the user did not say."""
+    if options.input_range is None and options.mean is None and options.std is None:
+        return None
+    low, high = options.input_range or (0.0, 1.0)
+    return ImageRange(low, high, options.mean or (0.0,), options.std or (1.0,))
 
 
 def _whole(shape: tuple[int, ...], run: int) -> Indices:

@@ -12,9 +12,10 @@ from onnxmerge.algorithms import sample_counts
 from onnxmerge.data import first_layers
 from onnxmerge.data.balance import balanced, held
 from onnxmerge.data.first_layers import InputProperties
-from onnxmerge.data.inputs import Inputs, batching, calibration_inputs, check_batch, synthetic_inputs
-from onnxmerge.data.synthetic import ImageRange
+from onnxmerge.data.given_shapes import checked_shapes
+from onnxmerge.data.inputs import Inputs, batching, calibration_inputs, check_batch, image_range_of, synthetic_inputs
 from onnxmerge.execution.first_run import batch_that_fits
+from onnxmerge.execution.input_sizes import GivenShapes, with_given_sizes
 from onnxmerge.execution.sessions import Session, open_session
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions
@@ -150,22 +151,19 @@ def inputs_for(
 
 
 def _inputs_for(session: Session, shapes: Shapes, options: InputOptions, count: int, properties: InputProperties) -> Inputs:
-    image_range = _image_range(options)
+    image_range, specs, call_size = image_range_of(options), session.inputs, 1
+    if options.input_shape is not None:
+        sizes = checked_shapes(options.input_shape, specs)
+        specs = tuple(with_given_sizes(specs, GivenShapes(sizes)))
+        call_size = max((sizes[name][0] for name in batching(specs, shapes).batched & sizes.keys()), default=1)
     if options.calibration is not None:
-        given = calibration_inputs(options.calibration, session.inputs, shapes, image_range)
+        given = replace(calibration_inputs(options.calibration, specs, shapes, image_range), call_size=call_size)
         if options.samples is None or given.count <= options.samples or given.batch_size is not None:
             return given
         return given.subset(np.linspace(0, given.count - 1, options.samples).astype(np.int64), "evenly chosen")
     if not options.samples:
         elements = sum(int(np.prod(shapes.get(spec.name, ())[1:])) for spec in session.inputs)
         count = min(count, max(8, INPUT_ELEMENTS // max(1, elements)))
-    inputs = synthetic_inputs(session.inputs, shapes, options.samples or count, options.seed, image_range, properties.id_limits)
+    inputs = synthetic_inputs(specs, shapes, options.samples or count, options.seed, image_range, properties.id_limits)
+    inputs = replace(inputs, call_size=call_size)
     return inputs if image_range is not None else first_layers.scaled_for_batchnorm(inputs, properties)
-
-
-def _image_range(options: InputOptions) -> ImageRange | None:
-    """How pixels become values; None where the user did not say."""
-    if options.input_range is None and options.mean is None and options.std is None:
-        return None
-    low, high = options.input_range or (0.0, 1.0)
-    return ImageRange(low, high, options.mean or (0.0,), options.std or (1.0,))

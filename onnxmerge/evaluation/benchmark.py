@@ -7,18 +7,18 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnxmerge.data.given_shapes import first_runs_of_pair
 from onnxmerge.data.inputs import Inputs, check_batch
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import OptionError
 from onnxmerge.evaluation.latency import compare_latency
 from onnxmerge.evaluation.node_views import read_graph_view
 from onnxmerge.evaluation.thresholds import missed_speedup
-from onnxmerge.execution.first_run import observed_shapes
 from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.processor import processor_name
 from onnxmerge.execution.providers import CPU, provider_of
 from onnxmerge.execution.sessions import ModelSource, open_pair
-from onnxmerge.graph.analysed_model import size_of_file
+from onnxmerge.graph.analysed_model import shapes_of, size_of_file
 from onnxmerge.onnxio.model_files import as_file, model_name
 from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of, takes
@@ -124,7 +124,8 @@ def benchmark(
     """`bench_batches` for files, with its options sorted. Raises InputError where the model takes another batch size."""
     batches = [batch or runtime.batch for batch in batches]
     provider = provider_of(runtime)
-    shapes, candidate_shapes = (observed_shapes(model, runtime.max_memory) for model in (reference, candidate))
+    runs, candidate_runs = first_runs_of_pair(reference, candidate, options, runtime.max_memory)
+    shapes, candidate_shapes = shapes_of(runs.first), shapes_of(candidate_runs.first)
     session, _ = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     inputs = inputs_for(session, shapes, options, count=max(2, *(batch or 1 for batch in batches)))
     for batch in batches:
@@ -133,7 +134,8 @@ def benchmark(
     before, after = (None if each is None else each.macs for each in sizes)
     found = [time_pair(reference, candidate, inputs, runtime, batch, seed=options.seed) for batch in batches]
     odd_widths = _odd_widths(reference, candidate)
-    return Benchmark(str(reference), str(candidate), tuple(explained(each, before, after, odd_widths) for each in found))
+    timed = tuple(replace(explained(each, before, after, odd_widths), inputs=runs.inputs) for each in found)
+    return Benchmark(str(reference), str(candidate), timed, runs.inputs)
 
 
 def explained(latency: LatencyComparison, before: int | None, after: int | None, odd_widths: str = "") -> LatencyComparison:
@@ -192,10 +194,10 @@ def time_pair(
     effort: TimingEffort | None = None,
     seed: int = 0,
 ) -> LatencyComparison:
-    """Latency of one call of `batch` inputs, by default of `runtime.batch` or 1, reference and candidate called in turn."""
+    """Latency of one call of `batch` inputs, `runtime.batch` or `inputs.call_size`, reference and candidate called in turn."""
     provider = provider_of(runtime)
     provider = replace(provider, settings=replace(provider.settings, cuda_graph=runtime.cuda_graph))
     pair = open_pair(reference, candidate, provider, optimise=True, threads=runtime.threads)
-    feeds = inputs.repeated(batch or runtime.batch or 1)
+    feeds = inputs.repeated(batch or runtime.batch or inputs.call_size)
     found = compare_latency(*pair, feeds, **asdict(effort or DEFAULT_EFFORT), seed=seed)
     return replace(found, execution=execution_of(*pair), processor=processor_name(gpu=provider.name != CPU.name))

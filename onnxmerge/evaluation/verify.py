@@ -6,6 +6,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnxmerge.data.given_shapes import first_runs_of_pair
 from onnxmerge.data.labels import read_labels
 from onnxmerge.data.npy_files import save_feeds
 from onnxmerge.data.selection import BATCH, inputs_for
@@ -14,10 +15,9 @@ from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.evaluation.layer_checks import compare_some_layers, fits_in_memory, layer_failures
 from onnxmerge.evaluation.node_views import read_graph_view
 from onnxmerge.evaluation.thresholds import failures_of, missed_sizes
-from onnxmerge.execution.first_run import observed_shapes
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import open_pair
-from onnxmerge.graph.analysed_model import size_of_file
+from onnxmerge.graph.analysed_model import shapes_of, size_of_file
 from onnxmerge.onnxio.finite import weights_not_finite
 from onnxmerge.onnxio.model_files import as_file, model_name, weight_files
 from onnxmerge.onnxio.side_files import check_output_file
@@ -92,7 +92,8 @@ def _verify_files(
 ) -> Verification:
     _check_files(reference, candidate, given, label_file, worst_file)
     provider = provider_of(runtime)
-    shapes, candidate_shapes = (observed_shapes(model, runtime.max_memory) for model in (reference, candidate))
+    runs, candidate_runs = first_runs_of_pair(reference, candidate, given, runtime.max_memory)
+    shapes, candidate_shapes = shapes_of(runs.first), shapes_of(candidate_runs.first)
     pair = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     sizes = size_of_file(reference, shapes), size_of_file(candidate, candidate_shapes)
     graphs = [read_graph_view(model, str(model)) for model in (reference, candidate)]
@@ -110,7 +111,7 @@ def _verify_files(
     not_finite = (*of_reference, *weights_not_finite(graphs[1].proto, candidate.parent))
     failures = (*not_finite, *failures_of(fidelity, thresholds, graphs[1].float_types), *layer_failures(layer_comparison))
     failures += _missed_sizes(*sizes, thresholds)
-    return Verification(str(reference), str(candidate), fidelity, failures, *sizes)
+    return Verification(str(reference), str(candidate), fidelity, failures, *sizes, runs.inputs)
 
 
 def _missed_sizes(before: Size | None, after: Size | None, thresholds: Thresholds) -> tuple[str, ...]:

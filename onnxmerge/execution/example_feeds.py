@@ -1,30 +1,21 @@
-"""Small random inputs of any sizes, to see whether and how a model runs."""
+"""Shapes of a model's inputs from sizes of their dynamic axes, and random values of these shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from onnxmerge.errors import InputError
 from onnxmerge.execution.tensor_specs import TensorSpec
 
+Axis = str | tuple[str, int]
+"""A dynamic axis: its symbolic name, the same wherever it occurs, or where it has none the input's name and the axis' number."""
+Shapes = Mapping[str, tuple[int, ...]]
 
-def example_feeds(inputs: Sequence[TensorSpec], batch: int, extent: int, seed: int = 0, skew: int = 0) -> dict[str, np.ndarray]:
-    """Random inputs by name; a symbolic size is the same wherever it occurs, and "a + b" is the sum of its terms.
 
-    Parameters
-    ----------
-    inputs : sequence of TensorSpec
-        What the model takes.
-    batch : int
-        Size of the first axis where it is dynamic.
-    extent : int
-        Size of any other dynamic axis.
-    seed : int
-        Of the values.
-    skew : int
-        Each further dynamic axis is larger by this, so that height and width differ.
+def dynamic_axes(inputs: Sequence[TensorSpec]) -> dict[Axis, tuple[TensorSpec, int]]:
+    """Where each dynamic axis occurs first, the first axes of all inputs before others; sums of known ones are left out.
 
     Raises
     ------
@@ -33,25 +24,41 @@ def example_feeds(inputs: Sequence[TensorSpec], batch: int, extent: int, seed: i
 
     Examples
     --------
-    >>> spec = TensorSpec("x", "tensor(float)", np.dtype(np.float32), ("N", 3, "H", "W"))
-    >>> example_feeds([spec], batch=1, extent=16, skew=4)["x"].shape
-    (1, 3, 16, 20)
+    >>> spec = TensorSpec("x", "tensor(float)", np.dtype(np.float32), ("N", 3, "H", None))
+    >>> list(dynamic_axes([spec]))
+    ['N', 'H', ('x', 3)]
     """
-    generator = np.random.default_rng(seed)
-    shapes = example_shapes(inputs, batch, extent, skew)
-    return {spec.name: random_values(generator, shapes[spec.name], spec.dtype) for spec in inputs}
-
-
-def example_shapes(inputs: Sequence[TensorSpec], batch: int, extent: int, skew: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of `example_feeds` by name, with the same parameters and errors."""
-    sizes = _symbol_sizes(inputs, batch, extent, skew)
-    shapes = {}
     for spec in inputs:
         if not spec.is_tensor:
             raise InputError(f"input {spec.name!r} is {spec.type}: only tensors can be fed")
+    places = [(spec, axis) for spec in inputs for axis in range(len(spec.dims))]
+    found: dict[Axis, tuple[TensorSpec, int]] = {}
+    for spec, axis in sorted(places, key=lambda place: place[1] > 0):
+        if not isinstance(spec.dims[axis], int):
+            found.setdefault(_axis(spec, axis), (spec, axis))
+    return {axis: place for axis, place in found.items() if not _is_sum(axis, found)}
+
+
+def axes_of(spec: TensorSpec, axes: Collection[Axis]) -> set[Axis]:
+    """Those of the `dynamic_axes` that the shape of one input depends on."""
+    own = [_axis(spec, number) for number, dim in enumerate(spec.dims) if not isinstance(dim, int)]
+    terms = [[axis] if axis in axes or not isinstance(axis, str) else _terms(axis) for axis in own]
+    return {term for each in terms for term in each if term in axes}
+
+
+def example_shapes(inputs: Sequence[TensorSpec], sizes: Mapping[Axis, int]) -> dict[str, tuple[int, ...]]:
+    """Shape of every input by name, from a size of each of the `dynamic_axes`; "a + b" is the sum of its terms."""
+    shapes = {}
+    for spec in inputs:
         axes = enumerate(spec.dims)
-        shapes[spec.name] = tuple(_size(dim, axis, sizes, batch, extent + skew * max(0, axis - 2)) for axis, dim in axes)
+        shapes[spec.name] = tuple(dim if isinstance(dim, int) else _size(_axis(spec, axis), sizes) for axis, dim in axes)
     return shapes
+
+
+def example_feeds(inputs: Sequence[TensorSpec], shapes: Shapes, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random inputs of these shapes by name; `seed` is that of the values."""
+    generator = np.random.default_rng(seed)
+    return {spec.name: random_values(generator, shapes[spec.name], spec.dtype) for spec in inputs}
 
 
 def random_values(generator: np.random.Generator, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
@@ -63,31 +70,20 @@ def random_values(generator: np.random.Generator, shape: Sequence[int], dtype: n
     return generator.standard_normal(shape).astype(dtype)
 
 
-def dynamic_axes(inputs: Sequence[TensorSpec]) -> tuple[bool, bool]:
-    """Whether any first axis is dynamic, and whether any other is."""
-    first = any(None in spec.shape[:1] for spec in inputs)
-    other = any(None in spec.shape[1:] for spec in inputs)
-    return first, other
+def _axis(spec: TensorSpec, axis: int) -> Axis:
+    dim = spec.dims[axis]
+    return dim if isinstance(dim, str) else (spec.name, axis)
 
 
-def _symbol_sizes(inputs: Sequence[TensorSpec], batch: int, extent: int, skew: int) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for spec in inputs:
-        sizes.update({dim: batch for dim in spec.dims[:1] if isinstance(dim, str)})
-    batch_symbols = len(sizes)
-    for spec in inputs:
-        for dim in spec.dims[1:]:
-            if isinstance(dim, str):
-                sizes.setdefault(dim, extent + skew * (len(sizes) - batch_symbols))
-    return sizes
+def _is_sum(axis: Axis, known: Collection[Axis]) -> bool:
+    return isinstance(axis, str) and len(terms := _terms(axis)) > 1 and all(term.isdigit() or term in known for term in terms)
 
 
-def _size(dim: int | str | None, axis: int, sizes: dict[str, int], batch: int, extent: int) -> int:
-    if isinstance(dim, int):
-        return dim
-    if dim is None:
-        return extent if axis else batch
-    terms = [term.strip() for term in dim.split("+")]
-    if len(terms) > 1 and all(term.isdigit() or term in sizes for term in terms):
-        return sum(int(term) if term.isdigit() else sizes[term] for term in terms)
-    return sizes[dim]
+def _terms(symbol: str) -> list[str]:
+    return [term.strip() for term in symbol.split("+")]
+
+
+def _size(axis: Axis, sizes: Mapping[Axis, int]) -> int:
+    if axis in sizes or not isinstance(axis, str):
+        return sizes[axis]
+    return sum(int(term) if term.isdigit() else sizes[term] for term in _terms(axis))

@@ -13,10 +13,11 @@ import onnx
 from onnx import ModelProto
 
 from onnxmerge.errors import InputError, ModelError
-from onnxmerge.execution.example_feeds import example_shapes
+from onnxmerge.execution.input_sizes import NOTHING_GIVEN, GivenShapes, first_trials
 from onnxmerge.execution.limited_process import ProcessFailure, answer_of, limit_own_memory
 from onnxmerge.execution.sessions import open_session
-from onnxmerge.execution.shapes import Observation, Observations, first_sizes, observe_twice
+from onnxmerge.execution.shapes import FirstRuns, Observation, observe_twice
+from onnxmerge.execution.size_hints import size_hints
 from onnxmerge.execution.static_cost import StaticCost
 from onnxmerge.execution.tensor_specs import Feeds, TensorSpec, input_specs
 from onnxmerge.onnxio.export import export_without_weights
@@ -30,14 +31,19 @@ VALUE_BYTES = 4  # of a number in a tensor; few models compute with larger ones
 MODELS = 2  # each keeps the memory of its largest run, and two are compared
 BYTES_A_SECOND = 20_000_000  # and longer for large files: a slow disk
 
-Pair = tuple[Observations, Observations | None]
-
 
 class _NotKnownToBeCheap(Exception):
     """A size that is to be tried in a process of its own."""
 
 
-def first_observations(model: Path, proto: ModelProto | None = None, *, label: str, max_memory: int | None = None) -> Pair:
+def first_observations(
+    model: Path,
+    proto: ModelProto | None = None,
+    *,
+    label: str,
+    max_memory: int | None = None,
+    given: GivenShapes = NOTHING_GIVEN,
+) -> FirstRuns:
     """`observe_twice` for a file that nobody has run before.
 
     Parameters
@@ -50,6 +56,8 @@ def first_observations(model: Path, proto: ModelProto | None = None, *, label: s
         What errors call the model.
     max_memory : int, optional
         Bytes that a run may take beside the libraries; by default `MEMORY_BYTES`, or twice the size of the model.
+    given : GivenShapes
+        Sizes of the inputs that are not to be chosen.
 
     Raises
     ------
@@ -68,14 +76,15 @@ def first_observations(model: Path, proto: ModelProto | None = None, *, label: s
         if 0 in spec.dims:
             raise ModelError(f"{label}: input '{spec.name}' holds no values: its shape is {spec.dims}")
     try:
-        cheap(inputs, example_shapes(inputs, *first_sizes(inputs)[0]))
-        return observe_twice(model, label=label, allowed=cheap)
+        cheap(inputs, first_trials(inputs, size_hints(proto), given)[0].shapes)
+        return observe_twice(model, label=label, allowed=cheap, given=given)
     except (_NotKnownToBeCheap, InputError):
         pass
     size = model.stat().st_size + external_bytes(proto)
     memory = max_memory or max(MEMORY_BYTES, 2 * size)
     try:
-        answer = answer_of(__name__, [str(model.absolute()), label], SECONDS + size / BYTES_A_SECOND, memory)
+        arguments = [str(model.absolute()), label, json.dumps([given.shapes, given.origins])]
+        answer = answer_of(__name__, arguments, SECONDS + size / BYTES_A_SECOND, memory)
     except ProcessFailure as failure:
         limits = f"the first run may take {memory / 1e9:g} GB: `max_memory`"
         raise ModelError(f"{label} does not run: trying it in ONNX Runtime {failure} ({limits})") from None
@@ -85,13 +94,7 @@ def first_observations(model: Path, proto: ModelProto | None = None, *, label: s
         None if each is None else {name: _observation(*value) for name, value in each.items()} for each in answer["runs"]
     )
     assert first is not None
-    return first, second
-
-
-def observed_shapes(model: Path, max_memory: int | None = None) -> dict[str, tuple[int, ...]]:
-    """Concrete shape of every tensor of a file, in the first of `first_observations`."""
-    first, _ = first_observations(model, label=str(model), max_memory=max_memory)
-    return {name: observation.shape for name, observation in first.items()}
+    return FirstRuns(first, second, answer["origins"])
 
 
 def batch_that_fits(shapes: Mapping[str, tuple[int, ...]], feeds: Feeds, max_memory: int | None = None) -> int:
@@ -111,7 +114,7 @@ def batch_that_fits(shapes: Mapping[str, tuple[int, ...]], feeds: Feeds, max_mem
     return max(1, int((max_memory or MEMORY_BYTES) / max(1.0, needed)))
 
 
-def main(memory_bytes: int, model: Path, label: str) -> None:
+def main(memory_bytes: int, model: Path, label: str, given: GivenShapes) -> None:
     """The side of the other process: print what was observed as a line of JSON, the last; or the error."""
 
     def allowed(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -122,11 +125,12 @@ def main(memory_bytes: int, model: Path, label: str) -> None:
     limit_own_memory(memory_bytes)
     answer: dict[str, Any]
     try:
-        runs = observe_twice(model, label=label, allowed=allowed)
+        *runs, origins = observe_twice(model, label=label, allowed=allowed, given=given)
         open_session(model, optimise=True, label=label)  # folds constants
         with contextlib.suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError):
             onnx.shape_inference.infer_shapes(export_without_weights(load(model)), data_prop=True)  # as export does
-        answer = {"runs": [None if run is None else {name: _as_json(each) for name, each in run.items()} for run in runs]}
+        written = [None if run is None else {name: _as_json(each) for name, each in run.items()} for run in runs]
+        answer = {"runs": written, "origins": origins}
     except (ModelError, InputError) as error:
         answer = {"error": str(error)}
     except MemoryError:
@@ -143,4 +147,4 @@ def _observation(shape: Sequence[int], dtype: str, value: Any) -> Observation:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], GivenShapes(*json.loads(sys.argv[4])))

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 
 from onnxmerge.errors import ModelError
-from onnxmerge.execution.example_feeds import dynamic_axes, example_feeds, example_shapes
+from onnxmerge.execution.example_feeds import Shapes, example_feeds
+from onnxmerge.execution.input_sizes import NOTHING_GIVEN, GivenShapes, Trial, first_trials, origins_of, other_shapes
 from onnxmerge.execution.messages import runtime_message
 from onnxmerge.execution.sessions import ModelSource, Session, open_session, path_of
+from onnxmerge.execution.size_hints import size_hints
 from onnxmerge.execution.tensor_specs import Feeds, TensorSpec
+from onnxmerge.results import InputShape
 
-# Sizes of dynamic axes other than the first, in the order in which they are tried: 32 and 64 run on most networks and are
-# quick, 224 is what many classifiers ask for, 16000 a second of sound.
-EXTENTS = (32, 64, 224, 16, 8, 128, 256, 1, 512, 4096, 16000)
 VALUE_LIMIT = 64  # elements: shapes, indices and axes have at most a few of them
-SKEW = 32  # height and width differ by this, so that a computed shape cannot take one for the other
+MOST_DISAGREEING = 6  # runs whose outputs have other shapes than declared, before the first of them is taken
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,31 @@ class Observation:
 
 
 Observations = dict[str, Observation]
-Sizes = tuple[int, int, int]  # batch, extent and skew, as `example_feeds` takes them
 Allowed = Callable[[Sequence[TensorSpec], Mapping[str, tuple[int, ...]]], None]
+
+
+class FirstRuns(NamedTuple):
+    """What a model's first runs showed.
+
+    Attributes
+    ----------
+    first : dict of str to Observation
+        Of a run with the sizes on which everything is counted, checked and timed.
+    second : dict of str to Observation or None
+        Of a run with others: what differs is dynamic. The batch, or the other sizes, stay the same where only so it runs; None
+        where no input is dynamic or no second run succeeds.
+    origins : dict of str to str
+        By input where its sizes come from, see `origins_of`.
+    """
+
+    first: Observations
+    second: Observations | None
+    origins: dict[str, str]
+
+    @property
+    def inputs(self) -> tuple[InputShape, ...]:
+        """The sizes of the first run, for reports."""
+        return tuple(InputShape(name, self.first[name].shape, origin) for name, origin in self.origins.items())
 
 
 def anything_goes(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -88,78 +111,91 @@ def observe(model: ModelSource, feeds: Feeds, *, label: str | None = None, folde
 
 
 def observe_twice(
-    model: ModelSource, *, seed: int = 0, label: str | None = None, folder: Path | None = None, allowed: Allowed = anything_goes
-) -> tuple[Observations, Observations | None]:
-    """Two runs on small random inputs: batch 1 with the first of `EXTENTS` that runs, then batch 2 with another extent.
+    model: ModelSource,
+    *,
+    given: GivenShapes = NOTHING_GIVEN,
+    seed: int = 0,
+    label: str | None = None,
+    folder: Path | None = None,
+    allowed: Allowed = anything_goes,
+) -> FirstRuns:
+    """Two runs on random inputs: the first of `first_trials` that runs and gives outputs of the shapes declared, then another.
 
     Of a model that nobody has run before use `first_run.first_observations`.
 
     Parameters
     ----------
+    given : GivenShapes
+        Sizes that are not to be chosen.
     seed : int
         Of the inputs. The others are those of `observe`.
     allowed : callable
         Called with the inputs before their values are made; a ModelError of it counts as one of the model's.
-
-    Returns
-    -------
-    first : dict of str to Observation
-        Of the first run.
-    second : dict of str to Observation or None
-        What differs from the first is dynamic. The batch, or the other extents, stay the same where only so it runs; None where
-        no input is dynamic or no second run succeeds.
 
     Raises
     ------
     ModelError
         Where no first run succeeds, with the reason of the first try.
     """
-    session = open_with_all_outputs(model, label, folder)
+    proto = read_graph(model, _label(model, label))
+    session = _opened(proto, model, label, folder)
+    trials = first_trials(session.inputs, size_hints(proto), given)
+    declared = [spec for spec in session.outputs if spec.name in {output.name for output in proto.graph.output}]
+    ran: list[tuple[Trial, Observations]] = []
     reason = None
-    tries = first_sizes(session.inputs)
-    for sizes in tries:
+    for trial in trials:
         try:
-            first = _observe(session, _feeds(session, sizes, seed, allowed))
+            ran.append((trial, _observe(session, _feeds(session, trial.shapes, seed, allowed))))
         except ModelError as error:
             reason = reason or error
             continue
-        return first, _observe_otherwise(session, sizes, seed, allowed)
-    if len(tries) == 1 and reason is not None:
-        raise reason
-    raise ModelError(f"no input size tried makes it run (axes other than the first: {EXTENTS}): {reason}")
+        if agrees(session.inputs, declared, ran[-1][1]) or len(ran) == MOST_DISAGREEING:
+            break
+    if not ran:
+        alone = len(trials) == 1 and not given.shapes
+        raise reason if alone and reason is not None else ModelError(_never_runs(trials, given, reason))
+    trial, first = next((each for each in ran if agrees(session.inputs, declared, each[1])), ran[0])
+    second = _observe_otherwise(session, trial.shapes, seed, allowed)
+    others = None if second is None else {spec.name: second[spec.name].shape for spec in session.inputs}
+    return FirstRuns(first, second, origins_of(session.inputs, trial, others, given))
 
 
-def first_sizes(inputs: Sequence[TensorSpec]) -> list[Sizes]:
-    """The sizes of dynamic axes that are tried, in this order."""
-    batch_is_dynamic, extent_is_dynamic = dynamic_axes(inputs)
-    return [(*each, 0) for each in product((1, 2) if batch_is_dynamic else (1,), EXTENTS if extent_is_dynamic else (1,))]
+def agrees(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], observed: Observations) -> bool:
+    """Whether the outputs had the sizes that are declared: numbers, and names that the inputs have too."""
+    sizes: dict[int | str | None, set[int]] = {}
+    for spec in inputs:
+        for dim, size in zip(spec.dims, observed[spec.name].shape, strict=True):
+            sizes.setdefault(dim, set()).add(size)
+    for spec in outputs:
+        shape = observed[spec.name].shape
+        if len(shape) == len(spec.dims) and any(
+            size not in ({dim} if isinstance(dim, int) else sizes.get(dim or "", {size}))
+            for dim, size in zip(spec.dims, shape, strict=True)
+        ):
+            return False
+    return True
 
 
-def _observe_otherwise(session: Session, sizes: Sizes, seed: int, allowed: Allowed) -> Observations | None:
+def _never_runs(trials: Sequence[Trial], given: GivenShapes, reason: ModelError | None) -> str:
+    if given.shapes:
+        sizes = ", ".join(f"{name} {shape}" for name, shape in trials[0].shapes.items())
+        return f"with inputs of the sizes given, {sizes}: {reason}"
+    return f"no input size tried makes it run ({len(trials)} were tried; give yours with `input_shape`): {reason}"
+
+
+def _observe_otherwise(session: Session, first: Shapes, seed: int, allowed: Allowed) -> Observations | None:
     """A run with other sizes than those of the first, with as much changed as the model allows."""
-    for other in _other_sizes(*sizes[:2], *dynamic_axes(session.inputs)):
+    for shapes in other_shapes(session.inputs, first):
         try:
-            return _observe(session, _feeds(session, other, seed, allowed))
+            return _observe(session, _feeds(session, shapes, seed, allowed))
         except ModelError:
             continue
     return None
 
 
-def _other_sizes(batch: int, extent: int, batch_is_dynamic: bool, extent_is_dynamic: bool) -> Iterator[Sizes]:
-    """Sizes to try: both changed, then one of them, with height and width apart before alike."""
-    extents = [each for each in (extent + 32, extent // 2, 2 * extent) if each >= 1] if extent_is_dynamic else []
-    other_batch = 3 - batch  # 1 and 2 are the batches that are tried
-    for skew in (SKEW, 0):
-        if batch_is_dynamic:
-            yield from ((other_batch, each, skew) for each in extents)
-            if not skew:
-                yield other_batch, extent, 0
-        yield from ((batch, each, skew) for each in extents)
-
-
-def _feeds(session: Session, sizes: Sizes, seed: int, allowed: Allowed) -> Feeds:
-    allowed(session.inputs, example_shapes(session.inputs, *sizes))
-    return example_feeds(session.inputs, *sizes[:2], seed, sizes[2])
+def _feeds(session: Session, shapes: Shapes, seed: int, allowed: Allowed) -> Feeds:
+    allowed(session.inputs, shapes)
+    return example_feeds(session.inputs, shapes, seed)
 
 
 def _observe(session: Session, feeds: Feeds) -> Observations:
@@ -178,9 +214,12 @@ def open_with_all_outputs(model: ModelSource, label: str | None, folder: Path | 
     Weights in external files stay there: only the graph is read and written. Types are left to ONNX Runtime to infer. The
     parameters and errors are those of `observe`.
     """
-    label = label or (str(model) if isinstance(model, Path) else "the model")
+    return _opened(read_graph(model, _label(model, label)), model, label, folder)
+
+
+def _opened(proto: onnx.ModelProto, model: ModelSource, label: str | None, folder: Path | None) -> Session:
+    label = _label(model, label)
     folder = folder if isinstance(model, bytes) else path_of(model).parent
-    proto = read_graph(model, label)
     computed = [name for node in proto.graph.node for name in node.output if name]
 
     def opened(names: Sequence[str]) -> Session:
@@ -193,6 +232,10 @@ def open_with_all_outputs(model: ModelSource, label: str | None, folder: Path | 
         session = opened(_possible_outputs(opened, [], computed))
     readable = tuple(output for output in session.outputs if output.is_tensor and output.dtype.kind in "biufO")
     return replace(session, outputs=readable)
+
+
+def _label(model: ModelSource, label: str | None) -> str:
+    return label or (str(model) if isinstance(model, Path) else "the model")
 
 
 def _possible_outputs(opened: Callable[[Sequence[str]], Session], accepted: list[str], names: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ from onnxmerge.onnxio.external_data import DATA_TYPES
 
 Feeds = Mapping[str, np.ndarray]
 
+NO_SIZES = (None, "", "?")  # an exporter writes "?" for every open axis, so that it is no name
 # ONNX Runtime's names of types that ONNX calls otherwise than by the same word in capitals
 _ONNX_NAMES = {"float": "FLOAT", "double": "DOUBLE"}
 
@@ -52,7 +53,7 @@ class TensorSpec:
 
 def spec_of(argument: onnxruntime.NodeArg) -> TensorSpec:
     """The specification of an input or output, from what a session returns."""
-    dims = tuple(dim if isinstance(dim, str) or (isinstance(dim, int) and dim >= 0) else None for dim in argument.shape or ())
+    dims = tuple(None if dim in NO_SIZES or (isinstance(dim, int) and dim < 0) else dim for dim in argument.shape or ())
     return TensorSpec(argument.name, argument.type, _dtype_of(argument.type), dims)
 
 
@@ -80,7 +81,6 @@ def _declared_spec(value: ValueInfoProto) -> TensorSpec:
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type") or kind.elem_type not in DATA_TYPES:
         return TensorSpec(value.name, value.type.WhichOneof("value") or "of no type", np.dtype(object), ())
-    dims = tuple(
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None for dim in kind.shape.dim
-    )
+    sizes = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param for dim in kind.shape.dim]
+    dims = tuple(None if size in NO_SIZES else size for size in sizes)
     return TensorSpec(value.name, "tensor(declared)", helper.tensor_dtype_to_np_dtype(kind.elem_type), dims)

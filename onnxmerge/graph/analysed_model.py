@@ -9,6 +9,7 @@ import onnx.inliner
 from onnxmerge.errors import ModelError, one_line
 from onnxmerge.execution.example_feeds import random_values
 from onnxmerge.execution.first_run import first_observations
+from onnxmerge.execution.input_sizes import NOTHING_GIVEN, GivenShapes
 from onnxmerge.execution.shapes import Observations
 from onnxmerge.graph.channel_analysis import analyse_channels
 from onnxmerge.graph.channel_groups import Channels
@@ -17,7 +18,7 @@ from onnxmerge.graph.tensor_facts import Shapes, TensorFacts
 from onnxmerge.onnxio.finite import is_finite, weights_not_finite
 from onnxmerge.onnxio.model import Model, from_proto
 from onnxmerge.onnxio.model_files import TemporaryModel, load, stored_bytes
-from onnxmerge.results import Size
+from onnxmerge.results import InputShape, Size
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +32,13 @@ class AnalysedModel:
     channels : Channels
         Its channel analysis.
     observed : dict[str, Observation]
-        Every tensor in a run on small random inputs.
+        Every tensor in a run on random inputs of the sizes on which everything is counted, checked and timed.
     size : Size
         Parameters, MACs for the shapes of that run, and bytes of the file.
     observed_otherwise : dict[str, Observation] or None
         Every tensor in a run with other sizes of the dynamic axes; None where nothing is dynamic.
+    inputs : tuple[InputShape, ...]
+        Sizes of the inputs in the first of these runs, and where they come from.
     """
 
     model: Model
@@ -43,6 +46,7 @@ class AnalysedModel:
     observed: Observations
     size: Size
     observed_otherwise: Observations | None = None
+    inputs: tuple[InputShape, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -66,7 +70,7 @@ def values_of(observed: Observations) -> dict[str, np.ndarray]:
     return {name: observation.value for name, observation in observed.items() if observation.value is not None}
 
 
-def analyse_model(path: Path, max_memory: int | None = None) -> AnalysedModel:
+def analyse_model(path: Path, max_memory: int | None = None, given: GivenShapes = NOTHING_GIVEN) -> AnalysedModel:
     """Load a model, run it on small random inputs, and find its channel groups.
 
     Parameters
@@ -75,6 +79,8 @@ def analyse_model(path: Path, max_memory: int | None = None) -> AnalysedModel:
         An ONNX file.
     max_memory : int, optional
         Bytes that its first run may take; by default as `first_observations` says.
+    given : GivenShapes
+        Sizes of its inputs that are not to be chosen.
 
     Raises
     ------
@@ -86,7 +92,8 @@ def analyse_model(path: Path, max_memory: int | None = None) -> AnalysedModel:
         model = _inlined(model)
         temporary = TemporaryModel(model)
         source = temporary.path
-    observed, observed_otherwise = first_observations(source, model.proto, label=path.name, max_memory=max_memory)
+    runs = first_observations(source, model.proto, label=path.name, max_memory=max_memory, given=given)
+    observed, observed_otherwise, _ = runs
     shapes = shapes_of(observed)
     other_shapes = None if observed_otherwise is None else shapes_of(observed_otherwise)
     channels = analyse_channels(TensorFacts(model, shapes, values_of(observed), other_shapes))
@@ -97,7 +104,7 @@ def analyse_model(path: Path, max_memory: int | None = None) -> AnalysedModel:
     if not_finite:
         raise ModelError(f"{path}: {not_finite[0]}; export the model anew")
     size = size_of(model, shapes, stored_bytes(path))
-    return AnalysedModel(model, channels, observed, size, observed_otherwise)
+    return AnalysedModel(model, channels, observed, size, observed_otherwise, runs.inputs)
 
 
 def _inlined(model: Model) -> Model:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from onnxmerge.errors import OptionError
-from onnxmerge.options.checks import CHECKS, METHOD_NAMES, READ_FROM_TEXT, SINGLE_VALUES, is_whole
+from onnxmerge.options.checks import CHECKS, METHOD_NAMES, READ_FROM_TEXT, SINGLE_VALUES, input_shapes, is_whole
 
 if TYPE_CHECKING:  # the command line reads this module for --help, which must not wait for numpy
     import numpy as np
@@ -44,7 +44,9 @@ class CheckedOptions:
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]  # all subclasses are dataclasses
             value = getattr(self, field.name)
-            if isinstance(value, str) and field.name in READ_FROM_TEXT:
+            if field.name == "input_shape":
+                value = input_shapes(value)
+            elif isinstance(value, str) and field.name in READ_FROM_TEXT:
                 value = READ_FROM_TEXT[field.name](value)
             if isinstance(value, SINGLE_VALUES.get(field.name, ())):
                 value = (value,)
@@ -187,6 +189,9 @@ class InputOptions(CheckedOptions):
         (low, high): what pixels 0 and 255 become; None for (0, 1).
     mean, std : tuple[float, ...] or None
         Subtracted from pixels and then divided by, one number for all channels or one for each; None for (0,) and (1,).
+    input_shape : Mapping[str, tuple[int, ...]] or None
+        Sizes of dynamic inputs by name: {"x": (1, 3, 640, 640)}, or without the name of a single one; the first is that of a call
+        where models are timed, unless `batch` is given. None for those of the calibration inputs, of the graph, or usual ones.
     samples : int or None
         Number of synthetic inputs, or most calibration inputs that are used; None for as many as the layers need, or all.
     seed : int
@@ -199,6 +204,7 @@ class InputOptions(CheckedOptions):
     input_range: tuple[float, float] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    input_shape: Mapping[str, tuple[int, ...]] | None = None
     samples: int | None = None
     seed: int = 0
 
@@ -224,7 +230,7 @@ class RuntimeOptions(CheckedOptions):
     threads : int or None
         Threads of one operator; None for what OMP_NUM_THREADS says, or all processors that this process may use.
     batch : int or None
-        Inputs in one call where models are timed; None for 1, or for the number that the model is fixed to.
+        Inputs in one call where models are timed; None for 1, or for the number that the model or `input_shape` says.
     tf32 : bool or None
         Whether CUDA computes in TF32; None for yes where models are timed and no where outputs are compared.
     cudnn_search : str or None

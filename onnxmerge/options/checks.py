@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -17,6 +17,7 @@ TARGETS = ("params", "macs", "latency")
 PROVIDERS = ("auto", "cuda", "cpu", "tensorrt")
 CUDNN_SEARCHES = ("exhaustive", "heuristic", "default")
 MOST_SAMPLES = 10**8  # their numbers alone take 800 MB
+LARGEST_SIZE = 2**31 - 1  # of one axis; the product is limited by the memory of the first run
 MOST_THREADS = 1024  # more than the processors of any usual machine; to start 4096 takes ONNX Runtime most of a minute
 
 
@@ -62,6 +63,35 @@ def _bytes(text: str) -> int | str:
     """'1.5GB' -> 1500000000; text that says no size as it is."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip(), re.IGNORECASE)
     return int(float(match[1]) * 1000.0 ** " kmgt".index(match[2].lower() or " ")) if match else text
+
+
+def input_shapes(given: Any) -> Any:
+    """The option `input_shape` as a mapping: 'x:1,3,640,640' -> {'x': (1, 3, 640, 640)}, without a name {'': ...}."""
+    if given is None or given == ():
+        return None
+    if isinstance(given, Mapping):
+        return {name: tuple(shape) if isinstance(shape, Sequence) else shape for name, shape in given.items()}
+    if not isinstance(given, Sequence):
+        return given
+    texts = (given,) if isinstance(given, str) else tuple(given)
+    if not all(isinstance(text, str) for text in texts):
+        return {"": texts}
+    found: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, _, sizes = text.rpartition(":")
+        parts = [part.strip() for part in sizes.split(",")]
+        if name in found or not all(part.isdecimal() for part in parts):
+            needed = f"{CHECKS['input_shape'].needed}, once for each input"
+            raise OptionError(f"`input_shape` must be {needed}, not {text!r}")
+        found[name] = tuple(map(int, parts))
+    return found
+
+
+def _are_shapes(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(shape, tuple) and all(is_whole(size) and 1 <= size <= LARGEST_SIZE for size in shape)
+        for name, shape in value.items()
+    )
 
 
 def _is_target(value: Any) -> bool:
@@ -111,6 +141,7 @@ CHECKS = {
     "threshold": Check("between -1 and 1 (a cosine)", lambda value: -1.0 <= value <= 1.0),
     "cosine_weight": _SHARE,
     "calibration": Check("a path, an array, or a mapping from the model's input names to arrays", _is_calibration),
+    "input_shape": Check("sizes of at least 1, such as 1,3,640,640 or NAME:1,3,640,640", _are_shapes),
     "samples": _at_least(2, MOST_SAMPLES),
     "seed": _at_least(0),
     "threads": _at_least(1, MOST_THREADS),

@@ -8,6 +8,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnxmerge.data.given_shapes import given_shapes
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import calibration_and_check_inputs
 from onnxmerge.errors import ModelError, OptionError, VerificationError
@@ -33,6 +34,7 @@ from onnxmerge.pipeline.progress import COMPRESS_STAGES, overall
 from onnxmerge.pipeline.search import search
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.results import Compression, Fidelity, LatencyComparison, Size
+from onnxmerge.results.execution import chosen_sizes
 
 
 @takes(*PARTS)
@@ -120,7 +122,7 @@ def compress_file(
     check_output_file(output, "the output", {})
     if output.exists() and would_overwrite(output, model) and not in_place:
         raise OptionError(f"the output {output} is the model itself: name another file, or replace it with `in_place`")
-    analysed = analysed or analyse_model(model, options.runtime.max_memory)
+    analysed = analysed or analyse_model(model, options.runtime.max_memory, given_shapes(model, options.inputs))
     if not analysed.channels.groups:
         raise ModelError(_nothing_to_remove(model, analysed))
     weight_files = sorted(external_files(analysed.model))
@@ -149,10 +151,11 @@ def compress_file(
         refusals=found.candidate.refusals,
         fidelity=fidelity,
         latency=latency,
-        warnings=warnings_of(found, fidelity, latency, inputs[1], options),
+        warnings=(*chosen_sizes(analysed.inputs), *warnings_of(found, fidelity, latency, inputs[1], options)),
         seconds=time.perf_counter() - started,
         seed=options.inputs.seed,
         versions=versions(),
+        inputs=analysed.inputs,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnxmerge.data.given_shapes import given_shapes
 from onnxmerge.data.selection import calibration_and_check_inputs
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.onnxio.model_files import as_file, model_name
@@ -60,9 +61,9 @@ def inspect(
 
 
 def _inspect_file(model: Path, options: CompressOptions, sensitivity: bool, progress: Progress | None) -> Inspection:
-    analysed = analyse_model(model, options.runtime.max_memory)
+    analysed = analyse_model(model, options.runtime.max_memory, given_shapes(model, options.inputs))
     groups = tuple(whole_group(analysed, group) for group in selected_groups(analysed.channels, options.pruning)[0])
-    found = Inspection(str(model), analysed.size, groups, analysed.channels.refusals)
+    found = Inspection(str(model), analysed.size, groups, analysed.channels.refusals, inputs=analysed.inputs)
     if not sensitivity or not groups:
         return found
     tell = overall(progress, INSPECT_STAGES)

@@ -9,6 +9,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnxmerge.data.given_shapes import given_shapes
 from onnxmerge.errors import InputError, OptionError
 from onnxmerge.evaluation.benchmark import benchmark
 from onnxmerge.execution.providers import provider_of
@@ -110,7 +111,7 @@ def _sweep_file(
     jobs: int | None,
     progress: Progress,
 ) -> Sweep:
-    analysed = analyse_model(model, common.runtime.max_memory)
+    analysed = analyse_model(model, common.runtime.max_memory, given_shapes(model, common.inputs))
     prunable_groups(analysed.channels, common.pruning)  # refuses patterns that match nothing before any work
     names = {target: f"{model.stem}-{target.replace('=', '-')}.onnx" for target in by_target}
     if folder is not None:
@@ -131,7 +132,7 @@ def _sweep_file(
             progress("timing", COMPRESSION_SHARE + (1.0 - COMPRESSION_SHARE) * (number + 1) / len(outcomes))
     fidelities = (outcome.result.fidelity for outcome in outcomes.values() if outcome.result is not None)
     description = next((fidelity.input_description for fidelity in fidelities if fidelity is not None), "")
-    return Sweep(str(model), analysed.size, tuple(points), description, common.inputs.seed, versions())
+    return Sweep(str(model), analysed.size, tuple(points), description, common.inputs.seed, versions(), analysed.inputs)
 
 
 def _common_options(options: CompressOptions) -> CompressOptions:

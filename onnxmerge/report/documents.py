@@ -78,7 +78,7 @@ KINDS = {kind.result: kind for kind in _KINDS}
 
 def reportable(result: Result | LatencyComparison) -> Result:
     """The result itself; a single comparison, which does not know the paths of its models, as a `Benchmark`."""
-    return Benchmark("", "", (result,)) if isinstance(result, LatencyComparison) else result
+    return Benchmark("", "", (result,), result.inputs) if isinstance(result, LatencyComparison) else result
 
 
 def document(result: Result | LatencyComparison, provenance: Provenance) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from onnxmerge.report.documents import KINDS, Provenance, Result
 from onnxmerge.report.verdict import verdict_of
 from onnxmerge.report.wording import closeness, file_size, magnitude, milliseconds, percent, printable, shortened
 from onnxmerge.results import Benchmark, Compression, Fidelity, Inspection, LatencyComparison, Sweep, Verification
+from onnxmerge.results.execution import chosen_sizes
 
 MAX_TILES = 6  # of a sweep, which may have many targets
 MEANINGS = {
@@ -78,7 +79,7 @@ def _environment() -> Environment:
     # templates call the functions and constants of these modules by their names
     for module in (charts, columns, group_diagram, reasons, sentences, wording):
         environment.globals |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    environment.globals["MEANINGS"] = MEANINGS
+    environment.globals |= {"MEANINGS": MEANINGS, "chosen_sizes": chosen_sizes}
     environment.filters |= {"shortened": shortened, "percent": percent}
     return environment
 
@@ -116,7 +117,7 @@ def _compression(result: Compression) -> Summary:
 def _inspection(result: Inspection) -> Summary:
     tiles = [
         Tile("parameters", f"{result.size.parameters:,}"),
-        Tile("MACs", f"{result.size.macs:,}", "for one input"),
+        Tile("MACs", f"{result.size.macs:,}"),
         Tile("file", file_size(result.size.file_bytes)),
     ]
     return Summary(f"{_file_name(result.model)}, channel groups", (result.model,), tiles)

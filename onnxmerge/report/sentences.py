@@ -3,7 +3,17 @@
 from collections.abc import Sequence
 
 from onnxmerge.report.wording import counted, file_size, listed, percent, printable, shortened
-from onnxmerge.results import Accuracy, Execution, Fidelity, GroupResult, LatencyComparison, LayerComparison, Size, Sweep
+from onnxmerge.results import (
+    Accuracy,
+    Execution,
+    Fidelity,
+    GroupResult,
+    InputShape,
+    LatencyComparison,
+    LayerComparison,
+    Size,
+    Sweep,
+)
 
 NOT_COMPRESSIBLE = "Layers that cannot be compressed"
 NOT_COMPRESSED = "Layers that were not compressed"
@@ -16,6 +26,13 @@ ERRORS = (
 )
 MAX_NODES = 6  # names of nodes in one line
 NODE_WIDTH, LAYER_WIDTH = 36, 60  # characters of a name in a list, and of one alone
+_ORIGINS = {
+    "fixed": "fixed in the model",
+    "given": "given",
+    "calibration": "of the calibration inputs",
+    "graph": "as the graph tells",
+    "chosen": "chosen",
+}
 _SETTINGS = {"use_tf32": "TF32", "enable_cuda_graph": "CUDA graph", "trt_cuda_graph_enable": "CUDA graph"}
 
 
@@ -36,7 +53,13 @@ def sensitivity_line(input_description: str) -> str:
 
 def size_line(size: Size) -> str:
     """Parameters, MACs and bytes of a model."""
-    return f"{size.parameters:,} parameters, {size.macs:,} MACs for one input, {file_size(size.file_bytes)}"
+    return f"{size.parameters:,} parameters, {size.macs:,} MACs, {file_size(size.file_bytes)}"
+
+
+def sizes_line(inputs: Sequence[InputShape]) -> str | None:
+    """The sizes of a model's inputs that figures hold for, and where they come from; None where they are not known."""
+    texts = [f"{printable(each.name)} {each.shape}, {_ORIGINS[each.origin]}" for each in inputs]
+    return f"for inputs of the sizes {listed(texts, MAX_NODES, LAYER_WIDTH)}" if texts else None
 
 
 def fidelity_title(fidelity: Fidelity) -> str:
@@ -143,7 +166,8 @@ def sweep_warnings(sweep: Sweep) -> list[str]:
     for point in sweep.points:
         for warning in (*point.warnings, *([f"no model: {point.failure}"] if point.failure else [])):
             targets.setdefault(warning, []).append(point.target)
-    return [f"{', '.join(names)}: {warning}" for warning, names in targets.items()]
+    every = len(sweep.points)
+    return [warning if len(names) == every > 1 else f"{', '.join(names)}: {warning}" for warning, names in targets.items()]
 
 
 def sweep_timing_line(sweep: Sweep) -> str | None:

@@ -13,6 +13,7 @@ from onnxmerge.report.reasons import SharedReason, notes, reasons
 from onnxmerge.report.tables import TONES, Column, fits, fitted
 from onnxmerge.report.verdict import verdict_of
 from onnxmerge.report.wording import as_command_line, listed, printable, shortened
+from onnxmerge.results.execution import chosen_sizes
 
 MAX_NAMES = 12  # of one reason; --json and --report list more
 _NAME_WIDTH = 36  # characters of a name in a list
@@ -25,6 +26,7 @@ def show_inspection(console: Console, result: results.Inspection) -> None:
     _groups(console, result.groups, compressed=False, input_description=result.input_description)
     _line(console, shortened(result.model, console.width), "bold")
     _line(console, sentences.size_line(result.size))
+    _inputs(console, result)
 
 
 def show_compression(console: Console, result: results.Compression) -> None:
@@ -37,6 +39,7 @@ def show_compression(console: Console, result: results.Compression) -> None:
     half = (console.width - 3) // 2
     _line(console, f"{shortened(result.model, half)} → {shortened(result.output, half)}", "bold")
     console.print(fitted(columns.size_columns(result), console.width))
+    _lines(console, [sentences.sizes_line(result.inputs)], "dim")
     if result.latency is not None:
         _latency(console, result.latency)
     _warnings(console, map(as_command_line, result.warnings))
@@ -46,6 +49,7 @@ def show_compression(console: Console, result: results.Compression) -> None:
 def show_verification(console: Console, result: results.Verification) -> None:
     """How close the outputs are; the error message of the command names what fails."""
     _fidelity(console, result.fidelity)
+    _inputs(console, result)
 
 
 def show_benchmark(console: Console, result: results.Benchmark) -> None:
@@ -55,16 +59,19 @@ def show_benchmark(console: Console, result: results.Benchmark) -> None:
     if len(result.batches) == 1:
         console.print(fitted(columns.latency_columns(first), console.width))
         _latency(console, first)
+        _inputs(console, result)
         return
     console.print(fitted(columns.batch_columns(result.batches), console.width))
     _lines(console, [sentences.macs_line(first), *sentences.timing_lines(first)], "dim")
     _execution(console, first.execution, first.provider)
+    _inputs(console, result)
 
 
 def show_sweep(console: Console, result: results.Sweep) -> None:
     """The original model, a row for each target, warnings, the files that were written."""
     _line(console, shortened(result.model, console.width), "bold")
     _line(console, sentences.size_line(result.before))
+    _lines(console, [sentences.sizes_line(result.inputs)], "dim")
     console.print()
     _line(console, f"{sentences.sweep_title(result)}: what is left, and how close", "bold")
     console.print(fitted(columns.sweep_columns(result), console.width))
@@ -80,6 +87,12 @@ def show_verdict(console: Console, result: Result) -> None:
     """The last line of every command."""
     found = verdict_of(result)
     console.print(Text(f"\n{found.text}", style=f"bold {TONES[found.tone]}"))
+
+
+def _inputs(console: Console, result: results.Inspection | results.Verification | results.Benchmark) -> None:
+    """The sizes of the inputs, and a warning where the program chose them."""
+    _lines(console, [sentences.sizes_line(result.inputs)], "dim")
+    _warnings(console, map(as_command_line, chosen_sizes(result.inputs)))
 
 
 def _groups(console: Console, groups: Sequence[results.GroupResult], *, compressed: bool, input_description: str = "") -> None:

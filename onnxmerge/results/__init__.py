@@ -5,14 +5,15 @@ The JSON Schemas in docs/schemas are made from the docstrings of these classes.
 """
 
 from onnxmerge.results.compression import Compression, GroupResult, Inspection, Sweep, SweepPoint
-from onnxmerge.results.execution import Execution
+from onnxmerge.results.execution import Execution, InputShape
 from onnxmerge.results.fidelity import Accuracy, Fidelity, LayerComparison, NodeDeviation, OutputFidelity, Verification
 from onnxmerge.results.latency import Benchmark, LatencyComparison, LatencySummary
 from onnxmerge.results.size import Size
 
 # fmt: off
 __all__ = [
-    "Accuracy", "Benchmark", "Compression", "Execution", "Fidelity", "GroupResult", "Inspection", "LatencyComparison",
-    "LatencySummary", "LayerComparison", "NodeDeviation", "OutputFidelity", "Size", "Sweep", "SweepPoint", "Verification",
+    "Accuracy", "Benchmark", "Compression", "Execution", "Fidelity", "GroupResult", "InputShape", "Inspection",
+    "LatencyComparison", "LatencySummary", "LayerComparison", "NodeDeviation", "OutputFidelity", "Size",
+    "Sweep", "SweepPoint", "Verification",
 ]
 # fmt: on

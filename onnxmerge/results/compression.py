@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from onnxmerge.errors import Refusal
+from onnxmerge.results.execution import InputShape
 from onnxmerge.results.fidelity import Fidelity
 from onnxmerge.results.latency import LatencyComparison
 from onnxmerge.results.size import Size
@@ -74,6 +75,8 @@ class Inspection:
         Layers that keep all of their channels, and why.
     input_description : str
         What inputs the sensitivity was measured on; empty where it was not.
+    inputs : list of InputShape
+        Sizes of the model's inputs on which MACs are counted and the sensitivity is measured, and where they come from.
     """
 
     model: str
@@ -81,6 +84,7 @@ class Inspection:
     groups: tuple[GroupResult, ...]
     refusals: tuple[Refusal, ...]
     input_description: str = ""
+    inputs: tuple[InputShape, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ class Compression:
         Seed of everything random.
     versions : dict
         Versions of onnxmerge, its dependencies, Python and the system, by name.
+    inputs : list of InputShape
+        Sizes of the model's inputs on which MACs are counted, outputs compared and both models timed, and where they come from.
     """
 
     model: str
@@ -127,6 +133,7 @@ class Compression:
     seconds: float
     seed: int
     versions: dict[str, str]
+    inputs: tuple[InputShape, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -182,6 +189,8 @@ class Sweep:
         Seed of everything random.
     versions : dict
         Versions of onnxmerge, its dependencies, Python and the system, by name.
+    inputs : list of InputShape
+        Sizes of the model's inputs on which MACs are counted, outputs compared and both models timed, and where they come from.
     """
 
     model: str
@@ -190,6 +199,7 @@ class Sweep:
     input_description: str
     seed: int
     versions: dict[str, str]
+    inputs: tuple[InputShape, ...] = ()
 
     @property
     def recommended(self) -> SweepPoint | None:

@@ -1,5 +1,6 @@
-"""Where and how models ran."""
+"""Where and how models ran, and on inputs of which sizes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -24,3 +25,32 @@ class Execution:
     provider_settings: dict[str, str]
     reference_providers: dict[str, str]
     candidate_providers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """Size of a model input in the runs on which MACs are counted, outputs compared and latencies measured.
+
+    Attributes
+    ----------
+    name : str
+        Name of the input.
+    shape : list of int
+        Size of every axis in one call; the outputs are compared, and the models timed, with other numbers of inputs too.
+    origin : str
+        Where the sizes come from: "fixed" in the model's file but for the number of inputs in one call, "given" by the user,
+        "calibration" inputs, "graph" for constants that agree with these sizes only, or "chosen" by the program.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    origin: str
+
+
+def chosen_sizes(inputs: Iterable[InputShape]) -> list[str]:
+    """A warning that names the inputs whose sizes the program chose; empty where there are none."""
+    chosen = [f"{each.name} {each.shape}" for each in inputs if each.origin == "chosen"]
+    if not chosen:
+        return []
+    what = f"the model leaves the sizes of its inputs open, and these were chosen: {', '.join(chosen)}"
+    return [f"{what}; MACs, checks and times hold for them: give the ones in use with `input_shape`"]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from onnxmerge.results.execution import Execution
+from onnxmerge.results.execution import Execution, InputShape
 from onnxmerge.results.size import Size
 
 
@@ -207,6 +207,8 @@ class Verification:
         Why the candidate fails, a line each: thresholds missed, NaN, infinity and other defects. Empty where it passes.
     before, after : Size or None
         Sizes of reference and candidate; None for a model that runs but cannot be analysed.
+    inputs : list of InputShape
+        Sizes of the model's inputs on which the outputs were compared, and where they come from.
     """
 
     reference: str
@@ -215,6 +217,7 @@ class Verification:
     failures: tuple[str, ...] = ()
     before: Size | None = None
     after: Size | None = None
+    inputs: tuple[InputShape, ...] = ()
 
     @property
     def passed(self) -> bool:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from onnxmerge.results.execution import Execution
+from onnxmerge.results.execution import Execution, InputShape
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class LatencyComparison:
         Why the candidate is likely not faster, a line each; empty where it is, or where nothing is known.
     failures : list of str
         Thresholds that were missed, a line each.
+    inputs : list of InputShape
+        As in the result of `bench`; empty in results that say the sizes themselves.
     """
 
     reference: LatencySummary
@@ -90,6 +92,7 @@ class LatencyComparison:
     processor: str = ""
     likely_reasons: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+    inputs: tuple[InputShape, ...] = ()
 
     @property
     def speedup(self) -> float:
@@ -120,8 +123,11 @@ class Benchmark:
         Path of the candidate.
     batches : list of LatencyComparison
         One entry for each batch size, in the order in which they were asked for.
+    inputs : list of InputShape
+        Sizes of the models' inputs, and where they come from; the number of inputs in one call is that of each entry.
     """
 
     reference: str
     candidate: str
     batches: tuple[LatencyComparison, ...]
+    inputs: tuple[InputShape, ...] = ()

@@ -12,7 +12,7 @@ class Size:
     parameters : int
         Number of weights.
     macs : int
-        Multiply-accumulate operations for one input.
+        Multiply-accumulate operations of one call on inputs of the sizes that the result names in `inputs`.
     file_bytes : int
         Bytes of the model file and its external data.
     """

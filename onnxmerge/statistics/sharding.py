@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxmerge.algorithms.moments import Covariance, pooled_covariance
+from onnxmerge.data.given_shapes import given_shapes
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import OptionError
@@ -52,7 +53,7 @@ def sharded_covariances(
 
 def covariances_of(shard: Shard) -> dict[str, Covariance]:
     """The moments of one shard, in any process."""
-    analysed = analyse_model(shard.source, shard.runtime.max_memory)
+    analysed = analyse_model(shard.source, shard.runtime.max_memory, given_shapes(shard.source, shard.options))
     session = open_session(shard.source, optimise=True, threads=shard.runtime.threads, label=str(shard.source))
     given = inputs_for(session, analysed.shapes, replace(shard.options, samples=None), max_memory=shard.runtime.max_memory)
     inputs = replace(given, count=len(shard.indices), indices=shard.indices)

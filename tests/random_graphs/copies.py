@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxmerge.execution.input_sizes import GivenShapes
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.channel_propagation import ChannelParameter
@@ -48,7 +49,7 @@ def analysed(graph: Generated, folder: Path) -> AnalysedModel:
     """The program's analysis."""
     path = folder / "analysed.onnx"
     path.write_bytes(graph.model.SerializeToString())
-    return analyse_model(path)
+    return analyse_model(path, given=GivenShapes(graph.input_shape, dict.fromkeys(graph.inputs, "given")))
 
 
 def with_copies(graph: Generated, folder: Path, *, equal: bool) -> Copies:

@@ -48,7 +48,8 @@ def compressed(graph: Generated, folder: Path, **options: object) -> tuple[onnx.
     """The smaller model and what the program says of it; an outcome where there is none."""
     target = folder / "out.onnx"
     try:
-        result = compress(graph.model, target, verify=False, bench=False, provider="cpu", threads=1, **options)
+        sizes = {} if "calibration" in options else {"input_shape": graph.input_shape}
+        result = compress(graph.model, target, verify=False, bench=False, provider="cpu", threads=1, **sizes, **options)
     except OnnxMergeError as error:
         return Outcome("late refusal" if "would not run" in str(error) or "ONNX" in str(error) else "refused", str(error))
     except Exception:

@@ -21,6 +21,8 @@ from .steps import any_step
 OPSETS = range(7, 26)
 SIZES = ({"N": 2, "H": 8, "W": 16, "L": 8}, {"N": 3, "H": 16, "W": 8, "L": 24})
 """Extents of dynamic axes in the two runs that are compared; multiples of 8, so that they can be halved three times."""
+SMALL = {"N": 1, "H": 32, "W": 32, "L": 32}
+"""Those that a model is analysed at."""
 # IR versions that ONNX wrote with an opset: onnx/docs/Versioning.md. Older files are valid too, from 3 on.
 OLDEST_IR = {**dict.fromkeys(range(7, 9), 3), **dict.fromkeys(range(9, 26), 4)}
 
@@ -56,6 +58,11 @@ class Generated:
             name: rng.normal(size=[concrete(extent, SIZES[number]) for extent in shape]).astype(np.float32)
             for name, shape in self.inputs.items()
         }
+
+    @property
+    def input_shape(self) -> dict[str, tuple[int, ...]]:
+        """Sizes that are cheap to analyse, for the option of this name."""
+        return {name: tuple(concrete(extent, SMALL) for extent in shape) for name, shape in self.inputs.items()}
 
     @property
     def is_dynamic(self) -> bool:

@@ -1,0 +1,86 @@
+"""Sizes of a model's inputs that the user gives, as `input_shape` or by calibration inputs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from onnxmerge.data.inputs import batching, calibration_inputs, image_range_of
+from onnxmerge.errors import OptionError
+from onnxmerge.execution.first_run import first_observations
+from onnxmerge.execution.input_sizes import NOTHING_GIVEN, GivenShapes, first_trials, with_given_sizes
+from onnxmerge.execution.shapes import FirstRuns
+from onnxmerge.execution.size_hints import size_hints
+from onnxmerge.execution.tensor_specs import TensorSpec, input_specs
+from onnxmerge.onnxio.validation import read_checked
+from onnxmerge.options import InputOptions
+
+
+def given_shapes(model: Path, options: InputOptions) -> GivenShapes:
+    """What the options say of the sizes of a model's inputs; images of a folder are scaled to the sizes of `input_shape`.
+
+    Parameters
+    ----------
+    model : Path
+        An ONNX file.
+    options : InputOptions
+        The user's.
+
+    Raises
+    ------
+    OptionError
+        Where `input_shape` does not fit the model.
+    ModelError, InputError
+        Where the model, or the calibration inputs, cannot be read or do not fit it.
+    """
+    if options.input_shape is None and options.calibration is None:
+        return NOTHING_GIVEN
+    proto = read_checked(model)
+    specs = input_specs(proto)
+    shapes: dict[str, tuple[int | None, ...]] = dict(checked_shapes(options.input_shape or {}, specs))
+    given = GivenShapes(shapes, dict.fromkeys(shapes, "given"))
+    if options.calibration is None:
+        return given
+    sized = with_given_sizes(specs, given)
+    likely = first_trials(specs, size_hints(proto), given)[0].shapes
+    feeds = calibration_inputs(options.calibration, sized, likely, image_range_of(options)).feeds_with(0)
+    batched = batching(specs, likely).batched
+    found = {name: (None, *value.shape[1:]) if name in batched else value.shape for name, value in feeds.items()}
+    return GivenShapes({**found, **shapes}, {**dict.fromkeys(found, "calibration"), **given.origins})
+
+
+def checked_shapes(given: Mapping[str, tuple[int, ...]], specs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
+    """The option `input_shape` by the names of the model's inputs. OptionError where it does not fit them."""
+    by_name = {spec.name: spec for spec in specs}
+    inputs = ", ".join(_text(spec.name, spec.dims) for spec in specs) or "none"
+    if "" in given and len(specs) != 1:
+        example = _text(specs[0].name if specs else "NAME", given[""])
+        raise OptionError(f"`input_shape` {_text('', given[''])} needs the name of an input, as in {example}; they are {inputs}")
+    found = {name or specs[0].name: shape for name, shape in given.items()}
+    for name, shape in found.items():
+        if name not in by_name:
+            raise OptionError(f"`input_shape`: the model has no input {name!r}; its inputs are {inputs}")
+        dims = by_name[name].dims
+        if len(shape) != len(dims):
+            raise OptionError(
+                f"`input_shape` {_text(name, shape)} has {len(shape)} sizes, needed are {len(dims)}: {_text(name, dims)}"
+            )
+        for axis, (dim, size) in enumerate(zip(dims, shape, strict=True)):
+            if isinstance(dim, int) and dim != size:
+                fixed = f"the model fixes axis {axis} to {dim}"
+                raise OptionError(f"`input_shape` {_text(name, shape)} does not fit {_text(name, dims)}: {fixed}")
+    return found
+
+
+def first_runs_of_pair(
+    reference: Path, candidate: Path, options: InputOptions, max_memory: int | None
+) -> tuple[FirstRuns, FirstRuns]:
+    """The first runs of two models on inputs of the same sizes: those of the reference. Errors are those of `given_shapes`."""
+    given = given_shapes(reference, options)
+    first = first_observations(reference, label=str(reference), max_memory=max_memory, given=given)
+    shapes = {each.name: each.shape for each in first.inputs}
+    given = GivenShapes(shapes, dict.fromkeys(shapes, "given"))
+    return first, first_observations(candidate, label=str(candidate), max_memory=max_memory, given=given)
+
+
+def _text(name: str, dims: Sequence[int | str | None]) -> str:
+    sizes = ",".join("?" if dim is None else str(dim) for dim in dims)
+    return f"{name}:{sizes}" if name else sizes
