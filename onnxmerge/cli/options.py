@@ -91,7 +91,7 @@ INPUTS = combined(
 )
 RUNTIME = combined(
     _choice("--provider", PROVIDERS, "Execution provider; auto takes CUDA where it works, else the CPU.", "auto"),
-    _option("--threads", int, "N", "Threads of one operator.  [default: all processors available]"),
+    _option("--threads", int, "N", "Threads of one operator.  [default: OMP_NUM_THREADS, or all processors]"),
     _flag("--tf32/--no-tf32", None, "Whether CUDA computes in TF32.  [default: for timing, not for comparing]"),
     _choice("--cudnn-search", CUDNN_SEARCHES, "How CUDA finds its cuDNN algorithms.  [default: exhaustive]"),
     _option("--max-memory", str, "SIZE", "Memory that the first run of a model may take.  [default: 2GB, or twice the model]"),
