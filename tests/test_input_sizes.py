@@ -13,6 +13,7 @@ import onnxmerge
 from onnxmerge.errors import InputError, ModelError, OptionError
 from onnxmerge.execution.first_run import first_observations
 from onnxmerge.options import InputOptions
+from onnxmerge.pipeline import candidate_builder
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
 SMALL = "c = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w)  r = Relu(c)  z = Conv(r, v)"
@@ -90,9 +91,12 @@ TEXTS = {
     "rank": ("1,3,8", "x:1,3,8 has 3 sizes, needed are 4: x:N,3,H,W"),
     "fixed size": ("x:1,4,8,8", "fixes axis 1 to 3"),
     "no number": ("x:1,3,a,8", "not 'x:1,3,a,8'"),
-    "zero": ("x:1,3,0,8", "at least 1"),
+    "zero": ("x:1,3,0,8", "at least 1.*, not 'x:1,3,0,8'"),
     "huge": ("x:1,3,4294967296,8", "at least 1"),
+    "negative": ("x:1,3,-1,8", "not 'x:1,3,-1,8'"),
+    "longer than Python reads": ("x:1,3,8," + "9" * 5000, "at least 1"),
     "twice": (("x:1,3,8,8", "x:1,3,9,9"), "once for each"),
+    "twice, once without the name": (("1,3,8,8", "x:1,3,9,9"), "twice for the input 'x'"),
 }
 
 
@@ -186,6 +190,17 @@ def test_the_first_size_is_that_of_one_call(image_file: Path) -> None:
     assert latency.inputs[0].shape == (3, 3, 8, 8)
 
 
+@pytest.mark.parametrize(("batch", "repeats"), [(None, 1), (8, 2)])
+def test_time_is_predicted_for_the_batch_that_is_timed(
+    batch: int | None, repeats: int, image_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, made = [], candidate_builder.budget_of
+    monkeypatch.setattr(candidate_builder, "budget_of", lambda *given: (found.append(given[-1]), made(*given))[1])
+    options = {"input_shape": (4, 3, 8, 8), "batch": batch, "samples": 8, "threads": 1, "bench": False}
+    onnxmerge.compress(image_file, tmp_path / "out.onnx", target="macs=0.9", **options)
+    assert found == [repeats]
+
+
 def test_the_candidate_is_counted_at_the_size_of_the_reference(tmp_path: Path) -> None:
     reference, candidate = model_of(IMAGE, imgsz="[64, 96]"), model_of(IMAGE)
     assert onnxmerge.bench(reference, candidate, threads=1, provider="cpu").macs_ratio == 1.0
@@ -194,6 +209,8 @@ def test_the_candidate_is_counted_at_the_size_of_the_reference(tmp_path: Path) -
 def test_what_the_option_may_be() -> None:
     assert InputOptions(input_shape=["tensor:0:1,3", "b:2"]).input_shape == {"tensor:0": (1, 3), "b": (2,)}
     assert InputOptions(input_shape=()).input_shape is None
+    of_numpy = InputOptions(input_shape={"x": (np.int64(1), 3)}).input_shape
+    assert json.dumps(of_numpy) == '{"x": [1, 3]}'
     assert InputOptions(input_shape=(1, 3)).input_shape == InputOptions(input_shape="1,3").input_shape == {"": (1, 3)}
     for bad in ("", "x", 5, {"x": 5}, {1: (1,)}, {"x": (True,)}):
         with pytest.raises(OptionError, match="input_shape"):

@@ -528,3 +528,20 @@ def test_a_dead_consumer_does_not_stop_the_selection(tmp_path: Path) -> None:
     source = written(net.model(), tmp_path)
     assert len(shrunk(source, tmp_path / "out.onnx", "reconstruct", ratio=0.5).groups) == 2
     assert fidelity(source, tmp_path / "out.onnx", check_inputs(source)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("first", "added"), [("x", "p"), ("p", "x")], ids=["added for all inputs", "read for all inputs"])
+def test_a_summand_that_inputs_share(first: str, added: str, tmp_path: Path) -> None:
+    """One row of it stands beside a row for each input."""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,6,16] x, float[1,6,16] p) => (float[N,6,5] y) <float[16,16] w0, float[16,16] w1, float[16,5] w2>
+        {{ a = MatMul({first}, w0)  b = Relu(a)  h = MatMul(b, w1)  s = Add(h, {added})  t = Relu(s)  y = MatMul(t, w2) }}"""
+    )
+    generator = np.random.default_rng(0)
+    for info in model.graph.value_info:
+        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        model.graph.initializer.append(numpy_helper.from_array(generator.normal(size=shape).astype(np.float32), info.name))
+    del model.graph.value_info[:]
+    source = written(model, tmp_path)
+    assert shrunk(source, tmp_path / "out.onnx", "reconstruct", ratio=0.3).groups

@@ -31,6 +31,7 @@ from onnxmerge.parallel.tasks import run_tasks
 from onnxmerge.pipeline import sweep_point as points
 from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.sweep_point import PointOutcome, compress_point
+from onnxmerge.pipeline.sweep_targets import options_by_target
 from onnxmerge.report.documents import as_json
 
 pytestmark = pytest.mark.usefixtures("short_timing")
@@ -155,6 +156,17 @@ def test_linear_algebra_runs_on_one_thread_whatever_the_options(monkeypatch, tmp
 # what is sent, and where files lie
 
 
+@pytest.mark.parametrize(
+    ("asked", "threads"),
+    [("1", 1), ("2", 2), ("2,1", 2), ("9" * 5000, 3), ("0", 3), ("x", 3), ("", 3)],
+    ids=lambda each: str(each)[:5],
+)
+def test_threads_of_the_environment_are_at_most_the_processors(asked, threads, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert default_threads() == threads
+
+
 def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "DEFAULT_EFFORT", replace(benchmark.DEFAULT_EFFORT, seconds=0.1))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -272,13 +284,19 @@ def test_bad_options_are_one_line_before_any_work(run, tmp_path, monkeypatch, ar
     [
         ({"ratio": 0.5}, OptionError, "`ratio` and `targets` both say"),
         ({"plan": {"a": 1}}, OptionError, "`plan` and `targets` both say"),
+        ({"minimize": "macs"}, OptionError, "`minimize` is for fidelities"),
         ({"verify": False}, TypeError, "unexpected keyword argument 'verify'"),
     ],
-    ids=["ratio", "plan", "verify"],
+    ids=["ratio", "plan", "minimize", "verify"],
 )
 def test_options_that_speak_against_a_sweep(options, kind, message):
     with pytest.raises(kind, match=message):
         onnxmerge.sweep(MLP, **options)
+
+
+def test_minimize_is_that_of_fidelities():
+    options = options_by_target(CompressOptions.from_keywords({"minimize": "macs"}), "fidelity=0.9,macs=0.5")
+    assert [each.pruning.minimize for each in options.values()] == ["macs", None]
 
 
 def test_two_places_to_work_are_refused():
@@ -324,11 +342,11 @@ def test_command(run, tmp_path, cluster):
 
 
 def test_no_model_at_all_is_exit_code_1(run, monkeypatch):
-    monkeypatch.setattr(SWEEP, "compress_point", lambda task, analysed: PointOutcome(None, failure="it is too small"))
+    monkeypatch.setattr(SWEEP, "compress_point", lambda task, analysed: PointOutcome(None, failure="too small: use `ratio`"))
     code, out, err = run("sweep", MLP, "--targets", "ratio=0.5", "--no-bench")
     assert code == 1
-    assert "no model: it is too small" in out
-    assert err == "onnxmerge: verification failed: no target gave a model; ratio=0.5: it is too small\n"
+    assert "no model: too small: use --ratio" in out
+    assert err == "onnxmerge: verification failed: no target gave a model; ratio=0.5: too small: use --ratio\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")

@@ -51,7 +51,8 @@ def compress_command(model: Path, output: Path, reports: tuple[Path, ...], as_js
 
 @click.command("sweep", short_help="Compress a model to several sizes: the curve of size and speed against fidelity.")
 @click.argument("model", type=FILE)
-@combined(opt.SWEEP, opt.METHOD, opt.GROUPS, opt.INPUTS, opt.RUNTIME, opt.BENCH, opt.BATCH, opt.CUDA_GRAPH, opt.REPORT, opt.JSON)
+@combined(opt.SWEEP, opt.MINIMIZE, opt.METHOD, opt.GROUPS, opt.INPUTS, opt.RUNTIME)
+@combined(opt.BENCH, opt.BATCH, opt.CUDA_GRAPH, opt.REPORT, opt.JSON)
 def sweep_command(
     model: Path, out: Path | None, dask: str | None, reports: tuple[Path, ...], as_json: bool, **options: Any
 ) -> None:

@@ -91,7 +91,7 @@ INPUTS = combined(
 )
 RUNTIME = combined(
     _choice("--provider", PROVIDERS, "Execution provider; auto takes CUDA where it works, else the CPU.", "auto"),
-    _option("--threads", int, "N", "Threads of one operator.  [default: OMP_NUM_THREADS, or all processors]"),
+    _option("--threads", int, "N", "Threads of one operator.  [default: all processors, or OMP_NUM_THREADS if less]"),
     _flag("--tf32/--no-tf32", None, "Whether CUDA computes in TF32.  [default: for timing, not for comparing]"),
     _choice("--cudnn-search", CUDNN_SEARCHES, "How CUDA finds its cuDNN algorithms.  [default: exhaustive]"),
     _option("--max-memory", str, "SIZE", "Memory that the first run of a model may take.  [default: 2GB, or twice the model]"),
@@ -116,9 +116,10 @@ GROUPS = combined(
     click.option("--include", multiple=True, metavar="GLOB", help="Only groups with a producer of such a name.  [default: all]"),
     click.option("--exclude", multiple=True, metavar="GLOB", help="No group with a producer of such a name.  [default: none]"),
 )
+MINIMIZE = _choice("--minimize", TARGETS, "What a fidelity is reached at the least of.  [default: latency]")
 SIZE = combined(
     _option("--fidelity", float, "F", f"As fast as keeps the worst output's fidelity at F.  [default: {DEFAULT_FIDELITY:g}]"),
-    _choice("--minimize", TARGETS, "What --fidelity is reached at the least of.  [default: latency]"),
+    MINIMIZE,
     _option("--target", str, "K=V", "params, macs or latency, and the share that may remain: macs=0.5; not with --fidelity."),
     _option("--ratio", float, "R", "Share of every group's channels to remove, 0 <= R < 1; not with --fidelity."),
     _option("--plan", FILE, None, "Keep what this file says, written by --save-plan and perhaps edited; not with --fidelity."),

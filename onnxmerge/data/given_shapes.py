@@ -55,6 +55,8 @@ def checked_shapes(given: Mapping[str, tuple[int, ...]], specs: Sequence[TensorS
         example = _text(specs[0].name if specs else "NAME", given[""])
         raise OptionError(f"`input_shape` {_text('', given[''])} needs the name of an input, as in {example}; they are {inputs}")
     found = {name or specs[0].name: shape for name, shape in given.items()}
+    if len(found) < len(given):
+        raise OptionError(f"`input_shape` is given twice for the input {specs[0].name!r}: drop one of the two")
     for name, shape in found.items():
         if name not in by_name:
             raise OptionError(f"`input_shape`: the model has no input {name!r}; its inputs are {inputs}")

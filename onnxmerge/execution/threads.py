@@ -11,13 +11,10 @@ from threadpoolctl import threadpool_limits
 
 
 def default_threads() -> int:
-    """The number of CPUs that this process may use, unless OMP_NUM_THREADS says another, as numpy's linear algebra takes it."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked):
-        return int(asked)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The number of CPUs that this process may use, or OMP_NUM_THREADS where that is less: more only wait for each other."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # OpenMP takes a list, one number a level
+    return min(usable, int(asked[:9])) if asked.isdecimal() and int(asked[:9]) else usable
 
 
 class _BlasThreads:

@@ -228,7 +228,7 @@ class RuntimeOptions(CheckedOptions):
     provider : str
         Execution provider: "auto" (CUDA where it works, else the CPU), "cuda", "cpu" or "tensorrt".
     threads : int or None
-        Threads of one operator; None for what OMP_NUM_THREADS says, or all processors that this process may use.
+        Threads of one operator; None for all processors that this process may use, or OMP_NUM_THREADS where that is less.
     batch : int or None
         Inputs in one call where models are timed; None for 1, or for the number that the model or `input_shape` says.
     tf32 : bool or None

@@ -18,6 +18,7 @@ PROVIDERS = ("auto", "cuda", "cpu", "tensorrt")
 CUDNN_SEARCHES = ("exhaustive", "heuristic", "default")
 MOST_SAMPLES = 10**8  # their numbers alone take 800 MB
 LARGEST_SIZE = 2**31 - 1  # of one axis; the product is limited by the memory of the first run
+DIGITS = len(str(LARGEST_SIZE))  # Python refuses to read thousands of them as a number
 MOST_THREADS = 1024  # more than the processors of any usual machine; to start 4096 takes ONNX Runtime most of a minute
 
 
@@ -70,21 +71,26 @@ def input_shapes(given: Any) -> Any:
     if given is None or given == ():
         return None
     if isinstance(given, Mapping):
-        return {name: tuple(shape) if isinstance(shape, Sequence) else shape for name, shape in given.items()}
+        return {name: _sizes(shape) if isinstance(shape, Sequence) else shape for name, shape in given.items()}
     if not isinstance(given, Sequence):
         return given
     texts = (given,) if isinstance(given, str) else tuple(given)
     if not all(isinstance(text, str) for text in texts):
-        return {"": texts}
+        return {"": _sizes(texts)}
     found: dict[str, tuple[int, ...]] = {}
     for text in texts:
         name, _, sizes = text.rpartition(":")
         parts = [part.strip() for part in sizes.split(",")]
-        if name in found or not all(part.isdecimal() for part in parts):
+        if name in found or not all(part.isdecimal() and len(part) <= DIGITS and int(part) for part in parts):
             needed = f"{CHECKS['input_shape'].needed}, once for each input"
             raise OptionError(f"`input_shape` must be {needed}, not {text!r}")
         found[name] = tuple(map(int, parts))
     return found
+
+
+def _sizes(given: Sequence[Any]) -> tuple[Any, ...]:
+    """As Python's own numbers, which onnx and JSON need, where numpy gave them."""
+    return tuple(int(size) if is_whole(size) else size for size in given)
 
 
 def _are_shapes(value: Any) -> bool:

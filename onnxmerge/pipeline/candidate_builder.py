@@ -89,7 +89,8 @@ class CandidateBuilder:
     @cached_property
     def budget(self) -> Budget:
         """What the channels of each group cost, and what the outputs lose without them."""
-        repeats = 1 if self.solving.batch_size else self.options.runtime.batch or 1  # the model is analysed with one input
+        batch, analysed_batch = self.options.runtime.batch, self.solving.call_size  # the same where the model fixes it
+        repeats = 1.0 if batch is None or self.solving.batch_size else batch / analysed_batch
         return budget_of(self.layer_statistics, self.analysed, self.groups, self.sensitivities, self.pruning, repeats)
 
     def candidate(self, counts: ChannelCounts) -> Candidate:

@@ -25,7 +25,7 @@ from onnxmerge.options.keywords import takes
 from onnxmerge.parallel.tasks import LostTask, run_tasks
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.sweep_point import PointOutcome, PointTask, compress_point
-from onnxmerge.pipeline.sweep_targets import Target, options_for, read_targets, target_text
+from onnxmerge.pipeline.sweep_targets import Target, options_by_target
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.results import LatencyComparison, Sweep, SweepPoint
 
@@ -67,7 +67,7 @@ def sweep(
     progress : Progress or None
         Called with the name of a stage and the share of the work that is done.
     **options
-        As for `compress`, but for those that say how small the model becomes.
+        As for `compress`, but for those that say how small the model becomes; `minimize` is that of targets of fidelity.
 
     Returns
     -------
@@ -88,7 +88,7 @@ def sweep(
     """
     _check_workers(executor, jobs)
     common = _common_options(CompressOptions.from_keywords(options, bench=bench))
-    by_target = {target_text(target): options_for(common, target) for target in read_targets(targets)}
+    by_target = options_by_target(common, targets)
     with as_file(model) as path, fixed_threads(1):
         place = None if folder is None else Path(folder)
         result = _sweep_file(path, by_target, common, place, executor, jobs, progress or silent)

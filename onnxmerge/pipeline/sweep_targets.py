@@ -45,8 +45,21 @@ def target_text(target: Target) -> str:
     return f"{target[0]}={target[1]:.12g}"
 
 
+def options_by_target(options: CompressOptions, given: str | Sequence[str | Target]) -> dict[str, CompressOptions]:
+    """The options of a sweep for each of its targets, by `target_text`. Raises the errors of `read_targets`."""
+    targets = read_targets(given)
+    if options.pruning.minimize is not None and all(kind != "fidelity" for kind, _ in targets):
+        raise OptionError("`minimize` is for fidelities, and `targets` has none: drop it, or add one such as fidelity=0.9")
+    return {target_text(target): options_for(options, target) for target in targets}
+
+
 def options_for(options: CompressOptions, target: Target) -> CompressOptions:
-    """The options of a sweep with one of its targets. Only a latency that was asked for is measured with its point, once."""
+    """The options of a sweep with one of its targets: `minimize` is that of a fidelity alone.
+
+    Only a latency that was asked for is measured with its point, once.
+    """
     kind, value = target
     size: dict[str, Any] = {kind: value} if kind in OWN_OPTIONS else {"target": target}
+    if kind != "fidelity":
+        size["minimize"] = None
     return replace(options, pruning=replace(options.pruning, **size), bench=options.bench and kind == "latency")

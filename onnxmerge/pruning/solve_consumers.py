@@ -91,8 +91,8 @@ class _LayerUpdate:
         self.index = context.node_index[layer.key]
         self.covariance = statistics.covariances[layer.key]
         following = statistics.downstream[layer.key]
-        is_reachable = following.is_reachable(*runs)
-        self.downstream = following if is_reachable else DownstreamAffine(is_followed=following.is_followed)
+        is_known = following.is_reachable(*runs) and self._holds_each_input(following.added)
+        self.downstream = following if is_known else DownstreamAffine(is_followed=following.is_followed)
         self.own_bias = bias_of(context.channels, layer)
 
     def solve(self) -> Replacement:
@@ -148,9 +148,15 @@ class _LayerUpdate:
         wanted = self.downstream.before_relu(output, self._added(self.reference, batch, view))
         return adjusted_target(current, reached, wanted, self.downstream.scale, rectified=True)
 
+    def _holds_each_input(self, added: str | None) -> bool:
+        """Whether the layer's output has as many rows as what is added: one that all inputs share has no target of its own."""
+        return added is None or len(self.reference.tensor(0, added)) <= len(self.reference.tensor(0, self.layer.key))
+
     def _added(self, run: LayerwiseRun, batch: int, view: View) -> np.ndarray | None:
-        """What a run adds to the layer's output; None where nothing is added."""
-        return None if self.downstream.added is None else view(run.tensor(batch, self.downstream.added))
+        """What a run adds to the layer's output, of one input or of each; None where nothing is added."""
+        if self.downstream.added is None:
+            return None
+        return view(np.broadcast_to(run.tensor(batch, self.downstream.added), self.reference.tensor(batch, self.layer.key).shape))
 
     def _replace(self, weights: list[np.ndarray], bias: np.ndarray) -> Replacement:
         """Put weights of the kept inputs, and what is added to the layer's bias, into the compressed run."""

@@ -77,7 +77,7 @@ def show_sweep(console: Console, result: results.Sweep) -> None:
     console.print(fitted(columns.sweep_columns(result), console.width))
     inputs = f"inputs: {printable(result.input_description)}" if result.input_description else None
     _lines(console, [inputs, sentences.sweep_timing_line(result)], "dim")
-    _warnings(console, sentences.sweep_warnings(result))
+    _warnings(console, map(as_command_line, sentences.sweep_warnings(result)))
     for point in result.points:
         if point.output:
             _written(console, point.output)
