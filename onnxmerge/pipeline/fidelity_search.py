@@ -32,7 +32,10 @@ def smallest_with_fidelity(builder: CandidateBuilder, fidelity: float) -> Search
     search = _search(allocations, allowed)
     for _ in range(QUICK_TRIALS):
         index = search.next()
-        if index is None or search.record(index, _loss(builder, builder.quick_candidate(allocations[index].counts))):
+        if index is None:
+            break
+        loss = _loss(builder, builder.quick_candidate(allocations[index].counts)) / builder.quick_loss
+        if search.record(index, loss):
             break
     search.restart(FULL_CLOSE * allowed)
     best: Candidate | None = None
