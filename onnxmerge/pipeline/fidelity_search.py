@@ -30,18 +30,20 @@ def smallest_with_fidelity(builder: CandidateBuilder, fidelity: float) -> Search
     """
     allocations, allowed = _allocations(builder, fidelity), 1.0 - fidelity
     search = _search(allocations, allowed)
-    for _ in range(QUICK_TRIALS):
+    quick_trials, full_trials = (0, FULL_TRIALS + QUICK_TRIALS) if builder.quick_loss == 1.0 else (QUICK_TRIALS, FULL_TRIALS)
+    for _ in range(quick_trials):
         index = search.next()
         if index is None:
             break
         loss = _loss(builder, builder.quick_candidate(allocations[index].counts)) / builder.quick_loss
         if search.record(index, loss):
             break
-    search.restart(FULL_CLOSE * allowed)
+    if quick_trials:
+        search.restart(FULL_CLOSE * allowed)
     best: Candidate | None = None
-    for trial in range(FULL_TRIALS + RESCUE_TRIALS):
+    for trial in range(full_trials + RESCUE_TRIALS):
         index = search.next()
-        if index is None or (trial >= FULL_TRIALS and best is not None):
+        if index is None or (trial >= full_trials and best is not None):
             break
         candidate = builder.candidate(allocations[index].counts)
         close_enough = search.record(index, _loss(builder, candidate))
