@@ -150,14 +150,27 @@ def test_threads_change_no_byte_of_the_sums(threads: int, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("with_xx", [True, False])
-def test_sums_are_sums(with_xx: bool) -> None:
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_sums_are_sums(with_xx: bool, mean: float) -> None:
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(3, 50, 4)).astype(np.float32), rng.normal(size=(3, 50, 2)).astype(np.float32)
-    for group, found in enumerate(moment_sums(x, y, with_xx)):
-        expected = MomentSums.of(x[group], y[group])
-        for name in ("count", "sum_x", "sum_y", "xy", "yy"):
-            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(found.xx, expected.xx if with_xx else np.zeros((4, 4)), rtol=1e-4, atol=1e-4)
+    x, y = (rng.normal(mean, size=(3, 50, count)).astype(np.float32) for count in (4, 2))
+    centres = np.float32(mean + 0.1) * np.ones((3, 4), np.float32), np.float32(mean - 0.1) * np.ones((3, 2), np.float32)
+    of_centred = [part.moved(*by) for part, *by in zip(moment_sums(x, y, with_xx, centres=centres), *centres, strict=True)]
+    for sums in (moment_sums(x, y, with_xx), of_centred):
+        for group, found in enumerate(sums):
+            expected = MomentSums.of(x[group], y[group])
+            for name in ("count", "sum_x", "sum_y", "xy", "yy"):
+                np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-5)
+            if with_xx:
+                np.testing.assert_allclose(found.covariance().xx, expected.covariance().xx, rtol=1e-6, atol=1e-6)
+
+
+def test_float32_products_leave_the_smallest_eigenvalue_at_zero() -> None:
+    values = np.maximum(np.random.default_rng(0).normal(size=(800, 600)), 0).astype(np.float32) + np.float32(9)
+    x = np.concatenate([values, values[:, ::-1], values], 1)[np.newaxis]
+    centres = x.mean(1), np.zeros((1, 0), np.float32)
+    eigenvalues = np.linalg.eigvalsh(moment_sums(x, centres=centres)[0].covariance().xx)
+    assert abs(eigenvalues[0]) < 2e-5 * eigenvalues.mean()
 
 
 # Topology and consumer -> the samples that it reads and writes: x (N, ...) -> (samples, in), y -> (samples, out).

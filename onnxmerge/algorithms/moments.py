@@ -57,6 +57,25 @@ class MomentSums:
     def __add__(self, other: MomentSums) -> MomentSums:
         return MomentSums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
+    def moved(self, by_x: ArrayLike, by_y: ArrayLike) -> MomentSums:
+        """The sums of x + by_x and y + by_y.
+
+        Parameters
+        ----------
+        by_x : (d,)
+        by_y : (o,)
+
+        Examples
+        --------
+        >>> MomentSums.of([[1.0], [3.0]], [[0.0], [4.0]]).moved([1.0], [2.0]) == MomentSums.of([[2.0], [4.0]], [[2.0], [6.0]])
+        True
+        """
+        x, y = np.asarray(by_x, np.float64), np.asarray(by_y, np.float64)
+        sum_x, sum_y = self.sum_x + self.count * x, self.sum_y + self.count * y
+        xx = self.xx + (np.outer(sum_x, sum_x) - np.outer(self.sum_x, self.sum_x)) / self.count
+        xy = self.xy + np.outer(self.sum_x, y) + np.outer(x, sum_y)
+        return MomentSums(self.count, sum_x, sum_y, xx, xy, self.yy + (self.sum_y + sum_y) * y)
+
     @np.errstate(over="ignore", invalid="ignore")  # callers refuse what is not finite
     def covariance(self) -> Covariance:
         """Means and covariances of the samples (divided by their number, not by one less)."""
