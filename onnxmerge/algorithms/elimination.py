@@ -87,8 +87,10 @@ class _ConsumerState:
         """Apply what is pending and forget the removed positions."""
         scaled, halves, ratios = self.rows[:, : self.pending][:, :, alive]
         cross = halves.T @ ratios
-        self.precision = self.precision[np.ix_(alive, alive)] - scaled.T @ scaled
-        self.metric = self.metric[np.ix_(alive, alive)] - cross - cross.T
+        self.precision, self.metric = self.precision[np.ix_(alive, alive)], self.metric[np.ix_(alive, alive)]
+        self.precision -= scaled.T @ scaled
+        self.metric -= cross
+        self.metric -= cross.T
         self._start_block()
 
 

@@ -131,8 +131,10 @@ def solve(
         ridge = max(ridge, OVERLAPPING_RIDGE * unknowns / moments.count)
     elif moments.count < FEW * unknowns:
         ridge = _cross_validated(covariance.xx, gradient, float(covariance.residual(start).sum()), moments.count, ridge)
-    weight = start + _solve_ridge(covariance.xx, gradient, ridge).T
-    scale = variance_correction(covariance.variance_y, covariance.explained(weight), correction_exponent)
+    step = _solve_ridge(covariance.xx, gradient, ridge).T
+    weight, pull = start + step, max(ridge, CONSTANT) * _live(covariance.xx)[0]
+    explained = np.einsum("od,od->o", weight, covariance.xy.T - pull * step)  # A V^T = cov(s, y) - pull step^T: no product
+    scale = variance_correction(covariance.variance_y, np.maximum(explained, 0.0), correction_exponent)
     corrected = weight * scale[:, None]
     return corrected, covariance.mean_y - corrected @ covariance.mean_x
 

@@ -80,11 +80,12 @@ class MomentSums:
     def covariance(self) -> Covariance:
         """Means and covariances of the samples (divided by their number, not by one less)."""
         mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
-        xx = self.xx / self.count - np.outer(mean_x, mean_x)
+        xx = self.xx / self.count
+        xx -= np.outer(mean_x, mean_x)
         return Covariance(
             mean_x=mean_x,
             mean_y=mean_y,
-            xx=0.5 * (xx + xx.T),
+            xx=xx,
             xy=self.xy / self.count - np.outer(mean_x, mean_y),
             variance_y=np.maximum(self.yy / self.count - mean_y**2, 0.0),
         )

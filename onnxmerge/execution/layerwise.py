@@ -123,12 +123,16 @@ class LayerwiseRun:
         produced = [name for group in self.nodes[self.position : index] for node in group for name in node.output if name]
         crossing = [name for name in produced if self._last_reader.get(name, -1) >= index or name == keep]
         crossing = [name for name in crossing if name not in self._constant_names]
-        if crossing:
-            self._run(index, crossing)
-        for name in [name for name, last in self.available.items() if last < index and name != keep]:
-            del self.available[name]
-            for batch in range(self.batch_count):
+        read = [name for name, last in self.available.items() if last < index and name != keep]
+        session = self._session(index, crossing) if crossing else None
+        for batch in range(self.batch_count):
+            values = {} if session is None else self.run_session(session, batch)
+            for name in read:
                 self.tensors.drop(batch, name)
+            for name in crossing:
+                self.tensors.put(batch, name, values.pop(name))
+        self.available = {name: last for name, last in self.available.items() if name not in read}
+        self.available |= {name: self._last_reader.get(name, -1) for name in crossing}
         self.position = index
 
     def tensor(self, batch: int, name: str) -> np.ndarray:
@@ -155,14 +159,6 @@ class LayerwiseRun:
     def session_of_node(self, index: int) -> Session:
         """The nodes at an index, from the tensors that are available at the position to the last of their outputs."""
         return self._session(index + 1, [name for node in self.nodes[index] for name in node.output if name][-1:])
-
-    def _run(self, index: int, outputs: list[str]) -> None:
-        session = self._session(index, outputs)
-        for batch in range(self.batch_count):
-            values = self.run_session(session, batch)
-            for name in outputs:
-                self.tensors.put(batch, name, values[name])
-        self.available.update({name: self._last_reader.get(name, -1) for name in outputs})
 
     def _session(self, stop: int, outputs: list[str], extra_inputs: Mapping[str, np.ndarray] | None = None) -> Session:
         """The nodes before an index that lead from available tensors and constants to the outputs."""

@@ -15,8 +15,8 @@ from onnxmerge.pruning.expected_error import ExpectedErrors
 from onnxmerge.pruning.importance import elimination_of
 from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext, collect_reference_statistics, run_context_of
 
-EXPECTED_ERRORS_BYTES = 1 << 29
-"""Memory for the matrices of expected errors, 512 MiB; a ResNet-50 needs 370. Where they take more some are made anew."""
+EXPECTED_ERRORS_BYTES = 1 << 27
+"""For matrices of expected errors, 128 MiB. Where they take more, 370 in a ResNet-50, some are made anew in two seconds."""
 
 
 @dataclass(frozen=True)

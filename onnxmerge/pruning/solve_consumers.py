@@ -5,6 +5,7 @@ been solved, and the targets from the reference, so that every consumer makes go
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -63,7 +64,7 @@ def solve_consumers(
     layers = [layer for layer in layers[first:] if _is_updated(context, statistics, layer, kept)]
     if not layers:
         return {}
-    runs = context.run_of(statistics.matched), context.run_of(statistics.matched)
+    runs = context.run_of(statistics.matched), context.run_of(deepcopy(statistics.matched))
     replacements: dict[str, Replacement] = {}
     for number, layer in enumerate(layers):
         index = context.node_index[layer.key]

@@ -11,7 +11,7 @@ unknowns) the smallest eigenvalue, which is 0, came out as -1e-3 of the mean var
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -31,6 +31,9 @@ BATCH_BYTES = 1 << 28
 
 BLOCK_SAMPLES = 1 << 10
 """Samples that are multiplied at a time: products take much longer than adding them up."""
+
+JOINED_SAMPLES = 4 * BLOCK_SAMPLES
+"""Samples of small batches are put together up to here: blocks of nearly equal size, seldom smaller than `BLOCK_SAMPLES`."""
 
 PRODUCT_BYTES = 1 << 29
 """Memory for products of blocks that are made at a time, 512 MiB."""
@@ -65,20 +68,37 @@ def channel_covariance(run: LayerwiseRun, layer: Layer) -> Covariance:
     space = sources[0].shape[2:] if layer.layout.startswith("conv") else ()
     samples = places * sum(x.size for x in sources) // layer.in_ids.size
     steps = thinning(samples, count, space) if space else (_row_step(samples, count),)
-    total = None
-    for number, x in enumerate(sources):
-        positions = drawn_positions(steps, number)
+
+    def rows_of_batch(number: int) -> np.ndarray:
+        x, positions = sources[number], drawn_positions(steps, number)
         rows = rows_of(x[(slice(None), slice(None), *positions)], 1) if space else rows_of(x, layer.input_axis)[positions[0]]
-        pooled = rows[:, layer.channel_positions.T].reshape(-1, count) if places > 1 else rows
-        (part,) = moment_sums(pooled[np.newaxis], threads=run.threads)
-        total = part if total is None else total + part
-    assert total is not None
-    return total.covariance()
+        return rows[:, layer.channel_positions.T].reshape(-1, count) if places > 1 else rows
+
+    pieces = _joined((rows_of_batch(number)[np.newaxis],) for number in range(len(sources)))
+    first, *others = (moment_sums(x, threads=run.threads)[0] for (x,) in pieces)
+    return sum(others, first).covariance()
 
 
 def _row_step(samples: int, unknowns: int) -> int:
     """Every how many-th row is enough, an odd number."""
     return max(1, int((samples / enough_samples(unknowns) - 1) // 2 * 2 + 1))
+
+
+def _joined(pieces: Iterable[tuple[np.ndarray, ...]]) -> Iterator[tuple[np.ndarray, ...]]:
+    """Samples (groups, samples, ...) of several pieces together where they are few, at least `JOINED_SAMPLES` but at the end."""
+    waiting: list[tuple[np.ndarray, ...]] = []
+    for piece in pieces:
+        waiting.append(piece)
+        if sum(each[0].shape[1] for each in waiting) >= JOINED_SAMPLES:
+            yield tuple(map(_concatenated, zip(*waiting, strict=True)))
+            waiting.clear()
+    if waiting:
+        yield tuple(map(_concatenated, zip(*waiting, strict=True)))
+
+
+def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Along the samples; one part is not copied."""
+    return np.concatenate(parts, 1) if len(parts) > 1 else parts[0]
 
 
 class ConsumerSamples:
@@ -133,17 +153,21 @@ class ConsumerSamples:
         """Moment sums against target outputs, for each group of a grouped convolution; inputs (kernel position, kept input)."""
         totals: list[MomentSums] = []
         centres: Centres | None = None
-        for batch in range(self.run.batch_count):
-            target = targets(batch)
-            for piece in self._pieces(batch):
-                x, y = self._inputs(batch, piece), by_group(target[piece], self.layer.groups)
-                centres = centres or (_means(x), _means(y))
-                parts = moment_sums(x, y, not self._xx, self.run.threads, centres)
-                totals = parts if not totals else [a + b for a, b in zip(totals, parts, strict=True)]
+        for x, y in _joined(self._samples(targets)):
+            centres = centres or (_means(x), _means(y))
+            parts = moment_sums(x, y, not self._xx, self.run.threads, centres)
+            totals = parts if not totals else [a + b for a, b in zip(totals, parts, strict=True)]
         assert centres is not None
         self._xx = self._xx or [total.xx for total in totals]
         whole = [replace(total, xx=xx) for total, xx in zip(totals, self._xx, strict=True)]
         return [total.moved(*each) for total, *each in zip(whole, *centres, strict=True)]
+
+    def _samples(self, targets: Targets) -> Iterator[tuple[np.ndarray, ...]]:
+        """Inputs (groups, samples, unknowns) and targets (groups, samples, outputs), piece by piece."""
+        for batch in range(self.run.batch_count):
+            target = targets(batch)
+            for piece in self._pieces(batch):
+                yield self._inputs(batch, piece), by_group(target[piece], self.layer.groups)
 
     def _positions(self, batch: int) -> tuple[slice, ...]:
         return drawn_positions(self.steps, batch)
@@ -219,11 +243,12 @@ def _group_sums(
     """Of one group: samples (s, d) and (s, o), centre (d,) and (o,)."""
     inputs, targets = x.shape[1], y.shape[1]
     totals = [np.zeros(shape) for shape in (inputs, targets, (inputs, inputs) if with_xx else (), (inputs, targets), targets)]
-    starts = range(0, len(x), BLOCK_SAMPLES)
+    size = max(1, -(-len(x) // max(1, round(len(x) / BLOCK_SAMPLES))))
+    starts = range(0, len(x), size)
     at_a_time = min(threads, len(starts), max(1, PRODUCT_BYTES // (8 * inputs**2)))
 
     def block(start: int) -> list[np.ndarray]:
-        parts = [side[start : start + BLOCK_SAMPLES] for side in (x, y)]
+        parts = [side[start : start + size] for side in (x, y)]
         if centre is None:
             one, other = (part.astype(np.float64) for part in parts)
         else:

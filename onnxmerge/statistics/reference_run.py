@@ -48,8 +48,8 @@ class RunContext:
         return {node.output[0]: at for at, node in enumerate(self.model.graph.node)}
 
     def run_of(self, model: ModelProto) -> LayerwiseRun:
-        """A run of a copy of a model on the batches, before its first node."""
-        return LayerwiseRun(deepcopy(model), self.batches(), self.threads, self.folder)
+        """A run of a model on the batches, before its first node; `replace_node` changes the model."""
+        return LayerwiseRun(model, self.batches(), self.threads, self.folder)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
     if known is not None:
         downstream = {key: downstream_affine_of(context.channels, layer, {}) for key, layer in layers.items()}
         return ReferenceStatistics(deepcopy(context.model), layers, dict(known), downstream, context.channels.shared_weight_keys)
-    walk = context.run_of(context.model)
+    walk = context.run_of(deepcopy(context.model))
     stops: dict[int, list[Layer]] = defaultdict(list)
     for layer in layers.values():
         stops[context.node_index[layer.key]].append(layer)
