@@ -13,9 +13,9 @@ from rich.text import Text
 
 import onnxmerge
 from onnxmerge.report.progress import progress_bar
-from onnxmerge.report.sentences import speedup_text
 from onnxmerge.report.tables import Column, fitted
 from onnxmerge.report.terminal import show_compression
+from onnxmerge.report.verdict import speed_text
 from onnxmerge.report.wording import file_size, milliseconds, percent
 from onnxmerge.results import Compression, LatencyComparison
 
@@ -89,7 +89,7 @@ def _table(result: Compression, latencies: list[LatencyComparison], accuracies: 
 
 def _latency_row(latency: LatencyComparison) -> tuple[str, str, str, str]:
     medians = milliseconds(latency.reference.median_ms), milliseconds(latency.candidate.median_ms)
-    return (f"latency, batch {latency.batch_size}", *medians, f"as fast {speedup_text(latency)}")
+    return (f"latency, batch {latency.batch_size}", *medians, speed_text(latency))
 
 
 if __name__ == "__main__":
