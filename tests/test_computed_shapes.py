@@ -89,7 +89,7 @@ MODELS = {  # what is computed, and why the channels cannot go
     "layer-norm-scaled-by-channel": ("p = Slice(weights, zero, k8, zero)  t = LayerNormalization<axis=-1>(r, p)", ""),
 }
 HEIGHTS = (8, 16, 48)
-"""The analysis runs 32 and 64 (`execution.shapes.EXTENTS`)."""
+"""None of them is a height that the analysis runs: it takes usual sizes of images."""
 
 
 def built(computed: str, image: str = "[N,3,H,W]", batch: int = 2) -> onnx.ModelProto:

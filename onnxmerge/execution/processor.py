@@ -10,6 +10,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+SMALLEST_BLOCK = 8
+"""Channels that a convolution computes at once on a processor without AVX-512, with which it computes 16."""
 _PF_AVX512F_INSTRUCTIONS_AVAILABLE = 41
 """Feature number of Windows' IsProcessorFeaturePresent."""
 
@@ -37,7 +39,7 @@ def channel_block() -> int:
     What `MlasNchwcGetBlockSize` says on x86, which ONNX Runtime does not tell. Channels are filled up to whole blocks, so that 17
     take as long as 32 where a block has 16.
     """
-    return 16 if _has_avx512() else 8
+    return 16 if _has_avx512() else SMALLEST_BLOCK
 
 
 def _has_avx512() -> bool:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxmerge.errors import OptionError
+from onnxmerge.execution.processor import SMALLEST_BLOCK
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.options import PruningOptions
 
-HARDWARE_MULTIPLE = 8
+HARDWARE_MULTIPLE = SMALLEST_BLOCK
 """Channels that most hardware computes at once: ONNX Runtime's blocks on a CPU are of 8 or 16 channels, and tensor cores need
 multiples of 8."""
 
