@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from onnxmerge.algorithms import allocation as allocation_module
 from onnxmerge.algorithms.allocation import SATURATED, Curve, allocate, loss_curve, pareto_front, total_loss
 from onnxmerge.algorithms.bilinear_cost import Cost, WeightedCost
-from onnxmerge.pruning.budget import curves_of_multiples
+from onnxmerge.pruning.budget import TIME_WORTH, Budget, curves_of_multiples
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
@@ -255,3 +256,31 @@ def test_pareto_front_of_groups_that_cannot_shrink_is_the_whole_model_once() -> 
     curves = [Curve(np.array([3]), np.zeros(1)), Curve(np.array([2]), np.zeros(1))]
     front = pareto_front(curves, Cost(np.ones(1), np.array([[1.0, 0.0, 0.0]]), np.array([[0.0, 1.0, 0.0]])))
     assert [counts.tolist() for counts in front] == [[3, 2]]
+
+
+@FEW
+@given(SEEDS, st.floats(0.05, 0.95))
+def test_what_is_spent_on_something_else_stays_within_the_budget(seed: int, budget: float) -> None:
+    (curves, cost), (_, other) = instance(seed), instance(seed + 1)
+    if other.rows.shape[1] != cost.rows.shape[1]:
+        return
+    counts = allocate(curves, cost, budget, other)
+    assert cost.total(counts) <= budget + 1e-12 or (counts == least(curves)).all()
+
+
+@FEW
+@given(SEEDS, st.floats(0.2, 0.95))
+def test_widths_that_run_fast_pay_for_their_loss_in_time(seed: int, share: float) -> None:
+    """Against the allocation of least loss: within the budget too, and the time saved is worth what is lost more."""
+    curves, size = instance(seed)
+    time = Cost(size.weight, size.rows, size.columns, block=3)
+    time = Cost(time.weight / time.total(most(curves)), time.rows, time.columns, block=3)
+    groups = [SimpleNamespace(name=str(index), conv_group_count=1) for index in range(len(curves))]
+    budget = Budget(tuple(groups), tuple(curves), {"macs": size, "latency": time})  # type: ignore[arg-type]
+    plain = allocate(curves_of_multiples(curves, None), size, share)
+    fast = np.array(list(budget.counts_for("macs", share, None).counts.values()))
+    if size.total(plain) > share:
+        return
+    assert size.total(fast) <= share
+    value = [np.log(max(total_loss(curves, each), 1e-12)) + TIME_WORTH * np.log(time.total(each)) for each in (fast, plain)]
+    assert value[0] <= value[1]

@@ -92,7 +92,9 @@ def loss_curve(errors: ArrayLike, measured_errors: ArrayLike, measured_losses: A
     return np.where(error > 0.0, np.exp(result), 0.0)
 
 
-def allocate(curves: Sequence[Curve], cost: Cost | WeightedCost, budget: float) -> Integers:
+def allocate(
+    curves: Sequence[Curve], cost: Cost | WeightedCost, budget: float, spent: Cost | WeightedCost | None = None
+) -> Integers:
     """Kept counts of least total loss within a budget; see the module.
 
     Parameters
@@ -102,6 +104,9 @@ def allocate(curves: Sequence[Curve], cost: Cost | WeightedCost, budget: float) 
     cost : Cost
     budget : float
         Upper limit of the cost.
+    spent : Cost, optional
+        What loss is weighed against, by default the cost that the budget limits. With another one the loss is not the least, but
+        little for what is saved of this one.
 
     Returns
     -------
@@ -117,14 +122,14 @@ def allocate(curves: Sequence[Curve], cost: Cost | WeightedCost, budget: float) 
     array([1, 3])
     """
     reduced = _all_counts(curves)
-    for reduced in _reductions(curves, cost):
+    for reduced in _reductions(curves, spent or cost):
         if cost.total(reduced) <= budget:
             break
     else:
         return reduced
-    filled = _filled(curves, cost, budget, reduced)
+    filled = _filled(curves, cost, budget, reduced, spent or cost)
     pairs = len(curves) * sum(len(curve.counts) for curve in curves)
-    return filled if pairs > PAIRWISE_LIMIT else _exchanged(curves, cost, budget, filled)
+    return filled if spent is not None or pairs > PAIRWISE_LIMIT else _exchanged(curves, cost, budget, filled)
 
 
 def pareto_front(curves: Sequence[Curve], cost: Cost | WeightedCost) -> list[Integers]:
@@ -191,8 +196,10 @@ def _reductions(curves: Sequence[Curve], cost: Cost | WeightedCost) -> Iterator[
         changed = cost.neighbours[group]
 
 
-def _filled(curves: Sequence[Curve], cost: Cost | WeightedCost, budget: float, counts: Integers) -> Integers:
-    """Again and again the larger count that saves most loss for its cost and still fits the budget."""
+def _filled(
+    curves: Sequence[Curve], cost: Cost | WeightedCost, budget: float, counts: Integers, spent: Cost | WeightedCost
+) -> Integers:
+    """Again and again the larger count that saves most loss for what is spent and still fits the budget."""
     counts = counts.copy()
     while True:
         free, best, step = budget - cost.total(counts), -1.0, None
@@ -200,9 +207,9 @@ def _filled(curves: Sequence[Curve], cost: Cost | WeightedCost, budget: float, c
             at = int(np.searchsorted(curve.counts, counts[group]))
             if at + 1 == len(curve.counts):
                 continue
-            costs = cost.along(counts, group, curve.counts[at:])
-            dearer = costs[1:] - costs[0]
-            gain = (curve.loss[at] - curve.loss[at + 1 :]) / np.maximum(dearer, TINY)
+            costs = [each.along(counts, group, curve.counts[at:]) for each in (cost, spent)]
+            dearer, weighed = (each[1:] - each[0] for each in costs)
+            gain = (curve.loss[at] - curve.loss[at + 1 :]) / np.maximum(weighed, TINY)
             gain = np.where(dearer <= free, gain, -1.0)
             largest = int(np.argmax(gain))
             if gain[largest] > best:
