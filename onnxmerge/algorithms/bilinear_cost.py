@@ -126,7 +126,7 @@ class WeightedCost:
     12.5
     """
 
-    parts: tuple[tuple[float, Cost], ...]
+    parts: tuple[tuple[float, Cost | WeightedCost], ...]
 
     def total(self, counts: ArrayLike) -> float:
         """As `Cost.total`."""
