@@ -2,9 +2,9 @@
 
     python benchmarks/node_time.py [MODEL.onnx ...]
 
-Without arguments the models of the project, and those beside it where they are. One thread, one input, the least of twelve
-interleaved rounds. The constants of `onnxmerge.graph.node_time` are nonnegative least squares of relative errors; those shown
-are of a fit to all other models, so that none predicts itself.
+Without arguments the models of the project, and those beside it where they are. One thread, one input and eight, the least of
+twelve interleaved rounds. The constants of `onnxmerge.graph.node_time` are nonnegative least squares of relative errors; those
+shown are of a fit to all other models, so that none predicts itself.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import numpy as np
 from accuracy import SHARED
 from digits import MODELS
 
+from onnxmerge.errors import OnnxMergeError
 from onnxmerge.execution.processor import channel_block
 from onnxmerge.execution.sessions import Session, open_session
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
-from onnxmerge.graph.node_time import CPU, Constants, node_time
+from onnxmerge.graph.layouts import layouts
+from onnxmerge.graph.node_time import CPU, Constants, change_time, node_time
 from onnxmerge.options import PruningOptions
 from onnxmerge.pipeline.candidates import Candidate, candidate_of
 from onnxmerge.pruning.decision import decide
@@ -29,6 +31,8 @@ from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.kept_counts import smallest_count
 
 SIZES = 8
+BATCHES = (1, 8)
+"""Inputs that are run at once: tensors that caches hold, and larger ones."""
 ROUNDS, SECONDS = 12, 0.02
 PRUNE = PruningOptions(ratio=0.0, method="prune")
 
@@ -43,11 +47,16 @@ def random_size(analysed: AnalysedModel, number: int, rng: np.random.Generator) 
     return candidate_of(analysed, decide(analysed, PRUNE, None, counts))
 
 
-def work(model: AnalysedModel) -> np.ndarray:
-    """(constants,) how often each constant enters the predicted time."""
-    block, names = channel_block(), Constants._fields
-    units = [Constants(*(float(name == other) for other in names)) for name in names]
-    return np.array([sum(node_time(n, model.shapes, block, unit).total for n in model.model.graph.nodes) for unit in units])
+def work(model: AnalysedModel, repeats: float) -> np.ndarray:
+    """(constants,) how often each constant enters the predicted time of a batch that is so many times the analysed one."""
+    block, names, nodes, shapes = channel_block(), Constants._fields, model.model.graph.nodes, model.shapes
+    laid_out = layouts(nodes, shapes, block)
+
+    def time(cost: Constants) -> float:
+        changes = sum(change_time(tensor, shapes, repeats, cost) for tensor in laid_out.changes)
+        return changes + sum(node_time(node, shapes, laid_out, block, repeats, cost).total for node in nodes)
+
+    return np.array([time(Constants(*(float(name == other) for other in names))) for name in names])
 
 
 def least_times(sessions: list[Session], feeds: dict[str, np.ndarray]) -> np.ndarray:
@@ -75,30 +84,37 @@ def fit(terms: np.ndarray, measured: np.ndarray) -> np.ndarray:
     return found / scale
 
 
-def measure(path: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Work (1 + SIZES, constants) and seconds (1 + SIZES,) of a model and of random sizes of it."""
+def measure(path: Path, folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each batch that runs: work (1 + SIZES, constants) and seconds (1 + SIZES,) of a model and of random sizes of it."""
     analysed, rng = analyse_model(path), np.random.default_rng(0)
     files = [path]
     for number in range(SIZES):
         content = random_size(analysed, number, rng).content
         files.append(folder / f"{path.stem}-{number}.onnx")
         files[-1].write_bytes(content if isinstance(content, bytes) else Path(content.path).read_bytes())
-    feeds = analysed.random_feeds(analysed.observed)
-    times = least_times([open_session(file, optimise=True, threads=1) for file in files], feeds)
-    return np.stack([work(analyse_model(file)) for file in files]), times
+    sessions, feeds = [open_session(file, optimise=True, threads=1) for file in files], analysed.random_feeds(analysed.observed)
+    models, found = [analyse_model(file) for file in files], []
+    for repeats in BATCHES:
+        batch = {name: np.repeat(value, repeats, 0) if value.ndim else value for name, value in feeds.items()}
+        try:
+            times = least_times(sessions, batch)
+        except OnnxMergeError:
+            continue  # a fixed batch
+        found.append((np.stack([work(model, repeats) for model in models]), times))
+    return found
 
 
 def main() -> None:
-
     given = [Path(name) for name in sys.argv[1:]]
     paths = given or [*sorted(MODELS.glob("*.onnx")), *sorted((SHARED / "models").glob("*.onnx"))]
     with tempfile.TemporaryDirectory() as folder:
         found = {path.stem: measure(path, Path(folder)) for path in paths}
-    names = [name for name in found for _ in found[name][1]]
-    terms, measured = (np.concatenate([each[part] for each in found.values()]) for part in (0, 1))
+    rows = [(name, *each) for name, batches in found.items() for each in batches]
+    names = np.array([name for name, _, times in rows for _ in times])
+    terms, measured = (np.concatenate([row[part] for row in rows]) for part in (1, 2))
     print(f"{'model':24} {'time':>9}  ratio to the whole model, measured/predicted without this model   |error|")
-    for name, (own, times) in found.items():
-        others = np.array([each != name for each in names])
+    for name, own, times in rows:
+        others = names != name
         predicted = own @ (fit(terms[others], measured[others]) if others.any() else np.array(CPU))
         ratios, expected = times[1:] / times[0], predicted[1:] / predicted[0]
         pairs = " ".join(f"{a:.2f}/{b:.2f}" for a, b in zip(ratios, expected, strict=True))

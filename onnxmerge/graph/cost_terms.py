@@ -13,7 +13,8 @@ from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.channel_ids import Ids
 from onnxmerge.graph.cost import float_count, node_macs, total_macs, total_parameters
 from onnxmerge.graph.layers import Layer
-from onnxmerge.graph.node_time import node_time
+from onnxmerge.graph.layouts import layouts
+from onnxmerge.graph.node_time import change_time, node_time
 from onnxmerge.graph.nodes import has_input
 from onnxmerge.graph.tensor_facts import Shapes
 from onnxmerge.onnxio import surgeon as gs
@@ -144,18 +145,20 @@ def time_terms(
 
     repeats: the batch that is timed, as a multiple of the one that the shapes are of; the constant part of a node does not grow.
     """
-    builder = _TermBuilder(channels, groups, classes)
+    builder, nodes = _TermBuilder(channels, groups, classes), channels.model.graph.nodes
     layers = {id(layer.node): layer for layer in channels.layers}
-    total = 0.0
-    for node in channels.model.graph.nodes:
-        layer, time = layers.get(id(node)), node_time(node, shapes, block)
-        product, written = repeats * time.product, repeats * time.written
-        total += product + written + time.constant
+    laid_out, total = layouts(nodes, shapes, block), 0.0
+    for node in nodes:
+        layer, time = layers.get(id(node)), node_time(node, shapes, laid_out, block, repeats)
+        total += time.total
         if layer is not None:
-            builder.add(product, layer.out_ids, layer.in_ids)
-            builder.add(written, layer.out_ids)
+            builder.add(time.product, layer.out_ids, layer.in_ids)
+            builder.add(time.written, layer.out_ids)
         elif time.total:
-            builder.add(product + written, channels.ids(node.outputs[0]))
+            builder.add(time.product + time.written, channels.ids(node.outputs[0]))
+    for tensor in laid_out.changes:
+        total += change_time(tensor, shapes, repeats)
+        builder.add(change_time(tensor, shapes, repeats), channels.ids(tensor))
     return builder.build(total)
 
 

@@ -2,13 +2,17 @@
 
 Convolutions work in blocks of channels (`execution.processor.channel_block`): both sides are filled up to whole blocks. A dense
 convolution whose inputs are more than a block and no multiple of 4, and a depthwise one whose channels are no multiple of 4, take
-a plain path that is several times slower (`onnxruntime/core/optimizer/nchwc_transformer.cc`). The time of a node is the sum of a
-part in proportion to (filled) input times output channels, one in proportion to the channels that it writes, and a constant.
+a plain path that is several times slower. Operators that do not work in blocks make the layout change, which costs about what
+they cost themselves; what is merged into a convolution costs nothing (`graph.layouts`). The time of a node is the sum of a part
+in proportion to (filled) input times output channels, one in proportion to the channels that it writes, and a constant. An
+element of a tensor that is larger than a cache takes longer.
 
-The constants are nonnegative least squares of the relative errors over 144 measured models, sixteen networks, each whole and in
-eight random sizes, rounded. On networks that were left out of the fit a ratio of times was then 8 % off in the median, and up to
-16 % on average over the sizes of one; on a busy machine `benchmarks/node_time.py`, which fits anew, shows more. They hold for one
-thread of a processor with AVX-512; ratios matter here, not nanoseconds.
+The constants are nonnegative least squares of the relative errors over 306 measured models, rounded: seventeen networks, five of
+them from public packages, each whole and in eight random sizes, with one input and with eight; what too few of them have
+(`plain_depthwise`, `transposed`) was measured alone, and `depthwise` set to where `stored` stays positive. On networks that were
+left out of the fit a ratio of times was 8 % off in the median, and up to 28 % on average over the sizes of one
+(`benchmarks/node_time.py`, which fits anew). They hold for one thread of a processor with AVX-512; ratios matter here, not
+nanoseconds.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from onnxmerge.graph.cost import shape_of
+from onnxmerge.graph.layouts import ALIGNMENT, Layouts, is_blocked, is_depthwise
 from onnxmerge.graph.nodes import is_standard
 from onnxmerge.graph.tensor_facts import Shapes
 from onnxmerge.onnxio import surgeon as gs
@@ -31,9 +36,12 @@ class Constants(NamedTuple):
     Attributes
     ----------
     node : float
-        For a node that is not fused into another one.
-    element : float
-        For an element that an operator without multiply-accumulates writes.
+        For a node that is not merged into another one.
+    element, large_element : float
+        For an element that an operator without multiply-accumulates, or a change of layout, writes into a tensor that a cache
+        holds and into a larger one.
+    stored : float
+        For an element that a convolution in blocks writes, beside its multiply-accumulates.
     dense, pointwise, first_layer : float
         For a multiply-accumulate in blocks: with a kernel of several positions, of one, and with fewer inputs than a block.
     plain, plain_patch : float
@@ -46,6 +54,8 @@ class Constants(NamedTuple):
 
     node: float
     element: float
+    large_element: float
+    stored: float
     dense: float
     pointwise: float
     first_layer: float
@@ -57,12 +67,10 @@ class Constants(NamedTuple):
     matrix: float
 
 
-CPU = Constants(1160.0, 0.072, 0.0237, 0.0065, 0.0303, 0.0154, 0.60, 0.128, 0.361, 0.57, 0.045)
-ALIGNMENT = 4
-"""Channels of blocked convolutions must be a multiple of this number, else ONNX Runtime does not block them."""
-FUSED = frozenset({"BatchNormalization", "Relu", "Clip", "Add", "Identity"})
-"""Operators that ONNX Runtime mostly fuses into the convolution in front of them: they cost no node of their own."""
-FREE = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Shape", "Constant", "Dropout"})
+CPU = Constants(1220.0, 0.17, 0.36, 0.20, 0.021, 0.0104, 0.027, 0.024, 0.14, 0.05, 0.36, 0.04, 0.0205)
+LARGE = 250_000
+"""Elements beyond which a tensor does not stay in a core's own cache: 1 MB, half of that where the constants were measured."""
+FREE = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Shape", "Constant", "Dropout", "Identity"})
 """Operators that move no numbers."""
 
 
@@ -100,7 +108,9 @@ def filled(count: Any, block: int) -> Any:
     return -(-count // block) * block
 
 
-def node_time(node: gs.Node, shapes: Shapes, block: int, cost: Constants = CPU) -> NodeTime:
+def node_time(
+    node: gs.Node, shapes: Shapes, layouts: Layouts, block: int, repeats: float = 1.0, cost: Constants = CPU
+) -> NodeTime:
     """The predicted time of one node.
 
     Parameters
@@ -109,45 +119,65 @@ def node_time(node: gs.Node, shapes: Shapes, block: int, cost: Constants = CPU) 
         The node.
     shapes : Mapping[str, tuple of int]
         Concrete shape of every tensor by name.
+    layouts : Layouts
+        Of the graph.
     block : int
         Channels that convolutions compute at once.
+    repeats : float
+        The batch that is timed, as a multiple of the one that the shapes are of.
     cost : Constants
         What the parts of the work take.
     """
     written = shapes.get(node.outputs[0].name) if node.outputs else None
-    if written is None or (is_standard(node) and node.op in FREE):
+    if written is None or id(node) in layouts.merged or (is_standard(node) and node.op in FREE):
         return NodeTime(0.0, 0.0, 0.0)
     rule = _RULES.get(node.op) if is_standard(node) else None
+    elements = repeats * math.prod(written)
     if rule is not None and (weight := shape_of(node.inputs[1], shapes)):
-        return rule(node, shape_of(node.inputs[0], shapes), weight, written, block, cost)
-    return NodeTime(0.0, cost.element * math.prod(written), 0.0 if node.op in FUSED else cost.node)
+        product, patches = rule(node, shape_of(node.inputs[0], shapes), weight, written, block, cost)
+        stored = 0.0
+        if is_blocked(node, shapes, block):
+            stored = cost.stored * elements / weight[0] * filled(weight[0], block)
+        return NodeTime(repeats * product, repeats * patches + stored, cost.node)
+    return NodeTime(0.0, _written(elements, cost), cost.node)
 
 
-def _conv(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int, cost: Constants) -> NodeTime:
+def change_time(tensor: gs.Tensor, shapes: Shapes, repeats: float = 1.0, cost: Constants = CPU) -> float:
+    """Nanoseconds that changing the layout of a tensor takes."""
+    return _written(repeats * math.prod(shapes[tensor.name]), cost)
+
+
+def _written(elements: float, cost: Constants) -> float:
+    return elements * (cost.element if elements <= LARGE else cost.large_element)
+
+
+def _conv(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int, cost: Constants) -> tuple[float, float]:
     outputs, inputs, kernel = weight[0], weight[1], math.prod(weight[2:])
     positions, groups = math.prod(written) // max(1, outputs), node.attrs.get("group", 1)
-    if groups == outputs and inputs == 1:
+    if is_depthwise(node, weight):
         nanoseconds = cost.plain_depthwise * outputs if outputs % ALIGNMENT else cost.depthwise * filled(outputs, block)
-        return NodeTime(0.0, nanoseconds * positions * kernel, cost.node)
+        return 0.0, nanoseconds * positions * kernel
     if groups > 1 or (inputs >= block and inputs % ALIGNMENT):
         patch = kernel if kernel > 1 else 0
         product = (cost.plain * outputs * kernel + cost.plain_patch * groups * patch) * inputs
-        return NodeTime(product * positions, cost.plain_patch * outputs * positions, cost.node)
+        return product * positions, cost.plain_patch * outputs * positions
     each = cost.first_layer if inputs < block else cost.dense if kernel > 1 else cost.pointwise
     channels = filled(outputs, block) * (inputs if inputs < block else filled(inputs, block))
-    return NodeTime(each * channels * positions * kernel, 0.0, cost.node)
+    return each * channels * positions * kernel, 0.0
 
 
-def _conv_transpose(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int, cost: Constants) -> NodeTime:
-    return NodeTime(cost.transposed * math.prod(read) * math.prod(weight[1:]), 0.0, cost.node)
+def _conv_transpose(
+    node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int, cost: Constants
+) -> tuple[float, float]:
+    return cost.transposed * math.prod(read) * math.prod(weight[1:]), 0.0
 
 
-def _matrix(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int, cost: Constants) -> NodeTime:
+def _matrix(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int, cost: Constants) -> tuple[float, float]:
     contracted = read[0 if node.op == "Gemm" and node.attrs.get("transA", 0) else -1] if read else 1
     outputs = written[-1] if written else 1
     rows = math.prod(written) // max(1, outputs)
-    return NodeTime(cost.matrix * rows * contracted * filled(outputs, block), 0.0, cost.node)
+    return cost.matrix * rows * contracted * filled(outputs, block), 0.0
 
 
-_Rule = Callable[[gs.Node, Shape, Shape, Shape, int, Constants], NodeTime]
+_Rule = Callable[[gs.Node, Shape, Shape, Shape, int, Constants], tuple[float, float]]
 _RULES: dict[str, _Rule] = {"Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _matrix, "MatMul": _matrix}

@@ -1,6 +1,7 @@
 """The model whose measured latency is a given share of the reference's."""
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxmerge.evaluation.benchmark import CONFIRMING_EFFORT
@@ -18,7 +19,8 @@ half of the tolerance, so that the latency is still within it when the result is
 LATENCY_TRIALS = 8
 """Models that are timed for one multiple: as many as bisection would need for all of `TIME_SHARES`."""
 TIME_SHARES = tuple(0.99**step for step in range(390))
-"""Shares of the predicted time that models are allocated for: down to 2 %, in steps below the tolerance."""
+"""What models are allocated for, as shares of the predicted time that removals can save: down to 2 %, in steps below the
+tolerance."""
 
 
 @dataclass(frozen=True)
@@ -86,22 +88,24 @@ def _descending(fastest: int) -> list[int | None]:
 def _closest_in_multiples(builder: CandidateBuilder, share: float, multiple: int | None) -> _TimedCounts:
     """The counts in multiples whose latency comes closest to the share."""
     limits = {"lowest": (1.0 - CLOSE_ENOUGH) * share, "goal": share, "allowed": (1.0 + CLOSE_ENOUGH) * share}
-    search = MonotoneSearch(TIME_SHARES, **limits, known={0: 1.0})
+    least = builder.budget.counts_for("latency", 0.0, multiple).share
+    shares = [least + (1.0 - least) * share for share in TIME_SHARES]
+    search = MonotoneSearch(shares, **limits, known={0: 1.0})
     timed: list[_TimedCounts] = []
     while len(timed) < LATENCY_TRIALS and (index := search.next()) is not None:
-        allocation = builder.budget.counts_for("latency", TIME_SHARES[index], multiple)
+        allocation = builder.budget.counts_for("latency", shares[index], multiple)
         known = next((each for each in timed if each.counts == allocation.counts), None)
         found = known or _timed(builder, allocation.counts, share)
         timed += [] if known else [found]
-        if search.record(index, found.ratio, _last_with(allocation.share, index)):
+        if search.record(index, found.ratio, _last_with(shares, allocation.share, index)):
             break
     return min(timed, key=lambda each: each.distance)
 
 
-def _last_with(share: float, index: int) -> int:
-    """The last index of `TIME_SHARES` with the same allocation as an index, which took a share of the predicted time."""
-    last = bisect_right(TIME_SHARES, -share, key=lambda each: -each) - 1
-    return last if last >= index else len(TIME_SHARES) - 1  # more than was allocated for: there is no smaller allocation
+def _last_with(shares: Sequence[float], share: float, index: int) -> int:
+    """The last of the shares with the same allocation as the one at an index, which took a share of the predicted time."""
+    last = bisect_right(shares, -share, key=lambda each: -each) - 1
+    return last if last >= index else len(shares) - 1  # more than was allocated for: there is no smaller allocation
 
 
 def _timed(builder: CandidateBuilder, counts: ChannelCounts, share: float, reliable: bool = False) -> _TimedCounts:
