@@ -199,6 +199,14 @@ def test_failed_verification_writes_nothing(run, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_every_threshold_that_is_missed_is_named(run, tmp_path):
+    missed = {"--max-macs": "0.01", "--min-cosine": "0.999", "--max-relative-l2": "0.001", "--min-speedup": "900"}
+    options = [word for pair in missed.items() for word in pair]
+    code, _, err = run("compress", MLP, tmp_path / "o.onnx", "--method", "prune", "--ratio", "0.9", *options)
+    assert code == 1
+    assert [word for word in ("MACs", "mean cosine", "relative L2", "below 900x") if word not in err] == []
+
+
 def test_failed_verification_keeps_what_was_there(run, tmp_path):
     target = tmp_path / "o.onnx"
     target.write_bytes(b"precious")

@@ -108,7 +108,7 @@ def test_verdict_follows_the_interval(low, high, verdict):
 
 
 def test_warnings_are_shown():
-    assert "warning: the smaller model is not measurably faster here" in text_of(show_compression, COMPRESSION, 80)
+    assert "warning: the fidelity rests on few inputs: give --calibration" in text_of(show_compression, COMPRESSION, 80)
 
 
 @WIDTHS

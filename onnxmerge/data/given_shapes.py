@@ -79,7 +79,7 @@ def first_runs_of_pair(
     given = given_shapes(reference, options)
     first = first_observations(reference, label=str(reference), max_memory=max_memory, given=given)
     shapes = {each.name: each.shape for each in first.inputs}
-    given = GivenShapes(shapes, dict.fromkeys(shapes, "given"))
+    given = GivenShapes(shapes, dict.fromkeys(shapes, "reference"))
     return first, first_observations(candidate, label=str(candidate), max_memory=max_memory, given=given)
 
 

@@ -35,7 +35,7 @@ class GivenShapes:
     shapes : Mapping of str to tuple of (int or None)
         By input the size of every axis, None for those that stay open.
     origins : Mapping of str to str
-        By input where that comes from: "given" or "calibration".
+        By input where that comes from: "given", "calibration", or "reference" for those of another model.
     """
 
     shapes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)

@@ -178,8 +178,9 @@ def agrees(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], observed
 
 def _never_runs(trials: Sequence[Trial], given: GivenShapes, reason: ModelError | None) -> str:
     if given.shapes:
-        sizes = ", ".join(f"{name} {shape}" for name, shape in trials[0].shapes.items())
-        return f"with inputs of the sizes given, {sizes}: {reason}"
+        sizes = ", ".join(InputShape(name, shape, "").text for name, shape in trials[0].shapes.items())
+        whose = {"reference": "of the reference's sizes", "calibration": "of the sizes of the calibration inputs"}
+        return f"with inputs {whose.get(next(iter(given.origins.values())), 'of the sizes given')}, {sizes}: {reason}"
     return f"no input size tried makes it run ({len(trials)} were tried; give yours with `input_shape`): {reason}"
 
 

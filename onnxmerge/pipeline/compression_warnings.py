@@ -6,22 +6,19 @@ from onnxmerge.pipeline.candidates import Candidate, SearchResult
 from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
 from onnxmerge.pruning.kept_counts import fast_multiple
-from onnxmerge.results import Fidelity, LatencyComparison
-
-DOUBTFUL_FIDELITY = 0.5
-"""Fidelity below which less than half of the variance of an output is explained, so that few models are still of use."""
+from onnxmerge.results import LatencyComparison
 
 
 def warnings_of(
-    found: SearchResult, fidelity: Fidelity | None, latency: LatencyComparison | None, checking: Inputs, options: CompressOptions
+    found: SearchResult, latency: LatencyComparison | None, checking: Inputs, options: CompressOptions
 ) -> tuple[str, ...]:
-    """All warnings of a compression.
+    """All warnings of a compression; what its figures say, that it is slower or far off, the verdict of a report says.
 
     Parameters
     ----------
     found : SearchResult
         The result, with the warnings of the search.
-    fidelity, latency : Fidelity or None, LatencyComparison or None
+    latency : LatencyComparison or None
         What was measured of it, None where it was not.
     checking : Inputs
         Inputs it was measured on.
@@ -30,11 +27,8 @@ def warnings_of(
     """
     return (
         *found.warnings,
-        *([] if found.candidate.groups else ["nothing was removed: the output is the model as it was; the reasons are listed"]),
         *_missed_latency(found, latency, options),
         *_few_inputs(checking, options),
-        *_not_faster(latency, options),
-        *_low_fidelity(fidelity, options),
     )
 
 
@@ -53,17 +47,6 @@ def _few_inputs(checking: Inputs, options: CompressOptions) -> list[str]:
     return [f"the fidelity rests on {checking.description}: {needed}"]
 
 
-def _not_faster(latency: LatencyComparison | None, options: CompressOptions) -> list[str]:
-    """With the likely reasons, unless a latency was asked for: then the reason is that it was not reached."""
-    if latency is None or latency.verdict == "faster":
-        return []
-    here = f"{latency.provider}, batch {latency.batch_size}, {latency.threads} threads"
-    what = "is slower" if latency.verdict == "slower" else "is not measurably faster"
-    low, high = latency.speedup_interval
-    warning = f"the smaller model {what} here ({here}): {low:.2f}x to {high:.2f}x"
-    return ["; ".join([warning, *([] if options.pruning.is_latency_target else latency.likely_reasons)])]
-
-
 def odd_widths(candidate: Candidate, options: CompressOptions) -> str:
     """How many groups keep counts that convolutions do not compute at once, and what to do; empty where none does."""
     odd = sum(group.kept % fast_multiple(group.channels) != 0 for group in candidate.groups)
@@ -71,12 +54,3 @@ def odd_widths(candidate: Candidate, options: CompressOptions) -> str:
         return ""
     remedy = "try whole multiples" if options.pruning.plan is not None else "try `round_to=measured`"
     return f"{odd} of {len(candidate.groups)} groups keep counts that convolutions do not compute at once: {remedy}"
-
-
-def _low_fidelity(fidelity: Fidelity | None, options: CompressOptions) -> list[str]:
-    if fidelity is None or fidelity.worst.fidelity >= DOUBTFUL_FIDELITY:
-        return []
-    less = "a lower `ratio`" if options.pruning.ratio is not None else "a larger model"
-    remedy = less if options.inputs.calibration is not None else f"{less}, or `calibration` with real inputs"
-    kept = f"{max(0.0, fidelity.worst.fidelity):.0%} of the reference's variance"
-    return [f"output {fidelity.worst.name} keeps only {kept}; try {remedy}"]

@@ -58,7 +58,7 @@ def size_line(size: Size) -> str:
 
 def sizes_line(inputs: Sequence[InputShape]) -> str | None:
     """The sizes of a model's inputs that figures hold for, and where they come from; None where they are not known."""
-    texts = [f"{printable(each.name)} {each.shape}, {_ORIGINS[each.origin]}" for each in inputs]
+    texts = [f"{printable(each.text)}, {_ORIGINS[each.origin]}" for each in inputs]
     return f"for inputs of the sizes {listed(texts, MAX_NODES, LAYER_WIDTH)}" if texts else None
 
 

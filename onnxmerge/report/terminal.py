@@ -86,7 +86,7 @@ def show_sweep(console: Console, result: results.Sweep) -> None:
 def show_verdict(console: Console, result: Result) -> None:
     """The last line of every command."""
     found = verdict_of(result)
-    console.print(Text(f"\n{found.text}", style=f"bold {TONES[found.tone]}"))
+    console.print(Text(f"\n{as_command_line(found.text)}", style=f"bold {TONES[found.tone]}"))
 
 
 def _inputs(console: Console, result: results.Inspection | results.Verification | results.Benchmark) -> None:

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from onnxmerge.report.sentences import sweep_title
-from onnxmerge.report.wording import as_command_line, closeness, counted, file_size, percent, printable, shortened
+from onnxmerge.report.wording import closeness, counted, file_size, percent, printable, shortened
 from onnxmerge.results import Benchmark, Compression, Fidelity, Inspection, LatencyComparison, Size, Sweep, Verification
 
 HARDLY_SMALLER = 0.02  # share of the parameters and of the MACs below which a model is not called smaller
 DOUBTFUL_FIDELITY = 0.5  # below it less than half of an output's variance is explained
+USEFUL_INPUTS = 64  # half of them are held back where a fidelity is searched: as many as make it reliable
 _NAME_WIDTH = 40  # characters of the name of a processor
 
 
@@ -35,7 +36,7 @@ class Verdict:
 
     @property
     def text(self) -> str:
-        """All of it on one line."""
+        """All of it on one line, options as Python names them."""
         return " ".join(filter(None, [f"{'; '.join(filter(None, [self.claim, self.basis]))}.", self.advice]))
 
 
@@ -63,9 +64,10 @@ def _compression(result: Compression) -> Verdict:
     latency, fidelity = result.latency, result.fidelity
     size, is_smaller = _size_text(result.before, result.after)
     speed = "" if latency is None else speed_text(latency)
-    close = "outputs not compared" if fidelity is None else f"fidelity {closeness(fidelity.worst.fidelity)}"
+    untimed = "" if latency is not None else "neither compared nor timed" if fidelity is None else "not timed"
+    close = "" if fidelity is None else _fidelity_text(fidelity.worst.fidelity)
     is_slower = latency is not None and latency.verdict == "slower"
-    claim = _sentence([speed, size, close] if is_slower else [size, speed, close])
+    claim = _sentence([speed, size, close, untimed] if is_slower and is_smaller else [size, speed, close, untimed])
     is_doubtful = fidelity is not None and _is_doubtful(fidelity)
     is_measured = latency is None or latency.verdict == "faster"
     is_bad = is_slower or result.after.file_bytes > result.before.file_bytes
@@ -88,11 +90,18 @@ def _size_text(before: Size, after: Size) -> tuple[str, bool]:
     return f"smaller by {text}", True
 
 
+def _fidelity_text(value: float) -> str:
+    """`fidelity 0.9876`; one below 0 in words."""
+    return f"{'outputs further off than a constant: ' * (value < 0)}fidelity {closeness(value)}"
+
+
 def _advice(result: Compression, is_smaller: bool) -> str:
     latency, fidelity = result.latency, result.fidelity
     lines = list(latency.likely_reasons[:1]) if latency is not None and is_smaller else []
+    if fidelity is not None and is_smaller and _is_doubtful(fidelity):
+        lines.append("most of what makes the outputs differ from input to input is lost: let more stay")
     if fidelity is not None and "synthetic" in fidelity.input_description and (not is_smaller or _is_doubtful(fidelity)):
-        lines.append("inputs of yours, `calibration`, let more go and say more than synthetic ones")
+        lines.append(f"with {USEFUL_INPUTS} inputs of yours more can go, and its figures can be believed: `calibration=DIR`")
     if not is_smaller and not result.groups:
         lines.append("the reasons are listed by layer")
     return _sentences(lines)
@@ -106,7 +115,7 @@ def _is_doubtful(fidelity: Fidelity) -> bool:
 def _verification(result: Verification) -> Verdict:
     worst = result.fidelity.worst
     sizes = [_size_text(result.before, result.after)[0]] if result.before and result.after else []
-    claim = ", ".join([f"fidelity {closeness(worst.fidelity)}", *sizes])
+    claim = ", ".join([_fidelity_text(worst.fidelity), *sizes])
     if result.passed:
         return Verdict(f"Passed: {claim}", _basis(result.fidelity, None), tone="good")
     return Verdict(f"Failed: {printable('; '.join(result.failures))}; {claim}", _basis(result.fidelity, None), tone="bad")
@@ -139,7 +148,7 @@ def _sweep(result: Sweep) -> Verdict:
         need = "both faster than the original and close to it" if timed is not None else "close to the original"
         return Verdict(f"{title}, none of them {need}{marked}", basis, tone="warn")
     speed = "" if best.latency is None else speed_text(best.latency)
-    what = ", ".join(filter(None, [_size_text(result.before, best.after)[0], speed, f"fidelity {closeness(best.fidelity)}"]))
+    what = ", ".join(filter(None, [_size_text(result.before, best.after)[0], speed, _fidelity_text(best.fidelity)]))
     return Verdict(f"{title}; take {best.target}: {what}{marked}", basis, tone="" if slower else "good")
 
 
@@ -177,4 +186,4 @@ def _sentence(parts: Iterable[str]) -> str:
 
 
 def _sentences(clauses: Iterable[str]) -> str:
-    return " ".join(f"{_sentence([as_command_line(each)])}." for each in clauses)
+    return " ".join(f"{_sentence([each])}." for each in clauses)

@@ -46,10 +46,15 @@ class InputShape:
     shape: tuple[int, ...]
     origin: str
 
+    @property
+    def text(self) -> str:
+        """The size as `input_shape` takes it: "x:1,3,224,224"."""
+        return f"{self.name}:{','.join(map(str, self.shape))}"
+
 
 def chosen_sizes(inputs: Iterable[InputShape]) -> list[str]:
     """A warning that names the inputs whose sizes the program chose; empty where there are none."""
-    chosen = [f"{each.name} {each.shape}" for each in inputs if each.origin == "chosen"]
+    chosen = [each.text for each in inputs if each.origin == "chosen"]
     if not chosen:
         return []
     what = f"the model leaves the sizes of its inputs open, and these were chosen: {', '.join(chosen)}"
