@@ -66,8 +66,8 @@ EXAMINED = replace(
     execution=Execution("libcudnn is missing", {"use_tf32": "0"}, {"a": "CPUExecutionProvider"}, {"b": "CUDAExecutionProvider"}),
 )
 GROUPS = (
-    GroupResult(LONG, 1024, 1024, 512, "reconstruct", ("a", "b"), ("c",), 0.123, 0.456),
-    GroupResult("stem", 8, 6, 7, "prune", ("stem",), ("c", "d"), 0.01, 0.02, "merge is not valid behind HardSwish"),
+    GroupResult(LONG, 1024, 1024, 512, "reconstruct", ("a", "b"), ("c",), 0.314, 0.456, 0.4),
+    GroupResult("stem", 8, 6, 7, "prune", ("stem",), ("c", "d"), 0.0126, 0.02, 0.00033, "merge is not valid behind HardSwish"),
 )
 REFUSALS = (
     refusal("fc", Reason.GRAPH_OUTPUT, "y", output="y"),
@@ -178,7 +178,8 @@ def deep(count: int) -> Compression:
             (f"w{index}",),
             (f"w{index + 1}", f"w{max(0, index - 5)}"),
             0.01,
-            0.01,
+            0.001 * (index % 11),
+            0.0012 * (index % 9),
             "",
             {"reconstruct": 0.01 * (index % 9), "prune": 0.1},
         )

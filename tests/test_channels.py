@@ -86,8 +86,8 @@ def test_nodes_without_names_go_by_operator_and_output(tmp_path: Path) -> None:
     for node in model.graph.node:
         node.name = ""
     channels = analysed(model, tmp_path).channels
-    assert [group.name for group in channels.groups] == ["Conv(conv_a_y)", "Conv(conv_b_y)"]
-    assert [refusal.where for refusal in channels.refusals] == ["Conv(out_y)"]
+    assert [group.name for group in channels.groups] == ["conv_a_y", "conv_b_y"]
+    assert [refusal.where for refusal in channels.refusals] == ["out_y"]
 
 
 def test_layers_in_a_body_have_a_reason(tmp_path: Path) -> None:

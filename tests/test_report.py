@@ -4,6 +4,7 @@ import io
 import math
 import re
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import pytest
 from rich.cells import cell_len
@@ -13,7 +14,7 @@ from samples import BENCHMARK, COMPRESSION, GROUPS, INSPECTION, LATENCY, LONG, O
 from onnxmerge.errors import Reason, refusal
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.reasons import reasons
-from onnxmerge.report.tables import Column, fitted
+from onnxmerge.report.tables import Column, fitted, without_common
 from onnxmerge.report.terminal import show_benchmark, show_compression, show_inspection, show_verification
 from onnxmerge.report.wording import (
     closeness,
@@ -24,7 +25,9 @@ from onnxmerge.report.wording import (
     milliseconds,
     percent,
     printable,
+    quantity,
     shortened,
+    two_digits,
 )
 
 SOFTMAX = refusal("s", Reason.MIXES_CHANNELS, operator="Softmax")
@@ -56,7 +59,7 @@ def test_no_line_is_wider_than_the_terminal(show, value, width):
 @WIDTHS
 def test_compression_shows_every_figure_whole(width):
     text = text_of(show_compression, COMPRESSION, width)
-    figures = ["25,557,032", "12,345,678", "48.3%", "4,089,184,256", "1,234,567,890", "30.2%", "102.4 MB", "49.4 MB", "48.2%"]
+    figures = ["25.6 M", "12.3 M", "48.3%", "4.09 G", "1.23 G", "30.2%", "102.4 MB", "49.4 MB", "48.2%", "31%", "1.3%", "0.03%"]
     figures += ["12.35 ms", "8.230 ms", "66.7%", "1.50x", "0.9876", "19.1 dB", "0.9912", "0.8765", "95.3%", "99.99%", "1,024"]
     assert [figure for figure in figures if figure not in text] == []
     assert "1.2345" in text
@@ -94,7 +97,7 @@ def test_no_group_at_all_is_said():
 
 def test_without_proof_sizes_are_still_shown():
     text = text_of(show_compression, replace(COMPRESSION, fidelity=None, latency=None), 80)
-    assert "25,557,032" in text
+    assert "25.6 M" in text
     assert "latency" not in text
 
 
@@ -141,7 +144,7 @@ def test_names_cannot_reach_the_terminal_raw():
 def test_many_names_of_one_reason_are_counted():
     refusals = tuple(refusal(f"layer{number}", Reason.SINGLE_CHANNEL) for number in range(30))
     text = text_of(show_inspection, replace(INSPECTION, refusals=refusals), 80)
-    assert "layer11 and 18 more" in text
+    assert "layer5 and 24 more" in text
 
 
 @pytest.mark.parametrize(
@@ -155,7 +158,7 @@ def test_many_names_of_one_reason_are_counted():
         ),
         (
             [refusal("", Reason.SHARES_A_CHANNEL), refusal("x", Reason.EXCLUDED)],
-            [("shares a channel with values that cannot be removed", (), ()), ("named by --exclude", ("x",), ())],
+            [("named by --exclude", ("x",), ()), ("shares a channel with values that cannot be removed", (), ())],
         ),
         ([refusal("a", Reason.SINGLE_CHANNEL), refusal("b", Reason.SINGLE_CHANNEL)], [(SINGLE, ("a", "b"), ())]),
     ],
@@ -177,6 +180,18 @@ def test_shortened(text, width, expected):
 @pytest.mark.parametrize(
     ("function", "value", "expected"),
     [
+        (two_digits, 0.314, "31%"),
+        (two_digits, 0.0264, "2.6%"),
+        (two_digits, 0.00264, "0.26%"),
+        (two_digits, 0.00001, "0%"),
+        (two_digits, -0.096, "-9.6%"),
+        (two_digits, 0.9996, "99.96%"),
+        (two_digits, 1.0, "100%"),
+        (quantity, 9_999, "9,999"),
+        (quantity, 1_648_256, "1.65 M"),
+        (quantity, 999_500, "1.00 M"),
+        (quantity, 25_557_032, "25.6 M"),
+        (quantity, 1_070_000_000, "1.07 G"),
         (percent, 0.75714, "75.7%"),
         (percent, 1.0, "100.0%"),
         (percent, 0.9996, "99.96%"),
@@ -211,6 +226,19 @@ def test_wording(function, value, expected):
 def test_listed_counts_the_rest():
     assert listed(["a", "b", "c"], 2, 10) == "a, b and 1 more"
     assert listed(["a", "b"], 2, 10) == "a, b"
+
+
+def test_what_is_the_same_in_all_rows_is_said_once():
+    columns = [Column("name", ["a", "a"], name=True), Column("of", ["8", "8"]), Column("kept", ["1", "2"]), Column("", ["", ""])]
+    shown, common = without_common(columns)
+    assert ([column.header for column in shown], common) == (["name", "kept"], "of 8")
+    assert without_common([Column("n", ["1"])]) == ([Column("n", ["1"])], "")
+
+
+def test_a_shortened_name_is_a_pattern_of_the_option_include():
+    text = text_of(show_inspection, INSPECTION, 80)
+    (row,) = [line for line in text.splitlines() if line.startswith("/back")]
+    assert fnmatchcase(LONG, row.split()[0])
 
 
 def test_table_keeps_numbers_when_nothing_fits():

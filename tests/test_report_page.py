@@ -84,11 +84,11 @@ def test_verdict_comes_first():
 SAID = {
     "sizes and groups": (
         "compression",
-        ["25,557,032", "30.2%", "49.4 MB", "12.35 ms", "512 of 1,024", "merge is not valid behind HardSwish"],
+        ["25.6 M", "31%", "30.2%", "49.4 MB", "12.35 ms", "512 of 1,024", "merge is not valid behind HardSwish"],
     ),
     "reasons": (
         "compression",
-        ["Layers that were not compressed", "written to the graph output y", "Softmax mixes channels (/8/Softmax)"],
+        ["2 layers keep all channels", "1: written to the graph output y", "Softmax mixes channels (/8/Softmax)"],
     ),
     "warnings and command": (
         "compression",
@@ -96,7 +96,7 @@ SAID = {
     ),
     "groups": (
         "inspection",
-        ["1,030 channels in 2 groups can be removed", "Layers that cannot be compressed", "4,089,184,256", "onnxmerge 0.1.0"],
+        ["with 1,030 channels in 2 groups", "2 layers keep all channels, and must", "4.09 G", "onnxmerge 0.1.0"],
     ),
     "sensitivity": (
         "sensitivity",
@@ -174,7 +174,7 @@ def test_every_output_has_every_measure(count):
         (replace(COMPRESSION, fidelity=None, latency=None), "Outputs compared"),
         (replace(COMPRESSION, latency=None), "Latency of one call"),
         (replace(COMPRESSION, warnings=()), "warning"),
-        (replace(COMPRESSION, refusals=()), "Layers that were not compressed"),
+        (replace(COMPRESSION, refusals=()), "2 layers keep all channels"),
         (replace(COMPRESSION, groups=GROUPS[:1]), "Notes on these groups"),
     ],
     ids=["no proof", "no bench", "no warnings", "no refusals", "no notes"],

@@ -112,5 +112,5 @@ def test_inspect_tells_the_same_groups_as_compress(tmp_path: Path) -> None:
     done = compress(source, tmp_path / "out.onnx", ratio=0.3, method="prune", verify=False)
     assert [group.name for group in seen.groups] == [group.name for group in done.groups]
     assert all(group.kept < group.channels for group in done.groups)
-    assert 0 < min(group.parameters_share for group in seen.groups) < 1
+    assert 0 < min(group.parameters_saved for group in seen.groups) < 1
     assert seen.size.parameters == done.before.parameters

@@ -5,10 +5,12 @@ times the kept channels of both.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
+from onnxmerge.algorithms.bilinear_cost import Cost
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.channel_ids import Ids
 from onnxmerge.graph.cost import float_count, node_macs, total_macs, total_parameters
@@ -160,6 +162,12 @@ def time_terms(
         total += change_time(tensor, shapes, repeats)
         builder.add(change_time(tensor, shapes, repeats), channels.ids(tensor))
     return builder.build(total)
+
+
+def filled_cost(terms: CostTerms, kept: tuple[np.ndarray, ...], sizes: Sequence[int], block: int) -> Cost:
+    """Terms as a cost whose sides are filled up to blocks; with all channels, `sizes`, it is that of the terms as given."""
+    plain, blocked = (Cost(*terms, kept, each) for each in (1, block))
+    return replace(blocked, weight=terms.weight * plain.positions(sizes) / blocked.positions(sizes))
 
 
 def bias_terms(channels: Channels, groups: Sequence[ChannelGroup], classes: CostClasses) -> CostTerms:

@@ -8,8 +8,8 @@ STANDARD_DOMAINS = (None, "", "ai.onnx")
 
 
 def node_name(node: gs.Node) -> str:
-    """A node's name; an unnamed node goes by its operator and first output, as in ``Conv(conv_1_output)``."""
-    return node.name or f"{node.op}({node.outputs[0].name})"
+    """A node's name; an unnamed node goes by its first output, which viewers find and `include` takes."""
+    return str(node.name or node.outputs[0].name)
 
 
 def node_refusal(node: gs.Node, reason: Reason, **details: object) -> Refusal:

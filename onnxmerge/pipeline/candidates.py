@@ -1,6 +1,6 @@
 """A decision carried out: the rewritten model, run once, and what became of every group."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,8 +11,8 @@ from onnxmerge.execution.sessions import ModelSource
 from onnxmerge.execution.shapes import Observations, observe
 from onnxmerge.graph.analysed_model import AnalysedModel, shapes_of, size_of
 from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.graph.cost import node_macs, node_parameters
 from onnxmerge.graph.rewrite import Removal, Replacement, rewrite
+from onnxmerge.graph.savings import savings_of
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.model_files import serialise, stored_bytes
 from onnxmerge.pruning.decision import PruningDecision
@@ -107,7 +107,7 @@ def candidate_of(analysed: AnalysedModel, decision: PruningDecision) -> Candidat
         model=model,
         content=content,
         size=size,
-        groups=tuple(_shrunk_group(analysed, removal) for removal in removals),
+        groups=tuple(map(_shrunk_group, removals)),
         refusals=(*analysed.channels.refusals, *refusals),
         kept={removal.group.name: tuple(removal.kept.tolist()) for removal in removals},
     )
@@ -174,10 +174,8 @@ def _observed(content: ModelSource, analysed: AnalysedModel, reference: Observat
     return observed
 
 
-def whole_group(analysed: AnalysedModel, group: ChannelGroup) -> GroupResult:
-    """A group with all of its channels, and the share of the model that shrinks with it."""
-    facts, shapes, size = analysed.channels.facts, analysed.shapes, analysed.size
-    layers = {layer.key: layer for layer in (*group.producers, *group.consumers)}.values()
+def whole_group(group: ChannelGroup) -> GroupResult:
+    """A group with all of its channels."""
     return GroupResult(
         name=group.name,
         channels=group.size,
@@ -186,9 +184,20 @@ def whole_group(analysed: AnalysedModel, group: ChannelGroup) -> GroupResult:
         method="",
         producers=tuple(layer.name for layer in group.producers),
         consumers=tuple(layer.name for layer in group.consumers),
-        parameters_share=sum(node_parameters(facts, layer.node) for layer in layers) / max(1, size.parameters),
-        macs_share=sum(node_macs(layer.node, shapes) for layer in layers) / max(1, size.macs),
         note=_reason_to_stay(group),
+    )
+
+
+def with_savings(
+    analysed: AnalysedModel, groups: Iterable[GroupResult], kept: Mapping[str, Sequence[int]]
+) -> tuple[GroupResult, ...]:
+    """Groups with what they save where these channels stay, by name of the group."""
+    saved = savings_of(analysed.channels, analysed.shapes, {name: np.asarray(each, np.int64) for name, each in kept.items()})
+    of_none = (0.0, 0.0, 0.0)
+    shares = [(group, saved.get(group.name, of_none)) for group in groups]
+    return tuple(
+        replace(group, parameters_saved=parameters, macs_saved=macs, time_saved=time)
+        for group, (parameters, macs, time) in shares
     )
 
 
@@ -199,10 +208,10 @@ def _reason_to_stay(group: ChannelGroup) -> str:
     return f"{group.refusal.text} ({group.refusal.where})" if group.refusal.where else group.refusal.text
 
 
-def _shrunk_group(analysed: AnalysedModel, removal: Removal) -> GroupResult:
+def _shrunk_group(removal: Removal) -> GroupResult:
     """A group after a removal."""
     return replace(
-        whole_group(analysed, removal.group),
+        whole_group(removal.group),
         kept=len(removal.kept),
         method=removal.method,
         expected_error=dict(removal.expected_error),

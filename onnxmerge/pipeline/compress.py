@@ -25,7 +25,7 @@ from onnxmerge.onnxio.side_files import check_output_file, would_overwrite
 from onnxmerge.options import PlannedGroup, Progress, PruningOptions
 from onnxmerge.options.keywords import takes
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
-from onnxmerge.pipeline.candidates import Candidate
+from onnxmerge.pipeline.candidates import Candidate, with_savings
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.compression_warnings import odd_widths, warnings_of
 from onnxmerge.pipeline.output_paths import check_nothing_is_lost
@@ -147,7 +147,7 @@ def compress_file(
         output=str(output),
         before=analysed.size,
         after=Size(found.candidate.size.parameters, found.candidate.size.macs, stored_bytes(output)),
-        groups=found.candidate.groups,
+        groups=with_savings(analysed, found.candidate.groups, found.candidate.kept),
         refusals=found.candidate.refusals,
         fidelity=fidelity,
         latency=latency,

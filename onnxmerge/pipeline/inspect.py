@@ -9,11 +9,12 @@ from onnx import ModelProto
 from onnxmerge.data.given_shapes import given_shapes
 from onnxmerge.data.selection import calibration_and_check_inputs
 from onnxmerge.graph.analysed_model import analyse_model
+from onnxmerge.graph.savings import least_kept
 from onnxmerge.onnxio.model_files import as_file, model_name
 from onnxmerge.options import Progress
 from onnxmerge.options.keywords import takes
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
-from onnxmerge.pipeline.candidates import whole_group
+from onnxmerge.pipeline.candidates import whole_group, with_savings
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.progress import INSPECT_STAGES, overall
 from onnxmerge.pruning.group_selection import selected_groups
@@ -62,7 +63,8 @@ def inspect(
 
 def _inspect_file(model: Path, options: CompressOptions, sensitivity: bool, progress: Progress | None) -> Inspection:
     analysed = analyse_model(model, options.runtime.max_memory, given_shapes(model, options.inputs))
-    groups = tuple(whole_group(analysed, group) for group in selected_groups(analysed.channels, options.pruning)[0])
+    selected = selected_groups(analysed.channels, options.pruning)[0]
+    groups = with_savings(analysed, map(whole_group, selected), {group.name: least_kept(group).tolist() for group in selected})
     found = Inspection(str(model), analysed.size, groups, analysed.channels.refusals, inputs=analysed.inputs)
     if not sensitivity or not groups:
         return found

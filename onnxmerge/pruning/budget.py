@@ -12,7 +12,7 @@ from onnxmerge.errors import Refusal
 from onnxmerge.execution.processor import channel_block
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.graph.cost_terms import COST_TERMS, CostTerms, bias_terms, cost_classes, time_terms
+from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, cost_classes, filled_cost, time_terms
 from onnxmerge.graph.merge_validity import pre_activations
 from onnxmerge.options import PruningOptions
 from onnxmerge.pruning.importance import kept_channels
@@ -162,16 +162,12 @@ def budget_of(
         if quantity == "params" and not options.uses_weights_only:
             terms = terms.plus(bias_terms(channels, groups, classes))
         costs[quantity] = Cost(terms.weight / whole, terms.rows, terms.columns, kept)
-    time = _time_cost(time_terms(channels, groups, classes, analysed.shapes, channel_block(), repeats), kept, sizes)
+    time = filled_cost(
+        time_terms(channels, groups, classes, analysed.shapes, channel_block(), repeats), kept, sizes, channel_block()
+    )
+    time = replace(time, weight=time.weight / time.total(sizes))
     latency = WeightedCost(((1.0 - 2.0 * SIZE_WEIGHT, time), *((SIZE_WEIGHT, size) for size in costs.values())))
     return Budget(tuple(groups), curves, {**costs, "latency": latency})
-
-
-def _time_cost(terms: CostTerms, kept: tuple[np.ndarray, ...], sizes: Sequence[int]) -> Cost:
-    """Predicted time as a share of the whole model's: with all channels the terms are as given."""
-    plain, blocked = (Cost(*terms, kept, block) for block in (1, channel_block()))
-    scale = plain.positions(sizes) / (blocked.positions(sizes) * plain.total(sizes))
-    return replace(blocked, weight=terms.weight * scale)
 
 
 def _kept_by_class(

@@ -5,7 +5,18 @@ from dataclasses import replace
 
 from onnxmerge.report.sentences import speedup_text
 from onnxmerge.report.tables import Column
-from onnxmerge.report.wording import closeness, decibels, file_size, magnitude, milliseconds, percent, relative_error, shortened
+from onnxmerge.report.wording import (
+    closeness,
+    decibels,
+    file_size,
+    magnitude,
+    milliseconds,
+    percent,
+    quantity,
+    relative_error,
+    shortened,
+    two_digits,
+)
 from onnxmerge.results import Compression, GroupResult, LatencyComparison, LayerComparison, OutputFidelity, Size, Sweep
 
 MAX_OUTPUT_COLUMNS = 3  # as many fit beside the names of the measures in 80 characters; more outputs get a row each
@@ -28,18 +39,18 @@ _MEASURES: list[tuple[str, str, bool, Callable[[OutputFidelity], str]]] = [
 
 
 def group_columns(groups: Sequence[GroupResult], *, compressed: bool) -> list[Column]:
-    """A row for each group: channels kept and errors after `compress`, removable channels and sensitivity of an inspection."""
+    """A row for each group: what it saves and costs after `compress`; of an inspection what it could, and its sensitivity."""
     if compressed:
         details = [
             Column("kept", [f"{group.kept:,}" for group in groups]),
             Column("of", [f"{group.channels:,}" for group in groups]),
             Column("method", [group.method for group in groups], left=True),
-            *_error_columns(groups),
         ]
     else:
+        some_stay = any(group.removable < group.channels for group in groups)
         details = [
             Column("channels", [f"{group.channels:,}" for group in groups]),
-            Column("removable", [f"{group.removable:,}" for group in groups]),
+            *([Column("removable", [f"{group.removable:,}" for group in groups])] if some_stay else []),
             *_sensitivity_columns(groups),
         ]
     return [
@@ -47,9 +58,16 @@ def group_columns(groups: Sequence[GroupResult], *, compressed: bool) -> list[Co
         *details,
         Column("producers", [str(len(group.producers)) for group in groups], optional=True),
         Column("consumers", [str(len(group.consumers)) for group in groups], optional=True),
-        Column("params", [percent(group.parameters_share) for group in groups]),
-        Column("MACs", [percent(group.macs_share) for group in groups]),
+        Column("params", [two_digits(group.parameters_saved) for group in groups]),
+        Column("MACs", [two_digits(group.macs_saved) for group in groups]),
+        Column("time", [two_digits(group.time_saved) for group in groups]),
+        *_error_columns(groups),
     ]
+
+
+def ranked(groups: Sequence[GroupResult]) -> list[GroupResult]:
+    """Those that save most time first, then MACs."""
+    return sorted(groups, key=lambda group: (group.time_saved, group.macs_saved), reverse=True)
 
 
 def _error_columns(groups: Sequence[GroupResult]) -> list[Column]:
@@ -58,8 +76,11 @@ def _error_columns(groups: Sequence[GroupResult]) -> list[Column]:
         return []
     taken = [group.expected_error.get(group.method) for group in groups]
     pruned = [group.expected_error.get("prune") for group in groups]
-    errors = (("error", taken), ("pruned", pruned))
-    return _with_bars([Column(name, [_or_dash(value, percent) for value in values]) for name, values in errors], [taken, pruned])
+    columns = [
+        Column("error", [_or_dash(value, two_digits) for value in taken]),
+        Column("pruned", [_or_dash(value, two_digits) for value in pruned], optional=True),
+    ]
+    return _with_bars(columns, [taken, pruned])
 
 
 def _sensitivity_columns(groups: Sequence[GroupResult]) -> list[Column]:
@@ -119,8 +140,8 @@ def size_columns(result: Compression) -> list[Column]:
 def size_rows(before: Size, after: Size) -> list[tuple[str, str, str, str]]:
     """What is counted, before, after, and the share that is left."""
     return [
-        ("parameters", f"{before.parameters:,}", f"{after.parameters:,}", share_left(before.parameters, after.parameters)),
-        ("MACs", f"{before.macs:,}", f"{after.macs:,}", share_left(before.macs, after.macs)),
+        ("parameters", quantity(before.parameters), quantity(after.parameters), share_left(before.parameters, after.parameters)),
+        ("MACs", quantity(before.macs), quantity(after.macs), share_left(before.macs, after.macs)),
         ("file", file_size(before.file_bytes), file_size(after.file_bytes), share_left(before.file_bytes, after.file_bytes)),
     ]
 

@@ -62,13 +62,13 @@ class Kind:
 
     @property
     def schema(self) -> str:
-        """The field `schema` of the document: "onnxmerge.compression/2"."""
+        """The field `schema` of the document: "onnxmerge.compression/3"."""
         return f"onnxmerge.{self.name}/{self.version}"
 
 
 _KINDS = (
-    Kind(Inspection, "inspection", 2),
-    Kind(Compression, "compression", 2),
+    Kind(Inspection, "inspection", 3),
+    Kind(Compression, "compression", 3),
     Kind(Verification, "verification", 1),
     Kind(Benchmark, "benchmark", 1),
     Kind(Sweep, "sweep", 2),

@@ -11,8 +11,9 @@ from markupsafe import Markup
 
 from onnxmerge.report import charts, columns, group_diagram, reasons, sentences, wording
 from onnxmerge.report.documents import KINDS, Provenance, Result
+from onnxmerge.report.tables import without_common
 from onnxmerge.report.verdict import verdict_of
-from onnxmerge.report.wording import closeness, file_size, magnitude, milliseconds, percent, printable, shortened
+from onnxmerge.report.wording import closeness, file_size, magnitude, milliseconds, percent, printable, quantity, shortened
 from onnxmerge.results import Benchmark, Compression, Fidelity, Inspection, LatencyComparison, Sweep, Verification
 from onnxmerge.results.execution import chosen_sizes
 
@@ -79,7 +80,7 @@ def _environment() -> Environment:
     # templates call the functions and constants of these modules by their names
     for module in (charts, columns, group_diagram, reasons, sentences, wording):
         environment.globals |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    environment.globals |= {"MEANINGS": MEANINGS, "chosen_sizes": chosen_sizes}
+    environment.globals |= {"MEANINGS": MEANINGS, "chosen_sizes": chosen_sizes, "without_common": without_common}
     environment.filters |= {"shortened": shortened, "percent": percent}
     return environment
 
@@ -116,8 +117,8 @@ def _compression(result: Compression) -> Summary:
 
 def _inspection(result: Inspection) -> Summary:
     tiles = [
-        Tile("parameters", f"{result.size.parameters:,}"),
-        Tile("MACs", f"{result.size.macs:,}"),
+        Tile("parameters", quantity(result.size.parameters)),
+        Tile("MACs", quantity(result.size.macs)),
         Tile("file", file_size(result.size.file_bytes)),
     ]
     return Summary(f"{_file_name(result.model)}, channel groups", (result.model,), tiles)

@@ -38,12 +38,13 @@ class SharedReason:
 
 
 def reasons(refusals: Iterable[Refusal]) -> list[SharedReason]:
-    """Refusals with the same reason together, in the order in which the reasons first appear.
+    """Refusals with the same reason together, those that hold for most layers first.
 
     A refusal without an obstacle is about its own node. Beside refusals of the same reason that name an obstacle this node is
     one more obstacle; where none of them does it is a layer.
     """
-    return _together((refusal.where, as_command_line(refusal.text), refusal.obstacle) for refusal in refusals)
+    found = _together((refusal.where, as_command_line(refusal.text), refusal.obstacle) for refusal in refusals)
+    return sorted(found, key=lambda reason: -len(reason.layers))
 
 
 def notes(groups: Iterable[GroupResult]) -> list[SharedReason]:

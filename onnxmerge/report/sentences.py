@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from onnxmerge.report.wording import counted, file_size, listed, percent, printable, shortened
+from onnxmerge.report.reasons import SharedReason
+from onnxmerge.report.wording import counted, file_size, listed, percent, printable, quantity, shortened, two_digits
 from onnxmerge.results import (
     Accuracy,
     Execution,
@@ -15,15 +16,12 @@ from onnxmerge.results import (
     Sweep,
 )
 
-NOT_COMPRESSIBLE = "Layers that cannot be compressed"
-NOT_COMPRESSED = "Layers that were not compressed"
 NOTES = "Notes on these groups"
 LATENCY = "Latency of one call, both models in turn"
-SHARES = "params and MACs: share of the model in the producers and consumers of the group; groups overlap"
-ERRORS = (
-    "error: share of the consumers' output variance that is expected to be lost if only this group is compressed; "
-    "pruned: the same with the method prune"
-)
+SAVED = "params, MACs, time: share of the model that the group saves, time as predicted for a CPU"
+SAVABLE = "params, MACs, time: share of the model that the group can save at most, time as predicted for a CPU"
+ERROR = "error: share of its consumers' output variance lost to it"
+PRUNED = "pruned: the same with the method prune"
 MAX_NODES = 6  # names of nodes in one line
 NODE_WIDTH, LAYER_WIDTH = 36, 60  # characters of a name in a list, and of one alone
 _ORIGINS = {
@@ -43,6 +41,21 @@ def groups_title(groups: Sequence[GroupResult], *, compressed: bool) -> str:
     return f"{counted(len(groups), 'channel group')} {'compressed' if compressed else 'can be compressed'}"
 
 
+def total_line(groups: Sequence[GroupResult]) -> str | None:
+    """What all groups save together; None where there are no groups."""
+    if not groups:
+        return None
+    names = (("parameters_saved", "parameters"), ("macs_saved", "MACs"), ("time_saved", "predicted time"))
+    shares = [f"{two_digits(sum(getattr(group, field) for group in groups))} of the {what}" for field, what in names]
+    return f"{shares[0]}, {shares[1]} and {shares[2]}"
+
+
+def untouched_title(shared: Sequence[SharedReason], *, compressed: bool) -> str:
+    """How many layers stay whole; what `reasons` gave of them."""
+    count = len({name for reason in shared for name in reason.layers})
+    return f"{counted(count, 'layer')} {'keep' if count != 1 else 'keeps'} all channels{'' if compressed else ', and must'}"
+
+
 def sensitivity_line(input_description: str) -> str:
     """What the columns 25 %, 50 % and 75 % hold."""
     return (
@@ -53,7 +66,7 @@ def sensitivity_line(input_description: str) -> str:
 
 def size_line(size: Size) -> str:
     """Parameters, MACs and bytes of a model."""
-    return f"{size.parameters:,} parameters, {size.macs:,} MACs, {file_size(size.file_bytes)}"
+    return f"{quantity(size.parameters)} parameters, {quantity(size.macs)} MACs, {file_size(size.file_bytes)}"
 
 
 def sizes_line(inputs: Sequence[InputShape]) -> str | None:

@@ -8,7 +8,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from onnxmerge.report.wording import shortened
+from onnxmerge.report.wording import WILDCARD, shortened
 
 _GAP = 2  # terminal cells between two columns
 _MIN_NAME_WIDTH = 8
@@ -55,6 +55,13 @@ def fits(columns: Sequence[Column], width: int) -> bool:
     return _needed(columns) <= width
 
 
+def without_common(columns: Sequence[Column]) -> tuple[list[Column], str]:
+    """The columns that tell rows apart, and in words what all rows have in common: "method reconstruct"."""
+    common = [column for column in columns if not column.name and len(column.cells) > 1 and len(set(column.cells)) == 1]
+    said = [f"{column.header} {column.cells[0]}" for column in common if column.header and column.cells[0] not in ("", "-")]
+    return [column for column in columns if column not in common], ", ".join(said)
+
+
 def fitted(columns: Sequence[Column], width: int) -> Table:
     """A table of at most `width` terminal cells, unless its numbers need more.
 
@@ -79,7 +86,7 @@ def fitted(columns: Sequence[Column], width: int) -> Table:
         table.add_column(Text(column.header), justify="left" if left else "right", no_wrap=True, header_style="dim")
     cells = [
         [
-            Text(shortened(text, name_width) if column.name else text, TONES[tone])
+            Text(shortened(text, name_width, WILDCARD) if column.name else text, TONES[tone])
             for text, tone in zip(column.cells, column.tones or [""] * len(column.cells), strict=True)
         ]
         for column in shown

@@ -7,32 +7,33 @@ from rich.padding import Padding
 from rich.text import Text
 
 from onnxmerge import results
+from onnxmerge.errors import Refusal
 from onnxmerge.report import columns, sentences
 from onnxmerge.report.documents import Result
 from onnxmerge.report.reasons import SharedReason, notes, reasons
-from onnxmerge.report.tables import TONES, Column, fits, fitted
+from onnxmerge.report.tables import TONES, Column, fits, fitted, without_common
 from onnxmerge.report.verdict import verdict_of
 from onnxmerge.report.wording import as_command_line, listed, printable, shortened
 from onnxmerge.results.execution import chosen_sizes
 
-MAX_NAMES = 12  # of one reason; --json and --report list more
+MAX_NAMES = 6  # of one reason; --json and --report list more
 _NAME_WIDTH = 36  # characters of a name in a list
 _SPEED_STYLES = {"faster": "green", "slower": "red"}
 
 
 def show_inspection(console: Console, result: results.Inspection) -> None:
-    """Layers that cannot be compressed and why, the groups and their share of the model, the size of the model."""
-    _reasons(console, sentences.NOT_COMPRESSIBLE, reasons(result.refusals))
-    _groups(console, result.groups, compressed=False, input_description=result.input_description)
+    """The groups, those that save most first, the layers that must stay whole and why, the size of the model."""
+    _groups(console, columns.ranked(result.groups), compressed=False, input_description=result.input_description)
+    _untouched(console, result.refusals, compressed=False)
     _line(console, shortened(result.model, console.width), "bold")
     _line(console, sentences.size_line(result.size))
     _inputs(console, result)
 
 
 def show_compression(console: Console, result: results.Compression) -> None:
-    """Layers that were not compressed and why, the groups that were, fidelity, sizes and latency, warnings."""
-    _reasons(console, sentences.NOT_COMPRESSED, reasons(result.refusals))
+    """The groups that were compressed, the layers that were not and why, fidelity, sizes and latency, warnings."""
     _groups(console, result.groups, compressed=True)
+    _untouched(console, result.refusals, compressed=True)
     if result.fidelity is not None:
         _fidelity(console, result.fidelity)
         console.print()
@@ -103,12 +104,14 @@ def _groups(console: Console, groups: Sequence[results.GroupResult], *, compress
         console.print()
         return
     note = Column("note", [printable(group.note) for group in groups], left=True)
-    table = columns.group_columns(groups, compressed=compressed)
+    table, common = without_common(columns.group_columns(groups, compressed=compressed))
     inline = any(group.note for group in groups) and fits([*table, note], console.width)
-    _line(console, title, "bold")
+    _line(console, f"{title}{', all: ' * bool(common)}{common}", "bold")
     console.print(fitted([*table, note] if inline else table, console.width))
-    if not compressed:
-        _line(console, sentences.SHARES, "dim")
+    lines = [sentences.SAVED if compressed else sentences.SAVABLE]
+    if any(column.header == "error" for column in table):
+        lines.append(f"{sentences.ERROR}{f'; {sentences.PRUNED}' * fits(table, console.width)}")
+    _lines(console, lines, "dim")
     if input_description:
         _line(console, sentences.sensitivity_line(input_description), "dim")
     console.print()
@@ -116,13 +119,19 @@ def _groups(console: Console, groups: Sequence[results.GroupResult], *, compress
         _reasons(console, sentences.NOTES, notes(groups))
 
 
+def _untouched(console: Console, refusals: Sequence[Refusal], *, compressed: bool) -> None:
+    shared = reasons(refusals)
+    _reasons(console, sentences.untouched_title(shared, compressed=compressed), shared)
+
+
 def _reasons(console: Console, title: str, shared: Sequence[SharedReason]) -> None:
-    """Each reason and below it the names that it holds for."""
+    """Each reason with the number of layers that it holds for, and below it their names."""
     if not shared:
         return
     _line(console, title, "bold")
     for reason in shared:
-        _line(console, reason.heading(_NAME_WIDTH), indent=2)
+        count = f"{len(reason.layers)}: " if reason.layers else ""
+        _line(console, f"{count}{reason.heading(_NAME_WIDTH)}", indent=2)
         if reason.names:
             _line(console, listed(reason.names, MAX_NAMES, _NAME_WIDTH), "dim", indent=4)
     console.print()

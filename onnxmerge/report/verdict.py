@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from onnxmerge.report.sentences import sweep_title
+from onnxmerge.report.sentences import sweep_title, total_line
 from onnxmerge.report.wording import closeness, counted, file_size, percent, printable, shortened
 from onnxmerge.results import Benchmark, Compression, Fidelity, Inspection, LatencyComparison, Size, Sweep, Verification
 
@@ -156,7 +156,8 @@ def _inspection(result: Inspection) -> Verdict:
     if not result.groups:
         return Verdict("No channel group can be compressed", advice=_sentences(["the reasons are listed by layer"]), tone="warn")
     removable = sum(group.removable for group in result.groups)
-    return Verdict(f"{removable:,} channels in {counted(len(result.groups), 'group')} can be removed")
+    channels = f"{removable:,} channels in {counted(len(result.groups), 'group')}"
+    return Verdict(f"Up to {total_line(result.groups)} can go, with {channels}")
 
 
 def _basis(fidelity: Fidelity | None, latency: LatencyComparison | None) -> str:

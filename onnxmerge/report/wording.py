@@ -9,13 +9,16 @@ from collections.abc import Sequence
 
 from rich.filesize import decimal
 
+WILDCARD = "*"
+"""What stands for the middle of a node's name that is shortened: `include` and `exclude` take it so."""
+
 
 def printable(text: str) -> str:
     """The text on one line, control characters replaced."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in " ".join(text.split()))
 
 
-def shortened(text: str, width: int) -> str:
+def shortened(text: str, width: int, mark: str = "…") -> str:
     """At most `width` characters; the middle is left out, since the end of a node's name says more than its middle."""
     text = printable(text)
     if len(text) <= width:
@@ -23,12 +26,12 @@ def shortened(text: str, width: int) -> str:
     if width < 3:
         return text[:width]
     tail = (width - 1) * 2 // 3
-    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+    return f"{text[: width - 1 - tail]}{mark}{text[len(text) - tail :]}"
 
 
 def listed(names: Sequence[str], most: int, width: int) -> str:
-    """The first `most` names, each shortened to `width` characters, and how many more there are."""
-    shown = ", ".join(shortened(name, width) for name in names[:most])
+    """The first `most` names, each shortened to a pattern of `width` characters, and how many more there are."""
+    shown = ", ".join(shortened(name, width, WILDCARD) for name in names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
@@ -51,6 +54,22 @@ def percent(share: float, digits: int = 1) -> str:
     """0.7571 -> "75.7%"; a share below 1 is never rounded to 100 %."""
     text = f"{share:.{digits}%}"
     return f"{min(share, 0.9999):.2%}" if text == f"{1:.{digits}%}" and share < 1 else text
+
+
+def two_digits(share: float) -> str:
+    """A share in per cent with two significant digits: "31%", "2.6%", "0.04%"; what is below 0.005 % is "0%"."""
+    if abs(share) < 5e-5:
+        return "0%"
+    return percent(share, min(max(-1 - math.floor(math.log10(abs(share))), 0), 2))
+
+
+def quantity(count: int) -> str:
+    """A count with three significant digits: "1.07 G"; small ones as they are."""
+    if count < 10_000:
+        return f"{count:,}"
+    exponent = int(f"{count:.2e}".partition("e")[2])
+    power = min(exponent // 3, 4)
+    return f"{count / 1000**power:.{max(2 - exponent + 3 * power, 0)}f} {' kMGT'[power]}"
 
 
 def closeness(value: float) -> str:
