@@ -8,6 +8,7 @@ from onnx import numpy_helper, parser
 
 from onnxmerge.errors import InputError, VerificationError
 from onnxmerge.evaluation.fidelity import as_array, compare
+from onnxmerge.evaluation.output_metrics import OutputMoments
 from onnxmerge.evaluation.thresholds import missed_thresholds
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.options import Thresholds
@@ -299,3 +300,32 @@ def test_accuracy(inputs, weight):
         compare(linear(weight), linear(weight), batches(inputs), "", labels[:49])
     with pytest.raises(InputError, match="no output of class scores"):
         compare(linear(weight[:, :2]), linear(weight[:, :2]), batches(inputs), "", labels)
+
+
+# how sure it is
+
+
+@pytest.mark.parametrize(("count", "batch"), [(24, 24), (64, 16), (64, 1)])
+def test_the_interval_covers_the_fidelity_on_other_inputs(count, batch):
+    """Errors that grow with the input, and a few large ones, as those of networks."""
+    rng = np.random.default_rng(5)
+    reference = rng.standard_normal((400 * count, 4)) * np.exp(0.3 * rng.standard_normal((400 * count, 1)))
+    candidate = reference + 0.1 * reference * np.exp(0.3 * rng.standard_normal((400 * count, 1))) * rng.standard_normal((1, 4))
+    true = 1 - ((candidate - reference) ** 2).sum() / ((reference - reference.mean(axis=0)) ** 2).sum()
+    covered = []
+    for start in range(0, 400 * count, count):
+        moments = OutputMoments("y")
+        for first in range(start, start + count, batch):
+            moments.add(reference[first : first + batch], candidate[first : first + batch], first - start, scores=False)
+        found = moments.result()
+        assert found.fidelity_low < found.fidelity < found.fidelity_high < 1
+        covered.append(found.fidelity_low <= true <= found.fidelity_high)
+    assert 0.88 < np.mean(covered) < 0.99
+
+
+@pytest.mark.parametrize("change", [0.0, np.nan])
+def test_no_interval_where_nothing_differs_or_is_not_finite(change):
+    moments = OutputMoments("y")
+    values = np.random.default_rng(0).standard_normal((8, 3))
+    moments.add(values, values + change, 0, scores=False)
+    assert (moments.result().fidelity_low, moments.result().fidelity_high) == (None, None)

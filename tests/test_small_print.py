@@ -9,8 +9,11 @@ import pytest
 import onnxmerge
 from onnxmerge import compress
 from onnxmerge.cli import app as cli
+from onnxmerge.data.selection import calibration_and_check_inputs, inputs_for
 from onnxmerge.errors import OptionError
-from onnxmerge.options import DEFAULT_FIDELITY
+from onnxmerge.execution.sessions import open_session
+from onnxmerge.graph.analysed_model import analyse_model
+from onnxmerge.options import DEFAULT_FIDELITY, InputOptions, PruningOptions, RuntimeOptions
 from onnxmerge.pipeline.monotone_search import MonotoneSearch
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -29,6 +32,26 @@ def test_a_fidelity_is_searched_on_inputs_that_were_not_solved_on(tmp_path, coun
     result = compress(MLP, tmp_path / "o.onnx", calibration=calibration, fidelity=0.5, bench=False, verify=verify)
     assert result.fidelity is None or result.fidelity.input_count == checked
     assert any(f"rests on {checked} of {count}" in warning for warning in result.warnings) == warned
+
+
+def test_every_target_is_checked_on_enough_inputs_or_warns(tmp_path):
+    for count, checked in ((120, 32), (30, 10)):
+        calibration = inputs(tmp_path / "x.npy", count)
+        result = compress(MLP, tmp_path / "o.onnx", calibration=calibration, ratio=0.5, bench=False)
+        assert result.fidelity.input_count == checked
+        assert any("too few to rely on" in warning for warning in result.warnings) == (checked < 32)
+    assert any("too few" in warning for warning in onnxmerge.verify(MLP, MLP, calibration=calibration).warnings)
+
+
+def test_verify_draws_no_input_of_a_compression_whatever_its_seed():
+    session, analysed = open_session(MLP, optimise=True), analyse_model(MLP)
+    fresh = inputs_for(session, analysed.shapes, InputOptions(seed=1), fresh=True)
+    tested = {row.tobytes() for row in fresh.take(fresh.indices)["x"]}
+    assert len(tested) == fresh.count
+    for seed in range(3):
+        drawn = calibration_and_check_inputs(MLP, analysed, InputOptions(seed=seed), RuntimeOptions(), PruningOptions())
+        for each in drawn:
+            assert not tested & {row.tobytes() for row in each.take(each.indices)["x"]}
 
 
 @pytest.mark.parametrize("asked", [{}, {"target": "macs=0.5"}, {"ratio": 0.5}, {"target": "latency=0.5"}], ids=str)

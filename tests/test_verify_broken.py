@@ -135,7 +135,7 @@ def test_a_compressed_model_deviates_where_channels_were_removed(tmp_path):
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("compressed") / "smaller.onnx"
-    compress(MODELS / "digits-resnet-bn.onnx", path, ratio=0.1, method="merge", scope="chains", verify=False)
+    compress(MODELS / "digits-resnet-bn.onnx", path, ratio=0.07, method="merge", scope="chains", verify=False)
     return path
 
 

@@ -19,6 +19,7 @@ from onnxmerge.execution.input_sizes import GivenShapes, with_given_sizes
 from onnxmerge.execution.sessions import Session, open_session
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions
+from onnxmerge.results.fidelity import MIN_CHECK_INPUTS
 
 CHECK_INPUTS = 256  # synthetic inputs that a candidate is compared on
 INPUT_ELEMENTS = 128 * 3 * 224 * 224  # numbers in all synthetic inputs: with larger ones fewer are made, to bound the time
@@ -31,8 +32,10 @@ CALIBRATION_INPUTS, MAX_CALIBRATION_INPUTS, OVERSAMPLING = 384, 576, 3
 DENSE_CALIBRATION_INPUTS, DENSE_OVERSAMPLING = 3072, 2
 
 MIN_INPUTS_TO_SPLIT = 16  # of the user's: with fewer, pruning needs them all and the check uses the same
-MIN_CHECK_INPUTS = 32  # held out where a fidelity is searched, so that it rests on more than a few inputs
-MAX_HELD_OUT, HELD_OUT_SHARE = 128, 0.1  # of the user's inputs elsewhere
+# Of the user's inputs `MIN_CHECK_INPUTS` are held out, at most this share; of many ones a tenth
+LARGEST_SHARE, LARGEST_SHARE_SEARCHED = 1 / 3, 1 / 2
+MAX_HELD_OUT, HELD_OUT_SHARE = 128, 0.1
+FRESH = 1 << 31  # number of the first synthetic input of `verify` and `bench`: no compression draws so many
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -79,7 +82,8 @@ def calibration_and_check_inputs(
     step = given.batch_size or 1
     if given.count < (2 * step if searched else max(MIN_INPUTS_TO_SPLIT, 2 * step)):
         return given, replace(given, description=f"{given.description}, the same that the model was pruned on")
-    held_out = max(given.count * HELD_OUT_SHARE, float(min(MIN_CHECK_INPUTS, given.count // 2)) if searched else 0.0)
+    most = given.count * (LARGEST_SHARE_SEARCHED if searched else LARGEST_SHARE)
+    held_out = max(given.count * HELD_OUT_SHARE, float(min(MIN_CHECK_INPUTS, most // 1)))
     return given.split(max(1.0, min(MAX_HELD_OUT, held_out)), options.seed)
 
 
@@ -118,6 +122,7 @@ def inputs_for(
     count: int = CHECK_INPUTS,
     properties: InputProperties | None = None,
     max_memory: int | None = None,
+    fresh: bool = False,
 ) -> Inputs:
     """The user's inputs where there are some, synthetic ones elsewhere.
 
@@ -135,6 +140,8 @@ def inputs_for(
         What the graph says of its inputs, for synthetic ones.
     max_memory : int or None
         Bytes that runs of several inputs may take, as `batch_that_fits` has it.
+    fresh : bool
+        Whether synthetic inputs are others than any that a model is solved or checked on, whatever its seed was.
 
     Returns
     -------
@@ -147,6 +154,8 @@ def inputs_for(
         Where the user's inputs cannot be read or do not match the model.
     """
     inputs = _inputs_for(session, shapes, options, count, properties or InputProperties())
+    if fresh and inputs.synthetic:
+        inputs = replace(inputs, indices=inputs.indices + FRESH, description=f"{inputs.description}, none of them of `compress`")
     return replace(inputs, largest_batch=batch_that_fits(shapes, inputs.feeds_with(0), max_memory))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxmerge.results import OutputFidelity
 
+_LARGEST_EXPONENT = 50.0  # of the factor of an interval, which says nothing then
 _ROUNDING_UNITS = 16.0  # machine epsilons by which values may vary and still count as constant
 
 
@@ -24,8 +25,14 @@ class Variance:
     mean: np.ndarray
     squares: float = 0.0
 
-    def add(self, values: np.ndarray, valid: np.ndarray) -> None:
-        """values and valid are (samples, elements); elements that are not valid hold zero."""
+    def add(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """values and valid are (samples, elements); elements that are not valid hold zero.
+
+        Returns
+        -------
+        ndarray of shape (samples,)
+            The squared deviation of each sample from the mean so far.
+        """
         count = valid.sum(axis=0)
         mean = values.sum(axis=0) / np.maximum(count, 1)
         deviations = np.where(valid, values - mean, 0.0)
@@ -35,6 +42,7 @@ class Variance:
         self.squares += float(np.sum(deviations**2)) + float(np.sum(shift**2 * self.count * share))
         self.mean = self.mean + shift * share
         self.count = total
+        return np.asarray((np.where(valid, values - self.mean, 0.0) ** 2).sum(axis=1))
 
     @property
     def over_elements(self) -> float:
@@ -92,6 +100,8 @@ class OutputMoments:
         Values that were compared, and those where the reference is not finite.
     variances : dict of tuple to Variance
         Of the reference, by shape of a sample.
+    by_input : list of (ndarray, ndarray)
+        For each batch the squared difference of every sample, and the reference's squared deviation from its mean.
     relative_l2, cosine_distance : InputErrors
         Relative L2 error, and 1 - cosine similarity.
     scored_samples, top1, top5 : int
@@ -108,6 +118,7 @@ class OutputMoments:
     compared: int = 0
     left_out: int = 0
     variances: dict[tuple[int, ...], Variance] = field(default_factory=dict)
+    by_input: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     relative_l2: InputErrors = field(default_factory=InputErrors)
     cosine_distance: InputErrors = field(default_factory=InputErrors)
     scored_samples: int = 0
@@ -146,7 +157,8 @@ class OutputMoments:
         self.energy += float(energy.sum())
         self.max_abs_error = max(self.max_abs_error, float(np.abs(differences).max(initial=0.0)))
         elements = reference.shape[1]
-        self.variances.setdefault(shape, Variance(np.zeros(elements, np.int64), np.zeros(elements))).add(reference, valid)
+        variance = self.variances.setdefault(shape, Variance(np.zeros(elements, np.int64), np.zeros(elements)))
+        self.by_input.append((error, variance.add(reference, valid)))
         relative_l2 = np.where(not_finite, np.inf, _divide(np.sqrt(error), np.sqrt(energy), np.inf))
         norms = np.sqrt(energy) * np.sqrt(other)
         cosine = np.where(not_finite, 0.0, _divide((reference * candidate).sum(axis=1), norms, 0.0))
@@ -186,10 +198,26 @@ class OutputMoments:
             return 1.0 if self.error == 0.0 else -math.inf
         return 1.0 - self.error / total
 
+    def _interval(self, fidelity: float) -> tuple[float, float] | None:
+        """95 % interval of the fidelity for other inputs of the same kind, None where it is not known.
+
+        1 - fidelity is a ratio of sums over the inputs, sum e / sum v. Its logarithm has the standard error
+        sqrt(n / (n - 1) sum (e / sum e - v / sum v)^2), the delta method, and Student's distribution.
+        """
+        count, unexplained = sum(len(errors) for errors, _ in self.by_input), 1.0 - fidelity
+        if count < 2 or not 0.0 < unexplained < math.inf:
+            return None
+        errors, deviations = (np.concatenate(each) for each in zip(*self.by_input, strict=True))
+        weights = deviations / deviations.sum() if deviations.sum() > 0.0 else np.full(count, 1.0 / count)
+        deviation = math.sqrt(count / (count - 1) * float(np.sum((errors / errors.sum() - weights) ** 2)))
+        factor = math.exp(min(_student(count - 1) * deviation, _LARGEST_EXPONENT))
+        return 1.0 - unexplained * factor, 1.0 - unexplained / factor
+
     def result(self) -> OutputFidelity:
         """The metrics so far; where nothing was compared the fidelity is minus infinity."""
         samples = max(self.samples, 1)
         fidelity = self._explained_variance()
+        low, high = self._interval(fidelity) or (None, None)
         unexplained = 1.0 - fidelity
         # A batch of one hides that axis 0 is not the batch; the others show it.
         scored = 0 < self.scored_samples == self.samples
@@ -208,7 +236,14 @@ class OutputMoments:
             finite=self.finite,
             compared=self.compared,
             left_out=self.left_out,
+            fidelity_low=low,
+            fidelity_high=high,
         )
+
+
+def _student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's distribution, by its expansion in 1 / degrees of freedom (Fisher, Cornish 1960)."""
+    return 1.96 + 2.37 / freedom + 2.82 / freedom**2
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray, otherwise: float) -> np.ndarray:

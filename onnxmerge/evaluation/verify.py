@@ -24,6 +24,8 @@ from onnxmerge.onnxio.side_files import check_output_file
 from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of, takes
 from onnxmerge.results import Size, Verification
+from onnxmerge.results.execution import chosen_sizes
+from onnxmerge.results.fidelity import few_inputs
 
 
 @takes(InputOptions, RuntimeOptions, Thresholds)
@@ -97,7 +99,7 @@ def _verify_files(
     pair = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     sizes = size_of_file(reference, shapes), size_of_file(candidate, candidate_shapes)
     graphs = [read_graph_view(model, str(model)) for model in (reference, candidate)]
-    inputs = inputs_for(pair[0], shapes, given, max_memory=runtime.max_memory)
+    inputs = inputs_for(pair[0], shapes, given, max_memory=runtime.max_memory, fresh=True)
     classes = None if label_file is None else read_labels(label_file, inputs)
     same_channel_counts = graphs[0].layers == graphs[1].layers
     check_layers = not same_channel_counts and not thresholds.outputs_given and fits_in_memory(shapes)
@@ -111,7 +113,8 @@ def _verify_files(
     not_finite = (*of_reference, *weights_not_finite(graphs[1].proto, candidate.parent))
     failures = (*not_finite, *failures_of(fidelity, thresholds, graphs[1].float_types), *layer_failures(layer_comparison))
     failures += _missed_sizes(*sizes, thresholds)
-    return Verification(str(reference), str(candidate), fidelity, failures, *sizes, runs.inputs)
+    warnings = (*chosen_sizes(runs.inputs), *few_inputs(inputs.count, inputs.description))
+    return Verification(str(reference), str(candidate), fidelity, failures, *sizes, runs.inputs, warnings)
 
 
 def _missed_sizes(before: Size | None, after: Size | None, thresholds: Thresholds) -> tuple[str, ...]:

@@ -1,12 +1,12 @@
 """What a user should know of a compressed model before deploying it."""
 
 from onnxmerge.data.inputs import Inputs
-from onnxmerge.data.selection import MIN_CHECK_INPUTS
 from onnxmerge.pipeline.candidates import Candidate, SearchResult
 from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
 from onnxmerge.pruning.kept_counts import fast_multiple
 from onnxmerge.results import LatencyComparison
+from onnxmerge.results.fidelity import few_inputs
 
 
 def warnings_of(
@@ -41,10 +41,8 @@ def _missed_latency(found: SearchResult, latency: LatencyComparison | None, opti
 
 
 def _few_inputs(checking: Inputs, options: CompressOptions) -> list[str]:
-    if options.pruning.fidelity is None or checking.count >= MIN_CHECK_INPUTS:
-        return []
-    needed = f"give at least {2 * MIN_CHECK_INPUTS} calibration inputs to rely on it"
-    return [f"the fidelity rests on {checking.description}: {needed}"]
+    needs_them = options.verify or options.pruning.fidelity is not None
+    return few_inputs(checking.count, checking.description) if needs_them else []
 
 
 def odd_widths(candidate: Candidate, options: CompressOptions) -> str:

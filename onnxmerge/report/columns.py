@@ -25,6 +25,7 @@ _NAME_WIDTH = 36  # characters of an output's name in a header
 _DASH = "-"  # where there is no value
 _MEASURES: list[tuple[str, str, bool, Callable[[OutputFidelity], str]]] = [
     ("fidelity", "fidelity", False, lambda output: closeness(output.fidelity)),
+    ("95 % interval", "", True, lambda output: _interval(output)),
     ("SQNR", "SQNR", False, lambda output: decibels(output.sqnr_db)),
     ("cosine, mean", "cosine", False, lambda output: closeness(output.cosine_mean)),
     ("cosine, worst", "worst", False, lambda output: closeness(output.cosine_worst)),
@@ -201,6 +202,12 @@ def sweep_columns(sweep: Sweep) -> list[Column]:
         speedups = [_DASH if point.latency is None else speedup_text(point.latency) for point in points]
         columns.append(Column("as fast", speedups, tones=_tones([point.latency for point in points])))
     return columns
+
+
+def _interval(output: OutputFidelity) -> str:
+    if output.fidelity_low is None or output.fidelity_high is None:
+        return _DASH
+    return f"{closeness(output.fidelity_low)} to {closeness(output.fidelity_high)}"
 
 
 def share_left(before: int, after: int) -> str:

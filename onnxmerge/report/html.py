@@ -24,6 +24,7 @@ MEANINGS = {
     "cosine, mean": "of both models' outputs for one input; 1 is the same direction",
     "relative L2, mean": "length of the difference for one input, divided by the reference's length",
     "largest error": "of a single element of the output",
+    "95 % interval": "of the fidelity, for other inputs of the same kind",
     "worst input": "index, from 0, of the input with the largest relative L2: look at it",
     "same best class": "share of the inputs",
 }

@@ -50,7 +50,8 @@ def show_compression(console: Console, result: results.Compression) -> None:
 def show_verification(console: Console, result: results.Verification) -> None:
     """How close the outputs are; the error message of the command names what fails."""
     _fidelity(console, result.fidelity)
-    _inputs(console, result)
+    _lines(console, [sentences.sizes_line(result.inputs)], "dim")
+    _warnings(console, map(as_command_line, result.warnings))
 
 
 def show_benchmark(console: Console, result: results.Benchmark) -> None:
@@ -90,7 +91,7 @@ def show_verdict(console: Console, result: Result) -> None:
     console.print(Text(f"\n{as_command_line(found.text)}", style=f"bold {TONES[found.tone]}"))
 
 
-def _inputs(console: Console, result: results.Inspection | results.Verification | results.Benchmark) -> None:
+def _inputs(console: Console, result: results.Inspection | results.Benchmark) -> None:
     """The sizes of the inputs, and a warning where the program chose them."""
     _lines(console, [sentences.sizes_line(result.inputs)], "dim")
     _warnings(console, map(as_command_line, chosen_sizes(result.inputs)))

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 
 from onnxmerge.report.sentences import sweep_title, total_line
 from onnxmerge.report.wording import closeness, counted, file_size, percent, printable, shortened
-from onnxmerge.results import Benchmark, Compression, Fidelity, Inspection, LatencyComparison, Size, Sweep, Verification
+from onnxmerge.results import (
+    Benchmark,
+    Compression,
+    Fidelity,
+    Inspection,
+    LatencyComparison,
+    OutputFidelity,
+    Size,
+    Sweep,
+    Verification,
+)
 
 HARDLY_SMALLER = 0.02  # share of the parameters and of the MACs below which a model is not called smaller
 DOUBTFUL_FIDELITY = 0.5  # below it less than half of an output's variance is explained
@@ -65,7 +75,7 @@ def _compression(result: Compression) -> Verdict:
     size, is_smaller = _size_text(result.before, result.after)
     speed = "" if latency is None else speed_text(latency)
     untimed = "" if latency is not None else "neither compared nor timed" if fidelity is None else "not timed"
-    close = "" if fidelity is None else _fidelity_text(fidelity.worst.fidelity)
+    close = "" if fidelity is None else _fidelity_text(fidelity.worst)
     is_slower = latency is not None and latency.verdict == "slower"
     claim = _sentence([speed, size, close, untimed] if is_slower and is_smaller else [size, speed, close, untimed])
     is_doubtful = fidelity is not None and _is_doubtful(fidelity)
@@ -90,9 +100,11 @@ def _size_text(before: Size, after: Size) -> tuple[str, bool]:
     return f"smaller by {text}", True
 
 
-def _fidelity_text(value: float) -> str:
-    """`fidelity 0.9876`; one below 0 in words."""
-    return f"{'outputs further off than a constant: ' * (value < 0)}fidelity {closeness(value)}"
+def _fidelity_text(output: OutputFidelity) -> str:
+    """`fidelity 0.9876 [0.9812, 0.9920]`; one below 0 in words."""
+    low, high = output.fidelity_low, output.fidelity_high
+    interval = "" if low is None or high is None else f" [{closeness(low)}, {closeness(high)}]"
+    return f"{'outputs further off than a constant: ' * (output.fidelity < 0)}fidelity {closeness(output.fidelity)}{interval}"
 
 
 def _advice(result: Compression, is_smaller: bool) -> str:
@@ -115,7 +127,7 @@ def _is_doubtful(fidelity: Fidelity) -> bool:
 def _verification(result: Verification) -> Verdict:
     worst = result.fidelity.worst
     sizes = [_size_text(result.before, result.after)[0]] if result.before and result.after else []
-    claim = ", ".join([_fidelity_text(worst.fidelity), *sizes])
+    claim = ", ".join([_fidelity_text(worst), *sizes])
     if result.passed:
         return Verdict(f"Passed: {claim}", _basis(result.fidelity, None), tone="good")
     return Verdict(f"Failed: {printable('; '.join(result.failures))}; {claim}", _basis(result.fidelity, None), tone="bad")
@@ -148,7 +160,7 @@ def _sweep(result: Sweep) -> Verdict:
         need = "both faster than the original and close to it" if timed is not None else "close to the original"
         return Verdict(f"{title}, none of them {need}{marked}", basis, tone="warn")
     speed = "" if best.latency is None else speed_text(best.latency)
-    what = ", ".join(filter(None, [_size_text(result.before, best.after)[0], speed, _fidelity_text(best.fidelity)]))
+    what = ", ".join(filter(None, [_size_text(result.before, best.after)[0], speed, f"fidelity {closeness(best.fidelity)}"]))
     return Verdict(f"{title}; take {best.target}: {what}{marked}", basis, tone="" if slower else "good")
 
 
