@@ -15,6 +15,7 @@ from onnxmerge.evaluation import benchmark
 from onnxmerge.execution.static_cost import StaticCost
 from onnxmerge.pipeline import size_search
 from onnxmerge.pruning import kept_counts
+from onnxmerge.report import progress
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -35,6 +36,14 @@ def _to_the_channel() -> Iterator[None]:
     """Counts are met to the channel: the small networks of tests would keep most of theirs in multiples of 8."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kept_counts, "HARDWARE_MULTIPLE", 1)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_lines_of_progress() -> Iterator[None]:
+    """On a busy machine short work takes long: stderr holds errors alone all the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "LOG_DELAY_SECONDS", 600.0)
         yield
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,10 +17,11 @@ import pytest
 
 import onnxmerge
 from onnxmerge.cli import app as cli
-from onnxmerge.errors import ModelError
+from onnxmerge.errors import ModelError, OptionError
 from onnxmerge.evaluation import benchmark
 from onnxmerge.execution.providers import resolve_provider
 from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions, Thresholds
+from onnxmerge.pipeline.sweep_targets import read_targets
 from onnxmerge.report.documents import KINDS, REFUSAL_FIELDS, as_json
 from onnxmerge.results import (
     Benchmark,
@@ -313,6 +315,38 @@ def test_help_of_every_command(run, command):
     assert out.startswith("Usage: ")
     assert all(argument in out for argument in COMMANDS[command])
     assert max(map(len, out.splitlines())) <= 120
+    sections = re.findall(r"^(\w.*):$", out, re.MULTILINE)
+    assert sections[-2:] == ["CUDA", "Examples"]
+    examples = re.findall(r"^  onnxmerge (.*)$", out, re.MULTILINE)
+    assert len(examples) == 3
+    for example in examples:
+        words = shlex.split(example)
+        cli.cli.commands[command].make_context(command, words[1:])
+        assert words[0] == command
+
+
+def test_shares_in_per_cent():
+    assert PruningOptions(target="macs=50%").target == ("macs", 0.5)
+    assert read_targets("macs=75%, 50%,params=0.5") == (("macs", 0.75), ("macs", 0.5), ("params", 0.5))
+
+
+def test_quiet_prints_the_verdict_alone(run):
+    code, out, err = run("inspect", MLP, "--quiet")
+    assert (code, err) == (0, "")
+    assert " ".join(out.split()).startswith("Up to ")
+
+
+VALUES = {
+    PruningOptions: {"target": ("macs", 2.0)},
+    InputOptions: {"mean": ("grey", "x"), "std": (0.0, 1.0), "input_range": (1.0, 0.0), "input_shape": {"x": (0, 3)}},
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, values in VALUES.items() for name in values])
+def test_no_error_shows_a_tuple(kind, name):
+    with pytest.raises(OptionError) as told:
+        kind(**{name: VALUES[kind][name]})
+    assert not re.search(r"\([^()]*,[^()]*\)", str(told.value).partition(", not ")[2])
 
 
 def test_every_option_has_a_help_text():
@@ -333,12 +367,14 @@ def test_every_setting_of_the_command_line_is_an_option_of_the_program():
         "labels",
         "layers",
         "out",
+        "quiet",
         "save_worst",
         "verify",
         "targets",
         "reports",
         "save_plan",
         "sensitivity",
+        "verbose",
     }
     for command in cli.cli.commands.values():
         options = {option.name for option in command.params if isinstance(option, click.Option)}

@@ -151,7 +151,7 @@ def test_transcript_is_still_true(tmp_path):
     command = re.match(r"\$ (onnxmerge .*?)\n\n", TRANSCRIPT, re.DOTALL)[1].replace("\\\n", " ")
     source, options = shlex.split(command)[2], shlex.split(command)[4:]
     context = cli.cli.commands["compress"].make_context("compress", [source, "unused", *options])
-    others = ("model", "output", "reports", "as_json", "verify")
+    others = ("model", "output", "reports", "as_json", "quiet", "verbose", "verify")
     given = {name: value for name, value in context.params.items() if value is not None and name not in others}
     result = onnxmerge.compress(ROOT / source, tmp_path / "out.onnx", verify=False, **given)
     for before, after in [(result.before.macs, result.after.macs), (result.before.parameters, result.after.parameters)]:

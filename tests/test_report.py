@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import time
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -249,11 +250,32 @@ def test_table_keeps_numbers_when_nothing_fits():
     assert "more" not in stream.getvalue()
 
 
-def test_progress_says_nothing_where_there_is_no_terminal():
+def test_progress_without_a_terminal_is_a_line_a_stage():
     stream = io.StringIO()
-    with progress_bar(Console(file=stream, force_terminal=False)) as show:
+    with progress_bar(Console(file=stream, force_terminal=False), delay_seconds=0.0) as show:
+        for stage, share in (("inputs", 0.0), ("solving", 0.25), ("solving", 0.5), ("checking [1]", 0.9)):
+            show(stage, share)
+            time.sleep(0.01)
+    lines = stream.getvalue().splitlines()
+    assert [line.split(maxsplit=2)[2] for line in lines] == ["0% inputs", "25% solving", "90% checking [1]"]
+    assert all(re.match(r"onnxmerge: 0:0\d ", line) for line in lines)
+
+
+@pytest.mark.parametrize("settings", [{}, {"quiet": True, "delay_seconds": 0.0}], ids=["short work", "quiet"])
+def test_progress_that_is_not_shown(settings):
+    stream = io.StringIO()
+    with progress_bar(Console(file=stream, force_terminal=False), **settings) as show:
         show("solving", 0.5)
     assert stream.getvalue() == ""
+
+
+def test_verbose_progress_tells_every_step_on_a_terminal_too():
+    stream = io.StringIO()
+    with progress_bar(Console(file=stream, force_terminal=True), verbose=True) as show:
+        time.sleep(0.02)
+        for step in range(5):
+            show("solving", step / 10)
+    assert len(stream.getvalue().splitlines()) == 5
 
 
 def test_progress_says_nothing_of_short_work():

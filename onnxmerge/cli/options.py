@@ -1,4 +1,4 @@
-"""Options that several commands share, and the types of their values."""
+"""Options that several commands share, in sections of --help, and the types of their values."""
 
 import os
 import stat
@@ -59,6 +59,46 @@ def combined(*options: Decorator) -> Decorator:
     return lambda command: reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
+def section(title: str, *options: Decorator) -> Decorator:
+    """Several options as one decorator, below a title in --help."""
+
+    def decorate(command: Any) -> Any:
+        before = len(getattr(command, "__click_params__", []))
+        command = combined(*options)(command)
+        for option in command.__click_params__[before:]:
+            option.section = title
+        return command
+
+    return decorate
+
+
+class Command(click.Command):
+    """A command whose --help has its options in sections, and examples below them."""
+
+    def __init__(self, *arguments: Any, examples: tuple[str, ...] = (), **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.examples = examples
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options of each section, those of CUDA last."""
+        rows: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx)
+            if record is not None and isinstance(option, click.Option):
+                rows.setdefault(getattr(option, "section", OUTPUT_SECTION), []).append(record)
+        for title in sorted(rows, key=lambda title: title == CUDA_SECTION):
+            with formatter.section(title):
+                formatter.write_dl(rows[title])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The examples."""
+        with formatter.section("Examples"):
+            formatter.write("".join(f"  onnxmerge {example}\n" for example in self.examples))
+
+
+OUTPUT_SECTION, CUDA_SECTION = "Output", "CUDA"
+
+
 def _option(name: str, kind: Any, metavar: str | None, text: str, default: Any = None) -> Decorator:
     """An option that takes a value; where the Python API has the default, the text names it."""
     return click.option(name, type=kind, metavar=metavar, help=text, default=default, show_default=True)
@@ -72,77 +112,118 @@ def _flag(name: str, default: bool | None, text: str) -> Decorator:
     return click.option(name, default=default, show_default=default is not None, help=text)
 
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else there.")
-REPORT_HELP = "Also write a page (.html) or data (.json); repeatable.  [default: none]"
-REPORT = click.option("--report", "reports", type=FILE, multiple=True, help=REPORT_HELP)
-INPUTS = combined(
+OUTPUT = section(
+    OUTPUT_SECTION,
+    click.option(
+        "--report", "reports", type=FILE, multiple=True, help="Report file: .html, .md or .json; repeatable.  [default: none]"
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else there."),
+    click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, and no progress."),
+    click.option("-v", "--verbose", is_flag=True, help="Tell the progress of the work step by step, with times."),
+)
+SAVING = section(
+    OUTPUT_SECTION,
+    _option("--save-plan", FILE, "FILE.json", "File for the plan: which channels of which group stayed, for --plan."),
+    click.option("--in-place", is_flag=True, help="OUTPUT may be MODEL itself, which is then replaced."),
+)
+INPUTS = section(
+    "Inputs to solve and check on",
     _option("--calibration", FILE, None, "Unlabelled inputs: .npz, .npy, or a folder of images or .npy.  [default: synthetic]"),
-    _option("--input-range", (float, float), "LOW HIGH", "What pixel values 0 and 255 become.  [default: 0 1]"),
-    _option("--mean", numbers, "M[,M,M]", "Subtracted from pixels, for all channels or each.  [default: 0]"),
-    _option("--std", numbers, "S[,S,S]", "Pixels are then divided by it, for all channels or each.  [default: 1]"),
+    _option("--input-range", (float, float), "LOW HIGH", "Values that pixels 0 and 255 become.  [default: 0 1]"),
+    _option("--mean", numbers, "M[,M,M]", "Mean subtracted from pixels, for all channels or each.  [default: 0]"),
+    _option("--std", numbers, "S[,S,S]", "Standard deviation that pixels are then divided by, likewise.  [default: 1]"),
     click.option(
         "--input-shape",
         multiple=True,
         metavar="[NAME:]N,N,...",
         help="Sizes of a dynamic input, repeatable: 1,3,640,640.  [default: of calibration inputs, of the graph, or usual ones]",
     ),
-    _option("--samples", int, "N", "Synthetic inputs, or most calibration inputs.  [default: what the layers need, or all]"),
-    _option("--seed", int, "S", "Of the random generator: the same seed gives the same bytes.", 0),
+    _option("--samples", int, "N", "Number of synthetic inputs, or most calibration inputs.  [default: by the layers, or all]"),
+    _option("--seed", int, "S", "Seed of the random generator: the same seed gives the same bytes.", 0),
 )
-RUNTIME = combined(
+RUNNING = section(
+    "Running the models",
     _choice("--provider", PROVIDERS, "Execution provider; auto takes CUDA where it works, else the CPU.", "auto"),
     _option("--threads", int, "N", "Threads of one operator.  [default: all processors, or OMP_NUM_THREADS if less]"),
-    _flag("--tf32/--no-tf32", None, "Whether CUDA computes in TF32.  [default: for timing, not for comparing]"),
-    _choice("--cudnn-search", CUDNN_SEARCHES, "How CUDA finds its cuDNN algorithms.  [default: exhaustive]"),
     _option("--max-memory", str, "SIZE", "Memory that the first run of a model may take.  [default: 2GB, or twice the model]"),
+)
+_CUDA = (
+    _flag("--tf32/--no-tf32", None, "Arithmetic in TF32.  [default: for timing, not for comparing]"),
+    _choice("--cudnn-search", CUDNN_SEARCHES, "Search of cuDNN for its algorithms.  [default: exhaustive]"),
+)
+CUDA = section(CUDA_SECTION, *_CUDA)
+CUDA_TIMING = section(
+    CUDA_SECTION, *_CUDA, click.option("--cuda-graph", is_flag=True, help="Replays of a CUDA graph are timed; needs CUDA.")
 )
 BATCH = _option("--batch", int, "N", "Inputs in one call where models are timed.  [default: 1]")
 BATCHES = _option("--batch", batch_sizes, "N[,N]", "Inputs in one call, or several numbers to time in turn.  [default: 1]")
 MIN_SPEEDUP = _option("--min-speedup", float, "X", "Least speed-up: 1.2 is 1.2 times as fast.  [default: none]")
-CUDA_GRAPH = click.option("--cuda-graph", is_flag=True, help="Time replays of a CUDA graph; needs CUDA.")
+BENCH = _flag("--bench/--no-bench", True, "Timing of each result against MODEL.")
 THRESHOLDS = combined(
     _option("--min-fidelity", float, "F", "Least fidelity of the worst output.  [default: none]"),
     _option("--min-cosine", float, "C", "Least mean cosine similarity.  [default: none]"),
     _option("--min-top1-agreement", float, "A", "Least share of inputs whose best class stays.  [default: none]"),
     _option("--max-relative-l2", float, "E", "Greatest mean relative L2 error.  [default: none]"),
-)
-SIZE_LIMITS = combined(
     _option("--max-params", float, "SHARE", "Greatest share of the parameters that may be left.  [default: none]"),
     _option("--max-macs", float, "SHARE", "Greatest share of the MACs that may be left.  [default: none]"),
-    click.option("--require-smaller", is_flag=True, help="Fail where the file did not become smaller."),
+    click.option("--require-smaller", is_flag=True, help="Failure where the file did not become smaller."),
 )
-GROUPS = combined(
-    _choice("--scope", SCOPES, "chains: only groups with a single producing layer.  [default: all]"),
-    click.option("--include", multiple=True, metavar="GLOB", help="Only groups with a producer of such a name.  [default: all]"),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="No group with a producer of such a name.  [default: none]"),
+CHECKS_TITLE = "Checks, and thresholds that end with exit code 1"
+CHECKS = section(
+    CHECKS_TITLE,
+    _flag("--verify/--no-verify", True, "Comparison with MODEL before anything is written; without it nothing is timed either."),
+    BENCH,
+    BATCH,
+    THRESHOLDS,
+    MIN_SPEEDUP,
 )
-MINIMIZE = _choice("--minimize", TARGETS, "What a fidelity is reached at the least of.  [default: latency]")
-SIZE = combined(
-    _option("--fidelity", float, "F", f"As fast as keeps the worst output's fidelity at F.  [default: {DEFAULT_FIDELITY:g}]"),
+VERIFY_THRESHOLDS = section(CHECKS_TITLE, THRESHOLDS)
+TIMING = section("Timing", BENCH, BATCH)
+TIMING_BATCHES = section("Timing", BATCHES, MIN_SPEEDUP)
+GROUPS = section(
+    "Which channel groups",
+    _choice("--scope", SCOPES, "Kinds of groups; chains: only those with a single producing layer.  [default: all]"),
+    click.option("--include", multiple=True, metavar="GLOB", help="Pattern of producers whose groups shrink.  [default: all]"),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Pattern of producers whose groups stay.  [default: none]"),
+)
+MINIMIZE = _choice("--minimize", TARGETS, "Quantity that a fidelity is reached at the least of.  [default: latency]")
+_ROUND_TO = _option("--round-to", str, "N", "Multiple of channels kept; auto: 8 or less; measured: the fastest.  [default: auto]")
+SIZE = section(
+    "How small (one of --fidelity, --target, --ratio and --plan)",
+    _option("--fidelity", float, "F", f"Least fidelity of the worst output, at full speed.  [default: {DEFAULT_FIDELITY:g}]"),
     MINIMIZE,
-    _option("--target", str, "K=V", "params, macs or latency, and the share that may remain: macs=0.5; not with --fidelity."),
-    _option("--ratio", float, "R", "Share of every group's channels to remove, 0 <= R < 1; not with --fidelity."),
-    _option("--plan", FILE, None, "Keep what this file says, written by --save-plan and perhaps edited; not with --fidelity."),
+    _option("--target", str, "K=V", "Share of params, macs or latency that may remain: macs=0.5 or macs=50%."),
+    _option("--ratio", float, "R", "Share of every group's channels that is removed, 0 <= R < 1."),
+    _option("--plan", FILE, None, "Plan file written by --save-plan, and perhaps edited."),
+    _ROUND_TO,
 )
-VERIFY = _flag("--verify/--no-verify", True, "Compare the outputs with MODEL's before anything is written.")
-BENCH = _flag("--bench/--no-bench", True, "Time each result against MODEL.")
-SWEEP = combined(
-    _option("--targets", str, "K=V,...", "What remains, for each point.", DEFAULT_TARGETS),
-    _option("--out", FILE, "FOLDER", "Keep the models in this folder.  [default: they are not kept]"),
-    _option("--jobs", int, "N", "Compress in N processes.  [default: here, one after the other]"),
-    _option("--dask", str, "ADDRESS", "Compress on the workers of this Dask scheduler.  [default: here]"),
+SWEEP = section(
+    "How small",
+    _option("--targets", str, "K=V,...", "Targets of the points: what remains.", DEFAULT_TARGETS),
+    MINIMIZE,
+    _ROUND_TO,
 )
-METHOD = combined(
-    _option(
-        "--round-to",
-        str,
-        "N",
-        "Keep multiples of N channels; auto: of 8 or less; measured: the fastest.  [default: auto]",
-    ),
-    _choice(
-        "--method", METHOD_NAMES, "What makes up for removed channels: a least-squares solve, similar channels, nothing.", "auto"
-    ),
-    _choice("--criterion", CRITERION_NAMES, "Which channels are removed first.", "auto"),
-    _option("--threshold", float, "T", "merge: cosine similarity below which a channel is dropped, not merged.", 0.1),
-    _option("--cosine-weight", float, "L", "merge: weight of the cosine distance, lambda in the paper.", 0.85),
+SWEEP_WORK = section(
+    "Where the points are made",
+    _option("--out", FILE, "FOLDER", "Folder that keeps the models.  [default: they are not kept]"),
+    _option("--jobs", int, "N", "Number of processes that compress.  [default: here, one after the other]"),
+    _option("--dask", str, "ADDRESS", "Address of a Dask scheduler whose workers compress.  [default: here]"),
+)
+_METHOD = (
+    _choice("--method", METHOD_NAMES, "Compensation method: solve anew, merge similar channels, or nothing (prune).", "auto"),
+    _choice("--criterion", CRITERION_NAMES, "Importance criterion: which channels are removed first.", "auto"),
+    _option("--threshold", float, "T", "For merge, the cosine similarity below which a channel is dropped, not merged.", 0.1),
+    _option("--cosine-weight", float, "L", "For merge, the weight of the cosine distance, lambda in the paper.", 0.85),
+)
+METHOD = section("Method", *_METHOD)
+SENSITIVITY = section(
+    "Sensitivity",
+    click.option("--sensitivity", is_flag=True, help="Fidelities with 25, 50 and 75 % of each group removed are measured too."),
+    _ROUND_TO,
+)
+COMPARISON = section(
+    "What is compared",
+    _option("--labels", FILE, None, "Class of each calibration input, .npy or .npz, for the accuracy of both models."),
+    click.option("--layers", is_flag=True, help="Comparison layer by layer too, which names the first one that differs."),
+    _option("--save-worst", FILE, "FILE.npz", "File for the input that differs most, to give to --calibration."),
 )

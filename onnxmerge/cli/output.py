@@ -1,7 +1,9 @@
 """What a command writes: its result on stdout, report files, and the progress of its work on stderr."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from rich.console import Console
 
 from onnxmerge.execution.versions import versions
 from onnxmerge.onnxio.model_files import weight_files
+from onnxmerge.options import Progress
 from onnxmerge.report.documents import Provenance, Result, json_text
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.terminal import (
@@ -25,8 +28,6 @@ from onnxmerge.report.wording import printable
 from onnxmerge.report.writing import check_reports, write_report
 from onnxmerge.results import Benchmark, Compression, Inspection, Sweep, Verification
 
-__all__ = ["check_report_paths", "progress_bar", "show"]
-
 _SHOWN_BY: dict[type, Callable[[Console, Any], None]] = {
     Inspection: show_inspection,
     Compression: show_compression,
@@ -36,35 +37,68 @@ _SHOWN_BY: dict[type, Callable[[Console, Any], None]] = {
 }
 """Type of a result -> what prints it for people."""
 
+_FILE_NAMES = {
+    "model": "the model",
+    "output": "the output",
+    "reference": "the reference",
+    "candidate": "the candidate",
+    "calibration": "the calibration inputs",
+    "labels": "the labels",
+    "plan": "the plan",
+    "save_plan": "the plan to be saved",
+    "save_worst": "the worst input",
+}
+"""Argument or option that names a file -> what messages call it."""
 
-def check_report_paths(reports: Sequence[Path], files: Mapping[str, Path | None], models: Sequence[Path]) -> None:
-    """OptionError where a report would overwrite one of the files (what it is -> its path) or weights beside a model."""
-    weights = {what: path for model in models if reports for what, path in weight_files(model).items()}
-    check_reports(reports, {**weights, **files})
 
+@dataclass(frozen=True)
+class Output:
+    """How a command shows its work and its result.
 
-def show(result: Result, as_json: bool, reports: Sequence[Path]) -> None:
-    """Print a result, as text or as JSON, and write it to the report files.
-
-    Parameters
+    Attributes
     ----------
-    result : Result
-        What a verb returned.
+    reports : sequence of Path
+        Files to be written.
     as_json : bool
         Whether stdout gets JSON, and nothing else.
-    reports : Sequence[Path]
-        Files to be written.
+    quiet, verbose : bool
+        Whether the verdict alone is printed, and whether progress is told step by step.
     """
-    command = shlex.join(["onnxmerge", *click.get_current_context().obj])
-    made_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    provenance = Provenance(command, made_at, versions())
-    if as_json:
-        click.echo(json_text(result, provenance))
-    else:
-        _SHOWN_BY[type(result)](Console(), result)
-    for report in reports:
-        write_report(result, report, provenance)
-        if not as_json:
-            click.echo(f"wrote {printable(str(report))}")
-    if not as_json:
-        show_verdict(Console(), result)
+
+    reports: Sequence[Path]
+    as_json: bool
+    quiet: bool
+    verbose: bool
+
+    @classmethod
+    def taken_from(cls, options: dict[str, Any], models: Sequence[Path], **arguments: Path) -> "Output":
+        """From the options of a command, which lose those that are no options of the Python API.
+
+        OptionError where a report would overwrite a file of the command, or weights beside one of the models.
+        """
+        reports = options.pop("reports")
+        given = {**options, **arguments}
+        files = {what: given[name] for name, what in _FILE_NAMES.items() if name in given}
+        weights = {what: path for model in models if reports for what, path in weight_files(model).items()}
+        check_reports(reports, {**weights, **files})
+        return cls(reports, options.pop("as_json"), options.pop("quiet"), options.pop("verbose"))
+
+    def progress(self) -> AbstractContextManager[Progress]:
+        """Shows how far the work is."""
+        return progress_bar(quiet=self.quiet, verbose=self.verbose)
+
+    def show(self, result: Result) -> None:
+        """Print a result, as text or as JSON, and write it to the report files."""
+        command = shlex.join(["onnxmerge", *click.get_current_context().obj])
+        made_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        provenance = Provenance(command, made_at, versions())
+        if self.as_json:
+            click.echo(json_text(result, provenance))
+        elif not self.quiet:
+            _SHOWN_BY[type(result)](Console(), result)
+        for report in self.reports:
+            write_report(result, report, provenance)
+            if not self.as_json and not self.quiet:
+                click.echo(f"wrote {printable(str(report))}")
+        if not self.as_json:
+            show_verdict(Console(), result)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from onnxmerge.errors import InputError, OptionError
 from onnxmerge.execution.tensor_specs import TensorSpec
+from onnxmerge.options.checks import as_text
 
 Generators = Sequence[np.random.Generator]
 Floats = NDArray[np.float32]
@@ -56,9 +57,9 @@ class ImageRange:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise OptionError(f"`input_range` {self.low:g} {self.high:g}: two finite numbers, the lower one first, are needed")
         if not self.mean or not all(math.isfinite(value) for value in self.mean):
-            raise OptionError(f"`mean` {self.mean}: finite numbers are needed, one for all channels or one for each")
+            raise OptionError(f"`mean` {as_text(self.mean)}: finite numbers are needed, one for all channels or one for each")
         if not self.std or not all(math.isfinite(value) and value > 0 for value in self.std):
-            raise OptionError(f"`std` {self.std}: numbers above 0 are needed, one for all channels or one for each")
+            raise OptionError(f"`std` {as_text(self.std)}: numbers above 0 are needed, one for all channels or one for each")
 
     def apply(self, pixels: NDArray[np.floating], axis: int, name: str) -> Floats:
         """Pixels in [0, 1] with channels on `axis` as inputs; `name` is the input's. InputError for other channel counts."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from onnxmerge.errors import OptionError
-from onnxmerge.options.checks import CHECKS, METHOD_NAMES, READ_FROM_TEXT, SINGLE_VALUES, input_shapes, is_whole
+from onnxmerge.options.checks import CHECKS, METHOD_NAMES, READ_FROM_TEXT, SINGLE_VALUES, as_text, input_shapes, is_whole
 
 if TYPE_CHECKING:  # the command line reads this module for --help, which must not wait for numpy
     import numpy as np
@@ -53,7 +53,7 @@ class CheckedOptions:
             object.__setattr__(self, field.name, value)
             check = CHECKS.get(field.name)
             if check is not None and value is not None and not check.accepts(value):
-                raise OptionError(f"`{field.name}` must be {check.needed}, not {value!r}")
+                raise OptionError(f"`{field.name}` must be {check.needed}, not {as_text(value)}")
 
 
 @dataclass(frozen=True)

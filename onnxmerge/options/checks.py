@@ -51,11 +51,26 @@ def _one_of(names: tuple[str, ...]) -> Check:
     return Check("one of " + ", ".join(names), lambda value: value in names)
 
 
+def share(text: str) -> float:
+    """'0.5' or '50%' -> 0.5. ValueError for anything else."""
+    return float(text.removesuffix("%")) / 100.0 if text.endswith("%") else float(text)
+
+
+def as_text(value: Any) -> str:
+    """A value as a user writes it: ('macs', 2.0) -> 'macs=2.0', (1, 0) -> '1,0'."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}:{as_text(each)}" for name, each in value.items())
+    if not isinstance(value, tuple | list):
+        return repr(value)
+    is_pair = len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], Real)
+    return ("=" if is_pair else ",").join(map(str, value))
+
+
 def _target(text: str) -> tuple[str, float]:
     """'macs=0.5' -> ('macs', 0.5)."""
-    kind, _, value = text.partition("=")
+    kind, _, value = text.strip().partition("=")
     try:
-        return kind.strip(), float(value)
+        return kind.strip(), share(value)
     except ValueError:
         raise OptionError(f"`target` must be {CHECKS['target'].needed}, not {text!r}") from None
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from onnxmerge.errors import OptionError
-from onnxmerge.options.checks import TARGETS
+from onnxmerge.options.checks import TARGETS, as_text, share
 from onnxmerge.pipeline.compress_options import CompressOptions
 
 Target = tuple[str, float]
@@ -22,7 +22,7 @@ def read_targets(given: str | Sequence[str | Target]) -> tuple[Target, ...]:
     for each in given.split(",") if isinstance(given, str) else given:
         kind, value = _read(each, previous=found[-1][0] if found else "") if isinstance(each, str) else each
         if kind not in (*TARGETS, *OWN_OPTIONS) or not isinstance(value, int | float):
-            raise OptionError(f"`targets` must be a list {NEEDED}, not {each!r}")
+            raise OptionError(f"`targets` must be a list {NEEDED}, not {as_text(each)}")
         if (kind, value) in found:
             raise OptionError(f"`targets` has {target_text((kind, value))} twice")
         found.append((kind, value))
@@ -35,7 +35,7 @@ def _read(text: str, previous: str) -> Target:
     """A number alone is of the kind of the target before."""
     kind, equals, value = text.rpartition("=")
     try:
-        return (kind.strip() if equals else previous), float(value)
+        return (kind.strip() if equals else previous), share(value.strip())
     except ValueError:
         raise OptionError(f"`targets` must be a list {NEEDED}, not {text!r}") from None
 
