@@ -88,7 +88,9 @@ COMPRESSION = Compression(
     versions={},
 )
 INSPECTION = Inspection("models/in.onnx", COMPRESSION.before, GROUPS, REFUSALS)
-PROVENANCE = Provenance("onnxmerge compress in.onnx out.onnx", "2026-11-24T18:40:00Z", {"onnxmerge": "0.1.0"})
+PROVENANCE = Provenance(
+    "onnxmerge compress in.onnx out.onnx", "2026-11-24T18:40:00Z", {"onnxmerge": "0.1.0"}, {"in.onnx": "ab" * 32}
+)
 VERIFICATION = Verification("in.onnx", "out.onnx", FIDELITY)
 POINTS = (
     SweepPoint(

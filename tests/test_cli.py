@@ -74,7 +74,7 @@ def check_schema(value: dict, kind: type) -> None:
 
 def check_document(value: dict, kind: type) -> None:
     """The same, behind the name of its schema and what gives the result again."""
-    about = ["schema", "verdict", "command", "made_at", "versions"]
+    about = ["schema", "verdict", "command", "made_at", "versions", "sha256"]
     names = [field.name for field in dataclasses.fields(kind)]
     assert list(value) == [*about, *(name for name in names if name not in about)]
     assert value["schema"] == KINDS[kind].schema
@@ -367,6 +367,7 @@ def test_every_setting_of_the_command_line_is_an_option_of_the_program():
         "labels",
         "layers",
         "out",
+        "provenance",
         "quiet",
         "save_worst",
         "verify",

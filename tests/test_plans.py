@@ -23,7 +23,7 @@ from onnxmerge.pipeline.compress import compress
 from onnxmerge.pipeline.plan_files import LARGEST_FILE
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 
-FAST = {"samples": 24, "threads": 1, "verify": False}
+FAST = {"provenance": False, "samples": 24, "threads": 1, "verify": False}
 
 
 def source_of(name: str, folder: Path) -> Path:
@@ -61,7 +61,7 @@ def test_pruning_alone_is_planned_as_such(tmp_path: Path, monkeypatch: pytest.Mo
     """Where auto found that nothing should be repaired, the plan says so, and is not solved when it is done again."""
     monkeypatch.setattr("onnxmerge.evaluation.repeated_fidelity.RepeatedFidelity.worst", pruned_first())
     source, plan = source_of("residual-two-blocks", tmp_path), tmp_path / "plan.json"
-    only = {**FAST, "include": ("one_conv1",)}
+    only = {"provenance": False, **FAST, "include": ("one_conv1",)}
     compress(source, tmp_path / "first.onnx", **only, ratio=0.5, save_plan=plan)
     monkeypatch.undo()
     assert json.loads(plan.read_text())["method"] == "prune"

@@ -73,7 +73,18 @@ def compress_command(model: Path, output: Path, **options: Any) -> None:
     ),
 )
 @click.argument("model", type=FILE)
-@combined(opt.SWEEP, opt.SWEEP_WORK, opt.GROUPS, opt.METHOD, opt.INPUTS, opt.RUNNING, opt.TIMING, opt.OUTPUT, opt.CUDA_TIMING)
+@combined(
+    opt.SWEEP,
+    opt.SWEEP_WORK,
+    opt.GROUPS,
+    opt.METHOD,
+    opt.INPUTS,
+    opt.RUNNING,
+    opt.TIMING,
+    opt.PROVENANCE,
+    opt.OUTPUT,
+    opt.CUDA_TIMING,
+)
 def sweep_command(model: Path, out: Path | None, dask: str | None, **options: Any) -> None:
     """Compress MODEL once for each target, and measure the fidelity and the latency of every result.
 

@@ -121,11 +121,16 @@ OUTPUT = section(
     click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, and no progress."),
     click.option("-v", "--verbose", is_flag=True, help="Tell the progress of the work step by step, with times."),
 )
+_PROVENANCE = click.option(
+    "--no-provenance", "provenance", flag_value=False, default=True, help="No metadata in the model that say how it was made."
+)
 SAVING = section(
     OUTPUT_SECTION,
     _option("--save-plan", FILE, "FILE.json", "File for the plan: which channels of which group stayed, for --plan."),
     click.option("--in-place", is_flag=True, help="OUTPUT may be MODEL itself, which is then replaced."),
+    _PROVENANCE,
 )
+PROVENANCE = section(OUTPUT_SECTION, _PROVENANCE)
 INPUTS = section(
     "Inputs to solve and check on",
     _option("--calibration", FILE, None, "Unlabelled inputs: .npz, .npy, or a folder of images or .npy.  [default: synthetic]"),

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from onnxmerge.execution.versions import versions
 from onnxmerge.onnxio.model_files import weight_files
+from onnxmerge.onnxio.stored_provenance import sha256_of
 from onnxmerge.options import Progress
 from onnxmerge.report.documents import Provenance, Result, json_text
 from onnxmerge.report.progress import progress_bar
@@ -57,6 +58,8 @@ class Output:
 
     Attributes
     ----------
+    models : sequence of Path
+        Models that the command reads or writes.
     reports : sequence of Path
         Files to be written.
     as_json : bool
@@ -65,6 +68,7 @@ class Output:
         Whether the verdict alone is printed, and whether progress is told step by step.
     """
 
+    models: Sequence[Path]
     reports: Sequence[Path]
     as_json: bool
     quiet: bool
@@ -81,7 +85,8 @@ class Output:
         files = {what: given[name] for name, what in _FILE_NAMES.items() if name in given}
         weights = {what: path for model in models if reports for what, path in weight_files(model).items()}
         check_reports(reports, {**weights, **files})
-        return cls(reports, options.pop("as_json"), options.pop("quiet"), options.pop("verbose"))
+        written = [arguments["output"]] if "output" in arguments else []
+        return cls([*models, *written], reports, options.pop("as_json"), options.pop("quiet"), options.pop("verbose"))
 
     def progress(self) -> AbstractContextManager[Progress]:
         """Shows how far the work is."""
@@ -91,7 +96,10 @@ class Output:
         """Print a result, as text or as JSON, and write it to the report files."""
         command = shlex.join(["onnxmerge", *click.get_current_context().obj])
         made_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        provenance = Provenance(command, made_at, versions())
+        digests = {}
+        if self.as_json or self.reports:
+            digests = {str(path): sha256_of([path, *sorted(weight_files(path).values())]) for path in self.models}
+        provenance = Provenance(command, made_at, versions(), digests)
         if self.as_json:
             click.echo(json_text(result, provenance))
         elif not self.quiet:

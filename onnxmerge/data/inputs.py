@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -20,6 +21,9 @@ from onnxmerge.execution.tensor_specs import TensorSpec
 from onnxmerge.options import InputOptions
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+DIGESTED = 16
+"""Inputs, evenly spaced, that tell one set of calibration inputs from another."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,15 @@ class Inputs:
     def synthetic(self) -> bool:
         """Whether the inputs were made without data of the user's."""
         return self.total == 0
+
+    def digest(self) -> str:
+        """SHA-256 of a few of all inputs that the user gave, which parts of them have in common; in hexadecimal."""
+        digest = hashlib.sha256()
+        for position in np.unique(np.linspace(0, self.total - 1, DIGESTED).astype(np.int64)):
+            for name, value in sorted(self.take(np.array([position])).items()):
+                digest.update(f"{name} {value.dtype} {value.shape}".encode("utf-8", "replace"))
+                digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()
 
     def feeds_with(self, position: int) -> dict[str, np.ndarray]:
         """The feeds of the input at a position, or of its whole batch where the model takes no other number."""

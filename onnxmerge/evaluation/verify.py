@@ -7,6 +7,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxmerge.data.given_shapes import first_runs_of_pair
+from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.labels import read_labels
 from onnxmerge.data.npy_files import save_feeds
 from onnxmerge.data.selection import BATCH, inputs_for
@@ -21,6 +22,7 @@ from onnxmerge.graph.analysed_model import shapes_of, size_of_file
 from onnxmerge.onnxio.finite import weights_not_finite
 from onnxmerge.onnxio.model_files import as_file, model_name, weight_files
 from onnxmerge.onnxio.side_files import check_output_file
+from onnxmerge.onnxio.stored_provenance import stored_provenance
 from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of, takes
 from onnxmerge.results import Size, Verification
@@ -113,8 +115,16 @@ def _verify_files(
     not_finite = (*of_reference, *weights_not_finite(graphs[1].proto, candidate.parent))
     failures = (*not_finite, *failures_of(fidelity, thresholds, graphs[1].float_types), *layer_failures(layer_comparison))
     failures += _missed_sizes(*sizes, thresholds)
-    warnings = (*chosen_sizes(runs.inputs), *few_inputs(inputs.count, inputs.description))
+    warnings = (*chosen_sizes(runs.inputs), *few_inputs(inputs.count, inputs.description), *_seen_inputs(graphs[1].proto, inputs))
     return Verification(str(reference), str(candidate), fidelity, failures, *sizes, runs.inputs, warnings)
+
+
+def _seen_inputs(candidate: ModelProto, inputs: Inputs) -> list[str]:
+    """A warning where the candidate says that it was solved on these calibration inputs."""
+    known = stored_provenance(candidate).get("calibration_sha256")
+    if known is None or inputs.synthetic or inputs.digest() != known:
+        return []
+    return ["the candidate was solved on most of these inputs, so that it comes out better than on others: give others"]
 
 
 def _missed_sizes(before: Size | None, after: Size | None, thresholds: Thresholds) -> tuple[str, ...]:

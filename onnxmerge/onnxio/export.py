@@ -158,7 +158,10 @@ def _store_external(attributes: list[AttributeProto], to_tensor: ToTensor) -> No
 def _assembled(model: Model, to_tensor: ToTensor, attribute_to_tensor: ToTensor) -> ModelProto:
     """The model as edited, without value_info."""
     new = ModelProto()
-    copy_fields(model.proto, new, {"graph"})
+    copy_fields(model.proto, new, {"graph", "metadata_props"})
+    read = {each.key: each.value for each in model.proto.metadata_props}
+    for key, value in (read | model.metadata).items():
+        new.metadata_props.add(key=key, value=value)
     for function in new.functions:
         _store_external([attribute for node in function.node for attribute in node.attribute], attribute_to_tensor)
     training = [body for info in model.proto.training_info for body in (info.algorithm, info.initialization)]

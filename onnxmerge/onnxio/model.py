@@ -28,6 +28,8 @@ class Model:
         Absolute; external data lies beside it.
     names_as_read : frozenset of str
         Every tensor name of the file.
+    metadata : dict of str to str
+        What is written to metadata_props beside what was read, or in its place.
     folded, folded_bytes
         Results of constant folding (`graph.constant_folding`), and their size.
     """
@@ -36,6 +38,7 @@ class Model:
     graph: gs.Graph
     path: Path
     names_as_read: frozenset[str] = frozenset()
+    metadata: dict[str, str] = field(default_factory=dict)
     folded: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     folded_bytes: int = field(default=0, repr=False, compare=False)
 

@@ -15,7 +15,7 @@ from onnxmerge.errors import ModelError, OptionError, VerificationError
 from onnxmerge.evaluation.benchmark import CONFIRMING_EFFORT, explained, time_pair
 from onnxmerge.evaluation.fidelity import fidelity_of
 from onnxmerge.evaluation.thresholds import missed_sizes, missed_speedup, missed_thresholds
-from onnxmerge.execution.providers import provider_of
+from onnxmerge.execution.providers import CPU, provider_of
 from onnxmerge.execution.threads import fixed_threads
 from onnxmerge.execution.versions import versions
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
@@ -31,6 +31,7 @@ from onnxmerge.pipeline.compression_warnings import odd_widths, warnings_of
 from onnxmerge.pipeline.output_paths import check_nothing_is_lost
 from onnxmerge.pipeline.plan_files import PlanFile, fingerprint, read_plan, write_plan
 from onnxmerge.pipeline.progress import COMPRESS_STAGES, overall
+from onnxmerge.pipeline.provenance import provenance_of
 from onnxmerge.pipeline.search import search
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.results import Compression, Fidelity, LatencyComparison, Size
@@ -46,6 +47,7 @@ def compress(
     bench: bool = True,
     save_plan: str | Path | None = None,
     in_place: bool = False,
+    provenance: bool = True,
     progress: Progress | None = None,
     executor: Executor | None = None,
     **options: Any,
@@ -66,6 +68,8 @@ def compress(
         Where to write which channels of which group stayed, for the option `plan`.
     in_place : bool
         Whether the output may be the model's own file, which is then replaced.
+    provenance : bool
+        Whether the metadata of the output says how it was made: version, options, digest of the model, fidelity.
     progress : Progress or None
         Called with the name of a stage and the share of the work that is done.
     executor : Executor or None
@@ -95,7 +99,7 @@ def compress(
     >>> result.fidelity.worst.fidelity > 0.5
     True
     """
-    given = CompressOptions.from_keywords(options, verify=verify, bench=bench)
+    given = CompressOptions.from_keywords(options, verify=verify, bench=bench, provenance=provenance)
     saved_plan = None if save_plan is None else Path(save_plan)
     with as_file(model) as path:
         result = compress_file(
@@ -127,8 +131,8 @@ def compress_file(
         raise ModelError(_nothing_to_remove(model, analysed))
     weight_files = sorted(external_files(analysed.model))
     check_nothing_is_lost(model, output, saved_plan, weight_files, options)
-    plans = saved_plan is not None or options.pruning.plan_file is not None
-    model_sha256 = fingerprint(model, weight_files) if plans else ""
+    model_sha256 = fingerprint(model, weight_files)
+    asked = options.pruning
     options = replace(options, pruning=_with_plan_read(options.pruning, model_sha256, analysed))
     tell = overall(progress, COMPRESS_STAGES)
     with fixed_threads(1):  # the same bytes whatever the number of threads
@@ -137,8 +141,12 @@ def compress_file(
         found = search(CandidateBuilder(model, analysed, options, *inputs, tell, executor))
         tell("checking", 0.0)
         fidelity, latency = _check(model, analysed.size, found.candidate, inputs[1], options)
+        metadata = {}
+        if options.provenance:
+            on_cpu = _on_cpu(model, found.candidate, inputs[1], options, fidelity)
+            metadata = provenance_of(asked, options.inputs, model_sha256, inputs[1], on_cpu)
         tell("checking", 1.0)
-    save(found.candidate.model, output)
+    save(replace(found.candidate.model, metadata=metadata), output)
     if saved_plan is not None:
         groups = prunable_groups(analysed.channels, options.pruning)[0]
         write_plan(saved_plan, model, model_sha256, groups, _plan_of(found.candidate, options.pruning))
@@ -193,6 +201,15 @@ def _check(
     if missed:
         raise VerificationError(f"{'; '.join(missed)} (nothing was written; {cure})")
     return fidelity, latency
+
+
+def _on_cpu(
+    model: Path, candidate: Candidate, checking: Inputs, options: CompressOptions, fidelity: Fidelity | None
+) -> Fidelity | None:
+    """The fidelity on the CPU, which changes no byte where there is a GPU."""
+    if fidelity is None or fidelity.provider == CPU.name:
+        return fidelity
+    return fidelity_of(model, candidate.content, checking, CPU, options.runtime.threads)
 
 
 def _plan_of(candidate: Candidate, pruning: PruningOptions) -> PlanFile:

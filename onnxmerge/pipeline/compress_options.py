@@ -23,6 +23,8 @@ class CompressOptions:
         Whether the result is compared with the model before it is written.
     bench : bool
         Whether both are timed too.
+    provenance : bool
+        Whether the result says how it was made, in the metadata of its file.
     """
 
     pruning: PruningOptions
@@ -31,6 +33,7 @@ class CompressOptions:
     thresholds: Thresholds
     verify: bool = True
     bench: bool = True
+    provenance: bool = True
 
     def __post_init__(self) -> None:
         limits = self.thresholds
@@ -40,10 +43,20 @@ class CompressOptions:
             raise OptionError("`bench=False` times nothing, so that `min_speedup` cannot be held: drop one of the two")
 
     @classmethod
-    def from_keywords(cls, keywords: Mapping[str, Any], *, verify: bool = True, bench: bool = True) -> CompressOptions:
+    def from_keywords(
+        cls, keywords: Mapping[str, Any], *, verify: bool = True, bench: bool = True, provenance: bool = True
+    ) -> CompressOptions:
         """From the keywords of a verb, see `options_of`."""
         pruning, inputs, runtime, thresholds = options_of(keywords, *PARTS)
-        return cls(pruning=pruning, inputs=inputs, runtime=runtime, thresholds=thresholds, verify=verify, bench=bench)
+        return cls(
+            pruning=pruning,
+            inputs=inputs,
+            runtime=runtime,
+            thresholds=thresholds,
+            verify=verify,
+            bench=bench,
+            provenance=provenance,
+        )
 
 
 PARTS = (PruningOptions, InputOptions, RuntimeOptions, Thresholds)

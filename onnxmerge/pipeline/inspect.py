@@ -11,6 +11,7 @@ from onnxmerge.data.selection import calibration_and_check_inputs
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.graph.savings import least_kept
 from onnxmerge.onnxio.model_files import as_file, model_name
+from onnxmerge.onnxio.stored_provenance import stored_provenance
 from onnxmerge.options import Progress
 from onnxmerge.options.keywords import takes
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
@@ -65,7 +66,10 @@ def _inspect_file(model: Path, options: CompressOptions, sensitivity: bool, prog
     analysed = analyse_model(model, options.runtime.max_memory, given_shapes(model, options.inputs))
     selected = selected_groups(analysed.channels, options.pruning)[0]
     groups = with_savings(analysed, map(whole_group, selected), {group.name: least_kept(group).tolist() for group in selected})
-    found = Inspection(str(model), analysed.size, groups, analysed.channels.refusals, inputs=analysed.inputs)
+    provenance = stored_provenance(analysed.model.proto)
+    found = Inspection(
+        str(model), analysed.size, groups, analysed.channels.refusals, inputs=analysed.inputs, provenance=provenance
+    )
     if not sensitivity or not groups:
         return found
     tell = overall(progress, INSPECT_STAGES)

@@ -7,7 +7,6 @@ To edit one: change `kept` and delete `kept_channels`, or change both. Groups th
 those that `method` auto found, and hold where that is asked for again; of a group only together with its channels.
 """
 
-import hashlib
 import json
 import stat
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any
 from onnxmerge.errors import OptionError
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.onnxio.side_files import write_atomically
+from onnxmerge.onnxio.stored_provenance import sha256_of
 from onnxmerge.options import PlannedGroup
 from onnxmerge.options.checks import METHOD_NAMES
 from onnxmerge.pruning.kept_counts import kept_count, smallest_count
@@ -39,11 +39,7 @@ class PlanFile:
 
 def fingerprint(model: Path, external: Sequence[Path]) -> str:
     """SHA-256 of the model file and of its external data files, in hexadecimal."""
-    digest = hashlib.sha256()
-    for path in (model, *external):
-        with path.open("rb") as file:
-            hashlib.file_digest(file, lambda: digest)
-    return digest.hexdigest()
+    return sha256_of((model, *external))
 
 
 def write_plan(path: Path, model: Path, model_sha256: str, groups: Sequence[ChannelGroup], plan: PlanFile) -> None:

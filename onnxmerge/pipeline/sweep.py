@@ -39,6 +39,7 @@ def sweep(
     targets: str | Sequence[str | Target] = DEFAULT_TARGETS,
     *,
     bench: bool = True,
+    provenance: bool = True,
     folder: str | Path | None = None,
     executor: Executor | None = None,
     jobs: int | None = None,
@@ -60,6 +61,8 @@ def sweep(
         `target` also "fidelity=0.95" and "ratio=0.5".
     bench : bool
         Whether each result is timed against the model.
+    provenance : bool
+        Whether the metadata of each model says how it was made.
     folder : str, Path or None
         Where the models are kept; None where they are not.
     executor, jobs : Executor or None, int or None
@@ -87,7 +90,7 @@ def sweep(
     [True, True]
     """
     _check_workers(executor, jobs)
-    common = _common_options(CompressOptions.from_keywords(options, bench=bench))
+    common = _common_options(CompressOptions.from_keywords(options, bench=bench, provenance=provenance))
     by_target = options_by_target(common, targets)
     with as_file(model) as path, fixed_threads(1):
         place = None if folder is None else Path(folder)

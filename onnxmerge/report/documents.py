@@ -35,11 +35,14 @@ class Provenance:
         Date and time in UTC, ISO 8601.
     versions : dict
         Versions of onnxmerge, its dependencies, Python and the system, by name.
+    sha256 : dict
+        SHA-256 of the models, with their weights in other files, by path.
     """
 
     command: str = ""
     made_at: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Titles and lines about results, the same on the terminal and on a page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from onnxmerge.report.reasons import SharedReason
 from onnxmerge.report.wording import counted, file_size, listed, percent, printable, quantity, shortened, two_digits
@@ -67,6 +67,16 @@ def sensitivity_line(input_description: str) -> str:
 def size_line(size: Size) -> str:
     """Parameters, MACs and bytes of a model."""
     return f"{quantity(size.parameters)} parameters, {quantity(size.macs)} MACs, {file_size(size.file_bytes)}"
+
+
+def provenance_line(provenance: Mapping[str, str]) -> str | None:
+    """How a model was made, as it says itself; None where this program did not make it."""
+    if not provenance:
+        return None
+    told = {key: printable(provenance.get(key, "")) for key in ("version", "source_sha256", "options", "fidelity", "inputs")}
+    close = f"; fidelity {told['fidelity']} on {told['inputs']}" if told["fidelity"] else ""
+    made = f"made by onnxmerge {told['version']} of the model with SHA-256 {told['source_sha256']}"
+    return f"{made}, options {told['options']}{close}"
 
 
 def sizes_line(inputs: Sequence[InputShape]) -> str | None:

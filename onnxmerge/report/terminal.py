@@ -27,6 +27,7 @@ def show_inspection(console: Console, result: results.Inspection) -> None:
     _untouched(console, result.refusals, compressed=False)
     _line(console, shortened(result.model, console.width), "bold")
     _line(console, sentences.size_line(result.size))
+    _lines(console, [sentences.provenance_line(result.provenance)], "dim")
     _inputs(console, result)
 
 

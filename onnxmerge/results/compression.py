@@ -77,6 +77,8 @@ class Inspection:
         What inputs the sensitivity was measured on; empty where it was not.
     inputs : list of InputShape
         Sizes of the model's inputs on which MACs are counted and the sensitivity is measured, and where they come from.
+    provenance : dict
+        What a model that this program made says of that: version, source_sha256, options, fidelity, inputs; empty for others.
     """
 
     model: str
@@ -85,6 +87,7 @@ class Inspection:
     refusals: tuple[Refusal, ...]
     input_description: str = ""
     inputs: tuple[InputShape, ...] = ()
+    provenance: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
