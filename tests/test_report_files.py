@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -147,15 +148,15 @@ def test_a_single_comparison_is_a_benchmark_of_one_batch_size():
 # files
 
 
-@pytest.mark.parametrize("suffix", [".html", ".json", ".JSON"])
+@pytest.mark.parametrize("suffix", [".html", ".md", ".json", ".JSON"])
 def test_report_appears_whole_and_replaces_what_was_there(tmp_path, suffix):
     report = tmp_path / f"report{suffix}"
     report.write_text("old")
     write_report(COMPRESSION, report, PROVENANCE)
     assert os.listdir(tmp_path) == [report.name]
     text = report.read_text(encoding="utf-8")
-    assert text.endswith("}\n" if suffix.lower() == ".json" else "</html>\n")
-    assert PROVENANCE.command in text
+    assert text.endswith({".html": "</html>\n", ".md": "</details>\n"}.get(suffix, "}\n"))
+    assert PROVENANCE.command in re.sub("</?span>", "", text)
 
 
 def test_report_without_provenance_leaves_the_command_out(tmp_path):
@@ -187,8 +188,8 @@ def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("reports", "message"),
     [
-        (["report.pdf"], "must be named .html or .json"),
-        (["report"], "must be named .html or .json"),
+        (["report.pdf"], "must be named .html, .md or .json"),
+        (["report"], "must be named .html, .md or .json"),
         (["gone/report.html"], "does not exist; create it first"),
         (["folder.html"], "no regular file"),
         (["model.json"], "would overwrite the model"),
@@ -232,16 +233,17 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_writes_reports(run, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(*COMMANDS[command], "--json", "--report", "a.html", "--report", "b.json")
+    code, out, err = run(*COMMANDS[command], "--json", "--report", "a.html", "--report", "b.json", "--report", "c.md")
     assert (code, err) == (0, "")
     assert json.loads(out) == json.loads(Path("b.json").read_text(encoding="utf-8"))
     jsonschema.validate(
         json.loads(out), json.loads((SCHEMAS / f"{json.loads(out)['schema'][10:].replace('/', '-')}.json").read_text())
     )
     assert json.loads(out)["versions"].keys() >= {"onnxmerge", "onnxruntime", "python", "system"}
-    page = Path("a.html").read_text(encoding="utf-8")
+    page = re.sub("</?span>", "", Path("a.html").read_text(encoding="utf-8"))  # a word of the command each
     assert f"onnxmerge {command} {MLP}" in page
     assert "digits-mlp.onnx" in page
+    assert f"`onnxmerge {command} {MLP}" in Path("c.md").read_text(encoding="utf-8")
 
 
 def test_reports_are_named_where_people_read(run, tmp_path, monkeypatch):
@@ -271,7 +273,7 @@ def test_failed_verification_is_reported(run, tmp_path):
         ),
         (("verify", "model.html", "c.json", "--report", "c.json"), "would overwrite the candidate"),
         (("bench", "model.html", "c.json", "--report", "model.html"), "would overwrite the reference"),
-        (("inspect", "model.html", "--report", "r.txt"), "must be named .html or .json"),
+        (("inspect", "model.html", "--report", "r.txt"), "must be named .html, .md or .json"),
     ],
     ids=["model", "output", "calibration", "candidate", "reference", "suffix"],
 )

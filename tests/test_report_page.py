@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
@@ -28,10 +29,12 @@ from samples import (
 
 from onnxmerge.errors import Reason, refusal
 from onnxmerge.report.charts import latency_chart, sweep_chart, sweep_charts, ticks
-from onnxmerge.report.group_diagram import group_diagram, links
+from onnxmerge.report.group_chart import group_charts, text_picture
 from onnxmerge.report.html import page
+from onnxmerge.report.markdown import markdown
 from onnxmerge.report.terminal import show_compression, show_inspection
-from onnxmerge.results import Compression, GroupResult, Inspection
+from onnxmerge.report.verdict import verdict_of
+from onnxmerge.report.wording import as_command_line
 
 STYLESHEET = files("onnxmerge.report").joinpath("templates/page.css").read_text(encoding="utf-8")
 VOID = {"meta", "link", "wbr"}
@@ -84,7 +87,7 @@ def test_verdict_comes_first():
 SAID = {
     "sizes and groups": (
         "compression",
-        ["25.6 M", "31%", "30.2%", "49.4 MB", "12.35 ms", "512 of 1,024", "merge is not valid behind HardSwish"],
+        ["25.6 M", "31%", "30.2%", "49.4 MB", "12.35 ms", "512 1,024", "merge is not valid behind HardSwish"],
     ),
     "reasons": (
         "compression",
@@ -112,7 +115,7 @@ SAID = {
     ),
     "faults": ("examined", ["/3/Conv: a sign", "not finite", "2 others lost channels", "libcudnn is missing", "CUDA: TF32 off"]),
     "providers": ("examined", ["1 of 1 nodes of the candidate ran on another provider: b"]),
-    "latency": ("benchmark", ["1.50x as fast [1.45, 1.54]", "faster", "throughput", "batch 4, CPUExecutionProvider, 2 threads"]),
+    "latency": ("benchmark", ["1.50x as fast [1.45, 1.54]", "throughput", "batch 4, CPUExecutionProvider, 2 threads"]),
     "time and MACs": (
         "benchmark",
         ["50.0% of the MACs and 33.3% of the time saved: 67%", "in 16 rounds, each with new sessions", "486 /s"],
@@ -123,7 +126,7 @@ SAID = {
     ),
     "targets": (
         "sweep",
-        ["3 of 4 targets gave a model; take macs=0.75: smaller by 24.9%", "75.1% of the parameters", "74.6%", "76.9 MB"],
+        ["3 of 4 targets gave a model; take macs=0.75: smaller by 24.9%", "75.1%", "74.6%", "76.9 MB"],
     ),
     "failures": (
         "sweep",
@@ -251,54 +254,41 @@ def test_names_are_isolated_and_may_break_behind_a_slash():
 # charts
 
 
-def bars(result: Compression | Inspection) -> list[tuple[float, float]]:
-    """(width of the outline, share of it that is filled) of each row, in per cent."""
-    drawn = re.findall(r'width="([\d.]+)%" height="9" overflow.*?class="kept" width="([\d.]+)%"', page(result, PROVENANCE))
-    return [(float(outline), float(filled)) for outline, filled in drawn]
-
-
-def test_bars_are_as_wide_as_the_groups():
-    assert bars(COMPRESSION) == [(84.0, 50.0), (0.66, 87.5)]
-    assert bars(INSPECTION) == [(84.0, 0.0), (0.66, 25.0)]
-
-
-def group(name: str, producers: str, consumers: str) -> GroupResult:
-    return GroupResult(name, 8, 8, 4, "prune", tuple(producers), tuple(consumers), 0.1, 0.1)
-
-
-@pytest.mark.parametrize(
-    ("groups", "expected", "kinds"),
-    [
-        ([group("a", "a", "b"), group("b", "b", "c")], [(0, 1)], ["forward", "end"]),
-        (
-            [group("s", "ac", "bd"), group("b", "b", "c"), group("d", "d", "c")],
-            [(0, 1), (0, 2), (1, 0), (2, 0)],
-            ["forward", "forward", "backward", "backward"],
-        ),
-        ([group("a", "ab", "b")], [], []),
-        ([group("a", "a", "xyz"), group("b", "b", "bx")], [], ["end", "end"]),
-    ],
-    ids=["chain", "residual stream", "itself", "apart"],
-)
-def test_lines_lead_from_consumers_to_what_they_produce(groups, expected, kinds):
-    (part,) = group_diagram(groups)
-    assert links(groups) == expected
-    assert [line.kind for line in part.lines] == kinds
-    text = page(replace(COMPRESSION, groups=tuple(groups)), PROVENANCE)
-    assert text.count("<figcaption>\n<ul") == 1
-    assert ("residual stream" in text) is ("backward" in kinds)
-    assert ("keep all of their own channels" in text) is ("end" in kinds)
-
-
-def test_a_hundred_groups_have_a_row_each():
-    result = deep(100)
-    assert len(bars(result)) == 100
-    assert [len(part.groups) for part in group_diagram(result.groups)] == [8] * 12 + [4]
+@pytest.mark.parametrize("count", [2, 5, 40, 120])
+def test_areas_of_the_picture_compare_what_groups_save(count):
+    result = COMPRESSION if count == 2 else deep(count)
+    for chart, saved in zip(group_charts(result.groups), ("macs_saved", "time_saved"), strict=True):
+        shares = [getattr(group, saved) for group in result.groups]
+        areas = [column.width * column.height for column in chart.columns]
+        assert areas == pytest.approx([share / max(shares) * max(areas) for share in shares])
+        ends = [(column.x, column.x + column.width) for column in chart.columns]
+        assert all(end < start for (_, end), (start, _) in pairwise(ends))
+        assert 0 < ends[0][0] < ends[-1][1] < 100
     text = page(result, PROVENANCE)
-    tops = [int(top) for top in re.findall(r'class="name wide" x="46" y="(\d+)"', text)]
-    assert tops == sorted(set(tops))
-    assert re.findall(r'class="picture" .*? height="(\d+)"', text) == ["304"] * 12 + ["152"]
-    assert "Channel groups 97 to 100 of 100" in text
+    assert len(re.findall(r'<g><title>[^<]*</title><rect class="(?:kept|stream)"', text)) == 2 * count
+    assert ("as in a residual stream" in text) is (count == 2)  # one of the two has several producers
+
+
+def test_the_picture_as_text_names_the_groups_that_save_most():
+    lines = text_picture(deep(120).groups)
+    assert len(lines) == 32
+    assert lines[-1].startswith("90 more groups save ")
+    assert len({line.index("%") for line in lines[1:-1]}) == 1
+    assert max(line.count("█") for line in lines) == 30
+    assert text_picture(()) == []
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_markdown_says_the_same_and_no_name_is_markup(kind):
+    text = markdown(VARIANTS[kind], PROVENANCE)
+    assert as_command_line(verdict_of(VARIANTS[kind]).text).split()[0] in text.splitlines()[0]
+    assert PROVENANCE.command in text
+    widths = {line.count("|") - line.count(r"\|") for line in text.split("\n\n")[-1].splitlines() if line.startswith("|")}
+    assert len(widths) <= 1
+    hostile = markdown(evil("```\n<b>|`*_[x](y)"), PROVENANCE)
+    outside = re.sub(r"```text\n.*?\n```|`[^`\n]*`", "", hostile, flags=re.DOTALL)
+    assert "`" not in outside.replace(r"\`", "")
+    assert not re.search(r"(?<!\\)<(?!/?(details|summary)>)", outside)
 
 
 @pytest.mark.parametrize(
@@ -402,10 +392,15 @@ def test_points_of_a_curve_stand_where_they_were_measured():
     chart = sweep_chart(SWEEP, "macs")
     before, left = COMPRESSION.before.macs, sorted(point.after.macs for point in SWEEP.points if point.after)
     assert [point.x for point in chart.points] == pytest.approx([12 + 85 * macs / before for macs in left])
-    heights = [192, 12 + 180 * (1 - 0.9123) / 1.1, 12 + 180 * (1 - 0.9812) / 1.1]
+    heights = [250, 30 + 220 * (1 - 0.9123) / 1.1, 30 + 220 * (1 - 0.9812) / 1.1]
     assert [point.y for point in chart.points] == pytest.approx(heights)
-    assert page(SWEEP, PROVENANCE).count('class="curve"') == 2 + 2 + 1
-    assert [len(chart.points) for chart in sweep_charts(SWEEP)] == [3, 3, 2]
+    assert [len(chart.points) for chart in sweep_charts(SWEEP)] == [3, 2]
+    text = page(SWEEP, PROVENANCE)
+    assert (text.count('class="front"'), text.count('class="chosen"')) == (2 + 1, 2)
+    assert all(text.count(f">{point.target}</text>") == 2 for point in SWEEP.points[:2])
+    worse = replace(SWEEP.points[0], target="worse", fidelity=0.9)  # as expensive as macs=0.75, and further off than macs=0.5
+    (_, _, off, _), _ = (each.points for each in sweep_charts(replace(SWEEP, points=(*SWEEP.points, worse))))
+    assert (off.label, off.is_front) == ("worse", False)
     assert sweep_charts(replace(SWEEP, points=SWEEP.points[3:])) == []
 
 

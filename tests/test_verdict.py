@@ -17,7 +17,7 @@ from onnxmerge.evaluation.benchmark import explained
 from onnxmerge.report.columns import batch_columns, latency_columns, sweep_columns
 from onnxmerge.report.documents import document
 from onnxmerge.report.html import page
-from onnxmerge.report.sentences import savings_line, speed_line, speedup_text
+from onnxmerge.report.sentences import savings_line, speedup_text
 from onnxmerge.report.terminal import show_sweep, show_verdict
 from onnxmerge.report.verdict import speed_text, verdict_of
 from onnxmerge.report.wording import as_command_line
@@ -65,7 +65,7 @@ def test_texts_never_contradict_each_other(start: int, monkeypatch: pytest.Monke
         assert found.verdict == ("faster" if low > 1 else "slower" if high < 1 else "not measurable")
         if found.verdict != "not measurable":
             assert (share < 100, speedup > 1, after_ms <= before_ms) == (found.verdict == "faster",) * 3
-        for text in (speed_line(found), speed_text(found), verdict_of(replace(BENCHMARK, batches=(found,))).text):
+        for text in (speed_text(found), verdict_of(replace(BENCHMARK, batches=(found,))).text):
             assert [word for word in ("slower", "no measurable difference") if word in text.lower()] == [
                 {"slower": "slower"}.get(found.verdict, "no measurable difference")
             ] * (found.verdict != "faster")
@@ -143,7 +143,7 @@ def test_a_sweep_marks_slower_points_and_never_recommends_them() -> None:
     )
     assert sweep_columns(sweep)[-1].tones == ["bad", "bad"]
     assert "0.83x [0.77, 0.91] slower" in sweep_columns(sweep)[-1].cells[0]
-    assert page(sweep, PROVENANCE).count('class="kept bad"') == 6  # in three charts
+    assert page(sweep, PROVENANCE).count('class="kept bad"') == 4  # in two charts
     stream = io.StringIO()
     show_sweep(Console(file=stream, width=120, force_terminal=True), sweep)
     assert stream.getvalue().count("\x1b[31m0.83x") == 2

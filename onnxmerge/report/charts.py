@@ -12,11 +12,12 @@ from onnxmerge.report.wording import closeness, milliseconds, percent
 from onnxmerge.results import LatencyComparison, LatencySummary, Sweep, SweepPoint
 
 STRIP_ROW, STRIP_TOP, STRIP_HEIGHT = 50, 20, 18  # height of a row; where its strip begins, and how high it is
-CURVE_TOP, CURVE_HEIGHT = 12, 180  # space above the plot, and its height
+CURVE_TOP, CURVE_HEIGHT = 30, 220  # space above the plot, and its height
 CURVE_LEFT, CURVE_RIGHT = 12.0, 97.0  # ends of the plot
-AXIS_HEIGHT = 24  # of the labels below a plot
-COSTS = {"parameters": "parameters left", "macs": "MACs left", "latency": "time of one call, as a share of the original's"}
+AXIS_HEIGHT, AXIS_TITLE = 24, 20  # of the labels below a plot, and of the title below these
+COSTS = {"macs": "MACs left", "latency": "time of one call, as a share of the original's"}
 _LOWEST_FIDELITY = -0.1  # what is lower stands at the lower edge
+_LAST_LABEL = 75.0  # labels of points further right stand on the left of them
 _MAX_TICKS = 5
 _MARGIN = 0.06  # of the axis on both sides, as a share of the range
 _EDGE = 10.0  # within this of an end the label of a tick is aligned to it, or it would be cut
@@ -128,12 +129,16 @@ def _bands(quantiles: Sequence[float], axis: _Axis) -> list[Band]:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A compressed model: x in per cent, y in pixels."""
+    """A compressed model: x in per cent, y in pixels; on the Pareto front where no other one is as cheap and closer."""
 
     x: float
     y: float
     text: str
+    label: str
+    anchor: str
     is_slower: bool = False
+    is_front: bool = False
+    is_recommended: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,11 +159,14 @@ def sweep_charts(sweep: Sweep) -> list[SweepChart]:
 
 def sweep_chart(sweep: Sweep, cost: str) -> SweepChart | None:
     """The chart of one cost; None where it was not measured."""
-    measured = sorted(found for point in sweep.points if (found := _measured(sweep, point, cost)) is not None)
+    costs = [(point, _share(sweep, point, cost)) for point in sweep.points]
+    known = [(share, point.fidelity, point) for point, share in costs if share is not None and point.fidelity is not None]
+    measured = sorted(known, key=lambda each: each[:2])
     if not measured:
         return None
     largest = max(1.0, *(share for share, *_ in measured))
-    lowest = max(_LOWEST_FIDELITY, min(fidelity for _, fidelity, *_ in measured) - 0.02)
+    lowest = max(_LOWEST_FIDELITY, min(fidelity for _, fidelity, _ in measured) - 0.02)
+    recommended = sweep.recommended
 
     def across(share: float) -> float:
         return CURVE_LEFT + (CURVE_RIGHT - CURVE_LEFT) * share / largest
@@ -166,26 +174,31 @@ def sweep_chart(sweep: Sweep, cost: str) -> SweepChart | None:
     def down(fidelity: float) -> float:
         return CURVE_TOP + CURVE_HEIGHT * (1.0 - (max(fidelity, lowest) - lowest) / (1.0 - lowest))
 
+    def drawn(share: float, fidelity: float, point: SweepPoint) -> CurvePoint:
+        return CurvePoint(
+            across(share),
+            down(fidelity),
+            f"{point.target}: {percent(share)} left, fidelity {closeness(fidelity)}",
+            point.target,
+            "end" if across(share) > _LAST_LABEL else "start",
+            is_slower=point.latency is not None and point.latency.verdict == "slower",
+            is_front=not any(own <= share and closer > fidelity for own, closer, _ in measured),
+            is_recommended=point is recommended,
+        )
+
     return SweepChart(
         cost,
-        [
-            CurvePoint(across(share), down(fidelity), f"{target}: {percent(share)} left, fidelity {closeness(fidelity)}", slower)
-            for share, fidelity, target, slower in measured
-        ],
+        [drawn(*each) for each in measured],
         across(1.0),
         levels=[Tick(down(value), f"{round(value, 9):g}") for value in ticks(lowest, 1.0)],
         shares=[Tick(across(value), f"{value:.0%}") for value in ticks(0.0, largest)],
     )
 
 
-def _measured(sweep: Sweep, point: SweepPoint, cost: str) -> tuple[float, float, str, bool] | None:
-    """(share left, fidelity, target, whether it is slower than the original)."""
+def _share(sweep: Sweep, point: SweepPoint, cost: str) -> float | None:
+    """What is left of a cost; None where there is no model, or none that was compared."""
     if point.after is None or point.fidelity is None or math.isnan(point.fidelity):
         return None
-    share, latency = None, point.latency
-    if cost != "latency":
-        share = getattr(point.after, cost) / max(1, getattr(sweep.before, cost))
-    elif latency is not None:
-        share = latency.latency_ratio
-    is_slower = latency is not None and latency.verdict == "slower"
-    return None if share is None else (share, point.fidelity, point.target, is_slower)
+    if cost == "latency":
+        return None if point.latency is None else point.latency.latency_ratio
+    return float(getattr(point.after, cost) / max(1, getattr(sweep.before, cost)))

@@ -103,13 +103,6 @@ def speedup_text(latency: LatencyComparison) -> str:
     return f"{latency.speedup:.2f}x [{low:.2f}, {high:.2f}]{word}"
 
 
-def speed_line(latency: LatencyComparison) -> str:
-    """Speed-up, interval and verdict."""
-    low, high = latency.speedup_interval
-    word = "no measurable difference" if latency.verdict == "not measurable" else latency.verdict
-    return f"{latency.speedup:.2f}x as fast, 95 % interval {low:.2f}x to {high:.2f}x: {word}"
-
-
 def savings_line(latency: LatencyComparison) -> str | None:
     """MACs and time saved; None where MACs were not counted, or none were saved or no time was."""
     if latency.macs_ratio is None or latency.realised_saving is None or latency.verdict != "faster":

@@ -18,7 +18,6 @@ from onnxmerge.results.execution import chosen_sizes
 
 MAX_NAMES = 6  # of one reason; --json and --report list more
 _NAME_WIDTH = 36  # characters of a name in a list
-_SPEED_STYLES = {"faster": "green", "slower": "red"}
 
 
 def show_inspection(console: Console, result: results.Inspection) -> None:
@@ -168,7 +167,6 @@ def _layers(console: Console, layers: results.LayerComparison) -> None:
 
 
 def _latency(console: Console, latency: results.LatencyComparison) -> None:
-    _line(console, sentences.speed_line(latency), _SPEED_STYLES.get(latency.verdict, "yellow"))
     _lines(console, [sentences.savings_line(latency), *sentences.timing_lines(latency)], "dim")
     _execution(console, latency.execution, latency.provider)
 

@@ -7,10 +7,12 @@ from onnxmerge.errors import OptionError
 from onnxmerge.onnxio.side_files import check_output_file, write_atomically
 from onnxmerge.report.documents import Provenance, Result, json_text, reportable
 from onnxmerge.report.html import page
+from onnxmerge.report.markdown import markdown
 from onnxmerge.results import LatencyComparison
 
 WRITERS: dict[str, Callable[[Result, Provenance], str]] = {
     ".html": page,
+    ".md": markdown,
     ".json": lambda result, provenance: f"{json_text(result, provenance)}\n",
 }
 
@@ -28,17 +30,17 @@ def check_reports(reports: Sequence[Path], kept: Mapping[str, Path | None]) -> N
     Raises
     ------
     OptionError
-        Where a suffix is another than .html and .json, a folder does not exist, or a report would overwrite a file.
+        Where a suffix is another than .html, .md and .json, a folder does not exist, or a report would overwrite a file.
     """
     for number, report in enumerate(reports):
         if report.suffix.lower() not in WRITERS:
-            raise OptionError(f"the report {report} must be named .html or .json")
+            raise OptionError(f"the report {report} must be named .html, .md or .json")
         others = {f"the report {other}": other for other in reports[:number]}
         check_output_file(report, "the report", {**kept, **others})
 
 
 def write_report(result: Result | LatencyComparison, report: str | Path, provenance: Provenance | None = None) -> None:
-    """Write a result as a page (.html) or a JSON document (.json).
+    """Write a result as a page (.html), as Markdown (.md) or as a JSON document (.json).
 
     Parameters
     ----------
