@@ -13,10 +13,10 @@ from rich.text import Text
 
 import onnxmerge
 from onnxmerge.report.progress import progress_bar
+from onnxmerge.report.sentences import speedup_text
 from onnxmerge.report.tables import Column, fitted
-from onnxmerge.report.terminal import show_compression
-from onnxmerge.report.verdict import speed_text
-from onnxmerge.report.wording import file_size, milliseconds, percent
+from onnxmerge.report.terminal import show_compression, show_verdict
+from onnxmerge.report.wording import counted, file_size, milliseconds, percent
 from onnxmerge.results import Compression, LatencyComparison
 
 BATCH = 64
@@ -39,6 +39,7 @@ def main() -> None:
             source, target, target=arguments.target, round_to=8, bench=False, progress=progress, **model.pixels
         )
     show_compression(console, result)
+    show_verdict(console, result)
     with progress_bar() as progress:
         progress("timing both models", 0.0)
         latencies = [onnxmerge.bench(model.path, target, batch=batch, **model.pixels) for batch in (1, BATCH)]
@@ -46,7 +47,10 @@ def main() -> None:
     console.print(Text(f"\nOn {FACTS['data']['test_images']} real labelled digits that neither saw", style="bold"))
     console.print(fitted(_table(result, latencies, accuracies), console.width))
     console.print(
-        Text(f"timed on {latencies[0].provider}, {latencies[0].threads} threads; low, high: 95 % interval", style="dim")
+        Text(
+            f"timed on {latencies[0].provider}, {counted(latencies[0].threads, 'thread')}; [low, high]: 95 % interval",
+            style="dim",
+        )
     )
 
 
@@ -89,7 +93,7 @@ def _table(result: Compression, latencies: list[LatencyComparison], accuracies: 
 
 def _latency_row(latency: LatencyComparison) -> tuple[str, str, str, str]:
     medians = milliseconds(latency.reference.median_ms), milliseconds(latency.candidate.median_ms)
-    return (f"latency, batch {latency.batch_size}", *medians, speed_text(latency))
+    return (f"latency, batch {latency.batch_size}", *medians, speedup_text(latency))
 
 
 if __name__ == "__main__":

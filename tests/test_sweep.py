@@ -249,7 +249,7 @@ BAD = {
     "folder in nothing": (("--out", "no/such"), "does not exist; create it first"),
     "folder is a file": (("--out", "file.onnx"), "is a file; name another one"),
     "model in the way": (("--out", ".", "--targets", "ratio=0.5"), "would overwrite the model"),
-    "report": (("--report", "r.txt"), "must be named .html or .json"),
+    "report": (("--report", "r.txt"), "must be named .html, .md or .json"),
     "no scheduler": (("--dask", "tcp://127.0.0.1:9"), "no Dask scheduler answers at tcp://127.0.0.1:9"),
     "no port": (("--dask", "nowhere"), "'nowhere' is no address of a Dask scheduler such as tcp://host:8786: missing port"),
     "no address": (("--dask", ""), "'' is no address"),
@@ -352,7 +352,7 @@ def test_no_model_at_all_is_exit_code_1(run, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
 def test_interruption_ends_the_processes(tmp_path, number, code):
-    command = [sys.executable, "-m", "onnxmerge", "sweep", str(MLP), "--jobs", "2", "--out", "out"]
+    command = [sys.executable, "-m", "onnxmerge", "sweep", str(MLP), "--jobs", "2", "--out", "out", "-q"]
     (tmp_path / "temporary").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(MLP.parents[1]), "TMPDIR": str(tmp_path / "temporary")}
     settings = {"env": environment, "cwd": tmp_path, "text": True}
