@@ -81,7 +81,9 @@ def _type(hint: Any, definitions: dict[str, Schema]) -> Schema:
         return {"type": _SIMPLE_TYPES[hint]}
     if is_dataclass(hint) and isinstance(hint, type):
         if hint is Refusal:
-            properties = {name: {"type": "string", "description": text} for name, text in REFUSAL_FIELDS.items()}
+            hints = get_type_hints(hint)
+            types = {name: _type(hints.get(name, str), definitions) for name in REFUSAL_FIELDS}
+            properties = {name: types[name] | {"description": text} for name, text in REFUSAL_FIELDS.items()}
             definitions["Refusal"] = _object(attributes_of(hint)[0], properties)
         elif hint.__name__ not in definitions:
             definitions[hint.__name__] = {}  # ends the recursion where a type holds itself

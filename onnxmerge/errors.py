@@ -41,12 +41,13 @@ class VerificationError(OnnxMergeError):
 class Reason(Enum):
     """Why a layer or tensor stays as it is. The value is the text; names in braces are details of the `Refusal`."""
 
+    # of the whole file, and what to do
+    QUANTISED = "quantised: compress the float model first, then quantise the result"
     # channels that meet something which cannot shrink
     GRAPH_OUTPUT = "written to the graph output {output}"
     MIXES_CHANNELS = "{operator} mixes channels"
     NOT_FOLLOWED = "channels are not followed through {operator}"
     UNKNOWN_OPERATOR = "{operator} is not in the table of operators, and may mix channels"
-    QUANTISED = "{operator} is quantised, which is not supported"
     READ_IN_BODY = "read inside the body of {operator}"
     INSIDE_BODY = "inside the body of {operator}, which is not changed"
     READ_ALONE = "one of its channels is read apart from the others"
@@ -103,6 +104,16 @@ class Reason(Enum):
     RATIO_TOO_SMALL = "a ratio of {ratio} removes none of its channels (counts are rounded, see `round_to`)"
     DOES_NOT_RUN = "the model would not run without its channels: {error}"
 
+    @property
+    def has_cure(self) -> bool:
+        """Whether another file of the same network can be compressed; the text says which."""
+        return self is Reason.QUANTISED
+
+    @property
+    def order(self) -> int:
+        """Which reasons come first: those with a cure, then those of operators, last those that every model has."""
+        return 0 if self.has_cure else 2 if self in (Reason.GRAPH_OUTPUT, Reason.SINGLE_CHANNEL) else 1
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -118,12 +129,15 @@ class Refusal:
         What is filled into the reason's text, (name, value) pairs.
     obstacle : str
         Name of the node or tensor that stands in the way, where it is another than `where`.
+    parameters_share : float
+        Share of the model's parameters that the node reads, 0 to 1.
     """
 
     where: str
     reason: Reason
     details: tuple[tuple[str, str], ...] = ()
     obstacle: str = ""
+    parameters_share: float = 0.0
 
     @property
     def code(self) -> str:

@@ -1,6 +1,6 @@
 """A model that is ready to be decided on: its channels, the shapes of its tensors, and what it costs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,11 @@ from onnxmerge.execution.example_feeds import random_values
 from onnxmerge.execution.first_run import first_observations
 from onnxmerge.execution.input_sizes import NOTHING_GIVEN, GivenShapes
 from onnxmerge.execution.shapes import Observations
+from onnxmerge.graph.body_shapes import body_observations
 from onnxmerge.graph.channel_analysis import analyse_channels
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.cost import total_macs, total_parameters
+from onnxmerge.graph.refusal_shares import most_important_first
 from onnxmerge.graph.tensor_facts import Shapes, TensorFacts
 from onnxmerge.onnxio.finite import is_finite, weights_not_finite
 from onnxmerge.onnxio.model import Model, from_proto
@@ -32,7 +34,8 @@ class AnalysedModel:
     channels : Channels
         Its channel analysis.
     observed : dict[str, Observation]
-        Every tensor in a run on random inputs of the sizes on which everything is counted, checked and timed.
+        Every tensor in a run on random inputs of the sizes on which everything is counted, checked and timed; of bodies as
+        `body_observations` gives them.
     size : Size
         Parameters, MACs for the shapes of that run, and bytes of the file.
     observed_otherwise : dict[str, Observation] or None
@@ -94,6 +97,7 @@ def analyse_model(path: Path, max_memory: int | None = None, given: GivenShapes 
         source = temporary.path
     runs = first_observations(source, model.proto, label=path.name, max_memory=max_memory, given=given)
     observed, observed_otherwise, _ = runs
+    observed = {**observed, **body_observations(model, observed)}
     shapes = shapes_of(observed)
     other_shapes = None if observed_otherwise is None else shapes_of(observed_otherwise)
     channels = analyse_channels(TensorFacts(model, shapes, values_of(observed), other_shapes))
@@ -104,6 +108,8 @@ def analyse_model(path: Path, max_memory: int | None = None, given: GivenShapes 
     if not_finite:
         raise ModelError(f"{path}: {not_finite[0]}; export the model anew")
     size = size_of(model, shapes, stored_bytes(path))
+    refusals = most_important_first(channels.facts, channels.refusals, size.parameters)
+    channels = replace(channels, refusals=refusals)
     return AnalysedModel(model, channels, observed, size, observed_otherwise, runs.inputs)
 
 

@@ -14,7 +14,7 @@ from onnxmerge.graph.channel_ids import collapse, varying_axes
 from onnxmerge.graph.channel_propagation import ChannelPropagation
 from onnxmerge.graph.nodes import node_name, node_refusal
 from onnxmerge.graph.operators.table import operator_of
-from onnxmerge.graph.operators.unsupported import not_followed
+from onnxmerge.graph.operators.unsupported import has_quantised_weight, not_followed, quantised
 from onnxmerge.graph.shared_weights import SharedWeights
 from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio import surgeon as gs
@@ -76,6 +76,7 @@ def _visit(propagation: ChannelPropagation, node: gs.Node) -> None:
     rule = operator_of(node).propagate
     result = (None if rule is not_followed else _missing_shape(propagation, node)) or rule(propagation, node)
     if isinstance(result, Refusal):
+        result = quantised(propagation, node) if has_quantised_weight(propagation, node) else result
         propagation.refusals.append(result)
         for tensor in node.inputs:
             propagation.pin(propagation.ids(tensor), result)

@@ -1,20 +1,27 @@
 """Multiply-accumulates (MACs) and parameters of nodes and models, as the graph states them: predictions, never timings."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx
 from onnx import SparseTensorProto, TensorProto
 
-from onnxmerge.graph.nodes import is_standard
+from onnxmerge.graph.nodes import operator_key
 from onnxmerge.graph.tensor_facts import Shapes, TensorFacts
 from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.traversal import constants
 
-# Data types whose numbers count as parameters: integers are shapes and indices.
-FLOATING_TYPES = frozenset(number for name, number in TensorProto.DataType.items() if "FLOAT" in name or name == "DOUBLE")
+# Data types whose numbers count as parameters. Integers of up to 8 bits are quantised weights, wider ones shapes and indices.
+_PARAMETER_TYPES = frozenset(
+    number
+    for name, number in TensorProto.DataType.items()
+    if "FLOAT" in name or name in ("DOUBLE", "INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2")
+)
+
+
+CountMacs = Callable[[gs.Node, Shapes], int]
 
 
 def node_macs(node: gs.Node, shapes: Shapes) -> int:
@@ -23,7 +30,7 @@ def node_macs(node: gs.Node, shapes: Shapes) -> int:
     Parameters
     ----------
     node : Node
-        The node; only Conv, ConvTranspose, Gemm, MatMul and Einsum count, every other operator counts as 0.
+        The node; only operators of `MACS` count, every other one counts as 0.
     shapes : Mapping[str, tuple of int]
         Concrete shape of every tensor by name.
 
@@ -32,12 +39,12 @@ def node_macs(node: gs.Node, shapes: Shapes) -> int:
     int
         Multiplications of a weight or a computed factor with an activation; biases are not counted.
     """
-    count = MACS.get(node.op) if is_standard(node) else None
+    count = MACS.get(operator_key(node))
     return 0 if count is None else count(node, shapes)
 
 
 def total_macs(model: Model, shapes: Shapes) -> int:
-    """Multiply-accumulates of the main graph; the bodies of If, Loop and Scan are not counted.
+    """Multiply-accumulates, those in bodies of If and Loop included where the shapes inside are known (`body_shapes`).
 
     Examples
     --------
@@ -48,27 +55,29 @@ def total_macs(model: Model, shapes: Shapes) -> int:
     >>> total_macs(model, {"x": (4, 2), "y": (4, 3)})
     24
     """
-    return sum(node_macs(node, shapes) for node in model.graph.nodes)
+    inside = [inner for node in model.graph.nodes for body in node.subgraphs(recursive=True) for inner in body.nodes]
+    known = [node for node in inside if all(output.name in shapes for output in node.outputs[:1])]
+    return sum(node_macs(node, shapes) for node in [*model.graph.nodes, *known])
 
 
 def total_parameters(model: Model) -> int:
-    """Floating-point numbers in the initializers and Constant nodes that are read, those of bodies too; each tensor once."""
+    """Numbers in the initializers and Constant nodes that are read, those of bodies too, but shapes; each tensor once."""
     stored = map(gs.stored_values, [*constants(model.graph), *_constant_nodes(model.graph)])
-    return sum(float_count(values) for values in {id(values): values for values in stored}.values())
+    return sum(parameter_count(values) for values in {id(values): values for values in stored}.values())
 
 
 def node_parameters(facts: TensorFacts, node: gs.Node) -> int:
-    """Floating-point numbers in the constants that one node reads."""
+    """Numbers in the constants that one node reads, but shapes and indices."""
     values = [facts.constant(tensor) for tensor in node.inputs]
-    return sum(float_count(value) for value in values if value is not None)
+    return sum(parameter_count(value) for value in values if value is not None)
 
 
-def float_count(values: gs.StoredValues) -> int:
-    """How many floating-point numbers there are, without loading them; 0 where they are integers."""
+def parameter_count(values: gs.StoredValues) -> int:
+    """How many floating-point or quantised numbers there are, without loading them; 0 for shapes and indices."""
     if isinstance(values, np.ndarray):
-        return values.size if onnx.helper.np_dtype_to_tensor_dtype(values.dtype) in FLOATING_TYPES else 0
+        return values.size if onnx.helper.np_dtype_to_tensor_dtype(values.dtype) in _PARAMETER_TYPES else 0
     data_type = values.values.data_type if isinstance(values, SparseTensorProto) else values.data_type
-    return math.prod(values.dims) if data_type in FLOATING_TYPES else 0
+    return math.prod(values.dims) if data_type in _PARAMETER_TYPES else 0
 
 
 def shape_of(tensor: gs.Tensor, shapes: Shapes) -> tuple[int, ...]:
@@ -78,9 +87,11 @@ def shape_of(tensor: gs.Tensor, shapes: Shapes) -> tuple[int, ...]:
     return tuple(int(extent) for extent in tensor.shape or ()) if isinstance(tensor, gs.Constant) else ()
 
 
-def _conv(node: gs.Node, shapes: Shapes) -> int:
-    """Output elements times (in / groups) times the size of the kernel."""
-    return math.prod(shape_of(node.outputs[0], shapes)) * math.prod(shape_of(node.inputs[1], shapes)[1:])
+def _conv(weight: int) -> CountMacs:
+    """Output elements times (in / groups) times the size of the kernel; weight: which of the inputs that is."""
+    return lambda node, shapes: (
+        math.prod(shape_of(node.outputs[0], shapes)) * math.prod(shape_of(node.inputs[weight], shapes)[1:])
+    )
 
 
 def _conv_transpose(node: gs.Node, shapes: Shapes) -> int:
@@ -88,9 +99,15 @@ def _conv_transpose(node: gs.Node, shapes: Shapes) -> int:
     return math.prod(shape_of(node.inputs[0], shapes)) * math.prod(shape_of(node.inputs[1], shapes)[1:])
 
 
+def _recurrent(node: gs.Node, shapes: Shapes) -> int:
+    """Steps times batch times the numbers of both weights, of the inputs and of the state."""
+    steps = shape_of(node.inputs[0], shapes)[:2]
+    return math.prod(steps) * sum(math.prod(shape_of(tensor, shapes)) for tensor in node.inputs[1:3])
+
+
 def _gemm(node: gs.Node, shapes: Shapes) -> int:
     left = shape_of(node.inputs[0], shapes)
-    contracted = left[0 if node.attrs.get("transA", 0) else 1] if len(left) == 2 else 0
+    contracted = left[-2 if node.attrs.get("transA", 0) else -1] if len(left) > 1 else 0
     return math.prod(shape_of(node.outputs[0], shapes)) * contracted
 
 
@@ -109,7 +126,17 @@ def _einsum(node: gs.Node, shapes: Shapes) -> int:
     return math.prod(dict(pairs).values())
 
 
-MACS = {"Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _gemm, "MatMul": _matmul, "Einsum": _einsum}
+MACS: dict[str, CountMacs] = {
+    **dict.fromkeys(["Conv", "ConvInteger", "com.microsoft.FusedConv"], _conv(1)),
+    "QLinearConv": _conv(3),
+    "ConvTranspose": _conv_transpose,
+    **dict.fromkeys(["Gemm", "com.microsoft.FusedGemm", "com.microsoft.QGemm", "com.microsoft.FusedMatMul"], _gemm),
+    **dict.fromkeys(["MatMul", "MatMulInteger", "QLinearMatMul"], _matmul),
+    **dict.fromkeys(["com.microsoft.DynamicQuantizeMatMul", "com.microsoft.MatMulIntegerToFloat"], _matmul),
+    "Einsum": _einsum,
+    **dict.fromkeys(["LSTM", "GRU", "RNN", "com.microsoft.DynamicQuantizeLSTM"], _recurrent),
+}
+"""Of a node and the shapes of all tensors its multiply-accumulates, by `operator_key`."""
 
 
 def _constant_nodes(graph: gs.Graph) -> Iterator[gs.Constant]:

@@ -13,7 +13,7 @@ import numpy as np
 from onnxmerge.algorithms.bilinear_cost import Cost
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.channel_ids import Ids
-from onnxmerge.graph.cost import float_count, node_macs, total_macs, total_parameters
+from onnxmerge.graph.cost import node_macs, parameter_count, total_macs, total_parameters
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.layouts import layouts
 from onnxmerge.graph.node_time import change_time, node_time
@@ -104,7 +104,7 @@ class _TermBuilder:
 
 
 def parameter_terms(channels: Channels, groups: Sequence[ChannelGroup], classes: CostClasses, shapes: Shapes) -> CostTerms:
-    """Floating-point parameters; a tensor that several nodes read counts once."""
+    """Parameters; a tensor that several nodes read counts once."""
     builder = _TermBuilder(channels, groups, classes)
     counted: set[int] = set()
 
@@ -122,7 +122,7 @@ def parameter_terms(channels: Channels, groups: Sequence[ChannelGroup], classes:
     for parameter in channels.parameters:
         tensor = parameter.node.inputs[parameter.input_index]
         value = channels.constant(tensor)
-        if value is not None and (count := float_count(value)) and is_new(tensor):
+        if value is not None and (count := parameter_count(value)) and is_new(tensor):
             builder.add(count, parameter.ids)
     return builder.build(total_parameters(channels.model))
 

@@ -23,6 +23,11 @@ def is_standard(node: gs.Node) -> bool:
     return node.domain in STANDARD_DOMAINS
 
 
+def operator_key(node: gs.Node) -> str:
+    """What tables of operators call the node's operator: "Conv", or with the domain in front "com.microsoft.FusedConv"."""
+    return str(node.op) if is_standard(node) else f"{node.domain}.{node.op}"
+
+
 def has_input(node: gs.Node, index: int) -> bool:
     """Whether the node is given its input number `index`; optional inputs may be absent or have an empty name."""
     return len(node.inputs) > index and bool(node.inputs[index].name)

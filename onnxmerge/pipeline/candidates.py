@@ -161,7 +161,7 @@ def _rewritten(
     observed = _observed(content, analysed, analysed.observed)
     if analysed.observed_otherwise is not None:
         _observed(content, analysed, analysed.observed_otherwise)
-    return model, content, size_of(model, shapes_of(observed), stored_bytes(content))
+    return model, content, size_of(model, {**analysed.shapes, **shapes_of(observed)}, stored_bytes(content))
 
 
 def _observed(content: ModelSource, analysed: AnalysedModel, reference: Observations) -> Observations:

@@ -220,10 +220,12 @@ def _plan_of(candidate: Candidate, pruning: PruningOptions) -> PlanFile:
 
 
 def _nothing_to_remove(model: Path, analysed: AnalysedModel) -> str:
-    """Why, on one line: the reason of a layer rather than that of a tensor."""
-    layers = {layer.name for layer in analysed.channels.layers}
-    refusals = sorted(analysed.channels.refusals, key=lambda refusal: refusal.where not in layers)
+    """Why, on one line: what the user can do, else the reason of the layer with the most parameters."""
+    refusals = analysed.channels.refusals
     if not refusals:
         return f"{model}: nothing can be removed: it has no Conv, ConvTranspose, Gemm or MatMul with weights in the file"
+    first = refusals[0]
+    if first.reason.has_cure:
+        return f"{model}: nothing can be removed: it is {first.text}"
     others = f", and {len(refusals) - 1} more reasons" if len(refusals) > 1 else ""
-    return f"{model}: nothing can be removed: {refusals[0].where}: {refusals[0].text}{others} (`onnxmerge inspect` lists them)"
+    return f"{model}: nothing can be removed: {first.where}: {first.text}{others} (`onnxmerge inspect` lists them)"

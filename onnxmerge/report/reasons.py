@@ -1,10 +1,11 @@
 """Refusals and notes with the same reason, together."""
 
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxmerge.errors import Refusal
-from onnxmerge.report.wording import as_command_line, printable, shortened
+from onnxmerge.report.wording import as_command_line, counted, percent, printable, shortened
 from onnxmerge.results import GroupResult
 
 
@@ -20,16 +21,22 @@ class SharedReason:
         Layers that keep all of their channels for this reason, or groups that it is a note on.
     obstacles : tuple of str
         Nodes and tensors that prevent the removal, where refusals name them.
+    parameters_share : float
+        Share of the model's parameters in the layers, 0 to 1.
     """
 
     text: str
     layers: tuple[str, ...]
     obstacles: tuple[str, ...]
+    parameters_share: float = 0.0
 
     def heading(self, width: int) -> str:
-        """The reason, and in parentheses the obstacle where it is the only one and the reason does not name it."""
+        """The reason; the obstacle where it is the only one and the reason does not name it; how many layers it holds for."""
         only = self.obstacles[0] if len(self.obstacles) == 1 and self.layers else ""
-        return f"{self.text} ({shortened(only, width)})" if only and printable(only) not in self.text else self.text
+        text = f"{self.text} ({shortened(only, width)})" if only and printable(only) not in self.text else self.text
+        if not self.parameters_share:
+            return text
+        return f"{text} - {counted(len(self.layers), 'layer')}, {percent(self.parameters_share)} of the parameters"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -38,13 +45,23 @@ class SharedReason:
 
 
 def reasons(refusals: Iterable[Refusal]) -> list[SharedReason]:
-    """Refusals with the same reason together, those that hold for most layers first.
+    """Refusals with the same reason together, as `Reason.order` says, the largest shares of the parameters first, then
+    those that hold for most layers.
 
     A refusal without an obstacle is about its own node. Beside refusals of the same reason that name an obstacle this node is
     one more obstacle; where none of them does it is a layer.
     """
-    found = _together((refusal.where, as_command_line(refusal.text), refusal.obstacle) for refusal in refusals)
-    return sorted(found, key=lambda reason: -len(reason.layers))
+    shares: dict[str, dict[str, float]] = defaultdict(dict)
+    order: dict[str, int] = {}
+    found = []
+    for refusal in refusals:
+        text = as_command_line(refusal.text)
+        found.append((refusal.where, text, refusal.obstacle))
+        shares[printable(text)][refusal.where] = refusal.parameters_share
+        order[printable(text)] = refusal.reason.order
+    shared = _together(found)
+    shared = [replace(each, parameters_share=sum(shares[each.text].get(name, 0.0) for name in each.layers)) for each in shared]
+    return sorted(shared, key=lambda each: (order[each.text], -each.parameters_share, -len(each.layers)))
 
 
 def notes(groups: Iterable[GroupResult]) -> list[SharedReason]:
