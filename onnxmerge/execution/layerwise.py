@@ -40,7 +40,7 @@ class LayerwiseRun:
     nodes : list of list of NodeProto
         By index what stands in the place of a node of the model.
     node_index : dict of str to int
-        First output of a node -> its index.
+        Output of a node -> its index.
     available : dict of str to int
         The tensors that `tensor` gives -> index of the last node that reads them.
     tensors : TensorStore
@@ -75,7 +75,7 @@ class LayerwiseRun:
 
     def __post_init__(self) -> None:
         self.nodes = [[node] for node in self.model.graph.node]
-        self.node_index = {node.output[0]: index for index, node in enumerate(self.model.graph.node)}
+        self.node_index = {name: index for index, node in enumerate(self.model.graph.node) for name in node.output}
         self._last_reader = {name: index for index, node in enumerate(self.model.graph.node) for name in tensors_read(node)}
         self._constant_names = {tensor.name for tensor in self.model.graph.initializer}
         self._constant_names |= {tensor.values.name for tensor in self.model.graph.sparse_initializer}

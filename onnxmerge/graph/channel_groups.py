@@ -131,6 +131,13 @@ class Channels:
         known = self.tensor_ids.get(tensor.name)
         return np.zeros((1,) * len(self.shape(tensor) or ()), np.int64) if known is None else known
 
+    def parameters_by_input(self) -> list[list[ChannelParameter]]:
+        """The per-channel constants, those together that are one input of a node with channels on several axes."""
+        found: dict[tuple[int, int], list[ChannelParameter]] = {}
+        for each in self.parameters:
+            found.setdefault((id(each.node), each.input_index), []).append(each)
+        return list(found.values())
+
     def kept_mask(self, kept: Iterable[tuple[ChannelGroup, np.ndarray]]) -> np.ndarray:
         """(id_count,) bool: which ids stay when each of these groups keeps the channels with the given indices."""
         mask = np.ones(self.id_count, bool)

@@ -93,6 +93,15 @@ class _TermBuilder:
         if total and product:
             self.terms.append((total / product, rows, columns))
 
+    def add_products(self, total: float, layer: Layer) -> None:
+        """What is in proportion to a layer's weight, and for recurrent layers to the weight of the state too."""
+        if layer.is_linear:
+            self.add(total, layer.out_ids, layer.in_ids)
+            return
+        inputs = layer.in_ids.size / (layer.in_ids.size + layer.units.size)
+        self.add(total * inputs, layer.out_ids, layer.in_ids)
+        self.add(total * (1.0 - inputs), layer.out_ids, layer.units)
+
     def sum(self) -> float:
         """What the terms so far cost with all channels."""
         return sum(weight * float((rows @ self.sizes) * (columns @ self.sizes)) for weight, rows, columns in self.terms)
@@ -119,11 +128,11 @@ def parameter_terms(channels: Channels, groups: Sequence[ChannelGroup], classes:
     for layer in channels.layers:
         if is_new(layer.node.inputs[layer.weight_input]):
             builder.add(layer.stored_weight.size, layer.out_ids, layer.in_ids)
-    for parameter in channels.parameters:
-        tensor = parameter.node.inputs[parameter.input_index]
+    for axes in channels.parameters_by_input():
+        tensor = axes[0].node.inputs[axes[0].input_index]
         value = channels.constant(tensor)
         if value is not None and (count := parameter_count(value)) and is_new(tensor):
-            builder.add(count, parameter.ids)
+            builder.add(count, *(each.ids for each in axes[:2]))
     return builder.build(total_parameters(channels.model))
 
 
@@ -134,7 +143,7 @@ def mac_terms(channels: Channels, groups: Sequence[ChannelGroup], classes: CostC
     for node in channels.model.graph.nodes:
         layer, macs = layers.get(id(node)), node_macs(node, shapes)
         if layer is not None:
-            builder.add(macs, layer.out_ids, layer.in_ids)
+            builder.add_products(macs, layer)
         elif macs:  # channels pass depthwise convolutions, and matrices that mix positions
             builder.add(macs, channels.ids(node.outputs[0]))
     return builder.build(total_macs(channels.model, shapes))
@@ -154,7 +163,7 @@ def time_terms(
         layer, time = layers.get(id(node)), node_time(node, shapes, laid_out, block, repeats)
         total += time.total
         if layer is not None:
-            builder.add(time.product, layer.out_ids, layer.in_ids)
+            builder.add_products(time.product, layer)
             builder.add(time.written, layer.out_ids)
         elif time.total:
             builder.add(time.product + time.written, channels.ids(node.outputs[0]))

@@ -71,7 +71,7 @@ def downstream_affine_of(channels: Channels, layer: Layer, matched: Mapping[str,
     scale: np.ndarray | None = None
     shift: np.ndarray | None = None
     added: str | None = None
-    while len(tensor.outputs) == 1 and tensor not in outputs:
+    while layer.is_linear and len(tensor.outputs) == 1 and tensor not in outputs:
         node = tensor.outputs[0]
         if not is_standard(node):
             break

@@ -14,10 +14,13 @@ from onnxmerge.graph.channel_ids import Ids
 from onnxmerge.graph.nodes import node_name
 from onnxmerge.onnxio import surgeon as gs
 
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+"""Recurrent layers, and how many rows of their weights each unit of the state has."""
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A Conv, ConvTranspose, Gemm, MatMul or Einsum with a constant weight: the channels that enter it end, new ones start.
+    """A node with a constant weight, such as Conv, Gemm, MatMul or LSTM: the channels that enter it end, new ones start.
 
     Attributes
     ----------
@@ -27,7 +30,8 @@ class Layer:
         Which of the node's inputs is the weight.
     layout : str
         "conv" (out, in / groups, *kernel), "conv_transpose" (in, out / groups, *kernel), "rows" (..., out, in) or
-        "columns" (..., in, out) with leading axes of extent 1; a vector is one column.
+        "columns" (..., in, out) with leading axes of extent 1; a vector is one column. "gates" (directions, out /
+        directions, in): what a recurrent layer multiplies its inputs with, each unit of the state once for each gate.
     in_ids : ndarray of shape (groups, inputs per group)
         Channel ids that it reads, 0 where no channel can go.
     out_ids : ndarray of shape (groups, outputs per group)
@@ -54,8 +58,8 @@ class Layer:
 
     @property
     def key(self) -> str:
-        """The tensor that the node writes: unique in a model, which names of nodes need not be."""
-        return str(self.node.outputs[0].name)
+        """The first tensor that the node writes: unique in a model, which names of nodes need not be."""
+        return next(str(output.name) for output in self.node.outputs if output.name)
 
     @property
     def name(self) -> str:
@@ -79,8 +83,18 @@ class Layer:
 
     @property
     def takes_bias(self) -> bool:
-        """Whether its operator has a bias, input 2; to others an Add behind them adds it."""
-        return self.node.op not in ("MatMul", "Einsum")
+        """Whether its operator has a bias, input 2; to others an Add behind them adds it, or to recurrent ones their input 3."""
+        return self.node.op not in ("MatMul", "Einsum") and self.is_linear
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it writes what its weight gives, and no function of that: all but recurrent layers."""
+        return self.layout != "gates"
+
+    @property
+    def units(self) -> Ids:
+        """(units,) ids of the state of a recurrent layer, of which `out_ids` has each once for each gate and direction."""
+        return self.out_ids[0, : self.stored_weight.shape[1] // GATES[self.node.op]]
 
     @property
     def bias_shape(self) -> tuple[int, ...]:
@@ -146,6 +160,8 @@ class Layer:
             return weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
         if self.layout == "conv_transpose":
             return weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1).swapaxes(1, 2)
+        if self.layout == "gates":
+            return weight.reshape(1, -1, weight.shape[2], 1)
         matrix = weight.reshape(weight.shape[-2:] if weight.ndim > 1 else (-1, 1))
         return (matrix if self.layout == "rows" else matrix.T)[None, :, :, None]
 
@@ -156,6 +172,8 @@ class Layer:
             return array.reshape(groups * outputs, inputs, *self.kernel_shape)
         if self.layout == "conv_transpose":
             return array.swapaxes(1, 2).reshape(groups * inputs, outputs, *self.kernel_shape)
+        if self.layout == "gates":
+            return array.reshape(len(self.stored_weight), -1, inputs)
         matrix = array[0, :, :, 0]
         matrix = np.ascontiguousarray(matrix if self.layout == "rows" else matrix.T)
         leading = self.stored_weight.shape[:-2]

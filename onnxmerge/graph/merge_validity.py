@@ -113,6 +113,8 @@ class _PathChecker:
     def _start(self, number: int) -> _Affine:
         """What a producer writes, before anything that follows."""
         producer = self.group.producers[number]
+        if not producer.layer.is_linear:
+            raise _NotValid(Reason.NOT_HOMOGENEOUS, producer.node)
         bias = _producer_bias(self.channels, producer)
         if bias is None:
             raise _NotValid(Reason.BIAS_NOT_PER_CHANNEL, producer.node)

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from onnxmerge.graph.cost import shape_of
+from onnxmerge.graph.layers import GATES
 from onnxmerge.graph.layouts import ALIGNMENT, Layouts, is_blocked, is_depthwise
 from onnxmerge.graph.nodes import is_standard
 from onnxmerge.graph.tensor_facts import Shapes
@@ -179,5 +180,13 @@ def _matrix(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: in
     return cost.matrix * rows * contracted * filled(outputs, block), 0.0
 
 
+def _recurrent(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int, cost: Constants) -> tuple[float, float]:
+    inputs_and_units = weight[2] + weight[1] // GATES[node.op]
+    return cost.matrix * math.prod(read[:2]) * weight[0] * weight[1] * inputs_and_units, 0.0
+
+
 _Rule = Callable[[gs.Node, Shape, Shape, Shape, int, Constants], tuple[float, float]]
-_RULES: dict[str, _Rule] = {"Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _matrix, "MatMul": _matrix}
+_RULES: dict[str, _Rule] = {
+    **{"Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _matrix, "MatMul": _matrix},
+    **dict.fromkeys(GATES, _recurrent),
+}

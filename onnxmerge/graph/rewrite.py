@@ -106,7 +106,7 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
     filled = {layer.key for layer in channels.layers if _is_filled(layer)}
     replacements = {key: each for key, each in replacements.items() if key not in filled}
     weights = [(layer, _new_weight(layer, kept, replacements)) for layer in channels.layers]
-    parameters = [(each, new) for each in channels.parameters if (new := _new_parameter(each, kept)) is not None]
+    parameters = [(each[0], new) for each in channels.parameters_by_input() if (new := _new_parameter(each, kept)) is not None]
     edits = list(_node_edits(kept))
     model = fresh_copy(channels.model)
     copies = {id(old): new for old, new in zip(channels.model.graph.nodes, model.graph.nodes, strict=True)}
@@ -160,13 +160,16 @@ def _new_weight(layer: Layer, kept: KeptChannels, replacements: Mapping[str, Rep
     return layer.stored(np.stack([weight[g][out_mask[g]][:, in_mask[g]] for g in range(len(weight))]))
 
 
-def _new_parameter(parameter: ChannelParameter, kept: KeptChannels) -> np.ndarray | None:
-    """A per-channel constant without the entries of removed channels; None where none are removed."""
-    tensor = parameter.node.inputs[parameter.input_index]
-    value, removed = kept.facts.constant(tensor), kept.kept_along_an_axis(parameter.ids, tensor.name)
+def _new_parameter(axes: Sequence[ChannelParameter], kept: KeptChannels) -> np.ndarray | None:
+    """A per-channel constant without the entries of removed channels; None where none are removed. axes: it, for each axis."""
+    tensor = axes[0].node.inputs[axes[0].input_index]
+    value = kept.facts.constant(tensor)
     if value is None:
-        raise ValueError(f"input {parameter.input_index} of {node_name(parameter.node)} is no constant")
-    return None if removed is None else np.ascontiguousarray(np.compress(removed[1], value, removed[0]))
+        raise ValueError(f"input {axes[0].input_index} of {node_name(axes[0].node)} is no constant")
+    found = [removed for each in axes if (removed := kept.kept_along_an_axis(each.ids, tensor.name)) is not None]
+    for axis, mask in found:
+        value = np.compress(mask, value, axis)
+    return np.ascontiguousarray(value) if found else None
 
 
 def _depth_multiplier(parameter: ChannelParameter) -> int:
@@ -249,6 +252,9 @@ class _GraphEditor:
 
     def add_bias(self, node: gs.Node, layer: Layer, bias: np.ndarray) -> None:
         """Add (out,) to the output of the node of a layer, in its own bias where it can have one."""
+        if not layer.is_linear:
+            self._add_to_gates(node, bias)
+            return
         if not layer.takes_bias:
             self._add_behind(node, bias.reshape(layer.bias_shape))
             return
@@ -258,6 +264,17 @@ class _GraphEditor:
         if node.op == "Gemm":
             node.attrs["beta"] = 1.0
         self.set_input(node, 2, total.astype(self._dtype(node)))
+
+    def _add_to_gates(self, node: gs.Node, bias: np.ndarray) -> None:
+        """Add to the first half of the bias of a recurrent layer, (directions, 2 gates units)."""
+        weight = constant_value(self.model, node.inputs[1])
+        old = constant_value(self.model, node.inputs[3]) if has_input(node, 3) else None
+        if weight is None:
+            raise ValueError(f"the weight of {node_name(node)} is computed")
+        total = np.zeros((weight.shape[0], 2, weight.shape[1])) if old is None else old.astype(np.float64)
+        total = total.reshape(weight.shape[0], 2, weight.shape[1])
+        total[:, 0] += bias.reshape(weight.shape[:2])
+        self.set_input(node, 3, total.reshape(weight.shape[0], -1).astype(weight.dtype))
 
     def _dtype(self, node: gs.Node) -> np.dtype:
         """The type that a layer computes in."""

@@ -59,8 +59,14 @@ def kept_weights(layer: Layer, kept: np.ndarray, stored_weight: np.ndarray | Non
 
 
 def bias_of(channels: Channels, layer: Layer) -> np.ndarray:
-    """(out,) float64: what the layer's own bias adds to its output, Gemm's beta included; zeros without one."""
+    """(out,) float64: what the layer's own bias adds to its output, Gemm's beta included; zeros without one.
+
+    Of a recurrent layer the whole of its bias, (directions * 2 * gates * units,).
+    """
     node, count = layer.node, layer.out_ids.size
+    if not layer.is_linear:
+        value = channels.constant(node.inputs[3]) if has_input(node, 3) else None
+        return np.zeros(2 * count) if value is None else value.astype(np.float64).reshape(-1)
     if not layer.takes_bias or not has_input(node, 2):
         return np.zeros(count)
     value = channels.constant(node.inputs[2])
@@ -88,6 +94,17 @@ def full_replacement(layer: Layer, kept: np.ndarray, weights: Sequence[np.ndarra
     for g, weight in enumerate(weights):
         full[g][:, kept[g]] = weight / layer.alpha
     return Replacement(layer.stored(full).astype(layer.stored_weight.dtype), bias)
+
+
+def mixed_replacement(layer: Layer, kept: np.ndarray, covariance: Covariance) -> Replacement:
+    """Channel mixing with the bias that keeps the mean of every output; kept (groups, inputs per group) bool."""
+    weights = mixed_weights(layer, kept, covariance)
+    means = covariance.mean_x[layer.channel_of].reshape(layer.groups, -1)
+    shifts = [
+        (layer.alpha * full.sum(-1)) @ mean - weight.sum(-1) @ mean[own]
+        for full, weight, mean, own in zip(layer.weight, weights, means, kept, strict=True)
+    ]
+    return full_replacement(layer, kept, weights, np.concatenate(shifts))
 
 
 def replace_layer(run: LayerwiseRun, layer: Layer, replacement: Replacement, own_bias: np.ndarray) -> None:
@@ -120,6 +137,8 @@ def replacement_nodes(
         The weight and the bias that they read, by name.
     """
     new = deepcopy(node)
+    if not layer.is_linear:
+        return _recurrent_nodes(new, layer, replacement, own_bias)
     weight_name, bias_name, product_name = (f"{layer.key}//{part}" for part in ("weight", "bias", "product"))
     dtype = replacement.weight.dtype
     bias = (own_bias + (0.0 if replacement.bias is None else replacement.bias)).astype(dtype)
@@ -135,3 +154,38 @@ def replacement_nodes(
     del new.input[2:]
     new.input.append(bias_name)
     return [new], {weight_name: replacement.weight, bias_name: bias}
+
+
+def _recurrent_nodes(
+    new: NodeProto, layer: Layer, replacement: Replacement, own_bias: np.ndarray
+) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
+    """The same for a recurrent layer: what is added to its bias goes to the half that belongs to the inputs."""
+    weight_name, bias_name = f"{layer.key}//weight", f"{layer.key}//bias"
+    directions, rows, _ = layer.stored_weight.shape
+    bias = own_bias.reshape(directions, 2, rows).copy()
+    if replacement.bias is not None:
+        bias[:, 0] += np.broadcast_to(replacement.bias, directions * rows).reshape(directions, rows)
+    new.input.extend([""] * (4 - len(new.input)))
+    new.input[1], new.input[3] = weight_name, bias_name
+    constants = {weight_name: replacement.weight, bias_name: bias.reshape(directions, -1).astype(replacement.weight.dtype)}
+    return [new], constants
+
+
+def state_weights(channels: Channels, layer: Layer, kept: np.ndarray) -> dict[str, np.ndarray]:
+    """What the units of a recurrent layer read of one another, zero for removed ones, by its name in a run that holds it.
+
+    kept: (number of ids,) bool.
+    """
+    value = channels.constant(layer.node.inputs[2])
+    if value is None:
+        raise ValueError(f"the weight of the state of {layer.name} is computed")
+    return {f"{layer.key}//state": value * kept[layer.units].astype(value.dtype)}
+
+
+def remove_states(run: LayerwiseRun, channels: Channels, kept: np.ndarray, layers: Sequence[Layer]) -> None:
+    """Put the `state_weights` of the recurrent ones among the layers into a run that has not passed them yet."""
+    for layer in [layer for layer in layers if not layer.is_linear]:
+        weights, index = state_weights(channels, layer, kept), run.node_index[layer.key]
+        new = deepcopy(run.nodes[index][0])
+        (new.input[2],) = weights
+        run.replace_node(index, [new], weights)

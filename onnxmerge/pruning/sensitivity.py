@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxmerge.algorithms.moments import Covariance
 from onnxmerge.evaluation.fidelity import compare_outputs
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.execution.tensor_specs import Feeds, batch_size
@@ -22,9 +21,11 @@ from onnxmerge.pruning.consumer_update import (
     bias_of,
     full_replacement,
     kept_weights,
-    mixed_weights,
+    mixed_replacement,
+    remove_states,
     replace_layer,
     replacement_nodes,
+    state_weights,
 )
 from onnxmerge.pruning.kept_counts import kept_count
 from onnxmerge.pruning.layer_statistics import LayerStatistics
@@ -89,7 +90,7 @@ def measure_sensitivities(
     count = int(np.clip(MAC_BUDGET / max(1, macs * len(groups) * len(REMOVED_SHARES)), MIN_INPUTS, MAX_INPUTS))
     batches = _first_batches(statistics.inputs.batches(count), count)
     run = LayerwiseRun(deepcopy(statistics.reference.matched), batches, context.threads, context.folder)
-    first = {group.name: min((context.node_index[each.key] for each in group.consumers), default=-1) for group in groups}
+    first = {group.name: min((context.node_index[key] for key in _changed_layers(group)), default=-1) for group in groups}
     read = sorted((group for group in groups if group.consumers), key=lambda group: first[group.name])
     sensitivities: dict[str, tuple[Sensitivity, ...]] = {group.name: () for group in groups}
     for number, group in enumerate(read):
@@ -99,6 +100,11 @@ def measure_sensitivities(
         sensitivities[group.name] = tuple(Sensitivity(share, kept, rest.loss(removal)) for share, kept, removal in levels)
         context.progress("sensitivities", (number + 1) / len(read))
     return sensitivities
+
+
+def _changed_layers(group: ChannelGroup) -> list[str]:
+    """Keys of the layers that compute something else without some channels of a group: consumers, and recurrent producers."""
+    return [each.key for each in (*group.consumers, *group.producers) if each in group.consumers or not each.layer.is_linear]
 
 
 def _levels(group: ChannelGroup) -> dict[int, float]:
@@ -140,7 +146,9 @@ class _RestOfModel:
         self.run, self.sizes = run, sizes
         self.layers = [consumer.layer for consumer in group.consumers]
         self.own_bias = {layer.key: bias_of(self.channels, layer) for layer in self.layers}
-        constants: dict[str, np.ndarray] = {}
+        self.states = [producer.layer for producer in group.producers if not producer.layer.is_linear]
+        remove_states(run, self.channels, self.channels.kept_mask([]), self.states)
+        constants = self._state_constants(self.channels.kept_mask([]))
         for layer in self.layers:
             all_inputs = np.ones(layer.in_ids.shape, bool)
             same = full_replacement(layer, all_inputs, kept_weights(layer, all_inputs), np.zeros(1))
@@ -152,7 +160,7 @@ class _RestOfModel:
     def loss(self, removal: Removal) -> float:
         """1 - fidelity of the output that suffers most from a removal."""
         kept, merged = self.channels.kept_mask([(removal.group, removal.kept)]), absorbed([removal])
-        constants: dict[str, np.ndarray] = {}
+        constants = self._state_constants(kept)
         for layer in self.layers:
             kept_inputs = kept[layer.in_ids]
             if removal.method == "reconstruct":
@@ -166,18 +174,10 @@ class _RestOfModel:
         outputs, _ = compare_outputs(runs, self.session.output_names)
         return max(float(np.clip(1.0 - output.fidelity, 0.0, LARGEST_LOSS)) for output in outputs)
 
+    def _state_constants(self, kept: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: value for layer in self.states for name, value in state_weights(self.channels, layer, kept).items()}
+
     def _constants(self, layer: Layer, replacement: Replacement) -> dict[str, np.ndarray]:
         """The constants of a replaced layer by the names that they have in the run."""
         node = self.run.nodes[self.run.node_index[layer.key]][0]
         return replacement_nodes(node, layer, replacement, self.own_bias[layer.key])[1]
-
-
-def mixed_replacement(layer: Layer, kept: np.ndarray, covariance: Covariance) -> Replacement:
-    """Channel mixing with the bias that keeps the mean of every output; kept (groups, inputs per group) bool."""
-    weights = mixed_weights(layer, kept, covariance)
-    means = covariance.mean_x[layer.channel_of].reshape(layer.groups, -1)
-    shifts = [
-        (layer.alpha * full.sum(-1)) @ mean - weight.sum(-1) @ mean[own]
-        for full, weight, mean, own in zip(layer.weight, weights, means, kept, strict=True)
-    ]
-    return full_replacement(layer, kept, weights, np.concatenate(shifts))

@@ -16,7 +16,15 @@ from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Removal, Replacement
-from onnxmerge.pruning.consumer_update import bias_of, full_replacement, kept_weights, mixed_weights, replace_layer
+from onnxmerge.pruning.consumer_update import (
+    bias_of,
+    full_replacement,
+    kept_weights,
+    mixed_replacement,
+    mixed_weights,
+    remove_states,
+    replace_layer,
+)
 from onnxmerge.statistics.consumer_moments import ConsumerSamples
 from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext
 
@@ -65,6 +73,7 @@ def solve_consumers(
     if not layers:
         return {}
     runs = context.run_of(statistics.matched), context.run_of(deepcopy(statistics.matched))
+    remove_states(runs[1], context.channels, kept, [layer for layer in context.channels.layers if not kept[layer.out_ids].all()])
     replacements: dict[str, Replacement] = {}
     for number, layer in enumerate(layers):
         index = context.node_index[layer.key]
@@ -81,7 +90,7 @@ def solve_consumers(
 def _is_updated(context: RunContext, statistics: ReferenceStatistics, layer: Layer, kept: np.ndarray) -> bool:
     """Whether a layer behind the first removal loses inputs or is refitted."""
     is_refitted = not context.synthetic or statistics.downstream[layer.key].is_followed
-    return not kept[layer.in_ids].all() or (is_refitted and layer.key not in statistics.shared_weight_keys)
+    return not kept[layer.in_ids].all() or (is_refitted and layer.is_linear and layer.key not in statistics.shared_weight_keys)
 
 
 class _LayerUpdate:
@@ -99,6 +108,8 @@ class _LayerUpdate:
     def solve(self) -> Replacement:
         """Solve against the reference's outputs; where a ReLU follows, solve once more for what passes it."""
         layer = self.layer
+        if not layer.is_linear:
+            return self._put(mixed_replacement(layer, self.kept, self.covariance))
         mixed = mixed_weights(layer, self.kept, self.covariance)
         if not layer.has_patches or not fits_in_memory(int(self.kept[0].sum()) * layer.kernel_size):
             return self._with_means_kept(mixed)
@@ -161,7 +172,10 @@ class _LayerUpdate:
 
     def _replace(self, weights: list[np.ndarray], bias: np.ndarray) -> Replacement:
         """Put weights of the kept inputs, and what is added to the layer's bias, into the compressed run."""
-        replacement = full_replacement(self.layer, self.kept, weights, bias)
+        return self._put(full_replacement(self.layer, self.kept, weights, bias))
+
+    def _put(self, replacement: Replacement) -> Replacement:
+        """Put a replacement into the compressed run."""
         replace_layer(self.compressed, self.layer, replacement, self.own_bias)
         return replacement
 

@@ -44,8 +44,8 @@ class RunContext:
 
     @cached_property
     def node_index(self) -> dict[str, int]:
-        """First output of a node -> its position."""
-        return {node.output[0]: at for at, node in enumerate(self.model.graph.node)}
+        """Output of a node -> its position."""
+        return {name: at for at, node in enumerate(self.model.graph.node) for name in node.output}
 
     def run_of(self, model: ModelProto) -> LayerwiseRun:
         """A run of a model on the batches, before its first node; `replace_node` changes the model."""

@@ -156,6 +156,8 @@ def are_solved_copies(copies: Copies, folder: Path, result: Compression) -> bool
     if any(group.method != "reconstruct" for group in result.groups):
         return False  # consumers that share a weight are not solved
     channels = analysed(copies.graph, folder).channels
+    if any(not link.layer.is_linear for group in channels.groups for link in group.producers):
+        return False  # what units of a state read of one another is not solved
     consumers = [(group.name, link) for group in channels.groups if group.name in copies.pairs for link in group.consumers]
     names = tuple(dict.fromkeys(link.layer.source for _, link in consumers))
     feeds = copies.graph.feeds()

@@ -14,7 +14,8 @@ import onnx
 from onnx import helper, numpy_helper
 from running import run
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
+RECURRENT = ("LSTM", "GRU", "RNN")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", *RECURRENT)
 
 
 class NotAPart(Exception):
@@ -29,6 +30,11 @@ class Layer:
     weight_input: int
     weight_axis: int
     axis_from_end: int
+
+    @property
+    def weights(self) -> list[str]:
+        """The tensors that the masks are read from."""
+        return list(self.node.input[1:3]) if self.node.op_type in RECURRENT else [self.node.input[self.weight_input]]
 
     @property
     def data_input(self) -> int:
@@ -69,6 +75,8 @@ def layers_of(model: onnx.ModelProto) -> dict[str, Layer]:
             found[node.output[0]] = Layer(node, 0, -1, 2)
         elif node.op_type == "Einsum":
             found[node.output[0]] = Layer(node, 1, *einsum_axes(node))
+        elif node.op_type in RECURRENT:
+            found[next(filter(None, node.output))] = Layer(node, 1, 2, 1)
         elif node.input[1] in constants:
             axes = {"Conv": (1, 0), "ConvTranspose": (0, 0), "MatMul": (-2, 1)}
             gemm = (1 if attribute(node, "transB", 0) else 0, 2 if attribute(node, "transA", 0) else 1)
@@ -106,15 +114,27 @@ def read_channels(layer: Layer, old: np.ndarray, new: np.ndarray) -> np.ndarray:
     return mask
 
 
+def without_states(name: str, old: np.ndarray, new: np.ndarray) -> onnx.TensorProto:
+    """What the units of a recurrent layer read of one another, zero for those that the pruned model has no more."""
+    (columns,) = {tuple(each) for each in np.unravel_index(origin(old, new), old.shape)[2].reshape(-1, new.shape[2])}
+    return numpy_helper.from_array(old * np.isin(np.arange(old.shape[2]), columns).astype(old.dtype), name)
+
+
 def masked(model: onnx.ModelProto, small: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
     """The reference with zeros for every channel that a layer of the pruned model reads no more."""
     before, after = layers_of(model), layers_of(small)
     before = {key: layer for key, layer in before.items() if key in after}
-    old = values_of(model, feeds, {layer.node.input[layer.weight_input] for layer in before.values()})
-    new = values_of(small, feeds, {after[key].node.input[after[key].weight_input] for key in before})
+    old, new = (
+        values_of(one, feeds, {name for layer in layers for name in layer.weights})
+        for one, layers in ((model, before.values()), (small, [after[key] for key in before]))
+    )
     result = onnx.ModelProto.FromString(model.SerializeToString())
     nodes = {name: node for node in result.graph.node for name in node.output if name}
     for number, (key, layer) in enumerate(before.items()):
+        if layer.node.op_type in RECURRENT:
+            states = (old[layer.node.input[2]], new[after[key].node.input[2]])
+            result.graph.initializer.append(without_states(f"states_{number}", *states))
+            nodes[key].input[2] = f"states_{number}"
         weight, kept = old[layer.node.input[layer.weight_input]], new[after[key].node.input[after[key].weight_input]]
         if weight.shape == kept.shape and np.array_equal(weight, kept):
             continue

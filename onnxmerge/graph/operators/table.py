@@ -13,6 +13,7 @@ from onnxmerge.graph.nodes import is_standard
 from onnxmerge.graph.operators import batchnorm_pooling as channelwise
 from onnxmerge.graph.operators import conv_gemm_matmul as layers
 from onnxmerge.graph.operators import elementwise, unsupported
+from onnxmerge.graph.operators import recurrent as states
 from onnxmerge.graph.operators import reductions_softmax as mixing
 from onnxmerge.graph.operators import reshape_transpose_concat as layout
 from onnxmerge.graph.operators import resize_pad_expand as extents
@@ -71,6 +72,7 @@ OPERATORS = _table(
     ("Gemm", Operator(layers.gemm)),
     ("MatMul", Operator(layers.matmul, scaling.homogeneous_in_all)),  # of channels that pass it
     ("Einsum", Operator(layers.einsum, scaling.homogeneous_in_all)),
+    ("LSTM GRU RNN", Operator(states.recurrent, edit=states.edit_recurrent)),
     # elementwise, one input
     ("Identity", Operator(elementwise.unary, scaling.identity)),
     ("Dropout", Operator(elementwise.unary, scaling.dropout)),
@@ -120,7 +122,7 @@ OPERATORS = _table(
     ("Constant Range RandomNormal RandomUniform", _NO_CHANNELS),
     ("Size EyeLike RandomNormalLike RandomUniformLike", Operator(sizes.reads_size)),
     # known to mix, or not followed
-    ("LSTM GRU RNN Attention Det NonMaxSuppression", _MIXES),
+    ("Attention Det NonMaxSuppression", _MIXES),
     ("NonZero Compress GatherElements GatherND ScatterElements ScatterND Scatter OneHot Unique ReverseSequence", _NOT_FOLLOWED),
     ("GridSample RoiAlign If Loop Scan SequenceConstruct SequenceAt SplitToSequence ConcatFromSequence", _NOT_FOLLOWED),
     ("QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul", Operator(unsupported.quantised)),
