@@ -43,6 +43,7 @@ class Reason(Enum):
 
     # of the whole file, and what to do
     QUANTISED = "quantised: compress the float model first, then quantise the result"
+    BLOCKED_LAYOUT = "in ONNX Runtime's layout for one kind of processor (nchwc): optimise at level extended at most, or later"
     # channels that meet something which cannot shrink
     GRAPH_OUTPUT = "written to the graph output {output}"
     MIXES_CHANNELS = "{operator} mixes channels"
@@ -107,7 +108,7 @@ class Reason(Enum):
     @property
     def has_cure(self) -> bool:
         """Whether another file of the same network can be compressed; the text says which."""
-        return self is Reason.QUANTISED
+        return self in (Reason.QUANTISED, Reason.BLOCKED_LAYOUT)
 
     @property
     def order(self) -> int:

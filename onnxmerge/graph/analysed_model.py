@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx.inliner
+from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxmerge.errors import ModelError, one_line
 from onnxmerge.execution.example_feeds import random_values
@@ -20,6 +21,7 @@ from onnxmerge.graph.tensor_facts import Shapes, TensorFacts
 from onnxmerge.onnxio.finite import is_finite, weights_not_finite
 from onnxmerge.onnxio.model import Model, from_proto
 from onnxmerge.onnxio.model_files import TemporaryModel, load, stored_bytes
+from onnxmerge.onnxio.unfusing import is_fused, unfused
 from onnxmerge.results import InputShape, Size
 
 
@@ -96,6 +98,13 @@ def analyse_model(path: Path, max_memory: int | None = None, given: GivenShapes 
         temporary = TemporaryModel(model)
         source = temporary.path
     runs = first_observations(source, model.proto, label=path.name, max_memory=max_memory, given=given)
+    if any(map(is_fused, model.proto.graph.node)):
+        tensors = {name: (len(seen.shape), seen.dtype) for name, seen in runs.first.items()}
+        stored = model.proto.graph.initializer
+        tensors |= {each.name: (len(each.dims), tensor_dtype_to_np_dtype(each.data_type)) for each in stored}
+        model = from_proto(unfused(model.proto, tensors), model.path)
+        temporary = TemporaryModel(model)
+        runs = first_observations(temporary.path, model.proto, label=path.name, max_memory=max_memory, given=given)
     observed, observed_otherwise, _ = runs
     observed = {**observed, **body_observations(model, observed)}
     shapes = shapes_of(observed)

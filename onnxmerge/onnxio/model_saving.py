@@ -18,7 +18,7 @@ from onnxmerge.onnxio.model_files import write_model
 from onnxmerge.onnxio.quiet import nothing_on_stdout
 from onnxmerge.onnxio.side_files import check_output_file
 from onnxmerge.onnxio.storage import fits_one_message
-from onnxmerge.onnxio.validation import PROTOBUF_LIMIT_BYTES
+from onnxmerge.onnxio.validation import PROTOBUF_LIMIT_BYTES, in_known_domains
 from onnxmerge.onnxio.work_folder import WorkFolder, taking_turns
 
 
@@ -65,8 +65,10 @@ def _check(model: Model, draft: Path) -> None:
     So it is where it does not pass itself, or where it declares shapes of its outputs that it does not compute, which shows only
     when sizes that it had computed have become constants.
     """
+    is_extended = in_known_domains(model.proto) is not None
+    checked = in_known_domains(onnx.load(draft, load_external_data=False)) if is_extended else None
     try:
-        onnx.checker.check_model(str(draft), full_check=True)
+        onnx.checker.check_model(checked or str(draft), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
         original, undeclared = (export_without_weights(each) for each in (from_proto(model.proto, model.path), model))
         for output in undeclared.graph.output:
@@ -74,7 +76,7 @@ def _check(model: Model, draft: Path) -> None:
                 output.type.tensor_type.ClearField("shape")
         if _passes(original) and not _passes(undeclared):
             raise
-        onnx.checker.check_model(str(draft))
+        onnx.checker.check_model(checked or str(draft))
 
 
 def _passes(proto: ModelProto) -> bool:

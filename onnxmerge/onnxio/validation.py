@@ -7,6 +7,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError, Message
 from onnx import GraphProto, ModelProto, TensorProto
+from onnx.helper import make_tensor_value_info
 
 from onnxmerge.errors import ModelError, one_line
 from onnxmerge.onnxio.external_data import is_external
@@ -15,6 +16,7 @@ from onnxmerge.onnxio.tensors import check_data
 from onnxmerge.onnxio.traversal import bodies_of, graph_and_bodies, stored_tensors
 
 PROTOBUF_LIMIT_BYTES = 2**31  # what protobuf can parse
+_LAYER_NORMALIZATION = 17  # the opset that has it first
 
 
 def read_checked(path: Path) -> ModelProto:
@@ -67,9 +69,29 @@ def _check(proto: ModelProto, path: Path) -> None:
         check_data(tensor, path.parent)
     try:
         with nothing_on_stdout():
-            onnx.checker.check_model(str(path))
+            onnx.checker.check_model(in_known_domains(proto) or str(path))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise ModelError(f"not a valid ONNX model: {one_line(error)}") from error
+
+
+def in_known_domains(proto: ModelProto) -> ModelProto | None:
+    """A stand-in for the checker, None where it needs none.
+
+    ONNX Runtime puts operators into ONNX's domain that its opset does not have. In the stand-in they are in a domain that is not
+    checked, and initializers, which are checked elsewhere, are inputs.
+    """
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    unknown = {"SimplifiedLayerNormalization", *(["LayerNormalization"] if opset < _LAYER_NORMALIZATION else [])}
+    if not any(node.op_type in unknown for graph in graph_and_bodies(proto.graph) for node in graph.node):
+        return None
+    copy = ModelProto.FromString(proto.SerializeToString())
+    for node in [node for graph in graph_and_bodies(copy.graph) for node in graph.node]:
+        node.domain = "com.microsoft" if node.op_type in unknown else node.domain
+    known = {value.name for value in copy.graph.input}
+    stored = [tensor for tensor in copy.graph.initializer if tensor.name not in known]
+    copy.graph.input.extend(make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in stored)
+    del copy.graph.initializer[:]
+    return copy
 
 
 def _check_text(message: Message) -> None:

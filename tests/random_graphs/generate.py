@@ -12,7 +12,7 @@ from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from running import run
 
-from . import blocks, elementwise, layers, layout, limited_sizes, mixing, shapes  # noqa: F401  # they register their steps
+from . import blocks, elementwise, layers, layout, limited_sizes, mixing, recurrent, shapes  # noqa: F401  # they register their steps
 from .graph import Dim, Graph, Skip, Value, declared
 from .layers import conv_of, dense, gemm_of, width
 from .layout import pooled

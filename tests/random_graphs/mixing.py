@@ -9,43 +9,19 @@ from .graph import Graph, Skip, Value
 from .steps import step
 
 
-@step(3, "tokens")
+@step(1.5, "tokens")
 def recurrent(g: Graph, x: Value) -> Value:
-    """LSTM, GRU or RNN over the tokens, in one direction or both, with or without what there is at the beginning."""
+    """LSTM, GRU or RNN over the tokens."""
     if x.rank != 3:
         raise Skip
-    name, hidden, directions = g.pick(["LSTM", "GRU", "RNN"]), g.pick([4, 7]), g.pick([1, 1, 2])
+    name, hidden = g.pick(["LSTM", "GRU", "RNN"]), 4
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[name] * hidden
     sequence = g.node("Transpose", x, perm=[1, 0, 2])
-    weights = g.weight(directions, gates, x.channels, fan_in=x.channels), g.weight(directions, gates, hidden, fan_in=hidden)
-    inputs = [g.array(g.small(directions, 2 * gates)) if g.chance(0.6) else ""]
-    if g.chance(0.5):
-        states = [first_state(g, x, directions, hidden) for _ in range(1 + (name == "LSTM"))]
-        inputs += ["", *states]
-        if name == "LSTM" and g.chance(0.5):
-            inputs += [g.array(g.small(directions, 3 * hidden))]
-    attributes = {"direction": "bidirectional"} if directions == 2 else g.pick([{}, {"direction": "reverse"}])
-    if name == "GRU" and g.chance(0.5):
-        attributes["linear_before_reset"] = 1
-    outs = 3 if name == "LSTM" else 2
-    found = g.node(name, sequence, *weights, *inputs, outs=outs, hidden_size=hidden, **attributes)
-    if directions == 2:
-        y = g.node("Reshape", g.node("Transpose", found[0], perm=[2, 0, 1, 3]), g.ints(0, 0, 2 * hidden))
-        return Value(y, x.with_channels(2 * hidden), 2)
-    y = Value(g.node("Transpose", g.with_axes("Squeeze", found[0], [1], 13), perm=[1, 0, 2]), x.with_channels(hidden), 2)
-    if g.chance(0.3):  # the last state, or the last cell, added to every step
-        y = g.apply("Add", y, g.node("Transpose", g.pick(found[1:]), perm=[1, 0, 2]))
-    return y
-
-
-def first_state(g: Graph, x: Value, directions: int, hidden: int) -> str:
-    """(directions, batch, hidden): zeros of that shape, or numbers that are the same for all of the batch."""
-    shape = g.node("Concat", g.ints(directions), g.slice(g.node("Shape", x), [0], [1], [0]), g.ints(hidden), axis=0)
-    way = g.pick(["zeros", "expanded", "constant"])
-    if way == "zeros" and g.opset >= 9:
-        return g.node("ConstantOfShape", shape)
-    number = g.array(g.small(directions, 1, 1 if way == "expanded" else hidden))
-    return g.node("Expand", number, shape) if g.opset >= 8 else g.node("Add", number, g.number(0.0))
+    weights = g.weight(1, gates, x.channels, fan_in=x.channels), g.weight(1, gates, hidden, fan_in=hidden)
+    bias = (g.array(g.small(1, 2 * gates)),) if g.chance(0.5) else ()
+    y = g.node(name, sequence, *weights, *bias, outs=2, hidden_size=hidden)[0]
+    y = g.node("Transpose", g.with_axes("Squeeze", y, [1], 13), perm=[1, 0, 2])
+    return Value(y, x.with_channels(hidden), 2)
 
 
 @step(2, "tokens")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from onnxmerge.errors import Refusal
 from onnxmerge.graph.channel_ids import Ids
 from onnxmerge.graph.channel_propagation import ChannelPropagation
-from onnxmerge.graph.nodes import is_standard
+from onnxmerge.graph.nodes import operator_key
 from onnxmerge.graph.operators import batchnorm_pooling as channelwise
 from onnxmerge.graph.operators import conv_gemm_matmul as layers
 from onnxmerge.graph.operators import elementwise, unsupported
@@ -82,16 +82,19 @@ OPERATORS = _table(
     ("Erf Exp Log Sqrt Reciprocal Floor Ceil Round Sign Not IsNaN IsInf", _UNARY),
     ("Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh", _UNARY),
     ("Clip Shrink ThresholdedRelu Bernoulli", _UNARY),
+    ("com.microsoft.Gelu com.microsoft.QuickGelu", _UNARY),
     # elementwise, several inputs
     ("Add Sub Sum Mean Max Min", Operator(elementwise.join, scaling.summation)),
     ("Mul Div", Operator(elementwise.join, scaling.product)),
     ("Pow Mod Where And Or Xor Equal Greater GreaterOrEqual Less LessOrEqual BitShift", Operator(elementwise.join)),
     ("PRelu", Operator(elementwise.join, scaling.prelu)),
+    ("com.microsoft.BiasGelu com.microsoft.FastGelu", Operator(elementwise.join)),
     # normalisation
     ("BatchNormalization", Operator(channelwise.batch_normalization, scaling.batch_normalization)),
     ("InstanceNormalization", Operator(channelwise.instance_normalization)),
     ("GroupNormalization", Operator(channelwise.group_normalization, edit=channelwise.edit_group_normalization)),
-    ("LayerNormalization RMSNormalization", Operator(mixing.layer_normalization)),
+    ("LayerNormalization RMSNormalization SimplifiedLayerNormalization", Operator(mixing.layer_normalization)),
+    ("com.microsoft.SkipLayerNormalization com.microsoft.SkipSimplifiedLayerNormalization", _MIXES),
     ("LRN MeanVarianceNormalization", Operator(mixing.mixes_along(mixing.all_but_batch))),
     ("LpNormalization TopK", Operator(mixing.mixes_along(mixing.axis_attribute(-1)))),
     ("ArgMax ArgMin", Operator(mixing.mixes_along(mixing.axis_attribute(0)))),
@@ -133,5 +136,5 @@ _UNKNOWN = Operator(unsupported.unknown)
 
 
 def operator_of(node: gs.Node) -> Operator:
-    """The row of a node's operator; an operator of another domain is unknown whatever its name."""
-    return OPERATORS.get(node.op, _UNKNOWN) if is_standard(node) else _UNKNOWN
+    """The row of a node's operator; one of another domain than ONNX's has that in its name."""
+    return OPERATORS.get(operator_key(node), _UNKNOWN)

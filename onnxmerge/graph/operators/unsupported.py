@@ -1,35 +1,25 @@
 """Propagation rules of operators that no channel passes."""
 
+import re
+
 from onnxmerge.errors import Reason, Refusal
 from onnxmerge.graph.channel_propagation import ChannelPropagation
 from onnxmerge.graph.nodes import is_standard, node_refusal
 from onnxmerge.onnxio import surgeon as gs
 
 # Operators of ONNX Runtime (domain com.microsoft) that compute with integers, by how their names begin.
-_QUANTISED = tuple(
-    [
-        "Quantize",
-        "Dequantize",
-        "DynamicQuantize",
-        "QLinear",
-        "QGemm",
-        "QAttention",
-        "QOrdered",
-        "QMoE",
-        "QEmbed",
-        "MatMulInteger",
-        "MatMulNBits",
-        "MatMulBnb4",
-        "GatherBlockQuantized",
-        "ConvInteger",
-    ]
+_QUANTISED = re.compile(
+    "Quantize|Dequantize|DynamicQuantize|QLinear|QGemm|QAttention|QOrdered|QMoE|QEmbed|MatMulInteger|MatMulNBits|MatMulBnb4"
+    "|GatherBlockQuantized|ConvInteger"
 )
 
 
 def unknown(propagation: ChannelPropagation, node: gs.Node) -> Refusal:
     """An operator that is not in the table."""
-    if node.domain == "com.microsoft" and node.op.startswith(_QUANTISED):
+    if node.domain == "com.microsoft" and _QUANTISED.match(node.op):
         return quantised(propagation, node)
+    if node.domain == "com.microsoft.nchwc":
+        return node_refusal(node, Reason.BLOCKED_LAYOUT)
     domain = "" if is_standard(node) else f" of domain {node.domain}"
     return node_refusal(node, Reason.UNKNOWN_OPERATOR, operator=f"{node.op}{domain}")
 
