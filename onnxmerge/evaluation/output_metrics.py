@@ -14,7 +14,9 @@ import numpy as np
 from onnxmerge.results import OutputFidelity
 
 _LARGEST_EXPONENT = 50.0  # of the factor of an interval, which says nothing then
-_ROUNDING_UNITS = 16.0  # machine epsilons by which values may vary and still count as constant
+# Machine epsilons by which values may vary and still count as constant, and from which share of their size on they do not. A
+# softmax in float32 that always gives the same class varies by a millionth: any error is billions of times that variance.
+_ROUNDING_UNITS, _CONSTANT_UNITS, _CONSTANT = 16.0, 1024.0, 1e-4
 
 
 @dataclass
@@ -190,10 +192,9 @@ class OutputMoments:
         """1 - error / variance of the reference over the inputs; where that is zero over the elements, and else its energy."""
         if not self.finite or not self.compared:
             return -math.inf
-        rounding = (_ROUNDING_UNITS * self.epsilon) ** 2 * self.energy
         over_inputs = sum(variance.squares for variance in self.variances.values())
         over_elements = sum(variance.over_elements for variance in self.variances.values())
-        total = next((value for value in (over_inputs, over_elements) if value > rounding), self.energy)
+        total = next((value for value in (over_inputs, over_elements) if value > self._least_variance), self.energy)
         if total == 0.0:
             return 1.0 if self.error == 0.0 else -math.inf
         return 1.0 - self.error / total
@@ -212,6 +213,18 @@ class OutputMoments:
         deviation = math.sqrt(count / (count - 1) * float(np.sum((errors / errors.sum() - weights) ** 2)))
         factor = math.exp(min(_student(count - 1) * deviation, _LARGEST_EXPONENT))
         return 1.0 - unexplained * factor, 1.0 - unexplained / factor
+
+    @property
+    def _least_variance(self) -> float:
+        """Up to which the reference counts as constant."""
+        share = max(_ROUNDING_UNITS * self.epsilon, min(_CONSTANT_UNITS * self.epsilon, _CONSTANT))
+        return share**2 * self.energy
+
+    @property
+    def _is_constant(self) -> bool:
+        """Whether the reference gave the same for all of several inputs."""
+        varies = sum(variance.squares for variance in self.variances.values()) > self._least_variance
+        return self.samples > 1 and self.energy > 0.0 and bool(self.variances) and not varies
 
     def result(self) -> OutputFidelity:
         """The metrics so far; where nothing was compared the fidelity is minus infinity."""
@@ -238,6 +251,7 @@ class OutputMoments:
             left_out=self.left_out,
             fidelity_low=low,
             fidelity_high=high,
+            is_constant=self._is_constant,
         )
 
 

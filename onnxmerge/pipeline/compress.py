@@ -159,7 +159,7 @@ def compress_file(
         refusals=found.candidate.refusals,
         fidelity=fidelity,
         latency=latency,
-        warnings=(*chosen_sizes(analysed.inputs), *warnings_of(found, latency, inputs[1], options)),
+        warnings=(*chosen_sizes(analysed.inputs), *warnings_of(found, analysed.size, fidelity, latency, inputs[1], options)),
         seconds=time.perf_counter() - started,
         seed=options.inputs.seed,
         versions=versions(),

@@ -5,12 +5,20 @@ from onnxmerge.pipeline.candidates import Candidate, SearchResult
 from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
 from onnxmerge.pruning.kept_counts import fast_multiple
-from onnxmerge.results import LatencyComparison
+from onnxmerge.results import Fidelity, LatencyComparison, Size
 from onnxmerge.results.fidelity import few_inputs
+
+LITTLE = 0.02
+"""Share of a model that is next to nothing: no runtime is measurably faster without it."""
 
 
 def warnings_of(
-    found: SearchResult, latency: LatencyComparison | None, checking: Inputs, options: CompressOptions
+    found: SearchResult,
+    original: Size,
+    fidelity: Fidelity | None,
+    latency: LatencyComparison | None,
+    checking: Inputs,
+    options: CompressOptions,
 ) -> tuple[str, ...]:
     """All warnings of a compression; what its figures say, that it is slower or far off, the verdict of a report says.
 
@@ -18,7 +26,9 @@ def warnings_of(
     ----------
     found : SearchResult
         The result, with the warnings of the search.
-    latency : LatencyComparison or None
+    original : Size
+        Of the model before.
+    fidelity, latency : Fidelity or None, LatencyComparison or None
         What was measured of it, None where it was not.
     checking : Inputs
         Inputs it was measured on.
@@ -27,9 +37,22 @@ def warnings_of(
     """
     return (
         *found.warnings,
+        *_next_to_nothing(found, original),
         *_missed_latency(found, latency, options),
         *_few_inputs(checking, options),
+        *_constant_outputs(fidelity),
     )
+
+
+def _next_to_nothing(found: SearchResult, original: Size) -> list[str]:
+    """Where hardly anything was removed, of parameters and of MACs: the reason that keeps the most."""
+    size = found.candidate.size
+    left = min(size.parameters / max(1, original.parameters), size.macs / max(1, original.macs))
+    if not found.candidate.groups or left < 1.0 - LITTLE:
+        return []
+    kept = max(found.candidate.refusals, key=lambda each: (-each.reason.order, each.parameters_share), default=None)
+    why = f"; {kept.where} keeps its channels: {kept.text}" if kept is not None and kept.where else ""
+    return [f"only {1.0 - left:.1%} of the model was removed{why}"]
 
 
 def _missed_latency(found: SearchResult, latency: LatencyComparison | None, options: CompressOptions) -> list[str]:
@@ -52,3 +75,10 @@ def odd_widths(candidate: Candidate, options: CompressOptions) -> str:
         return ""
     remedy = "try whole multiples" if options.pruning.plan is not None else "try `round_to=measured`"
     return f"{odd} of {len(candidate.groups)} groups keep counts that convolutions do not compute at once: {remedy}"
+
+
+def _constant_outputs(fidelity: Fidelity | None) -> list[str]:
+    names = [output.name for output in (() if fidelity is None else fidelity.outputs) if output.is_constant]
+    what = f"outputs {', '.join(names)} are" if len(names) > 1 else f"output {', '.join(names)} is"
+    cure = "what its fidelity says of other inputs is little; give `calibration` with inputs that it tells apart"
+    return [f"{what} the same for all inputs it was compared on: {cure}"] if names else []

@@ -76,6 +76,8 @@ def closeness(value: float) -> str:
     """A number that is 1 at best: four decimals, or near 1 its distance from 1."""
     if not math.isfinite(value):
         return str(value)
+    if value < -1000:
+        return f"{value:.1e}"
     return f"1 - {1 - value:.1e}" if 0.99995 <= value < 1 else f"{value:.4f}"
 
 

@@ -47,6 +47,8 @@ class OutputFidelity:
     fidelity_low, fidelity_high : float or None
         Ends of the 95 % interval of `fidelity` for other inputs of the same kind; None where a single input was compared, or
         where nothing differs.
+    is_constant : bool
+        Whether the reference gave the same for every input but for rounding: the variance is then taken over the elements.
     """
 
     name: str
@@ -65,6 +67,7 @@ class OutputFidelity:
     left_out: int
     fidelity_low: float | None = None
     fidelity_high: float | None = None
+    is_constant: bool = False
 
     @property
     def defect(self) -> str:
