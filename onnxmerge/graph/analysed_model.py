@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx.inliner
+from onnx import TensorProto
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxmerge.errors import ModelError, one_line
@@ -21,6 +22,7 @@ from onnxmerge.graph.tensor_facts import Shapes, TensorFacts
 from onnxmerge.onnxio.finite import is_finite, weights_not_finite
 from onnxmerge.onnxio.model import Model, from_proto
 from onnxmerge.onnxio.model_files import TemporaryModel, load, stored_bytes
+from onnxmerge.onnxio.traversal import stored_tensors
 from onnxmerge.onnxio.unfusing import is_fused, unfused
 from onnxmerge.results import InputShape, Size
 
@@ -97,7 +99,13 @@ def analyse_model(path: Path, max_memory: int | None = None, given: GivenShapes 
         model = _inlined(model)
         temporary = TemporaryModel(model)
         source = temporary.path
-    runs = first_observations(source, model.proto, label=path.name, max_memory=max_memory, given=given)
+    try:
+        runs = first_observations(source, model.proto, label=path.name, max_memory=max_memory, given=given)
+    except ModelError as error:
+        if any(tensor.data_type == TensorProto.BFLOAT16 for tensor in stored_tensors(model.proto)):
+            cure = "convert it to float32 or float16, compress that, and convert the result back"
+            raise ModelError(f"{path} is in bfloat16, which ONNX Runtime does not compute on the CPU: {cure}") from error
+        raise
     if any(map(is_fused, model.proto.graph.node)):
         tensors = {name: (len(seen.shape), seen.dtype) for name, seen in runs.first.items()}
         stored = model.proto.graph.initializer

@@ -9,10 +9,24 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from ml_dtypes import finfo
 
 from onnxmerge.graph.channel_ids import Ids
 from onnxmerge.graph.nodes import node_name
 from onnxmerge.onnxio import surgeon as gs
+
+
+def in_range(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Floating-point values in another data type; those beyond its range become its largest number, and not infinity.
+
+    Examples
+    --------
+    >>> in_range(np.array([1.0, -1e5]), np.dtype(np.float16)).tolist()
+    [1.0, -65504.0]
+    """
+    limits = finfo(dtype)
+    return np.clip(values, float(limits.min), float(limits.max)).astype(dtype)
+
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 """Recurrent layers, and how many rows of their weights each unit of the state has."""
@@ -268,4 +282,4 @@ class Consumer(_LayerOfGroup):
         is_read = np.zeros(groups * inputs + 1, bool)
         is_read[self.positions.reshape(-1)] = True
         is_read = is_read[:-1].reshape(groups, 1, inputs, 1)
-        return self.layer.stored(np.where(is_read, blocks, array).astype(stored_weight.dtype))
+        return self.layer.stored(in_range(np.where(is_read, blocks, array), stored_weight.dtype))

@@ -12,7 +12,7 @@ from onnxmerge.errors import ModelError
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.channel_propagation import ChannelParameter
 from onnxmerge.graph.constant_folding import constant_value
-from onnxmerge.graph.layers import Layer
+from onnxmerge.graph.layers import Layer, in_range
 from onnxmerge.graph.nodes import has_input, node_name
 from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit
 from onnxmerge.graph.operators.table import operator_of
@@ -263,7 +263,7 @@ class _GraphEditor:
         total = bias if old is None else beta * old.astype(np.float64) + bias
         if node.op == "Gemm":
             node.attrs["beta"] = 1.0
-        self.set_input(node, 2, total.astype(self._dtype(node)))
+        self.set_input(node, 2, in_range(total, self._dtype(node)))
 
     def _add_to_gates(self, node: gs.Node, bias: np.ndarray) -> None:
         """Add to the first half of the bias of a recurrent layer, (directions, 2 gates units)."""
@@ -274,7 +274,7 @@ class _GraphEditor:
         total = np.zeros((weight.shape[0], 2, weight.shape[1])) if old is None else old.astype(np.float64)
         total = total.reshape(weight.shape[0], 2, weight.shape[1])
         total[:, 0] += bias.reshape(weight.shape[:2])
-        self.set_input(node, 3, total.reshape(weight.shape[0], -1).astype(weight.dtype))
+        self.set_input(node, 3, in_range(total.reshape(weight.shape[0], -1), weight.dtype))
 
     def _dtype(self, node: gs.Node) -> np.dtype:
         """The type that a layer computes in."""
@@ -289,11 +289,11 @@ class _GraphEditor:
             index = next((i for i, tensor in enumerate(following[0].inputs) if tensor is not output), 0)
             old = constant_value(self.model, following[0].inputs[index])
             if old is not None:
-                self.set_input(following[0], index, (old.astype(np.float64) + bias).astype(old.dtype))
+                self.set_input(following[0], index, in_range(old.astype(np.float64) + bias, old.dtype))
                 return
         before = gs.Variable(unused_name(f"{output.name}_before_bias", self.taken), output.dtype)
         node.outputs[0] = before
-        self._insert_add(before, bias.astype(self._dtype(node)), output, "bias", node, behind=True)
+        self._insert_add(before, in_range(bias, self._dtype(node)), output, "bias", node, behind=True)
 
     def _insert_add(
         self, summand: gs.Tensor, value: np.ndarray, total: gs.Tensor, what: str, neighbour: gs.Node, behind: bool = False

@@ -14,7 +14,7 @@ from onnxmerge.algorithms.least_squares import mixed_weight, mixing
 from onnxmerge.algorithms.moments import Covariance
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.channel_groups import Channels
-from onnxmerge.graph.layers import Layer
+from onnxmerge.graph.layers import Layer, in_range
 from onnxmerge.graph.nodes import has_input
 from onnxmerge.graph.rewrite import Replacement
 
@@ -93,7 +93,7 @@ def full_replacement(layer: Layer, kept: np.ndarray, weights: Sequence[np.ndarra
     full = np.zeros(layer.weight.shape)
     for g, weight in enumerate(weights):
         full[g][:, kept[g]] = weight / layer.alpha
-    return Replacement(layer.stored(full).astype(layer.stored_weight.dtype), bias)
+    return Replacement(in_range(layer.stored(full), layer.stored_weight.dtype), bias)
 
 
 def mixed_replacement(layer: Layer, kept: np.ndarray, covariance: Covariance) -> Replacement:
@@ -141,7 +141,7 @@ def replacement_nodes(
         return _recurrent_nodes(new, layer, replacement, own_bias)
     weight_name, bias_name, product_name = (f"{layer.key}//{part}" for part in ("weight", "bias", "product"))
     dtype = replacement.weight.dtype
-    bias = (own_bias + (0.0 if replacement.bias is None else replacement.bias)).astype(dtype)
+    bias = in_range(own_bias + (0.0 if replacement.bias is None else replacement.bias), dtype)
     new.input[layer.weight_input] = weight_name
     if not layer.takes_bias:
         new.output[0] = product_name
