@@ -25,7 +25,7 @@ FOLDABLE = frozenset({
     "Expand", "Tile", "Pad", "Cast", "CastLike", "Shape", "Size", "ConstantOfShape", "Range", "Where", "Add", "Sub", "Mul",
     "Div", "Mod", "Pow", "Neg", "Abs", "Sign", "Sqrt", "Reciprocal", "Exp", "Log", "Floor", "Ceil", "Min", "Max", "Sum",
     "Clip", "Not", "And", "Or", "Equal", "Greater", "Less", "ReduceSum", "ReduceMean", "ReduceProd", "ReduceMax",
-    "ReduceMin", "ReduceL2", "ReduceSumSquare", "MatMul", "Gemm",
+    "ReduceMin", "ReduceL2", "ReduceSumSquare", "MatMul", "Gemm", "ScatterND", "ScatterElements", "GatherND", "GatherElements",
 })
 # fmt: on
 # What the reference evaluator raises for an operator, a type or shapes that it cannot compute. Anything else is a bug.

@@ -10,6 +10,8 @@ from onnxmerge.options import PruningOptions
 from onnxmerge.pruning.downstream_metric import OutputErrorMetric
 from onnxmerge.statistics.reference_run import ReferenceStatistics
 
+SMALLEST_CLASS = 4
+"""Channels of a class for which a share means anything; a choice."""
 DEFAULT_WEIGHT_CRITERION = "l2-norm"
 """Where `criterion` names none. One of the three of the paper; a convention, for no one of them is the best for every model."""
 
@@ -43,15 +45,55 @@ def kept_channels(group: ChannelGroup, count: int, options: PruningOptions, elim
     -------
     ndarray of shape (count,), int, ascending
         Those that the plan names, else the last ones of the removal order, else the best ones by the weight criterion, for
-        which the rows of all producers stand side by side.
+        which the rows of all producers stand side by side. A ratio, and the weight criterion, take the same share of every class.
     """
     planned = planned_channels(group, options)
     if planned is not None:
         return planned
-    if elimination is not None:
+    if elimination is not None and (options.ratio is None or len(elimination.order) < group.size - count):
         return kept_after(elimination, group.size, count)
-    rows = np.concatenate([producer.rows() for producer in group.producers], axis=1)
-    return keep_best(CRITERIA[weight_criterion(options)](rows), count, group.removable, group.conv_groups)
+    if elimination is not None:
+        scores = np.full(group.size, np.inf)
+        scores[elimination.order] = np.arange(len(elimination.order))
+    else:
+        rows = np.concatenate([producer.rows() for producer in group.producers], axis=1)
+        scores = CRITERIA[weight_criterion(options)](rows)
+    scores = ranks_within(group.merge_classes, scores)
+    return keep_best(scores, count, group.removable, group.conv_groups)
+
+
+def ranks_within(classes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Scores that keep the same share of every class of channels, with the order that they have in it.
+
+    Channels that more layers write have longer rows: by their norms a ratio would be taken from the others alone (the stream of a
+    ShuffleNet would stay whole). Small classes count as one.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (n,), int
+        Labels from 0.
+    scores : ndarray of shape (n,), float64
+        Higher = keep.
+
+    Returns
+    -------
+    ndarray of shape (n,), float64
+        The scores where there is one class, else the share of the class that scores less, and a half of the channel itself.
+
+    Examples
+    --------
+    >>> ranks_within(np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([4.0, 3.0, 2.0, 1.0, 8.0, 9.0, 7.0, 6.0])).tolist()
+    [0.875, 0.625, 0.375, 0.125, 0.625, 0.875, 0.375, 0.125]
+    """
+    sizes = np.bincount(classes)
+    classes = np.where(sizes[classes] < SMALLEST_CLASS, -1, classes)
+    if (classes == classes[0]).all():
+        return scores
+    ranks = np.zeros(len(scores))
+    for label in np.unique(classes):
+        own = np.flatnonzero(classes == label)
+        ranks[own[np.argsort(scores[own], kind="stable")]] = (np.arange(len(own)) + 0.5) / len(own)
+    return ranks
 
 
 def elimination_of(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from .graph import Graph, Skip, Value
 from .steps import step
 
@@ -61,3 +63,36 @@ def of_onnx_runtime(g: Graph, x: Value) -> Value:
     if not fits.get(name, True):
         raise Skip
     return Value(g.op(name, *inputs, domain="com.microsoft"), x.shape, x.axis)
+
+
+@step(3, "image", "tokens", first_seed=SINCE)
+def indexed(g: Graph, x: Value) -> Value:
+    """Gather and scatter with constant indices along another axis than that of the channels; the batch is first or 2."""
+    axis = x.rank - 1 if x.axis == 1 else 1
+    extent, name = x.shape[axis], g.pick(["GatherElements", "ScatterElements", "GatherND", "ScatterND"])
+    g.need(name, 11 if name.startswith("Scatter") else 1)
+    if not isinstance(extent, int):
+        raise Skip
+    picked = g.rng.permutation(extent)
+    if name.endswith("ND"):
+        g.need(name)
+        rows = g.ints(*picked[:2])
+        moved = [axis, *(each for each in range(x.rank) if each != axis)]
+        back = [moved.index(each) for each in range(x.rank)]
+        data = g.transpose(x, moved)
+        indices = g.with_axes("Unsqueeze", rows, [1], 13)
+        found = g.node("GatherND", data, indices)
+        if name == "GatherND":
+            shape = tuple(2 if each == axis else size for each, size in enumerate(x.shape))
+            return Value(g.node("Transpose", found, perm=back), shape, x.axis)
+        way = g.pick(["Tanh", "constant"])
+        numbers = [1] * x.rank
+        numbers[data.axis] = x.channels
+        constant = g.node("Add", g.node("Mul", found, g.number(0.0)), g.array(g.small(*numbers)))
+        written = g.node("ScatterND", data, indices, constant if way == "constant" else g.node("Tanh", found))
+        return Value(g.node("Transpose", written, perm=back), x.shape, x.axis)
+    if not x.is_static or not isinstance(x.shape[0], int):
+        raise Skip
+    indices = np.moveaxis(np.broadcast_to(picked, (*x.shape[:axis], *x.shape[axis + 1 :], extent)), -1, axis)
+    others = () if name == "GatherElements" else (g.pick([g.node("Tanh", x), g.array(g.small(*x.shape))]),)
+    return g.apply(name, x, g.array(indices, np.int64), *others, axis=axis)

@@ -331,3 +331,24 @@ def tied_with_transpose(net: Net, x: str, behind_transpose: bool) -> None:
     else:
         y = net.op("Gemm", y, weight, transB=1, name="decode")
     net.output(net.gemm(net.op("Softmax", y, axis=1), "out", 16, 4), 4)
+
+
+@row("gather-nd-scatter-nd-rows", {"conv_a": 8}, False)
+def rows_of_positions(net: Net, x: str) -> None:
+    """Rows of the image are picked and written back elsewhere; the channels stand behind the axis that is indexed."""
+    y = net.op("Transpose", net.relu(net.conv(x, "conv_a", 3, 8)), perm=[2, 0, 1, 3])
+    picked = net.op("GatherND", y, net.const("from", [[1], [2]]))
+    y = net.op("ScatterND", y, net.const("to", [[0], [3]]), net.op("Tanh", picked))
+    y = net.op("Transpose", y, perm=[1, 2, 0, 3])
+    net.output(net.conv(y, "out", 8, 4), 4, 8, 8)
+
+
+@row("gather-scatter-elements", {"conv_a": 8}, False, batch=2)
+def elements(net: Net, x: str) -> None:
+    """Positions are reversed, then ones are written at one, with an index for every channel."""
+    y = net.relu(net.conv(x, "conv_a", 3, 8))
+    order = np.broadcast_to(np.arange(8)[::-1], (2, 8, 8, 8))
+    y = net.op("GatherElements", y, net.const("order", np.array(order)), axis=3)
+    first, ones = net.const("first", np.zeros((2, 8, 8, 1), int)), net.const("ones", np.ones((2, 8, 8, 1)))
+    y = net.op("ScatterElements", y, first, ones, axis=3)
+    net.output(net.conv(y, "out", 8, 4), 4, 8, 8)

@@ -13,6 +13,7 @@ from onnxmerge.graph.nodes import operator_key
 from onnxmerge.graph.operators import batchnorm_pooling as channelwise
 from onnxmerge.graph.operators import conv_gemm_matmul as layers
 from onnxmerge.graph.operators import elementwise, unsupported
+from onnxmerge.graph.operators import gather_scatter as indexing
 from onnxmerge.graph.operators import recurrent as states
 from onnxmerge.graph.operators import reductions_softmax as mixing
 from onnxmerge.graph.operators import reshape_transpose_concat as layout
@@ -115,6 +116,9 @@ OPERATORS = _table(
     ("Split", Operator(picking.split, _HOMOGENEOUS, picking.edit_split)),
     ("Slice", Operator(picking.slice_channels, _HOMOGENEOUS, picking.edit_slice)),
     ("Gather", Operator(picking.gather, _HOMOGENEOUS, picking.edit_gather)),
+    ("GatherElements ScatterElements Scatter", Operator(indexing.elements)),
+    ("GatherND", Operator(indexing.gather_nd, _HOMOGENEOUS)),
+    ("ScatterND", Operator(indexing.scatter_nd)),
     ("Expand", Operator(extents.expand, _HOMOGENEOUS, extents.edit_extents(1))),
     ("Tile", Operator(extents.tile, _HOMOGENEOUS)),
     ("Pad", Operator(extents.pad, scaling.pad, extents.edit_pad)),
@@ -126,7 +130,7 @@ OPERATORS = _table(
     ("Size EyeLike RandomNormalLike RandomUniformLike", Operator(sizes.reads_size)),
     # known to mix, or not followed
     ("Attention Det NonMaxSuppression", _MIXES),
-    ("NonZero Compress GatherElements GatherND ScatterElements ScatterND Scatter OneHot Unique ReverseSequence", _NOT_FOLLOWED),
+    ("NonZero Compress OneHot Unique ReverseSequence", _NOT_FOLLOWED),
     ("GridSample RoiAlign If Loop Scan SequenceConstruct SequenceAt SplitToSequence ConcatFromSequence", _NOT_FOLLOWED),
     ("QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul", Operator(unsupported.quantised)),
     ("ConvInteger MatMulInteger", Operator(unsupported.quantised)),
