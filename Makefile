@@ -71,6 +71,7 @@ readme: $(INSTALLED)
 
 schemas: $(INSTALLED)
 	$(BIN)/python docs/write_schemas.py
+	$(BIN)/python docs/write_operators.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -17,6 +17,7 @@ def mixes_along(find_axes: FindAxes) -> Callable[[ChannelPropagation, gs.Node], 
     """The propagation rule of an operator that mixes along the axes that `find_axes` gives, and along no other."""
 
     def rule(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
+        """Mixes along some axes, and keeps channels that are there; channels on other axes pass."""
         ids = propagation.ids(node.inputs[0])
         axes = find_axes(propagation, node, ids.ndim)
         if axes is None:
