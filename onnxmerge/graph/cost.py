@@ -56,7 +56,7 @@ def total_macs(model: Model, shapes: Shapes) -> int:
     24
     """
     inside = [inner for node in model.graph.nodes for body in node.subgraphs(recursive=True) for inner in body.nodes]
-    known = [node for node in inside if all(output.name in shapes for output in node.outputs[:1])]
+    known = [node for node in inside if any(output.name in shapes for output in node.outputs)]
     return sum(node_macs(node, shapes) for node in [*model.graph.nodes, *known])
 
 

@@ -14,6 +14,7 @@ from ml_dtypes import finfo
 from onnxmerge.graph.channel_ids import Ids
 from onnxmerge.graph.nodes import node_name
 from onnxmerge.onnxio import surgeon as gs
+from onnxmerge.onnxio.edits import is_uniform
 
 
 def in_range(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -25,7 +26,7 @@ def in_range(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     [1.0, -65504.0]
     """
     limits = finfo(dtype)
-    return np.clip(values, float(limits.min), float(limits.max)).astype(dtype)
+    return np.asarray(np.clip(values, float(limits.min), float(limits.max)), dtype)
 
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -104,6 +105,11 @@ class Layer:
     def is_linear(self) -> bool:
         """Whether it writes what its weight gives, and no function of that: all but recurrent layers."""
         return self.layout != "gates"
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether the weight is computed and the same everywhere (ConstantOfShape): others would take their room in the file."""
+        return bool(self.node.inputs[self.weight_input].inputs) and is_uniform(self.stored_weight)
 
     @property
     def units(self) -> Ids:

@@ -103,7 +103,7 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
     [[2, 2], [2, 2]]
     """
     kept = KeptChannels(channels, channels.kept_mask((removal.group, removal.kept) for removal in removals))
-    filled = {layer.key for layer in channels.layers if _is_filled(layer)}
+    filled = {layer.key for layer in channels.layers if layer.is_filled}
     replacements = {key: each for key, each in replacements.items() if key not in filled}
     weights = [(layer, _new_weight(layer, kept, replacements)) for layer in channels.layers]
     parameters = [(each[0], new) for each in channels.parameters_by_input() if (new := _new_parameter(each, kept)) is not None]
@@ -139,11 +139,6 @@ def _node_edits(kept: KeptChannels) -> Iterator[tuple[gs.Node, NodeEdit]]:
         edit = rule(kept, node)
         if edit is not None:
             yield node, edit
-
-
-def _is_filled(layer: Layer) -> bool:
-    """Whether a weight is computed and the same everywhere (ConstantOfShape): other numbers would take their room in the file."""
-    return bool(layer.node.inputs[layer.weight_input].inputs) and is_uniform(layer.stored_weight)
 
 
 def _new_weight(layer: Layer, kept: KeptChannels, replacements: Mapping[str, Replacement]) -> np.ndarray | None:
@@ -253,28 +248,24 @@ class _GraphEditor:
     def add_bias(self, node: gs.Node, layer: Layer, bias: np.ndarray) -> None:
         """Add (out,) to the output of the node of a layer, in its own bias where it can have one."""
         if not layer.is_linear:
-            self._add_to_gates(node, bias)
-            return
-        if not layer.takes_bias:
+            self._add_to_gates(node, layer, bias)
+        elif not layer.takes_bias:
             self._add_behind(node, bias.reshape(layer.bias_shape))
-            return
-        old = constant_value(self.model, node.inputs[2]) if has_input(node, 2) else None
-        beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
-        total = bias if old is None else beta * old.astype(np.float64) + bias
-        if node.op == "Gemm":
-            node.attrs["beta"] = 1.0
-        self.set_input(node, 2, in_range(total, self._dtype(node)))
+        else:
+            old = constant_value(self.model, node.inputs[2]) if has_input(node, 2) else None
+            beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
+            total = bias if old is None else beta * old.astype(np.float64) + bias
+            if node.op == "Gemm":
+                node.attrs["beta"] = 1.0
+            self.set_input(node, 2, in_range(total, self._dtype(node)))
 
-    def _add_to_gates(self, node: gs.Node, bias: np.ndarray) -> None:
+    def _add_to_gates(self, node: gs.Node, layer: Layer, bias: np.ndarray) -> None:
         """Add to the first half of the bias of a recurrent layer, (directions, 2 gates units)."""
-        weight = constant_value(self.model, node.inputs[1])
+        shape = len(layer.stored_weight), 2, bias.size // len(layer.stored_weight)
         old = constant_value(self.model, node.inputs[3]) if has_input(node, 3) else None
-        if weight is None:
-            raise ValueError(f"the weight of {node_name(node)} is computed")
-        total = np.zeros((weight.shape[0], 2, weight.shape[1])) if old is None else old.astype(np.float64)
-        total = total.reshape(weight.shape[0], 2, weight.shape[1])
-        total[:, 0] += bias.reshape(weight.shape[:2])
-        self.set_input(node, 3, in_range(total.reshape(weight.shape[0], -1), weight.dtype))
+        total = np.zeros(shape) if old is None else old.astype(np.float64).reshape(shape)
+        total[:, 0] += bias.reshape(shape[0], shape[2])
+        self.set_input(node, 3, in_range(total.reshape(shape[0], -1), layer.stored_weight.dtype))
 
     def _dtype(self, node: gs.Node) -> np.dtype:
         """The type that a layer computes in."""
