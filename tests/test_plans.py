@@ -146,23 +146,26 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no groups": (lambda plan: {**plan, "groups": {}}, '"groups", a list'),
     "groups of numbers": (lambda plan: {**plan, "groups": [1]}, '"groups", a list'),
     "unknown method": (lambda plan: {**plan, "method": "magic"}, "method must be one of"),
-    "unknown method of a group": (group(method="magic"), "method must be one of"),
-    "unhashable method": (group(method=["prune"]), "method must be one of"),
+    "unknown method of a group": (group(method="magic"), "must be one of"),
+    "unhashable method": (group(method=["prune"]), "must be one of"),
     "misspelt key": (group(kpt=4), "'kpt' is no key here; known are channels, kept, kept_channels, method, name"),
     "misspelt key of the whole": (lambda plan: {**plan, "metod": "prune"}, "'metod' is no key here"),
     "another number of channels": (group(channels=16), "has 8 channels, not 16"),
     "group twice": (lambda plan: {**plan, "groups": [plan["groups"][0]] * 2}, "is listed twice"),
     "unknown group": (group(name="no_such"), "no group that may shrink"),
     "unnamed group": (group(name=None), "no group that may shrink"),
-    "kept 0": (group(kept=0, kept_channels=None), "from 1 to 8, not 0"),
-    "kept too many": (group(kept=9, kept_channels=None), "from 1 to 8, not 9"),
+    "kept 0": (
+        group(kept=0, kept_channels=None),
+        "cannot keep 0 of its 8 channels: needed is a number from 4 to 8 and a multiple of 4",
+    ),
+    "kept too many": (group(kept=9, kept_channels=None), "cannot keep 9 of its 8"),
     "kept true": (group(kept=True, kept_channels=None), "not True"),
     "kept a text": (group(kept="4", kept_channels=None), "not '4'"),
     "kept unequal in cells": (group(kept=6, kept_channels=None), "a multiple of 4"),
-    "channels too few": (group(kept_channels=[0, 2]), "holds 2; delete kept_channels"),
-    "channel twice": (group(kept_channels=[0, 0, 2, 4]), "holds 3; delete kept_channels"),
-    "channel outside": (group(kept_channels=[0, 2, 4, 8]), "numbers from 0 to 7"),
-    "channel below": (group(kept_channels=[-1, 2, 4, 6]), "numbers from 0 to 7"),
+    "channels too few": (group(kept_channels=[0, 2]), "holds 2; without kept_channels they are chosen"),
+    "channel twice": (group(kept_channels=[0, 0, 2, 4]), "holds 3; without kept_channels"),
+    "channel outside": (group(kept_channels=[0, 2, 4, 8]), "channels 0 to 7, and none 8"),
+    "channel below": (group(kept_channels=[-1, 2, 4, 6]), "whole numbers of channels, not -1"),
     "channels no list": (group(kept_channels="0246"), "must be a list"),
     "channels unequal in cells": (group(kept_channels=[0, 1, 2, 4]), "equally many in each group"),
 }
@@ -199,7 +202,7 @@ def test_pinned_channel_cannot_leave(tmp_path: Path, capsys: Any) -> None:
     place = ("o.onnx", "--plan", tmp_path / "plan.json")
     for change, message in (
         (group(kept_channels=[1, 2, 3, 4]), "channel 0 of 'conv_a' must stay"),
-        (group(kept=1, kept_channels=None), "needed is at least 3"),
+        (group(kept=1, kept_channels=None), "needed is a number from 3 to 8"),
     ):
         (tmp_path / "plan.json").write_text(json.dumps(change(json.loads(json.dumps(plan)))))
         refused(tmp_path, capsys, message, source, tmp_path / place[0], *place[1:])
@@ -304,9 +307,9 @@ def test_fingerprint_covers_the_weights_beside_the_model(tmp_path: Path, capsys:
 
 
 BAD_PLANNED_GROUPS: dict[str, tuple[Callable[[], Any], str]] = {
-    "channel twice": (lambda: PlannedGroup(2, (0, 0)), "`kept` is 2 but `kept_channels` holds 1"),
+    "channel twice": (lambda: PlannedGroup(2, (0, 0)), "kept is 2 but kept_channels holds 1"),
     "channel counted from the end": (lambda: PlannedGroup(2, (0, -1)), "whole numbers"),
-    "another number of channels": (lambda: PlannedGroup(3, (0, 1)), "`kept` is 3 but `kept_channels` holds 2"),
+    "another number of channels": (lambda: PlannedGroup(3, (0, 1)), "kept is 3 but kept_channels holds 2"),
     "text": (lambda: PruningOptions(plan={"g": "3"}), "whole numbers"),  # type: ignore[dict-item]
     "half a channel": (lambda: PruningOptions(plan={"g": 3.5}), "whole numbers"),  # type: ignore[dict-item]
     "a boolean": (lambda: PruningOptions(plan={"g": True}), "whole numbers"),

@@ -14,7 +14,6 @@ from onnxmerge.errors import OptionError
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.options import DEFAULT_FIDELITY, InputOptions, PruningOptions, RuntimeOptions
-from onnxmerge.pipeline.monotone_search import MonotoneSearch
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MLP = MODELS / "digits-mlp.onnx"
@@ -59,14 +58,6 @@ def test_nothing_is_chosen_to_shrink(tmp_path, asked):
     result = compress(MLP, tmp_path / "o.onnx", exclude=("*",), samples=16, bench=False, **asked)
     assert not result.groups
     assert (result.before.parameters, DEFAULT_FIDELITY) == (result.after.parameters, 0.95)
-
-
-def test_outputs_that_are_not_finite_are_a_loss():
-    search = MonotoneSearch([1.0 / (index + 1) for index in range(6)], lowest=0.05, goal=0.08, allowed=0.1)
-    for index, loss in ((1, np.inf), (2, np.nan), (3, np.inf)):
-        assert not search.record(index, loss)
-        assert search.failing == index
-        assert search.next() == 5
 
 
 def test_an_output_among_the_calibration_inputs_is_refused(tmp_path):

@@ -150,6 +150,9 @@ def test_a_sweep_marks_slower_points_and_never_recommends_them() -> None:
     assert replace(sweep, points=(points[0], replace(points[1], latency=LATENCY))).recommended.target == "macs=0.5"
     untimed = replace(sweep, points=tuple(replace(point, latency=None) for point in points))
     assert untimed.recommended.target == "macs=0.5"
+    asked = replace(points[0], target="fidelity=0.9", fidelity=0.9375, latency=None)
+    assert replace(sweep, points=(asked,)).recommended == asked
+    assert replace(sweep, points=(replace(asked, target="macs=0.9"),)).recommended is None
 
 
 def test_realised_is_not_told_of_what_is_not_faster() -> None:

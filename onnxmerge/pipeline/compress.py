@@ -34,6 +34,7 @@ from onnxmerge.pipeline.progress import COMPRESS_STAGES, overall
 from onnxmerge.pipeline.provenance import provenance_of
 from onnxmerge.pipeline.search import search
 from onnxmerge.pruning.group_selection import prunable_groups
+from onnxmerge.pruning.kept_counts import kept_counts
 from onnxmerge.results import Compression, Fidelity, LatencyComparison, Size
 from onnxmerge.results.execution import chosen_sizes
 
@@ -134,6 +135,7 @@ def compress_file(
     model_sha256 = fingerprint(model, weight_files)
     asked = options.pruning
     options = replace(options, pruning=_with_plan_read(options.pruning, model_sha256, analysed))
+    kept_counts(prunable_groups(analysed.channels, options.pruning)[0], options.pruning)  # refuses a plan before any work
     tell = overall(progress, COMPRESS_STAGES)
     with fixed_threads(1):  # the same bytes whatever the number of threads
         tell("inputs", 0.0)

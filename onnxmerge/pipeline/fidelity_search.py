@@ -6,11 +6,13 @@ from onnxmerge.pipeline.channel_multiples import multiple_for
 from onnxmerge.pipeline.monotone_search import MonotoneSearch
 from onnxmerge.pruning.budget import Allocation
 
-QUICK_TRIALS, FULL_TRIALS, RESCUE_TRIALS = 4, 3, 4
-"""Candidates that are built: quick ones to narrow the search down, then full ones, and more of these while none has passed."""
-GOAL, QUICK_CLOSE, FULL_CLOSE = 0.866, 0.75, 0.6
-"""Shares of the allowed loss: what is aimed at, in the middle of what is close enough for a quick candidate, and what is close
-enough for a full one, which costs more to build again."""
+QUICK_TRIALS, FULL_TRIALS, RESCUE_TRIALS = 6, 4, 4
+"""Candidates that are built at most: quick ones to narrow the search down, then full ones, and more of these while none passes."""
+GOAL, QUICK_CLOSE = 0.866, 0.75
+"""Shares of the allowed loss: what is aimed at, so that a candidate that loses a little more than expected still passes, and
+what a quick candidate must lose to be close enough."""
+WORTH_A_TRIAL = 0.02
+"""Least share of the predicted time, MACs or parameters that another candidate must be expected to save."""
 
 
 def smallest_with_fidelity(builder: CandidateBuilder, fidelity: float) -> SearchResult:
@@ -32,28 +34,36 @@ def smallest_with_fidelity(builder: CandidateBuilder, fidelity: float) -> Search
     search = _search(allocations, allowed)
     quick_trials, full_trials = (0, FULL_TRIALS + QUICK_TRIALS) if builder.quick_loss == 1.0 else (QUICK_TRIALS, FULL_TRIALS)
     for _ in range(quick_trials):
-        index = search.next()
+        index = _worth_building(search, allocations)
         if index is None:
             break
         loss = _loss(builder, builder.quick_candidate(allocations[index].counts)) / builder.quick_loss
-        if search.record(index, loss):
+        search.record(index, loss)
+        if QUICK_CLOSE * allowed <= loss <= allowed:
             break
     if quick_trials:
-        search.restart(FULL_CLOSE * allowed)
+        search.restart()
     best: Candidate | None = None
     for trial in range(full_trials + RESCUE_TRIALS):
-        index = search.next()
+        index = _worth_building(search, allocations)
         if index is None or (trial >= full_trials and best is not None):
             break
         candidate = builder.candidate(allocations[index].counts)
-        close_enough = search.record(index, _loss(builder, candidate))
+        search.record(index, _loss(builder, candidate))
         best = candidate if search.passing == index else best
-        if close_enough:
-            break
     if best is not None:
         return SearchResult(best)
     whole = builder.candidate(allocations[-1].counts)
     return SearchResult(whole, (f"no smaller model was found that keeps a fidelity of {fidelity:g}",))
+
+
+def _worth_building(search: MonotoneSearch, allocations: list[Allocation]) -> int | None:
+    """What is to be built next; None where a candidate passes and the next one would hardly be smaller."""
+    index = search.next()
+    if index is None or search.passing == len(allocations) - 1:
+        return index
+    passing = allocations[search.passing].share
+    return index if passing - allocations[index].share >= WORTH_A_TRIAL * passing else None
 
 
 def _loss(builder: CandidateBuilder, candidate: Candidate) -> float:
@@ -75,4 +85,4 @@ def _allocations(builder: CandidateBuilder, fidelity: float) -> list[Allocation]
 def _search(allocations: list[Allocation], allowed: float) -> MonotoneSearch:
     """Along a Pareto front but for its end, where nothing is removed."""
     losses = [each.loss for each in allocations[:-1]]
-    return MonotoneSearch(losses, lowest=QUICK_CLOSE * allowed, goal=GOAL * allowed, allowed=allowed)
+    return MonotoneSearch(losses, goal=GOAL * allowed, allowed=allowed)

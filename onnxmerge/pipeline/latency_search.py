@@ -87,17 +87,17 @@ def _descending(fastest: int) -> list[int | None]:
 
 def _closest_in_multiples(builder: CandidateBuilder, share: float, multiple: int | None) -> _TimedCounts:
     """The counts in multiples whose latency comes closest to the share."""
-    limits = {"lowest": (1.0 - CLOSE_ENOUGH) * share, "goal": share, "allowed": (1.0 + CLOSE_ENOUGH) * share}
     least = builder.budget.counts_for("latency", 0.0, multiple).share
     shares = [least + (1.0 - least) * share for share in TIME_SHARES]
-    search = MonotoneSearch(shares, **limits, known={0: 1.0})
+    search = MonotoneSearch(shares, goal=share, allowed=(1.0 + CLOSE_ENOUGH) * share, known={0: 1.0})
     timed: list[_TimedCounts] = []
     while len(timed) < LATENCY_TRIALS and (index := search.next()) is not None:
         allocation = builder.budget.counts_for("latency", shares[index], multiple)
         known = next((each for each in timed if each.counts == allocation.counts), None)
         found = known or _timed(builder, allocation.counts, share)
         timed += [] if known else [found]
-        if search.record(index, found.ratio, _last_with(shares, allocation.share, index)):
+        search.record(index, found.ratio, _last_with(shares, allocation.share, index))
+        if found.distance <= CLOSE_ENOUGH:
             break
     return min(timed, key=lambda each: each.distance)
 

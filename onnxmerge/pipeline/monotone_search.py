@@ -3,25 +3,27 @@
 import math
 from collections.abc import Sequence
 
-LEAST_POWER = 0.05
-"""Least power of the prediction that a measured quantity is expected to follow, so that it never looks constant. The greatest is
-1, since losses that saturate, and latencies of which a part is no work, follow smaller ones."""
+import numpy as np
+
 SMALLEST, GREATEST = 1e-12, 1e6
 """Bounds of a measured quantity, so that its logarithm exists; NaN, of outputs that are not finite any more, is the greatest."""
+SLOW_STEPS = 3
+"""Measurements in a row that leave more than half of the allocations undecided, after which the one in the middle is measured:
+regula falsi alone creeps where the quantity jumps or hardly changes."""
 
 
 class MonotoneSearch:
     """Bracketing of the first allocation of a sequence whose measured quantity is at most what is allowed.
 
     The quantity (loss of the outputs, latency) falls along the sequence, as does the prediction of it. It is expected to follow a
-    power of the prediction through the two nearest allocations that were measured, and before that to equal the prediction.
+    power of the prediction through the measurements on both sides, or the nearest two; with none it is expected as predicted.
+    Of n allocations the first that passes is known after at most (SLOW_STEPS + 1) * (floor(log2(n)) + 1) measurements, whatever
+    the quantity does.
 
     Parameters
     ----------
     predicted : Sequence[float]
         Prediction for each allocation, falling.
-    lowest : float
-        Quantity from which on an allocation that passes ends the search.
     goal : float
         Quantity that is aimed at.
     allowed : float
@@ -37,28 +39,35 @@ class MonotoneSearch:
         Last index known not to pass; -1 where none is.
     """
 
-    def __init__(
-        self, predicted: Sequence[float], *, lowest: float, goal: float, allowed: float, known: dict[int, float] | None = None
-    ) -> None:
-        self.lowest, self.goal, self.allowed = lowest, goal, allowed
+    def __init__(self, predicted: Sequence[float], *, goal: float, allowed: float, known: dict[int, float] | None = None) -> None:
+        self.goal, self.allowed = goal, allowed
         self.passing, self.failing = len(predicted), -1
         self._log_predicted = [_log(each) for each in predicted]
         self._log_measured = {index: _log(quantity) for index, quantity in (known or {}).items()}
         self._first: int | None = None
+        self._slow_steps = 0
 
     def next(self) -> int | None:
-        """The index to measure: the first that is expected to reach the goal, or the last that could pass.
+        """The index to measure: the first that is expected to reach the goal; None where the first that passes is known.
 
-        None where the first that passes is known.
+        Beyond what was measured, an expectation leads no further than to the middle of what is undecided.
         """
         if self._first is not None:
-            index, self._first = self._first, None
-            return index
+            return self._first
         undecided = range(self.failing + 1, self.passing)
-        goal = _log(self.goal)
-        return next((index for index in undecided if self._expected(index) <= goal), undecided[-1] if undecided else None)
+        if not undecided:
+            return None
+        middle = undecided[len(undecided) // 2]
+        if self._slow_steps >= SLOW_STEPS:
+            return middle
+        expected = {index: self._expected(index) for index in undecided}
+        reached = (index for limit in (self.goal, self.allowed) for index in undecided if expected[index] <= _log(limit))
+        index = next(reached, undecided[-1])
+        if self.passing == len(self._log_predicted) and self.failing >= 0:
+            return min(index, middle)
+        return max(index, middle) if self.failing < 0 and self.passing < len(self._log_predicted) else index
 
-    def record(self, index: int, quantity: float, last: int | None = None) -> bool:
+    def record(self, index: int, quantity: float, last: int | None = None) -> None:
         """Learn what was measured at an index.
 
         Parameters
@@ -69,34 +78,35 @@ class MonotoneSearch:
             Result; NaN counts as the greatest.
         last : int or None
             Last index of the same allocation, where several in a row are the same.
-
-        Returns
-        -------
-        bool
-            Whether the search is over: the allocation passes and is close enough to what is allowed.
         """
         last = index if last is None else last
-        self._log_measured[last] = _log(quantity)
-        if not quantity <= self.allowed:
+        before, self._log_measured[last] = self.passing - self.failing - 1, _log(quantity)
+        if quantity <= self.allowed:
+            self.passing = min(self.passing, index)
+        else:
             self.failing = max(self.failing, last)
-            return False
-        self.passing = min(self.passing, index)
-        return quantity >= self.lowest
+        self._slow_steps = self._slow_steps + 1 if 2 * (self.passing - self.failing - 1) > before else 0
+        self._first = None
 
-    def restart(self, lowest: float) -> None:
-        """Search again, first where the search ended; what was measured before only says what to expect."""
+    def restart(self) -> None:
+        """Search again, first where the search ended; what was measured before becomes the prediction."""
         self._first = self.passing if self.passing < len(self._log_predicted) else None
-        self.passing, self.failing, self.lowest = len(self._log_predicted), -1, lowest
+        expected = np.array([self._expected(index) for index in range(len(self._log_predicted))])
+        highest, lowest = np.maximum.accumulate(expected[::-1])[::-1], np.minimum.accumulate(expected)
+        self._log_predicted, self._log_measured = (0.5 * (highest + lowest)).tolist(), {}  # falling, whatever was measured
+        self.passing, self.failing, self._slow_steps = len(expected), -1, 0
 
     def _expected(self, index: int) -> float:
         """Logarithm of the quantity at an index."""
         predicted, measured = self._log_predicted, self._log_measured
-        nearest = sorted(measured, key=lambda known: (abs(known - index), known))[:2]
+        below, above = (sorted(each for each in measured if side * (each - index) > 0) for side in (-1, 1))
+        nearest = [index] if index in measured else [*below[-1:], *above[:1]] if below and above else [*below[-2:], *above[:2]]
         if not nearest:
             return predicted[index]
-        power, first = 1.0, nearest[0]
-        if len(nearest) == 2 and abs(step := predicted[first] - predicted[nearest[1]]) > SMALLEST:
-            power = min(max((measured[first] - measured[nearest[1]]) / step, LEAST_POWER), 1.0)
+        first, power = min(nearest, key=lambda known: abs(known - index)), 1.0
+        if len(nearest) == 2 and abs(step := predicted[nearest[0]] - predicted[nearest[1]]) > SMALLEST:
+            power = max((measured[nearest[0]] - measured[nearest[1]]) / step, 0.0)
+            power = power if below and above else min(power, 1.0)  # behind what was measured losses saturate at most
         return measured[first] + power * (predicted[index] - predicted[first])
 
 

@@ -21,7 +21,6 @@ from onnxmerge.onnxio.side_files import write_atomically
 from onnxmerge.onnxio.stored_provenance import sha256_of
 from onnxmerge.options import PlannedGroup
 from onnxmerge.options.checks import METHOD_NAMES
-from onnxmerge.pruning.kept_counts import kept_count, smallest_count
 
 SCHEMA = "onnxmerge.plan/1"
 KEYS = {"schema", "model", "method", "groups"}
@@ -57,36 +56,31 @@ def write_plan(path: Path, model: Path, model_sha256: str, groups: Sequence[Chan
 
 
 def read_plan(path: Path, model_sha256: str, groups: Sequence[ChannelGroup]) -> PlanFile:
-    """The plan for the model with that fingerprint. OptionError with one line where it does not fit."""
+    """The plan for the model with that fingerprint. OptionError with one line where it does not fit.
+
+    Whether the groups can keep what it says is for `kept_counts` to find out.
+    """
     method, rows = _rows(path, model_sha256)
-    known = {group.name: group for group in groups}
+    sizes = {group.name: group.size for group in groups}
     planned: dict[str, PlannedGroup] = {}
     for row in rows:
-        name, kept, named = row.get("name"), row.get("kept"), row.get("kept_channels")
+        name, named = row.get("name"), row.get("kept_channels")
         where = f"{path}: group {name!r}"
         _check_keys(row, GROUP_KEYS, where)
-        if not isinstance(name, str) or name not in known:
+        if not isinstance(name, str) or name not in sizes:
             raise OptionError(f"{where} is no group that may shrink here; `onnxmerge inspect` lists them")
-        size = known[name].size
-        if row.get("channels", size) != size:
-            raise OptionError(f"{where} has {size} channels, not {row['channels']!r}; how many stay is `kept`")
+        if row.get("channels", sizes[name]) != sizes[name]:
+            raise OptionError(f"{where} has {sizes[name]} channels, not {row['channels']!r}; how many stay is `kept`")
         if name in planned:
             raise OptionError(f"{where} is listed twice")
-        if type(kept) is not int or not 1 <= kept <= size:
-            raise OptionError(f"{where}: kept must be a number from 1 to {size}, not {kept!r}")
-        if kept != kept_count(known[name], 1.0 - kept / size):
-            raise OptionError(f"{where}: {kept} channels cannot stay: {_why(known[name])}")
-        planned[name] = PlannedGroup(kept)
-        if named is None:
-            continue
-        if not isinstance(named, list) or any(type(each) is not int or not 0 <= each < size for each in named):
-            raise OptionError(f"{where}: kept_channels must be a list of numbers from 0 to {size - 1}")
-        if len(set(named)) != len(named) or len(named) != kept:
-            held = f"kept_channels holds {len(set(named))}; delete kept_channels to have them chosen"
-            raise OptionError(f"{where}: kept is {kept} but {held}")
-        if kept < size:
-            replacing = None if row.get("method") is None else _method(row["method"], where)
-            planned[name] = PlannedGroup(kept, tuple(sorted(named)), replacing)
+        if not isinstance(named, list | None):
+            raise OptionError(f"{where}: kept_channels must be a list")
+        try:
+            planned[name] = PlannedGroup(row.get("kept", 0), None if named is None else tuple(named), row.get("method"))
+        except OptionError as error:
+            raise OptionError(f"{where}: {error}; without kept_channels they are chosen") from None
+        if named is None or planned[name].kept == sizes[name]:
+            planned[name] = PlannedGroup(planned[name].kept)
     return PlanFile(method, planned)
 
 
@@ -95,18 +89,6 @@ def _check_keys(found: Mapping[str, Any], known: set[str], where: str) -> None:
     unknown = sorted(found.keys() - known)
     if unknown:
         raise OptionError(f"{where}: {unknown[0]!r} is no key here; known are {', '.join(sorted(known))}")
-
-
-def _why(group: ChannelGroup) -> str:
-    conv_groups, least = len(set(group.conv_groups.tolist())), smallest_count(group)
-    equal = f"a multiple of {conv_groups}, equally many in each group of its convolution" if conv_groups > 1 else "at least"
-    return f"needed is {equal}{', and at least' if conv_groups > 1 else ''} {least}"
-
-
-def _method(value: Any, where: str) -> str:
-    if value not in METHOD_NAMES:
-        raise OptionError(f"{where}: method must be one of {', '.join(METHOD_NAMES)}, not {value!r}")
-    return str(value)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -139,4 +121,6 @@ def _rows(path: Path, model_sha256: str) -> tuple[str, list[dict[str, Any]]]:
     if model.get("sha256") != model_sha256:
         raise OptionError(f"the plan {path} was made for another model ({model.get('file')!r}): its sha256 differs")
     _check_keys(plan, KEYS, str(path))
-    return _method(plan.get("method", "auto"), str(path)), rows
+    if (method := plan.get("method", "auto")) not in METHOD_NAMES:
+        raise OptionError(f"{path}: method must be one of {', '.join(METHOD_NAMES)}, not {method!r}")
+    return method, rows

@@ -3,6 +3,7 @@
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder, ChannelCounts
 from onnxmerge.pipeline.candidates import Candidate, SearchResult
 from onnxmerge.pipeline.channel_multiples import multiple_for
+from onnxmerge.pruning.budget import Allocation
 from onnxmerge.pruning.kept_counts import HARDWARE_MULTIPLE
 
 SIZE_TRIALS = 4
@@ -36,14 +37,10 @@ def largest_within_size(builder: CandidateBuilder, kind: str, share: float) -> S
         The smallest candidate, with a warning, where none has so little.
     """
     best: tuple[float, Candidate] | None = None
-    adjusted, multiple, tried = share, multiple_for(builder, kind, share), list[ChannelCounts]()
-    if multiple is None:
-        multiple = _coarsest(builder, kind, share)
+    adjusted, tried = share, list[ChannelCounts]()
+    multiple, allocation = _coarsest(builder, kind, share, multiple_for(builder, kind, share))
     smallest = builder.budget.counts_for(kind, 0.0, multiple).counts
     for _ in range(SIZE_TRIALS):
-        allocation = builder.budget.counts_for(kind, adjusted, multiple)
-        if allocation.counts in tried:
-            break
         tried.append(allocation.counts)
         candidate = builder.candidate(allocation.counts)
         reached = candidate.remaining_share(kind, builder.analysed.size)
@@ -55,6 +52,9 @@ def largest_within_size(builder: CandidateBuilder, kind: str, share: float) -> S
         adjusted *= share / reached
         if reached > share:
             adjusted = min(adjusted, allocation.share * JUST_BELOW)
+        allocation = builder.budget.counts_for(kind, adjusted, multiple)
+        if allocation.counts in tried:
+            break
     assert best is not None
     if best[0] > share and smallest not in tried:
         candidate = builder.candidate(smallest)
@@ -65,9 +65,11 @@ def largest_within_size(builder: CandidateBuilder, kind: str, share: float) -> S
     return SearchResult(candidate, warnings)
 
 
-def _coarsest(builder: CandidateBuilder, kind: str, share: float) -> int | None:
-    """The multiple that runs fast, or the largest one with which an allocation comes close to the share from below."""
-    for multiple in (None, HARDWARE_MULTIPLE // 2):
-        if (1.0 - COARSE_TOLERANCE) * share <= builder.budget.counts_for(kind, share, multiple).share <= share:
-            return multiple
-    return 1
+def _coarsest(builder: CandidateBuilder, kind: str, share: float, multiple: int | None) -> tuple[int | None, Allocation]:
+    """The multiple asked for; with None that which runs fast, or the largest that comes close to the share from below."""
+    multiples = (multiple,) if multiple is not None else (None, HARDWARE_MULTIPLE // 2, 1)
+    for each in multiples:
+        allocation = builder.budget.counts_for(kind, share, each)
+        if (1.0 - COARSE_TOLERANCE) * share <= allocation.share <= share:
+            break
+    return each, allocation

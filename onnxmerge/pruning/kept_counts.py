@@ -8,7 +8,7 @@ import numpy as np
 from onnxmerge.errors import OptionError
 from onnxmerge.execution.processor import SMALLEST_BLOCK
 from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.options import PruningOptions
+from onnxmerge.options import PlannedGroup, PruningOptions
 
 HARDWARE_MULTIPLE = SMALLEST_BLOCK
 """Channels that most hardware computes at once: ONNX Runtime's blocks on a CPU are of 8 or 16 channels, and tensor cores need
@@ -66,17 +66,24 @@ def kept_counts(groups: Sequence[ChannelGroup], options: PruningOptions) -> dict
     unknown = sorted(options.planned.keys() - {group.name for group in groups})
     if unknown:
         raise OptionError(f"no channel group is named {unknown[0]!r}; `onnxmerge inspect` lists them")
-    counts = {}
     for group in groups:
-        ratio, planned = options.ratio or 0.0, options.planned.get(group.name)
-        if planned is not None:
-            if not 1 <= planned.kept <= group.size:
-                raise OptionError(f"cannot keep {planned.kept} of the {group.size} channels of {group.name!r}")
-            if planned.kept_channels is not None:
-                _check_channels(group, planned.kept_channels)
-            ratio = 1.0 - planned.kept / group.size
-        counts[group.name] = kept_count(group, ratio)
-    return counts
+        if group.name in options.planned:
+            _check_planned(group, options.planned[group.name])
+    return {
+        group.name: options.planned[group.name].kept if group.name in options.planned else kept_count(group, options.ratio or 0.0)
+        for group in groups
+    }
+
+
+def _check_planned(group: ChannelGroup, planned: PlannedGroup) -> None:
+    """OptionError where a group cannot keep what is planned."""
+    least, step = smallest_count(group), group.conv_group_count
+    if not least <= planned.kept <= group.size or planned.kept % step:
+        equal = f" and a multiple of {step}, equally many in each group of its convolution" if step > 1 else ""
+        needed = f"needed is a number from {least} to {group.size}{equal}"
+        raise OptionError(f"{group.name!r} cannot keep {planned.kept} of its {group.size} channels: {needed}")
+    if planned.kept_channels is not None:
+        _check_channels(group, planned.kept_channels)
 
 
 def _check_channels(group: ChannelGroup, channels: Sequence[int]) -> None:

@@ -3,13 +3,11 @@
 from dataclasses import dataclass, field
 
 from onnxmerge.errors import Refusal
+from onnxmerge.options import DEFAULT_FIDELITY
 from onnxmerge.results.execution import InputShape
 from onnxmerge.results.fidelity import Fidelity
 from onnxmerge.results.latency import LatencyComparison
 from onnxmerge.results.size import Size
-
-RECOMMENDED_FIDELITY = 0.95
-"""Least fidelity of a point that a sweep recommends, the default of `--fidelity`."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +171,13 @@ class SweepPoint:
     output: str = ""
     failure: str = ""
 
+    @property
+    def is_close(self) -> bool:
+        """Whether there is a model with the fidelity that was asked for, or else with the default one."""
+        kind, _, asked = self.target.partition("=")
+        least = float(asked) if kind == "fidelity" else DEFAULT_FIDELITY
+        return self.after is not None and self.fidelity is not None and self.fidelity >= min(least, DEFAULT_FIDELITY)
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -208,9 +213,9 @@ class Sweep:
     def recommended(self) -> SweepPoint | None:
         """The fastest of the points that are close enough and measurably faster than the model; without times the smallest.
 
-        Close enough is a fidelity of at least `RECOMMENDED_FIDELITY`. None where no point is.
+        None where no point is.
         """
-        close = [each for each in self.points if each.after and (each.fidelity or 0.0) >= RECOMMENDED_FIDELITY]
+        close = [each for each in self.points if each.is_close]
         timed = {each.latency.latency_ratio: each for each in close if each.latency and each.latency.verdict == "faster"}
         if any(each.latency for each in self.points):
             return timed[min(timed)] if timed else None
