@@ -192,6 +192,9 @@ GROUPS = section(
     click.option("--exclude", multiple=True, metavar="GLOB", help="Pattern of producers whose groups stay.  [default: none]"),
 )
 MINIMIZE = _choice("--minimize", TARGETS, "Quantity that a fidelity is reached at the least of.  [default: latency]")
+_TIME_LIMIT = _option(
+    "--time-limit", str, "TIME", "Time after which the best found is taken: 300 (seconds), 90s, 5m, 1h.  [default: none]"
+)
 _ROUND_TO = _option("--round-to", str, "N", "Multiple of channels kept; auto: 8 or less; measured: the fastest.  [default: auto]")
 SIZE = section(
     "How small (one of --fidelity, --target, --ratio and --plan)",
@@ -201,12 +204,14 @@ SIZE = section(
     _option("--ratio", float, "R", "Share of every group's channels that is removed, 0 <= R < 1."),
     _option("--plan", FILE, None, "Plan file written by --save-plan, and perhaps edited."),
     _ROUND_TO,
+    _TIME_LIMIT,
 )
 SWEEP = section(
     "How small",
     _option("--targets", str, "K=V,...", "Targets of the points: what remains.", DEFAULT_TARGETS),
     MINIMIZE,
     _ROUND_TO,
+    _TIME_LIMIT,
 )
 SWEEP_WORK = section(
     "Where the points are made",

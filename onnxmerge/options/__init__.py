@@ -105,6 +105,9 @@ class PruningOptions(CheckedOptions):
     round_to : int, str or None
         Channel counts are multiples of this number, 1 for no rounding; "auto", or None, for 8, and less in small groups;
         "measured" for those that are fastest when timed here.
+    time_limit : float or None
+        Seconds, or a text such as "5m", after which a search (fidelity, target) ends with the best model found so far, and a
+        sweep begins no further point; a first model is always made. None for no limit.
     method : str
         What replaces removed channels: "auto", "reconstruct" (layers behind them are solved anew by least squares), "merge"
         (similar channels are added to kept ones) or "prune" (nothing).
@@ -128,6 +131,7 @@ class PruningOptions(CheckedOptions):
     plan: Path | Mapping[str, PlannedGroup] | None = None
     minimize: str | None = None
     round_to: int | str | None = None
+    time_limit: float | None = None
     method: str = "auto"
     criterion: str = "auto"
     threshold: float = 0.1

@@ -81,6 +81,12 @@ def _bytes(text: str) -> int | str:
     return int(float(match[1]) * 1000.0 ** " kmgt".index(match[2].lower() or " ")) if match else text
 
 
+def _seconds(text: str) -> float | str:
+    """'5m' -> 300.0; text that says no time as it is."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|)", text.strip())
+    return float(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2] or "s"] if match else text
+
+
 def input_shapes(given: Any) -> Any:
     """The option `input_shape` as a mapping: 'x:1,3,640,640' -> {'x': (1, 3, 640, 640)}, without a name {'': ...}."""
     if given is None or given == ():
@@ -136,6 +142,7 @@ READ_FROM_TEXT: dict[str, Callable[[str], Any]] = {
     "round_to": lambda text: int(text) if text.isdecimal() else text,
     "calibration": Path,
     "plan": Path,
+    "time_limit": _seconds,
     "max_memory": _bytes,
 }
 """Options that may be given as text -> what reads it."""
@@ -153,6 +160,7 @@ CHECKS = {
     "fidelity": Check("above 0 and below 1", lambda value: 0.0 < value < 1.0),
     "minimize": _one_of(TARGETS),
     "round_to": Check("a whole number of at least 1, auto or measured", _is_multiple),
+    "time_limit": Check("a time above 0, such as 300 (seconds), 90s, 5m or 1h", lambda value: 0.0 < value < math.inf),
     "ratio": Check("at least 0 and below 1 (the share of channels to remove)", lambda value: 0.0 <= value < 1.0),
     "method": _one_of(METHOD_NAMES),
     "criterion": _one_of(CRITERION_NAMES),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.options import Progress, PruningOptions
 from onnxmerge.pipeline.candidates import Candidate, candidate_of
 from onnxmerge.pipeline.compress_options import CompressOptions
+from onnxmerge.pipeline.time_limit import TimeLimit
 from onnxmerge.pruning.budget import Budget, budget_of
 from onnxmerge.pruning.decision import decide
 from onnxmerge.pruning.group_selection import prunable_groups
@@ -32,6 +33,8 @@ ChannelCounts = Mapping[str, int]
 
 QUICK_INPUTS = 32
 """Inputs that a quick candidate is solved on. Of ResNet-56 it costs 4 CPU seconds then, 8 with 128 inputs and 20 with all."""
+QUICK_COST = 0.2
+"""What a quick candidate costs, as a share of a full one on all inputs: of the same ResNet-56."""
 QUICK_LOSS = 1.4
 """What a quick candidate loses, as a multiple of what a full one does: 1.3 to 1.6 for three networks at losses of 1 and 7 %."""
 
@@ -54,6 +57,8 @@ class CandidateBuilder:
         Told how far the work is.
     executor : Executor or None
         Takes the statistics of a large calibration set, shard by shard; None for this process.
+    limit : TimeLimit
+        How long searches may take.
     """
 
     reference: Path
@@ -63,6 +68,7 @@ class CandidateBuilder:
     checking: Inputs
     progress: Progress
     executor: Executor | None = None
+    limit: TimeLimit = field(default_factory=TimeLimit)
 
     @property
     def pruning(self) -> PruningOptions:

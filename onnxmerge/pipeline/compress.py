@@ -33,6 +33,7 @@ from onnxmerge.pipeline.plan_files import PlanFile, fingerprint, read_plan, writ
 from onnxmerge.pipeline.progress import COMPRESS_STAGES, overall
 from onnxmerge.pipeline.provenance import provenance_of
 from onnxmerge.pipeline.search import search
+from onnxmerge.pipeline.time_limit import TimeLimit
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.kept_counts import kept_counts
 from onnxmerge.results import Compression, Fidelity, LatencyComparison, Size
@@ -119,9 +120,10 @@ def compress_file(
     progress: Progress | None = None,
     executor: Executor | None = None,
     analysed: AnalysedModel | None = None,
+    limit: TimeLimit | None = None,
 ) -> Compression:
     """`compress` for a file, with its options sorted. analysed: the model, where it is analysed already."""
-    started = time.perf_counter()
+    started, limit = time.perf_counter(), limit or TimeLimit(options.pruning.time_limit)
     options = replace(options, pruning=options.pruning.sized())
     provider_of(options.runtime)  # refused before any work where it does not work here
     check_output_file(output, "the output", {})
@@ -140,7 +142,7 @@ def compress_file(
     with fixed_threads(1):  # the same bytes whatever the number of threads
         tell("inputs", 0.0)
         inputs = calibration_and_check_inputs(model, analysed, options.inputs, options.runtime, options.pruning, options.verify)
-        found = search(CandidateBuilder(model, analysed, options, *inputs, tell, executor))
+        found = search(CandidateBuilder(model, analysed, options, *inputs, tell, executor, limit))
         tell("checking", 0.0)
         fidelity, latency = _check(model, analysed.size, found.candidate, inputs[1], options)
         metadata = {}

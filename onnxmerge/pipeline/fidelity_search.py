@@ -1,13 +1,15 @@
 """The fastest or smallest model whose outputs keep a fidelity on the checking inputs."""
 
-from onnxmerge.pipeline.candidate_builder import CandidateBuilder
+from dataclasses import dataclass
+
+from onnxmerge.pipeline.candidate_builder import QUICK_COST, CandidateBuilder
 from onnxmerge.pipeline.candidates import Candidate, SearchResult
 from onnxmerge.pipeline.channel_multiples import multiple_for
 from onnxmerge.pipeline.monotone_search import MonotoneSearch
 from onnxmerge.pruning.budget import Allocation
 
 QUICK_TRIALS, FULL_TRIALS, RESCUE_TRIALS = 6, 4, 4
-"""Candidates that are built at most: quick ones to narrow the search down, then full ones, and more of these while none passes."""
+"""Candidates that are built at most: quick ones to narrow the search down, then full ones, and more while none of them passes."""
 GOAL, QUICK_CLOSE = 0.866, 0.75
 """Shares of the allowed loss: what is aimed at, so that a candidate that loses a little more than expected still passes, and
 what a quick candidate must lose to be close enough."""
@@ -28,33 +30,77 @@ def smallest_with_fidelity(builder: CandidateBuilder, fidelity: float) -> Search
     Returns
     -------
     SearchResult
-        The whole model, with a warning, where no smaller one was found.
+        With a warning where a time limit cut the search: then the closest candidate where none passes; elsewhere the whole model
+        then.
     """
     allocations, allowed = _allocations(builder, fidelity), 1.0 - fidelity
-    search = _search(allocations, allowed)
-    quick_trials, full_trials = (0, FULL_TRIALS + QUICK_TRIALS) if builder.quick_loss == 1.0 else (QUICK_TRIALS, FULL_TRIALS)
-    for _ in range(quick_trials):
+    search, quick, full = _search(allocations, allowed), _Best(allowed), _Best(allowed)
+    is_cut = builder.quick_loss != 1.0 and _search_quickly(builder, search, allocations, quick)
+    is_cut = is_cut or _search_in_full(builder, search, allocations, full, 0 if quick.count else QUICK_TRIALS)
+    if not is_cut and full.passing is None:
+        whole = builder.candidate(allocations[-1].counts)
+        return SearchResult(whole, (f"no smaller model was found that keeps a fidelity of {fidelity:g}",))
+    best = full.passing or quick.passing or full.closest or quick.closest
+    assert best is not None
+    reached = f"the best of {quick.count + full.count} keeps a fidelity of {1.0 - best.loss:.4f}, and {fidelity:g} was asked for"
+    return SearchResult(best.candidate, (builder.limit.warning(reached),) if is_cut else ())
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A candidate, the index of its allocation, and what its outputs lose."""
+
+    index: int
+    candidate: Candidate
+    loss: float
+
+
+@dataclass
+class _Best:
+    """Of `count` candidates the smallest that loses no more than is allowed, and the one that loses least."""
+
+    allowed: float
+    count: int = 0
+    passing: _Measured | None = None
+    closest: _Measured | None = None
+
+    def measure(self, builder: CandidateBuilder, index: int, candidate: Candidate) -> float:
+        """The candidate's loss."""
+        found = _Measured(index, candidate, 1.0 - builder.fidelity_on(builder.checking, candidate))
+        self.count += 1
+        if self.closest is None or not found.loss >= self.closest.loss:
+            self.closest = found
+        if found.loss <= self.allowed and (self.passing is None or index < self.passing.index):
+            self.passing = found
+        return found.loss
+
+
+def _search_quickly(builder: CandidateBuilder, search: MonotoneSearch, allocations: list[Allocation], best: _Best) -> bool:
+    """Narrow the search down. Whether the time limit ends it here: there is none left for a full candidate."""
+    while best.count < QUICK_TRIALS and (index := _worth_building(search, allocations)) is not None:
+        if builder.limit.is_over() and best.count:
+            return True
+        loss = best.measure(builder, index, builder.quick_candidate(allocations[index].counts)) / builder.quick_loss
+        search.record(index, loss)
+        if QUICK_CLOSE * best.allowed <= loss <= best.allowed:
+            break
+    search.restart()
+    return best.count > 0 and builder.limit.is_over(1.0 / QUICK_COST)
+
+
+def _search_in_full(
+    builder: CandidateBuilder, search: MonotoneSearch, allocations: list[Allocation], best: _Best, more_trials: int
+) -> bool:
+    """Build candidates on all inputs. Whether the time limit ended it."""
+    trials = FULL_TRIALS + more_trials
+    while best.count < trials + (best.passing is None) * RESCUE_TRIALS:
         index = _worth_building(search, allocations)
         if index is None:
-            break
-        loss = _loss(builder, builder.quick_candidate(allocations[index].counts)) / builder.quick_loss
-        search.record(index, loss)
-        if QUICK_CLOSE * allowed <= loss <= allowed:
-            break
-    if quick_trials:
-        search.restart()
-    best: Candidate | None = None
-    for trial in range(full_trials + RESCUE_TRIALS):
-        index = _worth_building(search, allocations)
-        if index is None or (trial >= full_trials and best is not None):
-            break
-        candidate = builder.candidate(allocations[index].counts)
-        search.record(index, _loss(builder, candidate))
-        best = candidate if search.passing == index else best
-    if best is not None:
-        return SearchResult(best)
-    whole = builder.candidate(allocations[-1].counts)
-    return SearchResult(whole, (f"no smaller model was found that keeps a fidelity of {fidelity:g}",))
+            return False
+        if builder.limit.is_over() and best.count:
+            return True
+        search.record(index, best.measure(builder, index, builder.candidate(allocations[index].counts)))
+    return False
 
 
 def _worth_building(search: MonotoneSearch, allocations: list[Allocation]) -> int | None:
@@ -64,10 +110,6 @@ def _worth_building(search: MonotoneSearch, allocations: list[Allocation]) -> in
         return index
     passing = allocations[search.passing].share
     return index if passing - allocations[index].share >= WORTH_A_TRIAL * passing else None
-
-
-def _loss(builder: CandidateBuilder, candidate: Candidate) -> float:
-    return 1.0 - builder.fidelity_on(builder.checking, candidate)
 
 
 def _allocations(builder: CandidateBuilder, fidelity: float) -> list[Allocation]:

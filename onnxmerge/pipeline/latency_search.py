@@ -71,12 +71,14 @@ def closest_to_latency(builder: CandidateBuilder, share: float) -> SearchResult:
     for multiple in multiples:
         found = _closest_in_multiples(builder, share, multiple)
         best = found if best is None or found.distance < best.distance else best
-        if best.distance <= LATENCY_TOLERANCE:
+        if best.distance <= LATENCY_TOLERANCE or builder.limit.is_over():
             break
     assert best is not None
     timed_again = builder.options.verify and builder.options.bench
     ratio = best.ratio if best.reliable or timed_again else _timed(builder, best.counts, share, reliable=True).ratio
-    return SearchResult(builder.candidate(best.counts), latency_ratio=ratio)
+    is_cut = best.distance > LATENCY_TOLERANCE and builder.limit.is_over(0.0)
+    cut = (builder.limit.warning(f"the closest model found takes {ratio:.2f} of the time"),) if is_cut else ()
+    return SearchResult(builder.candidate(best.counts), cut, latency_ratio=ratio)
 
 
 def _descending(fastest: int) -> list[int | None]:
@@ -97,7 +99,7 @@ def _closest_in_multiples(builder: CandidateBuilder, share: float, multiple: int
         found = known or _timed(builder, allocation.counts, share)
         timed += [] if known else [found]
         search.record(index, found.ratio, _last_with(shares, allocation.share, index))
-        if found.distance <= CLOSE_ENOUGH:
+        if found.distance <= CLOSE_ENOUGH or builder.limit.is_over():
             break
     return min(timed, key=lambda each: each.distance)
 

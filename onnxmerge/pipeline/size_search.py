@@ -37,10 +37,14 @@ def largest_within_size(builder: CandidateBuilder, kind: str, share: float) -> S
         The smallest candidate, with a warning, where none has so little.
     """
     best: tuple[float, Candidate] | None = None
+    cut: tuple[str, ...] = ()
     adjusted, tried = share, list[ChannelCounts]()
     multiple, allocation = _coarsest(builder, kind, share, multiple_for(builder, kind, share))
     smallest = builder.budget.counts_for(kind, 0.0, multiple).counts
     for _ in range(SIZE_TRIALS):
+        if builder.limit.is_over() and best is not None:
+            cut = (builder.limit.warning(f"{best[0]:.1%} of the {kind} are left"),)
+            break
         tried.append(allocation.counts)
         candidate = builder.candidate(allocation.counts)
         reached = candidate.remaining_share(kind, builder.analysed.size)
@@ -56,13 +60,13 @@ def largest_within_size(builder: CandidateBuilder, kind: str, share: float) -> S
         if allocation.counts in tried:
             break
     assert best is not None
-    if best[0] > share and smallest not in tried:
+    if best[0] > share and smallest not in tried and not cut:
         candidate = builder.candidate(smallest)
         best = min(best, (candidate.remaining_share(kind, builder.analysed.size), candidate), key=lambda each: each[0])
     reached, candidate = best
     limit = f" in multiples of {multiple or HARDWARE_MULTIPLE}" if multiple != 1 else ""
-    warnings = (f"{kind}={share:g} cannot be reached{limit}: at least {reached:.1%} must stay",) if reached > share else ()
-    return SearchResult(candidate, warnings)
+    missed = (f"{kind}={share:g} cannot be reached{limit}: at least {reached:.1%} must stay",) if reached > share else ()
+    return SearchResult(candidate, cut or missed)
 
 
 def _coarsest(builder: CandidateBuilder, kind: str, share: float, multiple: int | None) -> tuple[int | None, Allocation]:

@@ -26,6 +26,7 @@ from onnxmerge.parallel.tasks import LostTask, run_tasks
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.sweep_point import PointOutcome, PointTask, compress_point
 from onnxmerge.pipeline.sweep_targets import Target, options_by_target
+from onnxmerge.pipeline.time_limit import TimeLimit
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.results import LatencyComparison, Sweep, SweepPoint
 
@@ -114,6 +115,7 @@ def _sweep_file(
     jobs: int | None,
     progress: Progress,
 ) -> Sweep:
+    limit = TimeLimit(common.pruning.time_limit)
     analysed = analyse_model(model, common.runtime.max_memory, given_shapes(model, common.inputs))
     prunable_groups(analysed.channels, common.pruning)  # refuses patterns that match nothing before any work
     names = {target: f"{model.stem}-{target.replace('=', '-')}.onnx" for target in by_target}
@@ -124,8 +126,8 @@ def _sweep_file(
         inline = not external_files(analysed.model) and fits_one_message(analysed.model)
         content, path = model.read_bytes() if inline else None, model.absolute()
         tasks = {
-            target: PointTask(path, content, outputs[target].absolute(), options, temporary.path)
-            for target, options in by_target.items()
+            target: PointTask(path, content, outputs[target].absolute(), options, temporary.path, limit, is_first=not number)
+            for number, (target, options) in enumerate(by_target.items())
         }
         outcomes = _outcomes(tasks, analysed, executor, jobs, progress)
         points = []

@@ -1,6 +1,6 @@
 """One point of a sweep, compressed in any process on any machine: the same bytes on every processor of a kind."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxmerge.errors import ModelError, OnnxMergeError, VerificationError
@@ -8,6 +8,7 @@ from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.onnxio.work_folder import WorkFolder
 from onnxmerge.pipeline.compress import compress_file
 from onnxmerge.pipeline.compress_options import CompressOptions
+from onnxmerge.pipeline.time_limit import TimeLimit
 from onnxmerge.results import Compression
 
 
@@ -27,6 +28,10 @@ class PointTask:
         With the target and the number of threads.
     temporary_folder : Path
         Of the process that sends the task, used where the worker sees it.
+    limit : TimeLimit
+        Of the whole sweep.
+    is_first : bool
+        Whether the point is begun however little time is left.
     """
 
     model: Path
@@ -34,6 +39,8 @@ class PointTask:
     output: Path
     options: CompressOptions
     temporary_folder: Path
+    limit: TimeLimit = field(default_factory=TimeLimit)
+    is_first: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ def compress_point(task: PointTask, analysed: AnalysedModel | None = None) -> Po
     analysed : AnalysedModel or None
         The model, in the process that has analysed it, where the output is written at once.
     """
+    if not task.is_first and task.limit.is_over(0.0):
+        return PointOutcome(None, failure=f"not begun: the time limit of {task.limit.seconds:g} s had run out")
     if task.content is None or analysed is not None:
         return _compress_in_place(task, analysed)
     folder = task.temporary_folder if task.temporary_folder.is_dir() else None
@@ -84,6 +93,6 @@ def compress_point(task: PointTask, analysed: AnalysedModel | None = None) -> Po
 
 def _compress_in_place(task: PointTask, analysed: AnalysedModel | None = None) -> PointOutcome:
     try:
-        return PointOutcome(compress_file(task.model, task.output, task.options, analysed=analysed))
+        return PointOutcome(compress_file(task.model, task.output, task.options, analysed=analysed, limit=task.limit))
     except (ModelError, VerificationError) as error:
         return PointOutcome(None, failure=str(error))

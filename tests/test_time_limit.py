@@ -1,0 +1,103 @@
+"""A time limit gives the best result so far and says so; by a clock that moves when a candidate is built."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxmerge import compress, sweep
+from onnxmerge.cli import app as cli
+from onnxmerge.errors import OptionError
+from onnxmerge.options import PruningOptions
+from onnxmerge.pipeline.candidate_builder import CandidateBuilder
+
+MLP = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
+SETTINGS = {"threads": 1, "bench": False}
+SECONDS = {"quick_candidate": 10.0, "candidate": 60.0, "pruned_candidate": 0.0, "measure_latency": 5.0}
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was built, each of it in `SECONDS`."""
+    told, inside, now = list[str](), [False], [0.0]
+    monkeypatch.setattr("onnxmerge.pipeline.time_limit.clock", lambda: now[0])
+    for name, seconds in SECONDS.items():
+        original = getattr(CandidateBuilder, name)
+
+        def timed(
+            self: CandidateBuilder, *given: Any, _name: str = name, _original: Any = original, _s: float = seconds, **more: Any
+        ) -> Any:
+            outermost, inside[0] = not inside[0], True
+            result = _original(self, *given, **more)
+            if outermost:
+                now[0], inside[0] = now[0] + _s, False
+                told.append(_name)
+            return result
+
+        monkeypatch.setattr(CandidateBuilder, name, timed)
+    return told
+
+
+def cut(warnings: tuple[str, ...]) -> list[str]:
+    return [warning for warning in warnings if "time limit" in warning]
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (5, ["quick_candidate"]),
+        (25, ["quick_candidate", "quick_candidate"]),
+        (130, ["quick_candidate", "quick_candidate", "quick_candidate", "candidate"]),
+    ],
+)
+def test_a_fidelity_search_ends_with_the_best_so_far(limit: float, expected: list[str], built: list[str], tmp_path: Path) -> None:
+    result = compress(MLP, tmp_path / "o.onnx", fidelity=0.9, samples=256, time_limit=limit, **SETTINGS)
+    assert built == expected
+    (warning,) = cut(result.warnings)
+    assert result.fidelity is not None
+    assert f"{limit} s cut the search short: the best of {len(built)} keeps" in warning
+    assert "0.9 was asked for" in warning
+    assert result.after.parameters < result.before.parameters
+
+
+def test_enough_time_changes_nothing(built: list[str], tmp_path: Path) -> None:
+    results = [
+        compress(MLP, tmp_path / f"{number}.onnx", fidelity=0.9, samples=256, time_limit=limit, **SETTINGS)
+        for number, limit in enumerate((None, "1h"))
+    ]
+    assert not cut(results[1].warnings)
+    assert (tmp_path / "0.onnx").read_bytes() == (tmp_path / "1.onnx").read_bytes()
+    assert built[: len(built) // 2] == built[len(built) // 2 :]
+
+
+def test_a_result_is_found_however_short_the_time(built: list[str], tmp_path: Path) -> None:
+    sized = compress(MLP, tmp_path / "o.onnx", target="macs=0.5", samples=32, time_limit=1e-3, **SETTINGS)
+    assert sized.after.macs <= 0.5 * sized.before.macs
+    timed = compress(MLP, tmp_path / "o.onnx", target="latency=0.5", method="prune", time_limit=1e-3, **SETTINGS)
+    assert timed.groups
+    assert built == ["candidate", "measure_latency", "measure_latency", "candidate"]
+    compress(MLP, tmp_path / "o.onnx", ratio=0.5, samples=32, time_limit=1e-3, **SETTINGS)
+
+
+def test_a_sweep_begins_no_further_point(built: list[str]) -> None:
+    result = sweep(MLP, "macs=0.75,0.5,0.25", samples=32, time_limit="90s", **SETTINGS)
+    assert [bool(point.after) for point in result.points] == [True, True, False]
+    assert result.points[2].failure == "not begun: the time limit of 90 s had run out"
+    assert built == ["candidate", "candidate"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("300", 300.0), ("90s", 90.0), ("5m", 300.0), ("1.5h", 5400.0), (" 2 m ", 120.0), (7, 7)]
+)
+def test_times_are_read(text: str | float, seconds: float) -> None:
+    assert PruningOptions(time_limit=text).time_limit == seconds  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "5d", "m", "", "nan", "inf", "1e400"])
+def test_no_times_are_refused(text: str, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(OptionError, match="time above 0"):
+        PruningOptions(time_limit=text)  # type: ignore[arg-type]
+    with pytest.raises(SystemExit) as ending:
+        cli.main(["compress", str(MLP), str(tmp_path / "o.onnx"), "--time-limit", text])
+    assert ending.value.code == 2
+    assert "--time-limit must be a time above 0, such as 300 (seconds), 90s, 5m or 1h" in capsys.readouterr().err
