@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from test_searching import chain
 
-from onnxmerge import compress
+from onnxmerge import compress, sweep
 from onnxmerge.data.balance import held
 from onnxmerge.data.inputs import Inputs
-from onnxmerge.execution.sessions import Session
+from onnxmerge.data.selection import inputs_for
+from onnxmerge.execution.sessions import Session, open_session
 from onnxmerge.execution.tensor_specs import batch_size
+from onnxmerge.graph.analysed_model import analyse_model
+from onnxmerge.options import InputOptions, PruningOptions, silent
+from onnxmerge.pruning.group_selection import prunable_groups
+from onnxmerge.pruning.layer_statistics import layer_statistics_of
+from onnxmerge.pruning.sensitivity import PASSES as SENSITIVITY_PASSES
+from onnxmerge.pruning.sensitivity import measure_sensitivities
 
-INPUTS = 48
+MODEL, INPUTS = "digits-resnet.onnx", 48
 PASSES = {
     "ratio": ({"ratio": 0.5}, 9.2),
     "prune": ({"ratio": 0.5, "method": "prune"}, 0.2),
-    "size": ({"target": "macs=0.5"}, 28),
-    "fidelity": ({"fidelity": 0.9}, 80),
+    "size": ({"target": "macs=0.5"}, 15),
+    "fidelity": ({"fidelity": 0.9}, 58),
 }
+POINT = 15
+"""Passes of a further point of a sweep, of which eleven are the check, on 256 inputs."""
 
 
 def layers(model: onnx.ModelProto) -> int:
     return sum(node.op_type in ("Conv", "Gemm", "MatMul") for node in model.graph.node)
 
 
-@pytest.mark.parametrize(("options", "most"), PASSES.values(), ids=PASSES.keys())
-def test_passes_of_a_command(
-    options: dict[str, Any], most: float, models_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = models_folder / "digits-resnet.onnx"
-    run, done = Session.run, [0]
+def counting(done: list[int]) -> Callable[[Session, dict[str, np.ndarray]], dict[str, Any]]:
+    """`Session.run` that counts inputs times layers."""
+    run = Session.run
 
     def counted(session: Session, feeds: dict[str, np.ndarray]) -> dict[str, Any]:
         model = session.reopen.args[0]  # type: ignore[attr-defined]
@@ -41,9 +49,48 @@ def test_passes_of_a_command(
         done[0] += batch_size(feeds) * layers(proto)
         return run(session, feeds)
 
-    monkeypatch.setattr(Session, "run", counted)
-    compress(source, tmp_path / "out.onnx", **options, samples=INPUTS, verify=False, threads=1)
-    assert done[0] / (INPUTS * layers(onnx.load(source))) <= most
+    return counted
+
+
+@pytest.fixture
+def passes(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+    """How often the model was run so far on all `INPUTS`, by layers."""
+    done = [0]
+    monkeypatch.setattr(Session, "run", counting(done))
+    whole = INPUTS * layers(onnx.load(models_folder / MODEL))
+    return lambda: done[0] / whole
+
+
+@pytest.mark.parametrize(("options", "most"), PASSES.values(), ids=PASSES.keys())
+def test_passes_of_a_command(
+    options: dict[str, Any], most: float, models_folder: Path, tmp_path: Path, passes: Callable[[], float]
+) -> None:
+    compress(models_folder / MODEL, tmp_path / "out.onnx", **options, samples=INPUTS, verify=False, threads=1)
+    assert passes() <= most, passes()
+
+
+@pytest.mark.parametrize("groups", [8, 40])
+def test_sensitivities_cost_the_same_whatever_the_number_of_groups(
+    groups: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a chain: its measurements take `PASSES` at most, the reference on the same inputs is run twice."""
+    done = [0]
+    monkeypatch.setattr(Session, "run", counting(done))
+    source = chain(tmp_path, (16,) * groups)
+    analysed = analyse_model(source)
+    inputs = inputs_for(open_session(source, optimise=False, threads=1), analysed.shapes, InputOptions(), 384)
+    statistics = layer_statistics_of(analysed, inputs, 1, silent)
+    done[0] = 0
+    measure_sensitivities(statistics, prunable_groups(analysed.channels, PruningOptions())[0], PruningOptions())
+    assert 0.5 < done[0] / (384 * (groups + 1)) <= SENSITIVITY_PASSES + 0.5
+
+
+def test_the_points_of_a_sweep_share_statistics_and_sensitivities(models_folder: Path, passes: Callable[[], float]) -> None:
+    settings = {"samples": INPUTS, "threads": 1, "bench": False}
+    sweep(models_folder / MODEL, "macs=0.6", **settings)
+    one = passes()
+    sweep(models_folder / MODEL, "macs=0.6,0.5,ratio=0.5", **settings)
+    assert passes() - one <= one + 2 * POINT, (one, passes())
 
 
 def test_inputs_are_made_once() -> None:

@@ -13,7 +13,7 @@ import onnxmerge
 from onnxmerge.errors import InputError, ModelError, OptionError
 from onnxmerge.execution.first_run import first_observations
 from onnxmerge.options import InputOptions
-from onnxmerge.pipeline import candidate_builder
+from onnxmerge.pipeline import model_measurements
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
 SMALL = "c = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w)  r = Relu(c)  z = Conv(r, v)"
@@ -200,8 +200,8 @@ def test_the_first_size_is_that_of_one_call(image_file: Path) -> None:
 def test_time_is_predicted_for_the_batch_that_is_timed(
     batch: int | None, repeats: int, image_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, made = [], candidate_builder.budget_of
-    monkeypatch.setattr(candidate_builder, "budget_of", lambda *given: (found.append(given[-1]), made(*given))[1])
+    found, made = [], model_measurements.budget_of
+    monkeypatch.setattr(model_measurements, "budget_of", lambda *given: (found.append(given[-1]), made(*given))[1])
     options = {"input_shape": (4, 3, 8, 8), "batch": batch, "samples": 8, "threads": 1, "bench": False}
     onnxmerge.compress(image_file, tmp_path / "out.onnx", target="macs=0.9", **options)
     assert found == [repeats]

@@ -22,7 +22,8 @@ from onnxmerge.onnxio.model import from_proto
 from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
-from onnxmerge.pipeline.progress import COMPRESS_STAGES, INSPECT_STAGES, overall
+from onnxmerge.pipeline.progress import Stage, overall
+from onnxmerge.pipeline.sweep import sweep
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.kept_counts import fast_multiple
 from onnxmerge.results import LatencyComparison, LatencySummary
@@ -294,11 +295,12 @@ def test_latency_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Monk
 
 # stages
 
+PLAN = [Stage("inputs", 1.0), Stage("statistics", 2.0), Stage("reconstruction", 3.0, 2.0), Stage("checking", 4.0)]
 RUNS = {
-    "once each": [(stage, share / 4) for stage in COMPRESS_STAGES for share in range(5)],
+    "once each": [(stage.name, share / 4) for stage in PLAN for share in range(5)],
     "several solves": [("reconstruction", share / 3) for _ in range(9) for share in range(1, 4)],
     "solves of one step": [("reconstruction", 1.0) for _ in range(9)],
-    "a search": [("inputs", 0.0), ("statistics", 1.0), ("sensitivities", 0.5), ("sensitivities", 1.0)]
+    "a search": [("inputs", 0.0), ("statistics", 1.0), ("something else", 0.5), ("something else", 1.0)]
     + [("reconstruction", share) for _ in range(5) for share in (0.1, 0.6, 1.0)]
     + [("checking", 0.0), ("checking", 1.0)],
 }
@@ -307,20 +309,32 @@ RUNS = {
 @pytest.mark.parametrize("told", RUNS.values(), ids=RUNS.keys())
 def test_stages_never_go_back(told: list[tuple[str, float]]) -> None:
     seen: list[float] = []
-    progress = overall(lambda stage, share: seen.append(share), COMPRESS_STAGES)
+    progress = overall(lambda stage, share: seen.append(share), PLAN)
     for stage, share in told:
         progress(stage, share)
     assert all(0.0 <= share <= 1.0 for share in seen)
     assert seen == sorted(seen)
+    assert (seen[-1] == 1.0) == (told[-1] == ("checking", 1.0))
 
 
-@pytest.mark.parametrize("stages", [COMPRESS_STAGES, INSPECT_STAGES], ids=["compress", "inspect"])
-def test_stages_follow_each_other_to_the_end(stages: dict[str, tuple[float, float]]) -> None:
-    ends = list(stages.values())
-    assert [start for start, _ in ends] == [0.0, *(end for _, end in ends[:-1])]
+def test_progress_is_the_share_of_the_predicted_work() -> None:
     seen: list[float] = []
-    overall(lambda stage, share: seen.append(share), stages)(list(stages)[-1], 1.0)
-    assert seen == [1.0]
+    progress = overall(lambda stage, share: seen.append(share), PLAN)
+    for stage, share in RUNS["once each"]:
+        progress(stage, share)
+    assert seen[:9] == pytest.approx([0, 1 / 52, 2 / 52, 3 / 52, 1 / 13, 1 / 13, 1.5 / 13, 2 / 13, 2.5 / 13])
+    assert seen[14] == pytest.approx(6 / 13)  # the second run is still expected
+    assert seen[15:] == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0])  # it was not needed
+
+
+def test_a_sweep_moves_within_a_point(models_folder: Path) -> None:
+    told: list[tuple[str, float]] = []
+    sweep(models_folder / "digits-mlp.onnx", "macs=0.5,0.25", **FAST, progress=lambda *each: told.append(each))
+    shares = [share for _, share in told]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert max(np.diff(shares)) < 0.35
+    assert [stage for stage, _ in told if stage == "statistics"]
 
 
 def test_compress_tells_its_way_to_the_end(tmp_path: Path) -> None:

@@ -25,16 +25,23 @@ from onnxmerge.graph.rewrite import Removal, Replacement, rewrite
 from onnxmerge.onnxio.export import export
 from onnxmerge.onnxio.model_files import serialise
 from onnxmerge.options import InputOptions, PruningOptions, silent
+from onnxmerge.pruning import sensitivity
 from onnxmerge.pruning.decision import decide
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.layer_statistics import LayerStatistics, layer_statistics_of
 from onnxmerge.pruning.methods import METHODS
 from onnxmerge.pruning.sensitivity import MAX_INPUTS, measure_sensitivities
 
-pytestmark = pytest.mark.usefixtures("harmless_models")
+pytestmark = pytest.mark.usefixtures("harmless_models", "any_number_of_passes")
 
 DAMPING = 1e-3
 OPTIONS = PruningOptions(ratio=0.5, method="reconstruct")
+
+
+@pytest.fixture
+def any_number_of_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All shares are measured, on `MAX_INPUTS`."""
+    monkeypatch.setattr(sensitivity, "PASSES", 1e9)
 
 
 def observed(source: Path) -> tuple[AnalysedModel, LayerStatistics]:
@@ -171,7 +178,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 def test_loss_is_that_of_the_rewritten_model(model: Callable[[], onnx.ModelProto], tmp_path: Path) -> None:
     analysed, statistics = observed(written(model(), tmp_path))
     groups = prunable_groups(analysed.channels, OPTIONS)[0]
-    sensitivities = measure_sensitivities(statistics, groups, 1, OPTIONS)
+    sensitivities = measure_sensitivities(statistics, groups, OPTIONS)
     assert groups
     for group in groups:
         removed = [each.removed for each in sensitivities[group.name]]
@@ -201,7 +208,7 @@ def test_what_is_measured_is_what_the_method_does(method: str, tmp_path: Path) -
     analysed, statistics = observed(written(built(TOPOLOGIES["conv-relu-conv"]), tmp_path))
     options = replace(OPTIONS, method=method)
     (group,) = prunable_groups(analysed.channels, options)[0]
-    measured = measure_sensitivities(statistics, [group], 1, options)[group.name]
+    measured = measure_sensitivities(statistics, [group], options)[group.name]
     expected = [loss_of_decision(analysed, statistics, options, {group.name: found.kept}) for found in measured]
     assert [found.loss for found in measured] == pytest.approx(expected, rel=0.01)
 
@@ -210,7 +217,7 @@ def test_consumers_that_share_a_weight_are_measured_as_they_are_pruned(tmp_path:
     """Their weight stays shared, so that channels are dropped: the oracle is the pruned model."""
     analysed, statistics = observed(written(built(TOPOLOGIES["shared-weight-in-sequence"]), tmp_path))
     (group,) = prunable_groups(analysed.channels, OPTIONS)[0]
-    for found in measure_sensitivities(statistics, [group], 1, OPTIONS)[group.name]:
+    for found in measure_sensitivities(statistics, [group], OPTIONS)[group.name]:
         lost = loss_of_decision(analysed, statistics, replace(OPTIONS, method="prune"), {group.name: found.kept})
         assert found.loss == pytest.approx(lost, rel=0.01)
 
@@ -230,17 +237,21 @@ def test_batch_normalization_is_that_of_the_inputs(tmp_path: Path) -> None:
 def test_more_removed_is_more_loss_and_measurements_repeat(tmp_path: Path) -> None:
     analysed, statistics = observed(written(built(TOPOLOGIES["residual-two-blocks"]), tmp_path))
     groups = prunable_groups(analysed.channels, OPTIONS)[0]
-    first = measure_sensitivities(statistics, groups, 1, OPTIONS)
-    assert first == measure_sensitivities(statistics, groups, 1, OPTIONS)
-    assert first == {name: measure_sensitivities(statistics, groups[::-1], 1, OPTIONS)[name] for name in first}
+    first = measure_sensitivities(statistics, groups, OPTIONS)
+    assert first == measure_sensitivities(statistics, groups, OPTIONS)
+    assert first == {name: measure_sensitivities(statistics, groups[::-1], OPTIONS)[name] for name in first}
     losses = [[each.loss for each in sensitivities] for sensitivities in first.values()]
     assert all(each == sorted(each) and each[0] > 0 for each in losses)
 
 
-def test_fewer_inputs_for_expensive_models(tmp_path: Path) -> None:
-    """What all measurements cost is bounded, down to a few inputs."""
-    analysed, statistics = observed(written(built(TOPOLOGIES["conv-relu-conv"]), tmp_path))
+@pytest.mark.parametrize(("passes", "removed"), [(1.0, [0.5]), (100.0, [0.25, 0.5, 0.75])])
+def test_few_passes_measure_the_middle_share_alone(
+    passes: float, removed: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity, "PASSES", passes)
+    analysed, statistics = observed(written(built(TOPOLOGIES["residual-two-blocks"]), tmp_path))
     groups = prunable_groups(analysed.channels, OPTIONS)[0]
-    expensive, cheap = (measure_sensitivities(statistics, groups, macs, OPTIONS)["conv_a"] for macs in (10**12, 1))
-    assert [each.kept for each in expensive] == [each.kept for each in cheap]
-    assert [each.loss for each in expensive] != [each.loss for each in cheap]
+    for found in measure_sensitivities(statistics, groups, OPTIONS).values():
+        assert [each.removed for each in found] == removed
+    for found in measure_sensitivities(statistics, groups, OPTIONS, all_shares=True).values():
+        assert [each.removed for each in found] == [0.25, 0.5, 0.75]

@@ -13,14 +13,14 @@ from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.options import InputOptions, RuntimeOptions
 from onnxmerge.parallel.tasks import process_pool
-from onnxmerge.pipeline import candidate_builder as attempts_module
+from onnxmerge.pipeline import model_measurements as measurements_module
 from onnxmerge.pipeline.progress import overall
 from onnxmerge.pruning.layer_statistics import layer_statistics_of
 from onnxmerge.statistics import sharding as shards_module
 from onnxmerge.statistics.sharding import sharded_covariances
 
 MODEL = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
-QUIET = overall(None, {})
+QUIET = overall(None, [])
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def calibration(tmp_path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch) -> None:
-    for module in (shards_module, attempts_module):
+    for module in (shards_module, measurements_module):
         monkeypatch.setattr(module, "SHARD_INPUTS", 64)
 
 

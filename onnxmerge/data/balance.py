@@ -1,5 +1,6 @@
 """Synthetic inputs chosen so that the reference sees all of its classes in them, and made once."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +34,7 @@ def held(inputs: Inputs) -> Inputs:
     return replace(inputs, take=take)
 
 
-def balanced(inputs: Inputs, session: Session, count: int, batch: int) -> Inputs:
+def balanced(inputs: Inputs, session: Session, count: int, batch: int, tell: Callable[[float], None] | None = None) -> Inputs:
     """Choose inputs as evenly as possible over the classes that a model predicts for them.
 
     Parameters
@@ -42,6 +43,7 @@ def balanced(inputs: Inputs, session: Session, count: int, batch: int) -> Inputs
     session : the model; its first output that looks like class scores tells the classes
     count : number of inputs to choose
     batch : inputs in one call
+    tell : told the share of the inputs that have been run
 
     Returns
     -------
@@ -60,6 +62,8 @@ def balanced(inputs: Inputs, session: Session, count: int, batch: int) -> Inputs
         if scores is None:
             return inputs.subset(np.arange(count), "first")
         classes.append(scores.reshape(len(scores), -1).argmax(1))
+        if tell is not None:
+            tell(sum(map(len, classes)) / inputs.count)
     return inputs.subset(_even_positions(np.concatenate(classes), count), "balanced over predicted classes")
 
 

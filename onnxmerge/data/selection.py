@@ -1,7 +1,7 @@
 """Which inputs a model is pruned on, and which a candidate is checked, verified or timed on."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ def calibration_and_check_inputs(
     runtime: RuntimeOptions,
     pruning: PruningOptions,
     checked: bool = True,
+    tell: Callable[[float], None] | None = None,
 ) -> tuple[Inputs, Inputs]:
     """Inputs to prune a model on, and others to check a candidate on; the same ones whatever the execution provider.
 
@@ -60,6 +61,8 @@ def calibration_and_check_inputs(
         The user's.
     checked : bool
         Whether a candidate is checked at all; with False the user's inputs are not split.
+    tell : Callable or None
+        Told the share of the work that is done.
 
     Returns
     -------
@@ -74,7 +77,7 @@ def calibration_and_check_inputs(
     session = open_session(source, optimise=True, threads=runtime.threads, label=str(source))
     check_batch(source, batching(session.inputs, analysed.shapes).size, runtime.batch, analysed.shapes)
     if options.calibration is None:
-        return _synthetic(session, analysed, options, runtime.max_memory, pruning.uses_weights_only)
+        return _synthetic(session, analysed, options, runtime.max_memory, pruning.uses_weights_only, tell)
     given = inputs_for(session, analysed.shapes, options, max_memory=runtime.max_memory)
     searched = pruning.fidelity is not None
     if not searched and (not checked or pruning.uses_weights_only):
@@ -88,7 +91,12 @@ def calibration_and_check_inputs(
 
 
 def _synthetic(
-    session: Session, analysed: AnalysedModel, options: InputOptions, max_memory: int | None, weights_only: bool
+    session: Session,
+    analysed: AnalysedModel,
+    options: InputOptions,
+    max_memory: int | None,
+    weights_only: bool,
+    tell: Callable[[float], None] | None,
 ) -> tuple[Inputs, Inputs]:
     properties = first_layers.input_properties(analysed.channels)
     made = partial(inputs_for, session, analysed.shapes, properties=properties, max_memory=max_memory)
@@ -102,7 +110,7 @@ def _synthetic(
     count = options.samples or min(count if dense is not None else _inputs_needed(analysed), inputs.count // 2)
     if dense is not None:
         inputs = first_layers.with_first_layer_noise(inputs, *dense, options.seed)
-    return held(balanced(inputs, session, count, BATCH)), check
+    return held(balanced(inputs, session, count, BATCH, tell)), check
 
 
 def _inputs_needed(analysed: AnalysedModel) -> int:

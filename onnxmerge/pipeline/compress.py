@@ -3,6 +3,7 @@
 import time
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ from onnxmerge.pipeline.candidate_builder import CandidateBuilder
 from onnxmerge.pipeline.candidates import Candidate, with_savings
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.compression_warnings import odd_widths, warnings_of
+from onnxmerge.pipeline.model_measurements import ModelMeasurements, SharedWork
 from onnxmerge.pipeline.output_paths import check_nothing_is_lost
 from onnxmerge.pipeline.plan_files import PlanFile, fingerprint, read_plan, write_plan
-from onnxmerge.pipeline.progress import COMPRESS_STAGES, overall
+from onnxmerge.pipeline.predicted_work import compress_stages
+from onnxmerge.pipeline.progress import overall
 from onnxmerge.pipeline.provenance import provenance_of
 from onnxmerge.pipeline.search import search
 from onnxmerge.pipeline.time_limit import TimeLimit
@@ -119,17 +122,18 @@ def compress_file(
     in_place: bool = False,
     progress: Progress | None = None,
     executor: Executor | None = None,
-    analysed: AnalysedModel | None = None,
+    shared: SharedWork | None = None,
     limit: TimeLimit | None = None,
 ) -> Compression:
-    """`compress` for a file, with its options sorted. analysed: the model, where it is analysed already."""
+    """`compress` for a file, with its options sorted. shared: what other points of a sweep have done."""
     started, limit = time.perf_counter(), limit or TimeLimit(options.pruning.time_limit)
     options = replace(options, pruning=options.pruning.sized())
     provider_of(options.runtime)  # refused before any work where it does not work here
     check_output_file(output, "the output", {})
     if output.exists() and would_overwrite(output, model) and not in_place:
         raise OptionError(f"the output {output} is the model itself: name another file, or replace it with `in_place`")
-    analysed = analysed or analyse_model(model, options.runtime.max_memory, given_shapes(model, options.inputs))
+    shapes = given_shapes(model, options.inputs)
+    analysed = analyse_model(model, options.runtime.max_memory, shapes) if shared is None else shared.analysed
     if not analysed.channels.groups:
         raise ModelError(_nothing_to_remove(model, analysed))
     weight_files = sorted(external_files(analysed.model))
@@ -138,17 +142,16 @@ def compress_file(
     asked = options.pruning
     options = replace(options, pruning=_with_plan_read(options.pruning, model_sha256, analysed))
     kept_counts(prunable_groups(analysed.channels, options.pruning)[0], options.pruning)  # refuses a plan before any work
-    tell = overall(progress, COMPRESS_STAGES)
+    tell = overall(progress, compress_stages(analysed, options)) if shared is None else shared.progress
     with fixed_threads(1):  # the same bytes whatever the number of threads
-        tell("inputs", 0.0)
-        inputs = calibration_and_check_inputs(model, analysed, options.inputs, options.runtime, options.pruning, options.verify)
-        found = search(CandidateBuilder(model, analysed, options, *inputs, tell, executor, limit))
+        measured = (shared or SharedWork(analysed, tell)).measurements(options, partial(_measured, model, options, executor))
+        found = search(CandidateBuilder(measured, options, limit))
         tell("checking", 0.0)
-        fidelity, latency = _check(model, analysed.size, found.candidate, inputs[1], options)
+        fidelity, latency = _check(model, analysed.size, found.candidate, measured.checking, options)
         metadata = {}
         if options.provenance:
-            on_cpu = _on_cpu(model, found.candidate, inputs[1], options, fidelity)
-            metadata = provenance_of(asked, options.inputs, model_sha256, inputs[1], on_cpu)
+            on_cpu = _on_cpu(model, found.candidate, measured.checking, options, fidelity)
+            metadata = provenance_of(asked, options.inputs, model_sha256, measured.checking, on_cpu)
         tell("checking", 1.0)
     save(replace(found.candidate.model, metadata=metadata), output)
     if saved_plan is not None:
@@ -163,12 +166,21 @@ def compress_file(
         refusals=found.candidate.refusals,
         fidelity=fidelity,
         latency=latency,
-        warnings=(*chosen_sizes(analysed.inputs), *warnings_of(found, analysed.size, fidelity, latency, inputs[1], options)),
+        warnings=(*chosen_sizes(analysed.inputs), *warnings_of(found, analysed.size, fidelity, latency, measured.checking, options)),
         seconds=time.perf_counter() - started,
         seed=options.inputs.seed,
         versions=versions(),
         inputs=analysed.inputs,
     )
+
+
+def _measured(
+    model: Path, options: CompressOptions, executor: Executor | None, analysed: AnalysedModel, tell: Progress
+) -> ModelMeasurements:
+    """The inputs, and what will be measured on them."""
+    tell("inputs", 0.0)
+    given = options.inputs, options.runtime, options.pruning, options.verify, partial(tell, "inputs")
+    return ModelMeasurements(model, analysed, options, *calibration_and_check_inputs(model, analysed, *given), tell, executor)
 
 
 def _with_plan_read(pruning: PruningOptions, model_sha256: str, analysed: AnalysedModel) -> PruningOptions:

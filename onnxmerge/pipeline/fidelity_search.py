@@ -66,7 +66,7 @@ class _Best:
 
     def measure(self, builder: CandidateBuilder, index: int, candidate: Candidate) -> float:
         """The candidate's loss."""
-        found = _Measured(index, candidate, 1.0 - builder.fidelity_on(builder.checking, candidate))
+        found = _Measured(index, candidate, 1.0 - builder.fidelity_of(candidate))
         self.count += 1
         if self.closest is None or not found.loss >= self.closest.loss:
             self.closest = found

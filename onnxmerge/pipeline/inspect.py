@@ -14,11 +14,13 @@ from onnxmerge.onnxio.model_files import as_file, model_name
 from onnxmerge.onnxio.stored_provenance import stored_provenance
 from onnxmerge.options import Progress
 from onnxmerge.options.keywords import takes
-from onnxmerge.pipeline.candidate_builder import CandidateBuilder
 from onnxmerge.pipeline.candidates import whole_group, with_savings
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
-from onnxmerge.pipeline.progress import INSPECT_STAGES, overall
+from onnxmerge.pipeline.model_measurements import ModelMeasurements
+from onnxmerge.pipeline.predicted_work import inspect_stages
+from onnxmerge.pipeline.progress import overall
 from onnxmerge.pruning.group_selection import selected_groups
+from onnxmerge.pruning.sensitivity import measure_sensitivities
 from onnxmerge.results import Inspection
 
 
@@ -72,11 +74,11 @@ def _inspect_file(model: Path, options: CompressOptions, sensitivity: bool, prog
     )
     if not sensitivity or not groups:
         return found
-    tell = overall(progress, INSPECT_STAGES)
+    tell = overall(progress, inspect_stages(analysed, options))
     tell("inputs", 0.0)
     solving, checking = calibration_and_check_inputs(model, analysed, options.inputs, options.runtime, options.pruning)
-    builder = CandidateBuilder(model, analysed, options, solving, checking, tell)
-    measured = builder.sensitivities.items()
-    fidelities = {name: {f"{level.removed:g}": 1.0 - level.loss for level in levels} for name, levels in measured}
+    made = ModelMeasurements(model, analysed, options, solving, checking, tell)
+    measured = measure_sensitivities(made.layer_statistics, made.groups, options.pruning, all_shares=True)
+    fidelities = {name: {f"{level.removed:g}": 1.0 - level.loss for level in levels} for name, levels in measured.items()}
     groups = tuple(replace(group, sensitivity=fidelities.get(group.name, {})) for group in groups)
     return replace(found, groups=groups, input_description=solving.description)

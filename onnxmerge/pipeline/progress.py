@@ -1,44 +1,58 @@
-"""How far the work is: the share of a stage as a share of the whole, so that the remaining time can be estimated."""
+"""How far the work is: a stage's share as a share of the whole, weighted by predicted work, so that the time left can be told."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from onnxmerge.options import Progress, silent
 
-COMPRESS_STAGES = {
-    "inputs": (0.0, 0.1),
-    "statistics": (0.1, 0.2),
-    "sensitivities": (0.2, 0.3),
-    "reconstruction": (0.3, 0.9),
-    "checking": (0.9, 1.0),
-}
-INSPECT_STAGES = {"inputs": (0.0, 0.2), "statistics": (0.2, 0.4), "sensitivities": (0.4, 1.0)}
-"""Stage -> where it starts and ends, as shares of the whole: rough guesses, of which only the order matters."""
-REPEATED_STAGE = "reconstruction"
-"""A stage that is run once for each candidate. How often is not known, so every run takes half of what is left of its share."""
+UNEXPECTED_RUN = 0.5
+"""Runs of a repeated stage that are still expected where there have been as many as were expected: another one, or none."""
 
 
-def overall(progress: Progress | None, stages: Mapping[str, tuple[float, float]]) -> Progress:
+@dataclass(frozen=True)
+class Stage:
+    """A part of the work.
+
+    Attributes
+    ----------
+    name : str
+        What is told of it.
+    work : float
+        Predicted seconds of one run of it; only ratios between stages matter.
+    runs : float
+        How often it is expected to be run, one time after the other.
+    """
+
+    name: str
+    work: float
+    runs: float = 1.0
+
+
+def overall(progress: Progress | None, stages: Sequence[Stage]) -> Progress:
     """A `Progress` that takes the share of a stage and passes on the share of the whole, which never falls.
 
     Parameters
     ----------
     progress : Progress or None
         Told the share of the whole; None for nobody.
-    stages : Mapping[str, tuple[float, float]]
-        Stage -> where it starts and ends.
+    stages : Sequence[Stage]
+        In order; one that is left out counts no more, and of several of one name the next is meant once another was told of.
     """
     if progress is None:
         return silent
-    before, left, reached = 0.0, 1.0, 0.0
+    at, runs, before, done, reached = 0, 0, 0.0, 0.0, 0.0
 
     def tell(stage: str, share: float) -> None:
-        nonlocal before, left, reached
-        start, end = stages[stage]
-        if stage == REPEATED_STAGE:
-            left *= 0.5 if share <= before else 1.0
-            before = share
-            share = 1.0 - left + 0.5 * left * share
-        reached = max(reached, start + (end - start) * share)
+        nonlocal at, runs, before, done, reached
+        index = next((index for index in range(at, len(stages)) if stages[index].name == stage), None)
+        if index is not None:
+            if index > at or share < before or (before == share == 1.0 and stages[at].runs > 1.0):
+                done, runs = done + before * stages[at].work, runs + 1 if index == at else 0
+            at, before = index, share
+            current, further = stages[at], max(stages[at].runs - runs - 1.0, UNEXPECTED_RUN * (stages[at].runs > 1.0))
+            left = current.work * (1.0 - share + further) + sum(each.work * each.runs for each in stages[at + 1 :])
+            finished = done + share * current.work
+            reached = max(reached, finished / (finished + left) if finished + left else 1.0)
         progress(stage, reached)
 
     return tell

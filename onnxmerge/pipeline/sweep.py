@@ -15,7 +15,7 @@ from onnxmerge.evaluation.benchmark import benchmark
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.threads import default_threads, fixed_threads
 from onnxmerge.execution.versions import versions
-from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
+from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.onnxio.model_files import as_file, external_files, model_name
 from onnxmerge.onnxio.side_files import check_output_file, write_atomically
 from onnxmerge.onnxio.storage import fits_one_message
@@ -24,14 +24,14 @@ from onnxmerge.options import DEFAULT_TARGETS, SIZES, Progress, silent
 from onnxmerge.options.keywords import takes
 from onnxmerge.parallel.tasks import LostTask, run_tasks
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
+from onnxmerge.pipeline.model_measurements import SharedWork
+from onnxmerge.pipeline.predicted_work import ELSEWHERE, sweep_stages
+from onnxmerge.pipeline.progress import overall
 from onnxmerge.pipeline.sweep_point import PointOutcome, PointTask, compress_point
 from onnxmerge.pipeline.sweep_targets import Target, options_by_target
 from onnxmerge.pipeline.time_limit import TimeLimit
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.results import LatencyComparison, Sweep, SweepPoint
-
-COMPRESSION_SHARE = 0.8
-"""Share of the progress that is compression, a guess; the rest is timing."""
 
 
 @takes(*PARTS)
@@ -129,12 +129,17 @@ def _sweep_file(
             target: PointTask(path, content, outputs[target].absolute(), options, temporary.path, limit, is_first=not number)
             for number, (target, options) in enumerate(by_target.items())
         }
-        outcomes = _outcomes(tasks, analysed, executor, jobs, progress)
+        order = [task.options for task in sorted(tasks.values(), key=lambda task: _is_timed(task.options))]
+        is_here = executor is None and jobs is None
+        made = [_is_timed(each) or is_here for each in order]
+        shared = SharedWork(analysed, overall(progress, sweep_stages(analysed, order, made, common.bench)))
+        outcomes = _outcomes(tasks, shared, executor, jobs)
         points = []
-        for number, (target, outcome) in enumerate(outcomes.items()):
+        for target, outcome in outcomes.items():
+            shared.progress("timing", 0.0)
             latency = _latency(model, outputs[target], common, outcome)
             points.append(_point(target, outcome, latency, None if folder is None else outputs[target]))
-            progress("timing", COMPRESSION_SHARE + (1.0 - COMPRESSION_SHARE) * (number + 1) / len(outcomes))
+        shared.progress("timing", 1.0)
     fidelities = (outcome.result.fidelity for outcome in outcomes.values() if outcome.result is not None)
     description = next((fidelity.input_description for fidelity in fidelities if fidelity is not None), "")
     return Sweep(str(model), analysed.size, tuple(points), description, common.inputs.seed, versions(), analysed.inputs)
@@ -168,19 +173,16 @@ def _check_folder(folder: Path, names: Iterable[str], model: Path, options: Comp
 
 
 def _outcomes(
-    tasks: Mapping[str, PointTask], analysed: AnalysedModel, executor: Executor | None, jobs: int | None, progress: Progress
+    tasks: Mapping[str, PointTask], shared: SharedWork, executor: Executor | None, jobs: int | None
 ) -> dict[str, PointOutcome]:
     """In the order of the tasks; models are in their place as soon as they are made, also where the rest is interrupted.
 
-    Tasks that are found by timing come last, alone on this machine.
+    Tasks that are found by timing come last, alone on this machine. Those that are made here share what is measured of the model.
     """
     timed = [target for target, task in tasks.items() if _is_timed(task.options)]
     others = [target for target in tasks if target not in timed]
     outcomes: dict[str, PointOutcome] = {}
-    compress_here = partial(compress_point, analysed=analysed)
-
-    def tell_count() -> None:
-        progress(f"{len(outcomes)} of {len(tasks)} points", COMPRESSION_SHARE * len(outcomes) / len(tasks))
+    compress_here = partial(compress_point, shared=shared)
 
     def keep(target: str, outcome: PointOutcome | LostTask) -> None:
         if isinstance(outcome, LostTask):
@@ -188,9 +190,8 @@ def _outcomes(
         if outcome.content is not None:
             write_atomically(tasks[target].output, "the model", partial(Path.write_bytes, data=outcome.content))
         outcomes[target] = replace(outcome, content=None)
-        tell_count()
+        shared.progress(ELSEWHERE, 1.0)
 
-    tell_count()
     compress_there = compress_here if executor is None and jobs is None else compress_point
     run_tasks(compress_there, [tasks[name] for name in others], lambda number, each: keep(others[number], each), executor, jobs)
     for target in timed:

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxmerge.errors import ModelError, OnnxMergeError, VerificationError
-from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.onnxio.work_folder import WorkFolder
 from onnxmerge.pipeline.compress import compress_file
 from onnxmerge.pipeline.compress_options import CompressOptions
+from onnxmerge.pipeline.model_measurements import SharedWork
 from onnxmerge.pipeline.time_limit import TimeLimit
 from onnxmerge.results import Compression
 
@@ -62,20 +62,20 @@ class PointOutcome:
     failure: str = ""
 
 
-def compress_point(task: PointTask, analysed: AnalysedModel | None = None) -> PointOutcome:
+def compress_point(task: PointTask, shared: SharedWork | None = None) -> PointOutcome:
     """Compress. An error that is not only this target's is raised.
 
     Parameters
     ----------
     task : PointTask
         What to compress.
-    analysed : AnalysedModel or None
-        The model, in the process that has analysed it, where the output is written at once.
+    shared : SharedWork or None
+        What the points share, in the process of the sweep, where the output is written at once.
     """
     if not task.is_first and task.limit.is_over(0.0):
         return PointOutcome(None, failure=f"not begun: the time limit of {task.limit.seconds:g} s had run out")
-    if task.content is None or analysed is not None:
-        return _compress_in_place(task, analysed)
+    if task.content is None or shared is not None:
+        return _compress_in_place(task, shared)
     folder = task.temporary_folder if task.temporary_folder.is_dir() else None
     with WorkFolder(folder) as own:
         model, output = own.path / "before" / task.model.name, own.path / "after" / task.output.name
@@ -91,8 +91,8 @@ def compress_point(task: PointTask, analysed: AnalysedModel | None = None) -> Po
         return replace(outcome, content=output.read_bytes())
 
 
-def _compress_in_place(task: PointTask, analysed: AnalysedModel | None = None) -> PointOutcome:
+def _compress_in_place(task: PointTask, shared: SharedWork | None = None) -> PointOutcome:
     try:
-        return PointOutcome(compress_file(task.model, task.output, task.options, analysed=analysed, limit=task.limit))
+        return PointOutcome(compress_file(task.model, task.output, task.options, shared=shared, limit=task.limit))
     except (ModelError, VerificationError) as error:
         return PointOutcome(None, failure=str(error))

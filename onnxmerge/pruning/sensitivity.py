@@ -4,9 +4,10 @@ A measurement removes a share of one group's channels from the reference, update
 the method says, and compares the outputs. What precedes the group's first consumer is run once for all of its measurements.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,12 +36,13 @@ from onnxmerge.pruning.methods import best_removal
 REMOVED_SHARES = (0.25, 0.5, 0.75)
 """Shares of a group's channels that are removed; between them the loss follows the error curve of the elimination."""
 
-MAX_INPUTS, MIN_INPUTS = 64, 8
-"""Inputs that a measurement runs on, as many as `MAC_BUDGET` allows. A choice: losses are compared between groups, on the same
-inputs, so that a few are enough."""
+PASSES = 4.0
+"""What all measurements cost, in passes over the inputs that are solved on, however many groups there are. Of two networks of 11
+and 30 groups the counts allocated with a third of that lost as much, within noise."""
 
-MAC_BUDGET = 4e11
-"""Multiply-accumulates of all measurements together, about ten seconds on two cores: larger models get fewer inputs."""
+MAX_INPUTS, ENOUGH_INPUTS = 64, 16
+"""Inputs of a measurement at most, and with how many all shares are measured; with fewer only the middle one is, on three times
+as many: half of the channels on 16 inputs told as much as three shares on 35, and more than three on 8 (docs/cost.md)."""
 
 LARGEST_LOSS = 1e3
 """The most that a removal counts for, in units of the outputs' variance: losses stay finite where outputs overflow."""
@@ -66,7 +68,7 @@ class Sensitivity:
 
 
 def measure_sensitivities(
-    statistics: LayerStatistics, groups: Sequence[ChannelGroup], macs: int, options: PruningOptions
+    statistics: LayerStatistics, groups: Sequence[ChannelGroup], options: PruningOptions, *, all_shares: bool = False
 ) -> dict[str, tuple[Sensitivity, ...]]:
     """Measure what the outputs lose when a part of one group is removed.
 
@@ -76,27 +78,30 @@ def measure_sensitivities(
         What was observed of the model.
     groups : Sequence[ChannelGroup]
         The groups to measure.
-    macs : int
-        Multiply-accumulates of the model for one input, which decide how many inputs are affordable.
     options : PruningOptions
         How channels are chosen and what replaces them.
+    all_shares : bool
+        Whether all of `REMOVED_SHARES` are measured whatever they cost.
 
     Returns
     -------
     dict[str, tuple of Sensitivity]
         By name of the group, by ascending share removed; empty for groups that nothing reads.
     """
-    context = statistics.context
-    count = int(np.clip(MAC_BUDGET / max(1, macs * len(groups) * len(REMOVED_SHARES)), MIN_INPUTS, MAX_INPUTS))
-    batches = _first_batches(statistics.inputs.batches(count), count)
-    run = LayerwiseRun(deepcopy(statistics.reference.matched), batches, context.threads, context.folder)
-    first = {group.name: min((context.node_index[key] for key in _changed_layers(group)), default=-1) for group in groups}
+    context, matched = statistics.context, statistics.reference.matched
+    first = {group.name: min(map(context.node_index.__getitem__, _changed_layers(group))) for group in groups if group.consumers}
     read = sorted((group for group in groups if group.consumers), key=lambda group: first[group.name])
+    shares, count = _affordable(statistics, list(first.values()), all_shares)
+    batches = _first_batches(statistics.inputs.batches(count), count)
+    sizes = [batch_size(feeds) for feeds in batches]
+    run = LayerwiseRun(deepcopy(matched), batches, context.threads, context.folder)
+    outputs = run.session_to_outputs({})
+    expected = [run.run_session(outputs, batch) for batch in range(len(batches))]
     sensitivities: dict[str, tuple[Sensitivity, ...]] = {group.name: () for group in groups}
     for number, group in enumerate(read):
         run.run_until(first[group.name])
-        rest = _RestOfModel(statistics, group, run, [batch_size(feeds) for feeds in batches])
-        levels = [(share, kept, best_removal(statistics, group, kept, options)) for kept, share in _levels(group).items()]
+        rest = _RestOfModel(statistics, group, run, sizes, expected)
+        levels = [(share, kept, best_removal(statistics, group, kept, options)) for kept, share in _levels(group, shares).items()]
         sensitivities[group.name] = tuple(Sensitivity(share, kept, rest.loss(removal)) for share, kept, removal in levels)
         context.progress("sensitivities", (number + 1) / len(read))
     return sensitivities
@@ -107,10 +112,20 @@ def _changed_layers(group: ChannelGroup) -> list[str]:
     return [each.key for each in (*group.consumers, *group.producers) if each in group.consumers or not each.layer.is_linear]
 
 
-def _levels(group: ChannelGroup) -> dict[int, float]:
+def _affordable(statistics: LayerStatistics, first: Sequence[int], all_shares: bool) -> tuple[tuple[float, ...], int]:
+    """Which shares are removed, and on how many inputs, for `PASSES`; first: by group the first node that is run."""
+    at = np.array([statistics.context.node_index[layer.key] for layer in statistics.context.channels.layers])
+    behind = sum(float(np.mean(at >= each)) for each in first)  # passes over as many inputs as a measurement takes
+    inputs = PASSES * statistics.inputs.count / max(behind, 1.0)
+    is_enough = all_shares or inputs >= len(REMOVED_SHARES) * ENOUGH_INPUTS
+    shares = REMOVED_SHARES if is_enough else REMOVED_SHARES[1:2]
+    return shares, int(np.clip(inputs / len(shares), 1 + all_shares * (ENOUGH_INPUTS - 1), MAX_INPUTS))
+
+
+def _levels(group: ChannelGroup, shares: Sequence[float]) -> dict[int, float]:
     """Kept count -> share asked to be removed; where rounding makes counts of several shares equal, the smallest of these."""
     levels: dict[int, float] = {}
-    for share in REMOVED_SHARES:
+    for share in shares:
         levels.setdefault(kept_count(group, share), share)
     levels.pop(group.size, None)
     return levels
@@ -139,11 +154,20 @@ class _RestOfModel:
         A run of the reference that stands at the first consumer; its nodes of the consumers are replaced.
     sizes : sequence of int
         Number of inputs in each of its batches.
+    expected : sequence of mapping of str to ndarray
+        For each of them the outputs of the whole model.
     """
 
-    def __init__(self, statistics: LayerStatistics, group: ChannelGroup, run: LayerwiseRun, sizes: Sequence[int]) -> None:
+    def __init__(
+        self,
+        statistics: LayerStatistics,
+        group: ChannelGroup,
+        run: LayerwiseRun,
+        sizes: Sequence[int],
+        expected: Sequence[Mapping[str, Any]],
+    ) -> None:
         self.channels, self.covariances = statistics.context.channels, statistics.reference.covariances
-        self.run, self.sizes = run, sizes
+        self.run, self.sizes, self.expected = run, sizes, expected
         self.layers = [consumer.layer for consumer in group.consumers]
         self.own_bias = {layer.key: bias_of(self.channels, layer) for layer in self.layers}
         self.states = [producer.layer for producer in group.producers if not producer.layer.is_linear]
@@ -155,7 +179,6 @@ class _RestOfModel:
             replace_layer(run, layer, same, self.own_bias[layer.key])
             constants |= self._constants(layer, same)
         self.session = run.session_to_outputs(constants)
-        self.expected = [run.run_session(self.session, batch, constants) for batch in range(run.batch_count)]
 
     def loss(self, removal: Removal) -> float:
         """1 - fidelity of the output that suffers most from a removal."""

@@ -1,0 +1,108 @@
+"""The stages of a command with their predicted work, for the progress that is shown. Seconds of one core of 2022, fitted to seven
+networks from LeNet-300-100 to ResNet-56; only their ratios matter."""
+
+import math
+from collections.abc import Sequence
+
+from onnxmerge.algorithms.sample_counts import enough_samples
+from onnxmerge.data.first_layers import dense_first_layer
+from onnxmerge.data.selection import CALIBRATION_INPUTS, CHECK_INPUTS, DENSE_CALIBRATION_INPUTS
+from onnxmerge.evaluation.benchmark import DEFAULT_EFFORT, TRIAL_EFFORT
+from onnxmerge.graph.analysed_model import AnalysedModel
+from onnxmerge.pipeline.candidate_builder import QUICK_COST
+from onnxmerge.pipeline.compress_options import CompressOptions
+from onnxmerge.pipeline.progress import Stage
+
+SECONDS_PER_MAC, SECONDS_PER_ELEMENT = 1 / 5e10, 1 / 1e9
+"""Of a run: multiply-accumulates, and numbers in the tensors that nodes write."""
+SECONDS_PER_PRODUCT = 1 / 1e10
+"""Of least squares: a sample times two of its unknowns."""
+SECONDS_PER_LAYER = 0.01
+"""Of every layer that is looked at, for sessions and small arrays."""
+QUICK_RUNS, FULL_RUNS, TIMED_RUNS = 2.0, 1.5, 4.0
+"""Candidates that searches build on average: quick ones, full ones; and those that are timed."""
+
+
+ELSEWHERE = "points"
+"""The stage of points that are made in other processes."""
+
+
+def compress_stages(analysed: AnalysedModel, options: CompressOptions) -> list[Stage]:
+    """The stages of `compress`."""
+    pruning, runs = options.pruning, 1.0
+    run, solving, layers, inputs = _work(analysed, options)
+    stages = _measuring(analysed, options)
+    if pruning.fidelity is not None:
+        runs = FULL_RUNS
+        stages.append(Stage("quick reconstruction", QUICK_COST * solving, QUICK_RUNS))
+    if pruning.is_latency_target:
+        stages.append(Stage("timing candidates", TRIAL_EFFORT.seconds, TIMED_RUNS))
+    stages.append(Stage("reconstruction", layers if pruning.uses_weights_only else solving, runs))
+    checks = 2.0 * run * min(1.0, CHECK_INPUTS / inputs) * options.verify
+    timing = DEFAULT_EFFORT.seconds * (options.verify and options.bench)
+    return [*stages, Stage("checking", checks + timing)]
+
+
+def sweep_stages(
+    analysed: AnalysedModel, points: Sequence[CompressOptions], are_here: Sequence[bool], bench: bool
+) -> list[Stage]:
+    """The stages of a sweep: those that are made here share what is measured of the model.
+
+    Parameters
+    ----------
+    analysed : AnalysedModel
+        The model.
+    points : Sequence[CompressOptions]
+        Options of the points, in the order in which they are made.
+    are_here : Sequence[bool]
+        Which of them are made in this process; the others come first.
+    bench : bool
+        Whether the results are timed in the end.
+    """
+    elsewhere, here = list[float](), list[Stage]()
+    for options, is_here in zip(points, are_here, strict=True):
+        stages = compress_stages(analysed, options)
+        if is_here:
+            known = {stage.name for stage in here} - {"quick reconstruction", "reconstruction", "timing candidates", "checking"}
+            here += [stage for stage in stages if stage.name not in known]
+        else:
+            elsewhere.append(sum(stage.work * stage.runs for stage in stages))
+    first = [Stage(ELSEWHERE, sum(elsewhere) / len(elsewhere), len(elsewhere))] if elsewhere else []
+    return [*first, *here, *([Stage("timing", DEFAULT_EFFORT.seconds, len(points))] if bench else [])]
+
+
+def inspect_stages(analysed: AnalysedModel, options: CompressOptions) -> list[Stage]:
+    """The stages of `inspect` with sensitivities."""
+    return _measuring(analysed, options, is_allocated=True)
+
+
+def _measuring(analysed: AnalysedModel, options: CompressOptions, *, is_allocated: bool = False) -> list[Stage]:
+    """The stages that are done once for all candidates."""
+    run, _, layers, _ = _work(analysed, options)
+    pruning = options.pruning
+    is_allocated = is_allocated or pruning.target is not None or pruning.fidelity is not None
+    made = 3.0 * run if options.inputs.calibration is None else 0.0
+    stages = [Stage("inputs", layers + made)]
+    if not pruning.uses_weights_only or is_allocated:
+        stages.append(Stage("statistics", 3.0 * run + layers))
+    if is_allocated:
+        stages.append(Stage("sensitivities", 5.0 * run + layers))
+    return stages
+
+
+def _work(analysed: AnalysedModel, options: CompressOptions) -> tuple[float, float, float, int]:
+    """Seconds of the reference on all inputs, of a candidate, and of looking at all layers; and the number of inputs."""
+    channels, shapes = analysed.channels, analysed.shapes
+    usual = CALIBRATION_INPUTS if dense_first_layer(channels) is None else DENSE_CALIBRATION_INPUTS
+    inputs = options.inputs.samples or usual
+    outputs = [shapes[tensor.name] for node in analysed.model.graph.nodes for tensor in node.outputs if tensor.name in shapes]
+    batch = max((shapes[tensor.name][0] for tensor in analysed.model.graph.inputs if shapes.get(tensor.name)), default=1)
+    elements = sum(math.prod(shape) for shape in outputs) / max(batch, 1)
+    run = inputs * (analysed.size.macs * SECONDS_PER_MAC + elements * SECONDS_PER_ELEMENT)
+    layers = SECONDS_PER_LAYER * len(channels.layers)
+    products = 0.0
+    for layer in channels.layers:
+        if layer.has_patches and layer.in_ids.any():
+            unknowns, positions = layer.inputs_per_group * layer.kernel_size, math.prod(shapes[layer.key][2:])
+            products += layer.groups * min(enough_samples(unknowns), inputs * positions) * float(unknowns) ** 2
+    return run, 4.0 * run + 2.0 * layers + 2.0 * products * SECONDS_PER_PRODUCT, layers, inputs
