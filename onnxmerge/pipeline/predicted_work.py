@@ -19,6 +19,8 @@ SECONDS_PER_PRODUCT = 1 / 1e10
 """Of least squares: a sample times two of its unknowns."""
 SECONDS_PER_LAYER = 0.01
 """Of every layer that is looked at, for sessions and small arrays."""
+SECONDS_PER_NUMBER, SECONDS_PER_DENSE_NUMBER = 1.2e-7, 4e-7
+"""Of making synthetic inputs, and those of a network whose first layer is dense, which get noise in its null space."""
 QUICK_RUNS, FULL_RUNS, TIMED_RUNS = 2.0, 1.5, 4.0
 """Candidates that searches build on average: quick ones, full ones; and those that are timed."""
 
@@ -78,10 +80,14 @@ def inspect_stages(analysed: AnalysedModel, options: CompressOptions) -> list[St
 
 def _measuring(analysed: AnalysedModel, options: CompressOptions, *, is_allocated: bool = False) -> list[Stage]:
     """The stages that are done once for all candidates."""
-    run, _, layers, _ = _work(analysed, options)
+    run, _, layers, inputs = _work(analysed, options)
     pruning = options.pruning
     is_allocated = is_allocated or pruning.target is not None or pruning.fidelity is not None
-    made = 3.0 * run if options.inputs.calibration is None else 0.0
+    made = 0.0
+    if options.inputs.calibration is None:
+        numbers = inputs * sum(math.prod(analysed.shapes[tensor.name][1:]) for tensor in analysed.model.graph.inputs)
+        is_dense = dense_first_layer(analysed.channels) is not None
+        made = 3.0 * (run + numbers * (SECONDS_PER_DENSE_NUMBER if is_dense else SECONDS_PER_NUMBER))
     stages = [Stage("inputs", layers + made)]
     if not pruning.uses_weights_only or is_allocated:
         stages.append(Stage("statistics", 3.0 * run + layers))
