@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # demo, verify_models, cuda and transcript have targets of their own, digits and networks are modules
 BENCHMARKS = $(filter-out $(addprefix benchmarks/,demo.py verify_models.py cuda.py transcript.py digits.py networks.py),$(sort $(wildcard benchmarks/*.py)))
 
-.PHONY: help demo test lint verify bench cuda package readme schemas fuzz fuzz-files clean
+.PHONY: help demo test lint verify bench bench-cost cuda package readme schemas fuzz fuzz-files clean
 
 help:
 	@echo 'make demo     compress a trained model: size, speed and accuracy on real digits, before and after'
@@ -21,7 +21,7 @@ help:
 	@echo 'make fuzz     thousands of random graphs, each against an oracle; prints how a failing one is reproduced'
 	@echo 'make lint     ruff, mypy --strict, imports one way'
 	@echo 'make verify   compress, verify and time every model in models/; fails where one is slower'
-	@echo 'make bench    the benchmarks'
+	@echo 'make bench    the benchmarks; what compressing costs alone: make bench-cost'
 	@echo 'make cuda     outputs and speed on CUDA, in at most ten minutes'
 	@echo 'make package  build the wheel and the source distribution, and check what they hold'
 	@echo 'make readme   write the transcript in README.md afresh'
@@ -65,6 +65,9 @@ cuda: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+bench-cost: $(INSTALLED)
+	$(BIN)/python benchmarks/cost.py $(ARGS)
 
 readme: $(INSTALLED)
 	$(BIN)/python benchmarks/transcript.py

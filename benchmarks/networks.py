@@ -46,23 +46,13 @@ class Builder:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def chain(depth: int) -> onnx.ModelProto:
+def chain(depth: int, channels: int = CHANNELS, extent: int = EXTENT) -> onnx.ModelProto:
     """`depth` convolutions in a row."""
-    net = Builder(EXTENT)
-    y = net.op("Relu", net.conv("x", 3, CHANNELS))
+    net = Builder(extent)
+    y = net.op("Relu", net.conv("x", 3, channels))
     for _ in range(depth - 1):
-        y = net.op("Relu", net.conv(y, CHANNELS, CHANNELS))
-    return net.finished(y, CHANNELS, 10)
-
-
-def residual(depth: int) -> onnx.ModelProto:
-    """`depth` convolutions in blocks of two on one stream."""
-    net = Builder(EXTENT)
-    y = net.op("Relu", net.conv("x", 3, CHANNELS))
-    for _ in range((depth - 1) // 2):
-        branch = net.op("Relu", net.conv(y, CHANNELS, CHANNELS))
-        y = net.op("Relu", net.op("Add", net.conv(branch, CHANNELS, CHANNELS, scale=0.3), y))
-    return net.finished(y, CHANNELS, 10)
+        y = net.op("Relu", net.conv(y, channels, channels))
+    return net.finished(y, channels, 10)
 
 
 def resnet50() -> onnx.ModelProto:

@@ -82,7 +82,7 @@ def main() -> None:
     if not SHARED.is_dir():
         print(f"\nonly the project's own models: {SHARED} is not there")
     if arguments.write:
-        _write(provider.option, text)
+        write_block(provider.option, text)
 
 
 def _models(large: bool) -> list[Path]:
@@ -130,8 +130,8 @@ def table(headers: tuple[str, ...], words: int, rows: list[tuple[str, ...]]) -> 
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _write(name: str, text: str) -> None:
-    """Between the two marks of the provider."""
+def write_block(name: str, text: str) -> None:
+    """Between two marks of RESULTS.md."""
     block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
     written, count = block.subn(lambda match: f"{match[1]}{text}\n{match[2]}", RESULTS.read_text(encoding="utf-8"))
     if count != 1:
