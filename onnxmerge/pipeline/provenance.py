@@ -14,6 +14,9 @@ from onnxmerge.onnxio.stored_provenance import PREFIX, sha256_of
 from onnxmerge.options import CheckedOptions, InputOptions, PlannedGroup, PruningOptions
 from onnxmerge.results import Fidelity
 
+LEFT_OUT = ("calibration", "time_limit")
+"""Options that are not stored: inputs have a digest of their own, and a limit changes no byte where enough time is left."""
+
 
 def provenance_of(
     pruning: PruningOptions, inputs: InputOptions, source_sha256: str, checking: Inputs, fidelity: Fidelity | None
@@ -48,9 +51,9 @@ def provenance_of(
 
 
 def _given(options: CheckedOptions) -> dict[str, Any]:
-    """The options that differ from their default, but for calibration inputs."""
+    """The options that differ from their default, but for those of `LEFT_OUT`."""
     own = {field.name: (getattr(options, field.name), field.default) for field in fields(options)}  # type: ignore[arg-type]
-    return {name: _plain(value) for name, (value, default) in own.items() if name != "calibration" and value != default}
+    return {name: _plain(value) for name, (value, default) in own.items() if name not in LEFT_OUT and value != default}
 
 
 def _plain(value: Any) -> Any:

@@ -132,15 +132,22 @@ def _sweep_file(
         order = [task.options for task in sorted(tasks.values(), key=lambda task: _is_timed(task.options))]
         is_here = executor is None and jobs is None
         made = [_is_timed(each) or is_here for each in order]
-        shared = SharedWork(analysed, overall(progress, sweep_stages(analysed, order, made, common.bench)))
-        outcomes = _outcomes(tasks, shared, executor, jobs)
+        outcomes: dict[str, PointOutcome] = {}
+
+        def counted(stage: str, share: float) -> None:
+            count = f"{len(outcomes)} of {len(tasks)} points"
+            progress(stage if len(outcomes) == len(tasks) else count if stage == ELSEWHERE else f"{count}: {stage}", share)
+
+        shared = SharedWork(analysed, overall(counted, sweep_stages(analysed, order, made, common.bench)))
+        _make_points(tasks, outcomes, shared, executor, jobs)
         points = []
-        for target, outcome in outcomes.items():
+        for target in tasks:
+            outcome = outcomes[target]
             shared.progress("timing", 0.0)
             latency = _latency(model, outputs[target], common, outcome)
             points.append(_point(target, outcome, latency, None if folder is None else outputs[target]))
         shared.progress("timing", 1.0)
-    fidelities = (outcome.result.fidelity for outcome in outcomes.values() if outcome.result is not None)
+    fidelities = (outcome.result.fidelity for outcome in (outcomes[target] for target in tasks) if outcome.result is not None)
     description = next((fidelity.input_description for fidelity in fidelities if fidelity is not None), "")
     return Sweep(str(model), analysed.size, tuple(points), description, common.inputs.seed, versions(), analysed.inputs)
 
@@ -172,16 +179,19 @@ def _check_folder(folder: Path, names: Iterable[str], model: Path, options: Comp
         check_output_file(folder / name, "the model", read)
 
 
-def _outcomes(
-    tasks: Mapping[str, PointTask], shared: SharedWork, executor: Executor | None, jobs: int | None
-) -> dict[str, PointOutcome]:
-    """In the order of the tasks; models are in their place as soon as they are made, also where the rest is interrupted.
+def _make_points(
+    tasks: Mapping[str, PointTask],
+    outcomes: dict[str, PointOutcome],
+    shared: SharedWork,
+    executor: Executor | None,
+    jobs: int | None,
+) -> None:
+    """Fill in the outcome of every task; models are in their place as soon as they are made, also where the rest is interrupted.
 
     Tasks that are found by timing come last, alone on this machine. Those that are made here share what is measured of the model.
     """
     timed = [target for target, task in tasks.items() if _is_timed(task.options)]
     others = [target for target in tasks if target not in timed]
-    outcomes: dict[str, PointOutcome] = {}
     compress_here = partial(compress_point, shared=shared)
 
     def keep(target: str, outcome: PointOutcome | LostTask) -> None:
@@ -196,7 +206,6 @@ def _outcomes(
     run_tasks(compress_there, [tasks[name] for name in others], lambda number, each: keep(others[number], each), executor, jobs)
     for target in timed:
         keep(target, compress_here(tasks[target]))
-    return {target: outcomes[target] for target in tasks}
 
 
 def _is_timed(options: CompressOptions) -> bool:
