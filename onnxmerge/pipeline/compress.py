@@ -166,7 +166,10 @@ def compress_file(
         refusals=found.candidate.refusals,
         fidelity=fidelity,
         latency=latency,
-        warnings=(*chosen_sizes(analysed.inputs), *warnings_of(found, analysed.size, fidelity, latency, measured.checking, options)),
+        warnings=(
+            *chosen_sizes(analysed.inputs),
+            *warnings_of(found, analysed.size, fidelity, latency, measured.checking, options),
+        ),
         seconds=time.perf_counter() - started,
         seed=options.inputs.seed,
         versions=versions(),
