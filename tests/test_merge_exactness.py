@@ -31,7 +31,7 @@ REFUSED = {
     ("squeeze-excite", "expand"),
     ("squeeze-excite-gemm", "expand"),
     ("group-norm-as-instance-norm", "conv_a"),
-    ("attention-block", "fc_1"),
+    *((name, layer) for name in TOPOLOGIES if name.startswith("attention-") for layer in ("query", "qkv", "fc_1", "gate")),
     ("shuffle-v2-unit", "stem"),
     ("shuffle-v2-unit", "conv_a"),
     ("shuffle-v2-unit", "conv_c"),

@@ -10,8 +10,8 @@ import numpy as np
 from onnxmerge.errors import Reason, Refusal, refusal
 from onnxmerge.graph.channel_grouping import form_groups
 from onnxmerge.graph.channel_groups import Channels
-from onnxmerge.graph.channel_ids import collapse, varying_axes
-from onnxmerge.graph.channel_propagation import ChannelPropagation
+from onnxmerge.graph.channel_ids import Ids, channel_axis_and_rows, collapse, varying_axes
+from onnxmerge.graph.channel_propagation import ChannelPropagation, EqualGroups
 from onnxmerge.graph.nodes import node_name, node_refusal
 from onnxmerge.graph.operators.table import operator_of
 from onnxmerge.graph.operators.unsupported import has_quantised_weight, not_followed, quantised
@@ -24,6 +24,9 @@ _LAYER_OPERATORS = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"}
     | {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
 )
+
+# Operators that pick or add positions of an axis by numbers that are the same for every row.
+_CUTTING = frozenset({"Slice", "Gather", "Pad"})
 
 
 def analyse_channels(facts: TensorFacts) -> Channels:
@@ -63,6 +66,7 @@ def analyse_channels(facts: TensorFacts) -> Channels:
     shared_weights = SharedWeights(propagation)
     shared_weights.unite_channels()
     _keep_rectangular(propagation)
+    _note_rows(propagation)
     _pin_what_size_moves(propagation)
     return form_groups(propagation, shared_weights.layer_keys)
 
@@ -117,21 +121,59 @@ def _visit_body(propagation: ChannelPropagation, node: gs.Node, body: gs.Graph) 
 
 
 def _keep_rectangular(propagation: ChannelPropagation) -> None:
-    """Unite ids until those of every tensor vary along one axis only.
+    """Unite ids until every tensor stays rectangular, whatever is removed.
 
-    A channel axis that is split (channel shuffle, pixel shuffle) stays rectangular only if every block loses the same
-    positions, so those ids are united across the shorter axes.
+    A channel axis that is split (channel shuffle, pixel shuffle) stays so only if every block loses the same positions, so those
+    ids are united across the shorter axes. Heads of a product may lose different ones, equally many, unless something cuts them.
     """
     changed = True
     while changed:
-        changed = False
+        changed, labels = False, propagation.row_labels()
         for name, ids in propagation.tensor_ids.items():
             ids = collapse(propagation.united.representatives(ids))
-            axes = varying_axes(ids)
-            if len(axes) > 1:
-                longest = max(axes, key=lambda axis: (ids.shape[axis], axis))
-                propagation.tensor_ids[name] = propagation.unite_except(ids, [longest])
+            axes = channel_axis_and_rows(ids, labels) if varying_axes(ids) else []
+            if len(axes) < len(varying_axes(ids)):
+                propagation.tensor_ids[name] = propagation.unite_except(ids, axes)
                 changed = True
+        for node in propagation.facts.model.graph.nodes:
+            if node.op in _CUTTING and node.inputs[0].name in propagation.tensor_ids and _cuts_rows(propagation, node, labels):
+                ids = collapse(propagation.united.representatives(propagation.ids(node.inputs[0])))
+                propagation.unite_except(ids, channel_axis_and_rows(ids, labels)[:1])
+                changed = True
+
+
+def _cuts_rows(propagation: ChannelPropagation, node: gs.Node, labels: np.ndarray) -> bool:
+    """Whether rows (heads) that may lose different channels come out of a node as others than those that entered it."""
+    before, after = (collapse(propagation.united.representatives(propagation.ids(t))) for t in (node.inputs[0], node.outputs[0]))
+    if len(varying_axes(before)) < 2:
+        return False
+    rows = [
+        {row.tobytes() for row in _rows(ids, channel_axis_and_rows(ids, labels)[0])} if varying_axes(ids) else set()
+        for ids in (before, after)
+    ]
+    return not rows[0] >= rows[1]
+
+
+def _rows(ids: Ids, channel_axis: int) -> Ids:
+    """(rows, channels) ids of a tensor."""
+    return np.ascontiguousarray(np.moveaxis(ids, channel_axis, -1).reshape(-1, ids.shape[channel_axis]))
+
+
+def _note_rows(propagation: ChannelPropagation) -> None:
+    """Note tensors whose rows keep equally many channels, and pin those of products whose heads would go as a whole."""
+    labels, seen = propagation.row_labels(), set[bytes]()
+    for product in propagation.products:
+        ids = collapse(propagation.united.representatives(product.ids))
+        if varying_axes(ids) and channel_axis_and_rows(ids, labels)[0] == 0:
+            propagation.pin(ids, node_refusal(product.node, Reason.TWO_COMPUTED_FACTORS))
+    for node in propagation.facts.model.graph.nodes:
+        for output in node.outputs:
+            ids = collapse(propagation.united.representatives(propagation.ids(output)))
+            if len(varying_axes(ids)) > 1:
+                rows = np.unique(_rows(ids, channel_axis_and_rows(ids, labels)[0]), axis=0)
+                if rows.tobytes() not in seen:
+                    seen.add(rows.tobytes())
+                    propagation.equal_groups.append(EqualGroups(node, rows))
 
 
 def _pin_what_size_moves(propagation: ChannelPropagation) -> None:

@@ -1,6 +1,6 @@
 """From channel ids to channel groups: what one layer writes, or one grouped convolution binds, is decided together."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -10,7 +10,7 @@ import numpy as np
 from onnxmerge.errors import Reason, Refusal, refusal
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels, positions_of
 from onnxmerge.graph.channel_ids import Ids, UnionFind, collapse
-from onnxmerge.graph.channel_propagation import ChannelParameter, ChannelPropagation, EqualGroups
+from onnxmerge.graph.channel_propagation import ChannelParameter, ChannelPropagation, EqualGroups, Product
 from onnxmerge.graph.layers import Consumer, Layer, Producer
 from onnxmerge.graph.nodes import node_name
 
@@ -27,23 +27,35 @@ def form_groups(propagation: ChannelPropagation, shared_weight_keys: frozenset[s
     parameters = [replace(each, ids=ids[each.ids]) for each in propagation.parameters]
     equal_groups = [replace(each, ids=ids[each.ids]) for each in propagation.equal_groups]
     tensor_ids = {name: collapse(ids[of_tensor]) for name, of_tensor in propagation.tensor_ids.items()}
-    formation = _GroupFormation(ids, layers, parameters, equal_groups, tensor_ids.values())
+    products = [replace(each, ids=ids[each.ids]) for each in propagation.products]
+    labels = propagation.row_labels()
+    formation = _GroupFormation(ids, layers, parameters, equal_groups, products, tensor_ids.values())
     groups = [formation.group(number, pins) for number in formation.numbers()]
     refusals = [*propagation.refusals]
     refusals += [group.refusal_of(name) for group in groups if group.refusal is not None for name in group.layer_names]
     refusals += [Refusal(layer.name, Reason.SINGLE_CHANNEL) for layer in layers if not layer.out_ids.any()]
     order = {id(node): position for position, node in enumerate(propagation.facts.model.graph.nodes)}
-    groups = [group for group in groups if group.producers and group.removable.any() and group.size > 1]
+    groups = _with_names_of_their_own([group for group in groups if group.producers and group.removable.any() and group.size > 1])
     return Channels(
         facts=propagation.facts,
         layers=tuple(layers),
         parameters=tuple(parameters),
         tensor_ids=tensor_ids,
-        id_count=len(ids),
+        row_labels=labels,
         shared_weight_keys=shared_weight_keys,
         groups=tuple(sorted(groups, key=lambda group: order[id(group.producers[0].node)])),
         refusals=tuple(dict.fromkeys(refusals)),
     )
+
+
+def _with_names_of_their_own(groups: list[ChannelGroup]) -> list[ChannelGroup]:
+    """Groups that begin in one layer (query and key, and value, of a fused projection) told apart by a number."""
+    count = Counter[str]()
+    named = []
+    for group in groups:
+        count[group.name] += 1
+        named.append(replace(group, name=f"{group.name}#{count[group.name]}") if count[group.name] > 1 else group)
+    return named
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +77,14 @@ class _GroupFormation:
         layers: list[Layer],
         parameters: list[ChannelParameter],
         equal_groups: list[EqualGroups],
+        products: list[Product],
         tensor_ids: Iterable[Ids],
     ) -> None:
         connected = UnionFind()
         connected.new_ids(len(ids) - 1)
-        for together in [layer.out_ids for layer in layers] + [each.ids for each in equal_groups]:
+        of_heads = np.concatenate([np.zeros(1, np.int64), *(each.ids.reshape(-1) for each in products)])
+        others = [layer.out_ids[~np.isin(layer.out_ids, of_heads)] for layer in layers]  # a fused one writes several kinds
+        for together in others + [each.ids for each in (*equal_groups, *products)]:
             present = np.unique(together[together > 0])
             if len(present):
                 connected.unite(present[:1], present)
@@ -78,6 +93,7 @@ class _GroupFormation:
         self._producers = self._by_number(layers, lambda layer: layer.out_ids)
         self._consumers = self._by_number(layers, lambda layer: layer.in_ids)
         self._parameters = self._by_number(parameters, lambda parameter: parameter.ids)
+        self._products = self._by_number([each for each in products if each.is_summed], lambda product: product.ids)
         self._equal_groups = self._by_number(equal_groups, lambda each: each.ids)
         of_layers = [ids for layer in layers for ids in (layer.in_ids, layer.out_ids)]
         self._holders = self._find_holders([*of_layers, *(each.ids for each in parameters), *tensor_ids])
@@ -128,30 +144,31 @@ class _GroupFormation:
             row[index[holder.ids]] = holder.counts
         pieces = occurrences[[holder.is_piece for holder in self._holders[number]]] > 0
         classes = np.unique(np.vstack([conv_groups, occurrences]), axis=1, return_inverse=True)[1].reshape(-1)
-        parameters = tuple(self._parameters[number])
-        return ChannelGroup(name, channel_ids, removable, conv_groups, producers, consumers, parameters, why, pieces, classes)
+        parameters, products = tuple(self._parameters[number]), tuple(self._products[number])
+        return ChannelGroup(
+            name, channel_ids, removable, conv_groups, producers, consumers, parameters, products, why, pieces, classes
+        )
 
 
 def _conv_groups(index: Ids, count: int, equal_groups: list[EqualGroups]) -> np.ndarray | Refusal:
-    """Labels (count,) of a group's channels such that equal numbers kept of every label leave the groups of every grouped
-    convolution equal; a refusal where there are none. index: id -> channel of the group, -1 for none."""
+    """Labels (count,) of a group's channels such that equal numbers kept of every label leave the rows of all of `equal_groups`
+    equal; a refusal where there are none. index: id -> channel of the group, -1 for none."""
     labels = np.zeros(count, np.int64)
     for each in equal_groups:
-        owner = np.where(each.ids > 0, index[each.ids], -1)
+        owner = np.unique(np.sort(np.where(each.ids > 0, index[each.ids], -1), axis=1), axis=0)  # equal rows stay equal
         if (owner < 0).all():
             continue
-        groups = len(each.ids)
-        occurrences = np.zeros((count, groups), np.int64)  # of each channel in each group of the convolution
-        number = np.broadcast_to(np.arange(groups)[:, None], each.ids.shape)
+        groups = len(owner)
+        occurrences = np.zeros((count, groups), np.int64)  # of each channel in each row
+        number = np.broadcast_to(np.arange(groups)[:, None], owner.shape)
         np.add.at(occurrences, (owner[owner >= 0], number[owner >= 0]), 1)
-        others = (owner < 0).sum(1)
-        in_one = (occurrences > 0).sum(1) == 1
-        in_all = (occurrences == occurrences[:, :1]).all(1)
-        if (others != others[0]).any() or not (in_one | in_all).all() or (in_all.any() and not in_all.all()):
+        others, rows_of = (owner < 0).sum(1), (occurrences > 0).sum(1)
+        in_all = (occurrences == occurrences[:, :1]).all(1) & (rows_of > 0)
+        if (others != others[0]).any() or not ((rows_of < 2) | in_all).all() or (in_all.any() and not in_all.all()):
             return refusal("", Reason.UNEQUAL_GROUPS, node=node_name(each.node))
         if not in_all.all():
-            labels = labels * groups + occurrences.argmax(1)
-    labels = np.unique(labels, return_inverse=True)[1].reshape(-1)
+            labels = labels * (groups + 1) + np.where(rows_of > 0, occurrences.argmax(1) + 1, 0)
+            labels = np.unique(labels, return_inverse=True)[1].reshape(-1)
     if len(set(np.bincount(labels).tolist())) > 1:
         names = ", ".join(dict.fromkeys(node_name(each.node) for each in equal_groups))
         return refusal("", Reason.BOUND_UNEQUALLY, node=names)

@@ -7,7 +7,7 @@ import numpy as np
 
 from onnxmerge.errors import Refusal
 from onnxmerge.graph.channel_ids import Ids
-from onnxmerge.graph.channel_propagation import ChannelParameter
+from onnxmerge.graph.channel_propagation import ChannelParameter, Product
 from onnxmerge.graph.layers import Consumer, Layer, Producer
 from onnxmerge.graph.nodes import node_name
 from onnxmerge.graph.tensor_facts import TensorFacts
@@ -35,6 +35,8 @@ class ChannelGroup:
         The layers that read them.
     parameters : tuple of ChannelParameter
         Per-channel constants between producers and consumers.
+    products : tuple of Product
+        Products of two computed tensors that sum over the channels: a channel of one goes with one of the other.
     refusal : Refusal or None
         Why channels are not removable, None where all are.
     pieces : ndarray of shape (p, n), bool
@@ -52,6 +54,7 @@ class ChannelGroup:
     producers: tuple[Producer, ...]
     consumers: tuple[Consumer, ...]
     parameters: tuple[ChannelParameter, ...]
+    products: tuple[Product, ...]
     refusal: Refusal | None
     pieces: np.ndarray
     merge_classes: np.ndarray
@@ -94,8 +97,8 @@ class Channels:
         Per-channel constants.
     tensor_ids : Mapping[str, ndarray]
         Id array of each tensor with channels that could go, by name.
-    id_count : int
-        Number of ids, 0 included.
+    row_labels : ndarray of shape (number of ids,), int
+        The head of an attention that the channel of each id stands in, 0 for none; see `channel_axis_and_rows`.
     shared_weight_keys : frozenset[str]
         Keys of the layers whose weight is made from an initializer that the weight of another layer is made from.
     groups : tuple of ChannelGroup
@@ -108,10 +111,15 @@ class Channels:
     layers: tuple[Layer, ...]
     parameters: tuple[ChannelParameter, ...]
     tensor_ids: Mapping[str, Ids]
-    id_count: int
+    row_labels: np.ndarray
     shared_weight_keys: frozenset[str]
     groups: tuple[ChannelGroup, ...]
     refusals: tuple[Refusal, ...]
+
+    @property
+    def id_count(self) -> int:
+        """Number of ids, 0 included."""
+        return len(self.row_labels)
 
     @property
     def model(self) -> Model:

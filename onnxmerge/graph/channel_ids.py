@@ -51,6 +51,30 @@ def along_axis(ids: Ids, axis: int, rank: int) -> Ids:
     return ids.reshape(shape)
 
 
+def channel_axis_and_rows(ids: Ids, row_labels: np.ndarray) -> list[int]:
+    """The axis along which channels go, and behind it those along which other channels go in each row, equally many.
+
+    Parameters
+    ----------
+    ids : ndarray
+        Ids that vary along some axes.
+    row_labels : ndarray of shape (number of ids,)
+        The row that the channel of each id stands in, 0 for none. Along the axis of the channels the row is the same.
+
+    Examples
+    --------
+    >>> heads = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]])
+    >>> channel_axis_and_rows(heads, np.array([0, *np.repeat([1, 2, 3, 4], 3)]))
+    [1, 0]
+    >>> channel_axis_and_rows(heads, np.zeros(13, int))
+    [0]
+    """
+    axes, labels = varying_axes(ids), row_labels[ids]
+    in_a_row = [axis for axis in axes if (labels == labels.take([0], axis)).all()]
+    rows = [axis for axis in axes if axis not in in_a_row] if in_a_row and labels.any() else []
+    return [max(in_a_row or axes, key=lambda axis: (ids.shape[axis], axis)), *rows]
+
+
 class UnionFind:
     """Which ids are removed together: disjoint sets of ids, with the smallest id of each as its representative.
 

@@ -40,18 +40,37 @@ class ChannelParameter:
 
 @dataclass(frozen=True, eq=False)
 class EqualGroups:
-    """Channels that enter or leave a grouped convolution: every one of its groups must keep equally many.
+    """Channels of which every row must keep equally many: those of the groups of a convolution, or of heads of an attention.
 
     Attributes
     ----------
     node : Node
-        The grouped convolution.
+        The grouped convolution, or what writes the tensor of the heads.
     ids : ndarray of shape (groups, channels per group)
         Their ids.
     """
 
     node: gs.Node
     ids: Ids
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A product of two computed tensors (MatMul, Einsum), and the channels that it sums over or lets pass.
+
+    Attributes
+    ----------
+    node : Node
+        The product.
+    ids : ndarray of shape (rows, k)
+        Ids along the axis of the channels, for each position of the axes that both tensors share: the heads of an attention.
+    is_summed : bool
+        Whether the product sums over them, so that a channel of one tensor goes with one of the other; else they pass.
+    """
+
+    node: gs.Node
+    ids: Ids
+    is_summed: bool
 
 
 @dataclass(eq=False)
@@ -69,7 +88,9 @@ class ChannelPropagation:
     parameters : list of ChannelParameter
         Per-channel constants that were met.
     equal_groups : list of EqualGroups
-        Grouped convolutions that were met.
+        Grouped convolutions that were met, and tensors whose rows keep different channels, equally many.
+    products : list of Product
+        Products of two computed tensors that were met.
     pins : dict[int, Refusal]
         By id, why it must stay: the first reason that was found.
     refusals : list of Refusal
@@ -88,6 +109,7 @@ class ChannelPropagation:
     layers: list[Layer] = field(default_factory=list)
     parameters: list[ChannelParameter] = field(default_factory=list)
     equal_groups: list[EqualGroups] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
     pins: dict[int, Refusal] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
     united: UnionFind = field(default_factory=UnionFind)
@@ -147,6 +169,22 @@ class ChannelPropagation:
         ids = self.unite_except(self.ids(tensor), [axis])
         extent = self.known_shape(tensor)[axis]
         return np.broadcast_to(ids.reshape(-1), extent)
+
+    def row_labels(self) -> np.ndarray:
+        """(number of ids,) by representative: the row of products that a channel stands in (a head), 0 for none.
+
+        Rows that share a channel, as heads share one of key and value, have one label.
+        """
+        labels, rows = np.zeros(self.united.count, np.int64), UnionFind()
+        rows.new_ids(1 + sum(len(product.ids) for product in self.products))
+        first = 1
+        for product in self.products:
+            ids, numbers = self.united.representatives(product.ids), first + np.arange(len(product.ids))[:, None]
+            labels[ids] = np.where(labels[ids] > 0, labels[ids], numbers)
+            labels[0] = 0
+            rows.unite(labels[ids], np.where(ids > 0, numbers, 0))
+            first += len(ids)
+        return rows.representatives(labels)
 
     def new_channels(self, constant: str, count: int) -> Ids:
         """(count,) ids of the channels that a constant holds, the same at every call."""

@@ -145,8 +145,14 @@ def mac_terms(channels: Channels, groups: Sequence[ChannelGroup], classes: CostC
         if layer is not None:
             builder.add_products(macs, layer)
         elif macs:  # channels pass depthwise convolutions, and matrices that mix positions
-            builder.add(macs, channels.ids(node.outputs[0]))
+            builder.add(macs, _passing_or_summed(channels, node))
     return builder.build(total_macs(channels.model, shapes))
+
+
+def _passing_or_summed(channels: Channels, node: gs.Node) -> Ids:
+    """Ids of the channels that pass a node without a weight; of a product of two computed tensors those that it sums over."""
+    passing = channels.ids(node.outputs[0])
+    return channels.ids(node.inputs[0]) if node.op in ("MatMul", "Einsum") and not passing.any() else passing
 
 
 def time_terms(
@@ -166,7 +172,8 @@ def time_terms(
             builder.add_products(time.product, layer)
             builder.add(time.written, layer.out_ids)
         elif time.total:
-            builder.add(time.product + time.written, channels.ids(node.outputs[0]))
+            builder.add(time.product, _passing_or_summed(channels, node))
+            builder.add(time.written, channels.ids(node.outputs[0]))
     for tensor in laid_out.changes:
         total += change_time(tensor, shapes, repeats)
         builder.add(change_time(tensor, shapes, repeats), channels.ids(tensor))

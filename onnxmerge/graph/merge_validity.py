@@ -93,6 +93,8 @@ class _PathChecker:
 
     def result(self) -> PreActivations:
         """The affine forms of all producers, side by side. Raises _NotValid."""
+        if self.group.products:
+            raise _NotValid(Reason.MULTIPLIES_CHANNELS, self.group.products[0].node)
         for node in self.channels.model.graph.nodes:
             self._visit(node)
         parts = [

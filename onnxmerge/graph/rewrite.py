@@ -158,13 +158,13 @@ def _new_weight(layer: Layer, kept: KeptChannels, replacements: Mapping[str, Rep
 def _new_parameter(axes: Sequence[ChannelParameter], kept: KeptChannels) -> np.ndarray | None:
     """A per-channel constant without the entries of removed channels; None where none are removed. axes: it, for each axis."""
     tensor = axes[0].node.inputs[axes[0].input_index]
-    value = kept.facts.constant(tensor)
-    if value is None:
-        raise ValueError(f"input {axes[0].input_index} of {node_name(axes[0].node)} is no constant")
-    found = [removed for each in axes if (removed := kept.kept_along_an_axis(each.ids, tensor.name)) is not None]
-    for axis, mask in found:
-        value = np.compress(mask, value, axis)
-    return np.ascontiguousarray(value) if found else None
+    value = whole = kept.facts.constant(tensor)
+    for each in axes:
+        if value is None:
+            raise ValueError(f"input {each.input_index} of {node_name(each.node)} is no constant")
+        smaller = kept.of_kept(value, each.ids, tensor.name)
+        value = value if smaller is None else smaller
+    return None if value is whole else value
 
 
 def _depth_multiplier(parameter: ChannelParameter) -> int:

@@ -12,7 +12,17 @@ from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from running import run
 
-from . import blocks, elementwise, layers, layout, limited_sizes, mixing, recurrent, shapes  # noqa: F401  # they register their steps
+from . import (  # noqa: F401  # they register their steps
+    attention,
+    blocks,
+    elementwise,
+    layers,
+    layout,
+    limited_sizes,
+    mixing,
+    recurrent,
+    shapes,
+)
 from .graph import Dim, Graph, Skip, Value, declared
 from .layers import conv_of, dense, gemm_of, width
 from .layout import pooled
@@ -113,7 +123,9 @@ def drawn(seed: int, number: int, most_steps: int = 9) -> Generated:
 def input_values(g: Graph) -> list[Value]:
     """One to three graph inputs."""
     batch: Dim = ("N", Fraction(1)) if g.chance(0.6) else 2
-    kind = g.pick(["image"] * 6 + ["sequence", "volume", "tokens", "tokens", "vector"])
+    kind = g.pick(
+        ["image"] * 6 + ["sequence", "volume", "tokens", "tokens", "vector"] + ["tokens"] * (9 * (g.seed >= attention.SINCE))
+    )
     dynamic = g.chance(0.35)
     extents: dict[str, list[Dim]] = {
         "image": [("H", Fraction(1)), ("W", Fraction(1))] if dynamic else [8, g.pick([8, 4])],

@@ -73,7 +73,7 @@ def layers_of(model: onnx.ModelProto) -> dict[str, Layer]:
             continue
         if node.op_type == "MatMul" and node.input[0] in constants:
             found[node.output[0]] = Layer(node, 0, -1, 2)
-        elif node.op_type == "Einsum":
+        elif node.op_type == "Einsum" and node.input[1] in constants:
             found[node.output[0]] = Layer(node, 1, *einsum_axes(node))
         elif node.op_type in RECURRENT:
             found[next(filter(None, node.output))] = Layer(node, 1, 2, 1)
@@ -151,4 +151,45 @@ def masked(model: onnx.ModelProto, small: onnx.ModelProto, feeds: dict[str, np.n
         position = list(result.graph.node).index(node)
         result.graph.node.insert(position, helper.make_node("Mul", inputs, [f"masked_{number}"]))
         node.input[layer.data_input] = f"masked_{number}"
+    mask_products(result, small, feeds)
     return result
+
+
+def mask_products(reference: onnx.ModelProto, small: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> None:
+    """Put zeros in front of every product of two computed tensors that sums over fewer channels in the pruned model.
+
+    Which ones it still reads is seen from the values of its first operand, since all before it is masked already.
+    """
+    constants = constant_names(reference)
+    other = {node.output[0]: node for node in small.graph.node if node.output}
+    for node in list(reference.graph.node):
+        if node.op_type not in ("MatMul", "Einsum") or constants.intersection(node.input) or node.output[0] not in other:
+            continue
+        whole, part = (
+            run(model, feeds, (name,))[-1]
+            for model, name in ((reference, node.input[0]), (small, other[node.output[0]].input[0]))
+        )
+        if whole.ndim < 2 or whole.shape[-1] == part.shape[-1]:
+            continue
+        mask = kept_columns(whole, part)
+        name = f"mask_of_{node.output[0]}"
+        reference.graph.initializer.append(numpy_helper.from_array(mask, name))
+        position = list(reference.graph.node).index(node)
+        reference.graph.node.insert(position, helper.make_node("Mul", [node.input[0], name], [f"masked_by_{name}"]))
+        reference.graph.node[position + 1].input[0] = f"masked_by_{name}"
+
+
+def kept_columns(whole: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """1 for the columns of each matrix (rows, columns) in a stack that are in `part`, else 0; of extent 1 where they agree."""
+    mask = np.zeros((*whole.shape[:-2], 1, whole.shape[-1]), np.float32)
+    for index in np.ndindex(whole.shape[:-2]):
+        distances = np.linalg.norm(whole[index][:, :, None] - part[index][:, None, :], axis=0)
+        for of_column in distances.T:
+            of_column[mask[index][0] > 0] = np.inf  # one stands for one: those that a ReLU left zero are alike
+            if of_column.min() > 1e-3 * np.linalg.norm(whole[index]):
+                raise NotAPart("a factor of a product is no part of the reference's")
+            mask[index][0, of_column.argmin()] = 1
+    for axis in range(mask.ndim - 2):
+        if (mask == mask.take([0], axis)).all():
+            mask = mask.take([0], axis)
+    return mask

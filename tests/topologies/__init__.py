@@ -4,11 +4,11 @@
 in which half of a producer's channels are positive multiples of the other half.
 """
 
-from . import activations, chains, formats, groups, joins, pinned, shapes
+from . import activations, chains, formats, groups, joins, pinned, shapes, transformers
 from .duplicates import Duplicates, scaled_duplicates
 from .table import TABLE as TOPOLOGIES
 from .table import Topology, feeds_of
 
 __all__ = ["TOPOLOGIES", "Duplicates", "Topology", "feeds_of", "scaled_duplicates"]
 
-FAMILIES = (chains, activations, shapes, joins, groups, pinned, formats)
+FAMILIES = (chains, activations, shapes, joins, groups, pinned, formats, transformers)

@@ -93,6 +93,10 @@ class Net:
         tensors = [self.const(f"{name}_{part}", value) for part, value in values.items()]
         return self.op("BatchNormalization", x, *tensors, name=name, epsilon=1e-5)
 
+    def integer(self, value: int) -> onnx.TensorProto:
+        """(1,) int64, as an attribute: what ConstantOfShape fills in."""
+        return helper.make_tensor("value", TensorProto.INT64, [1], [value])
+
     def constant_node(self, name: str, values: np.ndarray) -> str:
         """A Constant node whose output tensor is called `name`."""
         tensor = numpy_helper.from_array(np.asarray(values, self.dtype), name)

@@ -91,30 +91,6 @@ def gram(net: Net, x: str) -> None:
     net.output(net.gemm(net.op("Flatten", y), "out", 64, 4), 4)
 
 
-@row(
-    "attention-block",
-    {"projection": 0, "fc_1": 24, "fc_2": 0},
-    None,
-    feeds=SEQUENCE,
-    at_most={"query": 16, "key": 16, "value": 16},
-)
-def attention(net: Net, x: str) -> None:
-    """Two heads, residuals with the graph input, Gelu: only the inside of the MLP is plainly free."""
-    heads = net.const("heads", [0, 0, 2, 8])
-
-    def head(name: str, perm: list[int]) -> str:
-        return net.op("Transpose", net.op("Reshape", net.matmul(x, name, 16, 16), heads), perm=perm)
-
-    query, key, value = head("query", [0, 2, 1, 3]), head("key", [0, 2, 3, 1]), head("value", [0, 2, 1, 3])
-    scores = net.op("Mul", net.op("MatMul", query, key), net.const("root", 8**-0.5))
-    y = net.op("Transpose", net.op("MatMul", net.op("Softmax", scores, axis=-1), value), perm=[0, 2, 1, 3])
-    y = net.op("Add", x, net.matmul(net.op("Reshape", y, net.const("joined", [0, 0, 16])), "projection", 16, 16))
-    inner = net.matmul(y, "fc_1", 16, 24)
-    inner = net.op("Mul", inner, net.op("Sigmoid", inner))
-    y = net.op("Add", y, net.matmul(inner, "fc_2", 24, 16))
-    net.output(net.matmul(y, "out", 16, 4), 5, 4)
-
-
 @row("if-body-capture", PINNED, None)
 def if_body(net: Net, x: str) -> None:
     """Both branches read the activation of conv_a from outside."""

@@ -67,7 +67,7 @@ def row(
     def register(fill: Callable[..., None]) -> Callable[..., None]:
         def build(rng: np.random.Generator) -> onnx.ModelProto:
             net = Net(rng, opset, ir, dtype, batch)
-            dims = {name: (shape[1], "H", "W") if symbolic else shape[1:] for name, shape in feeds.items()}
+            dims = {name: symbolic_of(shape) if symbolic else shape[1:] for name, shape in feeds.items()}
             fill(net, *[net.input(name, *rest) for name, rest in dims.items()], **arguments)
             model = net.model()
             if initializers_as_inputs:
@@ -79,6 +79,11 @@ def row(
         return fill
 
     return register
+
+
+def symbolic_of(shape: tuple[int, ...]) -> tuple[int | str, ...]:
+    """Extents behind the batch, with dynamic positions: of an image (N, C, H, W) or of tokens (N, T, C)."""
+    return (shape[1], "H", "W") if len(shape) == 4 else ("T", shape[2])
 
 
 def add_initializers_to_inputs(model: onnx.ModelProto) -> None:

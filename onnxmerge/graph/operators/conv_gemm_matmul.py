@@ -1,10 +1,12 @@
 """Propagation rules of layers (Conv, ConvTranspose, Gemm, MatMul, Einsum): channels that enter them end, and new ones start."""
 
+from string import ascii_uppercase
+
 import numpy as np
 
 from onnxmerge.errors import Reason, Refusal, refusal
 from onnxmerge.graph.channel_ids import Ids, along_axis, varying_axes
-from onnxmerge.graph.channel_propagation import ChannelPropagation, EqualGroups
+from onnxmerge.graph.channel_propagation import ChannelPropagation, EqualGroups, Product
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.nodes import has_input, node_name, node_refusal
 from onnxmerge.onnxio import surgeon as gs
@@ -50,7 +52,12 @@ def matmul(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusa
     index = 1 if propagation.constant(node.inputs[1]) is not None else 0
     weight = propagation.constant(node.inputs[index])
     if weight is None:
-        return node_refusal(node, Reason.TWO_COMPUTED_FACTORS)
+        ranks = [len(propagation.known_shape(tensor)) for tensor in node.inputs]
+        batch = ascii_uppercase[: max(0, *ranks, 2) - 2]
+        left, right = (
+            terms[-rank:] if rank > 1 else "k" for terms, rank in zip((batch + "mk", batch + "kn"), ranks, strict=True)
+        )
+        return product(propagation, node, left, right, batch + left[-2:-1] + right[1:][-1:])
     rank = len(propagation.known_shape(node.inputs[1 - index]))
     is_matrix = weight.ndim > 1 and set(weight.shape[:-2]) <= {1}
     if not (is_matrix or (weight.ndim == 1 and index == 1)) or rank < max(2, weight.ndim):
@@ -64,9 +71,11 @@ def einsum(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusa
     values = [propagation.constant(tensor) for tensor in node.inputs]
     index = 0 if values[0] is not None else len(values) - 1
     weight = values[index]
+    terms, _, result = str(node.attrs["equation"]).replace(" ", "").partition("->")
+    if len(values) == 2 and weight is None and "." not in terms and len(set(result)) == len(result):
+        return product(propagation, node, *terms.split(","), result)
     if len(values) != 2 or weight is None or values[1 - index] is not None:
         return node_refusal(node, Reason.MIXES_CHANNELS)
-    terms, _, result = str(node.attrs["equation"]).replace(" ", "").partition("->")
     weight_letters, data = (terms.split(",")[at] for at in (index, 1 - index))
     summed = "".join(letter for letter in weight_letters if letter in data and letter not in result)
     new = "".join(letter for letter in weight_letters if letter not in data and letter in result)
@@ -75,6 +84,40 @@ def einsum(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusa
         return node_refusal(node, Reason.MIXES_CHANNELS)
     axes = data.index(summed), result.index(new)
     return _contraction(propagation, node, index, "rows" if weight_letters[0] == new else "columns", weight, axes)
+
+
+def product(propagation: ChannelPropagation, node: gs.Node, left: str, right: str, result: str) -> list[Ids] | Refusal:
+    """A product of two tensors that the graph computes, with a letter for each axis as in Einsum.
+
+    Channels on an axis that only one of them has pass (values of an attention); those on the axis that is summed end, and go in
+    pairs (query and key). Both may differ from position to position of the axes that all three share (heads).
+    """
+    shared = "".join(letter for letter in result if letter in left and letter in right)
+    found: list[tuple[str, Ids]] = []
+    for tensor, terms in zip(node.inputs, (left, right), strict=True):
+        ids = propagation.ids(tensor)
+        own = [terms[axis] for axis in varying_axes(ids) if terms[axis] not in shared]
+        if varying_axes(ids) and (len(own) != 1 or any(len(set(each)) < len(each) for each in (left, right, result))):
+            return node_refusal(node, Reason.TWO_COMPUTED_FACTORS)
+        found += [(own[0], _with_axes(ids, terms, shared + own[0]))] if own else []
+    if not found:
+        return [propagation.no_ids(node.outputs[0])]
+    (letter, ids), (other_letter, others) = found[0], found[-1]
+    is_summed = letter in left and letter in right
+    if letter != other_letter or (len(found) < 2 and letter not in result):
+        return node_refusal(node, Reason.TWO_COMPUTED_FACTORS)
+    ids, others = np.broadcast_arrays(ids, others)
+    propagation.united.unite(ids, others)
+    propagation.pin(np.where((ids > 0) == (others > 0), 0, ids + others), node_refusal(node, Reason.TWO_COMPUTED_FACTORS))
+    propagation.products.append(Product(node, np.maximum(ids, others).reshape(-1, ids.shape[-1]), is_summed))
+    return [propagation.no_ids(node.outputs[0]) if is_summed else _with_axes(ids, shared + letter, result)]
+
+
+def _with_axes(ids: Ids, terms: str, letters: str) -> Ids:
+    """Ids with an axis for each of `letters`, of extent 1 where they have none; they do not vary along any other."""
+    present = "".join(letter for letter in letters if letter in terms)
+    extents = [ids.shape[terms.index(letter)] if letter in terms else 1 for letter in letters]
+    return np.einsum(f"{terms}->{present}", ids).reshape(extents)
 
 
 def _contraction(

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from onnxmerge.errors import ModelError
 from onnxmerge.graph.channel_groups import Channels
-from onnxmerge.graph.channel_ids import Ids, collapse, varying_axes
+from onnxmerge.graph.channel_ids import Ids, channel_axis_and_rows, collapse, varying_axes
 from onnxmerge.graph.nodes import node_name
 from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio import surgeon as gs
@@ -40,11 +40,33 @@ class KeptChannels:
         return np.asarray(self.is_kept[ids])
 
     def axis_mask(self, tensor: gs.Tensor) -> tuple[int, np.ndarray] | None:
-        """The axis of a tensor that loses positions, and (extent,) bool: which are kept; None where none are removed."""
-        return self.kept_along_an_axis(self.channels.ids(tensor), tensor.name)
+        """The axis of a tensor that loses positions, and (extent,) bool: which are kept; None where none are removed.
 
-    def kept_along_an_axis(self, ids: Ids, name: str) -> tuple[int, np.ndarray] | None:
-        """The same of an id array; name: what it is of.
+        Where every row (head) keeps other positions, equally many, those of the first.
+        """
+        found = self._kept_along_an_axis(self.channels.ids(tensor), tensor.name)
+        return None if found is None else (found[0], np.moveaxis(found[1], found[0], -1).reshape(-1, found[1].shape[found[0]])[0])
+
+    def of_kept(self, value: np.ndarray, ids: Ids, name: str) -> np.ndarray | None:
+        """An array without the entries of removed channels; None where none are removed.
+
+        Parameters
+        ----------
+        value : ndarray
+            A constant.
+        ids : ndarray
+            Id array that broadcasts to it.
+        name : str
+            What it is called.
+        """
+        found = self._kept_along_an_axis(ids, name)
+        if found is None:
+            return None
+        rows, mask = (np.moveaxis(each, found[0], -1) for each in (value, np.broadcast_to(found[1], value.shape)))
+        return np.ascontiguousarray(np.moveaxis(rows[mask].reshape(*rows.shape[:-1], -1), -1, found[0]))
+
+    def _kept_along_an_axis(self, ids: Ids, name: str) -> tuple[int, np.ndarray] | None:
+        """The axis of an id array that loses positions, and a mask that broadcasts to it; name: what it is of.
 
         Raises
         ------
@@ -57,8 +79,7 @@ class KeptChannels:
         axes = varying_axes(mask)
         if not axes:
             return None
-        (axis,) = axes
-        return axis, mask.reshape(-1)
+        return axes[0] if len(axes) == 1 else channel_axis_and_rows(ids, self.channels.row_labels)[0], mask
 
     def axis_mask_along(self, tensor: gs.Tensor, axis: int) -> np.ndarray | None:
         """(extent,) bool: which positions of one axis are kept; None where none of them are removed."""

@@ -23,6 +23,10 @@ def reshape(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refus
     if not varying_axes(propagation.ids(node.inputs[0])):
         return [propagation.no_ids(node.outputs[0])]
     ids = collapse(propagation.full_ids(node.inputs[0]).reshape(propagation.known_shape(node.outputs[0])))
+    extents = propagation.facts.symbols.extents(node.outputs[0])
+    fixed = [axis for axis in varying_axes(ids) if extents[axis] == STATIC]
+    if fixed:  # heads that share their axis with a batch of any size lose the same channels
+        ids = propagation.unite_except(ids, fixed)
     if node.op == "Reshape" and propagation.constant(node.inputs[1]) is None:
         literal, is_static = literal_target(propagation.facts, node), propagation.facts.is_static(node.inputs[1])
         if not all(is_static[axis] or (literal is not None and literal[axis] == -1) for axis in varying_axes(ids)):
