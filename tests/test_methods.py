@@ -121,9 +121,9 @@ def test_matrices_and_orders_of_a_group_are_made_once(limit: int, tmp_path: Path
     made: list[str] = []
 
     class Counting(ExpectedErrors):
-        def __init__(self, reference: object, group: ChannelGroup) -> None:
+        def __init__(self, channels: object, group: ChannelGroup, reference: object) -> None:
             made.append(group.name)
-            super().__init__(reference, group)  # type: ignore[arg-type]
+            super().__init__(channels, group, reference)  # type: ignore[arg-type]
 
     eliminated: list[str] = []
     elimination_of = layer_statistics_module.elimination_of

@@ -20,10 +20,15 @@ from onnxmerge.pipeline.compress import compress
 
 pytestmark = pytest.mark.usefixtures("harmless_models")
 
-NEW = (*range(20_000, 20_020), *range(30_000, 30_020))
-SEEDS = {"prune": (*range(50), *NEW), "merge": (*range(20), *NEW[:5], *NEW[20:25]), "reconstruct": range(8), "limit": range(6)}
-"""Seeds that every `make test` tries, by check: about 14 CPU seconds. `NEW` ones have the steps of `limited_sizes.py` and
-`recurrent.py`."""
+NEW = (*range(20_000, 20_020), *range(30_000, 30_020), *range(40_000, 40_014))
+SEEDS = {
+    "prune": (*range(40), *NEW),
+    "merge": (*range(16), *NEW[:5], *NEW[20:25], *NEW[40:43]),
+    "reconstruct": (*range(6), *NEW[40:44]),
+    "limit": range(6),
+}
+"""Seeds that every `make test` tries, by check: about 16 CPU seconds. `NEW` ones have the steps of `limited_sizes.py`,
+`recurrent.py` and `attention.py`."""
 CASES: dict[str, tuple[int, ...]] = {
     "prune": (94, 95, 111, 141, 151, 167, 185, 10012, 10313, 10396, 10977, 20066),
     "merge": (74, 10269, 10699),

@@ -83,9 +83,12 @@ def without_states(model: onnx.ModelProto, channels: Channels, removals: list[Re
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
-@pytest.mark.parametrize("topology", rows(SHRINKING))
+@pytest.mark.parametrize("topology", rows([each for each in SHRINKING if not each.id.startswith("attention-")]))
 def test_removing_what_nobody_reads_changes_nothing(topology: Topology, tmp_path: Path) -> None:
-    """Zeros are written into the columns of every consumer; then the channels are really removed: the same outputs."""
+    """Zeros are written into the columns of every consumer; then the channels are really removed: the same outputs.
+
+    Attention has products that read channels: test_attention.py.
+    """
     model, feeds = built(topology), feeds_of(topology)
     groups = analysed(model, tmp_path).channels.groups
     assert groups

@@ -94,8 +94,29 @@ class _ConsumerState:
         self._start_block()
 
 
+class _UnrepairedState:
+    """A consumer that nothing is made good of: E|y - y'|^2 is the sum of `products` (n, n) over all pairs of removed channels."""
+
+    def __init__(self, products: Floats) -> None:
+        self.products = products / max(float(products.sum()), np.finfo(float).tiny)
+        self.crossed, self.pending = np.zeros(len(products)), 0
+
+    def costs(self) -> Floats:
+        """(n,) cost of removing each channel next."""
+        return np.maximum(np.diag(self.products) + 2.0 * self.crossed, 0.0)
+
+    def remove(self, i: int) -> None:
+        """Remove position i."""
+        self.crossed = self.crossed + self.products[i]
+        self.pending += 1
+
+    def compact(self, alive: NDArray[np.bool_]) -> None:
+        """Forget the removed positions."""
+        self.products, self.crossed, self.pending = self.products[np.ix_(alive, alive)], self.crossed[alive], 0
+
+
 def eliminate(
-    consumers: Sequence[tuple[ArrayLike, ArrayLike]],
+    consumers: Sequence[tuple[ArrayLike | None, ArrayLike]],
     removable: ArrayLike | None = None,
     conv_groups: ArrayLike | None = None,
     damping: float = DAMPING,
@@ -106,7 +127,8 @@ def eliminate(
     ----------
     consumers : sequence of pairs
         For each consumer the covariance (n, n) of the channels as it reads them, and M = W^T W (n, n) of its weights, see
-        `weight_products`. Each consumer counts as a share of its own output variance, so none dominates.
+        `weight_products`. Each consumer counts as a share of its own output variance, so none dominates. None as a covariance:
+        nothing is made good, and what is lost is the sum of M over all pairs of removed channels.
     removable : array_like of shape (n,), bool, optional
         All by default.
     conv_groups : array_like of shape (n,), int, optional
@@ -128,8 +150,13 @@ def eliminate(
     >>> found.order.tolist(), found.cost.round(3).tolist()
     ([0, 1, 2], [0.0, 0.308, 1.0])
     """
-    states = [_ConsumerState(np.asarray(c, np.float64), np.asarray(w, np.float64), damping) for c, w in consumers]
-    n = len(states[0].precision)
+    n = len(np.asarray(consumers[0][1]))
+    states = [
+        _UnrepairedState(np.asarray(w, np.float64))
+        if c is None
+        else _ConsumerState(np.asarray(c, np.float64), np.asarray(w, np.float64), damping)
+        for c, w in consumers
+    ]
     allowed = np.ones(n, bool) if removable is None else np.array(removable, bool)
     turns = _Turns(allowed, np.zeros(n, np.int64) if conv_groups is None else np.asarray(conv_groups))
     channels, alive = np.arange(n), np.ones(n, bool)

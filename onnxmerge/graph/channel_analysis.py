@@ -55,10 +55,10 @@ def analyse_channels(facts: TensorFacts) -> Channels:
     >>> [(refusal.where, refusal.text) for refusal in channels.refusals]
     [('Gemm(y)', 'written to the graph output y')]
     """
-    propagation, expanded = ChannelPropagation(facts), -1
-    while len(propagation.expanded) > expanded:  # a join may find channels that an Expand before it has to start
-        expanded = len(propagation.expanded)
-        propagation = ChannelPropagation(facts, expanded=propagation.expanded)
+    propagation, found = ChannelPropagation(facts), -1
+    while len(propagation.expanded) + len(propagation.tables) > found:  # a join may find channels that start before it
+        found = len(propagation.expanded) + len(propagation.tables)
+        propagation = ChannelPropagation(facts, expanded=propagation.expanded, tables=propagation.tables)
         for node in facts.model.graph.nodes:
             _visit(propagation, node)
     for tensor in facts.model.graph.outputs:
@@ -85,6 +85,7 @@ def _visit(propagation: ChannelPropagation, node: gs.Node) -> None:
         for tensor in node.inputs:
             propagation.pin(propagation.ids(tensor), result)
         return
+    _note_tables(propagation, node)
     for output in node.outputs[len(result) :]:
         if propagation.facts.is_read(output):
             why = node_refusal(node, Reason.OUTPUT_READ, tensor=output.name)
@@ -99,6 +100,14 @@ def _visit(propagation: ChannelPropagation, node: gs.Node) -> None:
             )
             is_all = len(np.unique(entering[entering > 0])) == 1
             propagation.pin(ids, refusal(node_name(node), Reason.ALL_AT_ONCE if is_all else Reason.READ_ALONE))
+
+
+def _note_tables(propagation: ChannelPropagation, node: gs.Node) -> None:
+    """Note constants of a node that hold channels of their own; of one that is a layer the weight is noted already."""
+    for index, tensor in enumerate(node.inputs):
+        is_weight = any(layer.node is node and layer.weight_input == index for layer in propagation.layers[-1:])
+        if tensor.name in propagation.tables and not is_weight:
+            propagation.note_parameter(node, index, propagation.ids(tensor))
 
 
 def _missing_shape(propagation: ChannelPropagation, node: gs.Node) -> Refusal | None:

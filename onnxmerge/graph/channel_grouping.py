@@ -27,7 +27,10 @@ def form_groups(propagation: ChannelPropagation, shared_weight_keys: frozenset[s
     parameters = [replace(each, ids=ids[each.ids]) for each in propagation.parameters]
     equal_groups = [replace(each, ids=ids[each.ids]) for each in propagation.equal_groups]
     tensor_ids = {name: collapse(ids[of_tensor]) for name, of_tensor in propagation.tensor_ids.items()}
-    products = [replace(each, ids=ids[each.ids]) for each in propagation.products]
+    products = [
+        replace(each, factors=tuple(ids[factor] for factor in each.factors), sources=_sources(each, propagation.layers, layers))
+        for each in propagation.products
+    ]
     labels = propagation.row_labels()
     formation = _GroupFormation(ids, layers, parameters, equal_groups, products, tensor_ids.values())
     groups = [formation.group(number, pins) for number in formation.numbers()]
@@ -46,6 +49,18 @@ def form_groups(propagation: ChannelPropagation, shared_weight_keys: frozenset[s
         groups=tuple(sorted(groups, key=lambda group: order[id(group.producers[0].node)])),
         refusals=tuple(dict.fromkeys(refusals)),
     )
+
+
+def _sources(
+    product: Product, layers: list[Layer], with_representatives: list[Layer]
+) -> tuple[tuple[Layer, np.ndarray] | None, ...]:
+    """The layer that writes the channels of each factor, and where; layers: before ids were replaced by representatives."""
+    found: list[tuple[Layer, np.ndarray] | None] = []
+    for factor in product.factors:
+        at = next((at for at, layer in enumerate(layers) if np.isin(factor, layer.out_ids[layer.out_ids > 0]).all()), None)
+        first = 0 if at is None else layers[at].out_ids.min()
+        found.append(None if at is None else (with_representatives[at], factor - first))
+    return tuple(found)
 
 
 def _with_names_of_their_own(groups: list[ChannelGroup]) -> list[ChannelGroup]:
@@ -84,7 +99,7 @@ class _GroupFormation:
         connected.new_ids(len(ids) - 1)
         of_heads = np.concatenate([np.zeros(1, np.int64), *(each.ids.reshape(-1) for each in products)])
         others = [layer.out_ids[~np.isin(layer.out_ids, of_heads)] for layer in layers]  # a fused one writes several kinds
-        for together in others + [each.ids for each in (*equal_groups, *products)]:
+        for together in [*others, *(each.ids for each in equal_groups), *(each.ids for each in products)]:
             present = np.unique(together[together > 0])
             if len(present):
                 connected.unite(present[:1], present)
@@ -139,10 +154,11 @@ class _GroupFormation:
         if why is None and count == 1:
             why = Refusal("", Reason.ALL_AT_ONCE)
         name = producers[0].name if producers else ""
-        occurrences = np.zeros((len(self._holders[number]), count), np.int64)
-        for holder, row in zip(self._holders[number], occurrences, strict=True):
+        holders = self._holders.get(number, [])
+        occurrences = np.zeros((len(holders), count), np.int64)
+        for holder, row in zip(holders, occurrences, strict=True):
             row[index[holder.ids]] = holder.counts
-        pieces = occurrences[[holder.is_piece for holder in self._holders[number]]] > 0
+        pieces = occurrences[[holder.is_piece for holder in holders]] > 0
         classes = np.unique(np.vstack([conv_groups, occurrences]), axis=1, return_inverse=True)[1].reshape(-1)
         parameters, products = tuple(self._parameters[number]), tuple(self._products[number])
         return ChannelGroup(

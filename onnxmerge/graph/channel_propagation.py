@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxmerge.errors import Reason, Refusal
-from onnxmerge.graph.channel_ids import Ids, UnionFind, varying_axes
+from onnxmerge.graph.channel_ids import Ids, UnionFind, along_axis, varying_axes
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio import surgeon as gs
@@ -54,6 +54,11 @@ class EqualGroups:
     ids: Ids
 
 
+def channel_axis_of(table: np.ndarray) -> int:
+    """The axis of the channels that a constant holds: the last one of more than one position."""
+    return max(axis for axis, extent in enumerate(table.shape) if extent > 1)
+
+
 @dataclass(frozen=True, eq=False)
 class Product:
     """A product of two computed tensors (MatMul, Einsum), and the channels that it sums over or lets pass.
@@ -62,15 +67,38 @@ class Product:
     ----------
     node : Node
         The product.
-    ids : ndarray of shape (rows, k)
-        Ids along the axis of the channels, for each position of the axes that both tensors share: the heads of an attention.
-    is_summed : bool
-        Whether the product sums over them, so that a channel of one tensor goes with one of the other; else they pass.
+    factors : tuple of ndarray of shape (*rows, k)
+        Ids along the axis of the channels, for each position of the axes that both tensors share: the heads of an attention. Of
+        both tensors where the product sums over the channels, so that a channel of one goes with one of the other; else of the
+        one that they pass from.
+    terms : tuple of str
+        A letter for each axis of the left tensor, the right one and the result, as in Einsum.
+    letter : str
+        That of the channels.
+    sources : tuple of (Layer, ndarray of shape (*rows, k)) or None
+        For each factor the layer that writes its channels, and where on the layer's flattened outputs; None where it is not one.
     """
 
     node: gs.Node
-    ids: Ids
-    is_summed: bool
+    factors: tuple[Ids, ...]
+    terms: tuple[str, str, str]
+    letter: str
+    sources: tuple[tuple[Layer, np.ndarray] | None, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The tensor that the node writes: unique in a model."""
+        return str(self.node.outputs[0].name)
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether the channels end here."""
+        return len(self.factors) > 1
+
+    @property
+    def ids(self) -> Ids:
+        """(rows, k) ids; once they are united, those of both factors."""
+        return np.asarray(np.maximum(self.factors[0], self.factors[-1]).reshape(-1, self.factors[0].shape[-1]))
 
 
 @dataclass(eq=False)
@@ -102,6 +130,8 @@ class ChannelPropagation:
     expanded : dict[str, int]
         Outputs of an Expand or ConstantOfShape that repeat one position for every channel of what they are joined with, and that
         axis, counted from the end: it has channels of its own.
+    tables : set[str]
+        Constants that hold channels of their own: what is computed from them is joined with channels of layers.
     """
 
     facts: TensorFacts
@@ -115,6 +145,7 @@ class ChannelPropagation:
     united: UnionFind = field(default_factory=UnionFind)
     named: dict[str, Ids] = field(default_factory=dict)
     expanded: dict[str, int] = field(default_factory=dict)
+    tables: set[str] = field(default_factory=set)
 
     def shape(self, tensor: gs.Tensor) -> tuple[int, ...] | None:
         """Concrete shape, None where it is not known."""
@@ -134,6 +165,10 @@ class ChannelPropagation:
     def ids(self, tensor: gs.Tensor) -> Ids:
         """The tensor's id array; zeros where nothing could go."""
         known = self.tensor_ids.get(tensor.name)
+        table = self.constant(tensor) if known is None and tensor.name in self.tables else None
+        if table is not None:
+            axis = channel_axis_of(table)
+            return along_axis(self.new_channels(tensor.name, table.shape[axis]), axis, table.ndim)
         return self.no_ids(tensor) if known is None else known
 
     def no_ids(self, tensor: gs.Tensor) -> Ids:
@@ -184,7 +219,7 @@ class ChannelPropagation:
             labels[0] = 0
             rows.unite(labels[ids], np.where(ids > 0, numbers, 0))
             first += len(ids)
-        return rows.representatives(labels)
+        return np.asarray(rows.representatives(labels))
 
     def new_channels(self, constant: str, count: int) -> Ids:
         """(count,) ids of the channels that a constant holds, the same at every call."""

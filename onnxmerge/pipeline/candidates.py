@@ -148,7 +148,8 @@ def _ever_smaller(removal: Removal) -> Iterator[Removal]:
 def _replacements_for(decision: PruningDecision, removals: tuple[Removal, ...]) -> dict[str, Replacement]:
     """The replacements that fit when only some removals are carried out: none of a consumer that keeps reading a whole group."""
     left_out = [removal for removal in decision.removals if all(removal is not other for other in removals)]
-    whole = {consumer.key for removal in left_out for consumer in removal.group.consumers}
+    groups = [removal.group for removal in left_out]
+    whole = {each.key for group in groups for each in (*group.consumers, *(group.producers if group.products else ()))}
     return {key: value for key, value in decision.replacements.items() if key not in whole}
 
 

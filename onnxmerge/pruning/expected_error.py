@@ -4,9 +4,10 @@ import numpy as np
 
 from onnxmerge.algorithms.elimination import weight_products
 from onnxmerge.algorithms.least_squares import mixing
-from onnxmerge.graph.channel_groups import ChannelGroup
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.rewrite import Removal
 from onnxmerge.pruning.importance import group_covariance
+from onnxmerge.pruning.product_update import group_products
 from onnxmerge.statistics.reference_run import ReferenceStatistics
 
 
@@ -15,13 +16,16 @@ class ExpectedErrors:
 
     Parameters
     ----------
-    reference : ReferenceStatistics
-        Covariances of what each consumer reads.
+    channels : Channels
+        The channel analysis of the model.
     group : ChannelGroup
         The channel group, n channels.
+    reference : ReferenceStatistics
+        Covariances of what each consumer reads, and moments of products.
     """
 
-    def __init__(self, reference: ReferenceStatistics, group: ChannelGroup) -> None:
+    def __init__(self, channels: Channels, group: ChannelGroup, reference: ReferenceStatistics) -> None:
+        self._products = group_products(channels, group, reference.products)
         self._consumers = []
         self._known: dict[tuple[str, bytes], float] = {}
         for consumer in group.consumers:
@@ -36,6 +40,7 @@ class ExpectedErrors:
     def of(self, removal: Removal) -> float:
         """Mean over the consumers of E|W x - W Z x[kept] - c|^2 / E|W x - E W x|^2, with the best constant c.
 
+        A product that sums over the channels is one more, see `GroupProduct.share_lost`.
         Z (n, k) is the scaling matrix of `merge`, the channel mixing of `reconstruct`, and the identity on kept channels for
         `prune`. With D = x - Z x[kept], which is zero for kept channels, the numerator is trace(W^T W cov(D)).
 
@@ -47,11 +52,12 @@ class ExpectedErrors:
         Returns
         -------
         float
-            A share of the variance, above 1 where the removal is worse than a constant; 0 without consumers.
+            A share of the variance, above 1 where the removal is worse than a constant; 0 where nothing reads the group.
         """
         key = removal.method, removal.kept.tobytes()
         if key not in self._known:
             shares = [_share_lost(removal, *matrices) for matrices in self._consumers]
+            shares += [product.share_lost(removal) for product in self._products]
             self._known[key] = float(np.mean(shares)) if shares else 0.0
         return self._known[key]
 

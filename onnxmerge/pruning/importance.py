@@ -4,10 +4,11 @@ import numpy as np
 
 from onnxmerge.algorithms.criteria import CRITERIA, keep_best
 from onnxmerge.algorithms.elimination import Elimination, eliminate, kept_after, weight_products
-from onnxmerge.graph.channel_groups import ChannelGroup
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.layers import Consumer
 from onnxmerge.options import PruningOptions
 from onnxmerge.pruning.downstream_metric import OutputErrorMetric
+from onnxmerge.pruning.product_update import group_products
 from onnxmerge.statistics.reference_run import ReferenceStatistics
 
 SMALLEST_CLASS = 4
@@ -97,29 +98,33 @@ def ranks_within(classes: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def elimination_of(
-    reference: ReferenceStatistics, group: ChannelGroup, output_errors: OutputErrorMetric | None = None
+    channels: Channels, group: ChannelGroup, reference: ReferenceStatistics, output_errors: OutputErrorMetric | None = None
 ) -> Elimination | None:
     """The order in which channels are removed, by backward elimination, and the error curve that goes with it.
 
     Parameters
     ----------
-    reference : ReferenceStatistics
-        Covariances of what each consumer reads.
+    channels : Channels
+        The channel analysis of the model.
     group : ChannelGroup
-        The channel group; the order is joint over its consumers.
+        The channel group; the order is joint over its consumers and the products that sum over its channels.
+    reference : ReferenceStatistics
+        Covariances of what each consumer reads, and moments of products.
     output_errors : OutputErrorMetric or None
         How much errors at each output of a consumer matter further on; None for all the same.
 
     Returns
     -------
     Elimination or None
-        None where the group has no consumers.
+        None where nothing reads the group.
     """
-    consumers = []
+    consumers: list[tuple[np.ndarray | None, np.ndarray]] = []
     for consumer in group.consumers:
         metric = None if output_errors is None else output_errors.metric(consumer.layer)
         products = weight_products(consumer.columns(), reference.downstream[consumer.key].scale, metric)
         consumers.append((group_covariance(reference, group, consumer), products))
+    products = group_products(channels, group, reference.products)
+    consumers += [(None, product.elimination_terms(group.size)) for product in products]
     return eliminate(consumers, group.removable, group.conv_groups) if consumers else None
 
 

@@ -13,6 +13,7 @@ from onnxmerge.options import Progress
 from onnxmerge.pruning.downstream_metric import OutputErrorMetric
 from onnxmerge.pruning.expected_error import ExpectedErrors
 from onnxmerge.pruning.importance import elimination_of
+from onnxmerge.pruning.product_update import group_products
 from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext, collect_reference_statistics, run_context_of
 
 EXPECTED_ERRORS_BYTES = 1 << 27
@@ -43,10 +44,15 @@ class LayerStatistics:
     _expected_errors: dict[str, ExpectedErrors] = field(default_factory=dict)
 
     def elimination(self, group: ChannelGroup) -> Elimination | None:
-        """The removal order and the error curve of a group; None where it has no consumers."""
+        """The removal order and the error curve of a group; None where nothing reads it."""
         if group.name not in self._eliminations:
-            self._eliminations[group.name] = elimination_of(self.reference, group, self.output_errors)
+            self._eliminations[group.name] = elimination_of(self.context.channels, group, self.reference, self.output_errors)
         return self._eliminations[group.name]
+
+    def can_repair(self, group: ChannelGroup) -> bool:
+        """Whether what reads the group can make good what is removed of it."""
+        products = group_products(self.context.channels, group, self.reference.products)
+        return bool(group.consumers) or any(each.factors is not None for each in products)
 
     def expected_error(self, removal: Removal) -> float:
         """The share of the consumers' output variance that a removal is expected to cost, see `ExpectedErrors`."""
@@ -54,7 +60,7 @@ class LayerStatistics:
         if name not in known:
             while known and sum(each.size_bytes for each in known.values()) > EXPECTED_ERRORS_BYTES:
                 known.popitem()
-            known[name] = ExpectedErrors(self.reference, removal.group)
+            known[name] = ExpectedErrors(self.context.channels, removal.group, self.reference)
         return known[name].of(removal)
 
 

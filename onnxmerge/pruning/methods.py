@@ -66,7 +66,7 @@ def best_removal(statistics: LayerStatistics, group: ChannelGroup, count: int, o
     planned = options.planned.get(group.name)
     asked = planned.method if options.method == "auto" and planned is not None and planned.method else options.method
     is_shared = any(consumer.key in statistics.reference.shared_weight_keys for consumer in group.consumers)
-    names = [name for name in METHODS if name != "reconstruct" or not is_shared]
+    names = [name for name in METHODS if name != "reconstruct" or (not is_shared and statistics.can_repair(group))]
     names = [asked, "prune"] if asked in names else names
     channels = statistics.context.channels
     outcomes = {name: METHODS[name](channels, group, count, options, statistics) for name in names}

@@ -32,6 +32,7 @@ from onnxmerge.pruning.kept_counts import kept_count
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.merge import absorbed
 from onnxmerge.pruning.methods import best_removal
+from onnxmerge.pruning.product_update import output_mixes
 
 REMOVED_SHARES = (0.25, 0.5, 0.75)
 """Shares of a group's channels that are removed; between them the loss follows the error curve of the elimination."""
@@ -89,8 +90,8 @@ def measure_sensitivities(
         By name of the group, by ascending share removed; empty for groups that nothing reads.
     """
     context, matched = statistics.context, statistics.reference.matched
-    first = {group.name: min(map(context.node_index.__getitem__, _changed_layers(group))) for group in groups if group.consumers}
-    read = sorted((group for group in groups if group.consumers), key=lambda group: first[group.name])
+    first = {group.name: min(map(context.node_index.__getitem__, _changed_layers(group))) for group in groups if _updated(group)}
+    read = sorted((group for group in groups if _updated(group)), key=lambda group: first[group.name])
     shares, count = _affordable(statistics, list(first.values()), all_shares)
     batches = _first_batches(statistics.inputs.batches(count), count)
     sizes = [batch_size(feeds) for feeds in batches]
@@ -108,8 +109,14 @@ def measure_sensitivities(
 
 
 def _changed_layers(group: ChannelGroup) -> list[str]:
-    """Keys of the layers that compute something else without some channels of a group: consumers, and recurrent producers."""
-    return [each.key for each in (*group.consumers, *group.producers) if each in group.consumers or not each.layer.is_linear]
+    """Keys of the layers that compute something else without some channels of a group: recurrent producers, and updated layers."""
+    return [layer.key for layer in (*_updated(group), *(each.layer for each in group.producers if not each.layer.is_linear))]
+
+
+def _updated(group: ChannelGroup) -> list[Layer]:
+    """The layers whose weights change with a removal: the consumers; of queries and keys the producers."""
+    links = (*group.consumers, *(each for each in group.producers if group.products and each.layer.is_linear))
+    return list({link.key: link.layer for link in links}.values())
 
 
 def _affordable(statistics: LayerStatistics, first: Sequence[int], all_shares: bool) -> tuple[tuple[float, ...], int]:
@@ -142,7 +149,7 @@ def _first_batches(batches: Iterable[Feeds], count: int) -> list[Feeds]:
 
 
 class _RestOfModel:
-    """The model from a group's first consumer on, with the constants of the group's consumers as inputs.
+    """The model from the first layer on that changes with a group, with the constants of these layers as inputs.
 
     Parameters
     ----------
@@ -166,9 +173,9 @@ class _RestOfModel:
         sizes: Sequence[int],
         expected: Sequence[Mapping[str, Any]],
     ) -> None:
-        self.channels, self.covariances = statistics.context.channels, statistics.reference.covariances
+        self.channels, self.reference = statistics.context.channels, statistics.reference
         self.run, self.sizes, self.expected = run, sizes, expected
-        self.layers = [consumer.layer for consumer in group.consumers]
+        self.layers, self.consumers = _updated(group), {consumer.key for consumer in group.consumers}
         self.own_bias = {layer.key: bias_of(self.channels, layer) for layer in self.layers}
         self.states = [producer.layer for producer in group.producers if not producer.layer.is_linear]
         remove_states(run, self.channels, self.channels.kept_mask([]), self.states)
@@ -184,13 +191,16 @@ class _RestOfModel:
         """1 - fidelity of the output that suffers most from a removal."""
         kept, merged = self.channels.kept_mask([(removal.group, removal.kept)]), absorbed([removal])
         constants = self._state_constants(kept)
+        mixes = output_mixes(self.channels, [removal], self.reference.products)
         for layer in self.layers:
             kept_inputs = kept[layer.in_ids]
-            if removal.method == "reconstruct":
-                replacement = mixed_replacement(layer, kept_inputs, self.covariances[layer.key])
+            if removal.method == "reconstruct" and layer.key in self.consumers:
+                replacement = mixed_replacement(layer, kept_inputs, self.reference.covariances[layer.key])
             else:
                 weight = merged[layer.key].weight if layer.key in merged else None
                 replacement = full_replacement(layer, kept_inputs, kept_weights(layer, kept_inputs, weight), np.zeros(1))
+            if layer.key in mixes:
+                replacement = mixes[layer.key].applied(self.channels, replacement)
             constants |= self._constants(layer, replacement)
         batches = range(self.run.batch_count)
         runs = ((self.sizes[n], self.expected[n], self.run.run_session(self.session, n, constants)) for n in batches)

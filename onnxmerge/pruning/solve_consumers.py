@@ -25,6 +25,7 @@ from onnxmerge.pruning.consumer_update import (
     remove_states,
     replace_layer,
 )
+from onnxmerge.pruning.product_update import output_mixes
 from onnxmerge.statistics.consumer_moments import ConsumerSamples
 from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext
 
@@ -67,9 +68,11 @@ def solve_consumers(
     Networks for Classification and Detection", 2015.
     """
     kept = context.channels.kept_mask((removal.group, removal.kept) for removal in removals)
-    layers = sorted(statistics.layers.values(), key=lambda layer: context.node_index[layer.key])
-    first = next((at for at, layer in enumerate(layers) if not kept[layer.in_ids].all()), len(layers))
-    layers = [layer for layer in layers[first:] if _is_updated(context, statistics, layer, kept)]
+    mixes = output_mixes(context.channels, removals, statistics.products)
+    known = {**statistics.layers, **{key: mix.layer for key, mix in mixes.items()}}
+    layers = sorted(known.values(), key=lambda layer: context.node_index[layer.key])
+    first = next((at for at, layer in enumerate(layers) if layer.key in mixes or not kept[layer.in_ids].all()), len(layers))
+    layers = [layer for layer in layers[first:] if layer.key in mixes or _is_updated(context, statistics, layer, kept)]
     if not layers:
         return {}
     runs = context.run_of(statistics.matched), context.run_of(deepcopy(statistics.matched))
@@ -79,8 +82,14 @@ def solve_consumers(
         index = context.node_index[layer.key]
         runs[0].run_until(index + 1, keep=layer.key)
         runs[1].run_until(index)
-        update = _LayerUpdate(context, statistics, layer, kept[layer.in_ids], runs)
-        replacement = update.accept(unsolved[layer.key]) if layer.key in unsolved else update.solve()
+        replacement, mix = None, mixes.get(layer.key)
+        if layer.key in statistics.layers and _is_updated(context, statistics, layer, kept):
+            update = _LayerUpdate(context, statistics, layer, kept[layer.in_ids], runs)
+            replacement = update.accept(unsolved[layer.key]) if layer.key in unsolved else update.solve()
+        if mix is not None:
+            mixed = mix.applied(context.channels, replacement)
+            replace_layer(runs[1], layer, mixed, bias_of(context.channels, layer))
+            replacement = mixed if mix.blocks else replacement
         if replacement is not None:
             replacements[layer.key] = replacement
         context.progress("reconstruction", (number + 1) / len(layers))

@@ -19,11 +19,13 @@ from onnxmerge.execution.submodel import shallow_first
 from onnxmerge.execution.tensor_specs import Feeds
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import Channels
+from onnxmerge.graph.channel_propagation import Product
 from onnxmerge.graph.downstream import DownstreamAffine, downstream_affine_of
 from onnxmerge.graph.layers import Layer
 from onnxmerge.onnxio.export import export
 from onnxmerge.options import Progress
 from onnxmerge.statistics.consumer_moments import channel_covariance
+from onnxmerge.statistics.product_moments import ProductMoments, product_moments
 
 BATCH_ELEMENTS, LARGEST_BATCH = 1 << 21, 128
 LOWEST_VARIANCE = 1e-4  # of the stored one: a channel that synthetic inputs leave constant must not be blown up
@@ -54,11 +56,15 @@ class RunContext:
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """The reference with BatchNormalization matched to the inputs; by key of each consumer what it reads and what follows it."""
+    """The reference with BatchNormalization matched to the inputs; by key of each consumer what it reads and what follows it.
+
+    products: by key, moments of the factors of products of two computed tensors.
+    """
 
     matched: ModelProto
     layers: dict[str, Layer]
     covariances: dict[str, Covariance]
+    products: dict[str, ProductMoments]
     downstream: dict[str, DownstreamAffine]
     shared_weight_keys: frozenset[str]
 
@@ -82,41 +88,42 @@ def _correction_exponent(analysed: AnalysedModel, inputs: Inputs) -> float:
 
 
 def collect_reference_statistics(context: RunContext, known: Mapping[str, Covariance] | None = None) -> ReferenceStatistics:
-    """First walk: moments of the inputs of every consumer. known: these, where they have been taken; then nothing is walked.
+    """First walk: moments of the inputs of every consumer. known: these, where they have been taken.
 
     On synthetic inputs every BatchNormalization gets the statistics of its own input on the way, so that each channel has the
     mean and standard deviation that training gave it.
     """
     layers = {layer.key: layer for layer in context.channels.layers if layer.in_ids.any()}
-    if known is not None:
-        downstream = {key: downstream_affine_of(context.channels, layer, {}) for key, layer in layers.items()}
-        return ReferenceStatistics(deepcopy(context.model), layers, dict(known), downstream, context.channels.shared_weight_keys)
     walk = context.run_of(deepcopy(context.model))
-    stops: dict[int, list[Layer]] = defaultdict(list)
-    for layer in layers.values():
-        stops[context.node_index[layer.key]].append(layer)
-    normal = _normalisations(context) if context.synthetic else {}
-    covariances: dict[str, Covariance] = {}
+    products = {product.key: product for group in context.channels.groups for product in group.products}
+    stops: dict[int, list[Layer | Product]] = defaultdict(list)
+    for each in (*(layers.values() if known is None else ()), *products.values()):
+        stops[context.node_index[each.key]].append(each)
+    normal = _normalisations(context) if context.synthetic and known is None else {}
+    covariances, moments = dict(known or {}), dict[str, ProductMoments]()
     seen: dict[tuple[str, bytes], Covariance] = {}
     ordered = sorted(stops.keys() | normal.keys())
     for number, at in enumerate(ordered):
         walk.run_until(at)
         if at in normal:
             _match(walk, at, normal[at])
-        for layer in stops.get(at, []):
-            same = (layer.source, layer.channel_positions.tobytes())
+        for each in stops.get(at, []):
+            if isinstance(each, Product):
+                moments[each.key] = product_moments(walk, context.channels, each)
+                continue
+            same = (each.source, each.channel_positions.tobytes())
             if same not in seen:
-                seen[same] = channel_covariance(walk, layer)
-            covariances[layer.key] = seen[same]
+                seen[same] = channel_covariance(walk, each)
+            covariances[each.key] = seen[same]
             if not np.isfinite(seen[same].xx).all():
                 remedy = "give real ones with `calibration`, or take `method` prune with `ratio`"
-                raise InputError(f"tensor {layer.source} holds NaN or infinity on these inputs; {remedy}")
+                raise InputError(f"tensor {each.source} holds NaN or infinity on these inputs; {remedy}")
         context.progress("statistics", (number + 1) / len(ordered))
     downstream = {key: downstream_affine_of(context.channels, layer, walk.constants) for key, layer in layers.items()}
     matched = walk.model
     del matched.graph.node[:]
     matched.graph.node.extend(node for nodes in walk.nodes for node in nodes)
-    return ReferenceStatistics(matched, layers, covariances, downstream, context.channels.shared_weight_keys)
+    return ReferenceStatistics(matched, layers, covariances, moments, downstream, context.channels.shared_weight_keys)
 
 
 def _normalisations(context: RunContext) -> dict[int, np.ndarray]:

@@ -15,6 +15,7 @@ from running import run
 from onnxmerge.errors import OnnxMergeError, Reason, Refusal
 from onnxmerge.graph.layers import Consumer
 from onnxmerge.graph.merge_validity import pre_activations
+from onnxmerge.graph.product_factors import linear_factors
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.results import Compression
 
@@ -158,6 +159,9 @@ def are_solved_copies(copies: Copies, folder: Path, result: Compression) -> bool
     channels = analysed(copies.graph, folder).channels
     if any(not link.layer.is_linear for group in channels.groups for link in group.producers):
         return False  # what units of a state read of one another is not solved
+    products = [(group, product) for group in channels.groups for product in group.products]
+    if any(linear_factors(channels, group, product) is None for group, product in products):
+        return False  # queries and keys that nothing makes good
     consumers = [(group.name, link) for group in channels.groups if group.name in copies.pairs for link in group.consumers]
     names = tuple(dict.fromkeys(link.layer.source for _, link in consumers))
     feeds = copies.graph.feeds()

@@ -181,6 +181,8 @@ def mask_products(reference: onnx.ModelProto, small: onnx.ModelProto, feeds: dic
 
 def kept_columns(whole: np.ndarray, part: np.ndarray) -> np.ndarray:
     """1 for the columns of each matrix (rows, columns) in a stack that are in `part`, else 0; of extent 1 where they agree."""
+    if whole.ndim > 3:  # the batch is more rows
+        whole, part = (np.concatenate(each, axis=-2) for each in (whole, part))
     mask = np.zeros((*whole.shape[:-2], 1, whole.shape[-1]), np.float32)
     for index in np.ndindex(whole.shape[:-2]):
         distances = np.linalg.norm(whole[index][:, :, None] - part[index][:, None, :], axis=0)

@@ -135,7 +135,7 @@ def rms_norm(net: Net, x: str, name: str) -> str:
 
 @row(
     "attention-llama", {"query": 32, "key": 16, "value": 16, "gate": 24, "up": 24}, None,
-    feeds=SEQUENCE, tied=(("query", "key", "frequencies"), ("gate", "up")), symbolic=True,
+    feeds=SEQUENCE, tied=(*TIED, ("gate", "up")), symbolic=True,
 )  # fmt: skip
 def llama(net: Net, x: str) -> None:
     """Two heads of key and value for four of the query, rotary positions, SwiGLU."""

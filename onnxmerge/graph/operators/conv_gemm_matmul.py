@@ -73,7 +73,8 @@ def einsum(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusa
     weight = values[index]
     terms, _, result = str(node.attrs["equation"]).replace(" ", "").partition("->")
     if len(values) == 2 and weight is None and "." not in terms and len(set(result)) == len(result):
-        return product(propagation, node, *terms.split(","), result)
+        left, right = terms.split(",")
+        return product(propagation, node, left, right, result)
     if len(values) != 2 or weight is None or values[1 - index] is not None:
         return node_refusal(node, Reason.MIXES_CHANNELS)
     weight_letters, data = (terms.split(",")[at] for at in (index, 1 - index))
@@ -109,7 +110,7 @@ def product(propagation: ChannelPropagation, node: gs.Node, left: str, right: st
     ids, others = np.broadcast_arrays(ids, others)
     propagation.united.unite(ids, others)
     propagation.pin(np.where((ids > 0) == (others > 0), 0, ids + others), node_refusal(node, Reason.TWO_COMPUTED_FACTORS))
-    propagation.products.append(Product(node, np.maximum(ids, others).reshape(-1, ids.shape[-1]), is_summed))
+    propagation.products.append(Product(node, (ids, others)[: 1 + is_summed], (left, right, result), letter))
     return [propagation.no_ids(node.outputs[0]) if is_summed else _with_axes(ids, shared + letter, result)]
 
 
@@ -117,7 +118,7 @@ def _with_axes(ids: Ids, terms: str, letters: str) -> Ids:
     """Ids with an axis for each of `letters`, of extent 1 where they have none; they do not vary along any other."""
     present = "".join(letter for letter in letters if letter in terms)
     extents = [ids.shape[terms.index(letter)] if letter in terms else 1 for letter in letters]
-    return np.einsum(f"{terms}->{present}", ids).reshape(extents)
+    return np.asarray(np.einsum(f"{terms}->{present}", ids).reshape(extents))
 
 
 def _contraction(

@@ -4,9 +4,12 @@ import numpy as np
 
 from onnxmerge.errors import Reason
 from onnxmerge.graph.channel_ids import Ids, collapse, varying_axes, with_rank
-from onnxmerge.graph.channel_propagation import ChannelPropagation
+from onnxmerge.graph.channel_propagation import ChannelPropagation, channel_axis_of
 from onnxmerge.graph.nodes import node_refusal
 from onnxmerge.onnxio import surgeon as gs
+
+# Joins with constants that may hold channels of their own.
+_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where"})
 
 
 def unary(propagation: ChannelPropagation, node: gs.Node) -> list[Ids]:
@@ -45,6 +48,7 @@ def note_operand(propagation: ChannelPropagation, node: gs.Node, index: int, joi
     if propagation.constant(tensor) is None:
         for axis in channel_axes:
             _find_expanded(propagation, tensor, axis - rank)
+        _find_tables(propagation, tensor)
         propagation.pin(result_ids[without_ids], node_refusal(node, Reason.JOINED_WITH_FIXED, tensor=tensor.name))
         return
     ids = propagation.unite_except(joined, channel_axes)
@@ -64,3 +68,27 @@ def _find_expanded(propagation: ChannelPropagation, tensor: gs.Tensor, axis: int
         if node.op == "ConstantOfShape" or (node.op == "Expand" and before is not None and ((1,) * -axis + before)[axis] == 1):
             propagation.expanded[current.name] = axis
         pending.extend(node.inputs)
+
+
+def _find_tables(propagation: ChannelPropagation, tensor: gs.Tensor) -> None:
+    """Note constants from which a tensor without ids is computed and that hold its channels: frequencies or tables of a rotation.
+
+    A constant that is joined with as many computed values holds none of its own.
+    """
+    pending, seen = [tensor], set[str]()
+    while pending:
+        current = pending.pop()
+        if current.name in seen or not current.inputs or varying_axes(propagation.ids(current)):
+            continue
+        seen.add(current.name)
+        node = current.inputs[0]
+        computed = [each for each in node.inputs if each.name and propagation.constant(each) is None]
+        pending.extend(computed)
+        for each in node.inputs:
+            value = propagation.constant(each)
+            if value is None or not np.issubdtype(value.dtype, np.floating) or value.size < 2:
+                continue
+            behind = channel_axis_of(value) - value.ndim
+            shapes = [propagation.shape(other) or () for other in computed if node.op in _ARITHMETIC]
+            if all(len(shape) < -behind or shape[behind] == 1 for shape in shapes):
+                propagation.tables.add(each.name)
