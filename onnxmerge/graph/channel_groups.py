@@ -28,7 +28,7 @@ class ChannelGroup:
     removable : ndarray of shape (n,), bool
         False where a channel must stay.
     conv_groups : ndarray of shape (n,), int
-        Labels: of every label equally many channels must be kept. All zero without grouped convolutions.
+        Labels: of every label equally many channels must be kept. All zero without grouped convolutions and heads.
     producers : tuple of Producer
         The layers that write the channels.
     consumers : tuple of Consumer
