@@ -49,8 +49,8 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], extra: tuple[str, 
 
 
 def declared_shapes(model: onnx.ModelProto) -> list[tuple[int, ...]]:
-    """Declared output shapes with the batch put in, 2, and height and width, 8."""
-    sizes = {"N": 2, "H": 8, "W": 8}
+    """Declared output shapes with the batch put in, 2, height and width, 8, and tokens, 5."""
+    sizes = {"N": 2, "H": 8, "W": 8, "T": 5}
     return [tuple(sizes.get(d.dim_param, d.dim_value) for d in o.type.tensor_type.shape.dim) for o in model.graph.output]
 
 

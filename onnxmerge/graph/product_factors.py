@@ -4,6 +4,7 @@ logits = q . k for each pair of positions, so that q' = A^T q and k' = B^T k giv
 layers that write q and k take A and B in, if nothing but moves, biases and scales that are alike for all channels lies between.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,11 +79,19 @@ def linear_factors(channels: Channels, group: ChannelGroup, product: Product) ->
         if not np.array_equal(np.unique(written[written >= 0]), covered):
             return None
     own = group.channel_ids[np.unique(blocks)]
-    readers = [node for node in channels.model.graph.nodes if node.op != "Shape" and id(node) not in passed]
-    read_elsewhere = [*channels.model.graph.outputs, *(tensor for node in readers for tensor in node.inputs)]
-    if any(np.isin(channels.ids(tensor), own).any() for tensor in read_elsewhere):
-        return None
-    return query, key
+    return None if _read_elsewhere(channels, own, passed) else (query, key)
+
+
+def _read_elsewhere(channels: Channels, own: np.ndarray, passed: set[int]) -> bool:
+    """Whether the channels of these ids reach a graph output, or a node that was not passed and does not pick others."""
+
+    def carries(tensors: Iterable[gs.Tensor]) -> bool:
+        return any(np.isin(channels.ids(tensor), own).any() for tensor in tensors)
+
+    others = [
+        node for node in channels.model.graph.nodes if id(node) not in passed and node.op != "Shape" and carries(node.inputs)
+    ]
+    return carries(channels.model.graph.outputs) or any(node.op not in _MOVING or carries(node.outputs) for node in others)
 
 
 def _passes_linearly(channels: Channels, layer: Layer, tensor: gs.Tensor, passed: set[int]) -> bool:
