@@ -57,9 +57,9 @@ def _sources(
     """The layer that writes the channels of each factor, and where; layers: before ids were replaced by representatives."""
     found: list[tuple[Layer, np.ndarray] | None] = []
     for factor in product.factors:
-        at = next((at for at, layer in enumerate(layers) if np.isin(factor, layer.out_ids[layer.out_ids > 0]).all()), None)
-        first = 0 if at is None else layers[at].out_ids.min()
-        found.append(None if at is None else (with_representatives[at], factor - first))
+        bounds = ((layer.out_ids.min(), layer.out_ids.max()) for layer in layers)  # ids of a layer follow one another
+        at = next((at for at, (first, last) in enumerate(bounds) if 0 < first <= factor.min() and factor.max() <= last), None)
+        found.append(None if at is None else (with_representatives[at], factor - layers[at].out_ids.min()))
     return tuple(found)
 
 

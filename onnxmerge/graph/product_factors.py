@@ -58,15 +58,19 @@ def channels_of_rows(channels: Channels, group: ChannelGroup, product: Product) 
 
 
 def linear_factors(channels: Channels, group: ChannelGroup, product: Product) -> tuple[LinearFactor, LinearFactor] | None:
-    """The factors of a group's product; None where one is not linear in a layer, or something else reads the channels."""
+    """The factors of a group's product; None where one is not linear in a layer, or something else reads weight or channels."""
     rows = channels_of_rows(channels, group, product)
     blocks = np.unique(rows, axis=0)
-    if len(np.unique(blocks)) < blocks.size or (blocks < 0).any():
+    if len(group.products) > 1 or len(np.unique(blocks)) < blocks.size or (blocks < 0).any():
         return None
     passed: set[int] = {id(product.node)}
     factors = []
     for source, tensor in zip(product.sources, product.node.inputs, strict=True):
-        if source is None or not _passes_linearly(channels, source[0], tensor, passed):
+        if (
+            source is None
+            or source[0].key in channels.shared_weight_keys
+            or not _passes_linearly(channels, source[0], tensor, passed)
+        ):
             return None
         layer, positions = source
         factors.append(LinearFactor(layer, np.broadcast_to(positions, product.factors[0].shape).reshape(rows.shape)))
@@ -85,8 +89,11 @@ def linear_factors(channels: Channels, group: ChannelGroup, product: Product) ->
 def _read_elsewhere(channels: Channels, own: np.ndarray, passed: set[int]) -> bool:
     """Whether the channels of these ids reach a graph output, or a node that was not passed and does not pick others."""
 
+    is_own = np.zeros(channels.id_count, bool)
+    is_own[own] = True
+
     def carries(tensors: Iterable[gs.Tensor]) -> bool:
-        return any(np.isin(channels.ids(tensor), own).any() for tensor in tensors)
+        return any(tensor.name in channels.tensor_ids and is_own[channels.tensor_ids[tensor.name]].any() for tensor in tensors)
 
     others = [
         node for node in channels.model.graph.nodes if id(node) not in passed and node.op != "Shape" and carries(node.inputs)

@@ -123,8 +123,7 @@ def elimination_of(
         metric = None if output_errors is None else output_errors.metric(consumer.layer)
         products = weight_products(consumer.columns(), reference.downstream[consumer.key].scale, metric)
         consumers.append((group_covariance(reference, group, consumer), products))
-    products = group_products(channels, group, reference.products)
-    consumers += [(None, product.elimination_terms(group.size)) for product in products]
+    consumers += [(None, each.elimination_terms(group.size)) for each in group_products(channels, group, reference.products)]
     return eliminate(consumers, group.removable, group.conv_groups) if consumers else None
 
 

@@ -52,7 +52,7 @@ class LayerStatistics:
     def can_repair(self, group: ChannelGroup) -> bool:
         """Whether what reads the group can make good what is removed of it."""
         products = group_products(self.context.channels, group, self.reference.products)
-        return bool(group.consumers) or any(each.factors is not None for each in products)
+        return bool(group.consumers) or any(each.moments.factors is not None for each in products)
 
     def expected_error(self, removal: Removal) -> float:
         """The share of the consumers' output variance that a removal is expected to cost, see `ExpectedErrors`."""

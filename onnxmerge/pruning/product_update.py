@@ -4,7 +4,7 @@ Where both factors are linear in layers, these take in the best basis of fewer c
 (rotary positions), nothing makes good what goes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from onnxmerge.algorithms.product_bases import ProductBasis, product_basis
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.layers import Layer
-from onnxmerge.graph.product_factors import LinearFactor, channels_of_rows, constant_behind, linear_factors
+from onnxmerge.graph.product_factors import LinearFactor, channels_of_rows, constant_behind
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.pruning.consumer_update import bias_of
 from onnxmerge.statistics.product_moments import ProductMoments
@@ -28,13 +28,10 @@ class GroupProduct:
         Channels of the group, -1 for others.
     moments : ProductMoments
         Of the product.
-    factors : tuple of LinearFactor or None
-        Query and key as layers write them, where a new basis can be taken in.
     """
 
     rows: np.ndarray
     moments: ProductMoments
-    factors: tuple[LinearFactor, LinearFactor] | None
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """For each key of one head or of several: its channels (k,), the rows, moments of queries, covariance of the key."""
@@ -46,7 +43,7 @@ class GroupProduct:
     def elimination_terms(self, count: int) -> np.ndarray:
         """(count, count): the logits lose the sum over the channels that go; of a new basis the strongest takes the strongest's
         place."""
-        if self.factors is None:
+        if self.moments.factors is None:
             return self._summed_logits(count)
         products = np.zeros((count, count))
         for channels, _, query, key in self.blocks():
@@ -58,7 +55,7 @@ class GroupProduct:
     def share_lost(self, removal: Removal) -> float:
         """The share of the second moment of the logits that a removal costs."""
         removed = np.setdiff1d(np.arange(removal.group.size), removal.kept)
-        if removal.method != "reconstruct" or self.factors is None:
+        if removal.method != "reconstruct" or self.moments.factors is None:
             logits = self._summed_logits(removal.group.size)
             return float(logits[np.ix_(removed, removed)].sum() / max(float(logits.sum()), np.finfo(float).tiny))
         lost, total = 0.0, np.finfo(float).tiny
@@ -107,33 +104,19 @@ class OutputMix:
         return Replacement(self.layer.stored(mixed.reshape(weight.shape)).astype(stored.dtype), mixed_bias - own - behind)
 
 
-def group_products(channels: Channels, group: ChannelGroup, moments: dict[str, ProductMoments]) -> list[GroupProduct]:
-    """The products that sum over channels of a group; a basis is changed only where there is one."""
-    return [
-        GroupProduct(
-            channels_of_rows(channels, group, product),
-            moments[product.key],
-            _shared_nowhere(channels, linear_factors(channels, group, product)) if len(group.products) == 1 else None,
-        )
-        for product in group.products
-    ]
+def group_products(channels: Channels, group: ChannelGroup, moments: Mapping[str, ProductMoments]) -> list[GroupProduct]:
+    """The products that sum over channels of a group; moments: of all products, by key."""
+    return [GroupProduct(channels_of_rows(channels, group, product), moments[product.key]) for product in group.products]
 
 
-def _shared_nowhere(
-    channels: Channels, factors: tuple[LinearFactor, LinearFactor] | None
-) -> tuple[LinearFactor, LinearFactor] | None:
-    shared = factors is None or any(factor.layer.key in channels.shared_weight_keys for factor in factors)
-    return None if shared else factors
-
-
-def output_mixes(channels: Channels, removals: Sequence[Removal], moments: dict[str, ProductMoments]) -> dict[str, OutputMix]:
+def output_mixes(channels: Channels, removals: Sequence[Removal], moments: Mapping[str, ProductMoments]) -> dict[str, OutputMix]:
     """By key, the layers that write queries and keys of which some are removed."""
     mixes: dict[str, OutputMix] = {}
     for removal in removals:
         for product in group_products(channels, removal.group, moments):
             removed = np.setdiff1d(product.rows[product.rows >= 0], removal.kept)
-            if removal.method == "reconstruct" and product.factors is not None:
-                for positions, mixture, layer in _mixtures(product, product.factors, removal):
+            if removal.method == "reconstruct" and product.moments.factors is not None:
+                for positions, mixture, layer in _mixtures(product, product.moments.factors, removal):
                     mix = mixes.setdefault(layer.key, OutputMix(layer))
                     mix.blocks[positions.tobytes()] = positions, mixture
             else:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxmerge.execution.layerwise import LayerwiseRun
-from onnxmerge.graph.channel_groups import Channels
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.channel_propagation import Product
+from onnxmerge.graph.product_factors import LinearFactor, linear_factors
 from onnxmerge.onnxio import surgeon as gs
 
 _SAMPLES = 512  # inputs; of each all pairs of positions count
@@ -23,6 +24,8 @@ class ProductMoments:
     query, key : ndarray of shape (rows, k, k)
         Second moments of the left factor, and of the right one, whose mean over the positions of an input is subtracted where a
         Softmax over these follows.
+    factors : tuple of LinearFactor or None
+        Query and key as layers write them, where these can take in a new basis.
     logits : ndarray of shape (rows, k, k)
         E (q_a k_a)(q_b k_b) for channels a and b, over all pairs of positions of an input: what is lost when some channels go and
         nothing makes it good is the sum over these.
@@ -31,9 +34,10 @@ class ProductMoments:
     query: np.ndarray
     key: np.ndarray
     logits: np.ndarray
+    factors: tuple[LinearFactor, LinearFactor] | None
 
 
-def product_moments(run: LayerwiseRun, channels: Channels, product: Product) -> ProductMoments:
+def product_moments(run: LayerwiseRun, channels: Channels, group: ChannelGroup, product: Product) -> ProductMoments:
     """Moments over the inputs of a run that stands at the product."""
     rows, centred = product.factors[0].shape[:-1], _meets_softmax(channels, product.node)
     totals = [np.zeros((int(np.prod(rows)), *product.ids.shape[1:] * 2)) for _ in range(3)]
@@ -48,11 +52,12 @@ def product_moments(run: LayerwiseRun, channels: Channels, product: Product) -> 
         left, right = _repeated(left, right)
         if centred:
             right = right - right.mean(-2, keepdims=True)
-        query, key = (np.einsum("srma,srmb->srab", each, each) / each.shape[-2] for each in (left, right))
+        query, key = (each.swapaxes(-1, -2) @ each / each.shape[-2] for each in (left, right))
         for total, part in zip(totals, (query, key, query * key), strict=True):
             total += part.sum(0)
         count += len(query)
-    return ProductMoments(*(total / max(count, 1) for total in totals))
+    query, key, logits = (total / max(count, 1) for total in totals)
+    return ProductMoments(query, key, logits, linear_factors(channels, group, product))
 
 
 def _by_row(values: np.ndarray, terms: str, product: Product) -> np.ndarray:

@@ -95,9 +95,9 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
     """
     layers = {layer.key: layer for layer in context.channels.layers if layer.in_ids.any()}
     walk = context.run_of(deepcopy(context.model))
-    products = {product.key: product for group in context.channels.groups for product in group.products}
+    products = {product.key: (group, product) for group in context.channels.groups for product in group.products}
     stops: dict[int, list[Layer | Product]] = defaultdict(list)
-    for each in (*(layers.values() if known is None else ()), *products.values()):
+    for each in (*(layers.values() if known is None else ()), *(product for _, product in products.values())):
         stops[context.node_index[each.key]].append(each)
     normal = _normalisations(context) if context.synthetic and known is None else {}
     covariances, moments = dict(known or {}), dict[str, ProductMoments]()
@@ -109,7 +109,7 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
             _match(walk, at, normal[at])
         for each in stops.get(at, []):
             if isinstance(each, Product):
-                moments[each.key] = product_moments(walk, context.channels, each)
+                moments[each.key] = product_moments(walk, context.channels, *products[each.key])
                 continue
             same = (each.source, each.channel_positions.tobytes())
             if same not in seen:
