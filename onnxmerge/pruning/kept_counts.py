@@ -97,4 +97,6 @@ def _check_channels(group: ChannelGroup, channels: Sequence[int]) -> None:
         why = "a layer or a tensor would be left without channels" if group.refusal is None else group.refusal.text
         raise OptionError(f"channel {missing[0]} of {group.name!r} must stay: {why}")
     if len(np.unique(np.bincount(group.conv_groups[kept], minlength=group.conv_group_count))) > 1:
-        raise OptionError(f"the channels of {group.name!r} that stay must be equally many in each group of its convolution")
+        raise OptionError(
+            f"the channels of {group.name!r} that stay must be equally many in each group of its convolution, or head"
+        )

@@ -91,6 +91,21 @@ def scaled_dot_product(net: Net, x: str) -> None:
     net.output(linear(net, net.op("Add", y, mlp(net, layer_norm(net, y, "norm"))), "out", WIDTH, 4), "T", 4)
 
 
+@row("attention-t5", {"query": 16, "key": 16, "value": 16}, None, feeds=SEQUENCE, tied=TIED, symbolic=True)
+def relative_bias(net: Net, x: str) -> None:
+    """A number for each head and distance, from a table."""
+    query, key, value = (heads_of(net, linear(net, x, name, WIDTH, WIDTH, bias=False)) for name in ("query", "key", "value"))
+    flat = net.op("Squeeze", extent(net, x, 1), net.const("axis", [0]))
+    places = net.op("Range", net.const("zero", np.array(0)), flat, net.const("step", np.array(1)))
+    apart = (net.op("Unsqueeze", places, net.const(f"axis_{at}", [at])) for at in (0, 1))
+    distance = net.op("Min", net.op("Abs", net.op("Sub", *apart)), net.const("largest", np.array(7)))
+    bias = net.op("Transpose", net.op("Gather", net.const("table", net.small(8, HEADS)), distance), perm=[2, 0, 1])
+    scores = net.op("MatMul", query, net.op("Transpose", key, perm=[0, 1, 3, 2]))
+    scores = net.op("Add", scores, net.op("Unsqueeze", bias, net.const("front", [0])))
+    y = net.op("Add", x, linear(net, attended(net, scores, value, x), "dense", WIDTH, WIDTH, bias=False))
+    net.output(net.matmul(y, "out", WIDTH, 4), "T", 4)
+
+
 @row("attention-vit", {"qkv": 48, "fc_1": 24, "fc_2": 0}, None, feeds=SEQUENCE)
 def vit(net: Net, x: str) -> None:
     """timm: (N, T, 3, heads, channels) of one layer, so that query, key and value keep equally many."""

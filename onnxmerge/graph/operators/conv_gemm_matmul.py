@@ -98,7 +98,9 @@ def product(propagation: ChannelPropagation, node: gs.Node, left: str, right: st
     for tensor, terms in zip(node.inputs, (left, right), strict=True):
         ids = propagation.ids(tensor)
         own = [terms[axis] for axis in varying_axes(ids) if terms[axis] not in shared]
-        if varying_axes(ids) and (len(own) != 1 or any(len(set(each)) < len(each) for each in (left, right, result))):
+        if not own:  # whole heads, which stay: a bias for each, from a table
+            propagation.pin(ids, node_refusal(node, Reason.TWO_COMPUTED_FACTORS))
+        elif len(own) != 1 or any(len(set(each)) < len(each) for each in (left, right, result)):
             return node_refusal(node, Reason.TWO_COMPUTED_FACTORS)
         found += [(own[0], _with_axes(ids, terms, shared + own[0]))] if own else []
     if not found:
