@@ -105,8 +105,9 @@ def _visit(propagation: ChannelPropagation, node: gs.Node) -> None:
 def _note_tables(propagation: ChannelPropagation, node: gs.Node) -> None:
     """Note constants of a node that hold channels of their own; of one that is a layer the weight is noted already."""
     for index, tensor in enumerate(node.inputs):
-        is_weight = any(layer.node is node and layer.weight_input == index for layer in propagation.layers[-1:])
-        if tensor.name in propagation.tables and not is_weight:
+        is_noted = any(layer.node is node and layer.weight_input == index for layer in propagation.layers[-1:])
+        is_noted |= any(each.node is node and each.input_index == index for each in propagation.parameters[-len(node.inputs) :])
+        if tensor.name in propagation.tables and not is_noted:
             propagation.note_parameter(node, index, propagation.ids(tensor))
 
 

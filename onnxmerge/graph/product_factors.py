@@ -109,7 +109,7 @@ def _passes_linearly(channels: Channels, layer: Layer, tensor: gs.Tensor, passed
     while tensor.inputs:
         node = tensor.inputs[0]
         if node is layer.node:
-            return layer.groups == 1
+            return layer.is_linear and layer.groups == 1
         carrying = [index for index, each in enumerate(node.inputs) if channels.ids(each).any()]
         if not is_standard(node) or len({node.inputs[index].name for index in carrying}) != 1:
             return False

@@ -120,7 +120,7 @@ def output_mixes(channels: Channels, removals: Sequence[Removal], moments: Mappi
                     mix = mixes.setdefault(layer.key, OutputMix(layer))
                     mix.blocks[positions.tobytes()] = positions, mixture
             else:
-                for producer in removal.group.producers:
+                for producer in [each for each in removal.group.producers if each.layer.is_linear]:
                     positions = producer.positions[removed]
                     mix = mixes.setdefault(producer.key, OutputMix(producer.layer))
                     mix.zeros.append(positions[positions >= 0])

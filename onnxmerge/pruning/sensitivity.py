@@ -109,7 +109,7 @@ def measure_sensitivities(
 
 
 def _changed_layers(group: ChannelGroup) -> list[str]:
-    """Keys of the layers that compute something else without some channels of a group: recurrent producers, and updated layers."""
+    """Keys of the layers that compute something else without some channels of a group: updated ones, recurrent producers."""
     return [layer.key for layer in (*_updated(group), *(each.layer for each in group.producers if not each.layer.is_linear))]
 
 

@@ -48,7 +48,8 @@ def gemm(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
 
 
 def matmul(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
-    """MatMul with a constant matrix on either side, or a vector on the right; channels that it does not contract pass through."""
+    """MatMul with a constant matrix on either side, or a vector on the right, or of two computed tensors (`product`); channels that it
+    does not contract pass through."""
     index = 1 if propagation.constant(node.inputs[1]) is not None else 0
     weight = propagation.constant(node.inputs[index])
     if weight is None:
@@ -67,7 +68,7 @@ def matmul(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusa
 
 
 def einsum(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
-    """Einsum of a tensor with one constant matrix, such as bchw,oc->bohw or bsd,dh->bsh."""
+    """Einsum of a tensor with one constant matrix, such as bchw,oc->bohw or bsd,dh->bsh, or of two computed tensors."""
     values = [propagation.constant(tensor) for tensor in node.inputs]
     index = 0 if values[0] is not None else len(values) - 1
     weight = values[index]
