@@ -48,8 +48,8 @@ def gemm(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
 
 
 def matmul(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
-    """MatMul with a constant matrix on either side, or a vector on the right, or of two computed tensors (`product`); channels that it
-    does not contract pass through."""
+    """MatMul with a constant matrix on either side, or a vector on the right, or of two computed tensors; channels that it does
+    not contract pass through."""
     index = 1 if propagation.constant(node.inputs[1]) is not None else 0
     weight = propagation.constant(node.inputs[index])
     if weight is None:
