@@ -95,7 +95,7 @@ def mixed_by_hand(statistics: LayerStatistics, consumer: Consumer, removed: np.n
         if not len(out):
             continue
         channels = channel_of[np.concatenate([here, out])]
-        xx, mean = moments.xx[np.ix_(channels, channels)], moments.mean_x[channels]
+        xx, mean = moments.xx[np.ix_(channels, channels)].astype(np.float64), moments.mean_x[channels]
         factors = regression(xx, len(here))
         shift = mean[len(here) :] - mean[: len(here)] @ factors
         new[g][:, here - first] += np.einsum("op...,kp->ok...", weight[g][:, out - first], factors)

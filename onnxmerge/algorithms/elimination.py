@@ -7,7 +7,8 @@ with the channels that are left, as well as they can, adds M[i, i] / P[i, i] to 
     W <- W - W[:, i] r^T,   so M <- M - q r^T - r q^T + M[i, i] r r^T
 
 (optimal brain surgeon: Hassibi, Stork, Wolff, "Optimal Brain Surgeon and General Network Pruning", 1993, on activations).
-Only the diagonals and one column of P and M are needed per step, so downdates are kept as thin factors and applied in blocks.
+Only the diagonals and one row of P and M are needed per step, so downdates are kept as thin factors and applied in blocks, to the
+lower triangles alone. Consumers that read the same channels share P, and their M are added.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from onnxmerge.algorithms.symmetric import invert, row_of, shrunk, subtract_product
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -23,9 +26,12 @@ DAMPING = 1e-4
 """Added to the diagonal of the correlation matrix: the share of variance of its own that every channel is taken to have. It
 bounds the weights of the compensation; without it a mixture of other channels could be removed with any error in them."""
 
-BLOCK = 48
+BLOCK = 64
 """Removals between two applications of the collected downdates; changes speed, not results. Larger blocks make each step dearer,
-smaller ones copy the matrices more often."""
+smaller ones read the matrices more often."""
+
+DEAD_SHARE = 8
+"""Removed channels are forgotten when they are one in so many: that copies the matrices."""
 
 CONSTANT = 1e-12
 """A channel whose variance is below this share of the largest one is constant up to rounding: it carries nothing."""
@@ -52,13 +58,18 @@ class Elimination:
 
 
 class _ConsumerState:
-    """P = inverse(correlation + damping) and M = W^T W of one consumer, with pending rank-one downdates."""
+    """P = inverse(correlation + damping) and M = W^T W of consumers that read the same channels, with pending downdates."""
 
-    def __init__(self, covariance: Floats, products: Floats, damping: float) -> None:
-        deviation, correlation = _standardise(covariance)
-        self.precision = _inverse(correlation, damping)
-        self.metric = products * np.outer(deviation, deviation)
-        self.metric /= max(float(np.sum(self.metric * correlation)), np.finfo(float).tiny)
+    def __init__(self, covariance: ArrayLike, products: Sequence[Floats], damping: float) -> None:
+        given = np.asarray(covariance)
+        deviation = _deviation(given)
+        for product in products:
+            product *= deviation / _variance(product, given)
+            product *= deviation[:, None]
+        self.metric = products[0]
+        for other in products[1:]:
+            self.metric += other
+        self.precision = _inverse(given, deviation, damping)
         self._start_block()
 
     def _start_block(self) -> None:
@@ -73,8 +84,8 @@ class _ConsumerState:
     def remove(self, i: int) -> None:
         """Compensate the removal of position i with all the others."""
         scaled, halves, ratios = self.rows[:, : self.pending]
-        precision = self.precision[i] - scaled[:, i] @ scaled
-        metric = self.metric[i] - halves[:, i] @ ratios - ratios[:, i] @ halves
+        precision = row_of(self.precision, i) - scaled[:, i] @ scaled
+        metric = row_of(self.metric, i) - halves[:, i] @ ratios - ratios[:, i] @ halves
         precision[i] = max(precision[i], LEAST_PRECISION)
         ratio = precision / precision[i]
         half = metric - 0.5 * metric[i] * ratio
@@ -83,19 +94,21 @@ class _ConsumerState:
         self.metric_diagonal -= 2.0 * half * ratio
         self.pending += 1
 
-    def compact(self, alive: NDArray[np.bool_]) -> None:
-        """Apply what is pending and forget the removed positions."""
-        scaled, halves, ratios = self.rows[:, : self.pending][:, :, alive]
-        cross = halves.T @ ratios
-        self.precision, self.metric = self.precision[np.ix_(alive, alive)], self.metric[np.ix_(alive, alive)]
-        self.precision -= scaled.T @ scaled
-        self.metric -= cross
-        self.metric -= cross.T
+    def apply(self) -> None:
+        """Apply what is pending."""
+        scaled, halves, ratios = self.rows[:, : self.pending]
+        subtract_product(self.precision, scaled, scaled)
+        subtract_product(self.metric, np.concatenate([halves, ratios]), np.concatenate([ratios, halves]))
+        self._start_block()
+
+    def forget(self, alive: Integers) -> None:
+        """Keep these positions alone; nothing is pending."""
+        self.precision, self.metric = shrunk(self.precision, alive), shrunk(self.metric, alive)
         self._start_block()
 
 
 def eliminate(
-    consumers: Sequence[tuple[ArrayLike, ArrayLike]],
+    consumers: Sequence[tuple[ArrayLike, Floats]],
     removable: ArrayLike | None = None,
     conv_groups: ArrayLike | None = None,
     damping: float = DAMPING,
@@ -106,7 +119,7 @@ def eliminate(
     ----------
     consumers : sequence of pairs
         For each consumer the covariance (n, n) of the channels as it reads them, and M = W^T W (n, n) of its weights, see
-        `weight_products`. Each consumer counts as a share of its own output variance, so none dominates.
+        `weight_products`, which is overwritten. Each consumer counts as a share of its own output variance, so none dominates.
     removable : array_like of shape (n,), bool, optional
         All by default.
     conv_groups : array_like of shape (n,), int, optional
@@ -128,7 +141,11 @@ def eliminate(
     >>> found.order.tolist(), found.cost.round(3).tolist()
     ([0, 1, 2], [0.0, 0.308, 1.0])
     """
-    states = [_ConsumerState(np.asarray(c, np.float64), np.asarray(w, np.float64), damping) for c, w in consumers]
+    products: dict[int, list[Floats]] = {}
+    for covariance, product in consumers:
+        products.setdefault(id(covariance), []).append(product)
+    read = {id(covariance): covariance for covariance, _ in consumers}
+    states = [_ConsumerState(read[key], each, damping) for key, each in products.items()]
     n = len(states[0].precision)
     allowed = np.ones(n, bool) if removable is None else np.array(removable, bool)
     turns = _Turns(allowed, np.zeros(n, np.int64) if conv_groups is None else np.asarray(conv_groups))
@@ -144,11 +161,14 @@ def eliminate(
         alive[i] = False
         turns.take(int(channels[i]))
         order.append(int(channels[i]))
-        cost.append(float(total[i]) / len(states))
+        cost.append(float(total[i]) / len(consumers))
         if states[0].pending == BLOCK:
             for state in states:
-                state.compact(alive)
-            channels, alive = channels[alive], np.ones(int(alive.sum()), bool)
+                state.apply()
+            if DEAD_SHARE * int(alive.sum()) <= (DEAD_SHARE - 1) * len(alive):
+                for state in states:
+                    state.forget(np.flatnonzero(alive))
+                channels, alive = channels[alive], np.ones(int(alive.sum()), bool)
     return Elimination(np.array(order, np.int64), np.cumsum(np.array(cost, np.float64)))
 
 
@@ -208,29 +228,32 @@ class _Turns:
             self._next_round()
 
 
-def _inverse(correlation: Floats, damping: float) -> Floats:
-    """Inverse of a correlation matrix, damped in place until it is positive definite."""
-    diagonal = np.diag_indices_from(correlation)
-    correlation[diagonal] += damping
-    while damping < 1.0:  # a correlation matrix damped by 1 is diagonally safe, whatever rounding did to it
+def _inverse(covariance: Floats, deviation: Floats, damping: float) -> Floats:
+    """Lower triangle of the inverse of the correlation matrix, damped until it is positive definite."""
+    inverse = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0.0)
+    while True:
+        correlation = covariance * inverse
+        correlation *= inverse[:, None]
+        np.fill_diagonal(correlation, 1.0 + damping)
         try:
-            np.linalg.cholesky(correlation)
-            break
+            return invert(correlation)
         except np.linalg.LinAlgError:
+            if damping >= 1.0:  # then it is positive definite, whatever rounding did to it
+                raise
             damping = 10.0 * max(damping, np.finfo(float).eps)
-            correlation[diagonal] += damping
-    return np.asarray(np.linalg.inv(correlation), np.float64)
 
 
-def _standardise(covariance: Floats) -> tuple[Floats, Floats]:
-    """Standard deviation (n,), zero for dead channels, and the correlation matrix (n, n) with a unit diagonal."""
-    variance = np.maximum(np.diag(covariance), 0.0)
+def _deviation(covariance: Floats) -> Floats:
+    """Standard deviation (n,), zero for dead channels."""
+    variance = np.maximum(np.diag(covariance).astype(np.float64), 0.0)
     live = variance > CONSTANT * max(float(variance.max(initial=0.0)), np.finfo(float).tiny)
-    deviation = np.where(live, np.sqrt(variance), 0.0)
-    inverse = np.where(live, 1.0 / np.where(live, deviation, 1.0), 0.0)
-    correlation = covariance * np.outer(inverse, inverse)
-    np.fill_diagonal(correlation, 1.0)
-    return deviation, 0.5 * (correlation + correlation.T)
+    return np.where(live, np.sqrt(variance), 0.0)
+
+
+def _variance(products: Floats, covariance: Floats) -> float:
+    """The output variance of a consumer, infinite instead of zero."""
+    variance = float(np.einsum("ij,ij->", products, covariance))
+    return variance if variance > np.finfo(float).tiny else np.inf
 
 
 def weight_products(weights: ArrayLike, scale: ArrayLike | None = None, metric: ArrayLike | None = None) -> Floats:
@@ -265,5 +288,4 @@ def weight_products(weights: ArrayLike, scale: ArrayLike | None = None, metric: 
         flat = rows.reshape(-1, count)
         return np.asarray(flat.T @ flat)
     seen = np.asarray(metric, np.float64) @ rows.reshape(len(rows), -1)
-    products = rows.reshape(-1, count).T @ seen.reshape(-1, count)
-    return np.asarray(0.5 * (products + products.T))
+    return np.asarray(rows.reshape(-1, count).T @ seen.reshape(-1, count))
