@@ -89,21 +89,18 @@ def test_mixing_is_least_squares_and_exact_for_multiples():
     x, _ = data(d=6)
     x = np.c_[x, 2.0 * x[:, 1] + 5.0]
     kept = np.array([0, 1, 4])
-    mixed, shift = mixing(np.cov(x.T, bias=True), x.mean(0), kept, ridge=0.0)
-    expected, offset = oracle(x[:, kept], x)
-    np.testing.assert_allclose(mixed, expected, atol=1e-8)
-    np.testing.assert_allclose(shift, offset, atol=1e-8)
-    np.testing.assert_array_equal(mixed[kept], np.eye(3))
-    np.testing.assert_allclose(mixed[6], [0.0, 2.0, 0.0], atol=1e-8)
+    mixed = mixing(np.cov(x.T, bias=True), kept, ridge=0.0)
+    np.testing.assert_allclose(mixed, oracle(x[:, kept], x)[0][[2, 3, 5, 6]], atol=1e-8)
+    np.testing.assert_allclose(mixed[3], [0.0, 2.0, 0.0], atol=1e-8)
 
 
 @pytest.mark.parametrize("kernel", [(), (3,), (3, 2), (2, 1, 2)], ids=str)
 def test_mixed_weight_reads_the_mixture(kernel):
     rng = np.random.default_rng(2)
-    weight, mixed, kept = rng.normal(size=(5, 4, *kernel)), rng.normal(size=(4, 2)), rng.normal(size=(2, *kernel))
-    full = np.tensordot(mixed, kept, 1)
+    weight, mixed, kept = rng.normal(size=(5, 4, *kernel)), rng.normal(size=(2, 2)), rng.normal(size=(2, *kernel))
+    full = np.tensordot(np.stack([mixed[0], [1.0, 0.0], mixed[1], [0.0, 1.0]]), kept, 1)
     axes = tuple(range(1, 2 + len(kernel)))
-    reading = np.sum(mixed_weight(weight, mixed) * kept, axes)
+    reading = np.sum(mixed_weight(weight, [1, 3], mixed) * kept, axes)
     np.testing.assert_allclose(reading, np.sum(weight * full, axes), atol=1e-10)
 
 

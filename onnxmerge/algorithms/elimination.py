@@ -26,9 +26,9 @@ DAMPING = 1e-4
 """Added to the diagonal of the correlation matrix: the share of variance of its own that every channel is taken to have. It
 bounds the weights of the compensation; without it a mixture of other channels could be removed with any error in them."""
 
-BLOCK = 64
-"""Removals between two applications of the collected downdates; changes speed, not results. Larger blocks make each step dearer,
-smaller ones read the matrices more often."""
+BLOCK, WIDE = 64, 4096
+"""Removals between two applications of the collected downdates, twice as many from WIDE channels on; changes speed, not results.
+Larger blocks make each step dearer, smaller ones read the matrices more often."""
 
 DEAD_SHARE = 8
 """Removed channels are forgotten when they are one in so many: that copies the matrices."""
@@ -75,7 +75,7 @@ class _ConsumerState:
     def _start_block(self) -> None:
         self.precision_diagonal = np.diag(self.precision).copy()
         self.metric_diagonal = np.diag(self.metric).copy()
-        self.pending, self.rows = 0, np.zeros((3, BLOCK, len(self.precision)))
+        self.pending, self.rows = 0, np.zeros((3, BLOCK * (1 + (len(self.precision) >= WIDE)), len(self.precision)))
 
     def costs(self) -> Floats:
         """(n,) cost of removing each channel next."""
@@ -162,7 +162,7 @@ def eliminate(
         turns.take(int(channels[i]))
         order.append(int(channels[i]))
         cost.append(float(total[i]) / len(consumers))
-        if states[0].pending == BLOCK:
+        if states[0].pending == states[0].rows.shape[1]:
             for state in states:
                 state.apply()
             if DEAD_SHARE * int(alive.sum()) <= (DEAD_SHARE - 1) * len(alive):
@@ -170,6 +170,17 @@ def eliminate(
                     state.forget(np.flatnonzero(alive))
                 channels, alive = channels[alive], np.ones(int(alive.sum()), bool)
     return Elimination(np.array(order, np.int64), np.cumsum(np.array(cost, np.float64)))
+
+
+def eliminate_independent(score: ArrayLike, removable: ArrayLike, conv_groups: ArrayLike) -> Elimination:
+    """The removal order where no channel can make good for another one, and each costs its score (n,); see `eliminate`."""
+    left = np.array(score, np.float64)
+    turns = _Turns(np.array(removable, bool), np.asarray(conv_groups))
+    order: list[int] = []
+    while (may_go := turns.may_go()).any():
+        order.append(int(np.argmin(np.where(may_go, left, np.inf))))
+        turns.take(order[-1])
+    return Elimination(np.array(order, np.int64), np.cumsum(left[order]))
 
 
 def kept_after(elimination: Elimination, n: int, count: int) -> Integers:

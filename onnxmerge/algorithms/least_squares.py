@@ -54,15 +54,13 @@ LEAST_SCALE = 1e-3
 """An output that a BatchNormalization multiplies with less than this gets no adjusted target: dividing by it makes noise."""
 
 
-def mixing(covariance: ArrayLike, mean: ArrayLike, kept: ArrayLike, ridge: float = MIXING_RIDGE) -> tuple[Floats, Floats]:
-    """Channel mixing: the least squares x ~ Z x[kept] + c over channels.
+def mixing(covariance: ArrayLike, kept: ArrayLike, ridge: float = MIXING_RIDGE) -> Floats:
+    """Channel mixing: the least squares x[removed] ~ Z x[kept] + c over channels.
 
     Parameters
     ----------
     covariance : array_like of shape (n, n)
         Covariance of the channels.
-    mean : array_like of shape (n,)
-        Their means.
     kept : array_like of shape (k,)
         Indices of the channels that stay.
     ridge : float
@@ -70,29 +68,25 @@ def mixing(covariance: ArrayLike, mean: ArrayLike, kept: ArrayLike, ridge: float
 
     Returns
     -------
-    Z : ndarray of shape (n, k)
-        Its rows of kept channels are exactly the identity.
-    c : ndarray of shape (n,)
+    ndarray of shape (n - k, k)
+        Z, for the removed channels in ascending order.
 
     Examples
     --------
-    The second channel is twice the first, and one more:
+    The second channel is twice the first:
 
-    >>> Z, c = mixing([[1.0, 2.0], [2.0, 4.0]], [3.0, 7.0], [0], ridge=0.0)
-    >>> Z.round(6).tolist(), c.round(6).tolist()
-    ([[1.0], [2.0]], [0.0, 1.0])
+    >>> mixing([[1.0, 2.0], [2.0, 4.0]], [0], ridge=0.0).round(6).tolist()
+    [[2.0]]
     """
-    full, centre, chosen = np.asarray(covariance), np.asarray(mean, np.float64), np.asarray(kept)
-    others = np.setdiff1d(np.arange(len(full)), chosen)
-    mixed = np.zeros((len(full), len(chosen)))
-    mixed[chosen, np.arange(len(chosen))] = 1.0
-    inner, right = (full[np.ix_(chosen, each)].astype(np.float64) for each in (chosen, others))
-    mean_variance, live = _live(np.diag(inner))
+    full, chosen = np.asarray(covariance), np.asarray(kept)
+    removed = np.setdiff1d(np.arange(len(full)), chosen)
+    mixed = np.zeros((len(removed), len(chosen)))
+    mean_variance, live = _live(np.diag(full)[chosen].astype(np.float64))
     if len(live):
-        every = len(live) == len(chosen)
-        factor, _ = _factored(inner if every else inner[np.ix_(live, live)], ridge, mean_variance)
-        mixed[np.ix_(others, live)] = factor.solve(right if every else right[live]).T
-    return mixed, centre - mixed @ centre[chosen]
+        chosen = chosen[live]
+        factor, _ = _factored(full[np.ix_(chosen, chosen)].astype(np.float64), ridge, mean_variance)
+        mixed[:, live] = factor.solve(full[np.ix_(chosen, removed)].astype(np.float64)).T
+    return mixed
 
 
 class RidgeSystem:
@@ -196,20 +190,24 @@ class RidgeSystem:
         return best
 
 
-def mixed_weight(weight: ArrayLike, mixed: ArrayLike) -> Floats:
-    """The prior of a consumer: its weight, reading Z s in place of x.
+def mixed_weight(weight: ArrayLike, kept: ArrayLike, mixed: ArrayLike) -> Floats:
+    """The prior of a consumer: its weight, reading Z x[kept] in the place of removed inputs.
 
     Parameters
     ----------
     weight : array_like of shape (o, n, *kernel)
-    mixed : array_like of shape (n, k)
+    kept : array_like of shape (k,)
+        Indices of the inputs that stay, ascending.
+    mixed : array_like of shape (n - k, k)
         Z, see `mixing`.
 
     Returns
     -------
     ndarray of shape (o, k, *kernel)
     """
-    return np.moveaxis(np.tensordot(np.asarray(weight, np.float64), np.asarray(mixed, np.float64), (1, 0)), -1, 1)
+    given, chosen = np.asarray(weight, np.float64), np.asarray(kept)
+    removed = np.delete(given, chosen, 1)
+    return given[:, chosen] + np.moveaxis(np.tensordot(removed, np.asarray(mixed, np.float64), (1, 0)), -1, 1)
 
 
 def variance_correction(target: ArrayLike, reached: ArrayLike, exponent: float = CORRECTION_EXPONENT) -> Floats:

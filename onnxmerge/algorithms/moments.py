@@ -64,7 +64,7 @@ class MomentSums:
         return replace(self, count=self.count + other.count)
 
     @np.errstate(over="ignore", invalid="ignore")  # callers refuse what is not finite
-    def covariance(self, by_x: ArrayLike = 0.0, by_y: ArrayLike = 0.0) -> Covariance:
+    def covariance(self, by_x: Floats | float = 0.0, by_y: Floats | float = 0.0) -> Covariance:
         """Means and covariances of the samples (divided by their number, not by one less) of x + by_x and y + by_y."""
         mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
         xx = self.xx / self.count

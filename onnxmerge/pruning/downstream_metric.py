@@ -82,13 +82,16 @@ class OutputErrorMetric:
 
 
 def _output_variances(reference: ReferenceStatistics) -> dict[str, float]:
-    """Summed variance of the outputs that each layer of the reference had, by key; layers with constant outputs are left out."""
+    """Summed variance of the outputs of each layer of the reference, by key; none of layers that are too wide or constant."""
     output_variance = {}
     for key, layer in reference.layers.items():
+        if key in reference.too_wide:
+            continue
         covariance, variance, second_moment = reference.covariances[key], 0.0, 0.0
         for g, weight in enumerate(reference.downstream[key].scaled(layer.weight)):
             channels = layer.channel_of[g * layer.inputs_per_group : (g + 1) * layer.inputs_per_group]
-            xx = covariance.xx[np.ix_(channels, channels)]
+            whole = len(channels) == len(covariance.xx) and (channels == np.arange(len(channels))).all()
+            xx = covariance.xx if whole else covariance.xx[np.ix_(channels, channels)]
             variance += sum(float(np.sum((weight[:, :, p] @ xx) * weight[:, :, p])) for p in range(layer.kernel_size))
             second_moment += float(np.square(weight).sum((0, 2)) @ (np.diag(xx) + covariance.mean_x[channels] ** 2))
         if variance > CONSTANT_VARIANCE * second_moment:

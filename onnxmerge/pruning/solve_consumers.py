@@ -99,7 +99,7 @@ class _LayerUpdate:
     def __init__(self, context: RunContext, statistics: ReferenceStatistics, layer: Layer, kept: np.ndarray, runs: Runs) -> None:
         self.context, self.layer, self.kept, (self.reference, self.compressed) = context, layer, kept, runs
         self.index = context.node_index[layer.key]
-        self.covariance = statistics.covariances[layer.key]
+        self.covariance = statistics.covariances.get(layer.key)
         following = statistics.downstream[layer.key]
         is_known = following.is_reachable(*runs) and self._holds_each_input(following.added)
         self.downstream = following if is_known else DownstreamAffine(is_followed=following.is_followed)
@@ -108,6 +108,8 @@ class _LayerUpdate:
     def solve(self) -> Replacement:
         """Solve against the reference's outputs; where a ReLU follows, solve once more for what passes it."""
         layer = self.layer
+        if self.covariance is None:
+            return self._with_means_kept(kept_weights(layer, self.kept))
         if not layer.is_linear:
             return self._put(mixed_replacement(layer, self.kept, self.covariance))
         mixed = mixed_weights(layer, self.kept, self.covariance)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
-from operator import iadd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +86,9 @@ def _covariances(pieces: Iterable[tuple[np.ndarray, ...]], with_xx: bool, thread
     for x, y in pieces:
         centres = centres or (_means(x), _means(y))
         parts = moment_sums(x, y, with_xx, threads, centres)
-        totals = [iadd(total, part) for total, part in zip(totals, parts, strict=True)] if totals else parts
+        for number, part in enumerate(parts if totals else ()):
+            totals[number] += part
+        totals = totals or parts
     assert centres is not None
     return [total.covariance(*each) for total, *each in zip(totals, *centres, strict=True)]
 

@@ -15,6 +15,7 @@ from onnxmerge.data.first_layers import dense_first_layer
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.errors import InputError
 from onnxmerge.execution.layerwise import LayerwiseRun
+from onnxmerge.execution.memory import physical_memory
 from onnxmerge.execution.submodel import shallow_first
 from onnxmerge.execution.tensor_specs import Feeds
 from onnxmerge.graph.analysed_model import AnalysedModel
@@ -24,6 +25,7 @@ from onnxmerge.graph.layers import Layer
 from onnxmerge.onnxio.export import export
 from onnxmerge.options import Progress
 from onnxmerge.statistics.consumer_moments import channel_covariance
+from onnxmerge.statistics.wide_layers import too_wide
 
 BATCH_ELEMENTS, LARGEST_BATCH = 1 << 21, 64  # twice as many ResNet-56 inputs take half as long again: memory is mapped anew
 LOWEST_VARIANCE = 1e-4  # of the stored one: a channel that synthetic inputs leave constant must not be blown up
@@ -54,13 +56,17 @@ class RunContext:
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """The reference with BatchNormalization matched to the inputs; by key of each consumer what it reads and what follows it."""
+    """The reference with BatchNormalization matched to the inputs; by key of each consumer what it reads and what follows it.
+
+    Consumers that are `too_wide` have no covariance, but the reason why.
+    """
 
     matched: ModelProto
     layers: dict[str, Layer]
     covariances: dict[str, Covariance]
     downstream: dict[str, DownstreamAffine]
     shared_weight_keys: frozenset[str]
+    too_wide: dict[str, str]
 
 
 def run_context_of(analysed: AnalysedModel, inputs: Inputs, threads: int | None, progress: Progress) -> RunContext:
@@ -88,12 +94,13 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
     mean and standard deviation that training gave it.
     """
     layers = {layer.key: layer for layer in context.channels.layers if layer.in_ids.any()}
+    left_out, shared = too_wide(layers.values(), physical_memory()), context.channels.shared_weight_keys
     if known is not None:
         downstream = {key: downstream_affine_of(context.channels, layer, {}) for key, layer in layers.items()}
-        return ReferenceStatistics(deepcopy(context.model), layers, dict(known), downstream, context.channels.shared_weight_keys)
+        return ReferenceStatistics(deepcopy(context.model), layers, dict(known), downstream, shared, left_out)
     walk = context.run_of(deepcopy(context.model))
     stops: dict[int, list[Layer]] = defaultdict(list)
-    for layer in layers.values():
+    for layer in (layer for key, layer in layers.items() if key not in left_out):
         stops[context.node_index[layer.key]].append(layer)
     normal = _normalisations(context) if context.synthetic else {}
     covariances: dict[str, Covariance] = {}
@@ -116,7 +123,7 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
     matched = walk.model
     del matched.graph.node[:]
     matched.graph.node.extend(node for nodes in walk.nodes for node in nodes)
-    return ReferenceStatistics(matched, layers, covariances, downstream, context.channels.shared_weight_keys)
+    return ReferenceStatistics(matched, layers, covariances, downstream, shared, left_out)
 
 
 def _normalisations(context: RunContext) -> dict[int, np.ndarray]:
