@@ -105,11 +105,11 @@ class _LayerUpdate:
         self.downstream = following if is_known else DownstreamAffine(is_followed=following.is_followed)
         self.own_bias = bias_of(context.channels, layer)
 
-    def solve(self) -> Replacement:
+    def solve(self) -> Replacement | None:
         """Solve against the reference's outputs; where a ReLU follows, solve once more for what passes it."""
         layer = self.layer
         if self.covariance is None:
-            return self._with_means_kept(kept_weights(layer, self.kept))
+            return self._with_means_kept(kept_weights(layer, self.kept)) if layer.is_linear else self.accept(None)
         if not layer.is_linear:
             return self._put(mixed_replacement(layer, self.kept, self.covariance))
         mixed = mixed_weights(layer, self.kept, self.covariance)
