@@ -178,7 +178,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 def test_loss_is_that_of_the_rewritten_model(
     model: Callable[[], onnx.ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sensitivity_module, "PASSES", 1e3)  # on all inputs
+    monkeypatch.setattr(sensitivity, "PASSES", 1e3)  # on all inputs
     analysed, statistics = observed(written(model(), tmp_path))
     groups = prunable_groups(analysed.channels, OPTIONS)[0]
     sensitivities = measure_sensitivities(statistics, groups, OPTIONS)
