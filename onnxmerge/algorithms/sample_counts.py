@@ -13,7 +13,7 @@ AMPLE_AT_LEAST = 1 << 13
 """Samples that are never thinned, however few the unknowns are: neighbouring positions of an image resemble each other."""
 
 AMPLE_AT_MOST = 1 << 15
-"""Samples that are enough for any number of unknowns up to half as many: for a layer of 16,384 inputs they take two minutes."""
+"""Samples that are enough for any number of unknowns up to half as many."""
 
 FEW = 10.0
 """With fewer the ridge is raised above what was asked for (see `least_squares.solve`)."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from onnxmerge.graph.layers import Layer
 
 WIDEST = 1 << 15
-"""Most channels of a consumer: an elimination of twice as many takes eight times as long, and 16,384 take ten minutes."""
+"""Most channels of a consumer: an elimination of twice as many takes eight times as long, 8,192 take a minute."""
 
 MEMORY_SHARE = 0.75
 """Of the memory of the machine, what statistics may take; the model and its tensors need the rest."""
