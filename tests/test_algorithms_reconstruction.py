@@ -6,13 +6,13 @@ import operator
 import numpy as np
 import pytest
 
+from onnxmerge.algorithms.adjusted_targets import adjusted_target
 from onnxmerge.algorithms.least_squares import (
     LARGEST_SYSTEM,
-    adjusted_target,
+    RidgeSystem,
     fits_in_memory,
     mixed_weight,
     mixing,
-    solve,
     variance_correction,
 )
 from onnxmerge.algorithms.moments import MomentSums
@@ -22,6 +22,11 @@ def data(seed=0, count=300, d=7, o=4, noise=0.3):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(count, d)) @ rng.normal(size=(d, d)) + rng.normal(size=d)
     return x, x @ rng.normal(size=(d, o)) + noise * rng.normal(size=(count, o)) + rng.normal(size=o)
+
+
+def solve(moments, prior, ridge=1e-3, correction_exponent=0.5, independent=True):
+    target = moments.covariance()
+    return RidgeSystem(target.xx, target.count, prior, ridge, independent).solve(target, correction_exponent)
 
 
 def oracle(x, y):
@@ -53,7 +58,7 @@ def test_ridge_pulls_to_the_prior_as_extra_samples_would():
 def test_shards_add_up_to_the_whole():
     x, y = data()
     whole = MomentSums.of(x, y)
-    parts = functools.reduce(operator.add, [MomentSums.of(x[i : i + 41], y[i : i + 41]) for i in range(0, 300, 41)])
+    parts = functools.reduce(operator.iadd, [MomentSums.of(x[i : i + 41], y[i : i + 41]) for i in range(0, 300, 41)])
     for name in ("count", "sum_x", "sum_y", "xx", "xy", "yy"):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-12)
 
@@ -84,21 +89,18 @@ def test_mixing_is_least_squares_and_exact_for_multiples():
     x, _ = data(d=6)
     x = np.c_[x, 2.0 * x[:, 1] + 5.0]
     kept = np.array([0, 1, 4])
-    mixed, shift = mixing(np.cov(x.T, bias=True), x.mean(0), kept, ridge=0.0)
-    expected, offset = oracle(x[:, kept], x)
-    np.testing.assert_allclose(mixed, expected, atol=1e-8)
-    np.testing.assert_allclose(shift, offset, atol=1e-8)
-    np.testing.assert_array_equal(mixed[kept], np.eye(3))
-    np.testing.assert_allclose(mixed[6], [0.0, 2.0, 0.0], atol=1e-8)
+    mixed = mixing(np.cov(x.T, bias=True), kept, ridge=0.0)
+    np.testing.assert_allclose(mixed, oracle(x[:, kept], x)[0][[2, 3, 5, 6]], atol=1e-8)
+    np.testing.assert_allclose(mixed[3], [0.0, 2.0, 0.0], atol=1e-8)
 
 
 @pytest.mark.parametrize("kernel", [(), (3,), (3, 2), (2, 1, 2)], ids=str)
 def test_mixed_weight_reads_the_mixture(kernel):
     rng = np.random.default_rng(2)
-    weight, mixed, kept = rng.normal(size=(5, 4, *kernel)), rng.normal(size=(4, 2)), rng.normal(size=(2, *kernel))
-    full = np.tensordot(mixed, kept, 1)
+    weight, mixed, kept = rng.normal(size=(5, 4, *kernel)), rng.normal(size=(2, 2)), rng.normal(size=(2, *kernel))
+    full = np.tensordot(np.stack([mixed[0], [1.0, 0.0], mixed[1], [0.0, 1.0]]), kept, 1)
     axes = tuple(range(1, 2 + len(kernel)))
-    reading = np.sum(mixed_weight(weight, mixed) * kept, axes)
+    reading = np.sum(mixed_weight(weight, [1, 3], mixed) * kept, axes)
     np.testing.assert_allclose(reading, np.sum(weight * full, axes), atol=1e-10)
 
 
@@ -122,9 +124,22 @@ def test_degenerate_samples_give_finite_weights_that_do_no_harm(case):
     weight, bias = solve(moments, np.zeros((4, 7)), correction_exponent=0.0)
     assert np.isfinite(weight).all()
     assert np.isfinite(bias).all()
-    covariance = moments.covariance()
-    assert covariance.residual(weight).sum() <= covariance.variance_y.sum() * (1.0 + 1e-9)
+    assert (y - x @ weight.T).var(0).sum() <= y.var(0).sum() * (1.0 + 1e-6)
     np.testing.assert_allclose(x.mean(0) @ weight.T + bias, y.mean(0), atol=1e-6 * max(1.0, abs(y).max()))
+
+
+@pytest.mark.parametrize(("count", "independent"), [(300, True), (40, True), (40, False)])
+def test_a_second_target_is_solved_from_the_first_solution(count, independent):
+    x, y = data(count=count)
+    first, second, prior = MomentSums.of(x, y).covariance(), MomentSums.of(x, np.maximum(y, 0)).covariance(), np.ones((4, 7))
+    system = RidgeSystem(first.xx.copy(), count, prior, 1e-2, independent)
+    start = system.solve(first)[0]
+    found = system.solve(second)[0]
+    pull = system._pull
+    best = start + np.linalg.solve(first.xx + pull * np.eye(7), second.xy - first.xx @ start.T).T
+    scale = variance_correction(second.variance_y, np.einsum("od,de,oe->o", best, first.xx, best), 0.5)
+    assert pull >= 1e-2 * np.diag(first.xx).mean() * (1.0 - 1e-12)
+    np.testing.assert_allclose(found, best * scale[:, None], rtol=0.02)
 
 
 def test_constant_inputs_keep_the_prior():

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from onnxmerge.algorithms.elimination import BLOCK, eliminate, kept_after, weight_products
+from onnxmerge.algorithms.elimination import eliminate, kept_after, weight_products
+from onnxmerge.algorithms.removal_costs import BLOCK
+from onnxmerge.algorithms.symmetric import BLOCK as BLOCK_COLUMNS
+from onnxmerge.algorithms.symmetric import PANEL, Cholesky, invert, row_of, shrunk
 
 
 def samples(seed, count, n, rank=None):
@@ -121,3 +124,30 @@ def test_weight_products_measure_the_error_as_the_consumers_see_it(kernel):
     seen = np.tensordot(consumer, scale.reshape(-1, *[1] * len(kernel)) * np.tensordot(weights, error, (1, 0)), 1)
     assert error @ products @ error == pytest.approx(np.sum(seen**2))
     np.testing.assert_allclose(weight_products(weights, scale), weight_products(weights, scale, np.eye(4)))
+
+
+@pytest.mark.parametrize("n", [1, 5, BLOCK_COLUMNS + 3, PANEL + BLOCK_COLUMNS])
+def test_factorisations_in_the_lower_triangle(n):
+    x = samples(16, 2 * n + 3, n)
+    matrix, right = x.T @ x / len(x) + np.eye(n), np.random.default_rng(17).normal(size=(n, 3))
+    inverse = np.linalg.inv(matrix)
+    lower = np.where(np.tri(n, dtype=bool), matrix, np.nan if n > PANEL else 0.0)
+    with np.errstate(invalid="ignore"):
+        factor = Cholesky(np.where(np.tri(n, dtype=bool), matrix, 7.0))
+        np.testing.assert_allclose(np.tril(invert(lower)), np.tril(inverse), atol=1e-9)
+    np.testing.assert_allclose(factor.solve(right), inverse @ right, atol=1e-8)
+    assert factor.trace_of_inverse() == pytest.approx(np.trace(inverse))
+    kept = np.flatnonzero(np.arange(n) % 3 == 0)
+    np.testing.assert_array_equal(np.tril(shrunk(np.tril(matrix), kept)), np.tril(matrix[np.ix_(kept, kept)]))
+    np.testing.assert_array_equal(row_of(np.tril(matrix), n // 2), matrix[n // 2])
+
+
+def test_consumers_of_the_same_channels_count_each():
+    covariance, other = (covariance_of(samples(seed, 300, 2 * BLOCK)) for seed in (18, 19))
+    weights = np.random.default_rng(20).normal(size=(3, 9, 2 * BLOCK)) * np.array([1.0, 10.0, 0.1]).reshape(3, 1, 1)
+    read = [covariance, covariance, other]
+    shared, apart = (
+        eliminate([(make(c), w.T @ w) for c, w in zip(read, weights, strict=True)]) for make in (np.asarray, np.array)
+    )
+    np.testing.assert_array_equal(shared.order, apart.order)
+    np.testing.assert_allclose(shared.cost, apart.cost, rtol=1e-9)

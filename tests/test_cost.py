@@ -26,9 +26,9 @@ from onnxmerge.pruning.sensitivity import measure_sensitivities
 
 MODEL, INPUTS = "digits-resnet.onnx", 48
 PASSES = {
-    "ratio": ({"ratio": 0.5}, 9.2),
+    "ratio": ({"ratio": 0.5}, 8.2),
     "prune": ({"ratio": 0.5, "method": "prune"}, 0.2),
-    "size": ({"target": "macs=0.5"}, 15),
+    "size": ({"target": "macs=0.5"}, 14),
     "fidelity": ({"fidelity": 0.9}, 58),
 }
 POINT = 15

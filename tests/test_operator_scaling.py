@@ -51,6 +51,7 @@ ATTRIBUTES: dict[str, Draw] = {
     "auto_pad": one_of("NOTSET", "VALID", "SAME_UPPER"),
     "axes": one_of([2, 3], [3, 2], [-1], [2]),
     "axis": one_of(0, 1, 2, 3, -1),
+    "batch_dims": one_of(0, 0, 1),
     "blocksize": one_of(1, 2),
     "ceil_mode": one_of(0, 1),
     "coordinate_transformation_mode": one_of("half_pixel", "asymmetric", *["tf_crop_and_resize"] * 3),
@@ -130,6 +131,7 @@ OPERANDS: dict[str, tuple[Draw, ...]] = {
         ints([1], [2], [-1]),
     ),
     "Gather": (ints([0, 2, 1], [[0, 1], [2, 3]], 1, [3, 3, 0]),),
+    "GatherND": (ints([[0], [1]], [[1], [0]]),),
     "Expand": (ints([2, CHANNELS, 4, 6], [3, 1, 1, 1, 1], [1, 1, 1, 1], [4, 6]),),
     "Tile": (ints([1, 1, 2, 3], [1, 2, 1, 1]),),
     "Pad": (

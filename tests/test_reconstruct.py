@@ -37,6 +37,7 @@ from onnxmerge.pruning.kept_counts import kept_counts
 from onnxmerge.pruning.layer_statistics import layer_statistics_of
 from onnxmerge.results import Compression
 from onnxmerge.statistics import reference_run as reference_module
+from onnxmerge.statistics import wide_layers as wide_module
 from onnxmerge.statistics.reference_run import ReferenceStatistics, collect_reference_statistics, run_context_of
 
 pytestmark = pytest.mark.usefixtures("harmless_models")
@@ -545,3 +546,25 @@ def test_a_summand_that_inputs_share(first: str, added: str, tmp_path: Path) -> 
     del model.graph.value_info[:]
     source = written(model, tmp_path)
     assert shrunk(source, tmp_path / "out.onnx", "reconstruct", ratio=0.3).groups
+
+
+@pytest.mark.parametrize(("limit", "reason"), [("WIDEST", "only of up to 3"), ("MEMORY_SHARE", "of this machine are for them")])
+@pytest.mark.parametrize("ratio", [{"ratio": 0.5}, {"target": "params=0.7"}], ids=["ratio", "target"])
+def test_layers_too_wide_for_statistics_are_pruned_and_the_report_says_why(
+    limit: str, reason: str, ratio: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wide_module, limit, 3 if limit == "WIDEST" else 0.0)
+    source, target = written(built(TOPOLOGIES["gemm-relu-gemm-transb1"]), tmp_path), tmp_path / "out.onnx"
+    result = compress(source, target, bench=False, **ratio)
+    assert result.groups
+    assert all(group.method == "prune" and reason in group.note for group in result.groups)
+
+
+def test_the_narrowest_layers_share_the_memory(tmp_path: Path) -> None:
+    layers = analysed(built(TOPOLOGIES["gemm-relu-gemm-transb1"]), tmp_path).channels.layers
+    widths = sorted(len(layer.channel_positions) for layer in layers)
+    assert not wide_module.too_wide(layers, 10**9)
+    needed = (wide_module.HELD_BYTES + wide_module.WORKING_BYTES) * widths[-1] ** 2 / wide_module.MEMORY_SHARE
+    left_out = wide_module.too_wide(layers, int(needed))
+    assert 0 < len(left_out) < len(layers)
+    assert set(left_out) <= {layer.key for layer in layers if len(layer.channel_positions) == widths[-1]}

@@ -34,7 +34,7 @@ def rows(topologies: Sequence[Topology]) -> list:
 def pruned(model: onnx.ModelProto, folder: Path, ratio: float, method: str = "prune"):
     """The model compressed, and what `compress` says of it."""
     source, target = written(model, folder), folder / "out.onnx"
-    result = compress(source, target, ratio=ratio, method=method, verify=False)
+    result = compress(source, target, ratio=ratio, method=method, verify=False, provenance=False)
     return onnx.load(target), result
 
 

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from running import analysed, built, run
 from topologies import TOPOLOGIES
 
-from onnxmerge.algorithms.moments import MomentSums
+from onnxmerge.algorithms.moments import Covariance, MomentSums
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.layers import Layer
 from onnxmerge.statistics import consumer_moments as sums_module
@@ -149,20 +149,28 @@ def test_threads_change_no_byte_of_the_sums(threads: int, monkeypatch: pytest.Mo
     assert (one.xx.tobytes(), one.xy.tobytes(), one.count) == (found.xx.tobytes(), found.xy.tobytes(), found.count)
 
 
+PARTS = ("count", "mean_x", "mean_y", "xx", "xy", "variance_y")
+
+
+def assert_covariances(
+    found: Covariance, x: np.ndarray, y: np.ndarray, parts: tuple[str, ...] = PARTS, scale: float = 1e-5
+) -> None:
+    expected = MomentSums.of(x, y).covariance()
+    for part in parts:
+        one, other = getattr(found, part), getattr(expected, part)
+        np.testing.assert_allclose(one, other, rtol=scale, atol=scale * max(1.0, np.abs(other).max()))
+
+
 @pytest.mark.parametrize("with_xx", [True, False])
 @pytest.mark.parametrize("mean", [0.0, 100.0])
 def test_sums_are_sums(with_xx: bool, mean: float) -> None:
     rng = np.random.default_rng(0)
     x, y = (rng.normal(mean, size=(3, 50, count)).astype(np.float32) for count in (4, 2))
     centres = np.float32(mean + 0.1) * np.ones((3, 4), np.float32), np.float32(mean - 0.1) * np.ones((3, 2), np.float32)
-    of_centred = [part.moved(*by) for part, *by in zip(moment_sums(x, y, with_xx, centres=centres), *centres, strict=True)]
-    for sums in (moment_sums(x, y, with_xx), of_centred):
-        for group, found in enumerate(sums):
-            expected = MomentSums.of(x[group], y[group])
-            for name in ("count", "sum_x", "sum_y", "xy", "yy"):
-                np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-5)
-            if with_xx:
-                np.testing.assert_allclose(found.covariance().xx, expected.covariance().xx, rtol=1e-6, atol=1e-6)
+    centred = zip(moment_sums(x, y, with_xx, centres=centres), *centres, strict=True)
+    for found in ([part.covariance() for part in moment_sums(x, y, with_xx)], [part.covariance(*by) for part, *by in centred]):
+        for group, covariance in enumerate(found):
+            assert_covariances(covariance, x[group], y[group], PARTS if with_xx else (*PARTS[:3], *PARTS[4:]))
 
 
 def test_float32_products_leave_the_smallest_eigenvalue_at_zero() -> None:
@@ -268,17 +276,9 @@ def samples_at(at: Standing, kept: np.ndarray) -> ConsumerSamples:
     return ConsumerSamples(at.walk, at.layer, kept, at.targets[0].shape)
 
 
-def moments_at(at: Standing, kept: np.ndarray, targets: list[np.ndarray] | None = None) -> list[MomentSums]:
+def covariances_at(at: Standing, kept: np.ndarray, targets: list[np.ndarray] | None = None) -> list[Covariance]:
     samples = samples_at(at, kept)
-    return samples.moments(lambda batch: samples.view(batch, (targets or at.targets)[batch]))
-
-
-def assert_moments(found: MomentSums, x: np.ndarray, y: np.ndarray, scale: float = 1e-5) -> None:
-    expected = MomentSums.of(x, y)
-    assert found.count == expected.count
-    for part in ("sum_x", "sum_y", "xx", "xy", "yy"):
-        one, other = getattr(found, part), getattr(expected, part)
-        np.testing.assert_allclose(one, other, rtol=scale, atol=scale * max(1.0, np.abs(other).max()))
+    return samples.covariances(lambda batch: samples.view(batch, (targets or at.targets)[batch]))
 
 
 def places(standing: Standing, kept: np.ndarray, group: int) -> np.ndarray:
@@ -296,10 +296,10 @@ def test_moments_of_a_consumer_are_those_of_its_dense_samples(name: str, consume
     tolerance = 2e-2 if name == "float16" else 1e-4
     np.testing.assert_allclose(offset, np.broadcast_to(offset[:, :1], offset.shape), atol=tolerance)
     kept = kept_of(at.layer)
-    found = moments_at(at, kept)
+    found = covariances_at(at, kept)
     for group, moments in enumerate(found):
         x = at.x[group][:, places(at, kept, group)]
-        assert_moments(moments, x, at.y[group], 1e-3 if name == "float16" else 1e-5)
+        assert_covariances(moments, x, at.y[group], scale=1e-3 if name == "float16" else 1e-5)
 
 
 @pytest.mark.parametrize(("name", "consumer"), CONSUMERS)
@@ -339,8 +339,8 @@ def test_covariances_keep_their_digits_however_far_the_means_are_from_zero(means
         at.walk.tensors.put(number, at.layer.source, batch.astype(np.float32))
     x, y = (np.concatenate(side).astype(np.float32).astype(np.float64) for side in (batches, targets))
     exact = np.cov(x.T, y.T, bias=True)
-    (sums,) = moments_at(at, np.ones((1, size), bool), [each.astype(np.float32) for each in targets])
-    found, channels = sums.covariance(), channel_covariance(at.walk, at.layer)
+    (found,) = covariances_at(at, np.ones((1, size), bool), [each.astype(np.float32) for each in targets])
+    channels = channel_covariance(at.walk, at.layer)
     for covariance in (found, channels):
         np.testing.assert_allclose(covariance.xx, exact[:size, :size], atol=1e-6)
         np.testing.assert_allclose(np.linalg.eigvalsh(covariance.xx), np.linalg.eigvalsh(exact[:size, :size]), rtol=1e-3)
@@ -360,10 +360,10 @@ def test_padding_counts_as_zeros(tmp_path: Path) -> None:
     samples = [dense(name, consumer, at.layer, (), *pair) for pair in zip(batches, at.targets, strict=True)]
     x, y = (np.concatenate(side, 1)[0] for side in zip(*samples, strict=True))
     assert (x == 0).any()
-    (sums,) = moments_at(at, np.ones((1, 8), bool))
+    (found,) = covariances_at(at, np.ones((1, 8), bool))
     exact = np.cov(x.T, y.T, bias=True)
-    np.testing.assert_allclose(sums.covariance().xx, exact[: len(x.T), : len(x.T)], rtol=1e-4, atol=1e-4 * x.var())
-    np.testing.assert_allclose(sums.covariance().xy, exact[: len(x.T), len(x.T) :], rtol=1e-3, atol=1e-4 * x.std())
+    np.testing.assert_allclose(found.xx, exact[: len(x.T), : len(x.T)], rtol=1e-4, atol=1e-4 * x.var())
+    np.testing.assert_allclose(found.xy, exact[: len(x.T), len(x.T) :], rtol=1e-3, atol=1e-4 * x.std())
 
 
 SHARDS = [("conv-relu-conv", "out"), ("grouped-conv", "grouped"), ("gemm-relu-gemm-transb1", "fc_b"), ("flatten-spatial", "out")]
@@ -374,32 +374,31 @@ def test_shards_add_up_to_the_whole(name: str, consumer: str, tmp_path: Path, mo
     """Batches of other sizes, and batches in pieces, give the same moments."""
     whole = standing(name, consumer, tmp_path, (7,))
     kept = kept_of(whole.layer)
-    expected = moments_at(whole, kept)
+    expected = covariances_at(whole, kept)
     channels = channel_covariance(whole.walk, whole.layer)
     for budget in (1 << 28, 1):
         monkeypatch.setattr(sums_module, "BATCH_BYTES", budget)
         parts = standing(name, consumer, tmp_path, (1, 4, 2))
-        found = moments_at(parts, kept)
+        found = covariances_at(parts, kept)
         for one, other in zip(found, expected, strict=True):
-            assert one.count == other.count
-            for part in ("sum_x", "sum_y", "xx", "xy", "yy"):
+            for part in PARTS:
                 np.testing.assert_allclose(getattr(one, part), getattr(other, part), rtol=1e-5, atol=1e-4)
         np.testing.assert_allclose(channel_covariance(parts.walk, parts.layer).xx, channels.xx, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 1 << 29], ids=["samples-taken-anew", "samples-kept"])
 @pytest.mark.parametrize(("name", "consumer"), SHARDS, ids=["conv", "grouped", "gemm", "flatten"])
-def test_other_targets_reuse_the_sums_over_the_inputs(
+def test_other_targets_need_no_sums_over_the_inputs(
     name: str, consumer: str, kept_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sums_module, "CACHE_BYTES", kept_bytes)
     at = standing(name, consumer, tmp_path)
     kept = kept_of(at.layer)
     samples = samples_at(at, kept)
-    samples.moments(lambda batch: samples.view(batch, at.targets[batch]))
-    again = samples.moments(lambda batch: samples.view(batch, 2 * at.targets[batch] + 1))
-    for group, moments in enumerate(again):
-        assert_moments(moments, at.x[group][:, places(at, kept, group)], 2 * at.y[group] + 1)
+    samples.covariances(lambda batch: samples.view(batch, at.targets[batch]))
+    again = samples.covariances(lambda batch: samples.view(batch, 2 * at.targets[batch] + 1), with_xx=False)
+    for group, found in enumerate(again):
+        assert_covariances(found, at.x[group][:, places(at, kept, group)], 2 * at.y[group] + 1, (*PARTS[:3], *PARTS[4:]))
 
 
 def test_many_samples_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,9 +408,9 @@ def test_many_samples_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sums_module, "drawn_positions", unfold_module.drawn_positions)
     at = standing("resize-scales", "out", tmp_path, thin=(3, 3))
     kept = kept_of(at.layer)
-    (found,) = moments_at(at, kept)
+    (found,) = covariances_at(at, kept)
     assert found.count == 7 * 6 * 6
-    assert_moments(found, at.x[0][:, places(at, kept, 0)], at.y[0])
+    assert_covariances(found, at.x[0][:, places(at, kept, 0)], at.y[0])
 
 
 @pytest.mark.parametrize(

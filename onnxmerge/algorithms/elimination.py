@@ -7,7 +7,7 @@ with the channels that are left, as well as they can, adds M[i, i] / P[i, i] to 
     W <- W - W[:, i] r^T,   so M <- M - q r^T - r q^T + M[i, i] r r^T
 
 (optimal brain surgeon: Hassibi, Stork, Wolff, "Optimal Brain Surgeon and General Network Pruning", 1993, on activations).
-Only the diagonals and one column of P and M are needed per step, so downdates are kept as thin factors and applied in blocks.
+Consumers that read the same channels share P, and their M are added (`removal_costs`).
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from onnxmerge.algorithms.removal_costs import RepairedCosts, UnrepairedCosts
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -23,15 +25,8 @@ DAMPING = 1e-4
 """Added to the diagonal of the correlation matrix: the share of variance of its own that every channel is taken to have. It
 bounds the weights of the compensation; without it a mixture of other channels could be removed with any error in them."""
 
-BLOCK = 48
-"""Removals between two applications of the collected downdates; changes speed, not results. Larger blocks make each step dearer,
-smaller ones copy the matrices more often."""
-
-CONSTANT = 1e-12
-"""A channel whose variance is below this share of the largest one is constant up to rounding: it carries nothing."""
-
-LEAST_PRECISION = 0.5
-"""P[i, i] is never below 1 / (1 + damping) for a matrix with a unit diagonal; below this it is rounding."""
+DEAD_SHARE = 8
+"""Removed channels are forgotten when they are one in so many: that copies the matrices."""
 
 
 @dataclass(frozen=True)
@@ -51,72 +46,8 @@ class Elimination:
     cost: Floats
 
 
-class _ConsumerState:
-    """P = inverse(correlation + damping) and M = W^T W of one consumer, with pending rank-one downdates."""
-
-    def __init__(self, covariance: Floats, products: Floats, damping: float) -> None:
-        deviation, correlation = _standardise(covariance)
-        self.precision = _inverse(correlation, damping)
-        self.metric = products * np.outer(deviation, deviation)
-        self.metric /= max(float(np.sum(self.metric * correlation)), np.finfo(float).tiny)
-        self._start_block()
-
-    def _start_block(self) -> None:
-        self.precision_diagonal = np.diag(self.precision).copy()
-        self.metric_diagonal = np.diag(self.metric).copy()
-        self.pending, self.rows = 0, np.zeros((3, BLOCK, len(self.precision)))
-
-    def costs(self) -> Floats:
-        """(n,) cost of removing each channel next."""
-        return np.maximum(self.metric_diagonal, 0.0) / np.maximum(self.precision_diagonal, LEAST_PRECISION)
-
-    def remove(self, i: int) -> None:
-        """Compensate the removal of position i with all the others."""
-        scaled, halves, ratios = self.rows[:, : self.pending]
-        precision = self.precision[i] - scaled[:, i] @ scaled
-        metric = self.metric[i] - halves[:, i] @ ratios - ratios[:, i] @ halves
-        precision[i] = max(precision[i], LEAST_PRECISION)
-        ratio = precision / precision[i]
-        half = metric - 0.5 * metric[i] * ratio
-        self.rows[:, self.pending] = precision / np.sqrt(precision[i]), half, ratio
-        self.precision_diagonal -= self.rows[0, self.pending] ** 2
-        self.metric_diagonal -= 2.0 * half * ratio
-        self.pending += 1
-
-    def compact(self, alive: NDArray[np.bool_]) -> None:
-        """Apply what is pending and forget the removed positions."""
-        scaled, halves, ratios = self.rows[:, : self.pending][:, :, alive]
-        cross = halves.T @ ratios
-        self.precision, self.metric = self.precision[np.ix_(alive, alive)], self.metric[np.ix_(alive, alive)]
-        self.precision -= scaled.T @ scaled
-        self.metric -= cross
-        self.metric -= cross.T
-        self._start_block()
-
-
-class _UnrepairedState:
-    """A consumer that nothing is made good of: E|y - y'|^2 is the sum of `products` (n, n) over all pairs of removed channels."""
-
-    def __init__(self, products: Floats) -> None:
-        self.products = products / max(float(products.sum()), np.finfo(float).tiny)
-        self.crossed, self.pending = np.zeros(len(products)), 0
-
-    def costs(self) -> Floats:
-        """(n,) cost of removing each channel next."""
-        return np.maximum(np.diag(self.products) + 2.0 * self.crossed, 0.0)
-
-    def remove(self, i: int) -> None:
-        """Remove position i."""
-        self.crossed = self.crossed + self.products[i]
-        self.pending += 1
-
-    def compact(self, alive: NDArray[np.bool_]) -> None:
-        """Forget the removed positions."""
-        self.products, self.crossed, self.pending = self.products[np.ix_(alive, alive)], self.crossed[alive], 0
-
-
 def eliminate(
-    consumers: Sequence[tuple[ArrayLike | None, ArrayLike]],
+    consumers: Sequence[tuple[ArrayLike | None, Floats]],
     removable: ArrayLike | None = None,
     conv_groups: ArrayLike | None = None,
     damping: float = DAMPING,
@@ -127,8 +58,8 @@ def eliminate(
     ----------
     consumers : sequence of pairs
         For each consumer the covariance (n, n) of the channels as it reads them, and M = W^T W (n, n) of its weights, see
-        `weight_products`. Each consumer counts as a share of its own output variance, so none dominates. None as a covariance:
-        nothing is made good, and what is lost is the sum of M over all pairs of removed channels.
+        `weight_products`, which is overwritten. Each consumer counts as a share of its own output variance, so none dominates.
+        None as a covariance: nothing is made good, and what is lost is the sum of M over all pairs of removed channels.
     removable : array_like of shape (n,), bool, optional
         All by default.
     conv_groups : array_like of shape (n,), int, optional
@@ -150,13 +81,17 @@ def eliminate(
     >>> found.order.tolist(), found.cost.round(3).tolist()
     ([0, 1, 2], [0.0, 0.308, 1.0])
     """
-    n = len(np.asarray(consumers[0][1]))
-    states = [
-        _UnrepairedState(np.asarray(w, np.float64))
-        if c is None
-        else _ConsumerState(np.asarray(c, np.float64), np.asarray(w, np.float64), damping)
-        for c, w in consumers
-    ]
+    products: dict[int, list[Floats]] = {}
+    read: dict[int, ArrayLike] = {}
+    states: list[RepairedCosts | UnrepairedCosts] = []
+    for covariance, product in consumers:
+        if covariance is None:
+            states.append(UnrepairedCosts(product))
+        else:
+            read[id(covariance)] = covariance
+            products.setdefault(id(covariance), []).append(product)
+    states += [RepairedCosts(read[key], each, damping) for key, each in products.items()]
+    n = len(consumers[0][1])
     allowed = np.ones(n, bool) if removable is None else np.array(removable, bool)
     turns = _Turns(allowed, np.zeros(n, np.int64) if conv_groups is None else np.asarray(conv_groups))
     channels, alive = np.arange(n), np.ones(n, bool)
@@ -171,12 +106,26 @@ def eliminate(
         alive[i] = False
         turns.take(int(channels[i]))
         order.append(int(channels[i]))
-        cost.append(float(total[i]) / len(states))
-        if states[0].pending == BLOCK:
+        cost.append(float(total[i]) / len(consumers))
+        if any(state.is_full for state in states):
             for state in states:
-                state.compact(alive)
-            channels, alive = channels[alive], np.ones(int(alive.sum()), bool)
+                state.apply()
+            if DEAD_SHARE * int(alive.sum()) <= (DEAD_SHARE - 1) * len(alive):
+                for state in states:
+                    state.forget(np.flatnonzero(alive))
+                channels, alive = channels[alive], np.ones(int(alive.sum()), bool)
     return Elimination(np.array(order, np.int64), np.cumsum(np.array(cost, np.float64)))
+
+
+def eliminate_independent(score: ArrayLike, removable: ArrayLike, conv_groups: ArrayLike) -> Elimination:
+    """The removal order where no channel can make good for another one, and each costs its score (n,); see `eliminate`."""
+    left = np.array(score, np.float64)
+    turns = _Turns(np.array(removable, bool), np.asarray(conv_groups))
+    order: list[int] = []
+    while (may_go := turns.may_go()).any():
+        order.append(int(np.argmin(np.where(may_go, left, np.inf))))
+        turns.take(order[-1])
+    return Elimination(np.array(order, np.int64), np.cumsum(left[order]))
 
 
 def kept_after(elimination: Elimination, n: int, count: int) -> Integers:
@@ -235,31 +184,6 @@ class _Turns:
             self._next_round()
 
 
-def _inverse(correlation: Floats, damping: float) -> Floats:
-    """Inverse of a correlation matrix, damped in place until it is positive definite."""
-    diagonal = np.diag_indices_from(correlation)
-    correlation[diagonal] += damping
-    while damping < 1.0:  # a correlation matrix damped by 1 is diagonally safe, whatever rounding did to it
-        try:
-            np.linalg.cholesky(correlation)
-            break
-        except np.linalg.LinAlgError:
-            damping = 10.0 * max(damping, np.finfo(float).eps)
-            correlation[diagonal] += damping
-    return np.asarray(np.linalg.inv(correlation), np.float64)
-
-
-def _standardise(covariance: Floats) -> tuple[Floats, Floats]:
-    """Standard deviation (n,), zero for dead channels, and the correlation matrix (n, n) with a unit diagonal."""
-    variance = np.maximum(np.diag(covariance), 0.0)
-    live = variance > CONSTANT * max(float(variance.max(initial=0.0)), np.finfo(float).tiny)
-    deviation = np.where(live, np.sqrt(variance), 0.0)
-    inverse = np.where(live, 1.0 / np.where(live, deviation, 1.0), 0.0)
-    correlation = covariance * np.outer(inverse, inverse)
-    np.fill_diagonal(correlation, 1.0)
-    return deviation, 0.5 * (correlation + correlation.T)
-
-
 def weight_products(weights: ArrayLike, scale: ArrayLike | None = None, metric: ArrayLike | None = None) -> Floats:
     """M = W^T W of a consumer for `eliminate`, in which an output counts by what comes after it.
 
@@ -292,5 +216,4 @@ def weight_products(weights: ArrayLike, scale: ArrayLike | None = None, metric: 
         flat = rows.reshape(-1, count)
         return np.asarray(flat.T @ flat)
     seen = np.asarray(metric, np.float64) @ rows.reshape(len(rows), -1)
-    products = rows.reshape(-1, count).T @ seen.reshape(-1, count)
-    return np.asarray(0.5 * (products + products.T))
+    return np.asarray(rows.reshape(-1, count).T @ seen.reshape(-1, count))

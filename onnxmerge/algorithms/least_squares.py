@@ -14,8 +14,9 @@ Deep Neural Networks", 2017).
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from onnxmerge.algorithms.moments import MomentSums
+from onnxmerge.algorithms.moments import Covariance
 from onnxmerge.algorithms.sample_counts import FEW
+from onnxmerge.algorithms.symmetric import Cholesky
 
 Floats = NDArray[np.float64]
 
@@ -46,19 +47,17 @@ LARGEST_SYSTEM = 6144
 CONSTANT = 1e-12
 """An input whose variance is below this share of the mean variance is constant up to rounding: it keeps its prior weight."""
 
-LEAST_SCALE = 1e-3
-"""An output that a BatchNormalization multiplies with less than this gets no adjusted target: dividing by it makes noise."""
+SAFE_RIDGE = 1e-5
+"""From this ridge on the matrix of a solve is positive definite: rounding moves eigenvalues of float32 products by 4e-6."""
 
 
-def mixing(covariance: ArrayLike, mean: ArrayLike, kept: ArrayLike, ridge: float = MIXING_RIDGE) -> tuple[Floats, Floats]:
-    """Channel mixing: the least squares x ~ Z x[kept] + c over channels.
+def mixing(covariance: ArrayLike, kept: ArrayLike, ridge: float = MIXING_RIDGE) -> Floats:
+    """Channel mixing: the least squares x[removed] ~ Z x[kept] + c over channels.
 
     Parameters
     ----------
     covariance : array_like of shape (n, n)
         Covariance of the channels.
-    mean : array_like of shape (n,)
-        Their means.
     kept : array_like of shape (k,)
         Indices of the channels that stay.
     ridge : float
@@ -66,93 +65,146 @@ def mixing(covariance: ArrayLike, mean: ArrayLike, kept: ArrayLike, ridge: float
 
     Returns
     -------
-    Z : ndarray of shape (n, k)
-        Its rows of kept channels are exactly the identity.
-    c : ndarray of shape (n,)
+    ndarray of shape (n - k, k)
+        Z, for the removed channels in ascending order.
 
     Examples
     --------
-    The second channel is twice the first, and one more:
+    The second channel is twice the first:
 
-    >>> Z, c = mixing([[1.0, 2.0], [2.0, 4.0]], [3.0, 7.0], [0], ridge=0.0)
-    >>> Z.round(6).tolist(), c.round(6).tolist()
-    ([[1.0], [2.0]], [0.0, 1.0])
+    >>> mixing([[1.0, 2.0], [2.0, 4.0]], [0], ridge=0.0).round(6).tolist()
+    [[2.0]]
     """
-    full, centre, chosen = np.asarray(covariance, np.float64), np.asarray(mean, np.float64), np.asarray(kept)
-    others = np.setdiff1d(np.arange(len(full)), chosen)
-    mixed = np.zeros((len(full), len(chosen)))
-    mixed[chosen, np.arange(len(chosen))] = 1.0
-    mixed[others] = _solve_ridge(full[np.ix_(chosen, chosen)], full[np.ix_(chosen, others)], ridge).T
-    return mixed, centre - mixed @ centre[chosen]
+    full, chosen = np.asarray(covariance), np.asarray(kept)
+    removed = np.setdiff1d(np.arange(len(full)), chosen)
+    mixed = np.zeros((len(removed), len(chosen)))
+    mean_variance, live = _live(np.diag(full)[chosen].astype(np.float64))
+    if len(live):
+        chosen = chosen[live]
+        factor, _ = _factored(full[np.ix_(chosen, chosen)].astype(np.float64), ridge, mean_variance)
+        mixed[:, live] = factor.solve(full[np.ix_(chosen, removed)].astype(np.float64)).T
+    return mixed
 
 
-def solve(
-    moments: MomentSums,
-    prior: ArrayLike,
-    ridge: float = RIDGE,
-    correction_exponent: float = CORRECTION_EXPONENT,
-    independent: bool = True,
-) -> tuple[Floats, Floats]:
-    """The least squares of this module for one consumer.
+class RidgeSystem:
+    """The least squares of this module for one consumer: factored once, then solved for one target after the other.
 
     With fewer than `sample_counts.FEW` samples an unknown the ridge is raised: independent samples choose it by generalised
     cross-validation; overlapping patches of images, which cross-validation would take for more samples than they are, get one in
-    proportion to unknowns / samples. Without that the result hangs on rounding: see the note.
+    proportion to unknowns / samples. Without that the result hangs on rounding: see the note of `OVERLAPPING_RIDGE`.
 
     Parameters
     ----------
-    moments : MomentSums
-        x are the d kept (patch) inputs, y the o target outputs, with the reference's own bias if it has one.
+    inputs : ndarray of shape (d, d)
+        A, the covariance of the kept (patch) inputs. Overwritten.
+    count : float
+        Number of samples.
     prior : array_like of shape (o, d)
         See `mixed_weight`. Constant inputs keep their prior weight.
     ridge : float
         Pull towards the prior, relative to the mean variance of the inputs; the least that is used.
-    correction_exponent : float
-        Of the variance correction, 0 to 1.
     independent : bool
         False where samples overlap, as the patches of a convolution do.
 
-    Returns
-    -------
-    weight : ndarray of shape (o, d)
-    bias : ndarray of shape (o,)
-
     Examples
     --------
+    >>> from onnxmerge.algorithms.moments import MomentSums
     >>> x = np.array([[0.0], [1.0], [2.0], [3.0]])
-    >>> weight, bias = solve(MomentSums.of(x, 2.0 * x + 1.0), [[0.0]], ridge=0.0)
+    >>> target = MomentSums.of(x, 2.0 * x + 1.0).covariance()
+    >>> weight, bias = RidgeSystem(target.xx, target.count, [[0.0]], ridge=0.0).solve(target)
     >>> weight.round(6).tolist(), bias.round(6).tolist()
     ([[2.0]], [1.0])
     """
-    covariance, start = moments.covariance(), np.asarray(prior, np.float64)
-    gradient = covariance.xy - covariance.xx @ start.T
-    unknowns = len(start.T)
-    if moments.count < FEW * unknowns and not independent:
-        ridge = max(ridge, OVERLAPPING_RIDGE * unknowns / moments.count)
-    elif moments.count < FEW * unknowns:
-        ridge = _cross_validated(covariance.xx, gradient, float(covariance.residual(start).sum()), moments.count, ridge)
-    step = _solve_ridge(covariance.xx, gradient, ridge).T
-    weight, pull = start + step, max(ridge, CONSTANT) * _live(covariance.xx)[0]
-    explained = np.einsum("od,od->o", weight, covariance.xy.T - pull * step)  # A V^T = cov(s, y) - pull step^T: no product
-    scale = variance_correction(covariance.variance_y, np.maximum(explained, 0.0), correction_exponent)
-    corrected = weight * scale[:, None]
-    return corrected, covariance.mean_y - corrected @ covariance.mean_x
+
+    def __init__(self, inputs: Floats, count: float, prior: ArrayLike, ridge: float = RIDGE, independent: bool = True) -> None:
+        self.weight, self._count, self._ridge, self._independent = np.asarray(prior, np.float64), count, ridge, independent
+        self._mean_variance, self._live = _live(np.diag(inputs))
+        self._product = inputs @ self.weight.T  # A V^T of the weight
+        every = len(self._live) == len(inputs)
+        self._matrix = inputs if every else inputs[np.ix_(self._live, self._live)]
+        self._factor: Cholesky | None = None
+        self._pull = 0.0
+
+    def solve(self, target: Covariance, correction_exponent: float = CORRECTION_EXPONENT) -> tuple[Floats, Floats]:
+        """Fit the weight to a target, pulled towards what it was before: the prior at first, then the last solution.
+
+        Parameters
+        ----------
+        target : Covariance
+            With y the o target outputs, with the reference's own bias if it has one; `xx` is not read.
+        correction_exponent : float
+            Of the variance correction, 0 to 1.
+
+        Returns
+        -------
+        weight : ndarray of shape (o, d)
+        bias : ndarray of shape (o,)
+        """
+        step = np.zeros_like(target.xy)
+        if len(self._live):
+            gradient = target.xy - self._product
+            if self._factor is None:
+                self._factorise(gradient[self._live], target)
+            assert self._factor is not None
+            step[self._live] = self._factor.solve(gradient[self._live])
+        weight, self._product = self.weight + step.T, target.xy - self._pull * step
+        explained = np.einsum("od,do->o", weight, self._product)
+        scale = variance_correction(target.variance_y, np.maximum(explained, 0.0), correction_exponent)
+        self._product *= scale
+        self.weight = weight * scale[:, None]
+        return self.weight, target.mean_y - self.weight @ target.mean_x
+
+    def _factorise(self, gradient: Floats, target: Covariance) -> None:
+        """Choose the ridge and factor A + ridge mean(diag A) I; gradient (live d, o) of the prior."""
+        unknowns, ridge = self.weight.shape[1], self._ridge
+        if self._count < FEW * unknowns and self._independent and ridge > 0.0:
+            cross = 2.0 * np.einsum("od,do->o", self.weight, target.xy) - np.einsum("od,do->o", self.weight, self._product)
+            start = float(np.maximum(target.variance_y - cross, 0.0).sum())
+            self._factor, self._pull = self._cross_validated(gradient, start)
+            return
+        if self._count < FEW * unknowns and not self._independent:
+            ridge = max(ridge, OVERLAPPING_RIDGE * unknowns / self._count)
+        self._factor, self._pull = _factored(self._matrix, ridge, self._mean_variance)
+
+    def _cross_validated(self, gradient: Floats, start: float) -> tuple[Cholesky, float]:
+        """The factor and the pull with the lowest error by generalised cross-validation; start: the residual of the prior.
+
+        residual / (1 - freedom / count)^2, freedom = trace(A (A + pull)^-1) + 1: Golub, Heath, Wahba, "Generalized
+        Cross-Validation as a Method for Choosing a Good Ridge Parameter", 1979. At most `RIDGES` factors: a decomposition into
+        eigenvalues, which one of would do, takes as long as ten of them.
+        """
+        errors: list[float] = []
+        for ridge in self._ridge * RIDGES:
+            factor, pull = _factored(self._matrix.copy(), float(ridge), self._mean_variance)
+            step = factor.solve(gradient)
+            residual = max(start - float(np.vdot(step, gradient + pull * step)), 0.0)
+            remaining = 1.0 - (len(step) - pull * factor.trace_of_inverse() + 1.0) / self._count
+            errors.append(residual / remaining**2 if remaining > 0.0 else np.inf)
+            if errors[-1] <= min(errors):
+                best = factor, pull
+            if len(errors) > 2 and errors[-3] < errors[-2] < errors[-1]:
+                break
+        return best
 
 
-def mixed_weight(weight: ArrayLike, mixed: ArrayLike) -> Floats:
-    """The prior of a consumer: its weight, reading Z s in place of x.
+def mixed_weight(weight: ArrayLike, kept: ArrayLike, mixed: ArrayLike) -> Floats:
+    """The prior of a consumer: its weight, reading Z x[kept] in the place of removed inputs.
 
     Parameters
     ----------
     weight : array_like of shape (o, n, *kernel)
-    mixed : array_like of shape (n, k)
+    kept : array_like of shape (k,)
+        Indices of the inputs that stay, ascending.
+    mixed : array_like of shape (n - k, k)
         Z, see `mixing`.
 
     Returns
     -------
     ndarray of shape (o, k, *kernel)
     """
-    return np.moveaxis(np.tensordot(np.asarray(weight, np.float64), np.asarray(mixed, np.float64), (1, 0)), -1, 1)
+    given, chosen = np.asarray(weight, np.float64), np.asarray(kept)
+    removed = np.delete(given, chosen, 1)
+    return given[:, chosen] + np.moveaxis(np.tensordot(removed, np.asarray(mixed, np.float64), (1, 0)), -1, 1)
 
 
 def variance_correction(target: ArrayLike, reached: ArrayLike, exponent: float = CORRECTION_EXPONENT) -> Floats:
@@ -183,93 +235,29 @@ def variance_correction(target: ArrayLike, reached: ArrayLike, exponent: float =
     return np.clip(ratio, 1.0 / CORRECTION_LIMIT, CORRECTION_LIMIT) ** exponent
 
 
-def adjusted_target(
-    output: NDArray[np.floating],
-    reached: NDArray[np.floating],
-    reference: NDArray[np.floating],
-    scale: ArrayLike | None = None,
-    rectified: bool = False,
-) -> NDArray[np.floating]:
-    """Target outputs of a consumer that goes through a scale and an addition before an activation.
-
-    The target is output + (reference - reached) / scale, so that the consumer also corrects what the other branch lost. Where a
-    ReLU follows and the reference is negative, any negative value will do: there min(reached, 0) takes the reference's place
-    (Zhang, Zou, He, Sun, "Accelerating Very Deep Convolutional Networks for Classification and Detection", 2015).
-
-    Parameters
-    ----------
-    output : ndarray of shape (N, o, *space)
-        What the consumer gives: the reference's at first, then that of the solved one.
-    reached : ndarray of shape (N, o, *space)
-        The pre-activation that this leads to in the compressed model: scale * output + offset + the other branch.
-    reference : ndarray of shape (N, o, *space)
-        The pre-activation of the reference.
-    scale : array_like of shape (o,), optional
-        Of a BatchNormalization behind the consumer; 1 where there is none. Below `LEAST_SCALE` the output is its own target.
-    rectified : bool
-        Whether a ReLU follows.
-
-    Returns
-    -------
-    ndarray of shape (N, o, *space)
-        In the dtype of `output`.
-
-    Examples
-    --------
-    >>> adjusted_target(np.array([[1.0, 1.0]]), np.array([[2.0, -2.0]]), np.array([[3.0, -1.0]]), rectified=True)
-    array([[2., 1.]])
-    """
-    if rectified:
-        reference = np.where(reference > 0, reference, np.minimum(reached, 0))
-    if scale is None:
-        return output + (reference - reached)
-    factor = np.asarray(scale, output.dtype)
-    inverse = np.divide(1, factor, out=np.zeros_like(factor), where=np.abs(factor) > LEAST_SCALE)
-    return np.asarray(output + (reference - reached) * inverse.reshape(-1, *[1] * (output.ndim - 2)))
-
-
 def fits_in_memory(unknowns: int) -> bool:
     """Whether the patch system of so many inputs is solved; otherwise the channel mixing stays."""
     return unknowns <= LARGEST_SYSTEM
 
 
-def _cross_validated(matrix: Floats, right: Floats, start: float, count: float, least: float) -> float:
-    """The ridge from `least` on with the lowest error by generalised cross-validation.
-
-    residual / (1 - freedom / count)^2, freedom = trace(A (A + ridge)^-1) + 1: Golub, Heath, Wahba, "Generalized Cross-Validation
-    as a Method for Choosing a Good Ridge Parameter", 1979. start: the residual of the prior.
-    """
-    mean, live = _live(matrix)
-    inner, gradient = matrix[np.ix_(live, live)], right[live]
-    errors: list[float] = []
-    for ridge in least * RIDGES if len(live) and least > 0.0 else ():
-        inverse = np.linalg.inv(inner + ridge * mean * np.eye(len(live)))
-        step = inverse @ gradient
-        residual = max(start - float(np.sum(step * (2.0 * gradient - inner @ step))), 0.0)
-        remaining = 1.0 - (len(live) - ridge * mean * float(np.trace(inverse)) + 1.0) / count
-        errors.append(residual / remaining**2 if remaining > 0.0 else np.inf)
-        if len(errors) > 2 and errors[-3] < errors[-2] < errors[-1]:
-            break
-    return least * float(RIDGES[int(np.argmin(errors))]) if errors else least
-
-
-def _live(matrix: Floats) -> tuple[float, NDArray[np.int64]]:
-    """The mean variance of a covariance matrix, and the indices of inputs that are not constant."""
-    variance = np.diag(matrix)
+def _live(variance: Floats) -> tuple[float, NDArray[np.int64]]:
+    """The mean of variances, and the indices of inputs that are not constant."""
     mean = max(float(variance.mean()) if len(variance) else 0.0, 0.0)
     return mean, np.flatnonzero(variance > CONSTANT * mean) if mean > 0.0 else np.zeros(0, np.int64)
 
 
-def _solve_ridge(matrix: Floats, right: Floats, ridge: float) -> Floats:
-    """(matrix + ridge * mean(diag) I)^-1 right, with rows of constant inputs zero."""
-    mean, live = _live(matrix)
-    solution = np.zeros_like(right)
-    if not len(live):
-        return solution
-    regular = matrix[np.ix_(live, live)]
-    regular[np.diag_indices_from(regular)] += max(ridge, CONSTANT) * mean
-    try:
-        solution[live] = np.linalg.solve(regular, right[live])
-    except np.linalg.LinAlgError:
-        solution[live] = np.linalg.lstsq(regular, right[live], rcond=None)[0]
-    return solution
+def _factored(matrix: Floats, ridge: float, mean_variance: float) -> tuple[Cholesky, float]:
+    """The factor of a matrix, overwritten, plus ridge times the mean variance on its diagonal, and what was added.
+
+    Where rounding leaves that indefinite more is added, until it is not.
+    """
+    spare = matrix.copy() if ridge < SAFE_RIDGE else matrix
+    pull = max(ridge, CONSTANT) * mean_variance
+    while True:
+        matrix[np.diag_indices_from(matrix)] += pull
+        try:
+            return Cholesky(matrix), pull
+        except np.linalg.LinAlgError:
+            if ridge >= SAFE_RIDGE or pull > mean_variance:
+                raise
+            matrix[:], pull = spare, 10.0 * max(pull, np.finfo(float).eps * mean_variance)

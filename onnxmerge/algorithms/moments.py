@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,19 +15,22 @@ Floats = NDArray[np.float64]
 class MomentSums:
     """Sums over samples of inputs x (d,) and targets y (o,), float64. Two of them add up to those of all samples.
 
+    Where something near the means was subtracted from the samples, `covariance` adds it to the means again.
+
     Attributes
     ----------
     count : number of samples
     sum_x : (d,), sum of x
     sum_y : (o,), sum of y
-    xx : (d, d), sum of x x^T
+    xx : (d, d), sum of x x^T, or of no shape where it was not wanted
     xy : (d, o), sum of x y^T
     yy : (o,), sum of y^2
 
     Examples
     --------
     >>> first, second = MomentSums.of([[1.0], [3.0]], [[0.0], [4.0]]), MomentSums.of([[5.0]], [[8.0]])
-    >>> (first + second).covariance().xx
+    >>> first += second
+    >>> first.covariance().xx
     array([[2.66666667]])
     """
 
@@ -54,37 +57,23 @@ class MomentSums:
         x, y = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
         return MomentSums(float(len(x)), x.sum(0), y.sum(0), x.T @ x, x.T @ y, (y * y).sum(0))
 
-    def __add__(self, other: MomentSums) -> MomentSums:
-        return MomentSums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
-
-    def moved(self, by_x: ArrayLike, by_y: ArrayLike) -> MomentSums:
-        """The sums of x + by_x and y + by_y.
-
-        Parameters
-        ----------
-        by_x : (d,)
-        by_y : (o,)
-
-        Examples
-        --------
-        >>> MomentSums.of([[1.0], [3.0]], [[0.0], [4.0]]).moved([1.0], [2.0]) == MomentSums.of([[2.0], [4.0]], [[2.0], [6.0]])
-        True
-        """
-        x, y = np.asarray(by_x, np.float64), np.asarray(by_y, np.float64)
-        sum_x, sum_y = self.sum_x + self.count * x, self.sum_y + self.count * y
-        xx = self.xx + (np.outer(sum_x, sum_x) - np.outer(self.sum_x, self.sum_x)) / self.count
-        xy = self.xy + np.outer(self.sum_x, y) + np.outer(x, sum_y)
-        return MomentSums(self.count, sum_x, sum_y, xx, xy, self.yy + (self.sum_y + sum_y) * y)
+    def __iadd__(self, other: MomentSums) -> MomentSums:
+        """Add in place: of the largest layers a sum takes gigabytes."""
+        for name in ("sum_x", "sum_y", "xx", "xy", "yy"):
+            np.add(getattr(self, name), getattr(other, name), out=getattr(self, name))
+        return replace(self, count=self.count + other.count)
 
     @np.errstate(over="ignore", invalid="ignore")  # callers refuse what is not finite
-    def covariance(self) -> Covariance:
-        """Means and covariances of the samples (divided by their number, not by one less)."""
+    def covariance(self, by_x: Floats | float = 0.0, by_y: Floats | float = 0.0) -> Covariance:
+        """Means and covariances of the samples (divided by their number, not by one less) of x + by_x and y + by_y."""
         mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
         xx = self.xx / self.count
-        xx -= np.outer(mean_x, mean_x)
+        for row, mean in zip(xx if xx.ndim else (), mean_x, strict=False):
+            row -= mean * mean_x
         return Covariance(
-            mean_x=mean_x,
-            mean_y=mean_y,
+            count=self.count,
+            mean_x=mean_x + by_x,
+            mean_y=mean_y + by_y,
             xx=xx,
             xy=self.xy / self.count - np.outer(mean_x, mean_y),
             variance_y=np.maximum(self.yy / self.count - mean_y**2, 0.0),
@@ -97,6 +86,7 @@ class Covariance:
 
     Attributes
     ----------
+    count : number of samples
     mean_x : (d,)
     mean_y : (o,)
     xx : (d, d), covariance of x
@@ -104,20 +94,12 @@ class Covariance:
     variance_y : (o,)
     """
 
+    count: float
     mean_x: Floats
     mean_y: Floats
     xx: Floats
     xy: Floats
     variance_y: Floats
-
-    def residual(self, weight: Floats) -> Floats:
-        """Variance (o,) of y - weight x, for a weight (o, d)."""
-        cross = np.einsum("od,do->o", weight, self.xy)
-        return np.asarray(np.maximum(self.variance_y - 2.0 * cross + self.explained(weight), 0.0))
-
-    def explained(self, weight: Floats) -> Floats:
-        """Variance (o,) of weight x, for a weight (o, d)."""
-        return np.asarray(np.maximum(np.einsum("od,od->o", weight @ self.xx, weight), 0.0))
 
 
 def pooled_covariance(counts: Sequence[float], parts: Sequence[Covariance]) -> Covariance:
@@ -144,10 +126,10 @@ def pooled_covariance(counts: Sequence[float], parts: Sequence[Covariance]) -> C
     shares = np.asarray(counts, np.float64) / float(np.sum(counts))
     mean_x = sum(share * part.mean_x for share, part in zip(shares, parts, strict=True))
     mean_y = sum(share * part.mean_y for share, part in zip(shares, parts, strict=True))
-    xx, xy, variance = (np.zeros_like(value) for value in (parts[0].xx, parts[0].xy, parts[0].variance_y))
+    xx, xy, variance = (np.zeros(value.shape) for value in (parts[0].xx, parts[0].xy, parts[0].variance_y))
     for share, part in zip(shares, parts, strict=True):
         by_x, by_y = part.mean_x - mean_x, part.mean_y - mean_y
         xx += share * (part.xx + np.outer(by_x, by_x))
         xy += share * (part.xy + (np.outer(by_x, by_y) if part.xy.size else 0.0))
         variance += share * (part.variance_y + by_y**2)
-    return Covariance(np.asarray(mean_x), np.asarray(mean_y), xx, xy, variance)
+    return Covariance(sum(part.count for part in parts), np.asarray(mean_x), np.asarray(mean_y), xx, xy, variance)

@@ -12,6 +12,9 @@ AMPLE = 16.0
 AMPLE_AT_LEAST = 1 << 13
 """Samples that are never thinned, however few the unknowns are: neighbouring positions of an image resemble each other."""
 
+AMPLE_AT_MOST = 1 << 15
+"""Samples that are enough for any number of unknowns up to half as many."""
+
 FEW = 10.0
 """With fewer the ridge is raised above what was asked for (see `least_squares.solve`)."""
 
@@ -21,4 +24,4 @@ MINIMUM = 1.0
 
 def enough_samples(unknowns: int) -> float:
     """How many samples are enough for so many unknowns."""
-    return max(AMPLE_AT_LEAST, AMPLE * unknowns)
+    return max(AMPLE_AT_LEAST, min(AMPLE * unknowns, AMPLE_AT_MOST), 2.0 * unknowns)

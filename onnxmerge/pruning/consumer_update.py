@@ -43,9 +43,10 @@ def mixed_weights(layer: Layer, kept: np.ndarray, covariance: Covariance) -> lis
         own = np.flatnonzero(layer.channel_positions[:, 0] // inputs == g)
         positions = layer.channel_positions[own] - g * inputs
         kept_channels = kept[g][positions[:, 0]]
-        scaling, _ = mixing(covariance.xx[np.ix_(own, own)], covariance.mean_x[own], np.flatnonzero(kept_channels))
+        stays = np.flatnonzero(kept_channels)
+        scaling = mixing(covariance.xx[np.ix_(own, own)], stays)
         by_channel = layer.alpha * layer.weight[g][:, positions].reshape(outputs, len(own), repeats * kernel_size)
-        mixed = mixed_weight(by_channel, scaling).reshape(outputs, int(kept_channels.sum()), repeats, kernel_size)
+        mixed = mixed_weight(by_channel, stays, scaling).reshape(outputs, len(stays), repeats, kernel_size)
         full = np.zeros((outputs, inputs, kernel_size))
         full[:, positions[kept_channels]] = mixed
         weights.append(full[:, kept[g]])

@@ -90,4 +90,5 @@ def _replacements(statistics: LayerStatistics, removals: Sequence[Removal]) -> d
     merged = absorbed(removals)
     solved = {each.key for removal in removals if removal.method == "reconstruct" for each in removal.group.consumers}
     unsolved = {each.key for removal in removals for each in removal.group.consumers} - solved
+    unsolved -= statistics.reference.too_wide.keys()  # their means are kept
     return solve_consumers(statistics.context, statistics.reference, removals, {key: merged.get(key) for key in unsolved})

@@ -11,6 +11,9 @@ CONSTANT_VARIANCE = 1e-10
 """An output whose variance is below this share of its second moment is constant: what is left is rounding: squares
 of float32 numbers are exact to about 1e-14 of the second moment, and four digits more leave room for those of long chains."""
 
+HELD_BYTES = 1 << 26
+"""Memory for products of weights that are held, 64 MiB: all layers that write a stream need those of the layers that read it."""
+
 
 class OutputErrorMetric:
     """How much an error in each output channel of a layer changes the outputs of the layers that read it, to first order.
@@ -29,6 +32,7 @@ class OutputErrorMetric:
     def __init__(self, context: RunContext, reference: ReferenceStatistics) -> None:
         self._node_index, self._downstream = context.node_index, reference.downstream
         self._variance = _output_variances(reference)
+        self._products: dict[str, np.ndarray] = {}
         self._read_by: dict[int, list[tuple[Layer, int]]] = defaultdict(list)
         for layer in context.channels.layers:
             for position, channel_id in enumerate(layer.in_ids.reshape(-1).tolist()):
@@ -49,18 +53,26 @@ class OutputErrorMetric:
         for consumer, pairs in consumers.values():
             rows, positions = np.array(pairs).T
             factor = self._consumer_count(consumer) / self._variance[consumer.key]
-            products = self._weight_products(consumer)[np.ix_(positions, positions)] * factor
-            np.add.at(total, (rows[:, None], rows[None, :]), products)
+            products = self._weight_products(consumer)[np.ix_(positions, positions)]
+            products *= factor
+            if len(np.unique(rows)) == len(rows):
+                total[np.ix_(rows, rows)] += products
+            else:
+                np.add.at(total, (rows[:, None], rows[None, :]), products)
         return total
 
     def _weight_products(self, layer: Layer) -> np.ndarray:
         """(in, in): W^T W of the scaled weight, summed over kernel positions; zero between the groups of a convolution."""
+        if layer.key in self._products:
+            return self._products[layer.key]
         weight = self._downstream[layer.key].scaled(layer.canonical(layer.stored_weight))
         groups, _, inputs, _ = weight.shape
         products = np.zeros((groups * inputs, groups * inputs))
         for g in range(groups):
             flat, own = weight[g].transpose(0, 2, 1).reshape(-1, inputs), slice(g * inputs, (g + 1) * inputs)
             products[own, own] = flat.T @ flat
+        if products.nbytes + sum(each.nbytes for each in self._products.values()) <= HELD_BYTES:
+            self._products[layer.key] = products
         return products
 
     def _consumer_count(self, layer: Layer) -> float:
@@ -70,13 +82,16 @@ class OutputErrorMetric:
 
 
 def _output_variances(reference: ReferenceStatistics) -> dict[str, float]:
-    """Summed variance of the outputs that each layer of the reference had, by key; layers with constant outputs are left out."""
+    """Summed variance of the outputs of each layer of the reference, by key; none of layers that are too wide or constant."""
     output_variance = {}
     for key, layer in reference.layers.items():
+        if key in reference.too_wide:
+            continue
         covariance, variance, second_moment = reference.covariances[key], 0.0, 0.0
         for g, weight in enumerate(reference.downstream[key].scaled(layer.weight)):
             channels = layer.channel_of[g * layer.inputs_per_group : (g + 1) * layer.inputs_per_group]
-            xx = covariance.xx[np.ix_(channels, channels)]
+            whole = len(channels) == len(covariance.xx) and (channels == np.arange(len(channels))).all()
+            xx = covariance.xx if whole else covariance.xx[np.ix_(channels, channels)]
             variance += sum(float(np.sum((weight[:, :, p] @ xx) * weight[:, :, p])) for p in range(layer.kernel_size))
             second_moment += float(np.square(weight).sum((0, 2)) @ (np.diag(xx) + covariance.mean_x[channels] ** 2))
         if variance > CONSTANT_VARIANCE * second_moment:

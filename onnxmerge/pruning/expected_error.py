@@ -64,14 +64,14 @@ class ExpectedErrors:
 
 def _share_lost(removal: Removal, covariance: np.ndarray, products: np.ndarray) -> float:
     """Of one consumer; products (n, n): W^T W."""
-    kept, scaling = removal.kept, removal.scaling
+    kept = removal.kept
     removed = np.setdiff1d(np.arange(len(covariance)), kept)
+    rows = None if removal.scaling is None else removal.scaling[removed]
     if removal.method == "reconstruct":
-        scaling, _ = mixing(covariance, np.zeros(len(covariance)), kept)
+        rows = mixing(covariance, kept)
     error = covariance[np.ix_(removed, removed)]
-    if scaling is not None:
-        rows = scaling[removed]
+    if rows is not None:
         crossed = rows @ covariance[np.ix_(kept, removed)]
         error = error - crossed - crossed.T + rows @ covariance[np.ix_(kept, kept)] @ rows.T
-    variance = max(float(np.sum(products * covariance)), np.finfo(float).tiny)
+    variance = max(float(np.einsum("ij,ij->", products, covariance)), np.finfo(float).tiny)
     return float(np.sum(products[np.ix_(removed, removed)] * error)) / variance

@@ -3,7 +3,7 @@
 import numpy as np
 
 from onnxmerge.algorithms.criteria import CRITERIA, keep_best
-from onnxmerge.algorithms.elimination import Elimination, eliminate, kept_after, weight_products
+from onnxmerge.algorithms.elimination import Elimination, eliminate, eliminate_independent, kept_after, weight_products
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.layers import Consumer
 from onnxmerge.options import PruningOptions
@@ -119,12 +119,21 @@ def elimination_of(
         None where nothing reads the group.
     """
     consumers: list[tuple[np.ndarray | None, np.ndarray]] = []
+    if any(consumer.key in reference.too_wide for consumer in group.consumers):
+        return _elimination_by_weights(group)
     for consumer in group.consumers:
         metric = None if output_errors is None else output_errors.metric(consumer.layer)
         products = weight_products(consumer.columns(), reference.downstream[consumer.key].scale, metric)
         consumers.append((group_covariance(reference, group, consumer), products))
     consumers += [(None, each.elimination_terms(group.size)) for each in group_products(channels, group, reference.products)]
     return eliminate(consumers, group.removable, group.conv_groups) if consumers else None
+
+
+def _elimination_by_weights(group: ChannelGroup) -> Elimination:
+    """As if channels were independent of each other and varied alike: each costs the squares of the weights that read it."""
+    squares = [np.square(consumer.columns()).sum((0, 2)) for consumer in group.consumers]
+    score = np.asarray(sum(each / max(float(each.sum()), np.finfo(float).tiny) for each in squares)) / len(squares)
+    return eliminate_independent(score, group.removable, group.conv_groups)
 
 
 def group_covariance(reference: ReferenceStatistics, group: ChannelGroup, consumer: Consumer) -> np.ndarray:

@@ -65,7 +65,11 @@ def best_removal(statistics: LayerStatistics, group: ChannelGroup, count: int, o
     """
     planned = options.planned.get(group.name)
     asked = planned.method if options.method == "auto" and planned is not None and planned.method else options.method
-    is_shared = any(consumer.key in statistics.reference.shared_weight_keys for consumer in group.consumers)
+    keys = [consumer.key for consumer in group.consumers]
+    too_wide = next((statistics.reference.too_wide[key] for key in keys if key in statistics.reference.too_wide), "")
+    if too_wide:
+        return Removal(group, kept_channels(group, count, options, statistics.elimination(group)), "prune", note=too_wide)
+    is_shared = any(key in statistics.reference.shared_weight_keys for key in keys)
     names = [name for name in METHODS if name != "reconstruct" or (not is_shared and statistics.can_repair(group))]
     names = [asked, "prune"] if asked in names else names
     channels = statistics.context.channels

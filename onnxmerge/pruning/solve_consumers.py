@@ -10,8 +10,9 @@ from functools import partial
 
 import numpy as np
 
-from onnxmerge.algorithms.least_squares import RIDGE, adjusted_target, fits_in_memory, solve
-from onnxmerge.algorithms.moments import MomentSums
+from onnxmerge.algorithms.adjusted_targets import adjusted_target
+from onnxmerge.algorithms.least_squares import RIDGE, RidgeSystem, fits_in_memory
+from onnxmerge.algorithms.moments import Covariance
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.graph.layers import Layer
@@ -108,15 +109,17 @@ class _LayerUpdate:
     def __init__(self, context: RunContext, statistics: ReferenceStatistics, layer: Layer, kept: np.ndarray, runs: Runs) -> None:
         self.context, self.layer, self.kept, (self.reference, self.compressed) = context, layer, kept, runs
         self.index = context.node_index[layer.key]
-        self.covariance = statistics.covariances[layer.key]
+        self.covariance = statistics.covariances.get(layer.key)
         following = statistics.downstream[layer.key]
         is_known = following.is_reachable(*runs) and self._holds_each_input(following.added)
         self.downstream = following if is_known else DownstreamAffine(is_followed=following.is_followed)
         self.own_bias = bias_of(context.channels, layer)
 
-    def solve(self) -> Replacement:
+    def solve(self) -> Replacement | None:
         """Solve against the reference's outputs; where a ReLU follows, solve once more for what passes it."""
         layer = self.layer
+        if self.covariance is None:
+            return self._with_means_kept(kept_weights(layer, self.kept)) if layer.is_linear else self.accept(None)
         if not layer.is_linear:
             return self._put(mixed_replacement(layer, self.kept, self.covariance))
         mixed = mixed_weights(layer, self.kept, self.covariance)
@@ -128,14 +131,14 @@ class _LayerUpdate:
         def target(batch: int) -> np.ndarray:
             return self._target(batch, partial(samples.view, batch))
 
-        weights, bias = least_squares(layer, samples.moments(target), mixed, ridge, exponent)
+        systems, weights, bias = _solved(layer, samples.covariances(target), mixed, ridge, exponent)
         if self.downstream.has_relu:
 
             def target_before_relu(batch: int) -> np.ndarray:
                 return self._target_before_relu(batch, partial(samples.view, batch), samples.outputs(batch, *solved))
 
             solved = weights, bias
-            weights, bias = least_squares(layer, samples.moments(target_before_relu), weights, ridge, exponent)
+            weights, bias = _fitted(layer, systems, samples.covariances(target_before_relu, with_xx=False), exponent)
         return self._replace(weights, bias - self.own_bias)
 
     def accept(self, replacement: Replacement | None) -> Replacement | None:
@@ -189,17 +192,17 @@ class _LayerUpdate:
         return replacement
 
 
-def least_squares(
-    layer: Layer, moments: Sequence[MomentSums], priors: Sequence[np.ndarray], ridge: float, correction_exponent: float
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Solve a layer (`algorithms.least_squares.solve`) for every group of a grouped convolution.
+def _solved(
+    layer: Layer, targets: Sequence[Covariance], priors: Sequence[np.ndarray], ridge: float, correction_exponent: float
+) -> tuple[list[RidgeSystem], list[np.ndarray], np.ndarray]:
+    """Solve a layer for every group of a grouped convolution.
 
     Parameters
     ----------
     layer : Layer
         The layer.
-    moments : Sequence[MomentSums]
-        For each group, of its kept inputs, laid out (kernel position, input), against its targets.
+    targets : Sequence[Covariance]
+        For each group, of its kept inputs, laid out (kernel position, input), with its targets.
     priors : sequence of ndarray of shape (out, kept inputs, kernel size)
         For each group what the solution is pulled towards.
     ridge : float
@@ -209,16 +212,25 @@ def least_squares(
 
     Returns
     -------
+    systems : list of RidgeSystem
+        For each group, to be solved for other targets.
     weights : list of ndarray
         For each group, shaped as the priors.
     bias : ndarray of shape (out,)
         Of all groups, the layer's own included.
     """
-    weights, biases = [], []
-    independent = layer.layout != "conv"
-    for part, prior in zip(moments, priors, strict=True):
-        outputs, _, kernel_size = prior.shape
-        solved, bias = solve(part, prior.transpose(0, 2, 1).reshape(outputs, -1), ridge, correction_exponent, independent)
-        weights.append(solved.reshape(outputs, kernel_size, -1).transpose(0, 2, 1))
-        biases.append(bias)
-    return weights, np.concatenate(biases)
+    is_conv = layer.layout == "conv"
+    systems = [
+        RidgeSystem(target.xx, target.count, prior.transpose(0, 2, 1).reshape(len(prior), -1), ridge, not is_conv)
+        for target, prior in zip(targets, priors, strict=True)
+    ]
+    return systems, *_fitted(layer, systems, targets, correction_exponent)
+
+
+def _fitted(
+    layer: Layer, systems: Sequence[RidgeSystem], targets: Sequence[Covariance], correction_exponent: float
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Weights and bias as `_solved` returns them."""
+    found = [system.solve(target, correction_exponent) for system, target in zip(systems, targets, strict=True)]
+    shape = len(found[0][0]), layer.kernel_size, -1
+    return [weight.reshape(shape).transpose(0, 2, 1) for weight, _ in found], np.concatenate([bias for _, bias in found])

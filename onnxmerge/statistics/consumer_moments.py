@@ -3,11 +3,11 @@
 All of it runs on the CPU, also beside a GPU: on an H100 ResNet-56 took no less time with both on CUDA, and bytes would differ
 from run to run.
 
-Samples are float32. Covariances of channels, on whose smallest eigenvalues an elimination hangs, are of float64 products. Least
-squares take float32 products of blocks of samples, summed in float64, in half the time: their error in the 2-norm is 4e-6 of the
-mean variance, a 250th of the least ridge. Means are subtracted first: without that the error grows with (mean / deviation)^2, to
-1e-3 where that is 100. So it does where all samples and not blocks are multiplied in float32: for VGG-16 (800 samples, 2304
-unknowns) the smallest eigenvalue, which is 0, came out as -1e-3 of the mean variance, and the solution was 100 times too large.
+Samples are float32, and so are products of blocks of them, summed in float64: half the time of float64 ones. Their error in the
+2-norm is 4e-6 of the mean variance, a 250th of the least ridge and a 25th of the damping of an elimination. Means are
+subtracted first: without that the error grows with (mean / deviation)^2, to 1e-3 where that is 100. So it does where all samples
+and not blocks are multiplied in float32: for VGG-16 (800 samples, 2304 unknowns) the smallest eigenvalue, which is 0, came out as
+-1e-3 of the mean variance, and the solution was 100 times too large.
 """
 
 import math
@@ -75,8 +75,22 @@ def channel_covariance(run: LayerwiseRun, layer: Layer) -> Covariance:
         return rows[:, layer.channel_positions.T].reshape(-1, count) if places > 1 else rows
 
     pieces = _joined((rows_of_batch(number)[np.newaxis],) for number in range(len(sources)))
-    first, *others = (moment_sums(x, threads=run.threads)[0] for (x,) in pieces)
-    return sum(others, first).covariance()
+    (found,) = _covariances(((x, np.zeros((*x.shape[:2], 0), np.float32)) for (x,) in pieces), True, run.threads)
+    return replace(found, xx=found.xx.astype(np.float32))
+
+
+def _covariances(pieces: Iterable[tuple[np.ndarray, ...]], with_xx: bool, threads: int | None) -> list[Covariance]:
+    """For each group, of inputs (groups, samples, d) and targets (groups, samples, o) in pieces."""
+    totals: list[MomentSums] = []
+    centres: Centres | None = None
+    for x, y in pieces:
+        centres = centres or (_means(x), _means(y))
+        parts = moment_sums(x, y, with_xx, threads, centres)
+        for number, part in enumerate(parts if totals else ()):
+            totals[number] += part
+        totals = totals or parts
+    assert centres is not None
+    return [total.covariance(*each) for total, *each in zip(totals, *centres, strict=True)]
 
 
 def _row_step(samples: int, unknowns: int) -> int:
@@ -130,7 +144,6 @@ class ConsumerSamples:
             values = sum(run.tensor(number, layer.source).size for number in range(run.batch_count))
             self.steps = (_row_step(values // kept.size, self.unknowns),)
         self._held: dict[tuple[int, int], np.ndarray] = {}
-        self._xx: list[NDArray[np.float64]] = []
 
     def view(self, batch: int, tensor: np.ndarray) -> np.ndarray:
         """Of a tensor shaped like the consumer's output the samples' values: (N, out, *positions), or (rows, out)."""
@@ -149,18 +162,12 @@ class ConsumerSamples:
             parts.append(from_groups(found, (found.shape[1] // math.prod(space), bias.size, *space)))
         return np.concatenate(parts)
 
-    def moments(self, targets: Targets) -> list[MomentSums]:
-        """Moment sums against target outputs, for each group of a grouped convolution; inputs (kernel position, kept input)."""
-        totals: list[MomentSums] = []
-        centres: Centres | None = None
-        for x, y in _joined(self._samples(targets)):
-            centres = centres or (_means(x), _means(y))
-            parts = moment_sums(x, y, not self._xx, self.run.threads, centres)
-            totals = parts if not totals else [a + b for a, b in zip(totals, parts, strict=True)]
-        assert centres is not None
-        self._xx = self._xx or [total.xx for total in totals]
-        whole = [replace(total, xx=xx) for total, xx in zip(totals, self._xx, strict=True)]
-        return [total.moved(*each) for total, *each in zip(whole, *centres, strict=True)]
+    def covariances(self, targets: Targets, with_xx: bool = True) -> list[Covariance]:
+        """Covariances with target outputs, for each group of a grouped convolution; inputs (kernel position, kept input).
+
+        with_xx: whether those of the inputs are wanted, which take nearly all of the time and are the same for all targets.
+        """
+        return _covariances(_joined(self._samples(targets)), with_xx, self.run.threads)
 
     def _samples(self, targets: Targets) -> Iterator[tuple[np.ndarray, ...]]:
         """Inputs (groups, samples, unknowns) and targets (groups, samples, outputs), piece by piece."""

@@ -15,6 +15,7 @@ from onnxmerge.data.first_layers import dense_first_layer
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.errors import InputError
 from onnxmerge.execution.layerwise import LayerwiseRun
+from onnxmerge.execution.memory import physical_memory
 from onnxmerge.execution.submodel import shallow_first
 from onnxmerge.execution.tensor_specs import Feeds
 from onnxmerge.graph.analysed_model import AnalysedModel
@@ -26,8 +27,9 @@ from onnxmerge.onnxio.export import export
 from onnxmerge.options import Progress
 from onnxmerge.statistics.consumer_moments import channel_covariance
 from onnxmerge.statistics.product_moments import ProductMoments, product_moments
+from onnxmerge.statistics.wide_layers import too_wide
 
-BATCH_ELEMENTS, LARGEST_BATCH = 1 << 21, 128
+BATCH_ELEMENTS, LARGEST_BATCH = 1 << 21, 64  # twice as many ResNet-56 inputs take half as long again: memory is mapped anew
 LOWEST_VARIANCE = 1e-4  # of the stored one: a channel that synthetic inputs leave constant must not be blown up
 
 
@@ -58,7 +60,8 @@ class RunContext:
 class ReferenceStatistics:
     """The reference with BatchNormalization matched to the inputs; by key of each consumer what it reads and what follows it.
 
-    products: by key, moments of the factors of products of two computed tensors.
+    products: by key, moments of the factors of products of two computed tensors. Consumers that are `too_wide` have no covariance
+    but the reason why.
     """
 
     matched: ModelProto
@@ -67,6 +70,7 @@ class ReferenceStatistics:
     products: dict[str, ProductMoments]
     downstream: dict[str, DownstreamAffine]
     shared_weight_keys: frozenset[str]
+    too_wide: dict[str, str]
 
 
 def run_context_of(analysed: AnalysedModel, inputs: Inputs, threads: int | None, progress: Progress) -> RunContext:
@@ -94,10 +98,12 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
     mean and standard deviation that training gave it.
     """
     layers = {layer.key: layer for layer in context.channels.layers if layer.in_ids.any()}
-    walk = context.run_of(deepcopy(context.model))
     products = {product.key: (group, product) for group in context.channels.groups for product in group.products}
+    left_out, shared = too_wide(layers.values(), physical_memory()), context.channels.shared_weight_keys
+    walk = context.run_of(deepcopy(context.model))
     stops: dict[int, list[Layer | Product]] = defaultdict(list)
-    for each in (*(layers.values() if known is None else ()), *(product for _, product in products.values())):
+    observed: list[Layer | Product] = [layer for key, layer in layers.items() if known is None and key not in left_out]
+    for each in (*observed, *(product for _, product in products.values())):
         stops[context.node_index[each.key]].append(each)
     normal = _normalisations(context) if context.synthetic and known is None else {}
     covariances, moments = dict(known or {}), dict[str, ProductMoments]()
@@ -123,7 +129,7 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
     matched = walk.model
     del matched.graph.node[:]
     matched.graph.node.extend(node for nodes in walk.nodes for node in nodes)
-    return ReferenceStatistics(matched, layers, covariances, moments, downstream, context.channels.shared_weight_keys)
+    return ReferenceStatistics(matched, layers, covariances, moments, downstream, shared, left_out)
 
 
 def _normalisations(context: RunContext) -> dict[int, np.ndarray]:
@@ -142,11 +148,11 @@ def _match(walk: LayerwiseRun, at: int, before: np.ndarray) -> None:
     node = deepcopy(walk.nodes[at][0])
     count, total, squares = 0, np.zeros(len(before)), np.zeros(len(before))
     for number in range(walk.batch_count):
-        x = np.asarray(walk.tensor(number, node.input[0]), np.float64)
-        axes = tuple(axis for axis in range(x.ndim) if axis != 1)
-        count += x.size // x.shape[1]
-        total += x.sum(axes)
-        squares += np.square(x).sum(axes)
+        for one in walk.tensor(number, node.input[0]):
+            rows = one.reshape(len(before), -1).astype(np.float64)
+            count += rows.shape[1]
+            total += rows.sum(1)
+            squares += np.einsum("cs,cs->c", rows, rows)
     mean = total / count
     variance = np.maximum(squares / count - mean**2, LOWEST_VARIANCE * before.astype(np.float64))
     names = [f"{node.output[0]}//mean", f"{node.output[0]}//variance"]
