@@ -187,8 +187,8 @@ def test_ordinary_models_are_known_to_be_cheap(models_folder):
     """Or every run of the program would pay for another process."""
     assert all(known_cheap(onnx.load(path)) for path in models_folder.glob("*.onnx"))
     others = {name for name, topology in TOPOLOGIES.items() if not known_cheap(built(topology))}
-    # Bodies, custom operators, sums whose length the equation hides, a slice to a computed length, and an operator whose shapes onnx
-    # 1.23 does not infer alone.
+    # Bodies, custom operators, sums whose length the equation hides, a slice to a computed length, and an operator whose shapes
+    # onnx 1.23 does not infer alone.
     bodies_and_unknown = {"if-body-capture", "unknown-custom-operator"}
     assert others <= bodies_and_unknown | {"einsum-image", "einsum-sequence", "attention-gpt2", "group-normalization"}
 
