@@ -377,3 +377,17 @@ def test_models_made_before_an_interruption_stay(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         onnxmerge.sweep(MLP, "ratio=0.5,0.3,0.2", method="prune", folder=tmp_path / "out", **QUICK)
     assert list(files_of(tmp_path / "out")) == ["digits-mlp-ratio-0.5.onnx"]
+
+
+def test_points_share_nothing_that_depends_on_the_size_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    make = SWEEP.compress_point.__globals__["compress_file"]
+
+    def noted(*args, shared, **settings):
+        result = make(*args, shared=shared, **settings)
+        taken.extend(measured.options.pruning.ratio for measured in shared._measured.values())
+        return result
+
+    monkeypatch.setitem(SWEEP.compress_point.__globals__, "compress_file", noted)
+    onnxmerge.sweep(MLP, targets="ratio=0.5,macs=0.5", bench=False, samples=24, threads=1)
+    assert set(taken) == {None}

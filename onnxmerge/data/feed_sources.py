@@ -71,7 +71,7 @@ def layout_of(spec: TensorSpec, shape: tuple[int, ...], batched: frozenset[str],
     dims, last = list(spec.dims), channels_last(shape)
     axis = len(shape) - 1 if last else 1
     channels = shape[axis] if len(shape) > 2 else 1
-    if len(shape) > 2:
+    if len(shape) > 3:  # of three axes the middle one may be a number of tokens
         dims[axis] = channels
     is_batched = spec.name in batched
     row = tuple(dims[1:] if is_batched else dims)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # the command line reads this module for --help, which must n
 SIZES = ("ratio", "target", "fidelity", "plan")
 """Options that say how small the model becomes; at most one of them is given."""
 DEFAULT_FIDELITY = 0.97
-"""Used where none of `SIZES` is given. With 128 real inputs six small networks lost 0.7 points of accuracy on average, 1.7 at 0.95."""
+"""Used where none of `SIZES` is given. With 128 inputs six networks lost 0.7 points of accuracy on average, at 0.95 1.7."""
 DEFAULT_TARGETS = "macs=0.9,0.75,0.6,0.5,0.35,0.25"
 """What `sweep` tries: steps of about a sixth of the MACs, the coarsest that still show where a curve bends."""
 WEIGHT_ONLY_METHODS = ("prune", "merge")
@@ -242,8 +242,7 @@ class RuntimeOptions(CheckedOptions):
     cuda_graph : bool
         Whether CUDA times replays of a CUDA graph.
     max_memory : int or None
-        Bytes that the first run of a model may take, or a text such as "4GB"; None for 2 GB, or twice the model's size where that
-        is more.
+        Bytes that the first run of a model may take, or a text such as "4GB"; None for 2 GB or twice the model, what is more.
     """
 
     part = "runtime"

@@ -153,6 +153,7 @@ def compress_file(
             on_cpu = _on_cpu(model, found.candidate, measured.checking, options, fidelity)
             metadata = provenance_of(asked, options.inputs, model_sha256, measured.checking, on_cpu)
         tell("checking", 1.0)
+    warnings = warnings_of(found, analysed.size, fidelity, latency, measured.checking, options)
     save(replace(found.candidate.model, metadata=metadata), output)
     if saved_plan is not None:
         groups = prunable_groups(analysed.channels, options.pruning)[0]
@@ -166,10 +167,7 @@ def compress_file(
         refusals=found.candidate.refusals,
         fidelity=fidelity,
         latency=latency,
-        warnings=(
-            *chosen_sizes(analysed.inputs),
-            *warnings_of(found, analysed.size, fidelity, latency, measured.checking, options),
-        ),
+        warnings=(*chosen_sizes(analysed.inputs), *warnings),
         seconds=time.perf_counter() - started,
         seed=options.inputs.seed,
         versions=versions(),
@@ -183,7 +181,9 @@ def _measured(
     """The inputs, and what will be measured on them."""
     tell("inputs", 0.0)
     given = options.inputs, options.runtime, options.pruning, options.verify, partial(tell, "inputs")
-    return ModelMeasurements(model, analysed, options, *calibration_and_check_inputs(model, analysed, *given), tell, executor)
+    inputs = calibration_and_check_inputs(model, analysed, *given)
+    any_size = replace(options, pruning=replace(options.pruning, ratio=None))  # other points of a sweep take the measurements too
+    return ModelMeasurements(model, analysed, any_size, *inputs, tell, executor)
 
 
 def _with_plan_read(pruning: PruningOptions, model_sha256: str, analysed: AnalysedModel) -> PruningOptions:

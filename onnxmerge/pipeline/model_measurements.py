@@ -36,7 +36,7 @@ class ModelMeasurements:
     analysed : AnalysedModel
         The model; never rewritten.
     options : CompressOptions
-        What was asked for; how small the model becomes is not read.
+        What was asked for, without a ratio: how small the model becomes is not read.
     solving, checking : Inputs
         Inputs that layers are solved on, and that candidates are compared on.
     progress : Progress

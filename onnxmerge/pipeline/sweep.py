@@ -125,9 +125,10 @@ def _sweep_file(
         outputs = {target: (folder or temporary.path) / name for target, name in names.items()}
         inline = not external_files(analysed.model) and fits_one_message(analysed.model)
         content, path = model.read_bytes() if inline else None, model.absolute()
+        first = min(by_target, key=lambda target: _is_timed(by_target[target]))  # the first that is made
         tasks = {
-            target: PointTask(path, content, outputs[target].absolute(), options, temporary.path, limit, is_first=not number)
-            for number, (target, options) in enumerate(by_target.items())
+            target: PointTask(path, content, outputs[target].absolute(), options, temporary.path, limit, is_first=target == first)
+            for target, options in by_target.items()
         }
         order = [task.options for task in sorted(tasks.values(), key=lambda task: _is_timed(task.options))]
         is_here = executor is None and jobs is None

@@ -168,7 +168,7 @@ def _recurrent_nodes(
         bias[:, 0] += np.broadcast_to(replacement.bias, directions * rows).reshape(directions, rows)
     new.input.extend([""] * (4 - len(new.input)))
     new.input[1], new.input[3] = weight_name, bias_name
-    constants = {weight_name: replacement.weight, bias_name: bias.reshape(directions, -1).astype(replacement.weight.dtype)}
+    constants = {weight_name: replacement.weight, bias_name: in_range(bias.reshape(directions, -1), replacement.weight.dtype)}
     return [new], constants
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxmerge.algorithms.product_bases import ProductBasis, product_basis
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
-from onnxmerge.graph.layers import Layer
+from onnxmerge.graph.layers import Layer, in_range
 from onnxmerge.graph.product_factors import LinearFactor, channels_of_rows, constant_behind
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.pruning.consumer_update import bias_of
@@ -101,7 +101,7 @@ class OutputMix:
             mixed[positions], mixed_bias[positions] = mixture.T @ rows[positions], mixture.T @ bias[positions]
         for positions in self.zeros:
             mixed[positions], mixed_bias[positions] = 0.0, 0.0
-        return Replacement(self.layer.stored(mixed.reshape(weight.shape)).astype(stored.dtype), mixed_bias - own - behind)
+        return Replacement(in_range(self.layer.stored(mixed.reshape(weight.shape)), stored.dtype), mixed_bias - own - behind)
 
 
 def group_products(channels: Channels, group: ChannelGroup, moments: Mapping[str, ProductMoments]) -> list[GroupProduct]:

@@ -88,10 +88,12 @@ def _compression(result: Compression) -> Verdict:
 
 def _size_text(before: Size, after: Size) -> tuple[str, bool]:
     """What went, and whether the model can be called smaller."""
-    if after.file_bytes > before.file_bytes:
-        return f"the file grew from {file_size(before.file_bytes)} to {file_size(after.file_bytes)}", False
     shares = [("parameters", before.parameters, after.parameters), ("MACs", before.macs, after.macs)]
     saved = [(what, 1 - own / whole) for what, whole, own in shares if whole]
+    if (after.parameters, after.macs) == (before.parameters, before.macs):
+        return "nothing was removed", False
+    if after.file_bytes > before.file_bytes:
+        return f"the file grew from {file_size(before.file_bytes)} to {file_size(after.file_bytes)}", False
     if all(share <= 0 for _, share in saved):
         return "nothing was removed", False
     text = " and ".join(f"{percent(share)} of the {what}" for what, share in saved)
