@@ -74,3 +74,17 @@ def test_the_bytes_do_not_depend_on_the_executor(calibration, tmp_path):
         )
     assert made[0] == made[1]
     assert all((apart[key].xx == moments.xx).all() for key, moments in here.items())
+
+
+def test_what_a_worker_has_no_memory_for_is_pruned_by_its_weights(calibration, tmp_path, monkeypatch):
+    """With the reason: no statistics of one consumer come back."""
+    take = shards_module.covariances_of
+
+    def without_one(shard):
+        moments = take(shard)
+        moments.pop(next(iter(moments)))
+        return moments
+
+    monkeypatch.setattr(shards_module, "covariances_of", without_one)
+    result = compress(MODEL, tmp_path / "o.onnx", ratio=0.5, calibration=calibration, threads=1, verify=False)
+    assert sum("another machine had too little memory" in group.note for group in result.groups) == 1

@@ -8,9 +8,9 @@ in proportion to (filled) input times output channels, one in proportion to the 
 element of a tensor that is larger than a cache takes longer.
 
 The constants are nonnegative least squares of the relative errors over 306 measured models, rounded: seventeen networks, five of
-them from public packages, each whole and in eight random sizes, with one input and with eight; what too few of them have
-(`plain_depthwise`, `transposed`) was measured alone, and `depthwise` set to where `stored` stays positive. On networks that were
-left out of the fit a ratio of times was 8 % off in the median, and up to 28 % on average over the sizes of one
+them from public packages, each whole and in eight random sizes, with one input and with eight. What too few of them have has a
+value of an earlier fit (`plain_depthwise`) or of one profile (`transposed`), and `depthwise` leaves room for `stored`. On
+networks that were left out of the fit a ratio of times was 8 % off in the median, and up to 28 % on average over the sizes of one
 (`benchmarks/node_time.py`, which fits anew). They hold for one thread of a processor with AVX-512; ratios matter here, not
 nanoseconds.
 """

@@ -12,6 +12,7 @@ from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.pipeline.candidate_builder import QUICK_COST
 from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.progress import Stage
+from onnxmerge.pruning.sensitivity import PASSES
 
 SECONDS_PER_MAC, SECONDS_PER_ELEMENT = 1 / 5e10, 1 / 1e9
 """Of a run: multiply-accumulates, and numbers in the tensors that nodes write."""
@@ -92,7 +93,7 @@ def _measuring(analysed: AnalysedModel, options: CompressOptions, *, is_allocate
     if not pruning.uses_weights_only or is_allocated:
         stages.append(Stage("statistics", 3.0 * run + layers))
     if is_allocated:
-        stages.append(Stage("sensitivities", 5.0 * run + layers))
+        stages.append(Stage("sensitivities", (1.0 + PASSES) * run + layers))
     return stages
 
 

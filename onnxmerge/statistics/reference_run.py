@@ -30,6 +30,7 @@ from onnxmerge.statistics.product_moments import ProductMoments, product_moments
 from onnxmerge.statistics.wide_layers import too_wide
 
 BATCH_ELEMENTS, LARGEST_BATCH = 1 << 21, 64  # twice as many ResNet-56 inputs take half as long again: memory is mapped anew
+MISSING = "pruned by its weights: another machine had too little memory for the statistics of its channels"
 LOWEST_VARIANCE = 1e-4  # of the stored one: a channel that synthetic inputs leave constant must not be blown up
 
 
@@ -100,6 +101,8 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
     layers = {layer.key: layer for layer in context.channels.layers if layer.in_ids.any()}
     products = {product.key: (group, product) for group in context.channels.groups for product in group.products}
     left_out, shared = too_wide(layers.values(), physical_memory()), context.channels.shared_weight_keys
+    if known is not None:  # a worker may have less memory than this machine
+        left_out |= {key: MISSING for key in layers if key not in known and key not in left_out}
     walk = context.run_of(deepcopy(context.model))
     stops: dict[int, list[Layer | Product]] = defaultdict(list)
     observed: list[Layer | Product] = [layer for key, layer in layers.items() if known is None and key not in left_out]

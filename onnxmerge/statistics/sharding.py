@@ -48,7 +48,8 @@ def sharded_covariances(
 
     run_tasks(covariances_of, shards, keep, executor)
     counts = [len(part) for part in parts]
-    return {key: pooled_covariance(counts, [found[number][key] for number in range(len(parts))]) for key in found[0]}
+    known = [key for key in found[0] if all(key in moments for moments in found.values())]
+    return {key: pooled_covariance(counts, [found[number][key] for number in range(len(parts))]) for key in known}
 
 
 def covariances_of(shard: Shard) -> dict[str, Covariance]:
