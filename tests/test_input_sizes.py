@@ -61,6 +61,8 @@ FOUND = {
     "a Resize to literal sizes": (RESIZED, {}, (1, 3, 96, 160), "graph"),
     "a table of 37 x 37 patches": (PATCHES, {}, (1, 3, 518, 518), "graph"),
     "a line of text": (STRIP, {}, (1, 3, 48, 320), "chosen"),
+    "strides of a line of text": (IMAGE.replace("strides=[2,2]", "strides=[2,1]"), {}, (1, 3, 48, 320), "chosen"),
+    "strides of columns": (IMAGE.replace("strides=[2,2]", "strides=[1,2]"), {}, (1, 3, 224, 224), "chosen"),
     "a table of 40 positions": (TOKENS.replace("LENGTH", "40"), {}, (1, 40), "graph"),
     "one position for all": (TOKENS.replace("LENGTH", "1"), {}, (1, 128), "chosen"),
     "one second of sound": ("g (float[N,1,L] x) => (float[N,1,L] y) { y = Relu(x) }", {}, (1, 1, 16000), "chosen"),

@@ -102,17 +102,20 @@ def with_first_layer_noise(inputs: Inputs, name: str, weight: np.ndarray, seed: 
     seed : of the noise
     """
     _, scales, directions = np.linalg.svd(weight, full_matrices=False)
-    others = inputs.take(inputs.indices[:64])[name].astype(np.float64)
+    first = inputs.take(inputs.indices[:64])
+    others, is_only_input = first[name].astype(np.float64), inputs.by_row and len(first) == 1
     amplitude = AMPLITUDE * float(others.std()) * np.sqrt(weight.shape[1]) / max(float(np.linalg.norm(scales)), 1e-30)
     factor, centre = amplitude * scales[:, None] * directions, float(others.mean())
 
     def take(indices: Indices) -> dict[str, np.ndarray]:
-        feeds = inputs.take(indices)
-        value = feeds[name].copy()
-        for row, index in enumerate(indices):
-            if index % 2:
-                noise = np.random.default_rng([seed, int(index)]).standard_normal(len(factor))
-                value[row] = (centre + noise @ factor).reshape(value.shape[1:]).astype(value.dtype)
+        is_noise = indices % 2 == 1
+        made = ~is_noise if is_only_input else np.ones(len(indices), bool)  # those that are to be replaced cost as much as others
+        feeds = inputs.take(indices[made]) if made.any() else {}
+        value = np.empty((len(indices), *first[name].shape[1:]), first[name].dtype)
+        value[made] = feeds.get(name, value[:0])
+        for row in np.flatnonzero(is_noise):
+            noise = np.random.default_rng([seed, int(indices[row])]).standard_normal(len(factor))
+            value[row] = (centre + noise @ factor).reshape(value.shape[1:]).astype(value.dtype)
         return {**feeds, name: value}
 
     return replace(inputs, take=take, description=f"{inputs.description}, half of them noise shaped by the first layer")

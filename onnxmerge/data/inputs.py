@@ -89,11 +89,19 @@ class Inputs:
 
     def batches(self, size: int) -> Iterator[dict[str, np.ndarray]]:
         """Feeds of at most `size` and `largest_batch` inputs, or of `batch_size` where the model takes no other number."""
+        yield from map(self.take, self.batch_indices(size))
+
+    def batch_indices(self, size: int) -> Iterator[Indices]:
+        """For each of these batches what is to be taken."""
         step = self.batch_size or min(size, self.largest_batch)
         if step < 1:
             raise ValueError(f"a batch of {step} inputs")
-        for start in range(0, self.count, step):
-            yield self.take(self.indices[start : start + step])
+        yield from (self.indices[start : start + step] for start in range(0, self.count, step))
+
+    def first(self, count: int) -> Inputs:
+        """The first inputs, so many or a few more where the model takes whole batches; all where there are fewer."""
+        step = self.batch_size or 1
+        return self if count >= self.count else self.subset(np.arange(-(-count // step) * step), "first")
 
     def repeated(self, size: int) -> dict[str, np.ndarray]:
         """Feeds of exactly `size` inputs, repeated where there are fewer, or of `batch_size` where the model takes no other."""

@@ -30,7 +30,7 @@ class RepeatedFidelity:
 
     reference: Path
     threads: int | None
-    _held: dict[tuple[str, bytes], list[Outputs]] = field(default_factory=dict)
+    _held: dict[tuple[object, bytes], Outputs] = field(default_factory=dict)
 
     @cached_property
     def _session(self) -> Session:
@@ -43,9 +43,9 @@ class RepeatedFidelity:
         return min(outputs, key=lambda output: (output.finite, output.fidelity)).fidelity
 
     def _runs(self, candidate: Session, inputs: Inputs) -> Iterator[tuple[int, Outputs, Outputs]]:
-        held = self._held.setdefault((inputs.description, inputs.indices.tobytes()), [])
-        for number, feeds in enumerate(inputs.batches(BATCH)):
-            expected = held[number] if number < len(held) else self._session.run(feeds)
-            if number == len(held) and sum(as_array(value).nbytes for each in held for value in each.values()) < HELD_BYTES:
-                held.append(expected)
+        for indices in inputs.batch_indices(BATCH):
+            feeds, key = inputs.take(indices), (inputs.take, indices.tobytes())
+            expected = self._held[key] if key in self._held else self._session.run(feeds)
+            if sum(as_array(value).nbytes for each in self._held.values() for value in each.values()) < HELD_BYTES:
+                self._held[key] = expected
             yield batch_size(feeds), expected, candidate.run(feeds)

@@ -150,9 +150,12 @@ def _choices(uses: set[str], hints: SizeHints) -> list[tuple[dict[str, int], boo
     choices: list[tuple[dict[str, int], bool]] = []
     if is_image:
         choices += [({"height": height, "width": width}, True) for height, width in hints.images[:MOST_HINTS]]
-    choices.append(({}, False))
+    usual_sizes = [({}, False)]
     if is_image:
-        choices += [({"height": height, "width": width}, False) for height, width in TEXT_LINES]
+        lines = [({"height": height, "width": width}, False) for height, width in TEXT_LINES]
+        usual_sizes = [*lines, *usual_sizes] if hints.is_line else [*usual_sizes, *lines]
+    choices += usual_sizes
+    if is_image:
         hinted, usual = ((side, True) for side in hints.sides[:MOST_HINTS]), ((side, False) for side in SIDES)
         choices += [({"height": side, "width": side}, from_graph) for side, from_graph in (*hinted, *usual)]
     for use in sorted(uses & {"line", "tokens", "samples", "frames"}):

@@ -36,12 +36,15 @@ class SizeHints:
         Of sequences: rows of tables that are added or looked up, inputs of dense layers.
     channels : int
         Of an image whose channel axis is dynamic: what the first convolution reads, or 3.
+    is_line : bool
+        Whether the layers shrink the height more than the width, as those that read a line of text do.
     """
 
     images: list[tuple[int, int]]
     sides: list[int]
     lengths: list[int]
     channels: int
+    is_line: bool
 
 
 def size_hints(proto: ModelProto) -> SizeHints:
@@ -58,7 +61,12 @@ def size_hints(proto: ModelProto) -> SizeHints:
     stated = [(height * scale, width * scale) for height, width in _resized(nodes, constants) for scale in reversed(SCALES)]
     images = [pair for pair in (*_noted(proto), *stated) if min(pair) >= SMALLEST_STATED and max(pair) in IMAGE_SIDES]
     plausible = dict.fromkeys(side for side in sides if side in IMAGE_SIDES)
-    return SizeHints(images, list(plausible), list(dict.fromkeys(_lengths(nodes, constants))), channels)
+    return SizeHints(images, list(plausible), list(dict.fromkeys(_lengths(nodes, constants))), channels, _is_line(nodes))
+
+
+def _is_line(nodes: Iterable[NodeProto]) -> bool:
+    strides = [each.ints for node in nodes for each in node.attribute if each.name == "strides" and len(each.ints) == 2]
+    return math.prod(height for height, _ in strides) > math.prod(width for _, width in strides)
 
 
 def _constants(proto: ModelProto) -> dict[str, TensorProto]:

@@ -13,8 +13,10 @@ QUICK_TRIALS, FULL_TRIALS, RESCUE_TRIALS = 6, 4, 4
 GOAL, QUICK_CLOSE = 0.866, 0.75
 """Shares of the allowed loss: what is aimed at, so that a candidate that loses a little more than expected still passes, and
 what a quick candidate must lose to be close enough."""
-WORTH_A_TRIAL = 0.02
-"""Least share of the predicted time, MACs or parameters that another candidate must be expected to save."""
+WORTH_A_TRIAL, WORTH_REMOVING, HOPELESS = 0.02, 0.005, 0.01
+"""Least share of the predicted time, MACs or parameters that another candidate must be expected to save, and that one must while
+none passes; and the share of the allowed loss below which a prediction that fails ends the search. Some networks lose more than is
+allowed by any removal, and would take candidate after candidate to find that out."""
 
 
 def smallest_with_fidelity(builder: CandidateBuilder, fidelity: float) -> SearchResult:
@@ -38,8 +40,11 @@ def smallest_with_fidelity(builder: CandidateBuilder, fidelity: float) -> Search
     is_cut = builder.quick_loss != 1.0 and _search_quickly(builder, search, allocations, quick)
     is_cut = is_cut or _search_in_full(builder, search, allocations, full, 0 if quick.count else QUICK_TRIALS)
     if not is_cut and full.passing is None:
-        whole = builder.candidate(allocations[-1].counts)
-        return SearchResult(whole, (f"no smaller model was found that keeps a fidelity of {fidelity:g}",))
+        whole = {group.name: group.size for group in builder.groups}
+        result = builder.candidate(allocations[-1].counts)  # without channels that nobody reads, or that seemed to be of no use
+        if allocations[-1].counts != whole and 1.0 - builder.fidelity_of(result) > allowed:
+            result = builder.pruned_candidate(whole)
+        return SearchResult(result, (f"no smaller model was found that keeps a fidelity of {fidelity:g}",))
     best = full.passing or quick.passing or full.closest or quick.closest
     assert best is not None
     reached = f"the best of {quick.count + full.count} keeps a fidelity of {1.0 - best.loss:.4f}, and {fidelity:g} was asked for"
@@ -64,9 +69,9 @@ class _Best:
     passing: _Measured | None = None
     closest: _Measured | None = None
 
-    def measure(self, builder: CandidateBuilder, index: int, candidate: Candidate) -> float:
-        """The candidate's loss."""
-        found = _Measured(index, candidate, 1.0 - builder.fidelity_of(candidate))
+    def measure(self, builder: CandidateBuilder, index: int, candidate: Candidate, quickly: bool = False) -> float:
+        """The candidate's loss; quickly: on fewer inputs."""
+        found = _Measured(index, candidate, 1.0 - builder.fidelity_of(candidate, quickly))
         self.count += 1
         if self.closest is None or not found.loss >= self.closest.loss:
             self.closest = found
@@ -77,10 +82,10 @@ class _Best:
 
 def _search_quickly(builder: CandidateBuilder, search: MonotoneSearch, allocations: list[Allocation], best: _Best) -> bool:
     """Narrow the search down. Whether the time limit ends it here: there is none left for a full candidate."""
-    while best.count < QUICK_TRIALS and (index := _worth_building(search, allocations)) is not None:
+    while best.count < QUICK_TRIALS and (index := _worth_building(search, allocations, best.allowed)) is not None:
         if builder.limit.is_over() and best.count:
             return True
-        loss = best.measure(builder, index, builder.quick_candidate(allocations[index].counts)) / builder.quick_loss
+        loss = best.measure(builder, index, builder.quick_candidate(allocations[index].counts), True) / builder.quick_loss
         search.record(index, loss)
         if QUICK_CLOSE * best.allowed <= loss <= best.allowed:
             break
@@ -94,7 +99,7 @@ def _search_in_full(
     """Build candidates on all inputs. Whether the time limit ended it."""
     trials = FULL_TRIALS + more_trials
     while best.count < trials + (best.passing is None) * RESCUE_TRIALS:
-        index = _worth_building(search, allocations)
+        index = _worth_building(search, allocations, best.allowed)
         if index is None:
             return False
         if builder.limit.is_over() and best.count:
@@ -103,13 +108,14 @@ def _search_in_full(
     return False
 
 
-def _worth_building(search: MonotoneSearch, allocations: list[Allocation]) -> int | None:
-    """What is to be built next; None where a candidate passes and the next one would hardly be smaller."""
-    index = search.next()
-    if index is None or search.passing == len(allocations) - 1:
-        return index
+def _worth_building(search: MonotoneSearch, allocations: list[Allocation], allowed: float) -> int | None:
+    """What is to be built next; None where it would hardly be smaller than the one that passes or the whole model, or is hopeless."""
+    index, none_passes = search.next(), search.passing == len(allocations) - 1
+    if index is None or (none_passes and search.failing >= 0 and allocations[search.failing].loss <= HOPELESS * allowed):
+        return None
+    least = WORTH_REMOVING if none_passes else WORTH_A_TRIAL
     passing = allocations[search.passing].share
-    return index if passing - allocations[index].share >= WORTH_A_TRIAL * passing else None
+    return index if passing - allocations[index].share >= least * passing else None
 
 
 def _allocations(builder: CandidateBuilder, fidelity: float) -> list[Allocation]:

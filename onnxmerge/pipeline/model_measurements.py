@@ -6,8 +6,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.evaluation.repeated_fidelity import RepeatedFidelity
 from onnxmerge.graph.analysed_model import AnalysedModel
@@ -70,9 +68,7 @@ class ModelMeasurements:
     @cached_property
     def quick_statistics(self) -> LayerStatistics:
         """The same statistics, with `QUICK_INPUTS` of the inputs to solve on."""
-        step = self.solving.batch_size or 1
-        some = self.solving.subset(np.arange(-(-QUICK_INPUTS // step) * step), "first")
-        context = run_context_of(self.analysed, some, self.options.runtime.threads, self._tell_quick)
+        context = run_context_of(self.analysed, self.solving.first(QUICK_INPUTS), self.options.runtime.threads, self._tell_quick)
         return replace(self.layer_statistics, context=context)
 
     def _tell_quick(self, stage: str, share: float) -> None:
