@@ -26,10 +26,10 @@ from onnxmerge.pruning.sensitivity import measure_sensitivities
 
 MODEL, INPUTS = "digits-resnet.onnx", 48
 PASSES = {
-    "ratio": ({"ratio": 0.5}, 8.2),
+    "ratio": ({"ratio": 0.5}, 7.2),
     "prune": ({"ratio": 0.5, "method": "prune"}, 0.2),
-    "size": ({"target": "macs=0.5"}, 14),
-    "fidelity": ({"fidelity": 0.9}, 58),
+    "size": ({"target": "macs=0.5"}, 10.5),
+    "fidelity": ({"fidelity": 0.9}, 40),
 }
 POINT = 15
 """Passes of a further point of a sweep, of which eleven are the check, on 256 inputs."""

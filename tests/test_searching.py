@@ -20,6 +20,7 @@ from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.graph.cost import total_macs
 from onnxmerge.onnxio.model import from_proto
 from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions
+from onnxmerge.pipeline import fidelity_search
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
 from onnxmerge.pipeline.progress import Stage, overall
@@ -85,6 +86,30 @@ def test_channels_that_nobody_reads_go_at_any_fidelity(tmp_path: Path) -> None:
     assert [group.kept for group in result.groups] == [6]
     assert result.fidelity is not None
     assert result.fidelity.worst.fidelity > 0.9999
+
+
+def test_channels_that_only_seem_to_be_of_no_use_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing passes the end of the front is measured before it is taken."""
+    of_the_model = fidelity_search._allocations
+    monkeypatch.setattr(fidelity_search, "_allocations", lambda *given: of_the_model(*given)[:-1])
+    source = written(built(TOPOLOGIES["conv-relu-conv"]), tmp_path)
+    result = compress(source, tmp_path / "o.onnx", fidelity=0.999999, **FAST)
+    assert not result.groups
+    assert result.fidelity is not None
+    assert result.fidelity.worst.fidelity == 1.0
+
+
+def test_a_search_ends_where_predictions_are_hopeless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def failing(best: object, builder: object, index: int, *quickly: bool) -> float:
+        tried.append(index)
+        return 1.0
+
+    monkeypatch.setattr(fidelity_search, "HOPELESS", 1e9)
+    monkeypatch.setattr(fidelity_search._Best, "measure", failing)
+    compress(written(built(TOPOLOGIES["residual-two-blocks"]), tmp_path), tmp_path / "o.onnx", fidelity=0.9, round_to=1, **FAST)
+    assert len(tried) == 1
 
 
 # multiples

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from onnxmerge.data.inputs import batching, calibration_inputs, image_range_of
+from onnxmerge.data.inputs import batching, calibration_inputs
+from onnxmerge.data.synthetic import image_range_of
 from onnxmerge.errors import OptionError
 from onnxmerge.execution.first_run import first_observations
 from onnxmerge.execution.input_sizes import NOTHING_GIVEN, GivenShapes, first_trials, with_given_sizes

@@ -18,7 +18,6 @@ from onnxmerge.data.feed_sources import Indices, layout_of
 from onnxmerge.data.synthetic import ImageRange, Sampler, sampler
 from onnxmerge.errors import InputError
 from onnxmerge.execution.tensor_specs import TensorSpec
-from onnxmerge.options import InputOptions
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -286,14 +285,6 @@ def calibration_inputs(
         return {each: source.take(indices) for each, source in sources.items()}
 
     return Inputs(count, description, model_batching.size, np.arange(count), take, total)
-
-
-def image_range_of(options: InputOptions) -> ImageRange | None:
-    """How pixels become values; None where the user did not say."""
-    if options.input_range is None and options.mean is None and options.std is None:
-        return None
-    low, high = options.input_range or (0.0, 1.0)
-    return ImageRange(low, high, options.mean or (0.0,), options.std or (1.0,))
 
 
 def _whole(shape: tuple[int, ...], run: int) -> Indices:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from onnxmerge.errors import InputError, OptionError
 from onnxmerge.execution.tensor_specs import TensorSpec
+from onnxmerge.options import InputOptions
 from onnxmerge.options.checks import as_text
 
 Generators = Sequence[np.random.Generator]
@@ -74,6 +75,14 @@ class ImageRange:
         scale = np.asarray((self.high - self.low) / std, np.float32)
         shift = np.asarray((self.low - np.array(self.mean).reshape(shape)) / std, np.float32)
         return np.asarray(pixels, np.float32) * scale + shift
+
+
+def image_range_of(options: InputOptions) -> ImageRange | None:
+    """How pixels become values; None where the user did not say."""
+    if options.input_range is None and options.mean is None and options.std is None:
+        return None
+    low, high = options.input_range or (0.0, 1.0)
+    return ImageRange(low, high, options.mean or (0.0,), options.std or (1.0,))
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def _choices(uses: set[str], hints: SizeHints) -> list[tuple[dict[str, int], boo
     choices: list[tuple[dict[str, int], bool]] = []
     if is_image:
         choices += [({"height": height, "width": width}, True) for height, width in hints.images[:MOST_HINTS]]
-    usual_sizes = [({}, False)]
+    usual_sizes: list[tuple[dict[str, int], bool]] = [({}, False)]
     if is_image:
         lines = [({"height": height, "width": width}, False) for height, width in TEXT_LINES]
         usual_sizes = [*lines, *usual_sizes] if hints.is_line else [*usual_sizes, *lines]

@@ -25,8 +25,8 @@ ChannelCounts = Mapping[str, int]
 QUICK_COST = 0.2
 """What a quick candidate costs, as a share of a full one on all inputs: of the same ResNet-56."""
 COMPARED_INPUTS = 32
-"""Inputs that a candidate and pruning alone are compared on; then, unless one loses twice as much as the other, a quarter of those
-that were solved on."""
+"""Inputs that a candidate and pruning alone are compared on; then, unless one loses twice as much as the other, a quarter of
+those that were solved on."""
 QUICK_CHECKS = 128
 """Checking inputs that a quick candidate is compared on, the first half of the synthetic ones."""
 QUICK_LOSS = 1.4
@@ -126,7 +126,9 @@ class CandidateBuilder:
         least = 0.0 if normalised and inputs.synthetic else -np.inf
         for count in (COMPARED_INPUTS, max(COMPARED_INPUTS, inputs.count // 4)):
             some = inputs.first(count)
-            repaired_fidelity, pruned_fidelity = (self.measured.fidelity.worst(each.content, some) for each in (candidate, pruned))
+            repaired_fidelity, pruned_fidelity = (
+                self.measured.fidelity.worst(each.content, some) for each in (candidate, pruned)
+            )
             losses = sorted((1.0 - repaired_fidelity, 1.0 - pruned_fidelity))
             if some.count == inputs.count or losses[1] >= 2.0 * losses[0]:
                 break

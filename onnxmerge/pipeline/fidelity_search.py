@@ -15,8 +15,8 @@ GOAL, QUICK_CLOSE = 0.866, 0.75
 what a quick candidate must lose to be close enough."""
 WORTH_A_TRIAL, WORTH_REMOVING, HOPELESS = 0.02, 0.005, 0.01
 """Least share of the predicted time, MACs or parameters that another candidate must be expected to save, and that one must while
-none passes; and the share of the allowed loss below which a prediction that fails ends the search. Some networks lose more than is
-allowed by any removal, and would take candidate after candidate to find that out."""
+none passes; and the share of the allowed loss below which a prediction that fails ends the search. Some networks lose more than
+is allowed by any removal, and would take candidate after candidate to find that out."""
 
 
 def smallest_with_fidelity(builder: CandidateBuilder, fidelity: float) -> SearchResult:
@@ -109,7 +109,7 @@ def _search_in_full(
 
 
 def _worth_building(search: MonotoneSearch, allocations: list[Allocation], allowed: float) -> int | None:
-    """What is to be built next; None where it would hardly be smaller than the one that passes or the whole model, or is hopeless."""
+    """What is to be built next; None where it would hardly be smaller than what passes, or where it is hopeless."""
     index, none_passes = search.next(), search.passing == len(allocations) - 1
     if index is None or (none_passes and search.failing >= 0 and allocations[search.failing].loss <= HOPELESS * allowed):
         return None

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 from onnxmerge.algorithms.sample_counts import enough_samples
 from onnxmerge.data.first_layers import dense_first_layer
-from onnxmerge.data.selection import CALIBRATION_INPUTS, CHECK_INPUTS, DENSE_CALIBRATION_INPUTS
+from onnxmerge.data.selection import (
+    CALIBRATION_INPUTS,
+    CHECK_INPUTS,
+    DENSE_CALIBRATION_INPUTS,
+    DENSE_OVERSAMPLING,
+    OVERSAMPLING,
+)
 from onnxmerge.evaluation.benchmark import DEFAULT_EFFORT, TRIAL_EFFORT
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.pipeline.candidate_builder import QUICK_COST
@@ -20,9 +26,12 @@ SECONDS_PER_PRODUCT = 1 / 1e10
 """Of least squares: a sample times two of its unknowns."""
 SECONDS_PER_LAYER = 0.01
 """Of every layer that is looked at, for sessions and small arrays."""
-SECONDS_PER_NUMBER, SECONDS_PER_DENSE_NUMBER = 1.2e-7, 4e-7
-"""Of making synthetic inputs, and those of a network whose first layer is dense, which get noise in its null space."""
-QUICK_RUNS, FULL_RUNS, TIMED_RUNS = 2.0, 1.5, 4.0
+SECONDS_PER_NUMBER, SECONDS_PER_DENSE_NUMBER = 1.2e-7, 3e-7
+"""Of making synthetic inputs, and those of a network whose first layer is dense, half of which are noise shaped by it."""
+OPTIMISED = 0.5
+"""What a run of the whole model with ONNX Runtime's optimisations takes, as a share of one layer by layer; and this as a share of
+one without any."""
+QUICK_RUNS, FULL_RUNS, TIMED_RUNS = 2.0, 1.2, 4.0
 """Candidates that searches build on average: quick ones, full ones; and those that are timed."""
 
 
@@ -41,7 +50,7 @@ def compress_stages(analysed: AnalysedModel, options: CompressOptions) -> list[S
     if pruning.is_latency_target:
         stages.append(Stage("timing candidates", TRIAL_EFFORT.seconds, TIMED_RUNS))
     stages.append(Stage("reconstruction", layers if pruning.uses_weights_only else solving, runs))
-    checks = 2.0 * run * min(1.0, CHECK_INPUTS / inputs) * options.verify
+    checks = 2.0 * run / OPTIMISED * min(1.0, CHECK_INPUTS / inputs) * options.verify
     timing = DEFAULT_EFFORT.seconds * (options.verify and options.bench)
     return [*stages, Stage("checking", checks + timing)]
 
@@ -88,7 +97,8 @@ def _measuring(analysed: AnalysedModel, options: CompressOptions, *, is_allocate
     if options.inputs.calibration is None:
         numbers = inputs * sum(math.prod(analysed.shapes[tensor.name][1:]) for tensor in analysed.model.graph.inputs)
         is_dense = dense_first_layer(analysed.channels) is not None
-        made = 3.0 * (run + numbers * (SECONDS_PER_DENSE_NUMBER if is_dense else SECONDS_PER_NUMBER))
+        factor, seconds = (DENSE_OVERSAMPLING, SECONDS_PER_DENSE_NUMBER) if is_dense else (OVERSAMPLING, SECONDS_PER_NUMBER)
+        made = factor * (OPTIMISED * run + numbers * seconds)
     stages = [Stage("inputs", layers + made)]
     if not pruning.uses_weights_only or is_allocated:
         stages.append(Stage("statistics", 3.0 * run + layers))
