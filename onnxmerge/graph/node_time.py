@@ -148,6 +148,11 @@ def change_time(tensor: gs.Tensor, shapes: Shapes, repeats: float = 1.0, cost: C
     return _written(repeats * math.prod(shapes[tensor.name]), cost)
 
 
+def join_time(shape: Shape, repeats: float = 1.0, cost: Constants = CPU) -> float:
+    """Nanoseconds that joining a tensor with a constant takes, which was merged into a convolution before."""
+    return cost.node + repeats * math.prod(shape) * (cost.stored + cost.depthwise)
+
+
 def _written(elements: float, cost: Constants) -> float:
     return elements * (cost.element if elements <= LARGE else cost.large_element)
 
