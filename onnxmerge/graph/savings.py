@@ -55,7 +55,12 @@ def savings_of(channels: Channels, shapes: Shapes, kept: Mapping[str, np.ndarray
 
 
 def least_kept(group: ChannelGroup) -> np.ndarray:
-    """Indices of the channels that stay where as many go as may: those that must stay, and one in each group of a convolution."""
+    """Indices of the channels that stay where as many go as may: those that must stay, and one in each group of a convolution.
+
+    None of a branch.
+    """
+    if group.branch is not None:
+        return np.zeros(0, np.int64)
     _, firsts = np.unique(group.conv_groups, return_index=True)
     must_stay = np.flatnonzero(~group.removable)
     missing = ~np.isin(group.conv_groups[firsts], group.conv_groups[must_stay])
