@@ -102,7 +102,9 @@ def with_weights(text: str) -> onnx.ModelProto:
     """A model from text whose weights are only declared, filled with random numbers."""
     rng, declared = np.random.default_rng(0), text[text.index("<float") : text.index(">\n    {") + 1]
     model = parser.parse_model(text.replace(declared, ""))
-    for name, shape in [(each.split("] ")[1].strip(" >"), each.split("[")[1].split("]")[0]) for each in declared.split(", float")]:
+    for name, shape in [
+        (each.split("] ")[1].strip(" >"), each.split("[")[1].split("]")[0]) for each in declared.split(", float")
+    ]:
         sizes = [int(size) for size in shape.split(",")]
         model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=sizes).astype(np.float32), name))
     return model

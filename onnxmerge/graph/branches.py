@@ -50,8 +50,15 @@ def _branch_of(channels: Channels, group: ChannelGroup) -> Branch | None:
     belongs = ~channels.kept_mask([(group, np.zeros(0, np.int64))])
     if not joins or any(belongs[channels.ids(tensor)].any() for node in others for tensor in (*node.inputs, *node.outputs)):
         return None
+    if any(id(layer.node) not in needed and not _belongs(layer, belongs) for layer in channels.layers):
+        return None  # queries and keys of the values: what they cost does not fall with the group's channels
     alone = [node.outputs[0].name for node in nodes if node.outputs and id(node) not in needed]
     return Branch(frozenset(alone), joins)
+
+
+def _belongs(layer: Layer, belongs: np.ndarray) -> bool:
+    """Whether a layer writes or reads channels of a group."""
+    return bool(belongs[layer.out_ids].any() or belongs[layer.in_ids].any())
 
 
 def _reads_nothing_else(channels: Channels, group: ChannelGroup, layer: Layer) -> bool:

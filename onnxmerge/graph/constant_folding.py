@@ -159,7 +159,9 @@ def evaluate(model: Model, node: NodeProto, inputs: list[np.ndarray | None]) -> 
     return tuple(map(read_only, arrays)) if fits else ()
 
 
-def _normalised(node: NodeProto, x: np.ndarray, scale: np.ndarray, bias: np.ndarray, *mean_variance: np.ndarray) -> list[np.ndarray]:
+def _normalised(
+    node: NodeProto, x: np.ndarray, scale: np.ndarray, bias: np.ndarray, *mean_variance: np.ndarray
+) -> list[np.ndarray]:
     """BatchNormalization with stored statistics: the reference of onnx 1.23 takes a wrong path for it at opsets 9 to 13."""
     attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
     if attributes.get("training_mode"):

@@ -15,8 +15,8 @@ from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.channel_ids import Ids
 from onnxmerge.graph.cost import node_macs, parameter_count, total_macs, total_parameters
 from onnxmerge.graph.layers import Layer
-from onnxmerge.graph.layouts import layouts
-from onnxmerge.graph.node_time import change_time, join_time, node_time
+from onnxmerge.graph.layouts import is_blocked, layouts
+from onnxmerge.graph.node_time import REMAINDERS, change_time, join_time, node_time
 from onnxmerge.graph.nodes import has_input
 from onnxmerge.graph.tensor_facts import Shapes
 from onnxmerge.onnxio import surgeon as gs
@@ -180,8 +180,8 @@ def time_cost(
     repeats : float
         The batch that is timed, as a multiple of the one that the shapes are of; the constant part of a node does not grow.
     """
-    builder, nodes = _TermBuilder(channels, groups, classes), channels.model.graph.nodes
-    layers = {id(layer.node): layer for layer in channels.layers}
+    builder, in_blocks = (_TermBuilder(channels, groups, classes) for _ in range(2))
+    nodes, layers = channels.model.graph.nodes, {id(layer.node): layer for layer in channels.layers}
     laid_out, total = layouts(nodes, shapes, block), 0.0
     constant: dict[str, float] = {}
     for node in nodes:
@@ -189,7 +189,7 @@ def time_cost(
         total += time.total
         passing = np.zeros(1, np.int64) if layer is not None or not time.total else channels.ids(node.outputs[0])
         if layer is not None:
-            builder.add_products(time.product, layer)
+            (in_blocks if is_blocked(node, shapes, block) else builder).add_products(time.product, layer)
             builder.add(time.written, layer.out_ids)
         elif time.total:
             builder.add(time.product, _passing_or_summed(channels, node))
@@ -201,9 +201,13 @@ def time_cost(
         builder.add(change_time(tensor, shapes, repeats), channels.ids(tensor))
     sizes = [group.size for group in groups]
     saved = [_saved_without(group, constant, shapes, repeats) for group in groups]
-    terms = builder.build(total)
-    terms.weight[-1] -= sum(saved)
-    return WeightedCost(((1.0, filled_cost(terms, kept, sizes, block)), (1.0, _presence_cost(saved, classes, kept))))
+    convolved = in_blocks.sum()
+    costs = (
+        filled_cost(builder.build(total - convolved - sum(saved)), kept, sizes, block),
+        filled_cost(in_blocks.build(convolved), kept, sizes, block, REMAINDERS),
+        _presence_cost(saved, classes, kept),
+    )
+    return WeightedCost(tuple((1.0, cost) for cost in costs))
 
 
 def _saved_without(group: ChannelGroup, constant: Mapping[str, float], shapes: Shapes, repeats: float) -> float:
@@ -226,9 +230,11 @@ def _presence_cost(saved: Sequence[float], classes: CostClasses, kept: tuple[np.
     return Cost(np.array(saved) / LARGEST_GROUP**2, rows, columns, kept, LARGEST_GROUP)
 
 
-def filled_cost(terms: CostTerms, kept: tuple[np.ndarray, ...], sizes: Sequence[int], block: int) -> Cost:
+def filled_cost(
+    terms: CostTerms, kept: tuple[np.ndarray, ...], sizes: Sequence[int], block: int, remainders: tuple[float, ...] = (0.0,)
+) -> Cost:
     """Terms as a cost whose sides are filled up to blocks; with all channels, `sizes`, it is that of the terms as given."""
-    plain, blocked = (Cost(*terms, kept, each) for each in (1, block))
+    plain, blocked = Cost(*terms, kept), Cost(*terms, kept, block, remainders)
     return replace(blocked, weight=terms.weight * plain.positions(sizes) / blocked.positions(sizes))
 
 

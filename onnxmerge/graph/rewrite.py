@@ -110,7 +110,9 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
     constant = {each.key: each.layer for group, _ in branches for each in group.consumers if each.key not in gone}
     layers = [layer for layer in channels.layers if layer.key not in gone and layer.key not in constant]
     weights = [(layer, _new_weight(layer, kept, replacements)) for layer in layers]
-    parameters = [(each[0], _new_parameter(each, kept)) for each in channels.parameters_by_input() if _key(each[0].node) not in gone]
+    parameters = [
+        (each[0], _new_parameter(each, kept)) for each in channels.parameters_by_input() if _key(each[0].node) not in gone
+    ]
     edits = list(_node_edits(kept, gone))
     model = fresh_copy(channels.model)
     copies = {id(old): new for old, new in zip(channels.model.graph.nodes, model.graph.nodes, strict=True)}
