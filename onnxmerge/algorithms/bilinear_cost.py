@@ -26,7 +26,7 @@ def with_remainder(channels: Floats, block: int, remainders: Sequence[float]) ->
     [24.0, 64.0, 88.0]
     """
     left = np.round(channels / block).astype(np.int64) % len(remainders)
-    return channels + block * np.asarray(remainders)[left]
+    return np.asarray(channels + block * np.asarray(remainders)[left], np.float64)
 
 
 @dataclass(frozen=True)

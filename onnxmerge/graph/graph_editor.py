@@ -121,11 +121,10 @@ class GraphEditor:
         ONNX Runtime adds a constant to a tensor that it holds in blocks of channels only after it has changed the layout, and
         changes it back behind; a ResNet-56 without 8 of its 27 blocks takes 0.82 of its time with Add and 0.76 with this.
         """
-        values = [constant_value(self.model, tensor) for tensor in node.inputs]
-        index = next((at for at, value in enumerate(values) if value is not None), None)
-        if index is None or len(values) != 2:
+        values = [(at, constant_value(self.model, tensor)) for at, tensor in enumerate(node.inputs)]
+        index, value = next(((at, each) for at, each in values if each is not None), (0, None))
+        if value is None or len(values) != 2:
             return
-        value = values[index]
         count = value.shape[1] if value.ndim == 4 and value.shape == (1, value.size, 1, 1) else 0
         if node.op not in ("Add", "Mul") or count == 0 or count % ALIGNMENT:
             self.set_input(node, index, value)

@@ -173,7 +173,8 @@ def _conv(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int,
         product = (cost.plain * outputs * kernel + cost.plain_patch * groups * patch) * inputs
         return product * positions, cost.plain_patch * outputs * positions
     each = cost.first_layer if inputs < block else cost.dense if kernel > 1 else cost.pointwise
-    channels = with_remainder(filled(outputs, block), block, REMAINDERS) * (inputs if inputs < block else filled(inputs, block))
+    channels = float(with_remainder(filled(outputs, block), block, REMAINDERS))
+    channels *= inputs if inputs < block else filled(inputs, block)
     return each * channels * positions * kernel, 0.0
 
 

@@ -18,7 +18,6 @@ from onnxmerge.onnxio.model_files import serialise, stored_bytes
 from onnxmerge.pruning.decision import PruningDecision
 from onnxmerge.results import GroupResult, Size
 
-
 GONE = "gone as a whole: what read it is constant"
 """Note of a branch of which no channel stays."""
 

@@ -132,7 +132,7 @@ def _affordable(
     inputs = PASSES * statistics.inputs.count / max(behind, 1.0)
     is_enough = all_shares or inputs >= len(REMOVED_SHARES) * ENOUGH_INPUTS
     shares = REMOVED_SHARES if is_enough else REMOVED_SHARES[1:2]
-    measurements = len(shares) + float(np.mean([group.branch is not None for group in groups] or [0.0]))
+    measurements = len(shares) + sum(group.branch is not None for group in groups) / max(1, len(groups))
     return shares, int(np.clip(inputs / measurements, 1 + all_shares * (ENOUGH_INPUTS - 1), MAX_INPUTS))
 
 
