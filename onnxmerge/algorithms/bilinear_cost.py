@@ -3,6 +3,7 @@ columns of those that it reads."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,18 @@ Integers = NDArray[np.int64]
 
 ROUNDING = 1e-9
 """Share of a block that sums of fractions may be off."""
+
+
+def with_remainder(channels: Floats, block: int, remainders: Sequence[float]) -> Floats:
+    """Numbers of channels, whole blocks, plus what their last, incomplete set of blocks costs too much.
+
+    Examples
+    --------
+    >>> with_remainder(np.array([16.0, 64.0, 80.0]), 16, (0.0, 0.5, 0.25, 0.0)).tolist()
+    [24.0, 64.0, 88.0]
+    """
+    left = np.round(channels / block).astype(np.int64) % len(remainders)
+    return np.asarray(channels + block * np.asarray(remainders)[left], np.float64)
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,8 @@ class Cost:
         default.
     block : int, optional
         Both sides of a term are filled up to whole multiples of it, as by convolutions that compute so many channels at once.
+    remainders : tuple of float, optional
+        What so many blocks of the rows cost too much, in blocks, that are left where as many as this has entries go together.
 
     Examples
     --------
@@ -47,6 +62,7 @@ class Cost:
     columns: Floats
     classes: tuple[Floats, ...] | None = None
     block: int = 1
+    remainders: tuple[float, ...] = (0.0,)
 
     def total(self, counts: ArrayLike) -> float:
         """Cost of kept counts (groups,)."""
@@ -55,7 +71,7 @@ class Cost:
     def positions(self, counts: ArrayLike) -> Floats:
         """(terms,) output times input positions of each term, filled up, for kept counts (groups,)."""
         extended = self._extended(counts)
-        return self._filled(self.rows @ extended) * self._filled(self.columns @ extended)
+        return self._with_remainder(self._filled(self.rows @ extended)) * self._filled(self.columns @ extended)
 
     def along(self, counts: ArrayLike, group: int, candidates: ArrayLike) -> Floats:
         """Cost of the terms that one group touches, for some of its counts.
@@ -76,12 +92,15 @@ class Cost:
         extended = self._extended(counts)
         extended[own] = 0.0
         rows, columns, kept = self.rows[touched], self.columns[touched], self._kept(group, candidates)
-        sides = (self._filled(side @ extended + kept @ side[:, own].T) for side in (rows, columns))
-        return np.asarray(np.multiply(*sides) @ self.weight[touched], np.float64)
+        written, read = (self._filled(side @ extended + kept @ side[:, own].T) for side in (rows, columns))
+        return np.asarray((self._with_remainder(written) * read) @ self.weight[touched], np.float64)
 
     def _filled(self, side: Floats) -> Floats:
         """Positions as they are computed; a little less than a whole number is rounding."""
         return side if self.block == 1 else np.ceil(side / self.block - ROUNDING) * self.block
+
+    def _with_remainder(self, side: Floats) -> Floats:
+        return side if len(self.remainders) == 1 else with_remainder(side, self.block, self.remainders)
 
     @cached_property
     def neighbours(self) -> list[list[int]]:

@@ -8,6 +8,7 @@ outputs, or what an operator mixes, is pinned.
 import numpy as np
 
 from onnxmerge.errors import Reason, Refusal, refusal
+from onnxmerge.graph.branches import with_branches
 from onnxmerge.graph.channel_grouping import form_groups
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.channel_ids import Ids, channel_axis_and_rows, collapse, varying_axes
@@ -68,7 +69,7 @@ def analyse_channels(facts: TensorFacts) -> Channels:
     _keep_rectangular(propagation)
     _note_rows(propagation)
     _pin_what_size_moves(propagation)
-    return form_groups(propagation, shared_weights.layer_keys)
+    return with_branches(form_groups(propagation, shared_weights.layer_keys))
 
 
 def _visit(propagation: ChannelPropagation, node: gs.Node) -> None:

@@ -15,6 +15,22 @@ from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.model import Model
 
 
+@dataclass(frozen=True)
+class Branch:
+    """What goes with a channel group of which no channel stays: its consumers write constants then; see `branches`.
+
+    Attributes
+    ----------
+    nodes : frozenset of str
+        The nodes that nothing else needs, by the name of their first output; without the consumers.
+    joins : frozenset of str
+        The nodes that join the constants with computed values, by the name of their output.
+    """
+
+    nodes: frozenset[str]
+    joins: frozenset[str]
+
+
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
     """n channels that are decided together. A channel of a group is one set of united ids: it is kept or removed as a whole.
@@ -45,6 +61,8 @@ class ChannelGroup:
     merge_classes : ndarray of shape (n,), int
         Labels: a channel can take the place of another of the same label. They stand equally often in every tensor, so that the
         same operators treat them, and are of the same group of a grouped convolution.
+    branch : Branch or None
+        What goes where no channel stays; None where at least one must.
     """
 
     name: str
@@ -58,6 +76,7 @@ class ChannelGroup:
     refusal: Refusal | None
     pieces: np.ndarray
     merge_classes: np.ndarray
+    branch: Branch | None = None
 
     @property
     def conv_group_count(self) -> int:

@@ -4,22 +4,25 @@ A layer with weight (out, in) whose outputs are channels of one group and whose 
 times the kept channels of both.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
-from onnxmerge.algorithms.bilinear_cost import Cost
+from onnxmerge.algorithms.bilinear_cost import Cost, WeightedCost
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.channel_ids import Ids
 from onnxmerge.graph.cost import node_macs, parameter_count, total_macs, total_parameters
 from onnxmerge.graph.layers import Layer
-from onnxmerge.graph.layouts import layouts
-from onnxmerge.graph.node_time import change_time, node_time
+from onnxmerge.graph.layouts import is_blocked, layouts
+from onnxmerge.graph.node_time import REMAINDERS, change_time, join_time, node_time
 from onnxmerge.graph.nodes import has_input
 from onnxmerge.graph.tensor_facts import Shapes
 from onnxmerge.onnxio import surgeon as gs
+
+LARGEST_GROUP = 1 << 20
+"""More channels than any group has."""
 
 CostClasses = tuple[np.ndarray, ...]
 """By group (n,) int from 0: channels of the same number cost the same."""
@@ -155,34 +158,83 @@ def _passing_or_summed(channels: Channels, node: gs.Node) -> Ids:
     return channels.ids(node.inputs[0]) if node.op in ("MatMul", "Einsum") and not passing.any() else passing
 
 
-def time_terms(
-    channels: Channels, groups: Sequence[ChannelGroup], classes: CostClasses, shapes: Shapes, block: int, repeats: float = 1.0
-) -> CostTerms:
+def time_cost(
+    channels: Channels,
+    groups: Sequence[ChannelGroup],
+    classes: CostClasses,
+    shapes: Shapes,
+    kept: tuple[np.ndarray, ...],
+    block: int,
+    repeats: float = 1.0,
+) -> WeightedCost:
     """Predicted nanoseconds on the CPU, for numbers of channels that are filled up to whole blocks.
 
-    repeats: the batch that is timed, as a multiple of the one that the shapes are of; the constant part of a node does not grow.
+    Parameters
+    ----------
+    channels, groups, classes, shapes
+        As for the other costs.
+    kept : tuple of ndarray of shape (size + 1, classes)
+        Channels of each class that stay, by how many of its group do.
+    block : int
+        Channels that convolutions compute at once.
+    repeats : float
+        The batch that is timed, as a multiple of the one that the shapes are of; the constant part of a node does not grow.
     """
-    builder, nodes = _TermBuilder(channels, groups, classes), channels.model.graph.nodes
-    layers = {id(layer.node): layer for layer in channels.layers}
+    builder, in_blocks = (_TermBuilder(channels, groups, classes) for _ in range(2))
+    nodes, layers = channels.model.graph.nodes, {id(layer.node): layer for layer in channels.layers}
     laid_out, total = layouts(nodes, shapes, block), 0.0
+    constant: dict[str, float] = {}
     for node in nodes:
         layer, time = layers.get(id(node)), node_time(node, shapes, laid_out, block, repeats)
         total += time.total
+        passing = np.zeros(1, np.int64) if layer is not None or not time.total else channels.ids(node.outputs[0])
         if layer is not None:
-            builder.add_products(time.product, layer)
+            (in_blocks if is_blocked(node, shapes, block) else builder).add_products(time.product, layer)
             builder.add(time.written, layer.out_ids)
         elif time.total:
             builder.add(time.product, _passing_or_summed(channels, node))
-            builder.add(time.written, channels.ids(node.outputs[0]))
+            builder.add(time.written, passing)
+        if node.outputs:
+            constant[node.outputs[0].name] = time.constant if layer is not None or passing.any() else time.total
     for tensor in laid_out.changes:
         total += change_time(tensor, shapes, repeats)
         builder.add(change_time(tensor, shapes, repeats), channels.ids(tensor))
-    return builder.build(total)
+    sizes = [group.size for group in groups]
+    saved = [_saved_without(group, constant, shapes, repeats) for group in groups]
+    convolved = in_blocks.sum()
+    costs = (
+        filled_cost(builder.build(total - convolved - sum(saved)), kept, sizes, block),
+        filled_cost(in_blocks.build(convolved), kept, sizes, block, REMAINDERS),
+        _presence_cost(saved, classes, kept),
+    )
+    return WeightedCost(tuple((1.0, cost) for cost in costs))
 
 
-def filled_cost(terms: CostTerms, kept: tuple[np.ndarray, ...], sizes: Sequence[int], block: int) -> Cost:
+def _saved_without(group: ChannelGroup, constant: Mapping[str, float], shapes: Shapes, repeats: float) -> float:
+    """Nanoseconds that go with the last channel of a group, beside what is in proportion to its channels."""
+    if group.branch is None:
+        return 0.0
+    gone = {*group.branch.nodes, *(consumer.key for consumer in group.consumers)}
+    joins = sum(join_time(shapes[name], repeats) for name in group.branch.joins)
+    return max(0.0, sum(constant.get(name, 0.0) for name in gone) - joins)
+
+
+def _presence_cost(saved: Sequence[float], classes: CostClasses, kept: tuple[np.ndarray, ...]) -> Cost:
+    """What groups cost that keep any channel at all: their sizes are filled up to one very large block."""
+    widths = [int(own.max()) + 1 for own in classes]
+    rows = np.zeros((len(widths), sum(widths) + 1))
+    for number, (width, first) in enumerate(zip(widths, np.cumsum([0, *widths]).tolist(), strict=False)):
+        rows[number, first : first + width] = 1.0
+    columns = np.zeros_like(rows)
+    columns[:, -1] = 1.0
+    return Cost(np.array(saved) / LARGEST_GROUP**2, rows, columns, kept, LARGEST_GROUP)
+
+
+def filled_cost(
+    terms: CostTerms, kept: tuple[np.ndarray, ...], sizes: Sequence[int], block: int, remainders: tuple[float, ...] = (0.0,)
+) -> Cost:
     """Terms as a cost whose sides are filled up to blocks; with all channels, `sizes`, it is that of the terms as given."""
-    plain, blocked = (Cost(*terms, kept, each) for each in (1, block))
+    plain, blocked = Cost(*terms, kept), Cost(*terms, kept, block, remainders)
     return replace(blocked, weight=terms.weight * plain.positions(sizes) / blocked.positions(sizes))
 
 

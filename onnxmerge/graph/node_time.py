@@ -1,18 +1,19 @@
 """How long nodes take on ONNX Runtime's CPU execution provider, predicted from shapes: what an allocation spends for speed.
 
-Convolutions work in blocks of channels (`execution.processor.channel_block`): both sides are filled up to whole blocks. A dense
+Convolutions work in blocks of channels (`execution.processor.channel_block`): both sides are filled up to whole blocks, and
+four blocks of outputs are computed at once, so that one alone takes longer than its share (`REMAINDERS`). A dense
 convolution whose inputs are more than a block and no multiple of 4, and a depthwise one whose channels are no multiple of 4, take
 a plain path that is several times slower. Operators that do not work in blocks make the layout change, which costs about what
 they cost themselves; what is merged into a convolution costs nothing (`graph.layouts`). The time of a node is the sum of a part
 in proportion to (filled) input times output channels, one in proportion to the channels that it writes, and a constant. An
 element of a tensor that is larger than a cache takes longer.
 
-The constants are nonnegative least squares of the relative errors over 306 measured models, rounded: seventeen networks, five of
+The constants are nonnegative least squares of the relative errors over 288 measured models, rounded: sixteen networks, five of
 them from public packages, each whole and in eight random sizes, with one input and with eight. What too few of them have has a
-value of an earlier fit (`plain_depthwise`) or of one profile (`transposed`), and `depthwise` leaves room for `stored`. On
-networks that were left out of the fit a ratio of times was 8 % off in the median, and up to 28 % on average over the sizes of one
-(`benchmarks/node_time.py`, which fits anew). They hold for one thread of a processor with AVX-512; ratios matter here, not
-nanoseconds.
+value of an earlier fit (`plain_depthwise`) or of one profile (`transposed`), and `depthwise` and `stored` leave room for each
+other. On networks that were left out of the fit a ratio of times was 7 % off in the median, 9 % in the mean and up to 24 % on
+average over the sizes of one (`benchmarks/node_time.py`, which fits anew); without `REMAINDERS` it was 9, 11 and 28 %. They hold
+for one thread of a processor with AVX-512; ratios matter here, not nanoseconds.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from onnxmerge.algorithms.bilinear_cost import with_remainder
 from onnxmerge.graph.cost import shape_of
 from onnxmerge.graph.layers import GATES
 from onnxmerge.graph.layouts import ALIGNMENT, Layouts, is_blocked, is_depthwise
@@ -68,9 +70,12 @@ class Constants(NamedTuple):
     matrix: float
 
 
-CPU = Constants(1220.0, 0.17, 0.36, 0.20, 0.021, 0.0104, 0.027, 0.024, 0.14, 0.05, 0.36, 0.04, 0.0205)
+CPU = Constants(1280.0, 0.152, 0.393, 0.15, 0.0163, 0.0169, 0.0203, 0.024, 0.14, 0.05, 0.36, 0.04, 0.0222)
 LARGE = 250_000
 """Elements beyond which a tensor does not stay in a core's own cache: 1 MB, half of that where the constants were measured."""
+REMAINDERS = (0.0, 0.6, 0.16, 0.06)
+"""Convolutions compute four blocks of outputs at once: what one, two or three blocks cost more than their share, in blocks. Of a
+convolution with 16, 32, 48 and 64 outputs a multiply-accumulate took 1.6, 1.08, 1.03 and 1 times as long, whatever its kernel."""
 FREE = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Shape", "Constant", "Dropout", "Identity"})
 """Operators that move no numbers."""
 
@@ -148,6 +153,11 @@ def change_time(tensor: gs.Tensor, shapes: Shapes, repeats: float = 1.0, cost: C
     return _written(repeats * math.prod(shapes[tensor.name]), cost)
 
 
+def join_time(shape: Shape, repeats: float = 1.0, cost: Constants = CPU) -> float:
+    """Nanoseconds that joining a tensor with a constant takes, which was merged into a convolution before."""
+    return cost.node + repeats * math.prod(shape) * (cost.stored + cost.depthwise)
+
+
 def _written(elements: float, cost: Constants) -> float:
     return elements * (cost.element if elements <= LARGE else cost.large_element)
 
@@ -163,7 +173,8 @@ def _conv(node: gs.Node, read: Shape, weight: Shape, written: Shape, block: int,
         product = (cost.plain * outputs * kernel + cost.plain_patch * groups * patch) * inputs
         return product * positions, cost.plain_patch * outputs * positions
     each = cost.first_layer if inputs < block else cost.dense if kernel > 1 else cost.pointwise
-    channels = filled(outputs, block) * (inputs if inputs < block else filled(inputs, block))
+    channels = float(with_remainder(filled(outputs, block), block, REMAINDERS))
+    channels *= inputs if inputs < block else filled(inputs, block)
     return each * channels * positions * kernel, 0.0
 
 

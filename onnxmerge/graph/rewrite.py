@@ -11,13 +11,13 @@ import numpy as np
 from onnxmerge.errors import ModelError
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.channel_propagation import ChannelParameter
-from onnxmerge.graph.constant_folding import constant_value
-from onnxmerge.graph.layers import Layer, in_range
-from onnxmerge.graph.nodes import has_input, node_name
+from onnxmerge.graph.graph_editor import GraphEditor
+from onnxmerge.graph.layers import Layer
+from onnxmerge.graph.nodes import node_name
 from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit
 from onnxmerge.graph.operators.table import operator_of
 from onnxmerge.onnxio import surgeon as gs
-from onnxmerge.onnxio.edits import is_uniform, names_taken, new_constant, new_filled_tensor, remove_unused_nodes, unused_name
+from onnxmerge.onnxio.edits import remove_unused_nodes
 from onnxmerge.onnxio.model import Model, fresh_copy
 
 
@@ -103,40 +103,68 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
     [[2, 2], [2, 2]]
     """
     kept = KeptChannels(channels, channels.kept_mask((removal.group, removal.kept) for removal in removals))
+    branches = [(removal.group, removal.group.branch) for removal in removals if removal.group.branch and not len(removal.kept)]
+    gone = frozenset[str]().union(*(branch.nodes for _, branch in branches))
     filled = {layer.key for layer in channels.layers if layer.is_filled}
     replacements = {key: each for key, each in replacements.items() if key not in filled}
-    weights = [(layer, _new_weight(layer, kept, replacements)) for layer in channels.layers]
-    parameters = [(each[0], new) for each in channels.parameters_by_input() if (new := _new_parameter(each, kept)) is not None]
-    edits = list(_node_edits(kept))
+    constant = {each.key: each.layer for group, _ in branches for each in group.consumers if each.key not in gone}
+    layers = [layer for layer in channels.layers if layer.key not in gone and layer.key not in constant]
+    weights = [(layer, _new_weight(layer, kept, replacements)) for layer in layers]
+    parameters = [
+        (each[0], _new_parameter(each, kept)) for each in channels.parameters_by_input() if _key(each[0].node) not in gone
+    ]
+    edits = list(_node_edits(kept, gone))
     model = fresh_copy(channels.model)
     copies = {id(old): new for old, new in zip(channels.model.graph.nodes, model.graph.nodes, strict=True)}
-    editor = _GraphEditor(model)
+    editor = GraphEditor(model)
     for layer, weight in weights:
         if weight is not None:
             is_shared = layer.key in channels.shared_weight_keys
             editor.set_input(copies[id(layer.node)], layer.weight_input, weight, is_shared)
     for parameter, value in parameters:
+        if value is None:
+            continue
         node = copies[id(parameter.node)]
         editor.set_input(node, parameter.input_index, value)
         if parameter.is_depthwise:
             node.attrs["group"] = len(value) // _depth_multiplier(parameter)
     for node, edit in edits:
         editor.apply(copies[id(node)], edit)
-    for layer in channels.layers:
+    for layer in layers:
         replacement = replacements.get(layer.key)
         if replacement is not None and replacement.bias is not None:
             editor.add_bias(copies[id(layer.node)], layer, replacement.bias[kept.mask(layer.out_ids.reshape(-1))])
+    for key, layer in constant.items():
+        _write_constant(editor, copies[id(layer.node)], layer, kept, replacements.get(key))
+    joins = frozenset[str]().union(*(branch.joins for _, branch in branches))
+    for node in channels.model.graph.nodes:
+        if node.outputs and _key(node) in joins - gone:
+            editor.fold_join(copies[id(node)])
     remove_unused_nodes(model)
     return model
 
 
-def _node_edits(kept: KeptChannels) -> Iterator[tuple[gs.Node, NodeEdit]]:
-    """New channel counts and positions of nodes that channels pass."""
+def _key(node: gs.Node) -> str:
+    """The name of a node's first output, by which branches name nodes."""
+    return str(node.outputs[0].name)
+
+
+def _write_constant(
+    editor: GraphEditor, node: gs.Node, layer: Layer, kept: KeptChannels, replacement: Replacement | None
+) -> None:
+    """Put a constant in the place of a layer that no channel is left for."""
+    stays = kept.mask(layer.out_ids.reshape(-1))
+    added = np.zeros(1) if replacement is None or replacement.bias is None else replacement.bias
+    editor.write_constant(node, layer, np.broadcast_to(added, len(stays))[stays])
+
+
+def _node_edits(kept: KeptChannels, gone: frozenset[str]) -> Iterator[tuple[gs.Node, NodeEdit]]:
+    """New channel counts and positions of nodes that channels pass, but for those that go."""
     for node in kept.channels.model.graph.nodes:
         rule = operator_of(node).edit
         if rule is None or not any(tensor.name in kept.channels.tensor_ids for tensor in (*node.inputs, *node.outputs)):
             continue
-        edit = rule(kept, node)
+        edit = None if _key(node) in gone else rule(kept, node)
         if edit is not None:
             yield node, edit
 
@@ -170,128 +198,3 @@ def _new_parameter(axes: Sequence[ChannelParameter], kept: KeptChannels) -> np.n
 def _depth_multiplier(parameter: ChannelParameter) -> int:
     """Output channels for each input channel of a depthwise convolution."""
     return parameter.ids.size // int(parameter.node.attrs["group"]) if parameter.node.op == "Conv" else 1
-
-
-@dataclass
-class _GraphEditor:
-    """Puts new constants behind inputs of nodes; equal values for one old tensor stay one tensor.
-
-    Attributes
-    ----------
-    model : Model
-        The model whose graph is edited.
-    written : dict
-        New tensors by name of the old one, data type, shape and bytes.
-    taken : set[str]
-        Names that a new tensor cannot have.
-    """
-
-    model: Model
-    written: dict[tuple[str, str, tuple[int, ...], bytes], gs.Tensor] = field(default_factory=dict)
-    taken: set[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.taken = names_taken(self.model)
-
-    def set_input(self, node: gs.Node, index: int, value: np.ndarray, is_shared: bool = False) -> None:
-        """Replace one input of one node, leaving other readers of the old tensor alone.
-
-        is_shared: another layer reads it, so that of a Transpose the input is replaced, which that one may read too.
-        """
-        name = node.inputs[index].name if has_input(node, index) else f"{node_name(node)}.{index}"
-        while len(node.inputs) <= index:
-            node.inputs.append(gs.Variable.empty())
-        computed_by = node.inputs[index].inputs[0] if is_shared and node.inputs[index].inputs else None
-        if computed_by is None or computed_by.op != "Transpose":
-            node.inputs[index] = self._constant(name, value, bool(node.inputs[index].inputs))
-            return
-        perm = computed_by.attrs.get("perm", list(range(value.ndim))[::-1])
-        stored = self._constant(computed_by.inputs[0].name, value.transpose(np.argsort(perm)))
-        node.inputs[index] = gs.Variable(unused_name(name, self.taken), value.dtype)
-        transpose = gs.Node("Transpose", computed_by.name, {"perm": perm}, [stored], [node.inputs[index]])
-        nodes = self.model.graph.nodes
-        nodes.insert(next(i for i, other in enumerate(nodes) if other is node), transpose)
-
-    def _constant(self, name: str, value: np.ndarray, was_computed: bool = False) -> gs.Tensor:
-        """A new constant in the place of the tensor called `name`, the same for equal values.
-
-        was_computed: that tensor took no room in the file, so that a value which is the same everywhere takes none either.
-        """
-        key = (name, str(value.dtype), value.shape, value.tobytes())
-        if key not in self.written:
-            make = new_filled_tensor if was_computed and self.model.opset >= 9 and is_uniform(value) else new_constant
-            self.written[key] = make(self.model, name, value, self.taken)
-        return self.written[key]
-
-    def apply(self, node: gs.Node, edit: NodeEdit) -> None:
-        """Carry out what an edit rule asks for."""
-        if edit.operator:
-            node.op = edit.operator
-            node.attrs.clear()
-            node.inputs = node.inputs[:1]
-        for index, number in edit.added.items():
-            tensor = gs.Variable(unused_name(f"{node.inputs[index].name}_edited", self.taken), number.dtype)
-            self._insert_add(node.inputs[index], number, tensor, "removed", node)
-            node.inputs[index] = tensor
-        if edit.added_to_output is not None:
-            output = node.outputs[0]
-            node.outputs[0] = gs.Variable(unused_name(f"{output.name}_of_kept", self.taken), output.dtype)
-            self._insert_add(node.outputs[0], edit.added_to_output, output, "removed", node, behind=True)
-        for index, value in edit.inputs.items():
-            self.set_input(node, index, value)
-        for name, attribute in edit.attributes.items():
-            if attribute is None:
-                node.attrs.pop(name, None)
-            else:
-                node.attrs[name] = attribute
-
-    def add_bias(self, node: gs.Node, layer: Layer, bias: np.ndarray) -> None:
-        """Add (out,) to the output of the node of a layer, in its own bias where it can have one."""
-        if not layer.is_linear:
-            self._add_to_gates(node, layer, bias)
-        elif not layer.takes_bias:
-            self._add_behind(node, bias.reshape(layer.bias_shape))
-        else:
-            old = constant_value(self.model, node.inputs[2]) if has_input(node, 2) else None
-            beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
-            total = bias if old is None else beta * old.astype(np.float64) + bias
-            if node.op == "Gemm":
-                node.attrs["beta"] = 1.0
-            self.set_input(node, 2, in_range(total, self._dtype(node)))
-
-    def _add_to_gates(self, node: gs.Node, layer: Layer, bias: np.ndarray) -> None:
-        """Add to the first half of the bias of a recurrent layer, (directions, 2 gates units)."""
-        shape = len(layer.stored_weight), 2, bias.size // len(layer.stored_weight)
-        old = constant_value(self.model, node.inputs[3]) if has_input(node, 3) else None
-        total = np.zeros(shape) if old is None else old.astype(np.float64).reshape(shape)
-        total[:, 0] += bias.reshape(shape[0], shape[2])
-        self.set_input(node, 3, in_range(total.reshape(shape[0], -1), layer.stored_weight.dtype))
-
-    def _dtype(self, node: gs.Node) -> np.dtype:
-        """The type that a layer computes in."""
-        values = [constant_value(self.model, tensor) for tensor in node.inputs[:2]]
-        return next(value.dtype for value in values if value is not None)
-
-    def _add_behind(self, node: gs.Node, bias: np.ndarray) -> None:
-        """Add to the constant of the Add behind a node, or insert an Add."""
-        graph, output = self.model.graph, node.outputs[0]
-        following = output.outputs
-        if len(following) == 1 and following[0].op == "Add" and output not in graph.outputs:
-            index = next((i for i, tensor in enumerate(following[0].inputs) if tensor is not output), 0)
-            old = constant_value(self.model, following[0].inputs[index])
-            if old is not None:
-                self.set_input(following[0], index, in_range(old.astype(np.float64) + bias, old.dtype))
-                return
-        before = gs.Variable(unused_name(f"{output.name}_before_bias", self.taken), output.dtype)
-        node.outputs[0] = before
-        self._insert_add(before, in_range(bias, self._dtype(node)), output, "bias", node, behind=True)
-
-    def _insert_add(
-        self, summand: gs.Tensor, value: np.ndarray, total: gs.Tensor, what: str, neighbour: gs.Node, behind: bool = False
-    ) -> None:
-        """Insert total = summand + value before or behind a node; what: goes into the names of the node and the constant."""
-        nodes = self.model.graph.nodes
-        added = new_constant(self.model, f"{total.name}_{what}", value, self.taken)
-        position = next(i for i, other in enumerate(nodes) if other is neighbour)
-        name = f"{neighbour.name}_{what}" if neighbour.name else ""
-        nodes.insert(position + behind, gs.Node("Add", name, inputs=[summand, added], outputs=[total]))

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onnxmerge.algorithms.bilinear_cost import Cost
+from onnxmerge.algorithms.bilinear_cost import Cost, WeightedCost
 from onnxmerge.execution.processor import channel_block
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
-from onnxmerge.graph.cost_terms import cost_classes, filled_cost, mac_terms, parameter_terms, time_terms
+from onnxmerge.graph.cost_terms import cost_classes, mac_terms, parameter_terms, time_cost
 from onnxmerge.graph.tensor_facts import Shapes
 
 
@@ -49,14 +49,18 @@ def savings_of(channels: Channels, shapes: Shapes, kept: Mapping[str, np.ndarray
     counts = [len(kept[group.name]) for group in groups]
     tables = tuple(_by_class(own, kept[group.name]) for group, own in zip(groups, classes, strict=True))
     parameters, macs = (Cost(*terms(channels, groups, classes, shapes), tables) for terms in (parameter_terms, mac_terms))
-    block = channel_block()
-    time = filled_cost(time_terms(channels, groups, classes, shapes, block), tables, sizes, block)
+    time = time_cost(channels, groups, classes, shapes, tables, channel_block())
     shares = [_shares(cost, sizes, counts) for cost in (parameters, macs, time)]
     return {group.name: Saving(*each) for group, each in zip(groups, zip(*shares, strict=True), strict=True)}
 
 
 def least_kept(group: ChannelGroup) -> np.ndarray:
-    """Indices of the channels that stay where as many go as may: those that must stay, and one in each group of a convolution."""
+    """Indices of the channels that stay where as many go as may: those that must stay, and one in each group of a convolution.
+
+    None of a branch.
+    """
+    if group.branch is not None:
+        return np.zeros(0, np.int64)
     _, firsts = np.unique(group.conv_groups, return_index=True)
     must_stay = np.flatnonzero(~group.removable)
     missing = ~np.isin(group.conv_groups[firsts], group.conv_groups[must_stay])
@@ -71,7 +75,7 @@ def _by_class(classes: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return table
 
 
-def _shares(cost: Cost, sizes: list[int], counts: list[int]) -> list[float]:
+def _shares(cost: Cost | WeightedCost, sizes: list[int], counts: list[int]) -> list[float]:
     """What each group saves, as a share of what all cost with `sizes`, where they keep `counts`."""
     whole, left = cost.total(sizes), cost.total(counts)
     saved = []

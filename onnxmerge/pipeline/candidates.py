@@ -18,6 +18,9 @@ from onnxmerge.onnxio.model_files import serialise, stored_bytes
 from onnxmerge.pruning.decision import PruningDecision
 from onnxmerge.results import GroupResult, Size
 
+GONE = "gone as a whole: what read it is constant"
+"""Note of a branch of which no channel stays."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -216,5 +219,5 @@ def _shrunk_group(removal: Removal) -> GroupResult:
         kept=len(removal.kept),
         method=removal.method,
         expected_error=dict(removal.expected_error),
-        note=removal.note or _reason_to_stay(removal.group),
+        note=removal.note or (_reason_to_stay(removal.group) if len(removal.kept) else GONE),
     )

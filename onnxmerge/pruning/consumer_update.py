@@ -37,6 +37,8 @@ def mixed_weights(layer: Layer, kept: np.ndarray, covariance: Covariance) -> lis
         For each group of a grouped convolution.
     """
     _, outputs, inputs, kernel_size = layer.weight.shape
+    if not kept.any():
+        return [np.zeros((outputs, 0, kernel_size))] * layer.groups
     repeats = layer.channel_positions.shape[1]
     weights = []
     for g in range(layer.groups):

@@ -67,7 +67,7 @@ def _share_lost(removal: Removal, covariance: np.ndarray, products: np.ndarray) 
     kept = removal.kept
     removed = np.setdiff1d(np.arange(len(covariance)), kept)
     rows = None if removal.scaling is None else removal.scaling[removed]
-    if removal.method == "reconstruct":
+    if removal.method == "reconstruct" and len(kept):
         rows = mixing(covariance, kept)
     error = covariance[np.ix_(removed, removed)]
     if rows is not None:

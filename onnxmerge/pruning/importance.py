@@ -51,6 +51,8 @@ def kept_channels(group: ChannelGroup, count: int, options: PruningOptions, elim
     planned = planned_channels(group, options)
     if planned is not None:
         return planned
+    if count == 0:
+        return np.zeros(0, np.int64)
     if elimination is not None and (options.ratio is None or len(elimination.order) < group.size - count):
         return kept_after(elimination, group.size, count)
     if elimination is not None:

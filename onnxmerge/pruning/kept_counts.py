@@ -28,7 +28,10 @@ def fast_multiple(size: int, conv_groups: int = 1) -> int:
 
 
 def smallest_count(group: ChannelGroup) -> int:
-    """The fewest channels that a group can keep: those that must stay, at least one, equally many in each convolution group."""
+    """The fewest channels that a group can keep: those that must stay, at least one, equally many in each convolution group.
+
+    Where a group has a branch, it can keep none at all.
+    """
     sizes = np.bincount(group.conv_groups)
     pinned = np.bincount(group.conv_groups[~group.removable], minlength=len(sizes))
     return max(1, int(pinned.max())) * len(sizes)
@@ -78,6 +81,8 @@ def kept_counts(groups: Sequence[ChannelGroup], options: PruningOptions) -> dict
 def _check_planned(group: ChannelGroup, planned: PlannedGroup) -> None:
     """OptionError where a group cannot keep what is planned."""
     least, step = smallest_count(group), group.conv_group_count
+    if planned.kept == 0 and group.branch is not None:
+        return
     if not least <= planned.kept <= group.size or planned.kept % step:
         equal = f" and a multiple of {step}, equally many in each group of its convolution" if step > 1 else ""
         needed = f"needed is a number from {least} to {group.size}{equal}"

@@ -72,6 +72,7 @@ def best_removal(statistics: LayerStatistics, group: ChannelGroup, count: int, o
     is_shared = any(key in statistics.reference.shared_weight_keys for key in keys)
     names = [name for name in METHODS if name != "reconstruct" or (not is_shared and statistics.can_repair(group))]
     names = [asked, "prune"] if asked in names else names
+    names = [name for name in names if count or name != "merge"]
     channels = statistics.context.channels
     outcomes = {name: METHODS[name](channels, group, count, options, statistics) for name in names}
     removals = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Removal)}

@@ -92,7 +92,7 @@ def measure_sensitivities(
     context, matched = statistics.context, statistics.reference.matched
     first = {group.name: min(map(context.node_index.__getitem__, _changed_layers(group))) for group in groups if _updated(group)}
     read = sorted((group for group in groups if _updated(group)), key=lambda group: first[group.name])
-    shares, count = _affordable(statistics, list(first.values()), all_shares)
+    shares, count = _affordable(statistics, read, list(first.values()), all_shares)
     batches = _first_batches(statistics.inputs.batches(count), count)
     sizes = [batch_size(feeds) for feeds in batches]
     run = LayerwiseRun(deepcopy(matched), batches, context.threads, context.folder)
@@ -102,7 +102,8 @@ def measure_sensitivities(
     for number, group in enumerate(read):
         run.run_until(first[group.name])
         rest = _RestOfModel(statistics, group, run, sizes, expected)
-        levels = [(share, kept, best_removal(statistics, group, kept, options)) for kept, share in _levels(group, shares).items()]
+        counts = _levels(group, shares, options)
+        levels = [(share, kept, best_removal(statistics, group, kept, options)) for kept, share in counts.items()]
         sensitivities[group.name] = tuple(Sensitivity(share, kept, rest.loss(removal)) for share, kept, removal in levels)
         context.progress("sensitivities", (number + 1) / len(read))
     return sensitivities
@@ -119,23 +120,32 @@ def _updated(group: ChannelGroup) -> list[Layer]:
     return list({link.key: link.layer for link in links}.values())
 
 
-def _affordable(statistics: LayerStatistics, first: Sequence[int], all_shares: bool) -> tuple[tuple[float, ...], int]:
-    """Which shares are removed, and on how many inputs, for `PASSES`; first: by group the first node that is run."""
+def _affordable(
+    statistics: LayerStatistics, groups: Sequence[ChannelGroup], first: Sequence[int], all_shares: bool
+) -> tuple[tuple[float, ...], int]:
+    """Which shares are removed, and on how many inputs, for `PASSES`; first: by group the first node that is run.
+
+    Branches are measured once more, without any channel.
+    """
     at = np.array([statistics.context.node_index[layer.key] for layer in statistics.context.channels.layers])
     behind = sum(float(np.mean(at >= each)) for each in first)  # passes over as many inputs as a measurement takes
     inputs = PASSES * statistics.inputs.count / max(behind, 1.0)
     is_enough = all_shares or inputs >= len(REMOVED_SHARES) * ENOUGH_INPUTS
     shares = REMOVED_SHARES if is_enough else REMOVED_SHARES[1:2]
-    return shares, int(np.clip(inputs / len(shares), 1 + all_shares * (ENOUGH_INPUTS - 1), MAX_INPUTS))
+    measurements = len(shares) + sum(group.branch is not None for group in groups) / max(1, len(groups))
+    return shares, int(np.clip(inputs / measurements, 1 + all_shares * (ENOUGH_INPUTS - 1), MAX_INPUTS))
 
 
-def _levels(group: ChannelGroup, shares: Sequence[float]) -> dict[int, float]:
-    """Kept count -> share asked to be removed; where rounding makes counts of several shares equal, the smallest of these."""
+def _levels(group: ChannelGroup, shares: Sequence[float], options: PruningOptions) -> dict[int, float]:
+    """Kept count -> share asked to be removed; where rounding makes counts of several shares equal, the smallest of these.
+
+    All of it for a branch, for which merging alone has nothing that could take its place.
+    """
     levels: dict[int, float] = {}
     for share in shares:
         levels.setdefault(kept_count(group, share), share)
     levels.pop(group.size, None)
-    return levels
+    return levels | ({0: 1.0} if group.branch and options.method != "merge" else {})
 
 
 def _first_batches(batches: Iterable[Feeds], count: int) -> list[Feeds]:

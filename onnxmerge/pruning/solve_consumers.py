@@ -100,6 +100,8 @@ def solve_consumers(
 def _is_updated(context: RunContext, statistics: ReferenceStatistics, layer: Layer, kept: np.ndarray) -> bool:
     """Whether a layer behind the first removal loses inputs or is refitted."""
     is_refitted = not context.synthetic or statistics.downstream[layer.key].is_followed
+    if layer.out_ids.all() and not kept[layer.out_ids].any():  # nothing reads it any more
+        return False
     return not kept[layer.in_ids].all() or (is_refitted and layer.is_linear and layer.key not in statistics.shared_weight_keys)
 
 
@@ -123,7 +125,7 @@ class _LayerUpdate:
         if not layer.is_linear:
             return self._put(mixed_replacement(layer, self.kept, self.covariance))
         mixed = mixed_weights(layer, self.kept, self.covariance)
-        if not layer.has_patches or not fits_in_memory(int(self.kept[0].sum()) * layer.kernel_size):
+        if not layer.has_patches or not self.kept.any() or not fits_in_memory(int(self.kept[0].sum()) * layer.kernel_size):
             return self._with_means_kept(mixed)
         samples = ConsumerSamples(self.compressed, layer, self.kept, self.reference.tensor(0, layer.key).shape)
         ridge, exponent = REFIT_RIDGE if self.kept.all() else RIDGE, self.context.correction_exponent

@@ -1,0 +1,112 @@
+"""Channel groups of which no channel has to stay: without them their consumers write constants, which are joined with the rest.
+
+The blocks of a residual network are such branches, and so are squeeze-and-excitation gates: x + f(x) becomes x + c, x * g(x)
+becomes x * c, and everything that computes f or g is gone. A constant has the rank of what it stands for and extents of 1 (but
+for its channels), so it must be joined with a tensor that has the whole shape.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onnxmerge.graph.channel_groups import Branch, ChannelGroup, Channels
+from onnxmerge.graph.layers import Layer
+from onnxmerge.graph.nodes import has_input, is_standard
+from onnxmerge.onnxio import surgeon as gs
+from onnxmerge.onnxio.traversal import names_read
+
+JOINS = frozenset({"Add", "Sum", "Sub", "Mul", "Div"})
+"""Where a constant may meet computed values."""
+_KEEP_RANK = JOINS | {
+    *("BatchNormalization", "Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Elu", "Selu"),
+    *("Softplus", "Softsign", "Mish", "Gelu", "Erf", "Identity", "Cast", "Transpose", "Neg", "Exp", "Sqrt", "Max", "Min"),
+}
+"""Operators that make a constant of the same rank from one, whatever extents of 1 it has."""
+
+
+def with_branches(channels: Channels) -> Channels:
+    """The same channels, with the branch of each group that has one (`ChannelGroup.branch`)."""
+    groups, taken = [], set[str]()
+    for group in channels.groups:
+        branch = _branch_of(channels, group)
+        if branch is None or branch.joins & taken:  # where two constants meet, nothing would have the whole shape
+            groups.append(group)
+        else:
+            taken |= branch.joins
+            groups.append(replace(group, branch=branch))
+    return replace(channels, groups=tuple(groups))
+
+
+def _branch_of(channels: Channels, group: ChannelGroup) -> Branch | None:
+    layers = [consumer.layer for consumer in group.consumers]
+    if group.products or not group.removable.all() or not all(_reads_nothing_else(channels, group, each) for each in layers):
+        return None
+    nodes = channels.model.graph.nodes
+    needed = _needed_nodes(channels.model.graph, layers)
+    ends = [layer for layer in layers if id(layer.node) in needed]
+    others = [node for node in nodes if id(node) in needed and all(node is not layer.node for layer in ends)]
+    joins = _joins(channels, ends, others)
+    belongs = ~channels.kept_mask([(group, np.zeros(0, np.int64))])
+    if not joins or any(belongs[channels.ids(tensor)].any() for node in others for tensor in (*node.inputs, *node.outputs)):
+        return None
+    if any(id(layer.node) not in needed and not _belongs(layer, belongs) for layer in channels.layers):
+        return None  # queries and keys of the values: what they cost does not fall with the group's channels
+    alone = [node.outputs[0].name for node in nodes if node.outputs and id(node) not in needed]
+    return Branch(frozenset(alone), joins)
+
+
+def _belongs(layer: Layer, belongs: np.ndarray) -> bool:
+    """Whether a layer writes or reads channels of a group."""
+    return bool(belongs[layer.out_ids].any() or belongs[layer.in_ids].any())
+
+
+def _reads_nothing_else(channels: Channels, group: ChannelGroup, layer: Layer) -> bool:
+    """Whether a consumer writes a constant where no channel of the group stays."""
+    has_bias = layer.takes_bias and has_input(layer.node, 2)
+    is_plain = layer.is_linear and layer.output_axis < layer.output_rank and len(layer.node.outputs) == 1
+    is_known = not has_bias or channels.constant(layer.node.inputs[2]) is not None
+    return is_plain and is_known and bool(np.isin(layer.in_ids, group.channel_ids).all())
+
+
+def _joins(channels: Channels, ends: Sequence[Layer], others: Sequence[gs.Node]) -> frozenset[str]:
+    """Outputs of the nodes that join the constants with whole tensors; none where a constant goes anywhere else.
+
+    ends: what writes the constants; others: the nodes that are needed still.
+    """
+    constants, joins = {layer.key for layer in ends}, set[str]()
+    for node in others:
+        if constants.isdisjoint(names_read(node)):
+            continue
+        output = node.outputs[0]
+        if not is_standard(node) or node.op not in _KEEP_RANK or len(node.outputs) > 1 or node.attrs.get("training_mode"):
+            return frozenset()
+        whole = [each for each in node.inputs if each.name not in constants and channels.constant(each) is None]
+        if not whole:
+            constants.add(output.name)
+        elif node.op in JOINS and any(_have_one_shape(channels, each, output) for each in whole):
+            joins.add(output.name)
+        else:
+            return frozenset()
+    is_output = any(tensor.name in constants for tensor in channels.model.graph.outputs)
+    return frozenset() if is_output else frozenset(joins)
+
+
+def _have_one_shape(channels: Channels, one: gs.Tensor, other: gs.Tensor) -> bool:
+    """Whether two tensors had equal shapes in both runs: with other sizes than in one of them they may be broadcast."""
+    runs = (channels.facts.shapes, channels.facts.other_shapes)
+    return all(run is None or run.get(one.name) == run.get(other.name, ()) for run in runs)
+
+
+def _needed_nodes(graph: gs.Graph, constants: Sequence[Layer]) -> set[int]:
+    """`id` of the nodes that the outputs need where some layers are constants; these themselves included."""
+    producers = {tensor.name: node for node in graph.nodes for tensor in node.outputs if tensor.name}
+    ends = {id(layer.node) for layer in constants}
+    pending, needed = [tensor.name for tensor in graph.outputs], set[int]()
+    while pending:
+        node = producers.get(pending.pop())
+        if node is None or id(node) in needed:
+            continue
+        needed.add(id(node))
+        pending.extend(() if id(node) in ends else names_read(node))
+    return needed

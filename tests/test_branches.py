@@ -1,0 +1,141 @@
+"""Branches: groups of which no channel stays, so that a block of a residual network or a gate goes as a whole."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, parser
+from random_graphs import Generated, generate
+from random_graphs.copies import analysed as analysed_graph
+from random_graphs.faults import difference
+from running import analysed, built, run, written
+from topologies import TOPOLOGIES
+
+from onnxmerge import OptionError, compress
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels
+from onnxmerge.graph.rewrite import Removal, rewrite
+from onnxmerge.onnxio.export import export
+
+NONE = np.zeros(0, np.int64)
+EXPECTED = {
+    "residual-identity": {"block_conv1"},
+    "residual-two-blocks": {"one_conv1", "two_conv1"},
+    "residual-two-blocks-bn": {"one_conv1", "two_conv1"},
+    "residual-preactivation": {"one_conv1", "two_conv1"},
+    "squeeze-excite": {"squeeze"},
+    "inverted-residual-bn": {"expand"},
+    "conv-bn-relu": set(),
+}
+"""By name of a topology the groups that are branches."""
+
+
+def branches(channels: Channels) -> list[ChannelGroup]:
+    return [group for group in channels.groups if group.branch is not None]
+
+
+def without_inputs(model: onnx.ModelProto, groups: Sequence[ChannelGroup]) -> onnx.ModelProto:
+    """What is right: the model with zeros in the place of all that the consumers of some groups read."""
+    model, nodes = onnx.ModelProto.FromString(model.SerializeToString()), []
+    keys = {link.key: link.layer.node.inputs.index(link.layer.data) for group in groups for link in group.consumers}
+    for node in model.graph.node:
+        if node.output[0] in keys:
+            index, zeros = keys[node.output[0]], f"{node.output[0]}/zeros"
+            nodes.append(helper.make_node("Sub", [node.input[index], node.input[index]], [zeros]))
+            node.input[index] = zeros
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def emptied(channels: Channels, groups: Sequence[ChannelGroup]) -> onnx.ModelProto:
+    small = export(rewrite(channels, [Removal(group, NONE, "prune") for group in groups], {}))
+    onnx.checker.check_model(small, full_check=True)
+    return small
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_branches_of_a_model(name: str, tmp_path: Path) -> None:
+    model = built(TOPOLOGIES[name])
+    channels = analysed(model, tmp_path).channels
+    found = branches(channels)
+    assert {group.name for group in found} == EXPECTED[name]
+    feeds = {key: np.random.default_rng(0).normal(size=shape).astype(np.float32) for key, shape in TOPOLOGIES[name].feeds.items()}
+    for groups in (found[:1], found):
+        small = emptied(channels, groups)
+        np.testing.assert_allclose(run(small, feeds)[0], run(without_inputs(model, groups), feeds)[0], rtol=1e-4, atol=1e-5)
+        left = {output for node in small.graph.node for output in node.output}
+        assert not left & {name for group in groups for name in group.branch.nodes}
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_branches_of_random_graphs(part: int, tmp_path: Path) -> None:
+    """Each branch alone, all of them, and all of them beside half of the other channels, give what zeros would give."""
+    seeds, found = [*range(part, 80, 4), *range(30_000 + part, 30_012, 4)], 0
+    for seed in seeds:
+        graph = generate(seed)
+        channels = analysed_graph(graph, tmp_path).channels
+        groups = branches(channels)
+        found += len(groups)
+        for some in [[group] for group in groups] + [groups] * (len(groups) > 1):
+            check(graph, channels, some, f"seed {seed}, {[group.name for group in some]}")
+    assert found >= 4
+
+
+def check(graph: Generated, channels: Channels, groups: Sequence[ChannelGroup], where: str) -> None:
+    small = emptied(channels, groups)
+    text = difference(without_inputs(graph.model, groups), graph.model, small, graph)
+    assert not text, f"{where}: {text}"
+
+
+RESIDUAL = """<ir_version: 8, opset_import: ["": 17]>
+    net (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y)
+    <float[8, 3, 1, 1] s, float[5, 8, 1, 1] a, float[8, 5, 1, 1] b, float[5, 8, 1, 1] c, float[8, 5, 1, 1] d, float[4, 8, 1, 1] o>
+    { h = Conv(x, s)  p = Conv(h, a)  pr = Relu(p)  q = Conv(pr, b)  r = Conv(h, c)  rr = Relu(r)  t = Conv(rr, d)
+      BODY
+      y = Conv(z, o) }"""
+
+
+def with_weights(text: str) -> onnx.ModelProto:
+    """A model from text whose weights are only declared, filled with random numbers."""
+    rng, declared = np.random.default_rng(0), text[text.index("<float") : text.index(">\n    {") + 1]
+    model = parser.parse_model(text.replace(declared, ""))
+    for name, shape in [
+        (each.split("] ")[1].strip(" >"), each.split("[")[1].split("]")[0]) for each in declared.split(", float")
+    ]:
+        sizes = [int(size) for size in shape.split(",")]
+        model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=sizes).astype(np.float32), name))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ("z1 = Add(q, h)  z = Add(z1, t)", {"p", "r"}),
+        ("z = Add(q, t)", {"p"}),  # where both are constants, the sum has no extent
+        ("z1 = Add(h, q)  g = Sigmoid(t)  z = Mul(z1, g)", {"p", "r"}),
+        ("m = GlobalAveragePool(h)  z1 = Add(m, q)  z = Add(z1, t)", {"r"}),  # the mean has no extent
+        ("m = Softmax(q)  z1 = Add(h, m)  z = Add(z1, t)", {"r"}),  # not the same on one position as on all
+        ("w = Add(q, p1)  z1 = Add(h, w)  z = Add(z1, t)", {"r"}),  # something else reads the channels
+    ],
+)
+def test_what_is_a_branch(body: str, names: set[str], tmp_path: Path) -> None:
+    extra = "p1 = ReduceMean<axes = [1]>(pr)  " if "p1" in body else ""
+    model = with_weights(RESIDUAL.replace("BODY", extra + body))
+    channels = analysed(model, tmp_path).channels
+    groups = branches(channels)
+    assert {group.name for group in groups} == names
+    feeds = {"x": np.random.default_rng(1).normal(size=(2, 3, 6, 6)).astype(np.float32)}
+    expected, found = run(without_inputs(model, groups), feeds)[0], run(emptied(channels, groups), feeds)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_plan_can_empty_a_branch_and_nothing_else(tmp_path: Path) -> None:
+    path = written(built(TOPOLOGIES["residual-two-blocks"]), tmp_path)
+    result = compress(path, tmp_path / "small.onnx", plan={"one_conv1": 0}, verify=False, bench=False)
+    (group,) = [group for group in result.groups if group.kept < group.channels]
+    assert (group.name, group.kept) == ("one_conv1", 0)
+    with pytest.raises(OptionError, match="cannot keep 0 of its"):
+        compress(path, tmp_path / "none.onnx", plan={"stem": 0})
