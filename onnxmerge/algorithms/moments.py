@@ -65,9 +65,12 @@ class MomentSums:
 
     @np.errstate(over="ignore", invalid="ignore")  # callers refuse what is not finite
     def covariance(self, by_x: Floats | float = 0.0, by_y: Floats | float = 0.0) -> Covariance:
-        """Means and covariances of the samples (divided by their number, not by one less) of x + by_x and y + by_y."""
+        """Means and covariances of the samples (divided by their number, not by one less) of x + by_x and y + by_y.
+
+        The covariance of x takes the place of the sum `xx`, which is spent: of the largest layers it takes gigabytes.
+        """
         mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
-        xx = self.xx / self.count
+        xx = np.divide(self.xx, self.count, out=self.xx)
         for row, mean in zip(xx if xx.ndim else (), mean_x, strict=False):
             row -= mean * mean_x
         return Covariance(

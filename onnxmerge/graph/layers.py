@@ -146,9 +146,9 @@ class Layer:
         """Whether an output is a fixed linear map of a patch of the input: all but ConvTranspose."""
         return self.layout != "conv_transpose"
 
-    @cached_property
+    @property
     def weight(self) -> np.ndarray:
-        """The weight, (groups, outputs per group, inputs per group, kernel size) float64."""
+        """The weight, (groups, outputs per group, inputs per group, kernel size) float64; made anew, as large as two models."""
         return self.canonical(self.stored_weight).astype(np.float64)
 
     @cached_property
