@@ -71,7 +71,7 @@ class Layer:
     output_axis: int
     output_rank: int
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The first tensor that the node writes: unique in a model, which names of nodes need not be."""
         return next(str(output.name) for output in self.node.outputs if output.name)

@@ -240,7 +240,8 @@ def moment_sums(
         One for each group.
     """
     y = np.zeros((*x.shape[:2], 0), np.float32) if y is None else y
-    groups = zip(x, y, zip(*centres, strict=True) if centres else [None] * len(x), before or [None] * len(x), strict=True)
+    none = [None] * len(x)
+    groups = zip(x, y, zip(*centres, strict=True) if centres else none, before or none, strict=True)
     return [_group_sums(*group, with_xx, threads or default_threads()) for group in groups]
 
 

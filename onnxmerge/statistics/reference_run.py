@@ -32,8 +32,8 @@ from onnxmerge.statistics.product_moments import ProductMoments, product_moments
 from onnxmerge.statistics.wide_layers import too_wide
 
 # Bytes of the largest tensor of a batch, and inputs. Memory of arrays of up to 32 MiB is used again (glibc), that of larger ones
-# is mapped anew each time: batches of 13 inputs of a ResNet-50, of 42 MB, took half as long again as those of 2.
-BATCH_BYTES, LARGEST_BATCH = 1 << 23, 64
+# is mapped anew each time: batches of 13 inputs of a ResNet-50, of 42 MB, took half as long again as those of 4.
+BATCH_BYTES, LARGEST_BATCH = 1 << 24, 64
 MISSING = "pruned by its weights: another machine had too little memory for the statistics of its channels"
 Replaced = tuple[list[NodeProto], dict[str, np.ndarray]]  # what stands in the place of a node, and the constants that it reads
 LOWEST_VARIANCE = 1e-4  # of the stored one: a channel that synthetic inputs leave constant must not be blown up
