@@ -12,8 +12,8 @@ from typing import ClassVar
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, helper, numpy_helper
-from running import analysed, built, relative_error, run, tolerance_of, weights_of, written
+from onnx import helper, numpy_helper
+from running import analysed, built, relative_error, run, tolerance_of, weights_of, with_replaced, written
 from test_execution_layerwise import sequence_model
 from test_merge_exactness import BY_HAND, cases, duplicated, group_of
 from test_statistics_gram import dense
@@ -73,6 +73,10 @@ def layerwise_runs(monkeypatch: pytest.MonkeyPatch) -> list[LayerwiseRun]:
 def model_of(layerwise_run: LayerwiseRun) -> onnx.ModelProto:
     """The model that a layer-wise run ends with."""
     model = onnx.ModelProto.FromString(layerwise_run.model.SerializeToString())
+    own = [each for each in model.graph.initializer if each.name not in layerwise_run.constants]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(own)
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in layerwise_run.constants.items())
     del model.graph.node[:]
     model.graph.node.extend(node for nodes in layerwise_run.nodes for node in nodes)
     return model
@@ -306,12 +310,8 @@ def test_matched_normalisations_give_what_training_gave(name: str, tmp_path: Pat
     topology, model = TOPOLOGIES[name], built(TOPOLOGIES[name])
     statistics, inputs = observed(written(model, tmp_path))
     feeds = {key: value.astype(topology.dtype) for key, value in inputs.take(inputs.indices).items()}
-    changed = ModelProto.FromString(model.SerializeToString())
+    changed = with_replaced(model, statistics.matched)
     nodes = [node for _, ((node,), _) in sorted(statistics.matched.items())]
-    for node in nodes:
-        next(each for each in changed.graph.node if each.output[0] == node.output[0]).CopyFrom(node)
-    constants = {name: value for _, each in statistics.matched.values() for name, value in each.items()}
-    changed.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     read = weights_of(model)
     names = tuple(node.output[0] for node in nodes if node.output[0] not in {value.name for value in model.graph.output})
     values = [run(each, feeds, names) for each in (changed, model)]
@@ -341,7 +341,7 @@ def test_a_channel_that_synthetic_inputs_leave_constant_is_not_blown_up(tmp_path
             tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
     source = written(model, tmp_path)
     statistics, _ = observed(source)
-    constants = {name: value for _, each in statistics.matched.values() for name, value in each.items()}
+    ((_, constants),) = [each for each in statistics.matched.values() if "bn_a_y//variance" in each[1]]
     assert constants["bn_a_y//variance"][3] == pytest.approx(1e-4 * weights_of(model)["bn_a_var"][3])
     result = shrunk(source, tmp_path / "out.onnx", "reconstruct", ratio=0.5)
     assert result.groups
