@@ -91,6 +91,30 @@ def test_expected_error_is_what_the_consumer_loses(method: str, tmp_path: Path) 
     assert statistics.expected_error(removal) == pytest.approx(lost, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["residual-two-blocks-bn", "grouped-conv", "gemm-relu-gemm-transb1", "unet"])
+def test_outputs_matter_as_much_as_what_reads_them(name: str, tmp_path: Path) -> None:
+    """The metric against sums over every layer that reads on, group and kernel position by themselves."""
+    statistics, _ = observed(name, tmp_path)
+    layers, at, metric = statistics.context.channels.layers, statistics.context.node_index, statistics.output_errors
+    seen = 0
+    for layer in layers:
+        ids = layer.out_ids.reshape(-1)
+        expected = np.zeros((len(ids), len(ids)))
+        for other in [each for each in layers if at[each.key] > at[layer.key] and each.key in metric._variance]:
+            readers = max(1, sum(bool(set(other.out_ids.flat) & set(each.in_ids.flat) - {0}) for each in layers))
+            weight = statistics.reference.downstream[other.key].scaled(other.weight)
+            for g, p in np.ndindex(other.groups, other.kernel_size):
+                reading = weight[g, :, :, p] @ ((other.in_ids[g][:, None] == ids) & (ids > 0))
+                expected += reading.T @ reading * readers / metric._variance[other.key]
+        total, factor = metric.metric(layer)
+        found = (0.0 if total is None else total) + (0.0 if factor is None else factor.T @ factor)
+        np.testing.assert_allclose(
+            np.broadcast_to(found, expected.shape), expected, rtol=1e-9, atol=1e-12 * np.abs(expected).max()
+        )
+        seen += bool(expected.any())
+    assert seen
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_expected_error_is_the_same_from_few_weights_and_from_their_products(method: str, tmp_path: Path) -> None:
     group, rng = observed("conv-relu-conv", tmp_path)[1][0], np.random.default_rng(3)
