@@ -11,6 +11,7 @@ from onnx import numpy_helper
 from topologies import Topology
 
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
+from onnxmerge.statistics.reference_run import Replaced
 
 PRODUCERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"}
 LAYERS = PRODUCERS | {"LSTM", "GRU", "RNN", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
@@ -43,6 +44,16 @@ def written(model: onnx.ModelProto, folder: Path, name: str = "model.onnx") -> P
 def analysed(model: onnx.ModelProto, folder: Path) -> AnalysedModel:
     """The analysis of a model from memory."""
     return analyse_model(written(model, folder, "analysed.onnx"))
+
+
+def with_replaced(model: onnx.ModelProto, replaced: dict[int, Replaced]) -> onnx.ModelProto:
+    """The model with nodes of the same outputs in the place of its own, and the constants that they read."""
+    changed = onnx.ModelProto.FromString(model.SerializeToString())
+    for nodes, constants in replaced.values():
+        for node in nodes:
+            next(each for each in changed.graph.node if each.output[0] == node.output[0]).CopyFrom(node)
+        changed.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    return changed
 
 
 def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:

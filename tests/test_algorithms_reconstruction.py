@@ -1,8 +1,5 @@
 """The least squares on moments against least squares on the samples themselves."""
 
-import functools
-import operator
-
 import numpy as np
 import pytest
 
@@ -53,14 +50,6 @@ def test_ridge_pulls_to_the_prior_as_extra_samples_would():
     expected = np.linalg.lstsq(rows, np.r_[yc, np.sqrt(strength) * prior.T], rcond=None)[0].T
     np.testing.assert_allclose(solve(MomentSums.of(x, y), prior, ridge=0.2, correction_exponent=0.0)[0], expected, atol=1e-8)
     np.testing.assert_allclose(solve(MomentSums.of(x, y), prior, ridge=1e12, correction_exponent=0.0)[0], prior, atol=1e-8)
-
-
-def test_shards_add_up_to_the_whole():
-    x, y = data()
-    whole = MomentSums.of(x, y)
-    parts = functools.reduce(operator.iadd, [MomentSums.of(x[i : i + 41], y[i : i + 41]) for i in range(0, 300, 41)])
-    for name in ("count", "sum_x", "sum_y", "xx", "xy", "yy"):
-        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-12)
 
 
 def test_centred_is_what_numpy_says():

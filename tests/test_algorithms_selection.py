@@ -124,6 +124,8 @@ def test_weight_products_measure_the_error_as_the_consumers_see_it(kernel):
     seen = np.tensordot(consumer, scale.reshape(-1, *[1] * len(kernel)) * np.tensordot(weights, error, (1, 0)), 1)
     assert error @ products @ error == pytest.approx(np.sum(seen**2))
     np.testing.assert_allclose(weight_products(weights, scale), weight_products(weights, scale, np.eye(4)))
+    np.testing.assert_allclose(weight_products(weights, scale, factor=consumer), products)
+    np.testing.assert_allclose(weight_products(weights, scale, consumer.T @ consumer, consumer), 2.0 * products)
 
 
 @pytest.mark.parametrize("n", [1, 5, BLOCK_COLUMNS + 3, PANEL + BLOCK_COLUMNS])

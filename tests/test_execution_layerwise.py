@@ -210,7 +210,8 @@ def test_replaced_nodes_are_what_is_run() -> None:
     changed.graph.initializer.extend([numpy_helper.from_array(weight, "new"), numpy_helper.from_array(shift, "shift")])
     expected = all_tensors(changed, batches)
 
-    layerwise = LayerwiseRun(onnx.ModelProto.FromString(model.SerializeToString()), batches)
+    before = model.SerializeToString()
+    layerwise = LayerwiseRun(model, batches)
     layerwise.run_until(at)
     layerwise.replace_node(at, [node, added], {"new": np.zeros_like(weight), "shift": shift})
     layerwise.replace_node(at, [node, added], {"new": weight, "shift": shift})
@@ -222,6 +223,21 @@ def test_replaced_nodes_are_what_is_run() -> None:
                 assert_same(layerwise.tensor(number, name), expected[number][name])
     with pytest.raises(ValueError, match="already been run"):
         layerwise.replace_node(at, [node], {})
+    assert model.SerializeToString() == before  # other runs share it
+
+
+def test_weights_given_beside_a_model_stand_in_the_place_of_its_own() -> None:
+    model, batches = model_and_batches("residual-two-blocks")
+    expected, hollow = all_tensors(model, batches), onnx.ModelProto.FromString(model.SerializeToString())
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in hollow.graph.initializer if len(tensor.dims) == 4}
+    for tensor in [each for each in hollow.graph.initializer if each.name in weights]:
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+    layerwise = LayerwiseRun(hollow, batches, constants=weights)
+    layerwise.run_until(len(model.graph.node) - 1)
+    assert layerwise.available
+    for name in layerwise.available:
+        assert_same(layerwise.tensor(1, name), expected[1][name])
 
 
 def test_inputs_that_nothing_reads_any_more_are_dropped() -> None:

@@ -1,4 +1,4 @@
-"""The number of BLAS threads: fixed while something computes, and as it was before when all have ended."""
+"""What a machine gives: the number of BLAS threads, fixed while something computes and then as before; and its memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import onnxmerge
+from onnxmerge.execution.memory import physical_memory
 from onnxmerge.execution.threads import default_threads, fixed_threads
 
 MODEL = Path(__file__).parents[1] / "models" / "digits-mlp.onnx"
@@ -94,3 +95,27 @@ def test_two_calls_at_once_leave_no_trace(tmp_path: Path) -> None:
         assert [call.result().output for call in calls] == [str(tmp_path / name) for name in "ab"]
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert blas_threads() == {2}
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/\n", {"memory.max": "3000000\n"}, 3_000_000),
+        ("0::/pod/box\n", {"pod/memory.max": "2000000\n", "pod/box/memory.max": "max\n"}, 2_000_000),
+        ("0::/pod/box\n", {"memory.max": "5000000\n"}, 5_000_000),  # the path of the host, which a container does not see
+        ("9:cpu,memory:/box\n1:pids:/\n0::/\n", {"memory/memory.limit_in_bytes": "4000000\n"}, 4_000_000),
+        ("4:memory:/\n", {"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ("4:cpuset:/\n", {"memory/memory.limit_in_bytes": "1\n"}, None),
+        (None, {}, None),
+    ],
+)
+def test_memory_is_what_the_container_may_take(
+    groups: str | None, limits: dict[str, str], expected: int | None, tmp_path: Path
+) -> None:
+    for name, text in {f"sys/fs/cgroup/{name}": text for name, text in limits.items()}.items() | (
+        set() if groups is None else {("proc/self/cgroup", groups)}
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    machine = physical_memory(tmp_path / "nothing")
+    assert physical_memory(tmp_path) == (machine if expected is None else expected) <= machine

@@ -15,11 +15,12 @@ from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.rewrite import Removal
+from onnxmerge.onnxio.export import export
 from onnxmerge.options import InputOptions, PlannedGroup, PruningOptions, silent
 from onnxmerge.options.checks import METHOD_NAMES
 from onnxmerge.pruning import layer_statistics as layer_statistics_module
 from onnxmerge.pruning import methods as methods_module
-from onnxmerge.pruning.expected_error import ExpectedErrors
+from onnxmerge.pruning.expected_error import ExpectedErrors, _share_lost
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.kept_counts import kept_count
 from onnxmerge.pruning.layer_statistics import LayerStatistics, layer_statistics_of
@@ -75,7 +76,8 @@ def test_expected_error_is_what_the_consumer_loses(method: str, tmp_path: Path) 
     group = groups[0]
     removal = removal_by(method, statistics, group, kept_count(group, 0.5), PruningOptions())
     (consumer,) = group.consumers
-    batches = [run(statistics.context.model, feeds, (consumer.layer.source,))[-1] for feeds in statistics.context.batches()]
+    model = export(statistics.context.channels.model)
+    batches = [run(model, feeds, (consumer.layer.source,))[-1] for feeds in statistics.context.batches()]
     x = np.concatenate(batches).astype(np.float64)
     x -= x.mean(0)
     replaced = {
@@ -87,6 +89,39 @@ def test_expected_error_is_what_the_consumer_loses(method: str, tmp_path: Path) 
     lost = np.square((x - replaced) @ weight.T).sum() / np.square(x @ weight.T).sum()
     assert lost > 0.01
     assert statistics.expected_error(removal) == pytest.approx(lost, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["residual-two-blocks-bn", "grouped-conv", "gemm-relu-gemm-transb1", "unet"])
+def test_outputs_matter_as_much_as_what_reads_them(name: str, tmp_path: Path) -> None:
+    """The metric against sums over every layer that reads on, group and kernel position by themselves."""
+    statistics, _ = observed(name, tmp_path)
+    layers, at, metric = statistics.context.channels.layers, statistics.context.node_index, statistics.output_errors
+    seen = 0
+    for layer in layers:
+        ids = layer.out_ids.reshape(-1)
+        expected = np.zeros((len(ids), len(ids)))
+        for other in [each for each in layers if at[each.key] > at[layer.key] and each.key in metric._variance]:
+            readers = max(1, sum(bool(set(other.out_ids.flat) & set(each.in_ids.flat) - {0}) for each in layers))
+            weight = statistics.reference.downstream[other.key].scaled(other.weight)
+            for g, p in np.ndindex(other.groups, other.kernel_size):
+                reading = weight[g, :, :, p] @ ((other.in_ids[g][:, None] == ids) & (ids > 0))
+                expected += reading.T @ reading * readers / metric._variance[other.key]
+        total, factor = metric.metric(layer)
+        found = (0.0 if total is None else total) + (0.0 if factor is None else factor.T @ factor)
+        np.testing.assert_allclose(
+            np.broadcast_to(found, expected.shape), expected, rtol=1e-9, atol=1e-12 * np.abs(expected).max()
+        )
+        seen += bool(expected.any())
+    assert seen
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_expected_error_is_the_same_from_few_weights_and_from_their_products(method: str, tmp_path: Path) -> None:
+    group, rng = observed("conv-relu-conv", tmp_path)[1][0], np.random.default_rng(3)
+    samples, weight = rng.normal(size=(40, 9)), rng.normal(size=(4, 9))
+    removal = Removal(group, np.array([0, 2, 3, 7]), method, scaling=rng.normal(size=(9, 4)) if method == "merge" else None)
+    lost = [_share_lost(removal, np.cov(samples.T).astype(np.float32), seen) for seen in (weight, weight.T @ weight)]
+    assert lost[0] == pytest.approx(lost[1], rel=1e-5) != 0.0
 
 
 @pytest.mark.parametrize("method", [None, *METHODS])

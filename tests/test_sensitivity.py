@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from running import built, run, weights_of, written
+from running import built, run, weights_of, with_replaced, written
 from topologies import TOPOLOGIES
 from topologies.net import Net
 
@@ -52,6 +52,11 @@ def observed(source: Path) -> tuple[AnalysedModel, LayerStatistics]:
     return analysed, layer_statistics_of(analysed, inputs, 1, silent)
 
 
+def matched_model(statistics: LayerStatistics) -> onnx.ModelProto:
+    """The reference with BatchNormalization matched to the inputs."""
+    return with_replaced(export(statistics.context.channels.model), statistics.reference.matched)
+
+
 def measured_on(statistics: LayerStatistics) -> list[dict[str, np.ndarray]]:
     """The inputs that sensitivities are measured on: the first ones."""
     step = statistics.inputs.batch_size or 1
@@ -61,7 +66,7 @@ def measured_on(statistics: LayerStatistics) -> list[dict[str, np.ndarray]]:
 def loss_by_rewriting(statistics: LayerStatistics, group: ChannelGroup, kept: np.ndarray, folder: Path) -> float:
     """1 - fidelity of the worst output when the matched reference loses these channels and its consumers are mixed by hand."""
     reference = folder / "matched.onnx"
-    reference.write_bytes(statistics.reference.matched.SerializeToString())
+    reference.write_bytes(matched_model(statistics).SerializeToString())
     fresh = analyse_model(reference)
     own = next(each for each in fresh.channels.groups if each.producers[0].key == group.producers[0].key)
     removed = np.setdiff1d(np.arange(group.size), kept)
@@ -229,7 +234,8 @@ def test_batch_normalization_is_that_of_the_inputs(tmp_path: Path) -> None:
     """On synthetic inputs every BatchNormalization of the measured model gives its stored mean and deviation, scale and bias."""
     _, statistics = observed(written(built(TOPOLOGIES["conv-bn-relu"]), tmp_path))
     outputs = ("bn_a_y", "bn_b_y", "bn_out_y")
-    seen = [run(statistics.reference.matched, feeds, outputs)[1:] for feeds in statistics.context.batches()]
+    matched = matched_model(statistics)
+    seen = [run(matched, feeds, outputs)[1:] for feeds in statistics.context.batches()]
     stored_values = weights_of(built(TOPOLOGIES["conv-bn-relu"]))
     for number, name in enumerate(("bn_a", "bn_b", "bn_out")):
         values = np.concatenate([each[number] for each in seen]).astype(np.float64)

@@ -168,7 +168,9 @@ def test_sums_are_sums(with_xx: bool, mean: float) -> None:
     x, y = (rng.normal(mean, size=(3, 50, count)).astype(np.float32) for count in (4, 2))
     centres = np.float32(mean + 0.1) * np.ones((3, 4), np.float32), np.float32(mean - 0.1) * np.ones((3, 2), np.float32)
     centred = zip(moment_sums(x, y, with_xx, centres=centres), *centres, strict=True)
-    for found in ([part.covariance() for part in moment_sums(x, y, with_xx)], [part.covariance(*by) for part, *by in centred]):
+    added = moment_sums(x[:, 20:], y[:, 20:], with_xx, before=moment_sums(x[:, :20], y[:, :20], with_xx))
+    plain = [[part.covariance() for part in sums] for sums in (moment_sums(x, y, with_xx), added)]
+    for found in (*plain, [part.covariance(*by) for part, *by in centred]):
         for group, covariance in enumerate(found):
             assert_covariances(covariance, x[group], y[group], PARTS if with_xx else (*PARTS[:3], *PARTS[4:]))
 

@@ -45,10 +45,11 @@ def adjusted_target(
     >>> adjusted_target(np.array([[1.0, 1.0]]), np.array([[2.0, -2.0]]), np.array([[3.0, -1.0]]), rectified=True)
     array([[2., 1.]])
     """
+    change = np.subtract(reference, reached)
     if rectified:
-        reference = np.where(reference > 0, reference, np.minimum(reached, 0))
-    if scale is None:
-        return output + (reference - reached)
-    factor = np.asarray(scale, output.dtype)
-    inverse = np.divide(1, factor, out=np.zeros_like(factor), where=np.abs(factor) > LEAST_SCALE)
-    return np.asarray(output + (reference - reached) * inverse.reshape(-1, *[1] * (output.ndim - 2)))
+        np.copyto(change, np.minimum(0, -reached), where=reference <= 0)
+    if scale is not None:
+        factor = np.asarray(scale, output.dtype)
+        inverse = np.divide(1, factor, out=np.zeros_like(factor), where=np.abs(factor) > LEAST_SCALE)
+        change *= inverse.reshape(-1, *[1] * (output.ndim - 2))
+    return np.asarray(np.add(change, output, out=change))

@@ -184,7 +184,9 @@ class _Turns:
             self._next_round()
 
 
-def weight_products(weights: ArrayLike, scale: ArrayLike | None = None, metric: ArrayLike | None = None) -> Floats:
+def weight_products(
+    weights: ArrayLike, scale: ArrayLike | None = None, metric: ArrayLike | None = None, factor: ArrayLike | None = None
+) -> Floats:
     """M = W^T W of a consumer for `eliminate`, in which an output counts by what comes after it.
 
     e^T M e = sum over kernel positions of (S W e)^T metric (S W e): an error e of the inputs, as the consumers of the outputs see
@@ -197,7 +199,9 @@ def weight_products(weights: ArrayLike, scale: ArrayLike | None = None, metric: 
     scale : array_like of shape (o,), optional
         S, of a BatchNormalization that follows (gamma / its standard deviation).
     metric : array_like of shape (o, o), optional
-        How errors in the outputs matter further on, positive semi-definite; the identity where None.
+        How errors in the outputs matter further on, positive semi-definite; the identity where it and `factor` are None.
+    factor : array_like of shape (r, o), optional
+        F, where F^T F is to be added to the metric.
 
     Returns
     -------
@@ -212,8 +216,12 @@ def weight_products(weights: ArrayLike, scale: ArrayLike | None = None, metric: 
     scaled = given if scale is None else given * np.asarray(scale, np.float64).reshape(-1, *[1] * (given.ndim - 1))
     rows = np.moveaxis(scaled.reshape(*scaled.shape[:2], -1), 1, 2)
     count = rows.shape[2]
-    if metric is None:
-        flat = rows.reshape(-1, count)
-        return np.asarray(flat.T @ flat)
-    seen = np.asarray(metric, np.float64) @ rows.reshape(len(rows), -1)
-    return np.asarray(rows.reshape(-1, count).T @ seen.reshape(-1, count))
+    if metric is None or factor is not None:
+        flat = rows if factor is None else np.asarray(factor, np.float64) @ rows.reshape(len(rows), -1)
+        flat = flat.reshape(-1, count)
+        products = np.asarray(flat.T @ flat)
+    if metric is not None:
+        seen = np.asarray(metric, np.float64) @ rows.reshape(len(rows), -1)
+        by_metric = np.asarray(rows.reshape(-1, count).T @ seen.reshape(-1, count))
+        products = by_metric if factor is None else products + by_metric
+    return products

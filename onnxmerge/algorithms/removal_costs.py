@@ -113,8 +113,9 @@ class UnrepairedCosts:
 def _inverse(covariance: Floats, deviation: Floats, damping: float) -> Floats:
     """Lower triangle of the inverse of the correlation matrix, damped until it is positive definite."""
     inverse = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0.0)
+    correlation = np.empty(covariance.shape)
     while True:
-        correlation = covariance * inverse
+        np.multiply(covariance, inverse, out=correlation)
         correlation *= inverse[:, None]
         np.fill_diagonal(correlation, 1.0 + damping)
         try:

@@ -170,6 +170,11 @@ def inputs_for(
     return replace(inputs, largest_batch=batch_that_fits(shapes, inputs.feeds_with(0), max_memory))
 
 
+def _affordable(session: Session, shapes: Shapes) -> int:
+    """How many synthetic inputs have `INPUT_ELEMENTS`."""
+    return INPUT_ELEMENTS // max(1, sum(math.prod(shapes.get(spec.name, ())[1:]) for spec in session.inputs))
+
+
 def _inputs_for(session: Session, shapes: Shapes, options: InputOptions, count: int, properties: InputProperties) -> Inputs:
     image_range, specs, call_size = image_range_of(options), session.inputs, 1
     if options.input_shape is not None:
@@ -182,8 +187,7 @@ def _inputs_for(session: Session, shapes: Shapes, options: InputOptions, count: 
             return given
         return given.subset(np.linspace(0, given.count - 1, options.samples).astype(np.int64), "evenly chosen")
     if not options.samples:
-        elements = sum(int(np.prod(shapes.get(spec.name, ())[1:])) for spec in session.inputs)
-        count = min(count, max(8, INPUT_ELEMENTS // max(1, elements)))
+        count = min(count, max(8, _affordable(session, shapes)))
     inputs = synthetic_inputs(specs, shapes, options.samples or count, options.seed, image_range, properties.id_limits)
     inputs = replace(inputs, call_size=call_size)
     return inputs if image_range is not None else first_layers.scaled_for_batchnorm(inputs, properties)

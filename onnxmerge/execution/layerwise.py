@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto
 
 from onnxmerge.execution.sessions import Session, open_session
 from onnxmerge.execution.submodel import submodel, tensors_read
@@ -26,7 +26,7 @@ class LayerwiseRun:
     Attributes
     ----------
     model : ModelProto
-        Changed by `replace_node`: give a copy.
+        Never changed: runs share it, and its weights.
     batches : iterable of mapping of str to ndarray
         The feeds; read once, when the run is made.
     threads : int or None
@@ -45,8 +45,8 @@ class LayerwiseRun:
         The tensors that `tensor` gives -> index of the last node that reads them.
     tensors : TensorStore
         The values of these.
-    constants : dict of str to ndarray
-        Initializers added by `replace_node`.
+    constants : mapping of str to ndarray
+        Initializers that stand in the place of those of the model, and those that `replace_node` adds.
 
     Examples
     --------
@@ -71,7 +71,7 @@ class LayerwiseRun:
     node_index: dict[str, int] = field(init=False)
     available: dict[str, int] = field(init=False, default_factory=dict)
     tensors: TensorStore = field(default_factory=TensorStore)
-    constants: dict[str, np.ndarray] = field(init=False, default_factory=dict)
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.nodes = [[node] for node in self.model.graph.node]
@@ -108,13 +108,8 @@ class LayerwiseRun:
         if index < self.position:
             raise ValueError(f"node {index} has already been run")
         self.nodes[index] = list(nodes)
-        self.constants.update(constants)
-        for name, value in constants.items():
-            if name in self._constant_names:
-                old = next(i for i, tensor in enumerate(self.model.graph.initializer) if tensor.name == name)
-                del self.model.graph.initializer[old]
-            self.model.graph.initializer.append(numpy_helper.from_array(value, name))
-            self._constant_names.add(name)
+        self.constants = {**self.constants, **constants}
+        self._constant_names.update(constants)
 
     def run_until(self, index: int, keep: str = "") -> None:
         """Run the nodes before an index, and keep what nodes from there on read; and one tensor more, up to the next call."""
@@ -170,8 +165,9 @@ class LayerwiseRun:
                 needed |= {name for name in tensors_read(node) if name not in self.available}
         read = [name for node in chosen for name in sorted(tensors_read(node)) if name in self.available]
         inputs = {name: self.tensors.get(0, name) for name in read}
-        part = submodel(self.model, chosen[::-1], {**inputs, **(extra_inputs or {})}, outputs)
-        return open_session(part, optimise=True, threads=self.threads, label="a part of the model", folder=self.folder)
+        part = submodel(self.model, chosen[::-1], {**inputs, **(extra_inputs or {})}, outputs, self.constants)
+        label = "a part of the model"
+        return open_session(part, optimise=True, threads=self.threads, label=label, folder=self.folder, arena=False)
 
 
 def _as_feed(value: Value) -> Any:

@@ -13,7 +13,7 @@ FATAL = 4  # ONNX Runtime's log level that prints nothing but what ends the proc
 FOLDING_LIMIT_BYTES = 1 << 30  # ONNX Runtime would fold constants of any size, so that a small file could fill the memory
 
 
-def session_options(optimise: bool, threads: int, folder: Path | None) -> onnxruntime.SessionOptions:
+def session_options(optimise: bool, threads: int, folder: Path | None, arena: bool = True) -> onnxruntime.SessionOptions:
     """Options of a session.
 
     Parameters
@@ -25,6 +25,8 @@ def session_options(optimise: bool, threads: int, folder: Path | None) -> onnxru
         halves the time of a call and its spread.
     folder : Path or None
         What the locations of external data are relative to, where the model is in memory.
+    arena : bool
+        Whether ONNX Runtime keeps the memory of a call for the next one of the same session.
     """
     levels = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()
@@ -33,6 +35,7 @@ def session_options(optimise: bool, threads: int, folder: Path | None) -> onnxru
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = FATAL
+    options.enable_cpu_mem_arena = arena
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDING_LIMIT_BYTES))

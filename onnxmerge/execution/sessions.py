@@ -138,6 +138,7 @@ def open_session(
     threads: int | None = None,
     label: str | None = None,
     folder: Path | None = None,
+    arena: bool = True,
 ) -> Session:
     """A session on exactly this execution provider.
 
@@ -156,6 +157,8 @@ def open_session(
         What errors call the model; by default its path.
     folder : Path, optional
         Where the external data of a model in memory is.
+    arena : bool
+        Whether the session keeps the memory of a call for the next one, and that of all outputs while one of them lives.
 
     Raises
     ------
@@ -178,7 +181,7 @@ def open_session(
     label = label or (str(model) if isinstance(model, Path) else "the model")
     threads = threads or default_threads()
     source = model if isinstance(model, bytes) else str(path_of(model))
-    options, providers = session_options(optimise, threads, folder), provider_list(provider, optimise)
+    options, providers = session_options(optimise, threads, folder, arena), provider_list(provider, optimise)
     try:
         handle = onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions have no common root
@@ -186,7 +189,7 @@ def open_session(
     landed = handle.get_providers()[0]
     if landed != provider.name:
         raise ProviderError(f"{label} was to run on {provider.name} but landed on {landed}; use `provider` cpu to accept that")
-    again = partial(open_session, model, provider, optimise=optimise, threads=threads, label=label, folder=folder)
+    again = partial(open_session, model, provider, optimise=optimise, threads=threads, label=label, folder=folder, arena=arena)
     inputs, outputs = tuple(map(spec_of, handle.get_inputs())), tuple(map(spec_of, handle.get_outputs()))
     return Session(label, provider, threads, inputs, outputs, handle, again)
 

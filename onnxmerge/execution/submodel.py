@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnxmerge.execution.tensor_store import Value
 from onnxmerge.onnxio.traversal import bodies_of
 
 
-def submodel(model: ModelProto, nodes: Sequence[NodeProto], inputs: Mapping[str, Value], outputs: Iterable[str]) -> bytes:
+def submodel(
+    model: ModelProto,
+    nodes: Sequence[NodeProto],
+    inputs: Mapping[str, Value],
+    outputs: Iterable[str],
+    constants: Mapping[str, np.ndarray] | None = None,
+) -> bytes:
     """A model of some nodes of another one; initializers come along, external ones stay outside.
 
     Parameters
@@ -24,12 +31,17 @@ def submodel(model: ModelProto, nodes: Sequence[NodeProto], inputs: Mapping[str,
         place of an initializer of its name.
     outputs : iterable of str
         The graph outputs; ONNX Runtime infers their types.
+    constants : mapping of str to ndarray, optional
+        Initializers that the model lacks, or that take the place of its own.
     """
+    new = {name: value for name, value in (constants or {}).items() if name not in inputs}
     read = {name for node in nodes for name in tensors_read(node)}
+    own = read - new.keys() - inputs.keys()
     graph = GraphProto(name="part")
     graph.node.extend(nodes)
-    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in read and tensor.name not in inputs)
-    graph.sparse_initializer.extend(tensor for tensor in model.graph.sparse_initializer if tensor.values.name in read)
+    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in own)
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in new.items() if name in read)
+    graph.sparse_initializer.extend(tensor for tensor in model.graph.sparse_initializer if tensor.values.name in own)
     graph.input.extend(_declaration(name, value) for name, value in inputs.items())
     graph.output.extend(ValueInfoProto(name=name) for name in outputs)
     part = ModelProto(ir_version=model.ir_version, graph=graph, opset_import=model.opset_import, functions=model.functions)

@@ -71,7 +71,7 @@ class Layer:
     output_axis: int
     output_rank: int
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The first tensor that the node writes: unique in a model, which names of nodes need not be."""
         return next(str(output.name) for output in self.node.outputs if output.name)
@@ -146,9 +146,9 @@ class Layer:
         """Whether an output is a fixed linear map of a patch of the input: all but ConvTranspose."""
         return self.layout != "conv_transpose"
 
-    @cached_property
+    @property
     def weight(self) -> np.ndarray:
-        """The weight, (groups, outputs per group, inputs per group, kernel size) float64."""
+        """The weight, (groups, outputs per group, inputs per group, kernel size) float64; made anew, as large as two models."""
         return self.canonical(self.stored_weight).astype(np.float64)
 
     @cached_property

@@ -70,9 +70,13 @@ class _Scope:
     attribute_to_tensor: ToTensor
 
 
-def export(model: Model) -> ModelProto:
-    """The model as edited, its weights inside; where one message cannot hold them, external ones stay outside."""
-    return export_with(model, stored_inside(model.folder) if fits_one_message(model) else stored_as_read)
+def export(model: Model, left_out: Container[str] = ()) -> ModelProto:
+    """The model as edited, its weights inside; where one message cannot hold them, external ones stay outside.
+
+    left_out: names of initializers that get no values.
+    """
+    whole = stored_inside(model.folder) if fits_one_message(model) else stored_as_read
+    return export_with(model, lambda values, name: (without_data if name in left_out else whole)(values, name))
 
 
 def export_with(model: Model, to_tensor: ToTensor) -> ModelProto:

@@ -36,7 +36,8 @@ def mixed_weights(layer: Layer, kept: np.ndarray, covariance: Covariance) -> lis
     list of ndarray of shape (out, kept inputs, kernel size), float64
         For each group of a grouped convolution.
     """
-    _, outputs, inputs, kernel_size = layer.weight.shape
+    weight = layer.weight
+    _, outputs, inputs, kernel_size = weight.shape
     if not kept.any():
         return [np.zeros((outputs, 0, kernel_size))] * layer.groups
     repeats = layer.channel_positions.shape[1]
@@ -47,7 +48,7 @@ def mixed_weights(layer: Layer, kept: np.ndarray, covariance: Covariance) -> lis
         kept_channels = kept[g][positions[:, 0]]
         stays = np.flatnonzero(kept_channels)
         scaling = mixing(covariance.xx[np.ix_(own, own)], stays)
-        by_channel = layer.alpha * layer.weight[g][:, positions].reshape(outputs, len(own), repeats * kernel_size)
+        by_channel = layer.alpha * weight[g][:, positions].reshape(outputs, len(own), repeats * kernel_size)
         mixed = mixed_weight(by_channel, stays, scaling).reshape(outputs, len(stays), repeats, kernel_size)
         full = np.zeros((outputs, inputs, kernel_size))
         full[:, positions[kept_channels]] = mixed
@@ -93,7 +94,7 @@ def full_replacement(layer: Layer, kept: np.ndarray, weights: Sequence[np.ndarra
     bias : ndarray of shape (out,) or (1,)
         What is added to the layer's own bias.
     """
-    full = np.zeros(layer.weight.shape)
+    full = np.zeros(layer.canonical(layer.stored_weight).shape)
     for g, weight in enumerate(weights):
         full[g][:, kept[g]] = weight / layer.alpha
     return Replacement(in_range(layer.stored(full), layer.stored_weight.dtype), bias)

@@ -74,6 +74,7 @@ def decide(
         removals = [each for _, each in outcomes if isinstance(each, Removal)]
         return PruningDecision(tuple(removals), absorbed(removals), tuple(refusals))
     removals = [best_removal(statistics, group, counts[group.name], options) for group in shrinking]
+    statistics.forget_expected_errors()
     return PruningDecision(tuple(removals), _replacements(statistics, removals), tuple(refusals))
 
 

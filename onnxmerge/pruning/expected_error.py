@@ -10,6 +10,9 @@ from onnxmerge.pruning.importance import group_covariance
 from onnxmerge.pruning.product_update import group_products
 from onnxmerge.statistics.reference_run import ReferenceStatistics
 
+BLOCK = 512
+"""Columns of a covariance that are multiplied at a time."""
+
 
 class ExpectedErrors:
     """The expected errors of one group, for any of its removals.
@@ -29,13 +32,15 @@ class ExpectedErrors:
         self._consumers = []
         self._known: dict[tuple[str, bytes], float] = {}
         for consumer in group.consumers:
-            products = weight_products(consumer.columns())
-            self._consumers.append((group_covariance(reference, group, consumer), products))
+            columns = consumer.columns()
+            few = len(columns) * columns.shape[2] < group.size
+            seen = np.moveaxis(columns, 2, 1).reshape(-1, group.size) if few else weight_products(columns)
+            self._consumers.append((group_covariance(reference, group, consumer), seen))
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the (n, n) matrices that are held for every consumer."""
-        return sum(covariance.nbytes + products.nbytes for covariance, products in self._consumers)
+        """Memory of the matrices that are held for every consumer."""
+        return sum(covariance.nbytes + seen.nbytes for covariance, seen in self._consumers)
 
     def of(self, removal: Removal) -> float:
         """Mean over the consumers of E|W x - W Z x[kept] - c|^2 / E|W x - E W x|^2, with the best constant c.
@@ -62,16 +67,26 @@ class ExpectedErrors:
         return self._known[key]
 
 
-def _share_lost(removal: Removal, covariance: np.ndarray, products: np.ndarray) -> float:
-    """Of one consumer; products (n, n): W^T W."""
+def _share_lost(removal: Removal, covariance: np.ndarray, seen: np.ndarray) -> float:
+    """Of one consumer; seen: W (o, n) where it has fewer outputs than inputs, else W^T W (n, n)."""
     kept = removal.kept
     removed = np.setdiff1d(np.arange(len(covariance)), kept)
     rows = None if removal.scaling is None else removal.scaling[removed]
     if removal.method == "reconstruct" and len(kept):
         rows = mixing(covariance, kept)
+    if len(seen) < len(covariance):
+        lost = seen.copy()
+        lost[:, kept] = 0.0 if rows is None else -seen[:, removed] @ rows
+        return _output_variance(lost, covariance) / max(_output_variance(seen, covariance), np.finfo(float).tiny)
     error = covariance[np.ix_(removed, removed)]
     if rows is not None:
         crossed = rows @ covariance[np.ix_(kept, removed)]
         error = error - crossed - crossed.T + rows @ covariance[np.ix_(kept, kept)] @ rows.T
-    variance = max(float(np.einsum("ij,ij->", products, covariance)), np.finfo(float).tiny)
-    return float(np.sum(products[np.ix_(removed, removed)] * error)) / variance
+    variance = max(float(np.einsum("ij,ij->", seen, covariance)), np.finfo(float).tiny)
+    return float(np.sum(seen[np.ix_(removed, removed)] * error)) / variance
+
+
+def _output_variance(weight: np.ndarray, covariance: np.ndarray) -> float:
+    """trace(W C W^T), a few columns of C at a time: of the widest layers a float64 copy takes gigabytes."""
+    blocks = (slice(start, start + BLOCK) for start in range(0, len(covariance), BLOCK))
+    return sum(float(np.vdot(weight @ covariance[:, own].astype(np.float64), weight[:, own])) for own in blocks)

@@ -124,8 +124,8 @@ def elimination_of(
     if any(consumer.key in reference.too_wide for consumer in group.consumers):
         return _elimination_by_weights(group)
     for consumer in group.consumers:
-        metric = None if output_errors is None else output_errors.metric(consumer.layer)
-        products = weight_products(consumer.columns(), reference.downstream[consumer.key].scale, metric)
+        metric = (None, None) if output_errors is None else output_errors.metric(consumer.layer)
+        products = weight_products(consumer.columns(), reference.downstream[consumer.key].scale, *metric)
         consumers.append((group_covariance(reference, group, consumer), products))
     consumers += [(None, each.elimination_terms(group.size)) for each in group_products(channels, group, reference.products)]
     return eliminate(consumers, group.removable, group.conv_groups) if consumers else None

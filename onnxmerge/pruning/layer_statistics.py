@@ -58,10 +58,14 @@ class LayerStatistics:
         """The share of the consumers' output variance that a removal is expected to cost, see `ExpectedErrors`."""
         name, known = removal.group.name, self._expected_errors
         if name not in known:
-            while known and sum(each.size_bytes for each in known.values()) > EXPECTED_ERRORS_BYTES:
-                known.popitem()
+            self.forget_expected_errors()
             known[name] = ExpectedErrors(self.context.channels, removal.group, self.reference)
         return known[name].of(removal)
+
+    def forget_expected_errors(self) -> None:
+        """Let matrices go that take more than `EXPECTED_ERRORS_BYTES`."""
+        while sum(each.size_bytes for each in self._expected_errors.values()) > EXPECTED_ERRORS_BYTES:
+            self._expected_errors.popitem()
 
 
 def layer_statistics_of(

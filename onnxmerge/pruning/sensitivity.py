@@ -5,7 +5,6 @@ the method says, and compares the outputs. What precedes the group's first consu
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,13 +88,13 @@ def measure_sensitivities(
     dict[str, tuple of Sensitivity]
         By name of the group, by ascending share removed; empty for groups that nothing reads.
     """
-    context, matched = statistics.context, statistics.reference.matched
+    context = statistics.context
     first = {group.name: min(map(context.node_index.__getitem__, _changed_layers(group))) for group in groups if _updated(group)}
     read = sorted((group for group in groups if _updated(group)), key=lambda group: first[group.name])
     shares, count = _affordable(statistics, read, list(first.values()), all_shares)
     batches = _first_batches(statistics.inputs.batches(count), count)
     sizes = [batch_size(feeds) for feeds in batches]
-    run = LayerwiseRun(deepcopy(matched), batches, context.threads, context.folder)
+    run = context.new_run(statistics.reference.matched, batches)
     outputs = run.session_to_outputs({})
     expected = [run.run_session(outputs, batch) for batch in range(len(batches))]
     sensitivities: dict[str, tuple[Sensitivity, ...]] = {group.name: () for group in groups}

@@ -5,7 +5,6 @@ been solved, and the targets from the reference, so that every consumer makes go
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -76,7 +75,7 @@ def solve_consumers(
     layers = [layer for layer in layers[first:] if layer.key in mixes or _is_updated(context, statistics, layer, kept)]
     if not layers:
         return {}
-    runs = context.run_of(statistics.matched), context.run_of(deepcopy(statistics.matched))
+    runs = context.new_run(statistics.matched), context.new_run(statistics.matched)
     remove_states(runs[1], context.channels, kept, [layer for layer in context.channels.layers if not kept[layer.out_ids].all()])
     replacements: dict[str, Replacement] = {}
     for number, layer in enumerate(layers):

@@ -64,17 +64,17 @@ def channel_covariance(run: LayerwiseRun, layer: Layer) -> Covariance:
         `mean_x` (n,) and `xx` (n, n); no targets.
     """
     count, places = layer.channel_positions.shape
-    sources = [np.asarray(run.tensor(number, layer.source)) for number in range(run.batch_count)]
-    space = sources[0].shape[2:] if layer.layout.startswith("conv") else ()
-    samples = places * sum(x.size for x in sources) // layer.in_ids.size
+    space = run.tensor(0, layer.source).shape[2:] if layer.layout.startswith("conv") else ()
+    values = sum(run.tensor(number, layer.source).size for number in range(run.batch_count))
+    samples = places * values // layer.in_ids.size
     steps = thinning(samples, count, space) if space else (_row_step(samples, count),)
 
     def rows_of_batch(number: int) -> np.ndarray:
-        x, positions = sources[number], drawn_positions(steps, number)
+        x, positions = np.asarray(run.tensor(number, layer.source)), drawn_positions(steps, number)
         rows = rows_of(x[(slice(None), slice(None), *positions)], 1) if space else rows_of(x, layer.input_axis)[positions[0]]
         return rows[:, layer.channel_positions.T].reshape(-1, count) if places > 1 else rows
 
-    pieces = _joined((rows_of_batch(number)[np.newaxis],) for number in range(len(sources)))
+    pieces = _joined((rows_of_batch(number)[np.newaxis],) for number in range(run.batch_count))
     (found,) = _covariances(((x, np.zeros((*x.shape[:2], 0), np.float32)) for (x,) in pieces), True, run.threads)
     return replace(found, xx=found.xx.astype(np.float32))
 
@@ -85,10 +85,7 @@ def _covariances(pieces: Iterable[tuple[np.ndarray, ...]], with_xx: bool, thread
     centres: Centres | None = None
     for x, y in pieces:
         centres = centres or (_means(x), _means(y))
-        parts = moment_sums(x, y, with_xx, threads, centres)
-        for number, part in enumerate(parts if totals else ()):
-            totals[number] += part
-        totals = totals or parts
+        totals = moment_sums(x, y, with_xx, threads, centres, totals)
     assert centres is not None
     return [total.covariance(*each) for total, *each in zip(totals, *centres, strict=True)]
 
@@ -218,6 +215,7 @@ def moment_sums(
     with_xx: bool = True,
     threads: int | None = 1,
     centres: Centres | None = None,
+    before: Sequence[MomentSums] = (),
 ) -> list[MomentSums]:
     """Moment sums of samples, in float64.
 
@@ -233,6 +231,8 @@ def moment_sums(
         How many blocks of samples are multiplied at a time; changes no byte. None for all processors.
     centres : pair of ndarray of shape (groups, d) and (groups, o), optional
         Values near the means. Then the sums are those of x and y less these, of float32 products of each block.
+    before : sequence of MomentSums
+        Of other samples, one for each group: the sums are added to these, in place.
 
     Returns
     -------
@@ -240,16 +240,24 @@ def moment_sums(
         One for each group.
     """
     y = np.zeros((*x.shape[:2], 0), np.float32) if y is None else y
-    groups = zip(x, y, zip(*centres, strict=True) if centres else [None] * len(x), strict=True)
+    none = [None] * len(x)
+    groups = zip(x, y, zip(*centres, strict=True) if centres else none, before or none, strict=True)
     return [_group_sums(*group, with_xx, threads or default_threads()) for group in groups]
 
 
 def _group_sums(
-    x: NDArray[np.float32], y: NDArray[np.float32], centre: tuple[np.ndarray, ...] | None, with_xx: bool, threads: int
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    centre: tuple[np.ndarray, ...] | None,
+    before: MomentSums | None,
+    with_xx: bool,
+    threads: int,
 ) -> MomentSums:
     """Of one group: samples (s, d) and (s, o), centre (d,) and (o,)."""
     inputs, targets = x.shape[1], y.shape[1]
-    totals = [np.zeros(shape) for shape in (inputs, targets, (inputs, inputs) if with_xx else (), (inputs, targets), targets)]
+    shapes = inputs, targets, (inputs, inputs) if with_xx else (), (inputs, targets), targets
+    before = before or MomentSums(0.0, *map(np.zeros, shapes))
+    totals = before.sum_x, before.sum_y, before.xx, before.xy, before.yy
     size = max(1, -(-len(x) // max(1, round(len(x) / BLOCK_SAMPLES))))
     starts = range(0, len(x), size)
     at_a_time = min(threads, len(starts), max(1, PRODUCT_BYTES // (8 * inputs**2)))
@@ -267,4 +275,4 @@ def _group_sums(
             for found in (pool.map if pool else map)(block, starts[first : first + at_a_time]):
                 for total, part in zip(totals, found, strict=True):
                     total += part
-    return MomentSums(float(len(x)), *totals)
+    return replace(before, count=before.count + len(x))

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from onnxmerge.algorithms.moments import Covariance
 from onnxmerge.data.first_layers import dense_first_layer
@@ -23,14 +23,19 @@ from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.channel_propagation import Product
 from onnxmerge.graph.downstream import DownstreamAffine, downstream_affine_of
 from onnxmerge.graph.layers import Layer
+from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.export import export
+from onnxmerge.onnxio.storage import fits_one_message
 from onnxmerge.options import Progress
 from onnxmerge.statistics.consumer_moments import channel_covariance
 from onnxmerge.statistics.product_moments import ProductMoments, product_moments
 from onnxmerge.statistics.wide_layers import too_wide
 
-BATCH_ELEMENTS, LARGEST_BATCH = 1 << 21, 64  # twice as many ResNet-56 inputs take half as long again: memory is mapped anew
+# Bytes of the largest tensor of a batch, and inputs. Memory of arrays of up to 32 MiB is used again (glibc), that of larger ones
+# is mapped anew each time: batches of 13 inputs of a ResNet-50, of 42 MB, took half as long again as those of 4.
+BATCH_BYTES, LARGEST_BATCH = 1 << 24, 64
 MISSING = "pruned by its weights: another machine had too little memory for the statistics of its channels"
+Replaced = tuple[list[NodeProto], dict[str, np.ndarray]]  # what stands in the place of a node, and the constants that it reads
 LOWEST_VARIANCE = 1e-4  # of the stored one: a channel that synthetic inputs leave constant must not be blown up
 
 
@@ -45,6 +50,7 @@ class RunContext:
     correction_exponent: float
     threads: int | None
     folder: Path  # where external data of the model is
+    weights: Mapping[str, np.ndarray]  # by name, those that the layers of `channels` hold; the model lacks them
     progress: Progress
 
     @cached_property
@@ -52,20 +58,25 @@ class RunContext:
         """Output of a node -> its position."""
         return {name: at for at, node in enumerate(self.model.graph.node) for name in node.output}
 
-    def run_of(self, model: ModelProto) -> LayerwiseRun:
-        """A run of a model on the batches, before its first node; `replace_node` changes the model."""
-        return LayerwiseRun(model, self.batches(), self.threads, self.folder)
+    def new_run(self, replaced: Mapping[int, Replaced] | None = None, batches: Iterable[Feeds] | None = None) -> LayerwiseRun:
+        """A run of the model with nodes replaced, on the batches or on others, before its first node."""
+        given = self.batches() if batches is None else batches
+        run = LayerwiseRun(self.model, given, self.threads, self.folder, constants=self.weights)
+        for index, (nodes, constants) in (replaced or {}).items():
+            run.replace_node(index, nodes, constants)
+        return run
 
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """The reference with BatchNormalization matched to the inputs; by key of each consumer what it reads and what follows it.
+    """By key of each consumer what it reads and what follows it.
 
+    matched: BatchNormalizations matched to the inputs, by index of the node.
     products: by key, moments of the factors of products of two computed tensors. Consumers that are `too_wide` have no covariance
     but the reason why.
     """
 
-    matched: ModelProto
+    matched: dict[int, Replaced]
     layers: dict[str, Layer]
     covariances: dict[str, Covariance]
     products: dict[str, ProductMoments]
@@ -76,13 +87,16 @@ class ReferenceStatistics:
 
 def run_context_of(analysed: AnalysedModel, inputs: Inputs, threads: int | None, progress: Progress) -> RunContext:
     """The model and the inputs, ready to be walked."""
-    elements = sum(int(np.prod(analysed.shapes[tensor.name][1:])) for tensor in analysed.model.graph.inputs)
-    size = int(np.clip(BATCH_ELEMENTS // max(1, elements), 1, LARGEST_BATCH))
-    model = export(analysed.model)
+    largest = max(4 * int(np.prod(shape)) for shape in analysed.shapes.values()) // inputs.call_size
+    size = int(np.clip(BATCH_BYTES // max(1, largest), 1, LARGEST_BATCH))
+    inputs_of = ((layer.node.inputs[layer.weight_input], layer.stored_weight) for layer in analysed.channels.layers)
+    in_memory = fits_one_message(analysed.model)
+    weights = {tensor.name: value for tensor, value in inputs_of if in_memory and isinstance(tensor, gs.Constant)}
+    model = export(analysed.model, weights)
     shallow_first(model)
     batches, correction_exponent = partial(inputs.batches, size), _correction_exponent(analysed, inputs)
     synthetic, folder = inputs.synthetic, analysed.model.folder
-    return RunContext(analysed.channels, model, batches, synthetic, correction_exponent, threads, folder, progress)
+    return RunContext(analysed.channels, model, batches, synthetic, correction_exponent, threads, folder, weights, progress)
 
 
 def _correction_exponent(analysed: AnalysedModel, inputs: Inputs) -> float:
@@ -103,19 +117,20 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
     left_out, shared = too_wide(layers.values(), physical_memory()), context.channels.shared_weight_keys
     if known is not None:  # a worker may have less memory than this machine
         left_out |= {key: MISSING for key in layers if key not in known and key not in left_out}
-    walk = context.run_of(deepcopy(context.model))
+    walk = context.new_run()
     stops: dict[int, list[Layer | Product]] = defaultdict(list)
     observed: list[Layer | Product] = [layer for key, layer in layers.items() if known is None and key not in left_out]
     for each in (*observed, *(product for _, product in products.values())):
         stops[context.node_index[each.key]].append(each)
     normal = _normalisations(context) if context.synthetic and known is None else {}
-    covariances, moments = dict(known or {}), dict[str, ProductMoments]()
+    covariances, moments, matched = dict(known or {}), dict[str, ProductMoments](), dict[int, Replaced]()
     seen: dict[tuple[str, bytes], Covariance] = {}
     ordered = sorted(stops.keys() | normal.keys())
     for number, at in enumerate(ordered):
         walk.run_until(at)
         if at in normal:
-            _match(walk, at, normal[at])
+            matched[at] = _match(walk, at, normal[at])
+            walk.replace_node(at, *matched[at])
         for each in stops.get(at, []):
             if isinstance(each, Product):
                 moments[each.key] = product_moments(walk, context.channels, *products[each.key])
@@ -129,9 +144,6 @@ def collect_reference_statistics(context: RunContext, known: Mapping[str, Covari
                 raise InputError(f"tensor {each.source} holds NaN or infinity on these inputs; {remedy}")
         context.progress("statistics", (number + 1) / len(ordered))
     downstream = {key: downstream_affine_of(context.channels, layer, walk.constants) for key, layer in layers.items()}
-    matched = walk.model
-    del matched.graph.node[:]
-    matched.graph.node.extend(node for nodes in walk.nodes for node in nodes)
     return ReferenceStatistics(matched, layers, covariances, moments, downstream, shared, left_out)
 
 
@@ -146,8 +158,8 @@ def _normalisations(context: RunContext) -> dict[int, np.ndarray]:
     return found
 
 
-def _match(walk: LayerwiseRun, at: int, before: np.ndarray) -> None:
-    """Give a BatchNormalization the mean and variance of what it reads in this run; before: the stored variance."""
+def _match(walk: LayerwiseRun, at: int, before: np.ndarray) -> Replaced:
+    """A BatchNormalization with the mean and variance of what it reads in this run; before: the stored variance."""
     node = deepcopy(walk.nodes[at][0])
     count, total, squares = 0, np.zeros(len(before)), np.zeros(len(before))
     for number in range(walk.batch_count):
@@ -160,4 +172,4 @@ def _match(walk: LayerwiseRun, at: int, before: np.ndarray) -> None:
     variance = np.maximum(squares / count - mean**2, LOWEST_VARIANCE * before.astype(np.float64))
     names = [f"{node.output[0]}//mean", f"{node.output[0]}//variance"]
     node.input[3], node.input[4] = names
-    walk.replace_node(at, [node], {names[0]: mean.astype(before.dtype), names[1]: variance.astype(before.dtype)})
+    return [node], {names[0]: mean.astype(before.dtype), names[1]: variance.astype(before.dtype)}

@@ -8,6 +8,7 @@ position is as likely as any other.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,8 @@ def window_of(
     return Window(tuple(kernel), strides, dilations, tuple(pads[:axes]), tuple(pads[axes:]), extents)
 
 
-def drawn_positions(steps: Sequence[int], batch: int) -> Positions:
+@lru_cache(1 << 12)
+def drawn_positions(steps: tuple[int, ...], batch: int) -> Positions:
     """Every so many-th position along each axis, from an offset that is drawn for each batch."""
     offsets = np.random.default_rng(batch).integers(0, steps)
     return tuple(slice(int(offset), None, step) for offset, step in zip(offsets, steps, strict=True))
