@@ -40,7 +40,7 @@ COVERAGE := 95
 FLOOR = $(if $(ARGS),,--cov --cov-report= --cov-fail-under=$(COVERAGE))
 
 test: $(TOOLS)
-	$(BIN)/python -m pytest -n auto $(FLOOR) $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(FLOOR) $(ARGS)
 
 # `make fuzz ARGS="--check prune --seeds 17"` shrinks one that fails
 fuzz: $(TOOLS)

@@ -1,6 +1,7 @@
 """What all tests share: where the project and the real models beside it are."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from onnxmerge.cli import app
+from onnxmerge.data import selection
 from onnxmerge.evaluation import benchmark
 from onnxmerge.execution.static_cost import StaticCost
 from onnxmerge.pipeline import size_search
@@ -21,8 +23,17 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
+TRACED_CASES = 3
+"""Cases of one test that are looked at for coverage; tracing costs two fifths, and hundreds of cases run the same lines."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `shared` need the real models and images beside the project."""
+    """Coverage counts the first cases of a test; tests marked `shared` need the real models and images beside the project."""
+    cases = Counter[str]()
+    for item in items:
+        cases[name := item.nodeid.partition("[")[0]] += 1
+        if cases[name] > TRACED_CASES:
+            item.add_marker("no_cover")
     if (SHARED / "models").is_dir() and (SHARED / "data").is_dir():
         return
     skip = pytest.mark.skip(reason=f"needs the real models and images in {SHARED}, which is not there")
@@ -36,6 +47,15 @@ def _to_the_channel() -> Iterator[None]:
     """Counts are met to the channel: the small networks of tests would keep most of theirs in multiples of 8."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kept_counts, "HARDWARE_MULTIPLE", 1)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick() -> Iterator[None]:
+    """Where a test says nothing else, dense networks are pruned on few inputs, and models are timed for a tenth of a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "DENSE_CALIBRATION_INPUTS", 256)
+        patch.setattr(benchmark, "DEFAULT_EFFORT", replace(benchmark.DEFAULT_EFFORT, seconds=0.1))
         yield
 
 
@@ -64,12 +84,6 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return ending.value.code or 0, *capsys.readouterr()
 
     return call
-
-
-@pytest.fixture
-def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latencies are measured for a tenth of a second."""
-    monkeypatch.setattr(benchmark, "DEFAULT_EFFORT", replace(benchmark.DEFAULT_EFFORT, seconds=0.1))
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,6 @@ from onnxmerge.execution.providers import resolve_provider
 from onnxmerge.report.terminal import show_benchmark
 from onnxmerge.results import Benchmark, Execution, LatencyComparison, LatencySummary
 
-pytestmark = pytest.mark.usefixtures("short_timing")
-
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MLP = MODELS / "digits-mlp.onnx"
 CPU = "CPUExecutionProvider"

@@ -90,8 +90,9 @@ def test_another_number_waits() -> None:
 
 
 def test_two_calls_at_once_leave_no_trace(tmp_path: Path) -> None:
+    options = {"ratio": 0.3, "samples": 64, "threads": 1, "bench": False}
     with ThreadPoolExecutor(2) as pool:
-        calls = [pool.submit(onnxmerge.compress, MODEL, tmp_path / name, ratio=0.3, threads=1, bench=False) for name in "ab"]
+        calls = [pool.submit(onnxmerge.compress, MODEL, tmp_path / name, **options) for name in "ab"]
         assert [call.result().output for call in calls] == [str(tmp_path / name) for name in "ab"]
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert blas_threads() == {2}

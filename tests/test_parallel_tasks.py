@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from multiprocessing import active_children, get_context
 
 import pytest
-from workers import square, square_or_die, square_or_raise
+from squares import square, square_or_die, square_or_raise
 
 from onnxmerge.parallel.tasks import LostTask, run_tasks
 

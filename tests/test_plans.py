@@ -175,10 +175,10 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 def test_bad_plan_is_refused(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path, capsys: Any) -> None:
     source, plan = good_plan(tmp_path)
     (tmp_path / "plan.json").write_text(json.dumps(change(plan)))
-    refused(tmp_path, capsys, message, source, tmp_path / "o.onnx", "--plan", tmp_path / "plan.json")
+    assert_refused(tmp_path, capsys, message, source, tmp_path / "o.onnx", "--plan", tmp_path / "plan.json")
 
 
-def refused(folder: Path, capsys: Any, message: str, *arguments: object) -> None:
+def assert_refused(folder: Path, capsys: Any, message: str, *arguments: object) -> None:
     """Exit code 2, one line, and every file as it was."""
     before = {path.name: path.stat() if path.stat().st_size > 1 << 20 else path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(SystemExit) as ending:
@@ -205,7 +205,7 @@ def test_pinned_channel_cannot_leave(tmp_path: Path, capsys: Any) -> None:
         (group(kept=1, kept_channels=None), "needed is a number from 3 to 8"),
     ):
         (tmp_path / "plan.json").write_text(json.dumps(change(json.loads(json.dumps(plan)))))
-        refused(tmp_path, capsys, message, source, tmp_path / place[0], *place[1:])
+        assert_refused(tmp_path, capsys, message, source, tmp_path / place[0], *place[1:])
 
 
 FILES = {
@@ -221,14 +221,14 @@ FILES = {
 def test_no_plan_at_all(content: bytes, message: str, tmp_path: Path, capsys: Any) -> None:
     source = source_of("conv-relu-conv", tmp_path)
     (tmp_path / "plan.json").write_bytes(content)
-    refused(tmp_path, capsys, message, source, tmp_path / "o.onnx", "--plan", tmp_path / "plan.json")
+    assert_refused(tmp_path, capsys, message, source, tmp_path / "o.onnx", "--plan", tmp_path / "plan.json")
 
 
 def test_huge_plan_is_not_read(tmp_path: Path, capsys: Any) -> None:
     source = source_of("conv-relu-conv", tmp_path)
     with (tmp_path / "plan.json").open("wb") as file:
         file.truncate(LARGEST_FILE + 1)
-    refused(tmp_path, capsys, "too large to be a plan", source, tmp_path / "o.onnx", "--plan", tmp_path / "plan.json")
+    assert_refused(tmp_path, capsys, "too large to be a plan", source, tmp_path / "o.onnx", "--plan", tmp_path / "plan.json")
 
 
 PLACES = {
@@ -271,7 +271,7 @@ def test_options_that_do_not_go_together(
 ) -> None:
     good_plan(tmp_path, "conv-relu-conv")
     monkeypatch.chdir(tmp_path)
-    refused(tmp_path, capsys, message, "model.onnx", *arguments)
+    assert_refused(tmp_path, capsys, message, "model.onnx", *arguments)
 
 
 @pytest.mark.parametrize("target", [("macs", 0.5), "macs=0.5", " macs =0.5"], ids=repr)
@@ -298,11 +298,11 @@ def test_fingerprint_covers_the_weights_beside_the_model(tmp_path: Path, capsys:
     compress(source, tmp_path / "made.onnx", ratio=0.5, method="prune", verify=False, save_plan=plan)
     compress(source, tmp_path / "made.onnx", plan=plan, method="prune", verify=False)
     saved = (str(source), str(tmp_path / "o.onnx"), "--ratio", "0.5")
-    refused(tmp_path, capsys, "would overwrite weights of the model", *saved, "--save-plan", tmp_path / "w.bin")
+    assert_refused(tmp_path, capsys, "would overwrite weights of the model", *saved, "--save-plan", tmp_path / "w.bin")
     weights = np.frombuffer((tmp_path / "w.bin").read_bytes(), np.float32).copy()
     weights[0] += 1.0
     (tmp_path / "w.bin").write_bytes(weights.tobytes())
-    refused(tmp_path, capsys, "was made for another model", source, tmp_path / "o.onnx", "--plan", plan)
+    assert_refused(tmp_path, capsys, "was made for another model", source, tmp_path / "o.onnx", "--plan", plan)
     assert "o.onnx" not in os.listdir(tmp_path)
 
 

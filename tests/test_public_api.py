@@ -6,7 +6,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import astuple, fields, replace
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from onnx import helper
 import onnxmerge
 from onnxmerge import results
 from onnxmerge.errors import OnnxMergeError, OptionError
-from onnxmerge.evaluation import benchmark
 from onnxmerge.onnxio.validation import read_checked
 from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of
@@ -122,7 +121,6 @@ IN_MEMORY: dict[str, Callable[[Any, Path], tuple[str, ...]]] = {
 def test_a_model_in_memory(
     verb: str, call: Callable[[Any, Path], tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark, "DEFAULT_EFFORT", replace(benchmark.DEFAULT_EFFORT, seconds=0.1))
     names = call(onnx.load(MLP), tmp_path)
     assert names == {"bench_batches": ("ModelProto main_graph", str(MLP))}.get(verb, ("ModelProto main_graph",) * len(names))
 

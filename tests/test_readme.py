@@ -6,7 +6,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ import pytest
 
 import onnxmerge
 from onnxmerge.cli import app as cli
-from onnxmerge.evaluation import benchmark
 from onnxmerge.options.checks import METHOD_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +25,15 @@ PROGRAM = [command for command in COMMANDS if command.startswith("onnxmerge ")]
 TRANSCRIPT = next(block for kind, block in BLOCKS if kind == "text")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 MEAN, STD = 0.3054, 0.3758
+PROGRAM_OF_RECIPES = """
+from dataclasses import replace
+from onnxmerge.cli.app import main
+from onnxmerge.data import selection
+from onnxmerge.evaluation import benchmark
+selection.DENSE_CALIBRATION_INPUTS = 256
+benchmark.DEFAULT_EFFORT = replace(benchmark.DEFAULT_EFFORT, seconds=0.1)
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +50,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """One where `onnxmerge` is on the path, as pip writes it."""
+    """One where `onnxmerge` is on the path, as pip writes it, but quick as in conftest.py."""
     script = tmp_path_factory.mktemp("bin") / "onnxmerge"
-    script.write_text(f"#!{sys.executable}\nfrom onnxmerge.cli.app import main\nmain()\n", encoding="utf-8")
+    script.write_text(f"#!{sys.executable}\n{PROGRAM_OF_RECIPES}", encoding="utf-8")
     script.chmod(0o755)
     search = os.pathsep.join([str(script.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     return {**os.environ, "PATH": search, "PYTHONPATH": str(ROOT)}
@@ -54,7 +61,6 @@ def environment(tmp_path_factory) -> dict[str, str]:
 @pytest.fixture
 def layer(folder, monkeypatch) -> Path:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(benchmark, "DEFAULT_EFFORT", replace(benchmark.DEFAULT_EFFORT, seconds=0.1))
     return folder
 
 

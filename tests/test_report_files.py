@@ -24,8 +24,6 @@ from onnxmerge.report.documents import KINDS, Provenance, as_json, document, jso
 from onnxmerge.report.writing import check_reports, write_report
 from onnxmerge.results import Size
 
-pytestmark = pytest.mark.usefixtures("short_timing")
-
 ROOT = Path(__file__).resolve().parents[1]
 MLP = ROOT / "models" / "digits-mlp.onnx"
 SCHEMAS = ROOT / "docs" / "schemas"

@@ -14,23 +14,6 @@ from onnxmerge.pipeline.sweep_point import PointOutcome, PointTask, compress_poi
 FLAG = "ONNXMERGE_TEST_FLAG"  # where the first worker says that it is about to die
 
 
-def square(number: int) -> int:
-    """A task that is done at once."""
-    return number * number
-
-
-def square_or_die(number: int) -> int:
-    """3 ends its process each time."""
-    if number == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number * number
-
-
-def square_or_raise(number: int) -> int:
-    """3 is a bug."""
-    return 1 // (number - 3) if number == 3 else number * number
-
-
 def killed_once(call: Callable[[Any], Any], task: Any, flag: Path) -> Any:
     """The first process that comes here does its work and is killed before it can say so."""
     result = call(task)

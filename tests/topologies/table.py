@@ -72,6 +72,8 @@ def row(
             model = net.model()
             if initializers_as_inputs:
                 add_initializers_to_inputs(model)
+            if symbolic and len(next(iter(feeds.values()))) == 4:
+                onnx.helper.set_model_props(model, {"imgsz": "[64, 64]"})  # as some exporters write; or 224 x 224
             return model
 
         facts = {"out": 0, **removable}
