@@ -17,7 +17,7 @@ from onnxmerge.pipeline.time_limit import TimeLimit
 from onnxmerge.pruning.budget import Budget
 from onnxmerge.pruning.decision import decide
 from onnxmerge.pruning.layer_statistics import LayerStatistics
-from onnxmerge.results import LatencyComparison
+from onnxmerge.results import LatencyComparison, OutputFidelity
 
 ChannelCounts = Mapping[str, int]
 """Name of a channel group -> how many of its channels stay."""
@@ -107,9 +107,9 @@ class CandidateBuilder:
     def _built(self, counts: ChannelCounts, pruning: PruningOptions, layer_statistics: LayerStatistics | None) -> Candidate:
         return candidate_of(self.analysed, decide(self.analysed, pruning, layer_statistics, counts))
 
-    def fidelity_of(self, candidate: Candidate) -> float:
-        """Fidelity of the output of a candidate that suffers most, on the checking inputs."""
-        return self.measured.fidelity.worst(candidate.content, self.measured.checking)
+    def outputs_of(self, candidate: Candidate) -> tuple[OutputFidelity, ...]:
+        """How close the outputs of a candidate are on the checking inputs."""
+        return self.measured.fidelity.outputs(candidate.content, self.measured.checking)
 
     def _no_worse_than_pruned(self, candidate: Candidate, counts: ChannelCounts) -> Candidate:
         """The candidate, or what pruning alone gives if the outputs are closer then, measured on inputs that were solved on.
