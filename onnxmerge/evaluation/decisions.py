@@ -11,7 +11,7 @@ Peres, Markov Chains and Mixing Times, proposition 4.7). The first is what it co
 probabilities are right, to take its second class for its best. One changed step changes a sequence: 1 - prod_t (1 - changed_t).
 
 On synthetic inputs a network's probabilities say nothing of how sure it is on data, and there are enough of them to count: of the
-inputs whose best class, or that of any step, changes there, `SYNTHETIC_SHARE` is expected to.
+best classes, of inputs or steps, that change there, `SYNTHETIC_SHARE` is expected to.
 """
 
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ class ChangedDecisions:
     samples : int
         Inputs with decisions.
     changed, flipped, leads : float
-        Sums over these of `changed`, of whether a best class changes, and of p1 - p2, the mean over the steps of a sequence.
+        Sums over these of `changed`, of the share of the steps whose best class changes, and of their mean p1 - p2.
     has_probabilities : bool
         Whether the output holds probabilities for all of them, and not scores before a softmax.
     best : set of int
@@ -69,7 +69,7 @@ class ChangedDecisions:
         variation = np.where(usable, np.minimum(0.5 * np.abs(p - q).sum(axis=2), 1.0), 1.0)
         self.samples += len(p)
         self.changed += float(np.sum(1.0 - np.prod(1.0 - (first - second) * variation, axis=1)))
-        self.flipped += float(np.sum(((p.argmax(axis=2) != q.argmax(axis=2)) | ~usable).any(axis=1)))
+        self.flipped += float(np.sum(((p.argmax(axis=2) != q.argmax(axis=2)) | ~usable).mean(axis=1)))
         self.leads += float(np.sum((first - second).mean(axis=1)))
         self.has_probabilities &= has_probabilities
         self.best.update(np.unique(p.argmax(axis=2)).tolist())

@@ -16,8 +16,8 @@ QUICK_TRIALS, FULL_TRIALS, RESCUE_TRIALS = 6, 4, 4
 GOAL, QUICK_CLOSE = 0.866, 0.75
 """Shares of the allowed loss: what is aimed at, so that a candidate that loses a little more than expected still passes, and
 what a quick candidate must lose to be close enough."""
-WORTH_A_TRIAL = 0.02
-"""Least share of the predicted time, MACs or parameters that another candidate must be expected to save."""
+WORTH_A_TRIAL, WORTH_A_QUICK_TRIAL = 0.02, 0.005
+"""Least share of the predicted time, MACs or parameters that another candidate, and another quick one, is expected to save."""
 
 
 def loss_of(outputs: Sequence[OutputFidelity], pruning: PruningOptions) -> float:
@@ -99,7 +99,7 @@ class _Best:
 
 def _search_quickly(builder: CandidateBuilder, search: MonotoneSearch, allocations: list[Allocation], best: _Best) -> bool:
     """Narrow the search down. Whether the time limit ends it here: there is none left for a full candidate."""
-    while best.count < QUICK_TRIALS and (index := _worth_building(search, allocations)) is not None:
+    while best.count < QUICK_TRIALS and (index := _worth_building(search, allocations, WORTH_A_QUICK_TRIAL)) is not None:
         if builder.limit.is_over() and best.count:
             return True
         loss = best.measure(builder, index, builder.quick_candidate(allocations[index].counts)) / builder.quick_loss
@@ -116,7 +116,7 @@ def _search_in_full(
     """Build candidates on all inputs. Whether the time limit ended it."""
     trials = FULL_TRIALS + more_trials
     while best.count < trials + (best.passing is None) * RESCUE_TRIALS:
-        index = _worth_building(search, allocations)
+        index = _worth_building(search, allocations, WORTH_A_TRIAL)
         if index is None:
             return False
         if builder.limit.is_over() and best.count:
@@ -125,13 +125,13 @@ def _search_in_full(
     return False
 
 
-def _worth_building(search: MonotoneSearch, allocations: list[Allocation]) -> int | None:
-    """What is to be built next; None where a candidate passes and the next one would hardly be smaller."""
+def _worth_building(search: MonotoneSearch, allocations: list[Allocation], least: float) -> int | None:
+    """What is to be built next; None where a candidate passes and the next one is not expected to save the least share of it."""
     index = search.next()
     if index is None or search.passing == len(allocations) - 1:
         return index
     passing = allocations[search.passing].share
-    return index if passing - allocations[index].share >= WORTH_A_TRIAL * passing else None
+    return index if passing - allocations[index].share >= least * passing else None
 
 
 def _asked(pruning: PruningOptions) -> str:
