@@ -138,7 +138,7 @@ def _asked(pruning: PruningOptions) -> str:
     """What the outputs must keep, in words."""
     asked = [] if pruning.fidelity is None else [f"a fidelity of {pruning.fidelity:g}"]
     if pruning.max_changed_decisions is not None:
-        asked.append(f"all but {pruning.max_changed_decisions:g} of the decisions")
+        asked.append(f"all but {100.0 * pruning.max_changed_decisions:g}% of the decisions")
     return " and ".join(asked)
 
 
