@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from onnxmerge.options import DEFAULT_FIDELITY, DEFAULT_TARGETS
+from onnxmerge.options import DEFAULT_CHANGED_DECISIONS, DEFAULT_TARGETS
 from onnxmerge.options.checks import CRITERION_NAMES, CUDNN_SEARCHES, METHOD_NAMES, PROVIDERS, SCOPES, TARGETS
 
 Decorator = Callable[[Any], Any]
@@ -191,14 +191,20 @@ GROUPS = section(
     click.option("--include", multiple=True, metavar="GLOB", help="Pattern of producers whose groups shrink.  [default: all]"),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Pattern of producers whose groups stay.  [default: none]"),
 )
-MINIMIZE = _choice("--minimize", TARGETS, "Quantity that a fidelity is reached at the least of.  [default: latency]")
+MINIMIZE = _choice("--minimize", TARGETS, "What the smallest model that passes has the least of.  [default: latency]")
 _TIME_LIMIT = _option(
     "--time-limit", str, "TIME", "Time after which the best found is taken: 300 (seconds), 90s, 5m, 1h.  [default: none]"
 )
 _ROUND_TO = _option("--round-to", str, "N", "Multiple of channels kept; auto: 8 or less; measured: the fastest.  [default: auto]")
 SIZE = section(
-    "How small (one of --fidelity, --target, --ratio and --plan)",
-    _option("--fidelity", float, "F", f"Least fidelity of the worst output, at full speed.  [default: {DEFAULT_FIDELITY:g}]"),
+    "How small (one of --target, --ratio and --plan, or what the outputs must keep)",
+    _option(
+        "--max-changed-decisions",
+        str,
+        "X",
+        f"Greatest share of best classes expected to change: 0.02 or 2%.  [default: {DEFAULT_CHANGED_DECISIONS:g}]",
+    ),
+    _option("--fidelity", float, "F", "Least share of the worst output's variance to keep, in its place or beside it."),
     MINIMIZE,
     _option("--target", str, "K=V", "Share of params, macs or latency that may remain: macs=0.5 or macs=50%."),
     _option("--ratio", float, "R", "Share of every group's channels that is removed, 0 <= R < 1."),

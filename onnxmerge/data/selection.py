@@ -80,7 +80,7 @@ def calibration_and_check_inputs(
     if options.calibration is None:
         return _synthetic(session, analysed, options, runtime.max_memory, pruning.uses_weights_only, tell)
     given = inputs_for(session, analysed.shapes, options, max_memory=runtime.max_memory)
-    searched = pruning.fidelity is not None
+    searched = pruning.is_searched
     if not searched and (not checked or pruning.uses_weights_only):
         return given, given
     step = given.batch_size or 1

@@ -23,7 +23,13 @@ Outputs = Mapping[str, Any]
 
 
 def compare(
-    reference: Session, candidate: Session, batches: Iterable[Feeds], description: str, labels: np.ndarray | None = None
+    reference: Session,
+    candidate: Session,
+    batches: Iterable[Feeds],
+    description: str,
+    labels: np.ndarray | None = None,
+    *,
+    synthetic: bool = False,
 ) -> Fidelity:
     """Run both models once on the same batches and measure every output.
 
@@ -37,6 +43,8 @@ def compare(
         What the inputs are, for the report.
     labels : ndarray of shape (inputs,), int, or None
         Class numbers; then the accuracy of both models is measured in the same runs.
+    synthetic : bool
+        Whether the inputs were made without data.
 
     Returns
     -------
@@ -63,7 +71,7 @@ def compare(
                 label_counts.add(size, expected, found)
             yield size, expected, found
 
-    outputs, inputs = compare_outputs(runs(), reference.output_names)
+    outputs, inputs = compare_outputs(runs(), reference.output_names, synthetic=synthetic)
     accuracy = None if label_counts is None else label_counts.accuracy()
     execution = execution_of(reference, candidate)
     provider, names = candidate.provider.name, tuple(sorted(not_finite))
@@ -75,10 +83,12 @@ def fidelity_of(
 ) -> Fidelity:
     """Compare the outputs of two models that are opened without optimisation, as `compare` does."""
     pair = open_pair(reference, candidate, provider, optimise=False, threads=threads)
-    return compare(*pair, inputs.batches(BATCH), inputs.description)
+    return compare(*pair, inputs.batches(BATCH), inputs.description, synthetic=inputs.synthetic)
 
 
-def compare_outputs(runs: Iterable[tuple[int, Outputs, Outputs]], names: Sequence[str]) -> tuple[tuple[OutputFidelity, ...], int]:
+def compare_outputs(
+    runs: Iterable[tuple[int, Outputs, Outputs]], names: Sequence[str], *, synthetic: bool = False
+) -> tuple[tuple[OutputFidelity, ...], int]:
     """As `compare`, for outputs at hand.
 
     Parameters
@@ -87,13 +97,15 @@ def compare_outputs(runs: Iterable[tuple[int, Outputs, Outputs]], names: Sequenc
         For each batch the number of inputs, the reference's outputs and the candidate's, by name.
     names : Sequence[str]
         The outputs to compare.
+    synthetic : bool
+        Whether the inputs were made without data.
 
     Returns
     -------
     tuple of OutputFidelity, int
         One for each name, and the number of inputs.
     """
-    moments = {name: OutputMoments(name) for name in names}
+    moments = {name: OutputMoments(name, synthetic=synthetic) for name in names}
     inputs = 0
     for size, expected, found in runs:
         for name, accumulated in moments.items():
@@ -157,6 +169,8 @@ def _add(accumulated: OutputMoments, expected: np.ndarray, found: np.ndarray, si
     if not whole:
         expected, found = expected[np.newaxis], found[np.newaxis]
     accumulated.add(expected, found, first, scores=whole and looks_like_scores(expected))
+    if whole:
+        accumulated.decisions.add(expected, found)
 
 
 def _classes(outputs: Outputs, size: int, label: str) -> tuple[np.ndarray, float]:

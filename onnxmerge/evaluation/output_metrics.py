@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnxmerge.evaluation.decisions import ChangedDecisions
 from onnxmerge.results import OutputFidelity
 
 _LARGEST_EXPONENT = 50.0  # of the factor of an interval, which says nothing then
@@ -108,6 +109,10 @@ class OutputMoments:
         Relative L2 error, and 1 - cosine similarity.
     scored_samples, top1, top5 : int
         Inputs with class scores, and how often the candidate's best class is the reference's best or one of its best five.
+    decisions : ChangedDecisions
+        How many decisions change.
+    synthetic : bool
+        Whether the inputs were made without data.
     """
 
     name: str
@@ -126,6 +131,8 @@ class OutputMoments:
     scored_samples: int = 0
     top1: int = 0
     top5: int | None = None
+    decisions: ChangedDecisions = field(default_factory=ChangedDecisions)
+    synthetic: bool = False
 
     def add(self, reference: np.ndarray, candidate: np.ndarray, first: int, *, scores: bool) -> None:
         """Add arrays (samples, ...) of one shape, of inputs of which the first has the number `first`."""
@@ -252,6 +259,7 @@ class OutputMoments:
             fidelity_low=low,
             fidelity_high=high,
             is_constant=self._is_constant,
+            changed_decisions=self.decisions.share(self.samples, synthetic=self.synthetic),
         )
 
 

@@ -10,6 +10,7 @@ from onnxmerge.data.selection import BATCH
 from onnxmerge.evaluation.fidelity import Outputs, as_array, compare_outputs
 from onnxmerge.execution.sessions import ModelSource, Session, open_session
 from onnxmerge.execution.tensor_specs import batch_size
+from onnxmerge.results import OutputFidelity
 
 HELD_BYTES = 1 << 28
 """Memory for outputs of the reference that are held, 256 MiB; where they take more the others are made anew."""
@@ -36,11 +37,14 @@ class RepeatedFidelity:
     def _session(self) -> Session:
         return open_session(self.reference, optimise=True, threads=self.threads)
 
+    def outputs(self, candidate: ModelSource, inputs: Inputs) -> tuple[OutputFidelity, ...]:
+        """Of all outputs of a candidate."""
+        session = open_session(candidate, optimise=True, threads=self.threads)
+        return compare_outputs(self._runs(session, inputs), self._session.output_names, synthetic=inputs.synthetic)[0]
+
     def worst(self, candidate: ModelSource, inputs: Inputs) -> float:
         """Fidelity of the output of a candidate that suffers most."""
-        session = open_session(candidate, optimise=True, threads=self.threads)
-        outputs, _ = compare_outputs(self._runs(session, inputs), self._session.output_names)
-        return min(outputs, key=lambda output: (output.finite, output.fidelity)).fidelity
+        return min(self.outputs(candidate, inputs), key=lambda output: (output.finite, output.fidelity)).fidelity
 
     def _runs(self, candidate: Session, inputs: Inputs) -> Iterator[tuple[int, Outputs, Outputs]]:
         for indices in inputs.batch_indices(BATCH):

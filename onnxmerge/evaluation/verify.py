@@ -106,7 +106,7 @@ def _verify_files(
     same_channel_counts = graphs[0].layers == graphs[1].layers
     check_layers = not same_channel_counts and not thresholds.outputs_given and fits_in_memory(shapes)
     layer_comparison = compare_some_layers(reference, candidate, inputs, shapes) if layers or check_layers else None
-    fidelity = compare(*pair, inputs.batches(BATCH), inputs.description, classes)
+    fidelity = compare(*pair, inputs.batches(BATCH), inputs.description, classes, synthetic=inputs.synthetic)
     shown = layer_comparison if layers else None
     fidelity = replace(fidelity, same_channel_counts=same_channel_counts, layer_comparison=shown)
     if worst_file is not None:

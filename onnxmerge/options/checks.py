@@ -56,6 +56,14 @@ def share(text: str) -> float:
     return float(text.removesuffix("%")) / 100.0 if text.endswith("%") else float(text)
 
 
+def _share_or_text(text: str) -> float | str:
+    """'2%' -> 0.02; text that says no share as it is."""
+    try:
+        return share(text.strip())
+    except ValueError:
+        return text
+
+
 def as_text(value: Any) -> str:
     """A value as a user writes it: ('macs', 2.0) -> 'macs=2.0', (1, 0) -> '1,0'."""
     if isinstance(value, Mapping):
@@ -143,6 +151,7 @@ READ_FROM_TEXT: dict[str, Callable[[str], Any]] = {
     "calibration": Path,
     "plan": Path,
     "time_limit": _seconds,
+    "max_changed_decisions": _share_or_text,
     "max_memory": _bytes,
 }
 """Options that may be given as text -> what reads it."""
@@ -157,6 +166,7 @@ CHECKS = {
     "target": Check(
         f"one of {', '.join(TARGETS)}, and the share that may remain, above 0 and at most 1, such as macs=0.5", _is_target
     ),
+    "max_changed_decisions": Check("above 0 and below 1, such as 0.02 or 2%", lambda value: 0.0 < value < 1.0),
     "fidelity": Check("above 0 and below 1", lambda value: 0.0 < value < 1.0),
     "minimize": _one_of(TARGETS),
     "round_to": Check("a whole number of at least 1, auto or measured", _is_multiple),

@@ -17,7 +17,7 @@ from onnxmerge.pipeline.time_limit import TimeLimit
 from onnxmerge.pruning.budget import Budget
 from onnxmerge.pruning.decision import decide
 from onnxmerge.pruning.layer_statistics import LayerStatistics
-from onnxmerge.results import LatencyComparison
+from onnxmerge.results import LatencyComparison, OutputFidelity
 
 ChannelCounts = Mapping[str, int]
 """Name of a channel group -> how many of its channels stay."""
@@ -110,10 +110,10 @@ class CandidateBuilder:
     def _built(self, counts: ChannelCounts, pruning: PruningOptions, layer_statistics: LayerStatistics | None) -> Candidate:
         return candidate_of(self.analysed, decide(self.analysed, pruning, layer_statistics, counts))
 
-    def fidelity_of(self, candidate: Candidate, quickly: bool = False) -> float:
-        """Fidelity of the output of a candidate that suffers most, on the checking inputs; quickly: on `QUICK_CHECKS` of them."""
+    def outputs_of(self, candidate: Candidate, quickly: bool = False) -> tuple[OutputFidelity, ...]:
+        """How close the outputs of a candidate are on the checking inputs; quickly: on `QUICK_CHECKS` of them."""
         checking = self.measured.checking
-        return self.measured.fidelity.worst(candidate.content, checking.first(QUICK_CHECKS) if quickly else checking)
+        return self.measured.fidelity.outputs(candidate.content, checking.first(QUICK_CHECKS) if quickly else checking)
 
     def _no_worse_than_pruned(self, candidate: Candidate, counts: ChannelCounts) -> Candidate:
         """The candidate, or what pruning alone gives if the outputs are closer then, measured on inputs that were solved on.

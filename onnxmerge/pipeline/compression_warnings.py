@@ -64,7 +64,7 @@ def _missed_latency(found: SearchResult, latency: LatencyComparison | None, opti
 
 
 def _few_inputs(checking: Inputs, options: CompressOptions) -> list[str]:
-    needs_them = options.verify or options.pruning.fidelity is not None
+    needs_them = options.verify or options.pruning.is_searched
     return few_inputs(checking.count, checking.description) if needs_them else []
 
 

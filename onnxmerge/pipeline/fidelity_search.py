@@ -1,12 +1,15 @@
-"""The fastest or smallest model whose outputs keep a fidelity on the checking inputs."""
+"""The fastest or smallest model whose outputs keep a fidelity, and their decisions, on the checking inputs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from onnxmerge.options import DECIDED_FIDELITY, DEFAULT_FIDELITY, PruningOptions
 from onnxmerge.pipeline.candidate_builder import QUICK_COST, CandidateBuilder
 from onnxmerge.pipeline.candidates import Candidate, SearchResult
 from onnxmerge.pipeline.channel_multiples import multiple_for
 from onnxmerge.pipeline.monotone_search import MonotoneSearch
 from onnxmerge.pruning.budget import Allocation
+from onnxmerge.results import OutputFidelity
 
 QUICK_TRIALS, FULL_TRIALS, RESCUE_TRIALS = 6, 4, 4
 """Candidates that are built at most: quick ones to narrow the search down, then full ones, and more while none of them passes."""
@@ -14,20 +17,34 @@ GOAL, QUICK_CLOSE = 0.866, 0.75
 """Shares of the allowed loss: what is aimed at, so that a candidate that loses a little more than expected still passes, and
 what a quick candidate must lose to be close enough."""
 WORTH_A_TRIAL, WORTH_REMOVING, HOPELESS = 0.02, 0.005, 0.01
-"""Least share of the predicted time, MACs or parameters that another candidate must be expected to save, and that one must while
-none passes; and the share of the allowed loss below which a prediction that fails ends the search. Some networks lose more than
-is allowed by any removal, and would take candidate after candidate to find that out."""
+"""Least share of the predicted time, MACs or parameters that another candidate must be expected to save, and that a quick one, or
+one while none passes, must; and the share of the allowed loss below which a prediction that fails ends the search. Some networks
+lose more than is allowed by any removal, and would take candidate after candidate to find that out."""
 
 
-def smallest_with_fidelity(builder: CandidateBuilder, fidelity: float) -> SearchResult:
-    """The candidate that keeps a fidelity at the least predicted time, MACs or parameters, as `minimize` says.
+def loss_of(outputs: Sequence[OutputFidelity], pruning: PruningOptions) -> float:
+    """What the worst output loses, as a multiple of what is allowed: 1 just passes.
+
+    Unexplained variance grows with the square of the outputs' error and changed decisions with the error itself, so that their
+    square is taken: both then follow the predicted loss.
+    """
+
+    def lost(output: OutputFidelity) -> float:
+        most, changed = pruning.max_changed_decisions, output.changed_decisions
+        decided = 0.0 if most is None or changed is None else (changed / most) ** 2
+        least = DEFAULT_FIDELITY if most is None or changed is None else DECIDED_FIDELITY
+        return max((1.0 - output.fidelity) / (1.0 - (pruning.fidelity or least)), decided)
+
+    return max(map(lost, outputs))
+
+
+def smallest_with_fidelity(builder: CandidateBuilder) -> SearchResult:
+    """The candidate that keeps what was asked for at the least predicted time, MACs or parameters, as `minimize` says.
 
     Parameters
     ----------
     builder : CandidateBuilder
-        Builds and measures the candidates.
-    fidelity : float
-        Least fidelity of the worst output.
+        Builds and measures the candidates; its options say what the outputs must keep.
 
     Returns
     -------
@@ -35,28 +52,33 @@ def smallest_with_fidelity(builder: CandidateBuilder, fidelity: float) -> Search
         With a warning where a time limit cut the search: then the closest candidate where none passes; elsewhere the whole model
         then.
     """
-    allocations, allowed = _allocations(builder, fidelity), 1.0 - fidelity
-    search, quick, full = _search(allocations, allowed), _Best(allowed), _Best(allowed)
+    allowed = 1.0 - (builder.pruning.fidelity or DEFAULT_FIDELITY)
+    allocations = _allocations(builder, allowed)
+    search, quick, full = _search(allocations, allowed), _Best(), _Best()
     is_cut = builder.quick_loss != 1.0 and _search_quickly(builder, search, allocations, quick)
     is_cut = is_cut or _search_in_full(builder, search, allocations, full, 0 if quick.count else QUICK_TRIALS)
     if not is_cut and full.passing is None:
         whole = {group.name: group.size for group in builder.groups}
         result = builder.candidate(allocations[-1].counts)  # without channels that nobody reads, or that seemed to be of no use
-        if allocations[-1].counts != whole and 1.0 - builder.fidelity_of(result) > allowed:
+        if allocations[-1].counts != whole and loss_of(builder.outputs_of(result), builder.pruning) > 1.0:
             result = builder.pruned_candidate(whole)
-        return SearchResult(result, (f"no smaller model was found that keeps a fidelity of {fidelity:g}",))
+        return SearchResult(result, (f"no smaller model was found that keeps {_asked(builder.pruning)}",))
     best = full.passing or quick.passing or full.closest or quick.closest
     assert best is not None
-    reached = f"the best of {quick.count + full.count} keeps a fidelity of {1.0 - best.loss:.4f}, and {fidelity:g} was asked for"
+    count, least = quick.count + full.count, min(output.fidelity for output in best.outputs)
+    changes = [output.changed_decisions for output in best.outputs if output.changed_decisions is not None]
+    decided = f" and changes {max(changes):.1%} of the decisions" if changes else ""
+    reached = f"the best of {count} keeps a fidelity of {least:.4f}{decided}, and {_asked(builder.pruning)} was asked for"
     return SearchResult(best.candidate, (builder.limit.warning(reached),) if is_cut else ())
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """A candidate, the index of its allocation, and what its outputs lose."""
+    """A candidate, the index of its allocation, its outputs, and what they lose."""
 
     index: int
     candidate: Candidate
+    outputs: tuple[OutputFidelity, ...]
     loss: float
 
 
@@ -64,30 +86,30 @@ class _Measured:
 class _Best:
     """Of `count` candidates the smallest that loses no more than is allowed, and the one that loses least."""
 
-    allowed: float
     count: int = 0
     passing: _Measured | None = None
     closest: _Measured | None = None
 
     def measure(self, builder: CandidateBuilder, index: int, candidate: Candidate, quickly: bool = False) -> float:
         """The candidate's loss; quickly: on fewer inputs."""
-        found = _Measured(index, candidate, 1.0 - builder.fidelity_of(candidate, quickly))
+        outputs = builder.outputs_of(candidate, quickly)
+        found = _Measured(index, candidate, outputs, loss_of(outputs, builder.pruning))
         self.count += 1
         if self.closest is None or not found.loss >= self.closest.loss:
             self.closest = found
-        if found.loss <= self.allowed and (self.passing is None or index < self.passing.index):
+        if found.loss <= 1.0 and (self.passing is None or index < self.passing.index):
             self.passing = found
         return found.loss
 
 
 def _search_quickly(builder: CandidateBuilder, search: MonotoneSearch, allocations: list[Allocation], best: _Best) -> bool:
     """Narrow the search down. Whether the time limit ends it here: there is none left for a full candidate."""
-    while best.count < QUICK_TRIALS and (index := _worth_building(search, allocations, best.allowed)) is not None:
+    while best.count < QUICK_TRIALS and (index := _worth_building(search, allocations, WORTH_REMOVING)) is not None:
         if builder.limit.is_over() and best.count:
             return True
         loss = best.measure(builder, index, builder.quick_candidate(allocations[index].counts), True) / builder.quick_loss
         search.record(index, loss)
-        if QUICK_CLOSE * best.allowed <= loss <= best.allowed:
+        if QUICK_CLOSE <= loss <= 1.0:
             break
     search.restart()
     return best.count > 0 and builder.limit.is_over(1.0 / QUICK_COST)
@@ -99,7 +121,7 @@ def _search_in_full(
     """Build candidates on all inputs. Whether the time limit ended it."""
     trials = FULL_TRIALS + more_trials
     while best.count < trials + (best.passing is None) * RESCUE_TRIALS:
-        index = _worth_building(search, allocations, best.allowed)
+        index = _worth_building(search, allocations, WORTH_A_TRIAL)
         if index is None:
             return False
         if builder.limit.is_over() and best.count:
@@ -108,17 +130,26 @@ def _search_in_full(
     return False
 
 
-def _worth_building(search: MonotoneSearch, allocations: list[Allocation], allowed: float) -> int | None:
-    """What is to be built next; None where it would hardly be smaller than what passes, or where it is hopeless."""
+def _worth_building(search: MonotoneSearch, allocations: list[Allocation], least: float) -> int | None:
+    """What is to be built next; None where it is not expected to save the least share of what passes, or where it is hopeless."""
     index, none_passes = search.next(), search.passing == len(allocations) - 1
-    if index is None or (none_passes and search.failing >= 0 and allocations[search.failing].loss <= HOPELESS * allowed):
+    is_hopeless = search.failing >= 0 and search.predicted[search.failing] <= HOPELESS * search.allowed
+    if index is None or (none_passes and is_hopeless):
         return None
-    least = WORTH_REMOVING if none_passes else WORTH_A_TRIAL
+    least = WORTH_REMOVING if none_passes else least
     passing = allocations[search.passing].share
     return index if passing - allocations[index].share >= least * passing else None
 
 
-def _allocations(builder: CandidateBuilder, fidelity: float) -> list[Allocation]:
+def _asked(pruning: PruningOptions) -> str:
+    """What the outputs must keep, in words."""
+    asked = [] if pruning.fidelity is None else [f"a fidelity of {pruning.fidelity:g}"]
+    if pruning.max_changed_decisions is not None:
+        asked.append(f"all but {100.0 * pruning.max_changed_decisions:g}% of the decisions")
+    return " and ".join(asked)
+
+
+def _allocations(builder: CandidateBuilder, allowed: float) -> list[Allocation]:
     """The Pareto front of cost and predicted loss, the smallest model first, in multiples of channels.
 
     The multiples are those asked for; with "measured" those that are fastest at about the size that will come out.
@@ -126,11 +157,11 @@ def _allocations(builder: CandidateBuilder, fidelity: float) -> list[Allocation]
     quantity, share = builder.pruning.minimize or "latency", 1.0
     if builder.pruning.round_to == "measured":
         front = builder.budget.pareto_front(quantity)
-        share = front[_search(front, 1.0 - fidelity).next() or 0].share
+        share = front[_search(front, allowed).next() or 0].share
     return builder.budget.pareto_front(quantity, multiple_for(builder, quantity, share))
 
 
 def _search(allocations: list[Allocation], allowed: float) -> MonotoneSearch:
     """Along a Pareto front but for its end, where nothing is removed."""
-    losses = [each.loss for each in allocations[:-1]]
-    return MonotoneSearch(losses, goal=GOAL * allowed, allowed=allowed)
+    losses = [each.loss / allowed for each in allocations[:-1]]
+    return MonotoneSearch(losses, goal=GOAL, allowed=1.0)

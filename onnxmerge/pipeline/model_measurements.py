@@ -112,7 +112,7 @@ class SharedWork:
         self, options: CompressOptions, make: Callable[[AnalysedModel, Progress], ModelMeasurements]
     ) -> ModelMeasurements:
         """Those of an earlier point, or new ones: for a fidelity more of the user's inputs are held out."""
-        is_searched = options.inputs.calibration is not None and options.pruning.fidelity is not None
+        is_searched = options.inputs.calibration is not None and options.pruning.is_searched
         if is_searched not in self._measured:
             self._measured[is_searched] = make(self.analysed, self.progress)
         return self._measured[is_searched]

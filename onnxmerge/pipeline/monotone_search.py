@@ -40,7 +40,7 @@ class MonotoneSearch:
     """
 
     def __init__(self, predicted: Sequence[float], *, goal: float, allowed: float, known: dict[int, float] | None = None) -> None:
-        self.goal, self.allowed = goal, allowed
+        self.predicted, self.goal, self.allowed = predicted, goal, allowed
         self.passing, self.failing = len(predicted), -1
         self._log_predicted = [_log(each) for each in predicted]
         self._log_measured = {index: _log(quantity) for index, quantity in (known or {}).items()}

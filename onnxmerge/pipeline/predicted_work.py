@@ -43,7 +43,7 @@ def compress_stages(analysed: AnalysedModel, options: CompressOptions) -> list[S
     pruning, runs = options.pruning, 1.0
     run, solving, layers, inputs = _work(analysed, options)
     stages = _measuring(analysed, options)
-    if pruning.fidelity is not None:
+    if pruning.is_searched:
         runs = FULL_RUNS
         stages.append(Stage("quick reconstruction", QUICK_COST * solving, QUICK_RUNS))
     if pruning.is_latency_target:
@@ -91,7 +91,7 @@ def _measuring(analysed: AnalysedModel, options: CompressOptions, *, is_allocate
     """The stages that are done once for all candidates."""
     run, _, layers, inputs = _work(analysed, options)
     pruning = options.pruning
-    is_allocated = is_allocated or pruning.target is not None or pruning.fidelity is not None
+    is_allocated = is_allocated or pruning.target is not None or pruning.is_searched
     made = 0.0
     if options.inputs.calibration is None:
         numbers = inputs * sum(math.prod(analysed.shapes[tensor.name][1:]) for tensor in analysed.model.graph.inputs)

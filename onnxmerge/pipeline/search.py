@@ -17,6 +17,6 @@ def search(builder: CandidateBuilder) -> SearchResult:
     if pruning.target is not None:
         kind, share = pruning.target
         return closest_to_latency(builder, share) if kind == "latency" else largest_within_size(builder, kind, share)
-    if pruning.fidelity is not None:
-        return smallest_with_fidelity(builder, pruning.fidelity)
+    if pruning.is_searched:
+        return smallest_with_fidelity(builder)
     return SearchResult(builder.candidate(rounded_counts(builder, kept_counts(builder.groups, pruning))))

@@ -34,6 +34,7 @@ _MEASURES: list[tuple[str, str, bool, Callable[[OutputFidelity], str]]] = [
     ("largest error", "max error", True, lambda output: magnitude(output.max_abs_error)),
     ("worst input", "", True, lambda output: f"no. {output.worst_input}"),
     ("same best class", "top-1", False, lambda output: _or_dash(output.top1_agreement, percent)),
+    ("changed decisions", "changed", False, lambda output: _or_dash(output.changed_decisions, two_digits)),
     ("best class in top 5", "top-5", True, lambda output: _or_dash(output.top5_agreement, percent)),
 ]
 """Measure, its header in a narrow table ("": not in it), whether its column there is optional, and its text."""

@@ -24,6 +24,7 @@ MEANINGS = {
     "95 % interval": "of the fidelity, for other inputs of the same kind",
     "worst input": "index, from 0, of the input with the largest relative L2: look at it",
     "same best class": "share of the inputs",
+    "changed decisions": "share that is expected to change, each counted by how far the reference's best class leads",
 }
 """What the rows of a table of measures hold."""
 

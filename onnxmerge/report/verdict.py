@@ -4,14 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from onnxmerge.report.sentences import sweep_title, total_line
-from onnxmerge.report.wording import closeness, counted, file_size, percent, printable, shortened
+from onnxmerge.report.wording import closeness, counted, file_size, percent, printable, shortened, two_digits
 from onnxmerge.results import (
     Benchmark,
     Compression,
     Fidelity,
     Inspection,
     LatencyComparison,
-    OutputFidelity,
     Size,
     Sweep,
     Verification,
@@ -75,7 +74,7 @@ def _compression(result: Compression) -> Verdict:
     size, is_smaller = _size_text(result.before, result.after)
     speed = "" if latency is None else speed_text(latency)
     untimed = "" if latency is not None else "neither compared nor timed" if fidelity is None else "not timed"
-    close = "" if fidelity is None else _fidelity_text(fidelity.worst)
+    close = "" if fidelity is None else _fidelity_text(fidelity)
     is_slower = latency is not None and latency.verdict == "slower"
     claim = _sentence([speed, size, close, untimed] if is_slower and is_smaller else [size, speed, close, untimed])
     is_doubtful = fidelity is not None and _is_doubtful(fidelity)
@@ -102,11 +101,14 @@ def _size_text(before: Size, after: Size) -> tuple[str, bool]:
     return f"smaller by {text}", True
 
 
-def _fidelity_text(output: OutputFidelity) -> str:
-    """`fidelity 0.9876 [0.9812, 0.9920]`; one below 0 in words."""
+def _fidelity_text(fidelity: Fidelity) -> str:
+    """`fidelity 0.9876 [0.9812, 0.9920], changed decisions 1.2%`; a fidelity below 0 in words."""
+    output, share = fidelity.worst, fidelity.changed_decisions
     low, high = output.fidelity_low, output.fidelity_high
     interval = "" if low is None or high is None else f" [{closeness(low)}, {closeness(high)}]"
-    return f"{'outputs further off than a constant: ' * (output.fidelity < 0)}fidelity {closeness(output.fidelity)}{interval}"
+    constant = "outputs further off than a constant: " * (output.fidelity < 0)
+    changed = "" if share is None else f", changed decisions {two_digits(share)}"
+    return f"{constant}fidelity {closeness(output.fidelity)}{interval}{changed}"
 
 
 def _advice(result: Compression, is_smaller: bool) -> str:
@@ -127,9 +129,8 @@ def _is_doubtful(fidelity: Fidelity) -> bool:
 
 
 def _verification(result: Verification) -> Verdict:
-    worst = result.fidelity.worst
     sizes = [_size_text(result.before, result.after)[0]] if result.before and result.after else []
-    claim = ", ".join([_fidelity_text(worst), *sizes])
+    claim = ", ".join([_fidelity_text(result.fidelity), *sizes])
     if result.passed:
         return Verdict(f"Passed: {claim}", _basis(result.fidelity, None), tone="good")
     return Verdict(f"Failed: {printable('; '.join(result.failures))}; {claim}", _basis(result.fidelity, None), tone="bad")

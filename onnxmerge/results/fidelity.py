@@ -49,6 +49,10 @@ class OutputFidelity:
         where nothing differs.
     is_constant : bool
         Whether the reference gave the same for every input but for rounding: the variance is then taken over the elements.
+    changed_decisions : float or None
+        Share of the best classes that are expected to change, each counted by the reference's lead, which is the probability of
+        its best class less that of its second best; of a sequence any step. None where the output holds no classes for certain,
+        or always the same one. About twice the accuracy that is lost.
     """
 
     name: str
@@ -68,6 +72,7 @@ class OutputFidelity:
     fidelity_low: float | None = None
     fidelity_high: float | None = None
     is_constant: bool = False
+    changed_decisions: float | None = None
 
     @property
     def defect(self) -> str:
@@ -200,6 +205,11 @@ class Fidelity:
     def worst(self) -> OutputFidelity:
         """The output with the lowest fidelity, one that is not finite before all others."""
         return min(self.outputs, key=lambda output: (output.finite, output.fidelity))
+
+    @property
+    def changed_decisions(self) -> float | None:
+        """Of the output with the most; None where no output holds decisions."""
+        return max((output.changed_decisions for output in self.outputs if output.changed_decisions is not None), default=None)
 
 
 def few_inputs(count: int, description: str) -> list[str]:

@@ -1,0 +1,130 @@
+"""Changed decisions: the measure against its formula and against what a user counts, and the searches that hold it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxmerge import compress, verify
+from onnxmerge.errors import OptionError
+from onnxmerge.evaluation.decisions import SYNTHETIC_SHARE, ChangedDecisions
+from onnxmerge.options import DECIDED_FIDELITY, DEFAULT_CHANGED_DECISIONS, DEFAULT_FIDELITY, PruningOptions
+from onnxmerge.pipeline.fidelity_search import loss_of
+from onnxmerge.results import OutputFidelity
+
+DIGITS = np.load(Path(__file__).parents[1] / "models" / "digits.npz")
+INPUTS = ((DIGITS["images"][:128] / 255.0 - 0.3054) / 0.3758).astype(np.float32)
+RNG = np.random.default_rng(0)
+SCORES = 4.0 * RNG.standard_normal((200, 6))
+SURE, TOSS_UP = np.array([[0.98, 0.01, 0.01], [0.01, 0.98, 0.01]]), np.array([[0.5, 0.49, 0.01], [0.01, 0.5, 0.49]])
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores)
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def changed(reference: np.ndarray, candidate: np.ndarray, *, synthetic: bool = False, batch: int = 16) -> float | None:
+    sums = ChangedDecisions()
+    for start in range(0, len(reference), batch):
+        sums.add(reference[start : start + batch], candidate[start : start + batch])
+    return sums.share(len(reference), synthetic=synthetic)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 200])
+def test_the_formula(batch: int) -> None:
+    other = SCORES + RNG.standard_normal(SCORES.shape)
+    p, q = softmax(SCORES), softmax(other)
+    lead = np.sort(p, axis=1)[:, -1] - np.sort(p, axis=1)[:, -2]
+    expected = np.mean(lead * 0.5 * np.abs(p - q).sum(axis=1))
+    flips = np.mean(p.argmax(axis=1) != q.argmax(axis=1))
+    for reference, candidate in ((SCORES, other), (p, q), (SCORES[:, :, None, None], other[:, :, None, None])):
+        assert changed(reference, candidate, batch=batch) == pytest.approx(expected, rel=1e-9)
+        assert changed(reference, candidate, batch=batch, synthetic=True) == pytest.approx(SYNTHETIC_SHARE * flips)
+
+
+def test_a_sure_decision_counts_and_a_toss_up_hardly() -> None:
+    assert changed(SURE, SURE) == 0.0
+    assert changed(SURE, SURE[::-1]) == pytest.approx(0.97 * 0.97)
+    assert changed(TOSS_UP, TOSS_UP[:, [1, 0, 2]]) < 0.01  # type: ignore[operator]
+    assert changed(SURE, np.full_like(SURE, np.nan)) == pytest.approx(0.97)
+
+
+def test_one_changed_step_changes_a_sequence() -> None:
+    steps = np.stack([SURE, SURE[::-1]] * 5, axis=1)
+    other = steps.copy()
+    other[:, 3] = other[:, 3, [1, 0, 2]]
+    assert changed(steps, other) == pytest.approx(0.97 * 0.97)
+    assert changed(steps, other, synthetic=True) == pytest.approx(SYNTHETIC_SHARE / 10)
+
+
+NO_DECISIONS = {
+    "features": 0.3 * RNG.standard_normal((64, 128)),
+    "always one class": np.array([[0.9, 0.1]]).repeat(8, axis=0),
+    "two numbers": RNG.standard_normal((64, 2)),
+    "boxes": RNG.standard_normal((64, 20, 4)),
+    "map": RNG.random((8, 1, 4, 4)),
+    "map of classes": softmax(RNG.standard_normal((8, 4, 4, 3))).transpose(0, 3, 1, 2),
+    "class numbers": RNG.integers(0, 9, (64, 10)),
+    "not finite": np.where(SCORES > 9.0, np.inf, SCORES),
+}
+
+
+@pytest.mark.parametrize("name", NO_DECISIONS)
+def test_what_holds_no_decisions_for_certain(name: str) -> None:
+    assert changed(NO_DECISIONS[name], NO_DECISIONS[name]) is None
+
+
+def output(fidelity: float, changed_decisions: float | None) -> OutputFidelity:
+    others = ("y", fidelity, 20.0, 0.1, 0.1, 0.9, 0.9, 0.1, 0, None, None, True, 10, 0)
+    return OutputFidelity(*others, changed_decisions=changed_decisions)
+
+
+@pytest.mark.parametrize(
+    ("asked", "passing", "failing"),
+    [
+        ({}, (DECIDED_FIDELITY, 0.02), (0.99, 0.0201)),
+        ({}, (DECIDED_FIDELITY, 0.0), (DECIDED_FIDELITY - 0.001, 0.0)),
+        ({}, (DEFAULT_FIDELITY, None), (DEFAULT_FIDELITY - 0.001, None)),
+        ({"max_changed_decisions": "5%"}, (0.95, 0.05), (0.95, 0.051)),
+        ({"max_changed_decisions": 0.05, "fidelity": 0.5}, (0.5, 0.05), (0.49, 0.0)),
+        ({"fidelity": 0.5}, (0.5, 0.9), (0.49, 0.0)),
+    ],
+    ids=str,
+)
+def test_what_a_search_allows(asked: dict[str, Any], passing: tuple[float, float], failing: tuple[float, float]) -> None:
+    pruning = PruningOptions(**asked).sized()
+    assert pruning.is_searched
+    assert loss_of([output(*passing)], pruning) == pytest.approx(1.0)
+    assert loss_of([output(*failing), output(1.0, 0.0)], pruning) > 1.0
+
+
+BOTH = {"max_changed_decisions": 0.1, "fidelity": 0.8}
+
+
+def test_the_default_keeps_decisions(tmp_path: Path, models_folder: Path) -> None:
+    model, left = models_folder / "digits-mlp.onnx", []
+    for asked, most, least in (({}, DEFAULT_CHANGED_DECISIONS, DECIDED_FIDELITY), (BOTH, 0.1, 0.8)):
+        result = compress(model, tmp_path / "o.onnx", calibration=INPUTS, bench=False, threads=1, **asked)
+        assert result.fidelity is not None
+        worst = result.fidelity.worst
+        assert worst.changed_decisions is not None
+        assert worst.changed_decisions <= most
+        assert worst.fidelity >= least
+        left.append(result.after.parameters)
+    assert result.before.parameters > left[0] > left[1]
+    found = verify(model, tmp_path / "o.onnx", calibration=INPUTS)
+    assert 0.0 < found.fidelity.worst.changed_decisions < 0.1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("value", [0, 1, "x", "100%", -0.1])
+def test_a_share_that_is_none(value: Any) -> None:
+    with pytest.raises(OptionError, match="`max_changed_decisions` must be above 0 and below 1, such as"):
+        PruningOptions(max_changed_decisions=value)
+
+
+def test_what_speaks_against_it() -> None:
+    with pytest.raises(OptionError, match="`ratio` and `max_changed_decisions` both say how small the model becomes"):
+        PruningOptions(max_changed_decisions=0.02, ratio=0.5)
+    assert PruningOptions(max_changed_decisions=0.02, minimize="macs").is_searched
