@@ -136,7 +136,7 @@ def test_groups_that_shrink_are_multiples(name: str, multiple: int, way: str, tm
         assert group.kept % conv_groups[group.name] == 0
         assert group.kept < group.channels
     if multiple == 32:
-        assert not result.groups
+        assert all(group.kept == 0 for group in result.groups)  # branches alone
 
 
 def fake_time(
