@@ -51,8 +51,8 @@ class OutputFidelity:
         Whether the reference gave the same for every input but for rounding: the variance is then taken over the elements.
     changed_decisions : float or None
         Share of the best classes that are expected to change, each counted by the reference's lead, which is the probability of
-        its best class less that of its second best; of a sequence any step. None where the output holds no classes for certain,
-        or always the same one. About twice the accuracy that is lost.
+        its best class less that of its second best; of a sequence the step that changes most. None where the output holds no
+        classes for certain, or always the same one. About twice the accuracy that is lost.
     """
 
     name: str
