@@ -70,18 +70,21 @@ def test_the_branches_of_a_model(name: str, tmp_path: Path) -> None:
         assert not left & {name for group in groups for name in group.branch.nodes}
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_branches_of_random_graphs(part: int, tmp_path: Path) -> None:
-    """Each branch alone, all of them, and all of them beside half of the other channels, give what zeros would give."""
-    seeds, found = [*range(part, 80, 4), *range(30_000 + part, 30_012, 4)], 0
-    for seed in seeds:
+SEEDS = (0, 4, 10, 13, 17, 21, 24, 26, 28, 34, 57, 79, 82, 93, 30_000, 30_001, 30_004, 30_009)
+"""Of random graphs that had branches when this was written."""
+
+
+def test_branches_of_random_graphs(tmp_path: Path) -> None:
+    """Each branch alone, and all of them, give what zeros would give."""
+    found = 0
+    for seed in SEEDS:
         graph = generate(seed)
         channels = analysed_graph(graph, tmp_path).channels
         groups = branches(channels)
         found += len(groups)
         for some in [[group] for group in groups] + [groups] * (len(groups) > 1):
             check(graph, channels, some, f"seed {seed}, {[group.name for group in some]}")
-    assert found >= 4
+    assert found > len(SEEDS) // 2
 
 
 def check(graph: Generated, channels: Channels, groups: Sequence[ChannelGroup], where: str) -> None:

@@ -21,6 +21,7 @@ from onnxmerge.options import PruningOptions
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
 from onnxmerge.pipeline.candidates import Candidate, candidate_of
 from onnxmerge.pipeline.compress import compress
+from onnxmerge.pruning.budget import CLOSE_TO_BUDGET
 from onnxmerge.pruning.decision import decide
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.kept_counts import kept_count
@@ -78,7 +79,7 @@ def is_open(group: ChannelGroup, analysed: AnalysedModel, options: PruningOption
 
 
 def check_target(source: Path, target: Path, kind: str, share: float, method: str, **settings: Any) -> None:
-    """At most the share, and not less than it by more than 1 % or one step of any group; or all that can go has gone."""
+    """At most the share, and not less than it by more than 2 % or one step of any group; or all that can go has gone."""
     result = compress(source, target, target=(kind, share), method=method, threads=1, **settings)
     before, pruning = analyse_model(source), PruningOptions(target=(kind, share), method=method)
     groups = prunable_groups(before.channels, pruning)[0]
@@ -91,7 +92,7 @@ def check_target(source: Path, target: Path, kind: str, share: float, method: st
         assert told == [f"{kind}={share:g} cannot be reached: at least {reached:.1%} must stay"]
         return
     assert not told
-    if reached >= 0.99 * share:
+    if reached >= CLOSE_TO_BUDGET * share:
         return
     steps = {group.name: len(np.unique(group.conv_groups)) for group in groups}
     for name in [group.name for group in groups if counts[group.name] < group.size and is_open(group, before, pruning)]:

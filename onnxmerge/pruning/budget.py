@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxmerge.algorithms.allocation import TINY, Curve, allocate, loss_curve, pareto_front, total_loss
+from onnxmerge.algorithms.allocation import Curve, allocate, loss_curve, pareto_front, total_loss
 from onnxmerge.algorithms.bilinear_cost import Cost, WeightedCost
 from onnxmerge.algorithms.criteria import CRITERIA
 from onnxmerge.errors import Refusal
@@ -14,7 +14,7 @@ from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, cost_classes, time_cost
 from onnxmerge.graph.merge_validity import pre_activations
-from onnxmerge.options import PruningOptions
+from onnxmerge.options import DEFAULT_FIDELITY, PruningOptions
 from onnxmerge.pruning.importance import kept_channels
 from onnxmerge.pruning.kept_counts import fast_multiple, smallest_count
 from onnxmerge.pruning.layer_statistics import LayerStatistics
@@ -27,6 +27,8 @@ parameters; with a third each it kept 0.76, and with MACs alone 0.77. An Efficie
 TIME_WORTH = 4.0
 """How many hundredths of loss a hundredth of predicted time is worth where parameters or MACs are allocated in widths that run
 fast. Allocations of time alone pay 6 to 9 (ResNet-56, VGG-16, MobileNetV2, EfficientNet, DenseNet): half of it."""
+FREE_LOSS = 1.0 - DEFAULT_FIDELITY
+"""A predicted loss up to which allocations count as equally close, so that the fastest is taken."""
 TIME_WEIGHTS = (0.25, 0.5, 0.75, 1.0)
 """Weights of predicted time beside the allocated quantity that are tried for it."""
 CLOSE_TO_BUDGET = 0.98
@@ -97,13 +99,13 @@ class Budget:
         return self._allocation(allocate(curves, self.costs[quantity], share), quantity)
 
     def _fast_counts(self, curves: Sequence[Curve], quantity: str, share: float) -> np.ndarray:
-        """Counts within a share of the quantity that minimise loss * predicted time ** `TIME_WORTH`."""
+        """Counts within a share of the quantity that minimise loss * predicted time ** `TIME_WORTH`, see `FREE_LOSS`."""
         cost, time = self.costs[quantity], self.costs["latency"]
         mixed = [WeightedCost(((1.0 - weight, cost), (weight, time))) for weight in TIME_WEIGHTS]
         plain = allocate(curves, cost, share)
         tried = [plain, *(allocate(curves, cost, share, spent) for spent in mixed)]
         tried = [counts for counts in tried if cost.total(counts) >= CLOSE_TO_BUDGET * cost.total(plain)]
-        losses = [max(total_loss(curves, counts), TINY) for counts in tried]
+        losses = [max(total_loss(curves, counts), FREE_LOSS) for counts in tried]
         values = [loss * time.total(counts) ** TIME_WORTH for loss, counts in zip(losses, tried, strict=True)]
         return tried[int(np.argmin(values))]
 
