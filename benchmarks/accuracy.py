@@ -49,7 +49,8 @@ class Network:
         """Percent right on the test images."""
         session = open_session(model, optimise=True)
         inputs, labels = self.inputs("test"), np.load(SHARED / "data" / f"{self.images}_test.npz")["labels"]
-        scores = [next(iter(session.run({"x": inputs[i : i + 200]}).values())) for i in range(0, len(inputs), 200)]
+        batches = ({session.inputs[0].name: inputs[i : i + 200]} for i in range(0, len(inputs), 200))
+        scores = [next(iter(session.run(feeds).values())) for feeds in batches]
         return 100.0 * float((np.concatenate(scores).argmax(1) == labels).mean())
 
 

@@ -1,12 +1,14 @@
-"""How much faster smaller models are, and how much of the saved work became time: every model of models/ and ../shared; with
---large also a network of ResNet-50's size with random weights.
+"""How much faster the program makes models, what they still tell, and how much of the saved work became time: every model of
+models/ and ../shared, and those that are named; with --large also a network of ResNet-50's size with random weights.
 
+Each smaller model is made for the batch and the threads that it is timed with, on 128 real images where there are some.
 `--provider cuda` needs a GPU, and runs the settings of CUDA as well. `--write` puts the table into benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import platform
 import re
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 
 import onnx
 import onnxruntime
+from accuracy import CIFAR, FOLDED, LENET, RESNET, VGG, Network
 from digits import MODELS, ROOT
 from networks import resnet50
 
@@ -32,9 +35,11 @@ LARGE = FOLDER / "resnet50-random.onnx"
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 HEADERS = (
     "model",
-    "removed",
+    "asked",
     "settings",
     "MACs left",
+    "fidelity",
+    "right",
     "batch",
     "before",
     "after",
@@ -43,6 +48,13 @@ HEADERS = (
     "realised",
     "elsewhere",
 )
+WAYS: dict[str, dict[str, Any]] = {
+    "macs=0.7": {"target": "macs=0.7"},
+    "params=0.6": {"target": "params=0.6"},
+    "ratio=0.3": {"ratio": 0.3},
+    "default": {},
+}
+IMAGES = 128
 VARIANTS = {
     "": {},
     "no TF32": {"tf32": False},
@@ -55,8 +67,9 @@ def main() -> None:
     """A row a model, setting and batch size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--provider", default="auto")
-    parser.add_argument("--ratio", default="0.3,0.5", help="removed from every group; 0.3 leaves about half of the MACs")
-    parser.add_argument("--batch", default="1,8,32")
+    parser.add_argument("models", nargs="*", type=Path, help="other models than those of the project and beside it")
+    parser.add_argument("--ways", default=",".join(WAYS), help="what is asked of the program")
+    parser.add_argument("--batch", default="1,16")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--only", default="", metavar="PART[,PART]", help="models whose name contains one of these")
     parser.add_argument("--large", action="store_true", help="also a network of ResNet-50's size, 100 MB")
@@ -70,13 +83,13 @@ def main() -> None:
     batches = [int(part) for part in arguments.batch.split(",")]
     FOLDER.mkdir(parents=True, exist_ok=True)
     parts = arguments.only.split(",")
-    found = [path for path in _models(arguments.large) if any(part in path.stem for part in parts)]
+    found = arguments.models or [path for path in _models(arguments.large) if any(part in path.stem for part in parts)]
     rows = []
     with progress_bar() as progress:
         for number, path in enumerate(found):
             progress(path.stem, number / len(found))
-            for ratio in map(float, arguments.ratio.split(",")):
-                rows += _rows(path, options, provider, batches, ratio)
+            for way, batch in itertools.product(arguments.ways.split(","), batches):
+                rows += _rows(path, options, provider, batch, way)
     text = "\n".join([_conditions(provider, rows[0][1]), "", *table(HEADERS, 3, [row for row, _ in rows])])
     print(text)
     if not SHARED.is_dir():
@@ -91,24 +104,36 @@ def _models(large: bool) -> list[Path]:
     return [*sorted(MODELS.glob("*.onnx")), *sorted(SHARED.glob("*.onnx")), *[LARGE] * large]
 
 
+def _network(path: Path) -> Network | None:
+    """The images of a model, None where there are none."""
+    known = {network.model: network for network in (LENET, RESNET, FOLDED, VGG)}
+    network = Network(path.stem, VGG.images, CIFAR) if path.stem.startswith("cifar-") else known.get(path.stem)
+    return network if SHARED.is_dir() else None
+
+
 def _rows(
-    path: Path, options: dict[str, Any], provider: Provider, batches: list[int], ratio: float
+    path: Path, options: dict[str, Any], provider: Provider, batch: int, way: str
 ) -> list[tuple[tuple[str, ...], LatencyComparison]]:
-    smaller = FOLDER / f"smaller-{path.name}"
-    onnxmerge.compress(path, smaller, ratio=ratio, round_to=1, method="prune", verify=False, provider="cpu")
+    smaller, network, asked = FOLDER / f"smaller-{path.name}", _network(path), WAYS[way]
+    inputs = {"samples": IMAGES} if network is None else {"calibration": network.inputs("calibration", IMAGES)}
+    result = onnxmerge.compress(path, smaller, batch=batch, bench=False, **asked, **inputs, **options)
+    close = "-" if result.fidelity is None else f"{result.fidelity.worst.fidelity:.3f}"
+    right = "-" if network is None else " -> ".join(f"{network.accuracy(each):.1f}" for each in (path, smaller))
     found = []
     for settings, changed in VARIANTS.items() if provider.option == "cuda" else [("", {})]:
-        for each in bench_batches(path, smaller, batches, **options, **changed).batches:
-            found.append(((path.stem, percent(ratio, 0), *_row(settings, each)), each))
+        for each in bench_batches(path, smaller, [batch], **options, **changed).batches:
+            found.append(((path.stem, way, *_row(settings, each, close, right)), each))
     return found
 
 
-def _row(settings: str, each: LatencyComparison) -> tuple[str, ...]:
+def _row(settings: str, each: LatencyComparison, close: str, right: str) -> tuple[str, ...]:
     places = each.execution.candidate_providers if each.execution is not None else {}
     elsewhere = sum(where != each.provider for where in places.values())
     return (
         settings or "default",
         "-" if each.macs_ratio is None else percent(each.macs_ratio),
+        close,
+        right,
         str(each.batch_size),
         milliseconds(each.reference.median_ms),
         milliseconds(each.candidate.median_ms),
