@@ -70,7 +70,8 @@ def smallest_with_fidelity(builder: CandidateBuilder) -> SearchResult:
     count, least = quick.count + full.count, min(output.fidelity for output in best.outputs)
     changes = [output.changed_decisions for output in best.outputs if output.changed_decisions is not None]
     decided = f" and changes {max(changes):.1%} of the decisions" if changes else ""
-    reached = f"the best of {count} keeps a fidelity of {least:.4f}{decided}, and {asked_of(builder.pruning, best.outputs)} was asked for"
+    asked = asked_of(builder.pruning, best.outputs)
+    reached = f"the best of {count} keeps a fidelity of {least:.4f}{decided}, and {asked} was asked for"
     return SearchResult(best.candidate, (builder.limit.warning(reached),) if is_cut else ())
 
 
