@@ -157,6 +157,12 @@ def filled(text: str, **shapes: tuple[int, ...]) -> onnx.ModelProto:
 ROWS = {"a": (8, 5), "b": (5, 8)}
 MAPS = {"s": (8, 16), "a": (16, 5), "b": (5, 16)}
 NOT_PLAIN = {
+    "three layers": (
+        "(float[N, 8] x) => (float[N, 8] z) { p = Gemm(x, a)  r = Relu(p)  q = Gemm(r, c)  s = Gemm(q, b)  z = Add(x, s) }",
+        ROWS | {"c": (5, 5)},
+        set(),
+        [(2, 8)],
+    ),
     "two batches, of which one may be 1": (
         "(float[N, 8] x, float[M, 8] w) => (float[K, 8] z) { p = Gemm(x, a)  q = Gemm(p, b)  z = Add(w, q) }",
         ROWS,
