@@ -142,3 +142,83 @@ def test_a_plan_can_empty_a_branch_and_nothing_else(tmp_path: Path) -> None:
     assert (group.name, group.kept) == ("one_conv1", 0)
     with pytest.raises(OptionError, match="cannot keep 0 of its"):
         compress(path, tmp_path / "none.onnx", plan={"stem": 0})
+
+
+def filled(text: str, **shapes: tuple[int, ...]) -> onnx.ModelProto:
+    """A model from text with random initializers, of the type that its input has."""
+    rng, model = np.random.default_rng(0), parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> net {text}')
+    dtype = helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.abs(rng.normal(size=shape)).astype(dtype), name) for name, shape in shapes.items()
+    )
+    return model
+
+
+ROWS = {"a": (8, 5), "b": (5, 8)}
+MAPS = {"s": (8, 16), "a": (16, 5), "b": (5, 16)}
+NOT_PLAIN = {
+    "three layers": (
+        "(float[N, 8] x) => (float[N, 8] z) { p = Gemm(x, a)  r = Relu(p)  q = Gemm(r, c)  s = Gemm(q, b)  z = Add(x, s) }",
+        ROWS | {"c": (5, 5)},
+        set(),
+        [(2, 8)],
+    ),
+    "two batches, of which one may be 1": (
+        "(float[N, 8] x, float[M, 8] w) => (float[K, 8] z) { p = Gemm(x, a)  q = Gemm(p, b)  z = Add(w, q) }",
+        ROWS,
+        set(),
+        [(3, 8), (1, 8)],
+    ),
+    "normalised over another axis": (
+        """(float[N, 6, 8] x) => (float[N, 6, 8] z)
+        { p = MatMul(x, a)  q = MatMul(p, b)  n = BatchNormalization(q, g, g, g, g)  z = Add(x, n) }""",
+        ROWS | {"g": (6,)},
+        set(),
+        [(2, 6, 8)],
+    ),
+    "normalised behind a Transpose": (
+        """(float[N, 6, 8] x) => (float[N, 8, 6] z)
+        { h = Transpose<perm = [0, 2, 1]>(x)  p = MatMul(x, a)  q = MatMul(p, b)  t = Transpose<perm = [0, 2, 1]>(q)
+          n = BatchNormalization(t, g, g, g, g)  z = Add(h, n) }""",
+        ROWS | {"g": (8,)},
+        {"p"},
+        [(2, 6, 8)],
+    ),
+    "joined in float64, which nothing convolves": (
+        """(double[N, 6, 6, 8] x) => (double[N, 16, 6, 6] z)
+        { h = MatMul(x, s)  i = Transpose<perm = [0, 3, 1, 2]>(h)  p = MatMul(h, a)  q = MatMul(p, b)
+          t = Transpose<perm = [0, 3, 1, 2]>(q)  z = Add(i, t) }""",
+        MAPS,
+        {"p"},
+        [(2, 6, 6, 8)],
+    ),
+    "two recurrent layers without their first output": (
+        """(float[5, 2, 4] x, float[2, 8] h) => (float[2, 8] z, float[2, 3] y)
+        { "", r = GRU<hidden_size = 6>(x, i, j)  s = Transpose<perm = [1, 0, 2]>(r)  t = Flatten(s)
+          p = MatMul(t, u)  z = Add(h, p)
+          "", k = GRU<hidden_size = 6>(x, i2, j2)  l = Transpose<perm = [1, 0, 2]>(k)  m = Flatten(l)  y = MatMul(m, v) }""",
+        {"i": (1, 18, 4), "j": (1, 18, 6), "i2": (1, 18, 4), "j2": (1, 18, 6), "u": (6, 8), "v": (6, 3)},
+        {"r"},
+        [(5, 2, 4), (2, 8)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "weights", "names", "shapes"), NOT_PLAIN.values(), ids=NOT_PLAIN)
+def test_joins_that_are_not_plain(
+    text: str, weights: dict[str, tuple[int, ...]], names: set[str], shapes: list[tuple[int, ...]], tmp_path: Path
+) -> None:
+    model = filled(text, **weights)
+    channels = analysed(model, tmp_path).channels
+    assert {group.name for group in branches(channels)} == names
+    other = [Removal(group, np.arange(3), "prune") for group in channels.groups if group.name == "k"]  # beside the branch
+    dtypes = [helper.tensor_dtype_to_np_dtype(each.type.tensor_type.elem_type) for each in model.graph.input]
+    feeds = {
+        each.name: np.random.default_rng(1).normal(size=shape).astype(dtype)
+        for each, shape, dtype in zip(model.graph.input, shapes, dtypes, strict=True)
+    }
+    for group in branches(channels):
+        small = export(rewrite(channels, [Removal(group, NONE, "prune"), *other], {}))
+        onnx.checker.check_model(small, full_check=True)
+        expected, found = run(without_inputs(model, [group]), feeds)[0], run(small, feeds)[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

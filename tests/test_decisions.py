@@ -10,7 +10,7 @@ from onnxmerge import compress, verify
 from onnxmerge.errors import OptionError
 from onnxmerge.evaluation.decisions import SYNTHETIC_SHARE, ChangedDecisions
 from onnxmerge.options import DECIDED_FIDELITY, DEFAULT_CHANGED_DECISIONS, DEFAULT_FIDELITY, PruningOptions
-from onnxmerge.pipeline.fidelity_search import loss_of
+from onnxmerge.pipeline.fidelity_search import asked_of, loss_of
 from onnxmerge.results import OutputFidelity
 
 DIGITS = np.load(Path(__file__).parents[1] / "models" / "digits.npz")
@@ -98,6 +98,14 @@ def test_what_a_search_allows(asked: dict[str, Any], passing: tuple[float, float
     assert pruning.is_searched
     assert loss_of([output(*passing)], pruning) == pytest.approx(1.0)
     assert loss_of([output(*failing), output(1.0, 0.0)], pruning) > 1.0
+
+
+def test_what_was_asked_for_in_words() -> None:
+    classes, features = output(0.9, 0.5), output(0.9, None)
+    default = PruningOptions().sized()
+    assert asked_of(default, [classes]) == "a fidelity of 0.94 and all but 2% of the decisions"
+    assert asked_of(default, [features]) == "a fidelity of 0.97"
+    assert asked_of(PruningOptions(fidelity=0.9), [classes]) == "a fidelity of 0.9"
 
 
 BOTH = {"max_changed_decisions": 0.1, "fidelity": 0.8}

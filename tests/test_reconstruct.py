@@ -304,6 +304,19 @@ def observed(source: Path, *, synthetic: bool = True) -> tuple[ReferenceStatisti
     return collect_reference_statistics(context), inputs
 
 
+def test_a_weight_that_the_graph_computes_does_not_bound_the_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One behind a Transpose is larger than all of a batch."""
+    net = Net(np.random.default_rng(0))
+    weight = net.op("Transpose", net.const("stored", net.small(64, 8)), perm=[1, 0])
+    net.output(net.op("MatMul", net.input("x", 8), weight), 64)
+    analysed_model = analyse_model(written(net.model(), tmp_path))
+    inputs = inputs_for(
+        open_session(analysed_model.model.path, optimise=False, threads=1), analysed_model.shapes, InputOptions(samples=16)
+    )
+    monkeypatch.setattr(reference_module, "BATCH_BYTES", 8 * 64 * 4)
+    assert [len(feeds["x"]) for feeds in run_context_of(analysed_model, inputs, 1, silent).batches()] == [8, 8]
+
+
 @pytest.mark.parametrize("name", NORMAL)
 def test_matched_normalisations_give_what_training_gave(name: str, tmp_path: Path) -> None:
     """On the inputs at hand every BatchNormalization ends with mean beta and standard deviation |gamma|; stored ones do not."""

@@ -104,7 +104,7 @@ def test_a_search_ends_where_predictions_are_hopeless(tmp_path: Path, monkeypatc
 
     def failing(best: object, builder: object, index: int, *quickly: bool) -> float:
         tried.append(index)
-        return 1.0
+        return 10.0
 
     monkeypatch.setattr(fidelity_search, "HOPELESS", 1e9)
     monkeypatch.setattr(fidelity_search._Best, "measure", failing)

@@ -12,7 +12,8 @@ import numpy as np
 
 from onnxmerge.graph.channel_groups import Branch, ChannelGroup, Channels
 from onnxmerge.graph.layers import Layer
-from onnxmerge.graph.nodes import has_input, is_standard
+from onnxmerge.graph.nodes import has_input, is_standard, node_key
+from onnxmerge.graph.symbolic_shapes import STATIC
 from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.traversal import names_read
 
@@ -52,7 +53,7 @@ def _branch_of(channels: Channels, group: ChannelGroup) -> Branch | None:
         return None
     if any(id(layer.node) not in needed and not _belongs(layer, belongs) for layer in channels.layers):
         return None  # queries and keys of the values: what they cost does not fall with the group's channels
-    alone = [node.outputs[0].name for node in nodes if node.outputs and id(node) not in needed]
+    alone = [node_key(node) for node in nodes if id(node) not in needed]
     return Branch(frozenset(alone), joins)
 
 
@@ -74,17 +75,20 @@ def _joins(channels: Channels, ends: Sequence[Layer], others: Sequence[gs.Node])
 
     ends: what writes the constants; others: the nodes that are needed still.
     """
-    constants, joins = {layer.key for layer in ends}, set[str]()
+    constants, joins = {layer.key: layer.output_axis for layer in ends}, set[str]()  # -> their axis of channels
     for node in others:
-        if constants.isdisjoint(names_read(node)):
+        if constants.keys().isdisjoint(names_read(node)):
             continue
-        output = node.outputs[0]
+        output, axis = node.outputs[0], next((constants[each.name] for each in node.inputs if each.name in constants), None)
         if not is_standard(node) or node.op not in _KEEP_RANK or len(node.outputs) > 1 or node.attrs.get("training_mode"):
+            return frozenset()
+        if axis is None or (node.op == "BatchNormalization" and axis != 1):
             return frozenset()
         whole = [each for each in node.inputs if each.name not in constants and channels.constant(each) is None]
         if not whole:
-            constants.add(output.name)
-        elif node.op in JOINS and any(_have_one_shape(channels, each, output) for each in whole):
+            axes = list(range(len(channels.facts.shape(output) or ())))
+            constants[output.name] = list(node.attrs.get("perm", axes[::-1])).index(axis) if node.op == "Transpose" else axis
+        elif node.op in JOINS and any(_has_whole_shape(channels, each, node) for each in whole):
             joins.add(output.name)
         else:
             return frozenset()
@@ -92,10 +96,19 @@ def _joins(channels: Channels, ends: Sequence[Layer], others: Sequence[gs.Node])
     return frozenset() if is_output else frozenset(joins)
 
 
-def _have_one_shape(channels: Channels, one: gs.Tensor, other: gs.Tensor) -> bool:
-    """Whether two tensors had equal shapes in both runs: with other sizes than in one of them they may be broadcast."""
+def _has_whole_shape(channels: Channels, operand: gs.Tensor, node: gs.Node) -> bool:
+    """Whether an operand of a node has the shape of its output: in both runs, since with other sizes it may be broadcast.
+
+    The runs give all inputs of the model one batch: where an axis has another name in another operand it may be broadcast too.
+    """
+    symbols, graph = channels.facts.symbols, channels.model.graph
+    fed = {symbol for tensor in graph.inputs for symbol in symbols.extents(tensor)} - {STATIC}
+    for other in node.inputs:
+        pairs = zip(symbols.extents(operand)[::-1], symbols.extents(other)[::-1], strict=False)
+        if any(one != another and {one, another} <= fed for one, another in pairs):
+            return False
     runs = (channels.facts.shapes, channels.facts.other_shapes)
-    return all(run is None or run.get(one.name) == run.get(other.name, ()) for run in runs)
+    return all(run is None or run.get(operand.name) == run.get(node.outputs[0].name, ()) for run in runs)
 
 
 def _needed_nodes(graph: gs.Graph, constants: Sequence[Layer]) -> set[int]:

@@ -17,7 +17,7 @@ from onnxmerge.graph.cost import node_macs, parameter_count, total_macs, total_p
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.layouts import is_blocked, layouts
 from onnxmerge.graph.node_time import REMAINDERS, change_time, join_time, node_time
-from onnxmerge.graph.nodes import has_input
+from onnxmerge.graph.nodes import has_input, node_key
 from onnxmerge.graph.tensor_facts import Shapes
 from onnxmerge.onnxio import surgeon as gs
 
@@ -194,8 +194,7 @@ def time_cost(
         elif time.total:
             builder.add(time.product, _passing_or_summed(channels, node))
             builder.add(time.written, passing)
-        if node.outputs:
-            constant[node.outputs[0].name] = time.constant if layer is not None or passing.any() else time.total
+        constant[node_key(node)] = time.constant if layer is not None or passing.any() else time.total
     for tensor in laid_out.changes:
         total += change_time(tensor, shapes, repeats)
         builder.add(change_time(tensor, shapes, repeats), channels.ids(tensor))

@@ -12,7 +12,7 @@ import numpy as np
 from ml_dtypes import finfo
 
 from onnxmerge.graph.channel_ids import Ids
-from onnxmerge.graph.nodes import node_name
+from onnxmerge.graph.nodes import node_key, node_name
 from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.edits import is_uniform
 
@@ -73,8 +73,8 @@ class Layer:
 
     @cached_property
     def key(self) -> str:
-        """The first tensor that the node writes: unique in a model, which names of nodes need not be."""
-        return next(str(output.name) for output in self.node.outputs if output.name)
+        """The first tensor that the node writes."""
+        return node_key(self.node)
 
     @property
     def name(self) -> str:

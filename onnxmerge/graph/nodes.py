@@ -7,9 +7,14 @@ from onnxmerge.onnxio import surgeon as gs
 STANDARD_DOMAINS = (None, "", "ai.onnx")
 
 
+def node_key(node: gs.Node) -> str:
+    """The first tensor that the node writes: unique in a model, which names of nodes need not be; "" where it writes none."""
+    return next((str(output.name) for output in node.outputs if output.name), "")
+
+
 def node_name(node: gs.Node) -> str:
     """A node's name; an unnamed node goes by its first output, which viewers find and `include` takes."""
-    return str(node.name or node.outputs[0].name)
+    return str(node.name or node_key(node))
 
 
 def node_refusal(node: gs.Node, reason: Reason, **details: object) -> Refusal:

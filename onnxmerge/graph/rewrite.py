@@ -13,7 +13,7 @@ from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.channel_propagation import ChannelParameter
 from onnxmerge.graph.graph_editor import GraphEditor
 from onnxmerge.graph.layers import Layer
-from onnxmerge.graph.nodes import node_name
+from onnxmerge.graph.nodes import node_key, node_name
 from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit
 from onnxmerge.graph.operators.table import operator_of
 from onnxmerge.onnxio import surgeon as gs
@@ -111,7 +111,7 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
     layers = [layer for layer in channels.layers if layer.key not in gone and layer.key not in constant]
     weights = [(layer, _new_weight(layer, kept, replacements)) for layer in layers]
     parameters = [
-        (each[0], _new_parameter(each, kept)) for each in channels.parameters_by_input() if _key(each[0].node) not in gone
+        (each[0], _new_parameter(each, kept)) for each in channels.parameters_by_input() if node_key(each[0].node) not in gone
     ]
     edits = list(_node_edits(kept, gone))
     model = fresh_copy(channels.model)
@@ -138,15 +138,10 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
         _write_constant(editor, copies[id(layer.node)], layer, kept, replacements.get(key))
     joins = frozenset[str]().union(*(branch.joins for _, branch in branches))
     for node in channels.model.graph.nodes:
-        if node.outputs and _key(node) in joins - gone:
+        if node_key(node) in joins - gone:
             editor.fold_join(copies[id(node)])
     remove_unused_nodes(model)
     return model
-
-
-def _key(node: gs.Node) -> str:
-    """The name of a node's first output, by which branches name nodes."""
-    return str(node.outputs[0].name)
 
 
 def _write_constant(
@@ -164,7 +159,7 @@ def _node_edits(kept: KeptChannels, gone: frozenset[str]) -> Iterator[tuple[gs.N
         rule = operator_of(node).edit
         if rule is None or not any(tensor.name in kept.channels.tensor_ids for tensor in (*node.inputs, *node.outputs)):
             continue
-        edit = None if _key(node) in gone else rule(kept, node)
+        edit = None if node_key(node) in gone else rule(kept, node)
         if edit is not None:
             yield node, edit
 

@@ -124,7 +124,7 @@ class CandidateBuilder:
         normalised = any(node.op == "BatchNormalization" for node in self.analysed.model.graph.nodes)
         pruned, inputs = self.pruned_candidate(counts), self.measured.solving
         least = 0.0 if normalised and inputs.synthetic else -np.inf
-        for count in (COMPARED_INPUTS, max(COMPARED_INPUTS, inputs.count // 4)):
+        for count in dict.fromkeys((COMPARED_INPUTS, max(COMPARED_INPUTS, inputs.count // 4))):
             some = inputs.first(count)
             repaired_fidelity, pruned_fidelity = (
                 self.measured.fidelity.worst(each.content, some) for each in (candidate, pruned)

@@ -62,13 +62,16 @@ def smallest_with_fidelity(builder: CandidateBuilder) -> SearchResult:
         result = builder.candidate(allocations[-1].counts)  # without channels that nobody reads, or that seemed to be of no use
         if allocations[-1].counts != whole and loss_of(builder.outputs_of(result), builder.pruning) > 1.0:
             result = builder.pruned_candidate(whole)
-        return SearchResult(result, (f"no smaller model was found that keeps {_asked(builder.pruning)}",))
+        closest = full.closest or quick.closest
+        asked = asked_of(builder.pruning, closest.outputs if closest else ())
+        return SearchResult(result, (f"no smaller model was found that keeps {asked}",))
     best = full.passing or quick.passing or full.closest or quick.closest
     assert best is not None
     count, least = quick.count + full.count, min(output.fidelity for output in best.outputs)
     changes = [output.changed_decisions for output in best.outputs if output.changed_decisions is not None]
     decided = f" and changes {max(changes):.1%} of the decisions" if changes else ""
-    reached = f"the best of {count} keeps a fidelity of {least:.4f}{decided}, and {_asked(builder.pruning)} was asked for"
+    asked = asked_of(builder.pruning, best.outputs)
+    reached = f"the best of {count} keeps a fidelity of {least:.4f}{decided}, and {asked} was asked for"
     return SearchResult(best.candidate, (builder.limit.warning(reached),) if is_cut else ())
 
 
@@ -141,12 +144,12 @@ def _worth_building(search: MonotoneSearch, allocations: list[Allocation], least
     return index if passing - allocations[index].share >= least * passing else None
 
 
-def _asked(pruning: PruningOptions) -> str:
+def asked_of(pruning: PruningOptions, outputs: Sequence[OutputFidelity]) -> str:
     """What the outputs must keep, in words."""
-    asked = [] if pruning.fidelity is None else [f"a fidelity of {pruning.fidelity:g}"]
-    if pruning.max_changed_decisions is not None:
-        asked.append(f"all but {100.0 * pruning.max_changed_decisions:g}% of the decisions")
-    return " and ".join(asked)
+    most, decided = pruning.max_changed_decisions, [output.changed_decisions is not None for output in outputs]
+    least = pruning.fidelity or (DECIDED_FIDELITY if all(decided) else DEFAULT_FIDELITY)
+    kept = "" if most is None or (decided and not any(decided)) else f" and all but {100.0 * most:g}% of the decisions"
+    return f"a fidelity of {least:g}{kept}"
 
 
 def _allocations(builder: CandidateBuilder, allowed: float) -> list[Allocation]:

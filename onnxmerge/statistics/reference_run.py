@@ -1,5 +1,6 @@
 """The first walk: the reference on the inputs at hand, with the moments of whatever its consumers read."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
@@ -87,7 +88,9 @@ class ReferenceStatistics:
 
 def run_context_of(analysed: AnalysedModel, inputs: Inputs, threads: int | None, progress: Progress) -> RunContext:
     """The model and the inputs, ready to be walked."""
-    largest = max(4 * int(np.prod(shape)) for shape in analysed.shapes.values()) // inputs.call_size
+    tensors = [*analysed.model.graph.inputs, *(tensor for node in analysed.model.graph.nodes for tensor in node.outputs)]
+    computed = [each.name for each in tensors if each.name in analysed.shapes and analysed.channels.constant(each) is None]
+    largest = max(4 * math.prod(analysed.shapes[name]) for name in computed) // inputs.call_size
     size = int(np.clip(BATCH_BYTES // max(1, largest), 1, LARGEST_BATCH))
     inputs_of = ((layer.node.inputs[layer.weight_input], layer.stored_weight) for layer in analysed.channels.layers)
     in_memory = fits_one_message(analysed.model)

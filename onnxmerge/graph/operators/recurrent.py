@@ -30,7 +30,8 @@ def recurrent(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Ref
     directions, rows, count = recurrence.shape
     units = propagation.united.new_ids(count)
     gates = np.tile(units, rows // count)
-    channels, axis = propagation.ids_along(node.inputs[0], 2), len(propagation.known_shape(node.outputs[0])) - 1
+    written = next(output for output in node.outputs if output.name)
+    channels, axis = propagation.ids_along(node.inputs[0], 2), len(propagation.known_shape(written)) - 1
     out_ids = np.tile(gates, directions)[None]
     propagation.layers.append(Layer(node, WEIGHT, "gates", channels[None], out_ids, weight, 2, axis, axis + 1))
     propagation.note_parameter(node, RECURRENCE, along_axis(gates, 1, 3))
