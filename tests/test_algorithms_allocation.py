@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnxmerge.algorithms import allocation as allocation_module
 from onnxmerge.algorithms.allocation import SATURATED, Curve, allocate, loss_curve, pareto_front, total_loss
 from onnxmerge.algorithms.bilinear_cost import Cost, WeightedCost
-from onnxmerge.pruning.budget import TIME_WORTH, Budget, curves_of_multiples
+from onnxmerge.pruning.budget import FREE_LOSS, TIME_WORTH, Budget, curves_of_multiples
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
@@ -275,12 +275,12 @@ def test_widths_that_run_fast_pay_for_their_loss_in_time(seed: int, share: float
     curves, size = instance(seed)
     time = Cost(size.weight, size.rows, size.columns, block=3)
     time = Cost(time.weight / time.total(most(curves)), time.rows, time.columns, block=3)
-    groups = [SimpleNamespace(name=str(index), conv_group_count=1) for index in range(len(curves))]
+    groups = [SimpleNamespace(name=str(index), conv_group_count=1, branch=None) for index in range(len(curves))]
     budget = Budget(tuple(groups), tuple(curves), {"macs": size, "latency": time})  # type: ignore[arg-type]
     plain = allocate(curves_of_multiples(curves, None), size, share)
     fast = np.array(list(budget.counts_for("macs", share, None).counts.values()))
     if size.total(plain) > share:
         return
     assert size.total(fast) <= share
-    value = [np.log(max(total_loss(curves, each), 1e-12)) + TIME_WORTH * np.log(time.total(each)) for each in (fast, plain)]
+    value = [np.log(max(total_loss(curves, each), FREE_LOSS)) + TIME_WORTH * np.log(time.total(each)) for each in (fast, plain)]
     assert value[0] <= value[1]

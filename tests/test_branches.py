@@ -14,9 +14,13 @@ from running import analysed, built, run, written
 from topologies import TOPOLOGIES
 
 from onnxmerge import OptionError, compress
-from onnxmerge.graph.channel_groups import ChannelGroup, Channels
+from onnxmerge.algorithms.bilinear_cost import Cost
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels, inner_groups
+from onnxmerge.graph.cost_terms import cost_classes, mac_terms, parameter_terms
 from onnxmerge.graph.rewrite import Removal, rewrite
 from onnxmerge.onnxio.export import export
+from onnxmerge.pipeline.candidates import candidate_of
+from onnxmerge.pruning.decision import PruningDecision
 
 NONE = np.zeros(0, np.int64)
 EXPECTED = {
@@ -160,7 +164,7 @@ NOT_PLAIN = {
     "three layers": (
         "(float[N, 8] x) => (float[N, 8] z) { p = Gemm(x, a)  r = Relu(p)  q = Gemm(r, c)  s = Gemm(q, b)  z = Add(x, s) }",
         ROWS | {"c": (5, 5)},
-        set(),
+        {"q"},
         [(2, 8)],
     ),
     "two batches, of which one may be 1": (
@@ -222,3 +226,44 @@ def test_joins_that_are_not_plain(
         onnx.checker.check_model(small, full_check=True)
         expected, found = run(without_inputs(model, [group]), feeds)[0], run(small, feeds)[0]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+COUNTED = ("residual-two-blocks-bn", "squeeze-excite", "inverted-residual-bn", "residual-preactivation")
+
+
+@pytest.mark.parametrize("name", [*COUNTED, "three layers"])
+def test_parameters_and_macs_are_known_before(name: str, tmp_path: Path) -> None:
+    """Whatever the groups keep, nothing included, and along the counts of each group."""
+    model = filled(NOT_PLAIN[name][0], **NOT_PLAIN[name][1]) if name in NOT_PLAIN else built(TOPOLOGIES[name])
+    model_analysed, rng = analysed(model, tmp_path), np.random.default_rng(0)
+    groups = list(model_analysed.channels.groups)
+    assert branches(model_analysed.channels)
+    classes = cost_classes(model_analysed.channels, groups)
+    tables = tuple(np.arange(group.size + 1.0)[:, None] for group in groups)
+    kinds = {"parameters": parameter_terms, "macs": mac_terms}
+    costs = {
+        kind: Cost(*terms(model_analysed.channels, groups, classes, model_analysed.shapes), tables, inner=inner_groups(groups))
+        for kind, terms in kinds.items()
+    }
+    for _ in range(6):
+        counts = np.array([rng.integers(0 if group.branch else 1, 4) for group in groups])
+        counts = np.where(
+            counts == 3, [group.size for group in groups], np.minimum(counts * 2, [group.size - 1 for group in groups])
+        )
+        removals = [
+            Removal(group, np.arange(count), "prune") for group, count in zip(groups, counts, strict=True) if count < group.size
+        ]
+        size = candidate_of(model_analysed, PruningDecision(tuple(removals), {}, ())).size
+        constants = sum(  # what stays in the place of a branch, and what joins it
+            sum(np.prod(model_analysed.shapes[join][1:2]) for join in group.branch.joins)
+            for group, count in zip(groups, counts, strict=True)
+            if count == 0
+        )
+        assert abs(costs["macs"].total(counts) - size.macs) <= 64 * constants
+        assert abs(costs["parameters"].total(counts) - size.parameters) <= 4 * constants
+        for cost in costs.values():
+            for at, group in enumerate(groups):
+                tried = [count for count in (0, 1, group.size) if count or group.branch]
+                along = cost.along(counts, at, tried)
+                totals = [cost.total([*counts[:at], count, *counts[at + 1 :]]) for count in tried]
+                np.testing.assert_allclose(along - along[-1], np.array(totals) - totals[-1], atol=1e-6)

@@ -4,7 +4,7 @@ columns of those that it reads."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -47,6 +47,8 @@ class Cost:
         Both sides of a term are filled up to whole multiples of it, as by convolutions that compute so many channels at once.
     remainders : tuple of float, optional
         What so many blocks of the rows cost too much, in blocks, that are left where as many as this has entries go together.
+    inner : tuple of (int, tuple of int), optional
+        Groups, each with those that go too where it keeps no channel, whatever their counts are.
 
     Examples
     --------
@@ -63,6 +65,7 @@ class Cost:
     classes: tuple[Floats, ...] | None = None
     block: int = 1
     remainders: tuple[float, ...] = (0.0,)
+    inner: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
     def total(self, counts: ArrayLike) -> float:
         """Cost of kept counts (groups,)."""
@@ -89,11 +92,26 @@ class Cost:
         ndarray of shape (c,)
         """
         own, touched = self._terms[group]
-        extended = self._extended(counts)
+        if group in self._gone(counts):
+            return np.zeros(len(np.asarray(candidates)))
+        present = np.array(counts)
+        present[group] = max(1, present[group])  # its inner groups are there
+        extended = self._extended(present)
         extended[own] = 0.0
         rows, columns, kept = self.rows[touched], self.columns[touched], self._kept(group, candidates)
         written, read = (self._filled(side @ extended + kept @ side[:, own].T) for side in (rows, columns))
-        return np.asarray((self._with_remainder(written) * read) @ self.weight[touched], np.float64)
+        found = np.asarray((self._with_remainder(written) * read) @ self.weight[touched], np.float64)
+        if group in dict(self.inner) and not np.asarray(candidates).all():
+            emptied = np.array(counts)
+            emptied[group] = 0
+            whole = replace(self, inner=tuple(each for each in self.inner if each[0] != group))
+            found[np.asarray(candidates) == 0] += self.total(emptied) - whole.total(emptied)
+        return found
+
+    def _gone(self, counts: ArrayLike) -> set[int]:
+        """The groups that go with others."""
+        kept = np.asarray(counts)
+        return {each for outer, inner in self.inner if kept[outer] == 0 for each in inner}
 
     def _filled(self, side: Floats) -> Floats:
         """Positions as they are computed; a little less than a whole number is rounding."""
@@ -106,6 +124,8 @@ class Cost:
     def neighbours(self) -> list[list[int]]:
         """For each group those that share a term with it, itself too: where a change of its count changes what steps save."""
         terms = [set(touched.tolist()) for _, touched in self._terms]
+        for outer, inner in self.inner:  # all that the inner ones share with others changes with the outer one
+            terms[outer] = terms[outer].union(*(terms[each] for each in inner))
         return [[other for other, shared in enumerate(terms) if shared & own] or [group] for group, own in enumerate(terms)]
 
     @cached_property
@@ -123,7 +143,8 @@ class Cost:
         return counts[:, None].astype(np.float64) if self.classes is None else self.classes[group][counts]
 
     def _extended(self, counts: ArrayLike) -> Floats:
-        kept = np.asarray(counts, np.int64)
+        kept = np.array(counts, np.int64)
+        kept[list(self._gone(kept))] = 0
         if self.classes is not None:
             kept = np.concatenate([table[count] for table, count in zip(self.classes, kept.tolist(), strict=True)])
         return np.append(kept, 1.0)

@@ -51,15 +51,18 @@ def _branch_of(channels: Channels, group: ChannelGroup) -> Branch | None:
     belongs = ~channels.kept_mask([(group, np.zeros(0, np.int64))])
     if not joins or any(belongs[channels.ids(tensor)].any() for node in others for tensor in (*node.inputs, *node.outputs)):
         return None
-    if any(id(layer.node) not in needed and not _belongs(layer, belongs) for layer in channels.layers):
-        return None  # queries and keys of the values: what they cost does not fall with the group's channels
-    alone = [node_key(node) for node in nodes if id(node) not in needed]
-    return Branch(frozenset(alone), joins)
+    alone = frozenset(node_key(node) for node in nodes if id(node) not in needed)
+    inner = [each for each in channels.groups if each is not group and _is_within(each, alone)]
+    belongs[np.concatenate([np.zeros(0, np.int64), *(each.channel_ids for each in inner)])] = True
+    lost = [layer for layer in channels.layers if layer.key in alone]
+    if not all(belongs[layer.out_ids].all() or belongs[layer.in_ids].all() for layer in lost):
+        return None  # what such a layer costs would not be known to fall
+    return Branch(alone, joins, frozenset(each.name for each in inner))
 
 
-def _belongs(layer: Layer, belongs: np.ndarray) -> bool:
-    """Whether a layer writes or reads channels of a group."""
-    return bool(belongs[layer.out_ids].any() or belongs[layer.in_ids].any())
+def _is_within(group: ChannelGroup, nodes: frozenset[str]) -> bool:
+    """Whether all that writes and reads a group is among some nodes."""
+    return all(link.key in nodes for link in (*group.producers, *group.consumers))
 
 
 def _reads_nothing_else(channels: Channels, group: ChannelGroup, layer: Layer) -> bool:

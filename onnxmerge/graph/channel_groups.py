@@ -1,6 +1,6 @@
 """What the channel analysis of a model finds: channel groups, the layers that write and read them, and reasons for the rest."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,10 +25,13 @@ class Branch:
         The nodes that nothing else needs, by the name of their first output; without the consumers.
     joins : frozenset of str
         The nodes that join the constants with computed values, by the name of their output.
+    inner_groups : frozenset of str
+        Names of the groups that only these nodes write and read, such as the first of the two in a bottleneck.
     """
 
     nodes: frozenset[str]
     joins: frozenset[str]
+    inner_groups: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +103,17 @@ class ChannelGroup:
             raise ValueError(f"nothing keeps the channels of {self.name}")
         obstacle = self.refusal.obstacle or (self.refusal.where if self.refusal.where != layer_name else "")
         return replace(self.refusal, where=layer_name, obstacle=obstacle)
+
+
+def inner_groups(groups: Sequence[ChannelGroup]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """By position of each group with a branch the positions of the `Branch.inner_groups`, where it has any."""
+    position = {group.name: at for at, group in enumerate(groups)}
+    found = (
+        (at, tuple(position[name] for name in sorted(group.branch.inner_groups) if name in position))
+        for at, group in enumerate(groups)
+        if group.branch is not None
+    )
+    return tuple((at, inner) for at, inner in found if inner)
 
 
 @dataclass(frozen=True, eq=False)

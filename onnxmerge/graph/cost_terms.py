@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnxmerge.algorithms.bilinear_cost import Cost, WeightedCost
-from onnxmerge.graph.channel_groups import ChannelGroup, Channels
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels, inner_groups
 from onnxmerge.graph.channel_ids import Ids
 from onnxmerge.graph.cost import node_macs, parameter_count, total_macs, total_parameters
 from onnxmerge.graph.layers import Layer
@@ -206,7 +206,7 @@ def time_cost(
         filled_cost(in_blocks.build(convolved), kept, sizes, block, REMAINDERS),
         _presence_cost(saved, classes, kept),
     )
-    return WeightedCost(tuple((1.0, cost) for cost in costs))
+    return WeightedCost(tuple((1.0, replace(cost, inner=inner_groups(groups))) for cost in costs))
 
 
 def _saved_without(group: ChannelGroup, constant: Mapping[str, float], shapes: Shapes, repeats: float) -> float:

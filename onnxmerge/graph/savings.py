@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxmerge.algorithms.bilinear_cost import Cost, WeightedCost
 from onnxmerge.execution.processor import channel_block
-from onnxmerge.graph.channel_groups import ChannelGroup, Channels
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels, inner_groups
 from onnxmerge.graph.cost_terms import cost_classes, mac_terms, parameter_terms, time_cost
 from onnxmerge.graph.tensor_facts import Shapes
 
@@ -48,7 +48,10 @@ def savings_of(channels: Channels, shapes: Shapes, kept: Mapping[str, np.ndarray
     classes, sizes = cost_classes(channels, groups), [group.size for group in groups]
     counts = [len(kept[group.name]) for group in groups]
     tables = tuple(_by_class(own, kept[group.name]) for group, own in zip(groups, classes, strict=True))
-    parameters, macs = (Cost(*terms(channels, groups, classes, shapes), tables) for terms in (parameter_terms, mac_terms))
+    inner = inner_groups(groups)
+    parameters, macs = (
+        Cost(*terms(channels, groups, classes, shapes), tables, inner=inner) for terms in (parameter_terms, mac_terms)
+    )
     time = time_cost(channels, groups, classes, shapes, tables, channel_block())
     shares = [_shares(cost, sizes, counts) for cost in (parameters, macs, time)]
     return {group.name: Saving(*each) for group, each in zip(groups, zip(*shares, strict=True), strict=True)}

@@ -11,7 +11,7 @@ from onnxmerge.algorithms.criteria import CRITERIA
 from onnxmerge.errors import Refusal
 from onnxmerge.execution.processor import channel_block
 from onnxmerge.graph.analysed_model import AnalysedModel
-from onnxmerge.graph.channel_groups import ChannelGroup
+from onnxmerge.graph.channel_groups import ChannelGroup, inner_groups
 from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, cost_classes, time_cost
 from onnxmerge.graph.merge_validity import pre_activations
 from onnxmerge.options import DEFAULT_FIDELITY, PruningOptions
@@ -124,6 +124,10 @@ class Budget:
         return front
 
     def _allocation(self, counts: np.ndarray, quantity: str) -> Allocation:
+        counts = counts.copy()
+        for outer, inner in inner_groups(self.groups):
+            if counts[outer] == 0:  # nothing is decided about what goes anyway
+                counts[list(inner)] = [self.groups[each].size for each in inner]
         by_name = {group.name: int(count) for group, count in zip(self.groups, counts, strict=True)}
         return Allocation(by_name, self.costs[quantity].total(counts), total_loss(self.curves, counts))
 
@@ -163,7 +167,7 @@ def budget_of(
         whole = max(Cost(*terms, kept).total(sizes), 1.0)
         if quantity == "params" and not options.uses_weights_only:
             terms = terms.plus(bias_terms(channels, groups, classes))
-        costs[quantity] = Cost(terms.weight / whole, terms.rows, terms.columns, kept)
+        costs[quantity] = Cost(terms.weight / whole, terms.rows, terms.columns, kept, inner=inner_groups(groups))
     time = time_cost(channels, groups, classes, analysed.shapes, kept, channel_block(), repeats)
     whole = time.total(sizes)
     time = WeightedCost(tuple((weight / whole, part) for weight, part in time.parts))

@@ -72,7 +72,10 @@ def solve_consumers(
     known = {**statistics.layers, **{key: mix.layer for key, mix in mixes.items()}}
     layers = sorted(known.values(), key=lambda layer: context.node_index[layer.key])
     first = next((at for at, layer in enumerate(layers) if layer.key in mixes or not kept[layer.in_ids].all()), len(layers))
+    emptied = [removal.group.branch for removal in removals if removal.group.branch and not len(removal.kept)]
+    gone = frozenset[str]().union(*(branch.nodes for branch in emptied))
     layers = [layer for layer in layers[first:] if layer.key in mixes or _is_updated(context, statistics, layer, kept)]
+    layers = [layer for layer in layers if layer.key not in gone]
     if not layers:
         return {}
     runs = context.new_run(statistics.matched), context.new_run(statistics.matched)
@@ -99,8 +102,6 @@ def solve_consumers(
 def _is_updated(context: RunContext, statistics: ReferenceStatistics, layer: Layer, kept: np.ndarray) -> bool:
     """Whether a layer behind the first removal loses inputs or is refitted."""
     is_refitted = not context.synthetic or statistics.downstream[layer.key].is_followed
-    if layer.out_ids.all() and not kept[layer.out_ids].any():  # nothing reads it any more
-        return False
     return not kept[layer.in_ids].all() or (is_refitted and layer.is_linear and layer.key not in statistics.shared_weight_keys)
 
 
