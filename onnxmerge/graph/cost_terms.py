@@ -4,6 +4,7 @@ A layer with weight (out, in) whose outputs are channels of one group and whose 
 times the kept channels of both.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -227,6 +228,26 @@ def _presence_cost(saved: Sequence[float], classes: CostClasses, kept: tuple[np.
     columns = np.zeros_like(rows)
     columns[:, -1] = 1.0
     return Cost(np.array(saved) / LARGEST_GROUP**2, rows, columns, kept, LARGEST_GROUP)
+
+
+def join_cost(
+    channels: Channels, groups: Sequence[ChannelGroup], classes: CostClasses, quantity: str, kept: tuple[np.ndarray, ...]
+) -> Cost:
+    """Parameters or multiply-accumulates of the joins that stay in the place of branches (`GraphEditor.fold_join`)."""
+    added = []
+    for group in groups:
+        shapes = [channels.facts.shapes.get(name, ()) for name in sorted(group.branch.joins)] if group.branch else []
+        maps = [shape for shape in shapes if len(shape) == len(("batch", "channels", "height", "width"))]
+        added.append(float(sum(math.prod(shape) if quantity == "macs" else 2 * shape[1] for shape in maps)))
+    cost = _presence_cost([-each for each in added], classes, kept)
+    constant = np.zeros(cost.rows.shape[1])
+    constant[-1] = 1.0
+    return replace(
+        cost,
+        weight=np.append(cost.weight, sum(added) / LARGEST_GROUP**2),
+        rows=np.vstack([cost.rows, constant]),
+        columns=np.vstack([cost.columns, constant]),
+    )
 
 
 def filled_cost(

@@ -12,6 +12,8 @@ SIZE_TOLERANCE = 0.005
 """Relative distance below the budget that is not worth another candidate."""
 COARSE_TOLERANCE = 0.05
 """Relative distance below the budget at which multiples count as too coarse for it."""
+SMALLER = (0.98, 0.95, 0.8, 0.5, 0.0)
+"""What is tried of the share where the candidates so far were all too large."""
 JUST_BELOW = 1.0 - 1e-12
 """Factor of a share that excludes the allocation which takes exactly that share."""
 
@@ -60,9 +62,14 @@ def largest_within_size(builder: CandidateBuilder, kind: str, share: float) -> S
         if allocation.counts in tried:
             break
     assert best is not None
-    if best[0] > share and smallest not in tried and not cut:
-        candidate = builder.candidate(smallest)
-        best = min(best, (candidate.remaining_share(kind, builder.analysed.size), candidate), key=lambda each: each[0])
+    for factor in () if cut else SMALLER:
+        if best[0] <= share:
+            break
+        counts = builder.budget.counts_for(kind, factor * adjusted, multiple).counts
+        if counts not in tried:
+            tried.append(counts)
+            candidate = builder.candidate(counts)
+            best = min(best, (candidate.remaining_share(kind, builder.analysed.size), candidate), key=lambda each: each[0])
     reached, candidate = best
     limit = f" in multiples of {multiple or HARDWARE_MULTIPLE}" if multiple != 1 else ""
     missed = (f"{kind}={share:g} cannot be reached{limit}: at least {reached:.1%} must stay",) if reached > share else ()

@@ -12,7 +12,7 @@ from onnxmerge.errors import Refusal
 from onnxmerge.execution.processor import channel_block
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup, inner_groups
-from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, cost_classes, time_cost
+from onnxmerge.graph.cost_terms import COST_TERMS, bias_terms, cost_classes, join_cost, time_cost
 from onnxmerge.graph.merge_validity import pre_activations
 from onnxmerge.options import DEFAULT_FIDELITY, PruningOptions
 from onnxmerge.pruning.importance import kept_channels
@@ -29,6 +29,8 @@ TIME_WORTH = 4.0
 fast. Allocations of time alone pay 6 to 9 (ResNet-56, VGG-16, MobileNetV2, EfficientNet, DenseNet): half of it."""
 FREE_LOSS = 1.0 - DEFAULT_FIDELITY
 """A predicted loss up to which allocations count as equally close, so that the fastest is taken."""
+MOST_LOSS = 2.0
+"""Multiple of the least loss that no saved time is worth; a choice."""
 TIME_WEIGHTS = (0.25, 0.5, 0.75, 1.0)
 """Weights of predicted time beside the allocated quantity that are tried for it."""
 CLOSE_TO_BUDGET = 0.98
@@ -106,6 +108,8 @@ class Budget:
         tried = [plain, *(allocate(curves, cost, share, spent) for spent in mixed)]
         tried = [counts for counts in tried if cost.total(counts) >= CLOSE_TO_BUDGET * cost.total(plain)]
         losses = [max(total_loss(curves, counts), FREE_LOSS) for counts in tried]
+        tried = [counts for counts, loss in zip(tried, losses, strict=True) if loss <= MOST_LOSS * losses[0]]
+        losses = [loss for loss in losses if loss <= MOST_LOSS * losses[0]]
         values = [loss * time.total(counts) ** TIME_WORTH for loss, counts in zip(losses, tried, strict=True)]
         return tried[int(np.argmin(values))]
 
@@ -161,13 +165,14 @@ def budget_of(
     curves = tuple(_loss_curve(statistics, group, sensitivities[group.name], options) for group in groups)
     classes = cost_classes(channels, groups)
     kept = tuple(_kept_by_class(statistics, *each, options) for each in zip(groups, classes, curves, strict=True))
-    costs: dict[str, Cost] = {}
+    costs: dict[str, Cost | WeightedCost] = {}
     for quantity, terms_of in COST_TERMS.items():
         terms = terms_of(channels, groups, classes, analysed.shapes)
         whole = max(Cost(*terms, kept).total(sizes), 1.0)
         if quantity == "params" and not options.uses_weights_only:
             terms = terms.plus(bias_terms(channels, groups, classes))
-        costs[quantity] = Cost(terms.weight / whole, terms.rows, terms.columns, kept, inner=inner_groups(groups))
+        cost = Cost(terms.weight / whole, terms.rows, terms.columns, kept, inner=inner_groups(groups))
+        costs[quantity] = WeightedCost(((1.0, cost), (1.0 / whole, join_cost(channels, groups, classes, quantity, kept))))
     time = time_cost(channels, groups, classes, analysed.shapes, kept, channel_block(), repeats)
     whole = time.total(sizes)
     time = WeightedCost(tuple((weight / whole, part) for weight, part in time.parts))
