@@ -107,6 +107,7 @@ INLINE = {
     "empty": (lambda path: path.write_bytes(b""), "is empty"),
     "text": (lambda path: path.write_text("not a model"), "cannot be parsed"),
     "zip": (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(60)), "cannot be parsed"),
+    "format of ONNX Runtime": (lambda path: path.write_bytes(b"\x18\0\0\0ORTM" + bytes(60)), "ONNX Runtime's own format"),
     "cut off": (lambda path: resize(path, path.stat().st_size - 20), "cannot be parsed"),
     "no graph": (lambda path: edit(path, lambda proto: proto.ClearField("graph")), "holds no graph"),
     "no nodes": (lambda path: edit(path, lambda proto: proto.graph.ClearField("node")), "no nodes"),

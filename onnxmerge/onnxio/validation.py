@@ -39,6 +39,8 @@ def read_checked(path: Path) -> ModelProto:
         raise ModelError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
     if not content:
         raise ModelError(f"{path} is empty")
+    if content[4:8] == b"ORTM":
+        raise ModelError(f"{path} is in ONNX Runtime's own format: give the .onnx file that it was made from")
     try:
         proto = ModelProto.FromString(content)
     except DecodeError as error:
