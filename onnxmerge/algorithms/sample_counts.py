@@ -6,7 +6,7 @@ the samples, their noise included (Belkin et al., "Reconciling modern machine-le
 trade-off", 2019). All values were chosen on ResNet-56 and VGG-16 for CIFAR-10.
 """
 
-AMPLE = 14.0
+AMPLE = 16.0
 """From here on more samples take time and change nothing: output positions of a convolution are thinned down to this."""
 
 AMPLE_AT_LEAST = 1 << 13

@@ -163,7 +163,7 @@ def thinning(samples: int, unknowns: int, extents: Sequence[int]) -> tuple[int, 
     unknowns : int
         Inputs of one patch.
     extents : sequence of int
-        Output positions along each spatial axis; at least four of them stay, or two of six to eleven.
+        Output positions along each spatial axis; at least four of them stay.
 
     Returns
     -------
@@ -180,7 +180,7 @@ def thinning(samples: int, unknowns: int, extents: Sequence[int]) -> tuple[int, 
     while extents:
         axis = min(range(len(extents)), key=lambda a: (steps[a], a))
         remaining = samples / (np.prod(steps) // steps[axis] * (steps[axis] + 2))
-        if remaining < enough or steps[axis] + 2 > max(extents[axis] // 4, min(3, extents[axis] // 2)):
+        if remaining < enough or steps[axis] + 2 > extents[axis] // 4:
             break
         steps[axis] += 2
     return tuple(steps)
