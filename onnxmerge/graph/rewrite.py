@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxmerge.errors import ModelError
-from onnxmerge.graph.channel_groups import ChannelGroup, Channels
+from onnxmerge.graph.channel_groups import Branch, ChannelGroup, Channels
 from onnxmerge.graph.channel_propagation import ChannelParameter
 from onnxmerge.graph.graph_editor import GraphEditor
 from onnxmerge.graph.layers import Layer
@@ -65,6 +65,16 @@ class Replacement:
     bias: np.ndarray | None = None
 
 
+def emptied_branches(removals: Sequence[Removal]) -> list[tuple[ChannelGroup, Branch]]:
+    """The groups of which no channel stays, with their branches."""
+    return [(each.group, each.group.branch) for each in removals if each.group.branch is not None and not len(each.kept)]
+
+
+def gone_nodes(removals: Sequence[Removal]) -> frozenset[str]:
+    """The nodes that go with these groups, as `Branch.nodes` names them."""
+    return frozenset[str]().union(*(branch.nodes for _, branch in emptied_branches(removals)))
+
+
 def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mapping[str, Replacement]) -> Model:
     """A new model without the removed channels; the one that `channels` describes stays as it is.
 
@@ -103,8 +113,8 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
     [[2, 2], [2, 2]]
     """
     kept = KeptChannels(channels, channels.kept_mask((removal.group, removal.kept) for removal in removals))
-    branches = [(removal.group, removal.group.branch) for removal in removals if removal.group.branch and not len(removal.kept)]
-    gone = frozenset[str]().union(*(branch.nodes for _, branch in branches))
+    branches = emptied_branches(removals)
+    gone = gone_nodes(removals)
     filled = {layer.key for layer in channels.layers if layer.is_filled}
     replacements = {key: each for key, each in replacements.items() if key not in filled}
     constant = {each.key: each.layer for group, _ in branches for each in group.consumers if each.key not in gone}

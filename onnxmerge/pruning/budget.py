@@ -107,11 +107,9 @@ class Budget:
         plain = allocate(curves, cost, share)
         tried = [plain, *(allocate(curves, cost, share, spent) for spent in mixed)]
         tried = [counts for counts in tried if cost.total(counts) >= CLOSE_TO_BUDGET * cost.total(plain)]
-        losses = [max(total_loss(curves, counts), FREE_LOSS) for counts in tried]
-        tried = [counts for counts, loss in zip(tried, losses, strict=True) if loss <= MOST_LOSS * losses[0]]
-        losses = [loss for loss in losses if loss <= MOST_LOSS * losses[0]]
-        values = [loss * time.total(counts) ** TIME_WORTH for loss, counts in zip(losses, tried, strict=True)]
-        return tried[int(np.argmin(values))]
+        rated = [(max(total_loss(curves, counts), FREE_LOSS), counts) for counts in tried]
+        most = MOST_LOSS * rated[0][0]
+        return min((each for each in rated if each[0] <= most), key=lambda each: each[0] * time.total(each[1]) ** TIME_WORTH)[1]
 
     def pareto_front(self, quantity: str, multiple: int | None = 1) -> list[Allocation]:
         """Allocations that no other found beats in both cost and loss, the least cost first; see `counts_for`.

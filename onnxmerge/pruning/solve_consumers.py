@@ -15,7 +15,7 @@ from onnxmerge.algorithms.moments import Covariance
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.graph.layers import Layer
-from onnxmerge.graph.rewrite import Removal, Replacement
+from onnxmerge.graph.rewrite import Removal, Replacement, gone_nodes
 from onnxmerge.pruning.consumer_update import (
     bias_of,
     full_replacement,
@@ -72,8 +72,7 @@ def solve_consumers(
     known = {**statistics.layers, **{key: mix.layer for key, mix in mixes.items()}}
     layers = sorted(known.values(), key=lambda layer: context.node_index[layer.key])
     first = next((at for at, layer in enumerate(layers) if layer.key in mixes or not kept[layer.in_ids].all()), len(layers))
-    emptied = [removal.group.branch for removal in removals if removal.group.branch and not len(removal.kept)]
-    gone = frozenset[str]().union(*(branch.nodes for branch in emptied))
+    gone = gone_nodes(removals)
     layers = [layer for layer in layers[first:] if layer.key in mixes or _is_updated(context, statistics, layer, kept)]
     layers = [layer for layer in layers if layer.key not in gone]
     if not layers:
