@@ -44,8 +44,17 @@ CACHE_BYTES = 1 << 28
 Targets = Callable[[int], np.ndarray]
 """Number of a batch -> target outputs of a consumer, as `ConsumerSamples.view` gives them."""
 
-Centres = tuple[np.ndarray, np.ndarray]
-"""For each group float32 values near the means of inputs (groups, d) and targets (groups, o)."""
+
+class _Centre:
+    """Subtracts from samples (groups, samples, d) the means of the first ones, rounded: it need only be near the mean."""
+
+    value: NDArray[np.float32]
+
+    def subtract(self, samples: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """The difference, in `out` where it is given."""
+        if not hasattr(self, "value"):
+            self.value = np.asarray(samples.mean(1, dtype=np.float64), np.float32)
+        return np.subtract(samples, self.value[:, np.newaxis], out=out)
 
 
 def channel_covariance(run: LayerwiseRun, layer: Layer) -> Covariance:
@@ -74,20 +83,11 @@ def channel_covariance(run: LayerwiseRun, layer: Layer) -> Covariance:
         rows = rows_of(x[(slice(None), slice(None), *positions)], 1) if space else rows_of(x, layer.input_axis)[positions[0]]
         return rows[:, layer.channel_positions.T].reshape(-1, count) if places > 1 else rows
 
-    pieces = _joined((rows_of_batch(number)[np.newaxis],) for number in range(run.batch_count))
-    (found,) = _covariances(((x, np.zeros((*x.shape[:2], 0), np.float32)) for (x,) in pieces), True, run.threads)
+    pieces, centre, totals = _joined((rows_of_batch(number)[np.newaxis],) for number in range(run.batch_count)), _Centre(), []
+    for (x,) in pieces:
+        totals = moment_sums(centre.subtract(x), threads=run.threads, before=totals)
+    found = totals[0].covariance(centre.value[0])
     return replace(found, xx=found.xx.astype(np.float32))
-
-
-def _covariances(pieces: Iterable[tuple[np.ndarray, ...]], with_xx: bool, threads: int | None) -> list[Covariance]:
-    """For each group, of inputs (groups, samples, d) and targets (groups, samples, o) in pieces."""
-    totals: list[MomentSums] = []
-    centres: Centres | None = None
-    for x, y in pieces:
-        centres = centres or (_means(x), _means(y))
-        totals = moment_sums(x, y, with_xx, threads, centres, totals)
-    assert centres is not None
-    return [total.covariance(*each) for total, *each in zip(totals, *centres, strict=True)]
 
 
 def _row_step(samples: int, unknowns: int) -> int:
@@ -141,6 +141,7 @@ class ConsumerSamples:
             values = sum(run.tensor(number, layer.source).size for number in range(run.batch_count))
             self.steps = (_row_step(values // kept.size, self.unknowns),)
         self._held: dict[tuple[int, int], np.ndarray] = {}
+        self._centre = _Centre()
 
     def view(self, batch: int, tensor: np.ndarray) -> np.ndarray:
         """Of a tensor shaped like the consumer's output the samples' values: (N, out, *positions), or (rows, out)."""
@@ -151,11 +152,11 @@ class ConsumerSamples:
     def outputs(self, batch: int, weights: Sequence[np.ndarray], bias: NDArray[np.float64]) -> np.ndarray:
         """What other weights give, as `view` lays it out; weights (out, kept inputs, kernel size) of each group, bias (out,)."""
         flat = np.stack([np.moveaxis(each, 1, 2).reshape(len(each), -1) for each in weights]).astype(np.float32)
-        shift = bias.astype(np.float32).reshape(len(flat), 1, -1)
         space = self._space(batch)
         parts = []
         for piece in self._pieces(batch):
-            found = self._inputs(batch, piece) @ flat.swapaxes(1, 2) + shift
+            found = self._inputs(batch, piece) @ flat.swapaxes(1, 2)
+            found += bias.reshape(len(flat), 1, -1) + self._centre.value[:, np.newaxis].astype(np.float64) @ flat.swapaxes(1, 2)
             parts.append(from_groups(found, (found.shape[1] // math.prod(space), bias.size, *space)))
         return np.concatenate(parts)
 
@@ -164,10 +165,13 @@ class ConsumerSamples:
 
         with_xx: whether those of the inputs are wanted, which take nearly all of the time and are the same for all targets.
         """
-        return _covariances(_joined(self._samples(targets)), with_xx, self.run.threads)
+        centre, totals = _Centre(), []
+        for x, y in _joined(self._samples(targets)):
+            totals = moment_sums(x, centre.subtract(y), with_xx, self.run.threads, totals)
+        return [total.covariance(*near) for total, *near in zip(totals, self._centre.value, centre.value, strict=True)]
 
     def _samples(self, targets: Targets) -> Iterator[tuple[np.ndarray, ...]]:
-        """Inputs (groups, samples, unknowns) and targets (groups, samples, outputs), piece by piece."""
+        """Inputs as `_inputs` gives them and targets (groups, samples, outputs), piece by piece."""
         for batch in range(self.run.batch_count):
             target = targets(batch)
             for piece in self._pieces(batch):
@@ -189,7 +193,7 @@ class ConsumerSamples:
         return [slice(start, start + size) for start in range(0, len(self.run.tensor(batch, self.layer.source)), size)]
 
     def _inputs(self, batch: int, piece: slice) -> NDArray[np.float32]:
-        """(groups, samples, unknowns) of a piece."""
+        """(groups, samples, unknowns) of a piece, less the centre."""
         key = batch, piece.start or 0
         if key in self._held:
             return self._held[key]
@@ -198,39 +202,28 @@ class ConsumerSamples:
             found = rows_of(source, self.layer.input_axis)[self._positions(batch)][:, self.channels[0]][np.newaxis]
         else:
             found = patches_of(source[piece], self.window, self.channels, self._positions(batch))
+        self._centre.subtract(found, out=found)
         if found.nbytes + sum(each.nbytes for each in self._held.values()) <= CACHE_BYTES:
             self._held[key] = found
         return found
 
 
-def _means(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(groups, d) of samples (groups, samples, d), rounded: what is subtracted need only be near the mean."""
-    return np.asarray(samples.mean(1, dtype=np.float64), np.float32)
-
-
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused, in a line of its own
 def moment_sums(
-    x: NDArray[np.float32],
-    y: NDArray[np.float32] | None = None,
-    with_xx: bool = True,
-    threads: int | None = 1,
-    centres: Centres | None = None,
-    before: Sequence[MomentSums] = (),
+    x: np.ndarray, y: np.ndarray | None = None, with_xx: bool = True, threads: int | None = 1, before: Sequence[MomentSums] = ()
 ) -> list[MomentSums]:
     """Moment sums of samples, in float64.
 
     Parameters
     ----------
     x : ndarray of shape (groups, samples, d)
-        Inputs.
+        Inputs. Blocks of samples are multiplied in their type: of float32 ones the means should be near 0.
     y : ndarray of shape (groups, samples, o), optional
-        Targets; o is 0 in the result where there are none.
+        Targets, of the same type; o is 0 in the result where there are none.
     with_xx : bool
-        Whether the sum of x x^T is wanted: it takes nearly all of the time. It is zero otherwise.
+        Whether the sum of x x^T is wanted: it takes nearly all of the time. It is of no shape otherwise.
     threads : int or None
         How many blocks of samples are multiplied at a time; changes no byte. None for all processors.
-    centres : pair of ndarray of shape (groups, d) and (groups, o), optional
-        Values near the means. Then the sums are those of x and y less these, of float32 products of each block.
     before : sequence of MomentSums
         Of other samples, one for each group: the sums are added to these, in place.
 
@@ -239,21 +232,14 @@ def moment_sums(
     list of MomentSums
         One for each group.
     """
-    y = np.zeros((*x.shape[:2], 0), np.float32) if y is None else y
-    none = [None] * len(x)
-    groups = zip(x, y, zip(*centres, strict=True) if centres else none, before or none, strict=True)
-    return [_group_sums(*group, with_xx, threads or default_threads()) for group in groups]
+    y = np.zeros((*x.shape[:2], 0), x.dtype) if y is None else y
+    return [
+        _group_sums(*group, with_xx, threads or default_threads()) for group in zip(x, y, before or [None] * len(x), strict=True)
+    ]
 
 
-def _group_sums(
-    x: NDArray[np.float32],
-    y: NDArray[np.float32],
-    centre: tuple[np.ndarray, ...] | None,
-    before: MomentSums | None,
-    with_xx: bool,
-    threads: int,
-) -> MomentSums:
-    """Of one group: samples (s, d) and (s, o), centre (d,) and (o,)."""
+def _group_sums(x: np.ndarray, y: np.ndarray, before: MomentSums | None, with_xx: bool, threads: int) -> MomentSums:
+    """Of one group: samples (s, d) and (s, o)."""
     inputs, targets = x.shape[1], y.shape[1]
     shapes = inputs, targets, (inputs, inputs) if with_xx else (), (inputs, targets), targets
     before = before or MomentSums(0.0, *map(np.zeros, shapes))
@@ -263,12 +249,10 @@ def _group_sums(
     at_a_time = min(threads, len(starts), max(1, PRODUCT_BYTES // (8 * inputs**2)))
 
     def block(start: int) -> list[np.ndarray]:
-        parts = [side[start : start + size] for side in (x, y)]
-        if centre is None:
-            one, other = (part.astype(np.float64) for part in parts)
-        else:
-            one, other = (part - middle for part, middle in zip(parts, centre, strict=True))
-        return [one.sum(0), other.sum(0), one.T @ one if with_xx else np.zeros(()), one.T @ other, np.square(other).sum(0)]
+        one, other = x[start : start + size], y[start : start + size]
+        each = np.ones(len(one), x.dtype)  # a product with ones takes half the time of `sum`
+        squares = np.einsum("so,so->o", other, other)
+        return [each @ one, each @ other, one.T @ one if with_xx else np.zeros(()), one.T @ other, squares]
 
     with ThreadPoolExecutor(at_a_time) if at_a_time > 1 else nullcontext() as pool:
         for first in range(0, len(starts), at_a_time):
