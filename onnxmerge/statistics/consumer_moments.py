@@ -83,7 +83,8 @@ def channel_covariance(run: LayerwiseRun, layer: Layer) -> Covariance:
         rows = rows_of(x[(slice(None), slice(None), *positions)], 1) if space else rows_of(x, layer.input_axis)[positions[0]]
         return rows[:, layer.channel_positions.T].reshape(-1, count) if places > 1 else rows
 
-    pieces, centre, totals = _joined((rows_of_batch(number)[np.newaxis],) for number in range(run.batch_count)), _Centre(), []
+    pieces = _joined((rows_of_batch(number)[np.newaxis],) for number in range(run.batch_count))
+    centre, totals = _Centre(), list[MomentSums]()
     for (x,) in pieces:
         totals = moment_sums(centre.subtract(x), threads=run.threads, before=totals)
     found = totals[0].covariance(centre.value[0])
@@ -165,7 +166,7 @@ class ConsumerSamples:
 
         with_xx: whether those of the inputs are wanted, which take nearly all of the time and are the same for all targets.
         """
-        centre, totals = _Centre(), []
+        centre, totals = _Centre(), list[MomentSums]()
         for x, y in _joined(self._samples(targets)):
             totals = moment_sums(x, centre.subtract(y), with_xx, self.run.threads, totals)
         return [total.covariance(*near) for total, *near in zip(totals, self._centre.value, centre.value, strict=True)]
