@@ -235,9 +235,7 @@ def moment_sums(
         One for each group.
     """
     y = np.zeros((*x.shape[:2], 0), x.dtype) if y is None else y
-    return [
-        _group_sums(*group, with_xx, threads or default_threads()) for group in zip(x, y, before or [None] * len(x), strict=True)
-    ]
+    return [_group_sums(*group, with_xx, threads or default_threads()) for group in zip_longest(x, y, before)]
 
 
 def _group_sums(x: np.ndarray, y: np.ndarray, before: MomentSums | None, with_xx: bool, threads: int) -> MomentSums:
