@@ -22,10 +22,11 @@ from accuracy import Network as SharedNetwork
 from digits import FACTS, MODELS, models
 
 from onnxmerge.data.selection import calibration_and_check_inputs
-from onnxmerge.execution.sessions import open_session
+from onnxmerge.execution.sessions import ModelSource, open_session
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
 from onnxmerge.pipeline.compress_options import CompressOptions
+from onnxmerge.pipeline.model_measurements import ModelMeasurements
 from onnxmerge.pipeline.progress import overall
 from onnxmerge.pruning.kept_counts import kept_count
 
@@ -46,7 +47,7 @@ class Subject:
     inputs: np.ndarray
     labels: np.ndarray
 
-    def judged(self, content: bytes | Path) -> tuple[float, np.ndarray]:
+    def judged(self, content: ModelSource) -> tuple[float, np.ndarray]:
         """Percent right, and the outputs."""
         session = open_session(content, optimise=False)
         name, step = session.inputs[0].name, 100
@@ -61,8 +62,8 @@ def subjects() -> Iterator[Subject]:
         data = dict(archive)
     for model in models():
         mean, std = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in (model.mean, model.std))
-        made = [(data[part].astype(np.float32) / np.float32(255) - mean) / std for part in ("calibration", "images")]
-        yield Subject(model.path.stem, model.path, model.pixels, *made, data["labels"])
+        given, seen = ((data[part].astype(np.float32) / np.float32(255) - mean) / std for part in ("calibration", "images"))
+        yield Subject(model.path.stem, model.path, model.pixels, given, seen, data["labels"])
     if SHARED.is_dir():
         for name, network in {"lenet": LENET, "resnet": RESNET, "folded": FOLDED, "vgg": VGG}.items():
             yield _shared(name, network)
@@ -79,11 +80,12 @@ def rows(subject: Subject, calibration: Path | None) -> Iterator[str]:
     options = CompressOptions.from_keywords(subject.pixels if calibration is None else {"calibration": calibration})
     analysed = analyse_model(subject.path)
     solving, checking = calibration_and_check_inputs(subject.path, analysed, options.inputs, options.runtime, options.pruning)
-    builder = CandidateBuilder(subject.path, analysed, options, solving, checking, overall(None, {}))
+    measured = ModelMeasurements(subject.path, analysed, options, solving, checking, overall(None, []))
+    builder = CandidateBuilder(measured, options)
     _, reference = subject.judged(subject.path)
     for kind in ("params", "macs"):
         for share in SHARES:
-            found = {"allocated": builder.budget.counts_for(kind, share).counts}
+            found: dict[str, Mapping[str, int]] = {"allocated": builder.budget.counts_for(kind, share).counts}
             found |= {way: counts for way, counts in _uniform(builder, kind, share).items() if counts is not None}
             told = []
             for way, counts in found.items():

@@ -64,7 +64,8 @@ PASS_SECONDS = 0.5
 def child(command: str, case: Case) -> dict[str, float]:
     """One command; CPU seconds, those of a pass, MiB beyond what importing took, and of the model."""
     with tempfile.TemporaryDirectory() as name:
-        source, settings = Path(name) / "in.onnx", {"samples": case.inputs, "threads": 1, "bench": False}
+        source = Path(name) / "in.onnx"
+        settings: dict[str, Any] = {"samples": case.inputs, "threads": 1, "bench": False}
         model = chain(case.depth, case.width, case.extent) if case.depth else resnet50()
         onnx.save(model, source)
         if case.groups:
@@ -82,7 +83,7 @@ def child(command: str, case: Case) -> dict[str, float]:
 def pass_seconds(source: Path, inputs: int) -> float:
     """CPU seconds of the model once over so many inputs."""
     session = open_session(source, optimise=True, threads=1)
-    extent = session.inputs[0].shape[2]
+    extent = session.inputs[0].shape[2] or 1
     feeds = {session.inputs[0].name: np.random.default_rng(0).random((32, 3, extent, extent), np.float32)}
     session.run(feeds)
     started, runs = time.process_time(), 0

@@ -36,7 +36,7 @@ def start(output: Path, beside: bool) -> subprocess.Popen[str]:
 
 def outputs(model: Path) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": np.ones((1, 1, 8, 8), np.float32)})[0]
+    return np.asarray(session.run(None, {"x": np.ones((1, 1, 8, 8), np.float32)})[0])
 
 
 def files_of(*models: Path) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -19,7 +21,7 @@ class Builder:
         self.weights: list[onnx.TensorProto] = []
         self.input = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, extent, extent])
 
-    def op(self, kind: str, *inputs: str, **attributes: object) -> str:
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         name = f"{kind.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [f"{name}_y"], name=name, **attributes))
         return f"{name}_y"

@@ -24,6 +24,7 @@ from onnxmerge.execution.sessions import Session, open_session
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.graph.layouts import layouts
 from onnxmerge.graph.node_time import CPU, Constants, change_time, node_time
+from onnxmerge.onnxio.model_saving import save
 from onnxmerge.options import PruningOptions
 from onnxmerge.pipeline.candidates import Candidate, candidate_of
 from onnxmerge.pruning.decision import decide
@@ -62,7 +63,7 @@ def work(model: AnalysedModel, repeats: float) -> np.ndarray:
 def least_times(sessions: list[Session], feeds: dict[str, np.ndarray]) -> np.ndarray:
     """(sessions,) seconds of one call."""
     calls = max(1, int(SECONDS / max(1e-6, seconds(sessions[0], feeds, 2))))
-    return np.min([[seconds(session, feeds, calls) for session in sessions] for _ in range(ROUNDS)], axis=0)
+    return np.asarray(np.min([[seconds(session, feeds, calls) for session in sessions] for _ in range(ROUNDS)], axis=0))
 
 
 def seconds(session: Session, feeds: dict[str, np.ndarray], calls: int) -> float:
@@ -81,7 +82,7 @@ def fit(terms: np.ndarray, measured: np.ndarray) -> np.ndarray:
     for _ in range(2000):
         for at in np.flatnonzero(gram.diagonal()):
             found[at] = max(0.0, found[at] + (target[at] - gram[at] @ found) / gram[at, at])
-    return found / scale
+    return np.asarray(found / scale)
 
 
 def measure(path: Path, folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -89,9 +90,8 @@ def measure(path: Path, folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     analysed, rng = analyse_model(path), np.random.default_rng(0)
     files = [path]
     for number in range(SIZES):
-        content = random_size(analysed, number, rng).content
         files.append(folder / f"{path.stem}-{number}.onnx")
-        files[-1].write_bytes(content if isinstance(content, bytes) else Path(content.path).read_bytes())
+        save(random_size(analysed, number, rng).model, files[-1])
     sessions, feeds = [open_session(file, optimise=True, threads=1) for file in files], analysed.random_feeds(analysed.observed)
     models, found = [analyse_model(file) for file in files], []
     for repeats in BATCHES:

@@ -55,7 +55,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "default": {},
 }
 IMAGES = 128
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     "no TF32": {"tf32": False},
     "cuDNN search heuristic": {"cudnn_search": "heuristic"},
@@ -120,7 +120,7 @@ def _rows(
     close = "-" if result.fidelity is None else f"{result.fidelity.worst.fidelity:.3f}"
     right = "-" if network is None else " -> ".join(f"{network.accuracy(each):.1f}" for each in (path, smaller))
     found = []
-    for settings, changed in VARIANTS.items() if provider.option == "cuda" else [("", {})]:
+    for settings, changed in VARIANTS.items() if provider.option == "cuda" else {"": VARIANTS[""]}.items():
         for each in bench_batches(path, smaller, [batch], **options, **changed).batches:
             found.append(((path.stem, way, *_row(settings, each, close, right)), each))
     return found

@@ -67,9 +67,9 @@ def _rows(
     if digits is not None:
         before, after = digits_accuracy(digits, path), digits_accuracy(digits, target)
         accuracy, lost = f"{percent(before, 2)} to {percent(after, 2)}", 100 * (before - after)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for provider in providers:
-        options = {"provider": provider, **pixels}
+        options: dict[str, Any] = {"provider": provider, **pixels}
         verification = onnxmerge.verify(path, target, require_smaller=True, **options)
         for latency in onnxmerge.bench_batches(path, target, batches, **options).batches:
             failures = [*verification.failures, *_slower(latency), *([f"{-lost:+.1f} points"] if lost > most_lost else [])]
