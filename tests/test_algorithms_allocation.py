@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnxmerge.algorithms import allocation as allocation_module
 from onnxmerge.algorithms.allocation import SATURATED, Curve, allocate, loss_curve, pareto_front, total_loss
 from onnxmerge.algorithms.bilinear_cost import Cost, WeightedCost
-from onnxmerge.pruning.budget import FREE_LOSS, TIME_WORTH, Budget, curves_of_multiples
+from onnxmerge.pruning.budget import FREE_LOSS, MOST_LOSS, TIME_WORTH, Budget, curves_of_multiples
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
@@ -284,3 +284,4 @@ def test_widths_that_run_fast_pay_for_their_loss_in_time(seed: int, share: float
     assert size.total(fast) <= share
     value = [np.log(max(total_loss(curves, each), FREE_LOSS)) + TIME_WORTH * np.log(time.total(each)) for each in (fast, plain)]
     assert value[0] <= value[1]
+    assert total_loss(curves, fast) <= MOST_LOSS * max(total_loss(curves, plain), FREE_LOSS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ from onnxmerge.options import PruningOptions
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
 from onnxmerge.pipeline.candidates import Candidate, candidate_of
 from onnxmerge.pipeline.compress import compress
-from onnxmerge.pruning.budget import CLOSE_TO_BUDGET
+from onnxmerge.pipeline.size_search import largest_within_size
+from onnxmerge.pipeline.time_limit import TimeLimit
+from onnxmerge.pruning.budget import CLOSE_TO_BUDGET, Allocation
 from onnxmerge.pruning.decision import decide
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.kept_counts import kept_count
@@ -147,6 +150,21 @@ def test_biases_that_a_solve_adds_are_foreseen(tmp_path: Path, solves: list[obje
         result = compress(source, tmp_path / "out.onnx", verify=False, threads=1, **options)
         assert 0.9 * share < result.after.parameters / result.before.parameters <= share
     assert len(solves) == len(shares)
+
+
+def test_a_share_that_every_candidate_misses_is_approached_in_steps() -> None:
+    """Candidates that weigh more than was predicted: what fits is taken, not the smallest model there is."""
+    sizes = SimpleNamespace(counts_for=lambda kind, share, multiple: Allocation({"g": max(1, int(100 * share))}, share, 0.0))
+    builder = SimpleNamespace(
+        budget=sizes,
+        pruning=SimpleNamespace(round_to=1),
+        limit=TimeLimit(),
+        analysed=SimpleNamespace(size=None),
+        candidate=lambda counts: SimpleNamespace(remaining_share=lambda kind, whole: counts["g"] / 100 + 0.3, counts=counts),
+    )
+    found = largest_within_size(builder, "params", 0.5)  # type: ignore[arg-type]
+    assert not found.warnings
+    assert 0.45 <= found.candidate.remaining_share("params", None) <= 0.5  # type: ignore[arg-type]
 
 
 def test_sizes_that_cannot_be_foreseen_move_the_aim(tmp_path: Path, solves: list[object]) -> None:
