@@ -13,6 +13,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # demo, verify_models, cuda and transcript have targets of their own, digits and networks are modules
 BENCHMARKS = $(filter-out $(addprefix benchmarks/,demo.py verify_models.py cuda.py transcript.py digits.py networks.py),$(sort $(wildcard benchmarks/*.py)))
 
+# Where it is set, as in many containers, each of the hundreds of processes that tests start would compile the program again
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test coverage lint verify bench bench-cost cuda package readme schemas fuzz fuzz-files clean
 
 help:

@@ -23,6 +23,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
+EFFORTS = {
+    "evaluation.benchmark": "DEFAULT_EFFORT",
+    "pipeline.candidate_builder": "TRIAL_EFFORT",
+    "pipeline.compress": "CONFIRMING_EFFORT",
+    "pipeline.latency_search": "CONFIRMING_EFFORT",
+}
+"""Where models are timed, by the module that reads the effort."""
 TRACED_CASES = 3
 """Cases of one test that are looked at for coverage; tracing costs two fifths, and hundreds of cases run the same lines."""
 ALL_TRACED = {"test_attention.py", "test_channels.py", "test_hostile_files.py", "test_random_graphs.py"}
@@ -57,7 +64,8 @@ def _quick() -> Iterator[None]:
     """Where a test says nothing else, dense networks are pruned on few inputs, and models are timed for a tenth of a second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selection, "DENSE_CALIBRATION_INPUTS", 256)
-        patch.setattr(benchmark, "DEFAULT_EFFORT", replace(benchmark.DEFAULT_EFFORT, seconds=0.1))
+        for module, name in EFFORTS.items():
+            patch.setattr(f"onnxmerge.{module}.{name}", replace(getattr(benchmark, name), seconds=0.1))
         yield
 
 

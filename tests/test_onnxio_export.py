@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -22,6 +24,8 @@ from onnxmerge.onnxio.model import from_proto
 
 DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
 FILES = {f"{path.parent.name}/{path.name}": path for path in sorted(DATA.rglob("*.onnx"))}
+POOLS = ("averagepool", "lppool", "maxpool")
+"""Modules of tests that are not loaded: their results are computed in Python for seconds, and `FILES` has such nodes."""
 SHARED = {path.name: path for path in sorted((Path(__file__).parents[2] / "shared" / "models").glob("*.onnx"))}
 
 BODIES = """<ir_version: 8, opset_import: ["" : 17]>
@@ -113,13 +117,16 @@ def test_real_models_come_back(name: str) -> None:
     check_round_trip(onnx.load(SHARED[name]), SHARED[name])
 
 
-def test_operators_come_back_and_compute_the_same() -> None:
-    """A seeded sample of the operator tests that onnx brings along; their own inputs where ONNX Runtime has the operator."""
+def test_operators_come_back_and_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every operator one of the tests that onnx brings along; their own inputs where ONNX Runtime has the operator."""
+    for name in POOLS:
+        monkeypatch.setitem(sys.modules, f"{collect_testcases.__module__}.{name}", ModuleType(name))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cases = [case for case in collect_testcases(None) if case.model is not None]
+    random.Random(0).shuffle(cases)
     compared = 0
-    for case in random.Random(0).sample(cases, 300):
+    for case in {case.model.graph.node[0].op_type: case for case in cases}.values():
         model = check_round_trip(case.model)
         if case.model.ir_version > 13 or case.model.opset_import[0].version > 26 or not runs(case.model):
             continue

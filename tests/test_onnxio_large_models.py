@@ -37,7 +37,7 @@ CASES = [
     for case, name, outside, real, options in (
         ("weights inside", "digits-resnet-bn.onnx", False, False, {"ratio": 0.3}),
         ("weights outside", "digits-resnet-bn.onnx", True, False, {"ratio": 0.3}),
-        ("a search for a size", "digits-mobile.onnx", True, False, {"target": "macs=0.7"}),
+        ("a search for a size", "digits-mobile.onnx", True, False, {"target": "macs=0.7", "round_to": 1}),
         ("weights alone", "digits-mlp.onnx", True, False, {"ratio": 0.5, "method": "prune"}),
     )
 ]

@@ -26,7 +26,8 @@ from onnxmerge.errors import ModelError
 from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.execution.sessions import open_session
-from onnxmerge.graph.analysed_model import analyse_model
+from onnxmerge.execution.shapes import observe_twice
+from onnxmerge.graph.analysed_model import analyse_model, shapes_of
 from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.options import InputOptions, PruningOptions, silent
 from onnxmerge.pipeline.compress import compress
@@ -84,7 +85,7 @@ def model_of(layerwise_run: LayerwiseRun) -> onnx.ModelProto:
 
 def check_inputs(source: Path, samples: int = SAMPLES) -> Inputs:
     session = open_session(source, optimise=False, threads=1)
-    return inputs_for(session, analyse_model(source).shapes, InputOptions(samples=samples, seed=5))
+    return inputs_for(session, shapes_of(observe_twice(source).first), InputOptions(samples=samples, seed=5))
 
 
 def fidelity(source: Path, target: Path, inputs: Inputs) -> float:

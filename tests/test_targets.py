@@ -42,8 +42,7 @@ PRUNE = PruningOptions(ratio=0.0, method="prune")
 SHARE = 0.6
 
 
-def pruned(source: Path, counts: Mapping[str, int]) -> Candidate:
-    analysed = analyse_model(source)
+def pruned(analysed: AnalysedModel, counts: Mapping[str, int]) -> Candidate:
     return candidate_of(analysed, decide(analysed, PRUNE, None, counts))
 
 
@@ -64,7 +63,7 @@ def test_terms_weigh_what_the_model_weighs(topology: Topology, tmp_path: Path) -
     source, ratio = written(built(topology), tmp_path), (0.3, 0.6)[SHRINKING.index(topology) % 2]
     analysed = analyse_model(source)
     groups = prunable_groups(analysed.channels, PRUNE)[0]
-    made = pruned(source, {group.name: kept_count(group, ratio) for group in groups})
+    made = pruned(analysed, {group.name: kept_count(group, ratio) for group in groups})
     assert made.size.macs < analysed.size.macs
     assert predicted(analysed, groups, made, "macs") == pytest.approx(made.size.macs, abs=0.01)
     missing = 16 if topology.id in SPLIT_IN_TWO else 0.01
@@ -99,14 +98,16 @@ def check_target(source: Path, target: Path, kind: str, share: float, method: st
         return
     steps = {group.name: len(np.unique(group.conv_groups)) for group in groups}
     for name in [group.name for group in groups if counts[group.name] < group.size and is_open(group, before, pruning)]:
-        assert left(pruned(source, counts | {name: counts[name] + steps[name]}), before, kind) > share, name
+        assert left(pruned(before, counts | {name: counts[name] + steps[name]}), before, kind) > share, name
 
 
 @pytest.mark.parametrize("topology", ROWS)
 def test_target_is_met(topology: Topology, tmp_path: Path) -> None:
-    kind = ("params", "macs")[SHRINKING.index(topology) % 2]
+    """A quarter as by default: which of the sizes that fit is faster does not depend on the operators."""
+    number = SHRINKING.index(topology)
+    kind, round_to = ("params", "macs")[number % 2], 1 if number % 8 > 1 else None
     source = written(built(topology), tmp_path)
-    check_target(source, tmp_path / "out.onnx", kind, SHARE, "prune", samples=8, verify=False)
+    check_target(source, tmp_path / "out.onnx", kind, SHARE, "prune", samples=8, verify=False, round_to=round_to)
 
 
 SOLVED = {
