@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from onnxmerge.options import DEFAULT_CHANGED_DECISIONS, DEFAULT_TARGETS
-from onnxmerge.options.checks import CRITERION_NAMES, CUDNN_SEARCHES, METHOD_NAMES, PROVIDERS, SCOPES, TARGETS
+from onnxmerge.options.checks import COLORS, CRITERION_NAMES, CUDNN_SEARCHES, FITS, METHOD_NAMES, PROVIDERS, SCOPES, TARGETS
 
 Decorator = Callable[[Any], Any]
 
@@ -137,6 +137,8 @@ INPUTS = section(
     _option("--input-range", (float, float), "LOW HIGH", "Values that pixels 0 and 255 become.  [default: 0 1]"),
     _option("--mean", numbers, "M[,M,M]", "Mean subtracted from pixels, for all channels or each.  [default: 0]"),
     _option("--std", numbers, "S[,S,S]", "Standard deviation that pixels are then divided by, likewise.  [default: 1]"),
+    _choice("--fit", FITS, "How images get the model's height and width; letterbox pads with 114.  [default: crop]"),
+    _choice("--color", COLORS, "Order of the channels that the model takes of images.  [default: rgb]"),
     click.option(
         "--input-shape",
         multiple=True,

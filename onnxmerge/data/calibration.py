@@ -5,30 +5,27 @@ Every error is an InputError of one line: what was found, what is needed.
 """
 
 import os
-import warnings
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from onnxmerge.data.feed_sources import FeedSource, Indices, InputLayout, array_source, layout_conversion, to_dtype
-from onnxmerge.data.npy_files import Header, npz_headers, open_npy, open_npz, readable
+from onnxmerge.data.feed_sources import FeedSource, InputLayout, array_source, layout_conversion
+from onnxmerge.data.images import SUFFIXES, ImageReading, image_files
+from onnxmerge.data.npy_files import Header, npz_headers, open_npy, open_npz
 from onnxmerge.errors import InputError
 
-_IMAGES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
-_MODES = {1: "L", 3: "RGB"}  # Pillow's mode by number of channels
 
-
-def file_sources(path: Path, layouts: Sequence[InputLayout]) -> dict[str, FeedSource]:
+def file_sources(path: Path, layouts: Sequence[InputLayout], reading: ImageReading | None = None) -> dict[str, FeedSource]:
     """Feed a model from a file or folder.
 
     Parameters
     ----------
     path : .npz file, or for a model with one input a .npy file or a folder of images or .npy files
     layouts : what the model's inputs must look like
+    reading : how image files are read; None for the usual way, and then arrays are accepted too
 
     Returns
     -------
@@ -43,6 +40,8 @@ def file_sources(path: Path, layouts: Sequence[InputLayout]) -> dict[str, FeedSo
     suffix = path.suffix.lower()
     if not os.path.exists(path):
         raise InputError(f"{path} does not exist: a .npz or .npy file, or a folder of images or .npy files, is needed")
+    if reading is not None and not path.is_dir():
+        raise InputError(_arrays_are_read_as_they_are(path))
     if suffix == ".npz" and not path.is_dir():
         headers = npz_headers(path)
         members = [_member(headers, layout, len(layouts) == 1, path) for layout in layouts]
@@ -54,7 +53,9 @@ def file_sources(path: Path, layouts: Sequence[InputLayout]) -> dict[str, FeedSo
         names = ", ".join(layout.spec.name for layout in layouts)
         raise InputError(f"{path} feeds one input, the model has {len(layouts)}: a .npz with members {names} is needed")
     (layout,) = layouts
-    return {layout.spec.name: _folder(path, layout) if path.is_dir() else array_source(open_npy(path), layout, str(path))}
+    return {
+        layout.spec.name: _folder(path, layout, reading) if path.is_dir() else array_source(open_npy(path), layout, str(path))
+    }
 
 
 def array_sources(given: np.ndarray | Mapping[str, np.ndarray], layouts: Sequence[InputLayout]) -> dict[str, FeedSource]:
@@ -85,9 +86,13 @@ def _member(headers: Mapping[str, Header], layout: InputLayout, only_input: bool
     raise InputError(f"{layout.requirement}, but {path} has {what}; found {found}")
 
 
-def _folder(path: Path, layout: InputLayout) -> FeedSource:
+def _arrays_are_read_as_they_are(path: Path) -> str:
+    return f"{path} holds arrays, which are used as they are: `fit` and `color` are for folders of images, drop them"
+
+
+def _folder(path: Path, layout: InputLayout, reading: ImageReading | None) -> FeedSource:
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    images = [file for file in files if file.suffix.lower() in _IMAGES]
+    images = [file for file in files if file.suffix.lower() in SUFFIXES]
     arrays = [file for file in files if file.suffix.lower() == ".npy"]
     if bool(images) == bool(arrays):
         found = f"{len(images)} images and {len(arrays)} .npy files among {len(files)} files"
@@ -95,7 +100,11 @@ def _folder(path: Path, layout: InputLayout) -> FeedSource:
     if not layout.batched:
         needed = f"{layout.requirement}, where no axis counts inputs: a .npy or .npz file is needed"
         raise InputError(f"{path} is a folder, but {needed}")
-    return _array_files(arrays, layout) if arrays else _image_files(images, layout)
+    if images:
+        return image_files(images, layout, reading or ImageReading())
+    if reading is not None:
+        raise InputError(_arrays_are_read_as_they_are(path))
+    return _array_files(arrays, layout)
 
 
 def _array_files(files: Sequence[Path], layout: InputLayout) -> FeedSource:
@@ -114,7 +123,8 @@ def _array_files(files: Sequence[Path], layout: InputLayout) -> FeedSource:
         number = bisect_right(starts, index) - 1
         return array_source(_rows(files[number], layout), layout, str(files[number])).take(np.array([index - starts[number]]))
 
-    return FeedSource(starts[-1], lambda indices: np.concatenate([row(int(index)) for index in indices]))
+    pixels = array_source(first, layout, str(files[0])).pixels
+    return FeedSource(starts[-1], lambda indices: np.concatenate([row(int(index)) for index in indices]), pixels)
 
 
 def _rows(file: Path, layout: InputLayout) -> np.ndarray:
@@ -124,32 +134,3 @@ def _rows(file: Path, layout: InputLayout) -> np.ndarray:
         return array[np.newaxis]
     array_source(array, layout, str(file))
     return array
-
-
-def _image_files(files: Sequence[Path], layout: InputLayout) -> FeedSource:
-    mode = _MODES.get(layout.channels)
-    if len(layout.dims) != 3 or mode is None or layout.spec.dtype.kind not in "fiu":
-        needed = "images need (N, C, H, W) or (N, H, W, C) with 1 or 3 channels"
-        raise InputError(f"{files[0].parent} holds images, but {layout.requirement}: {needed}")
-    spatial = layout.dims[:-1] if layout.channels_last else layout.dims[1:]
-    native = _pixels(files[0], mode, None).shape
-    height, width = (dim if isinstance(dim, int) else size for dim, size in zip(spatial, native, strict=False))
-
-    def take(indices: Indices) -> np.ndarray:
-        pixels = np.stack([_pixels(files[index], mode, (width, height)) for index in indices])
-        rows = pixels.reshape(len(indices), height, width, layout.channels)
-        return to_dtype(rows if layout.channels_last else np.moveaxis(rows, -1, 1), layout, str(files[0].parent))
-
-    return FeedSource(len(files), take)
-
-
-def _pixels(file: Path, mode: str, size: tuple[int, int] | None) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8; with a size (W, H) the image is scaled until it covers it, then cropped about the centre."""
-    bombs = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)  # too large to be meant
-    with readable(file), bombs, Image.open(file) as image:
-        if image.mode[0] in "IF":
-            raise ValueError(f"its pixels are {image.mode!r}, 8 bits a channel are needed")
-        upright = ImageOps.exif_transpose(image).convert(mode)
-        if size is not None and size != upright.size:
-            upright = ImageOps.fit(upright, size, Image.Resampling.BILINEAR)
-        return np.asarray(upright)

@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxmerge.data.calibration import array_sources, file_sources
 from onnxmerge.data.feed_sources import Indices, layout_of
+from onnxmerge.data.images import ImageReading
 from onnxmerge.data.synthetic import ImageRange, Sampler, sampler
 from onnxmerge.errors import InputError
 from onnxmerge.execution.tensor_specs import TensorSpec
@@ -54,6 +55,7 @@ class Inputs:
     largest_batch : most inputs in a batch, so that a run has its place in memory
     by_row : whether axis 0 of every feed has one row for each input, which depends on that input alone
     call_size : number of inputs in one call where models are timed, unless something else is asked for
+    pixels : how the pixels of the user's images become values, by model input that takes some
     """
 
     count: int
@@ -65,6 +67,7 @@ class Inputs:
     largest_batch: int = sys.maxsize
     by_row: bool = False
     call_size: int = 1
+    pixels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def synthetic(self) -> bool:
@@ -246,6 +249,7 @@ def calibration_inputs(
     specs: Sequence[TensorSpec],
     shapes: Shapes,
     image_range: ImageRange | None = None,
+    reading: ImageReading | None = None,
 ) -> Inputs:
     """The user's own inputs.
 
@@ -255,6 +259,7 @@ def calibration_inputs(
     specs : the model's inputs
     shapes : shape of every input in one run
     image_range : how pixels become values; by default they are divided by 255
+    reading : how image files are read; None for the usual way
 
     Raises
     ------
@@ -266,7 +271,7 @@ def calibration_inputs(
     if isinstance(given, str | Path):
         path = Path(given)
         name, full_name = path.name or str(path), str(path)
-        sources = file_sources(path, layouts)
+        sources = file_sources(path, layouts, reading)
     else:
         name = full_name = "arrays in memory"
         sources = array_sources(given, layouts)
@@ -284,7 +289,8 @@ def calibration_inputs(
     def take(indices: Indices) -> dict[str, np.ndarray]:
         return {each: source.take(indices) for each, source in sources.items()}
 
-    return Inputs(count, description, model_batching.size, np.arange(count), take, total)
+    pixels = {each: source.pixels for each, source in sources.items() if source.pixels}
+    return Inputs(count, description, model_batching.size, np.arange(count), take, total, pixels=pixels)
 
 
 def _whole(shape: tuple[int, ...], run: int) -> Indices:

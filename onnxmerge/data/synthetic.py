@@ -62,6 +62,12 @@ class ImageRange:
         if not self.std or not all(math.isfinite(value) and value > 0 for value in self.std):
             raise OptionError(f"`std` {as_text(self.std)}: numbers above 0 are needed, one for all channels or one for each")
 
+    @property
+    def text(self) -> str:
+        """`range 0 to 1, mean 0.485,0.456,0.406, std 0.229,0.224,0.225`."""
+        mean, std = (",".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"range {self.low:g} to {self.high:g}, mean {mean}, std {std}"
+
     def apply(self, pixels: NDArray[np.floating], axis: int, name: str) -> Floats:
         """Pixels in [0, 1] with channels on `axis` as inputs; `name` is the input's. InputError for other channel counts."""
         channels = pixels.shape[axis]

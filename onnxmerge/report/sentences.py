@@ -26,6 +26,7 @@ MAX_NODES = 6  # names of nodes in one line
 NODE_WIDTH, LAYER_WIDTH = 36, 60  # characters of a name in a list, and of one alone
 _ORIGINS = {
     "fixed": "fixed in the model",
+    "batch": "fixed in the model but for the batch",
     "given": "given",
     "calibration": "of the calibration inputs",
     "graph": "as the graph tells",
@@ -79,10 +80,11 @@ def provenance_line(provenance: Mapping[str, str]) -> str | None:
     return f"{made}, options {told['options']}{close}"
 
 
-def sizes_line(inputs: Sequence[InputShape]) -> str | None:
-    """The sizes of a model's inputs that figures hold for, and where they come from; None where they are not known."""
+def inputs_lines(inputs: Sequence[InputShape]) -> list[str]:
+    """The sizes of a model's inputs that figures hold for and where they come from, and how images became inputs."""
     texts = [f"{printable(each.text)}, {_ORIGINS[each.origin]}" for each in inputs]
-    return f"for inputs of the sizes {listed(texts, MAX_NODES, LAYER_WIDTH)}" if texts else None
+    sizes = [f"for inputs of the sizes {listed(texts, MAX_NODES, LAYER_WIDTH)}"] if texts else []
+    return sizes + [f"images: {each.pixels}" for each in inputs if each.pixels]
 
 
 def fidelity_title(fidelity: Fidelity) -> str:
