@@ -328,7 +328,10 @@ def test_no_synthetic_inputs_are_refused():
     ("inputs", "source"),
     [
         (synthesise(IMAGE, seed=7), "6 synthetic dead-leaves images (seed 7)"),
-        (synthesise(spec("i", ("N", 3), "int64"), spec("mask", ("N", 3), "int64")), "6 synthetic inputs: ids, ones (seed 0)"),
+        (
+            synthesise(spec("i", ("N", 3), "int64"), spec("mask", ("N", 3), "int64")),
+            "6 synthetic inputs: ids 0 and 1, ones (seed 0)",
+        ),
     ],
     ids=["images", "ids"],
 )

@@ -16,7 +16,7 @@ import numpy as np
 from onnxmerge.data.calibration import array_sources, file_sources
 from onnxmerge.data.feed_sources import Indices, layout_of
 from onnxmerge.data.images import ImageReading
-from onnxmerge.data.synthetic import ImageRange, Sampler, sampler
+from onnxmerge.data.synthetic import UNKNOWN_IDS, ImageRange, Sampler, sampler
 from onnxmerge.errors import InputError
 from onnxmerge.execution.tensor_specs import TensorSpec
 
@@ -56,6 +56,7 @@ class Inputs:
     by_row : whether axis 0 of every feed has one row for each input, which depends on that input alone
     call_size : number of inputs in one call where models are timed, unless something else is asked for
     pixels : how the pixels of the user's images become values, by model input that takes some
+    unknown_ids : model inputs of integers of which nothing says how large they are, so that only 0 and 1 were drawn
     """
 
     count: int
@@ -68,6 +69,7 @@ class Inputs:
     by_row: bool = False
     call_size: int = 1
     pixels: Mapping[str, str] = field(default_factory=dict)
+    unknown_ids: tuple[str, ...] = ()
 
     @property
     def synthetic(self) -> bool:
@@ -82,6 +84,14 @@ class Inputs:
                 digest.update(f"{name} {value.dtype} {value.shape}".encode("utf-8", "replace"))
                 digest.update(np.ascontiguousarray(value).tobytes())
         return digest.hexdigest()
+
+    def warnings(self) -> list[str]:
+        """What is doubtful about inputs that were made without data."""
+        if not self.unknown_ids:
+            return []
+        names = ", ".join(self.unknown_ids)
+        unknown = f"nothing in the model says how large the numbers of {names} may be"
+        return [f"{unknown}, so that only 0 and 1 were drawn: give `calibration`"]
 
     def feeds_with(self, position: int) -> dict[str, np.ndarray]:
         """The feeds of the input at a position, or of its whole batch where the model takes no other number."""
@@ -241,7 +251,8 @@ def synthetic_inputs(
 
     description = f"{rounded} synthetic {_kinds(samplers)} (seed {seed})"
     by_row = model_batching.size is None and len(model_batching.batched) == len(specs)
-    return Inputs(rounded, description, model_batching.size, np.arange(rounded), take, by_row=by_row)
+    unknown = tuple(name for name, each in samplers.items() if each.kind == UNKNOWN_IDS)
+    return Inputs(rounded, description, model_batching.size, np.arange(rounded), take, by_row=by_row, unknown_ids=unknown)
 
 
 def calibration_inputs(

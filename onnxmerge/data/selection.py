@@ -100,7 +100,7 @@ def _synthetic(
     weights_only: bool,
     tell: Callable[[float], None] | None,
 ) -> tuple[Inputs, Inputs]:
-    properties = first_layers.input_properties(analysed.channels)
+    properties = first_layers.input_properties(analysed.channels.facts)
     made = partial(inputs_for, session, analysed.shapes, properties=properties, max_memory=max_memory)
     check = held(made(replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS))
     if weights_only:
