@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from onnxmerge.data import synthetic
+from onnxmerge.data.batching import Batching, batching
 from onnxmerge.data.images import ImageReading
-from onnxmerge.data.inputs import Batching, batching, calibration_inputs, synthetic_inputs
+from onnxmerge.data.inputs import calibration_inputs, synthetic_inputs
 from onnxmerge.data.npy_files import open_npz
 from onnxmerge.data.synthetic import ImageRange, dead_leaves
 from onnxmerge.errors import InputError, OptionError

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from onnxmerge.cli.configuration import put_aside
 from onnxmerge.options import DEFAULT_CHANGED_DECISIONS, DEFAULT_TARGETS
 from onnxmerge.options.checks import COLORS, CRITERION_NAMES, CUDNN_SEARCHES, FITS, METHOD_NAMES, PROVIDERS, SCOPES, TARGETS
 
@@ -78,6 +79,12 @@ class Command(click.Command):
     def __init__(self, *arguments: Any, examples: tuple[str, ...] = (), **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.examples = examples
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """What is typed replaces what a file says, also where the two are other options for the same."""
+        left = super().parse_args(ctx, args)
+        put_aside(ctx)
+        return left
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The options of each section, those of CUDA last."""

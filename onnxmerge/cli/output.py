@@ -11,6 +11,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from onnxmerge.cli.configuration import taken
 from onnxmerge.execution.versions import versions
 from onnxmerge.onnxio.model_files import weight_files
 from onnxmerge.onnxio.stored_provenance import sha256_of
@@ -94,16 +95,19 @@ class Output:
 
     def show(self, result: Result) -> None:
         """Print a result, as text or as JSON, and write it to the report files."""
-        command = shlex.join(["onnxmerge", *click.get_current_context().obj])
+        context = click.get_current_context()
+        command = shlex.join(["onnxmerge", *context.obj])
         made_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         digests = {}
         if self.as_json or self.reports:
             digests = {str(path): sha256_of([path, *sorted(weight_files(path).values())]) for path in self.models}
-        provenance = Provenance(command, made_at, versions(), digests)
+        provenance = Provenance(command, made_at, versions(), digests, taken(context))
         if self.as_json:
             click.echo(json_text(result, provenance))
         elif not self.quiet:
             _SHOWN_BY[type(result)](Console(), result)
+            if provenance.defaults:
+                click.echo(f"options: {printable(provenance.defaults)}")
         for report in self.reports:
             write_report(result, report, provenance)
             if not self.as_json and not self.quiet:

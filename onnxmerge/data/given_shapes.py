@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from onnxmerge.data.batching import batching
 from onnxmerge.data.images import image_reading_of
-from onnxmerge.data.inputs import batching, calibration_inputs
+from onnxmerge.data.inputs import calibration_inputs
 from onnxmerge.data.synthetic import image_range_of
 from onnxmerge.errors import OptionError
 from onnxmerge.execution.first_run import first_observations

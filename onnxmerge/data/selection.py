@@ -11,10 +11,11 @@ import numpy as np
 from onnxmerge.algorithms import sample_counts
 from onnxmerge.data import first_layers
 from onnxmerge.data.balance import balanced, held
+from onnxmerge.data.batching import batching, check_batch
 from onnxmerge.data.first_layers import InputProperties
 from onnxmerge.data.given_shapes import checked_shapes
 from onnxmerge.data.images import image_reading_of
-from onnxmerge.data.inputs import Inputs, batching, calibration_inputs, check_batch, synthetic_inputs
+from onnxmerge.data.inputs import Inputs, calibration_inputs, synthetic_inputs
 from onnxmerge.data.synthetic import image_range_of
 from onnxmerge.execution.first_run import batch_that_fits
 from onnxmerge.execution.input_sizes import GivenShapes, with_given_sizes

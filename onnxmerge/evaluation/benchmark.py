@@ -7,9 +7,10 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnxmerge.data.batching import check_batch
 from onnxmerge.data.first_layers import properties_of_file
 from onnxmerge.data.given_shapes import first_runs_of_pair
-from onnxmerge.data.inputs import Inputs, check_batch
+from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import OptionError
 from onnxmerge.evaluation.latency import compare_latency

@@ -89,6 +89,7 @@ def _fidelity(fidelity: Fidelity | None) -> str:
 
 def _facts(result: Result, provenance: Provenance) -> str:
     lines = [_code(provenance.command)] if provenance.command else []
+    lines += [_text(f"options: {provenance.defaults}")] if provenance.defaults else []
     lines += map(_text, sentences.inputs_lines(result.inputs))
     lines += [f"SHA-256 of {_code(path)}: {_code(digest)}" for path, digest in provenance.sha256.items()]
     lines += [_text(", ".join(f"{name} {version}" for name, version in provenance.versions.items()))]
