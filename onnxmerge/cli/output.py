@@ -14,6 +14,7 @@ from rich.console import Console
 from onnxmerge.cli.configuration import taken
 from onnxmerge.execution.versions import versions
 from onnxmerge.onnxio.model_files import weight_files
+from onnxmerge.onnxio.side_files import would_overwrite
 from onnxmerge.onnxio.stored_provenance import sha256_of
 from onnxmerge.options import Progress
 from onnxmerge.report.documents import Provenance, Result, json_text
@@ -67,6 +68,8 @@ class Output:
         Whether stdout gets JSON, and nothing else.
     quiet, verbose : bool
         Whether the verdict alone is printed, and whether progress is told step by step.
+    replaced : dict of str to str
+        SHA-256 of a model that the command replaces, by what reports call it.
     """
 
     models: Sequence[Path]
@@ -74,6 +77,7 @@ class Output:
     as_json: bool
     quiet: bool
     verbose: bool
+    replaced: dict[str, str]
 
     @classmethod
     def taken_from(cls, options: dict[str, Any], models: Sequence[Path], **arguments: Path) -> "Output":
@@ -87,7 +91,10 @@ class Output:
         weights = {what: path for model in models if reports for what, path in weight_files(model).items()}
         check_reports(reports, {**weights, **files})
         written = [arguments["output"]] if "output" in arguments else []
-        return cls([*models, *written], reports, options.pop("as_json"), options.pop("quiet"), options.pop("verbose"))
+        as_json = options.pop("as_json")
+        changed = [model for model in models for path in written if model.is_file() and would_overwrite(path, model)]
+        replaced = {f"{path}, replaced": _digest(path) for path in changed if as_json or reports}
+        return cls([*models, *written], reports, as_json, options.pop("quiet"), options.pop("verbose"), replaced)
 
     def progress(self) -> AbstractContextManager[Progress]:
         """Shows how far the work is."""
@@ -100,7 +107,7 @@ class Output:
         made_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         digests = {}
         if self.as_json or self.reports:
-            digests = {str(path): sha256_of([path, *sorted(weight_files(path).values())]) for path in self.models}
+            digests = {**self.replaced, **{str(path): _digest(path) for path in self.models}}
         provenance = Provenance(command, made_at, versions(), digests, taken(context))
         if self.as_json:
             click.echo(json_text(result, provenance))
@@ -114,3 +121,8 @@ class Output:
                 click.echo(f"wrote {printable(str(report))}")
         if not self.as_json:
             show_verdict(Console(), result)
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a model with its weights in other files."""
+    return sha256_of([path, *sorted(weight_files(path).values())])

@@ -95,7 +95,7 @@ class Inputs:
     def first(self, count: int) -> Inputs:
         """The first inputs, so many or a few more where the model takes whole batches; all where there are fewer."""
         step = self.batch_size or 1
-        return self if count >= self.count else self.subset(np.arange(-(-count // step) * step), "first")
+        return self if count >= self.count else self.subset(np.arange(-(-count // step) * step), "the first ones")
 
     def repeated(self, size: int) -> dict[str, np.ndarray]:
         """Feeds of exactly `size` inputs, repeated where there are fewer, or of `batch_size` where the model takes no other."""
@@ -131,7 +131,7 @@ class Inputs:
     def subset(self, positions: Indices, how: str) -> Inputs:
         """Only the inputs at these positions; `how` they were chosen goes into the description."""
         part = self._part(self.indices[positions])
-        return replace(part, description=f"{len(positions)} {how} out of {self.description}")
+        return replace(part, description=f"{len(positions)} ({how}) of {self.description}")
 
     def _part(self, indices: Indices) -> Inputs:
         return replace(self, count=len(indices), description=f"{len(indices)} of {self.description}", indices=indices)

@@ -98,11 +98,11 @@ def accuracy_line(accuracy: Accuracy) -> str:
     return f"accuracy on the labels: {percent(accuracy.reference, 2)} before, {percent(accuracy.candidate, 2)} after ({points})"
 
 
-def speedup_text(latency: LatencyComparison) -> str:
-    """`1.50x [1.45, 1.54]`, and behind it that it is slower or that no difference could be measured."""
+def speedup_text(latency: LatencyComparison, *, narrow: bool = False) -> str:
+    """`1.50x [1.45, 1.54]`, and behind it that it is slower or that no difference could be measured; narrow: no interval."""
     low, high = latency.speedup_interval
     word = "" if latency.verdict == "faster" else f" {latency.verdict}"
-    return f"{latency.speedup:.2f}x [{low:.2f}, {high:.2f}]{word}"
+    return f"{latency.speedup:.2f}x{'' if narrow else f' [{low:.2f}, {high:.2f}]'}{word}"
 
 
 def savings_line(latency: LatencyComparison) -> str | None:

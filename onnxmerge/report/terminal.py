@@ -76,7 +76,8 @@ def show_sweep(console: Console, result: results.Sweep) -> None:
     _lines(console, sentences.inputs_lines(result.inputs), "dim")
     console.print()
     _line(console, f"{sentences.sweep_title(result)}: what is left, and how close", "bold")
-    console.print(fitted(columns.sweep_columns(result), console.width))
+    needed = [column for column in columns.sweep_columns(result) if not column.optional]
+    console.print(fitted(columns.sweep_columns(result, narrow=not fits(needed, console.width)), console.width))
     inputs = f"inputs: {printable(result.input_description)}" if result.input_description else None
     _lines(console, [inputs, sentences.sweep_timing_line(result)], "dim")
     _warnings(console, map(as_command_line, sentences.sweep_warnings(result)))
