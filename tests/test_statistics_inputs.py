@@ -513,7 +513,7 @@ def valid_npz(tmp_path):
 
 BROKEN = {
     "missing": ("a.npz", None, "does not exist"),
-    "suffix": ("a.txt", lambda _: b"1 2 3", r"is no .npz or .npy file"),
+    "suffix": ("a.txt", lambda _: b"1 2 3", "is of no known kind"),
     "npy of no kind": ("a.npy", lambda _: b"hello", "cannot be read"),
     "npy cut short": ("a.npy", lambda path: valid_npy(path)[:-1], "needs 10752 bytes, but only 10751 are there"),
     "npz of no kind": ("a.npz", lambda _: b"hello", "cannot be read: File is not a zip file"),
@@ -659,8 +659,8 @@ def test_npy_files_of_pixels_are_turned(tmp_path):
 
 
 FOLDERS = {
-    "empty": (IMAGE, [], "holds 0 images and 0 .npy files among 0 files"),
-    "mixed": (IMAGE, [("a.png", None), ("b.npy", FLOATS)], "1 images and 1 .npy files"),
+    "empty": (IMAGE, [], "holds 0 images, 0 .npy and 0 .npz files among 0 files"),
+    "mixed": (IMAGE, [("a.png", None), ("b.npy", FLOATS)], "1 images, 1 .npy and 0 .npz files"),
     "unreadable image": (IMAGE, [("a.png", None), ("b.png", b"hello")], r"b\.png cannot be read"),
     "image cut short": (IMAGE, [("a.png", 300)], r"a\.png cannot be read"),
     "no image model": (spec("x", ("N", 100)), [("a.png", None)], r"images need \(N, C, H, W\) or \(N, H, W, C\)"),

@@ -140,7 +140,12 @@ SAVING = section(
 PROVENANCE = section(OUTPUT_SECTION, _PROVENANCE)
 INPUTS = section(
     "Inputs to solve and check on",
-    _option("--calibration", FILE, None, "Unlabelled inputs: .npz, .npy, or a folder of images or .npy.  [default: synthetic]"),
+    _option(
+        "--calibration",
+        FILE,
+        None,
+        "Inputs: .npz, .npy, .jsonl, or a folder of images, .npy or .npz.  [default: synthetic]",
+    ),
     _option("--input-range", (float, float), "LOW HIGH", "Values that pixels 0 and 255 become.  [default: 0 1]"),
     _option("--mean", numbers, "M[,M,M]", "Mean subtracted from pixels, for all channels or each.  [default: 0]"),
     _option("--std", numbers, "S[,S,S]", "Standard deviation that pixels are then divided by, likewise.  [default: 1]"),

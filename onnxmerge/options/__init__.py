@@ -176,8 +176,8 @@ class InputOptions(CheckedOptions):
     Attributes
     ----------
     calibration : Path, np.ndarray, Mapping[str, np.ndarray] or None
-        Unlabelled inputs: a .npz or .npy file, a folder of images or .npy files, an array of N inputs for a model with
-        one input, or a mapping from the model's input names to such arrays; None for synthetic inputs.
+        Unlabelled inputs: a .npz, .npy or .jsonl file (of token ids), a folder of images, .npy or .npz files, an array of N
+        inputs for a model with one input, or a mapping from the model's input names to such arrays; None for synthetic inputs.
     input_range : tuple[float, float] or None
         (low, high): what pixels 0 and 255 become; None for (0, 1).
     mean, std : tuple[float, ...] or None
