@@ -67,7 +67,7 @@ def check_schema(value: dict, kind: type) -> None:
 
 def check_document(value: dict, kind: type) -> None:
     """The same, behind the name of its schema and what gives the result again."""
-    about = ["schema", "verdict", "command", "made_at", "versions", "sha256"]
+    about = ["schema", "verdict", "command", "made_at", "versions", "sha256", "defaults"]
     names = [field.name for field in dataclasses.fields(kind)]
     assert list(value) == [*about, *(name for name in names if name not in about)]
     assert value["schema"] == KINDS[kind].schema

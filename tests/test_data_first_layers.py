@@ -7,7 +7,9 @@ import onnx
 import pytest
 from onnx import parser
 
-from onnxmerge import compress, verify
+from onnxmerge import bench, compress, verify
+from onnxmerge.data import inputs as inputs_module
+from onnxmerge.data import synthetic
 from onnxmerge.data.first_layers import input_properties
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.execution.sessions import open_session
@@ -40,7 +42,7 @@ def written(text: str, folder: Path, **values: list[float]) -> Path:
 def test_ids_range_over_the_whole_embedding(tmp_path):
     path = written(EMBEDDING, tmp_path)
     analysed = analyse_model(path)
-    properties = input_properties(analysed.channels)
+    properties = input_properties(analysed.channels.facts)
     assert properties.id_limits == {"ids": 37}
     inputs = inputs_for(open_session(path, optimise=False), analysed.shapes, InputOptions(), 256, properties)
     ids = np.concatenate([feeds["ids"] for feeds in inputs.batches(64)])
@@ -54,15 +56,48 @@ def test_images_are_what_a_first_normalisation_expects(tmp_path):
     path = written(NORMALISED, tmp_path, mean=mean, variance=variance, one=[1, 1, 1], zero=[0, 0, 0])
     analysed = analyse_model(path)
     inputs = inputs_for(
-        open_session(path, optimise=False), analysed.shapes, InputOptions(), 200, input_properties(analysed.channels)
+        open_session(path, optimise=False), analysed.shapes, InputOptions(), 200, input_properties(analysed.channels.facts)
     )
     images = np.concatenate([feeds["x"] for feeds in inputs.batches(50)])
     np.testing.assert_allclose(images.mean((0, 2, 3)), mean, rtol=0.1)
     np.testing.assert_allclose(images.std((0, 2, 3)), deviation, rtol=0.1)
     given = inputs_for(
-        open_session(path, optimise=False), analysed.shapes, InputOptions(mean=(0.0,)), 8, input_properties(analysed.channels)
+        open_session(path, optimise=False),
+        analysed.shapes,
+        InputOptions(mean=(0.0,)),
+        8,
+        input_properties(analysed.channels.facts),
     )
     assert next(iter(given.batches(8)))["x"].max() <= 1.0
+
+
+ONE_HOT = """<ir_version: 8, opset_import: ["" : 17]>
+g (int32[N,5] ids) => (float[N,4] y)
+<int64[3] rows = {-1, 5, 1}, int64[1] last = {2}, int32[37] all = {ALL}, float[37,12] table, float[12,4] b>
+{ wide = Reshape(ids, rows)  same = Equal(wide, all)  hot = Cast<to=1>(same)  e = MatMul(hot, table)  r = Relu(e)
+  m = ReduceMean<axes=[1], keepdims=0>(r)  y = MatMul(m, b) }""".replace("ALL", ", ".join(map(str, range(37))))
+COUNTED = """<ir_version: 8, opset_import: ["" : 17]>
+g (int64[N,5] ids) => (float[N,4] y)
+<float[5,16] a, float[16,4] b>
+{ f = Cast<to=1>(ids)  h = MatMul(f, a)  r = Relu(h)  y = MatMul(r, b) }"""
+
+
+@pytest.mark.parametrize("text", [EMBEDDING, ONE_HOT], ids=["looked up", "one-hot"])
+def test_all_commands_draw_ids_from_the_range_that_the_graph_knows(text, tmp_path, monkeypatch):
+    path, drawn = written(text, tmp_path), []
+    made = synthetic.sampler
+    monkeypatch.setattr(inputs_module, "sampler", lambda *given: (drawn.append(given[-1]), made(*given))[1])
+    found = verify(path, path, provider="cpu", samples=40)
+    bench(path, path, provider="cpu", threads=1)
+    compress(path, tmp_path / "small.onnx", ratio=0.25, bench=False, samples=40)
+    assert set(drawn) == {37}
+    assert not [each for each in found.warnings if "0 and 1" in each]
+
+
+def test_ids_of_an_unknown_range_come_with_a_warning(tmp_path):
+    path = written(COUNTED, tmp_path)
+    (warning,) = (each for each in verify(path, path, provider="cpu", samples=40).warnings if "0 and 1" in each)
+    assert "how large the numbers of ids may be" in warning
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["array", "mapping"])

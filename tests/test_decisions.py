@@ -67,6 +67,7 @@ NO_DECISIONS = {
     "map": RNG.random((8, 1, 4, 4)),
     "map of classes": softmax(RNG.standard_normal((8, 4, 4, 3))).transpose(0, 3, 1, 2),
     "class numbers": RNG.integers(0, 9, (64, 10)),
+    "heat maps": softmax(-((np.arange(24) - RNG.uniform(0, 24, (64, 5, 1))) ** 2) / 8),
     "not finite": np.where(SCORES > 9.0, np.inf, SCORES),
 }
 
@@ -74,6 +75,11 @@ NO_DECISIONS = {
 @pytest.mark.parametrize("name", NO_DECISIONS)
 def test_what_holds_no_decisions_for_certain(name: str) -> None:
     assert changed(NO_DECISIONS[name], NO_DECISIONS[name]) is None
+
+
+def test_sequences_over_many_classes_are_decisions() -> None:
+    steps = softmax(4.0 * RNG.standard_normal((64, 5, 24)))
+    assert changed(steps, steps) == 0.0
 
 
 def output(fidelity: float, changed_decisions: float | None) -> OutputFidelity:

@@ -77,14 +77,14 @@ def test_a_tensor_that_cannot_be_an_output_does_not_hide_the_others(monkeypatch)
 
 
 def test_the_second_run_shows_what_is_dynamic():
-    first, second, _ = observe_twice(parsed(CONV).SerializeToString())
+    first, second, *_ = observe_twice(parsed(CONV).SerializeToString())
     assert second is not None
     assert first["c"].shape == (1, 4, 224, 224)
     assert second["c"].shape == (2, 4, 64, 96)
 
 
 def test_nothing_dynamic_gives_no_second_run():
-    first, second, _ = observe_twice(parsed(FIXED).SerializeToString())
+    first, second, *_ = observe_twice(parsed(FIXED).SerializeToString())
     assert first["r"].shape == (2, 3)
     assert second is None
 
@@ -101,7 +101,7 @@ NEVER = "g (float[N,L] x) => (float[A,B] y) <int64[2] s = {7,13}> { y = Reshape(
     ids=["another extent", "batch 1 only", "batch 2 only"],
 )
 def test_sizes_are_tried_until_one_runs(text, first_shape, second_shape):
-    first, second, _ = observe_twice(parsed(text).SerializeToString())
+    first, second, *_ = observe_twice(parsed(text).SerializeToString())
     assert first["x"].shape == first_shape
     assert (second and second["x"].shape) == second_shape
 

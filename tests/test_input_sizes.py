@@ -71,7 +71,7 @@ FOUND = {
     "channels last": ("g (float[N,H,W,3] x) => (float[N,H,W,3] y) { y = Relu(x) }", {}, (1, 224, 224, 3), "chosen"),
     "dynamic channels": (IMAGE.replace("N,3", "N,C"), {}, (1, 3, 224, 224), "chosen"),
     "a line of given height": ("g (float[N,3,32,W] x) => (float[N,3,32,W] y) { y = Relu(x) }", {}, (1, 3, 32, 320), "chosen"),
-    "only the batch is open": ("g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }", {}, (1, 3), "fixed"),
+    "only the batch is open": ("g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }", {}, (1, 3), "batch"),
 }
 
 
@@ -157,7 +157,7 @@ def test_every_command_takes_and_names_the_sizes(command: str, image_file: Path,
     assert "x:1,3,20,44, given" in out
     assert "x:1,3,20,44, given" in page.read_text()
     content = json.loads(report.read_text())
-    assert content["inputs"] == [{"name": "x", "shape": [1, 3, 20, 44], "origin": "given"}]
+    assert content["inputs"] == [{"name": "x", "shape": [1, 3, 20, 44], "origin": "given", "pixels": ""}]
     size = content.get("size") or content.get("before")
     assert size is None or size["macs"] == macs_of(20, 44)
     assert "chosen" not in out
@@ -190,6 +190,18 @@ def test_images_are_scaled_to_the_sizes_given(image_file: Path, tmp_path: Path) 
     found = [onnxmerge.inspect(image_file, calibration=folder, input_shape=given) for given in (None, (1, 3, 16, 24))]
     assert [each.inputs[0].shape for each in found] == [(1, 3, 20, 30), (1, 3, 16, 24)]
     assert [each.inputs[0].origin for each in found] == ["calibration", "given"]
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_reports_say_how_images_became_inputs(command: str, image_file: Path, run, tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    reports = [tmp_path / f"report.{suffix}" for suffix in ("html", "md", "json")]
+    models = [image_file] if command == "inspect" else [image_file, image_file]
+    given = ["--calibration", tmp_path, "--input-shape", "1,3,16,24", "--fit", "letterbox", "--color", "bgr", "--std", "0.5"]
+    code, out, err = run(command, *models, *given, *(word for report in reports for word in ("--report", report)))
+    assert code == 0, err
+    line = "letterboxed with 114 to 16 x 24 (height x width), BGR, range 0 to 1, mean 0, std 0.5"
+    assert all(line in " ".join(text.split()) for text in (out, *(report.read_text() for report in reports)))
 
 
 def test_the_first_size_is_that_of_one_call(image_file: Path) -> None:

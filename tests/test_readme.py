@@ -125,8 +125,8 @@ def test_python_example_runs(layer, capsys):
 
 
 def test_every_option_named_exists():
-    options = {name for command in cli.cli.commands.values() for option in command.params for name in option.opts}
-    options |= {name for command in cli.cli.commands.values() for option in command.params for name in option.secondary_opts}
+    commands = (cli.cli, *cli.cli.commands.values())
+    options = {name for command in commands for option in command.params for name in (*option.opts, *option.secondary_opts)}
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", README))
     assert named - options == set()
 

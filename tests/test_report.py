@@ -10,13 +10,20 @@ from fnmatch import fnmatchcase
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
-from samples import BENCHMARK, COMPRESSION, GROUPS, INSPECTION, LATENCY, LONG, OUTPUT, VERIFICATION, verification
+from samples import BENCHMARK, COMPRESSION, GROUPS, INSPECTION, LATENCY, LONG, OUTPUT, SWEEP, VERIFICATION, verification
 
 from onnxmerge.errors import Reason, refusal
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.reasons import reasons
 from onnxmerge.report.tables import Column, fitted, without_common
-from onnxmerge.report.terminal import show_benchmark, show_compression, show_inspection, show_verdict, show_verification
+from onnxmerge.report.terminal import (
+    show_benchmark,
+    show_compression,
+    show_inspection,
+    show_sweep,
+    show_verdict,
+    show_verification,
+)
 from onnxmerge.report.wording import (
     closeness,
     decibels,
@@ -65,6 +72,18 @@ def test_compression_shows_every_figure_whole(width):
     assert [figure for figure in figures if figure not in text] == []
     assert "1.2345" in text
     assert not re.search(r"\d…", text)
+
+
+@WIDTHS
+def test_sweep_shows_every_figure_whole(width):
+    unclear = replace(LATENCY, latency_ratio_low=0.5, latency_ratio=0.98, latency_ratio_high=1.2)
+    points = [replace(point, latency=unclear, fidelity=0.99996) if point.latency else point for point in SWEEP.points]
+    text = text_of(show_sweep, replace(SWEEP, points=tuple(points)), width)
+    assert "1.02x" in text
+    assert "not measurable" in text
+    assert ("[0.83, 2.00]" in text) is (width >= 80)
+    table = text.partition("how close")[2].partition("inputs:")[0]
+    assert "…" not in table
 
 
 @WIDTHS

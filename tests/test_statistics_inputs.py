@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from onnxmerge.data import synthetic
-from onnxmerge.data.inputs import Batching, batching, calibration_inputs, synthetic_inputs
+from onnxmerge.data.batching import Batching, batching
+from onnxmerge.data.images import ImageReading
+from onnxmerge.data.inputs import calibration_inputs, synthetic_inputs
 from onnxmerge.data.npy_files import open_npz
 from onnxmerge.data.synthetic import ImageRange, dead_leaves
 from onnxmerge.errors import InputError, OptionError
@@ -45,8 +47,8 @@ def synthesise(*specs, count=6, seed=0, batch=2, **options):
     return synthetic_inputs(specs, shapes_of(specs, batch), count, seed, **options)
 
 
-def calibrate(path, *specs, batch=2, image_range=None):
-    return calibration_inputs(path, specs, shapes_of(specs, batch), image_range)
+def calibrate(path, *specs, batch=2, image_range=None, reading=None):
+    return calibration_inputs(path, specs, shapes_of(specs, batch), image_range, reading)
 
 
 def whole(inputs, size=1000):
@@ -327,7 +329,10 @@ def test_no_synthetic_inputs_are_refused():
     ("inputs", "source"),
     [
         (synthesise(IMAGE, seed=7), "6 synthetic dead-leaves images (seed 7)"),
-        (synthesise(spec("i", ("N", 3), "int64"), spec("mask", ("N", 3), "int64")), "6 synthetic inputs: ids, ones (seed 0)"),
+        (
+            synthesise(spec("i", ("N", 3), "int64"), spec("mask", ("N", 3), "int64")),
+            "6 synthetic inputs: ids 0 and 1, ones (seed 0)",
+        ),
     ],
     ids=["images", "ids"],
 )
@@ -508,7 +513,7 @@ def valid_npz(tmp_path):
 
 BROKEN = {
     "missing": ("a.npz", None, "does not exist"),
-    "suffix": ("a.txt", lambda _: b"1 2 3", r"is no .npz or .npy file"),
+    "suffix": ("a.txt", lambda _: b"1 2 3", "is of no known kind"),
     "npy of no kind": ("a.npy", lambda _: b"hello", "cannot be read"),
     "npy cut short": ("a.npy", lambda path: valid_npy(path)[:-1], "needs 10752 bytes, but only 10751 are there"),
     "npz of no kind": ("a.npz", lambda _: b"hello", "cannot be read: File is not a zip file"),
@@ -589,6 +594,55 @@ def test_images_are_cropped_about_the_centre(tmp_path):
     assert whole(calibrate(tmp_path, IMAGE))["x"].min() > 0.85
 
 
+READINGS = {  # of 6 rows, black, and 12 columns of which the last 4 are white; the model takes 6 x 6
+    "crop": ("crop", [0, 0, 0, 0, 0, 1], 0),
+    "resize": ("resize", [0, 0, 0, 0, 1, 1], 0),
+    "letterbox": ("letterbox", [0, 0, 0, 0, 1, 1], 114 / 255),
+}
+
+
+@pytest.mark.parametrize(("fit", "columns", "above"), READINGS.values(), ids=READINGS)
+def test_images_are_fitted_to_the_models_size_as_asked(tmp_path, fit, columns, above):
+    pixels = np.zeros((6, 12, 3), np.uint8)
+    pixels[:, 8:] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (values,) = whole(calibrate(tmp_path, spec("x", ("N", 3, 6, 6)), reading=ImageReading(fit)))["x"]
+    np.testing.assert_allclose(values[:, 2:4], np.broadcast_to(columns, (3, 2, 6)), atol=0.3)
+    np.testing.assert_allclose(values[:, [0, 5], :3], above, atol=1e-6)
+
+
+@pytest.mark.parametrize("dims", [("N", 3, 8, 8), ("N", 8, 8, 3)], ids=["NCHW", "NHWC"])
+def test_bgr_is_rgb_turned_before_mean_and_std(tmp_path, dims):
+    pixels = save_image(tmp_path / "a", 8, 8)
+    inputs = calibrate(tmp_path, spec("x", dims), image_range=CIFAR, reading=ImageReading(color="bgr"))
+    expected = (pixels[..., ::-1] / 255 - np.array(CIFAR.mean)) / np.array(CIFAR.std)
+    found = whole(inputs)["x"][0]
+    np.testing.assert_allclose(found if dims[3] == 3 else np.moveaxis(found, 0, -1), expected, rtol=1e-4, atol=1e-5)
+    assert inputs.pixels == {"x": inputs.pixels["x"]}
+    assert inputs.pixels["x"].endswith(
+        "to 8 x 8 (height x width), BGR, range 0 to 1, mean 0.4914,0.4822,0.4465, std 0.2023,0.1994,0.201"
+    )
+
+
+def test_images_of_any_mode_are_read_without_a_word(tmp_path, recwarn):
+    red = Image.new("RGB", (8, 8), (255, 0, 0))
+    palette = red.convert("P")
+    palette.info["transparency"] = bytes([255] * 255 + [0])
+    for number, image in enumerate((red, red.convert("CMYK"), red.convert("RGBA"), palette)):
+        image.save(tmp_path / f"{number}.{'tif' if image.mode == 'CMYK' else 'png'}")
+    red.save(tmp_path / "4.gif", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    values = whole(calibrate(tmp_path, IMAGE))["x"]
+    np.testing.assert_allclose(values, np.broadcast_to([[[1]], [[0]], [[0]]], (5, 3, 8, 8)), atol=0.01)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("place", ["a.npy", ""], ids=["file", "folder"])
+def test_options_of_images_are_refused_for_arrays(tmp_path, place):
+    np.save(tmp_path / "a.npy", FLOATS)
+    with pytest.raises(InputError, match="holds arrays, which are used as they are: `fit` and `color`"):
+        calibrate(tmp_path / place, IMAGE, reading=ImageReading(color="bgr"))
+
+
 def test_npy_files_hold_one_input_or_several(tmp_path):
     for name, array in (("a", FLOATS[0]), ("b", FLOATS[1:4]), ("c", FLOATS[4:])):
         np.save(tmp_path / f"{name}.npy", array)
@@ -605,8 +659,8 @@ def test_npy_files_of_pixels_are_turned(tmp_path):
 
 
 FOLDERS = {
-    "empty": (IMAGE, [], "holds 0 images and 0 .npy files among 0 files"),
-    "mixed": (IMAGE, [("a.png", None), ("b.npy", FLOATS)], "1 images and 1 .npy files"),
+    "empty": (IMAGE, [], "holds 0 images, 0 .npy and 0 .npz files among 0 files"),
+    "mixed": (IMAGE, [("a.png", None), ("b.npy", FLOATS)], "1 images, 1 .npy and 0 .npz files"),
     "unreadable image": (IMAGE, [("a.png", None), ("b.png", b"hello")], r"b\.png cannot be read"),
     "image cut short": (IMAGE, [("a.png", 300)], r"a\.png cannot be read"),
     "no image model": (spec("x", ("N", 100)), [("a.png", None)], r"images need \(N, C, H, W\) or \(N, H, W, C\)"),

@@ -1,5 +1,6 @@
 """Surroundings that no model is to blame for: streams, signals, paths, files of the user's that are not what they seem."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -222,8 +223,12 @@ def test_the_model_is_replaced_only_on_request(run: Run, folder: Path, kind: str
     assert code == 2
     assert "--in-place" in one_line(err)
     assert Path("in.onnx").read_bytes() == MLP.read_bytes()
-    assert run("compress", "in.onnx", output, *PRUNE, "--in-place")[0] == 0
+    source = hashlib.sha256(Path("in.onnx").read_bytes()).hexdigest()
+    code, out, _ = run("compress", "in.onnx", output, *PRUNE, "--in-place", "--json")
+    assert code == 0
     assert Path(output).stat().st_size < MLP.stat().st_size
+    result = hashlib.sha256(Path(output).read_bytes()).hexdigest()
+    assert {source, result} == set(json.loads(out)["sha256"].values())
 
 
 def test_the_mode_of_a_file_that_is_replaced_stays(run: Run, folder: Path) -> None:

@@ -85,6 +85,7 @@ def test_an_interval_that_touches_1_after_rounding_says_nothing(low: float, high
 
 SIZE = COMPRESSION.before
 DOUBTFUL = replace(FIDELITY, outputs=(replace(OUTPUT, fidelity=0.3),))
+REAL = replace(FIDELITY, input_description="32 of 96 calibration inputs from images")
 FAR_OFF = replace(COMPRESSION, fidelity=replace(FIDELITY, outputs=(replace(OUTPUT, fidelity=-0.4),)))
 MANY = replace(SLOWER, batch_size=1, likely_reasons=("3 of 4 groups keep odd counts: try `round_to=measured`",))
 SLOW = replace(COMPRESSION, latency=MANY)
@@ -99,10 +100,11 @@ VERDICTS = {
     "why it is slower": (SLOW, "bad", r" 3 of 4 groups keep odd counts: try --round-to measured\.$"),
     "not measurable": (UNCLEAR, "warn", r"MACs, no measurable difference in speed"),
     "grew": (replace(COMPRESSION, after=Size(1, 1, 10**9)), "bad", r"^The file grew from 102.4 MB to 1.0 GB, "),
-    "nothing": (NOTHING, "warn", r"^Nothing was removed, .*The reasons are listed by layer\.$"),
+    "nothing": (NOTHING, "warn", r"^Nothing was removed, .*threads\. With 64 inputs of yours more can go, .* DIR\.$"),
+    "nothing, real inputs": (replace(NOTHING, fidelity=REAL), "warn", r"threads\. The reasons are listed by layer\.$"),
     "hardly": (HARDLY, "warn", r"^Hardly smaller, by 0.6%.* With 64 inputs of yours more can go, .*: --calibration DIR\.$"),
     "slower and not smaller": (replace(NOTHING, latency=MANY), "bad", r"^Nothing was removed, slower: "),
-    "doubtful": (replace(COMPRESSION, fidelity=DOUBTFUL), "warn", r"fidelity 0.3000.*let more stay.*--calibration DIR"),
+    "doubtful": (replace(COMPRESSION, fidelity=DOUBTFUL), "warn", r"fidelity 0.3000.*: let more stay\.$"),
     "far off": (FAR_OFF, "warn", r"1.54\], outputs further off than a constant: fidelity -0.4000; on"),
     "not compared": (replace(COMPRESSION, fidelity=None, latency=None), "", r"MACs, neither compared nor timed\.$"),
     "not timed": (replace(COMPRESSION, latency=None), "", r"fidelity 0.9876, not timed; on"),

@@ -8,6 +8,7 @@ from typing import NoReturn
 import click
 
 from onnxmerge import __version__
+from onnxmerge.cli import configuration
 from onnxmerge.cli.commands import COMMANDS
 from onnxmerge.errors import OnnxMergeError, VerificationError
 
@@ -28,12 +29,17 @@ class _InOrder(click.Group):
     cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, invoke_without_command=True
 )
 @click.version_option(__version__)
+@click.option(
+    "--no-config", is_flag=True, envvar="ONNXMERGE_NO_CONFIG", help="No defaults from [tool.onnxmerge] of a pyproject.toml."
+)
 @click.pass_context
-def cli(context: click.Context) -> None:
+def cli(context: click.Context, no_config: bool) -> None:
     """Make an ONNX model smaller and faster by removing channels: without training code, labels or fine-tuning."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(BAD_USAGE)
+    if not no_config and not {"-h", "--help"} & set(context.obj):
+        context.default_map, context.meta[configuration.__name__] = configuration.defaults(cli.commands)
 
 
 for _command in COMMANDS:

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
+from onnxmerge.cli.configuration import put_aside
 from onnxmerge.options import DEFAULT_CHANGED_DECISIONS, DEFAULT_TARGETS
-from onnxmerge.options.checks import CRITERION_NAMES, CUDNN_SEARCHES, METHOD_NAMES, PROVIDERS, SCOPES, TARGETS
+from onnxmerge.options.checks import COLORS, CRITERION_NAMES, CUDNN_SEARCHES, FITS, METHOD_NAMES, PROVIDERS, SCOPES, TARGETS
 
 Decorator = Callable[[Any], Any]
 
@@ -79,6 +80,12 @@ class Command(click.Command):
         super().__init__(*arguments, **settings)
         self.examples = examples
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """What is typed replaces what a file says, also where the two are other options for the same."""
+        left = super().parse_args(ctx, args)
+        put_aside(ctx)
+        return left
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The options of each section, those of CUDA last."""
         rows: dict[str, list[tuple[str, str]]] = {}
@@ -133,10 +140,17 @@ SAVING = section(
 PROVENANCE = section(OUTPUT_SECTION, _PROVENANCE)
 INPUTS = section(
     "Inputs to solve and check on",
-    _option("--calibration", FILE, None, "Unlabelled inputs: .npz, .npy, or a folder of images or .npy.  [default: synthetic]"),
+    _option(
+        "--calibration",
+        FILE,
+        None,
+        "Inputs: .npz, .npy, .jsonl, or a folder of images, .npy or .npz.  [default: synthetic]",
+    ),
     _option("--input-range", (float, float), "LOW HIGH", "Values that pixels 0 and 255 become.  [default: 0 1]"),
     _option("--mean", numbers, "M[,M,M]", "Mean subtracted from pixels, for all channels or each.  [default: 0]"),
     _option("--std", numbers, "S[,S,S]", "Standard deviation that pixels are then divided by, likewise.  [default: 1]"),
+    _choice("--fit", FITS, "How images get the model's height and width; letterbox pads with 114.  [default: crop]"),
+    _choice("--color", COLORS, "Order of the channels that the model takes of images.  [default: rgb]"),
     click.option(
         "--input-shape",
         multiple=True,

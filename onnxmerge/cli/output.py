@@ -11,8 +11,10 @@ from typing import Any
 import click
 from rich.console import Console
 
+from onnxmerge.cli.configuration import taken
 from onnxmerge.execution.versions import versions
 from onnxmerge.onnxio.model_files import weight_files
+from onnxmerge.onnxio.side_files import would_overwrite
 from onnxmerge.onnxio.stored_provenance import sha256_of
 from onnxmerge.options import Progress
 from onnxmerge.report.documents import Provenance, Result, json_text
@@ -66,6 +68,8 @@ class Output:
         Whether stdout gets JSON, and nothing else.
     quiet, verbose : bool
         Whether the verdict alone is printed, and whether progress is told step by step.
+    replaced : dict of str to str
+        SHA-256 of a model that the command replaces, by what reports call it.
     """
 
     models: Sequence[Path]
@@ -73,6 +77,7 @@ class Output:
     as_json: bool
     quiet: bool
     verbose: bool
+    replaced: dict[str, str]
 
     @classmethod
     def taken_from(cls, options: dict[str, Any], models: Sequence[Path], **arguments: Path) -> "Output":
@@ -86,7 +91,10 @@ class Output:
         weights = {what: path for model in models if reports for what, path in weight_files(model).items()}
         check_reports(reports, {**weights, **files})
         written = [arguments["output"]] if "output" in arguments else []
-        return cls([*models, *written], reports, options.pop("as_json"), options.pop("quiet"), options.pop("verbose"))
+        as_json = options.pop("as_json")
+        changed = [model for model in models for path in written if model.is_file() and would_overwrite(path, model)]
+        replaced = {f"{path}, replaced": _digest(path) for path in changed if as_json or reports}
+        return cls([*models, *written], reports, as_json, options.pop("quiet"), options.pop("verbose"), replaced)
 
     def progress(self) -> AbstractContextManager[Progress]:
         """Shows how far the work is."""
@@ -94,19 +102,27 @@ class Output:
 
     def show(self, result: Result) -> None:
         """Print a result, as text or as JSON, and write it to the report files."""
-        command = shlex.join(["onnxmerge", *click.get_current_context().obj])
+        context = click.get_current_context()
+        command = shlex.join(["onnxmerge", *context.obj])
         made_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         digests = {}
         if self.as_json or self.reports:
-            digests = {str(path): sha256_of([path, *sorted(weight_files(path).values())]) for path in self.models}
-        provenance = Provenance(command, made_at, versions(), digests)
+            digests = {**self.replaced, **{str(path): _digest(path) for path in self.models}}
+        provenance = Provenance(command, made_at, versions(), digests, taken(context))
         if self.as_json:
             click.echo(json_text(result, provenance))
         elif not self.quiet:
             _SHOWN_BY[type(result)](Console(), result)
+            if provenance.defaults:
+                click.echo(f"options: {printable(provenance.defaults)}")
         for report in self.reports:
             write_report(result, report, provenance)
             if not self.as_json and not self.quiet:
                 click.echo(f"wrote {printable(str(report))}")
         if not self.as_json:
             show_verdict(Console(), result)
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a model with its weights in other files."""
+    return sha256_of([path, *sorted(weight_files(path).values())])

@@ -54,13 +54,13 @@ def balanced(inputs: Inputs, session: Session, count: int, batch: int, tell: Cal
     if inputs.count <= count:
         return inputs
     if inputs.batch_size not in (None, 1):
-        return inputs.subset(np.arange(-(-count // inputs.batch_size) * inputs.batch_size), "first")
+        return inputs.subset(np.arange(-(-count // inputs.batch_size) * inputs.batch_size), "the first ones")
     classes = []
     for feeds in inputs.batches(batch):
         outputs = session.run(feeds)
         scores = next((value for value in outputs.values() if isinstance(value, np.ndarray) and looks_like_scores(value)), None)
         if scores is None:
-            return inputs.subset(np.arange(count), "first")
+            return inputs.subset(np.arange(count), "the first ones")
         classes.append(scores.reshape(len(scores), -1).argmax(1))
         if tell is not None:
             tell(sum(map(len, classes)) / inputs.count)

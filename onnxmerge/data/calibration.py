@@ -1,34 +1,36 @@
-"""The user's own inputs: .npz, .npy, a folder of images or .npy files, or arrays in memory.
+"""The user's own inputs: .npz, .npy, token ids in .jsonl, a folder of images, .npy or .npz files, or arrays in memory.
 
 Files are mapped into memory, and images are decoded batch by batch, so that memory does not grow with the number of inputs.
 Every error is an InputError of one line: what was found, what is needed.
 """
 
 import os
-import warnings
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from onnxmerge.data.feed_sources import FeedSource, Indices, InputLayout, array_source, layout_conversion, to_dtype
-from onnxmerge.data.npy_files import Header, npz_headers, open_npy, open_npz, readable
+from onnxmerge.data.feed_sources import FeedSource, InputLayout, array_source, layout_conversion
+from onnxmerge.data.images import SUFFIXES, ImageReading, image_files
+from onnxmerge.data.npy_files import Header, npz_headers, open_npy, open_npz
+from onnxmerge.data.token_files import jsonl_records, takes_tokens, token_sources
 from onnxmerge.errors import InputError
 
-_IMAGES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
-_MODES = {1: "L", 3: "RGB"}  # Pillow's mode by number of channels
+NEEDED = "a .npz, .npy or .jsonl file, or a folder of images, .npy or .npz files,"
+"""Forms in which inputs may be given, for messages."""
 
 
-def file_sources(path: Path, layouts: Sequence[InputLayout]) -> dict[str, FeedSource]:
+def file_sources(path: Path, layouts: Sequence[InputLayout], reading: ImageReading | None = None) -> dict[str, FeedSource]:
     """Feed a model from a file or folder.
 
     Parameters
     ----------
-    path : .npz file, or for a model with one input a .npy file or a folder of images or .npy files
+    path : .npz file, folder of them, .jsonl file of token ids, or for a model with one input a .npy file or a folder of images or
+        .npy files
     layouts : what the model's inputs must look like
+    reading : how image files are read; None for the usual way, and then arrays are accepted too
 
     Returns
     -------
@@ -42,19 +44,32 @@ def file_sources(path: Path, layouts: Sequence[InputLayout]) -> dict[str, FeedSo
     """
     suffix = path.suffix.lower()
     if not os.path.exists(path):
-        raise InputError(f"{path} does not exist: a .npz or .npy file, or a folder of images or .npy files, is needed")
-    if suffix == ".npz" and not path.is_dir():
+        raise InputError(f"{path} does not exist: {NEEDED} is needed")
+    if path.is_dir():
+        return _folder(path, layouts, reading)
+    if suffix not in (".npz", ".npy", ".jsonl"):
+        raise InputError(f"{path} is of no known kind: {NEEDED} is needed")
+    if reading is not None:
+        raise InputError(_arrays_are_read_as_they_are(path))
+    if suffix == ".npz":
         headers = npz_headers(path)
         members = [_member(headers, layout, len(layouts) == 1, path) for layout in layouts]
         found = zip(layouts, members, open_npz(path, members), strict=True)
         return {each.spec.name: array_source(array, each, f"{name!r} of {path}") for each, name, array in found}
-    if suffix != ".npy" and not path.is_dir():
-        raise InputError(f"{path} is no .npz or .npy file and no folder of images or .npy files")
+    if suffix == ".jsonl":
+        if not takes_tokens(layouts):
+            raise InputError(f"{path} holds token ids, but {layouts[0].requirement}: a model of token ids (N, T) takes them")
+        return token_sources(jsonl_records(path, layouts), layouts, path)
+    layout = _only(layouts, path)
+    return {layout.spec.name: array_source(open_npy(path), layout, str(path))}
+
+
+def _only(layouts: Sequence[InputLayout], path: Path) -> InputLayout:
+    """The layout of the model's only input. InputError where there are several."""
     if len(layouts) != 1:
         names = ", ".join(layout.spec.name for layout in layouts)
         raise InputError(f"{path} feeds one input, the model has {len(layouts)}: a .npz with members {names} is needed")
-    (layout,) = layouts
-    return {layout.spec.name: _folder(path, layout) if path.is_dir() else array_source(open_npy(path), layout, str(path))}
+    return layouts[0]
 
 
 def array_sources(given: np.ndarray | Mapping[str, np.ndarray], layouts: Sequence[InputLayout]) -> dict[str, FeedSource]:
@@ -85,25 +100,48 @@ def _member(headers: Mapping[str, Header], layout: InputLayout, only_input: bool
     raise InputError(f"{layout.requirement}, but {path} has {what}; found {found}")
 
 
-def _folder(path: Path, layout: InputLayout) -> FeedSource:
+def _arrays_are_read_as_they_are(path: Path) -> str:
+    return f"{path} holds arrays, which are used as they are: `fit` and `color` are for folders of images, drop them"
+
+
+def _folder(path: Path, layouts: Sequence[InputLayout], reading: ImageReading | None) -> dict[str, FeedSource]:
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    images = [file for file in files if file.suffix.lower() in _IMAGES]
-    arrays = [file for file in files if file.suffix.lower() == ".npy"]
-    if bool(images) == bool(arrays):
-        found = f"{len(images)} images and {len(arrays)} .npy files among {len(files)} files"
-        raise InputError(f"{path} holds {found}: either images or .npy files are needed")
-    if not layout.batched:
-        needed = f"{layout.requirement}, where no axis counts inputs: a .npy or .npz file is needed"
-        raise InputError(f"{path} is a folder, but {needed}")
-    return _array_files(arrays, layout) if arrays else _image_files(images, layout)
+    images = [file for file in files if file.suffix.lower() in SUFFIXES]
+    arrays, archives = ([file for file in files if file.suffix.lower() == suffix] for suffix in (".npy", ".npz"))
+    if sum(map(bool, (images, arrays, archives))) != 1:
+        found = f"{len(images)} images, {len(arrays)} .npy and {len(archives)} .npz files among {len(files)} files"
+        raise InputError(f"{path} holds {found}: files of one of these kinds are needed")
+    if reading is not None and not images:
+        raise InputError(_arrays_are_read_as_they_are(path))
+    if archives and takes_tokens(layouts):
+        return token_sources([record for file in archives for record in _records(file, layouts)], layouts, path)
+    for layout in layouts if archives else [_only(layouts, path)]:
+        if not layout.batched:
+            needed = f"{layout.requirement}, where no axis counts inputs: a .npy or .npz file is needed"
+            raise InputError(f"{path} is a folder, but {needed}")
+    if images:
+        return {layouts[0].spec.name: image_files(images, layouts[0], reading or ImageReading())}
+    return {layout.spec.name: _array_files(archives or arrays, layout, layouts) for layout in layouts}
 
 
-def _array_files(files: Sequence[Path], layout: InputLayout) -> FeedSource:
-    """.npy files of one input each, without the batch axis, or of several, with it; all of one shape and dtype."""
+def _records(file: Path, layouts: Sequence[InputLayout]) -> list[dict[str, np.ndarray]]:
+    """Records of token ids in a .npz file: one of arrays (T,), or several of arrays (n, T)."""
+    names = [layout.spec.name for layout in layouts]
+    members = [name for name in npz_headers(file) if name in names]
+    arrays = zip(members, open_npz(file, members), strict=True)
+    rows = {name: array if array.ndim > 1 else array[np.newaxis] for name, array in arrays}
+    if any(array.dtype.kind not in "iub" for array in rows.values()) or len({len(array) for array in rows.values()}) != 1:
+        found = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in rows.items()) or "none of the model's inputs"
+        raise InputError(f"{file} holds {found}: integers are needed, as many rows of each input")
+    return [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+
+
+def _array_files(files: Sequence[Path], layout: InputLayout, layouts: Sequence[InputLayout]) -> FeedSource:
+    """.npy or .npz files of one input each, without the batch axis, or of several, with it; all of one shape and dtype."""
     counts = []
-    first = _rows(files[0], layout)
+    first = _rows(files[0], layout, layouts)
     for file in files:
-        rows = _rows(file, layout)
+        rows = _rows(file, layout, layouts)
         if (rows.shape[1:], rows.dtype) != (first.shape[1:], first.dtype):
             expected = f"{first.dtype} {first.shape[1:]} as in {files[0].name}"
             raise InputError(f"{file} holds inputs of {rows.dtype} {rows.shape[1:]}: {expected} is needed")
@@ -112,44 +150,20 @@ def _array_files(files: Sequence[Path], layout: InputLayout) -> FeedSource:
 
     def row(index: int) -> np.ndarray:
         number = bisect_right(starts, index) - 1
-        return array_source(_rows(files[number], layout), layout, str(files[number])).take(np.array([index - starts[number]]))
+        source = array_source(_rows(files[number], layout, layouts), layout, str(files[number]))
+        return source.take(np.array([index - starts[number]]))
 
-    return FeedSource(starts[-1], lambda indices: np.concatenate([row(int(index)) for index in indices]))
+    pixels = array_source(first, layout, str(files[0])).pixels
+    return FeedSource(starts[-1], lambda indices: np.concatenate([row(int(index)) for index in indices]), pixels)
 
 
-def _rows(file: Path, layout: InputLayout) -> np.ndarray:
-    """(n, *row) of a .npy file; one input without a batch axis gets it. Raises InputError where neither matches."""
-    array = open_npy(file)
+def _rows(file: Path, layout: InputLayout, layouts: Sequence[InputLayout]) -> np.ndarray:
+    """(n, *row) of a file; one input without a batch axis gets it. Raises InputError where neither matches."""
+    if file.suffix.lower() == ".npz":
+        (array,) = open_npz(file, [_member(npz_headers(file), layout, len(layouts) == 1, file)])
+    else:
+        array = open_npy(file)
     if layout_conversion((1, *array.shape), array.dtype, layout):
         return array[np.newaxis]
     array_source(array, layout, str(file))
     return array
-
-
-def _image_files(files: Sequence[Path], layout: InputLayout) -> FeedSource:
-    mode = _MODES.get(layout.channels)
-    if len(layout.dims) != 3 or mode is None or layout.spec.dtype.kind not in "fiu":
-        needed = "images need (N, C, H, W) or (N, H, W, C) with 1 or 3 channels"
-        raise InputError(f"{files[0].parent} holds images, but {layout.requirement}: {needed}")
-    spatial = layout.dims[:-1] if layout.channels_last else layout.dims[1:]
-    native = _pixels(files[0], mode, None).shape
-    height, width = (dim if isinstance(dim, int) else size for dim, size in zip(spatial, native, strict=False))
-
-    def take(indices: Indices) -> np.ndarray:
-        pixels = np.stack([_pixels(files[index], mode, (width, height)) for index in indices])
-        rows = pixels.reshape(len(indices), height, width, layout.channels)
-        return to_dtype(rows if layout.channels_last else np.moveaxis(rows, -1, 1), layout, str(files[0].parent))
-
-    return FeedSource(len(files), take)
-
-
-def _pixels(file: Path, mode: str, size: tuple[int, int] | None) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8; with a size (W, H) the image is scaled until it covers it, then cropped about the centre."""
-    bombs = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)  # too large to be meant
-    with readable(file), bombs, Image.open(file) as image:
-        if image.mode[0] in "IF":
-            raise ValueError(f"its pixels are {image.mode!r}, 8 bits a channel are needed")
-        upright = ImageOps.exif_transpose(image).convert(mode)
-        if size is not None and size != upright.size:
-            upright = ImageOps.fit(upright, size, Image.Resampling.BILINEAR)
-        return np.asarray(upright)

@@ -30,10 +30,12 @@ class FeedSource:
     ----------
     count : number of rows; None where every call gets the same array
     take : gives the rows of an array of indices
+    pixels : how pixels become values, for reports; empty where the values are used as they are
     """
 
     count: int | None
     take: Callable[[Indices], np.ndarray]
+    pixels: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def array_source(array: np.ndarray, layout: InputLayout, name: str) -> FeedSourc
     if not len(array):
         raise InputError(f"{name} holds no inputs: its shape is {array.shape}")
     if layout.batched:
-        return FeedSource(len(array), lambda indices: to_dtype(conversion(array[indices]), layout, name))
+        pixels = layout.image_range.text if array.dtype == np.uint8 and layout.spec.dtype.kind == "f" else ""
+        return FeedSource(len(array), lambda indices: to_dtype(conversion(array[indices]), layout, name), pixels)
     return FeedSource(len(array), lambda indices: to_dtype(array[int(indices[0])], layout, name))
 
 

@@ -1,19 +1,26 @@
 """What the first layers of a graph say of its inputs: the ids that an embedding knows, the mean and scale that a first
 BatchNormalization expects, and the covariance for which a dense layer's weights were fitted."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from onnxmerge.data.feed_sources import Indices
 from onnxmerge.data.inputs import Inputs
+from onnxmerge.errors import ModelError
 from onnxmerge.graph.channel_groups import Channels
+from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio import surgeon as gs
+from onnxmerge.onnxio.model_files import load
 
 AMPLITUDE = 0.5
 """Root mean square of the first layer's noise divided by the standard deviation of the other inputs."""
 # Operators that change the shape or the type of a tensor, but none of its values.
 SHAPE_ONLY = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "Dropout")
+REPEATING = (*SHAPE_ONLY, "Expand", "Tile", "Transpose", "Slice")
+"""Operators whose output holds no other values than their input, perhaps at other places."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class InputProperties:
 
     Attributes
     ----------
-    id_limits : exclusive upper bound of the ids, by input that indexes an embedding
+    id_limits : exclusive upper bound of the ids, by input that indexes an embedding or is made one-hot
     mean_and_std : mean and standard deviation (channels,), (channels,) along axis 1, by input of a first BatchNormalization
     """
 
@@ -30,29 +37,50 @@ class InputProperties:
     mean_and_std: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
-def origin(tensor: gs.Tensor) -> gs.Tensor:
-    """The tensor that another one's values come from, through operators that only change shape or type."""
-    while isinstance(tensor, gs.Variable) and len(tensor.inputs) == 1 and tensor.inputs[0].op in SHAPE_ONLY:
+def origin(tensor: gs.Tensor, through: Sequence[str] = SHAPE_ONLY) -> gs.Tensor:
+    """The tensor that another one's values come from, by default through operators that only change shape or type."""
+    while isinstance(tensor, gs.Variable) and len(tensor.inputs) == 1 and tensor.inputs[0].op in through:
         tensor = tensor.inputs[0].inputs[0]
     return tensor
 
 
-def input_properties(channels: Channels) -> InputProperties:
-    """What an analysed graph says of its inputs: of Gather along axis 0 of a constant, and of a first BatchNormalization."""
+def input_properties(facts: TensorFacts) -> InputProperties:
+    """What a graph says of its inputs: by a table that they look up, a comparison with all ids, a first BatchNormalization."""
     properties = InputProperties()
     limits = properties.id_limits
-    names = {tensor.name for tensor in channels.model.graph.inputs}
-    for node in channels.model.graph.nodes:
-        if node.op == "Gather" and (table := channels.constant(node.inputs[0])) is not None and not node.attrs.get("axis", 0):
-            name = origin(node.inputs[1]).name
+    names = {tensor.name for tensor in facts.model.graph.inputs}
+    for node in facts.model.graph.nodes:
+        for ids, limit in _ids_and_limit(node, facts):
+            name = origin(ids, REPEATING).name
             if name in names:
-                limits[name] = min(limits.get(name, len(table)), len(table))
+                limits[name] = min(limits.get(name, limit), limit)
         if node.op == "BatchNormalization" and node.inputs[0].name in names:
-            mean, variance = channels.constant(node.inputs[3]), channels.constant(node.inputs[4])
+            mean, variance = facts.constant(node.inputs[3]), facts.constant(node.inputs[4])
             if mean is not None and variance is not None and mean.ndim == 1:
                 statistics = mean.astype(np.float64), np.sqrt(variance.astype(np.float64))
                 properties.mean_and_std[node.inputs[0].name] = statistics
     return properties
+
+
+def properties_of_file(path: Path) -> InputProperties:
+    """The same of a file; nothing of a model that runs but cannot be analysed."""
+    try:
+        return input_properties(TensorFacts(load(path), {}))
+    except ModelError:
+        return InputProperties()
+
+
+def _ids_and_limit(node: gs.Node, facts: TensorFacts) -> Iterator[tuple[gs.Tensor, int]]:
+    """Ids that a node reads, and how many there are: Gather(table, ids), OneHot(ids, depth), Equal(ids, 0..n-1)."""
+    if node.op == "Gather" and (table := facts.constant(node.inputs[0])) is not None and not node.attrs.get("axis", 0):
+        yield node.inputs[1], len(table)
+    elif node.op == "OneHot" and (depth := facts.constant(node.inputs[1])) is not None:
+        yield node.inputs[0], int(depth.reshape(-1)[0])
+    elif node.op == "Equal":
+        for ids, others in (node.inputs, node.inputs[::-1]):
+            known = facts.constant(origin(others, REPEATING))
+            if known is not None and known.size > 2 and np.array_equal(known.reshape(-1), np.arange(known.size)):
+                yield ids, known.size
 
 
 def scaled_for_batchnorm(inputs: Inputs, properties: InputProperties) -> Inputs:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from onnxmerge.data.inputs import batching, calibration_inputs
+from onnxmerge.data.batching import batching
+from onnxmerge.data.images import image_reading_of
+from onnxmerge.data.inputs import calibration_inputs
 from onnxmerge.data.synthetic import image_range_of
 from onnxmerge.errors import OptionError
 from onnxmerge.execution.first_run import first_observations
@@ -42,10 +44,11 @@ def given_shapes(model: Path, options: InputOptions) -> GivenShapes:
         return given
     sized = with_given_sizes(specs, given)
     likely = first_trials(specs, size_hints(proto), given)[0].shapes
-    feeds = calibration_inputs(options.calibration, sized, likely, image_range_of(options)).feeds_with(0)
+    inputs = calibration_inputs(options.calibration, sized, likely, image_range_of(options), image_reading_of(options))
+    feeds = inputs.feeds_with(0)
     batched = batching(specs, likely).batched
     found = {name: (None, *value.shape[1:]) if name in batched else value.shape for name, value in feeds.items()}
-    return GivenShapes({**found, **shapes}, {**dict.fromkeys(found, "calibration"), **given.origins})
+    return GivenShapes({**found, **shapes}, {**dict.fromkeys(found, "calibration"), **given.origins}, inputs.pixels)
 
 
 def checked_shapes(given: Mapping[str, tuple[int, ...]], specs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:

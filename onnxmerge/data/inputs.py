@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,30 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxmerge.data.batching import Shapes, batching
 from onnxmerge.data.calibration import array_sources, file_sources
 from onnxmerge.data.feed_sources import Indices, layout_of
-from onnxmerge.data.synthetic import ImageRange, Sampler, sampler
+from onnxmerge.data.images import ImageReading
+from onnxmerge.data.synthetic import UNKNOWN_IDS, ImageRange, Sampler, sampler
 from onnxmerge.errors import InputError
 from onnxmerge.execution.tensor_specs import TensorSpec
 
-Shapes = Mapping[str, tuple[int, ...]]
-
 DIGESTED = 16
 """Inputs, evenly spaced, that tell one set of calibration inputs from another."""
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How a model takes several inputs at once.
-
-    Attributes
-    ----------
-    batched : names of the model inputs whose axis 0 is the batch; the others are given whole
-    size : the only batch size that the model takes, None for any
-    """
-
-    batched: frozenset[str]
-    size: int | None
 
 
 @dataclass(frozen=True)
@@ -54,6 +37,8 @@ class Inputs:
     largest_batch : most inputs in a batch, so that a run has its place in memory
     by_row : whether axis 0 of every feed has one row for each input, which depends on that input alone
     call_size : number of inputs in one call where models are timed, unless something else is asked for
+    pixels : how the pixels of the user's images become values, by model input that takes some
+    unknown_ids : model inputs of integers of which nothing says how large they are, so that only 0 and 1 were drawn
     """
 
     count: int
@@ -65,6 +50,8 @@ class Inputs:
     largest_batch: int = sys.maxsize
     by_row: bool = False
     call_size: int = 1
+    pixels: Mapping[str, str] = field(default_factory=dict)
+    unknown_ids: tuple[str, ...] = ()
 
     @property
     def synthetic(self) -> bool:
@@ -79,6 +66,14 @@ class Inputs:
                 digest.update(f"{name} {value.dtype} {value.shape}".encode("utf-8", "replace"))
                 digest.update(np.ascontiguousarray(value).tobytes())
         return digest.hexdigest()
+
+    def warnings(self) -> list[str]:
+        """What is doubtful about inputs that were made without data."""
+        if not self.unknown_ids:
+            return []
+        names = ", ".join(self.unknown_ids)
+        unknown = f"nothing in the model says how large the numbers of {names} may be"
+        return [f"{unknown}, so that only 0 and 1 were drawn: give `calibration`"]
 
     def feeds_with(self, position: int) -> dict[str, np.ndarray]:
         """The feeds of the input at a position, or of its whole batch where the model takes no other number."""
@@ -100,7 +95,7 @@ class Inputs:
     def first(self, count: int) -> Inputs:
         """The first inputs, so many or a few more where the model takes whole batches; all where there are fewer."""
         step = self.batch_size or 1
-        return self if count >= self.count else self.subset(np.arange(-(-count // step) * step), "first")
+        return self if count >= self.count else self.subset(np.arange(-(-count // step) * step), "the first ones")
 
     def repeated(self, size: int) -> dict[str, np.ndarray]:
         """Feeds of exactly `size` inputs, repeated where there are fewer, or of `batch_size` where the model takes no other."""
@@ -136,60 +131,10 @@ class Inputs:
     def subset(self, positions: Indices, how: str) -> Inputs:
         """Only the inputs at these positions; `how` they were chosen goes into the description."""
         part = self._part(self.indices[positions])
-        return replace(part, description=f"{len(positions)} {how} out of {self.description}")
+        return replace(part, description=f"{len(positions)} ({how}) of {self.description}")
 
     def _part(self, indices: Indices) -> Inputs:
         return replace(self, count=len(indices), description=f"{len(indices)} of {self.description}", indices=indices)
-
-
-def batching(specs: Sequence[TensorSpec], shapes: Shapes) -> Batching:
-    """Which axes of a model's inputs are the batch, and its size.
-
-    A dynamic axis 0 is the batch, of any size; inputs whose axis 0 is fixed or has another name are given whole. Where the
-    batch's name is part of other axes too, it keeps its size of the run. Where all axes 0 are fixed, their common size is the
-    batch size; without a common size every call is one input.
-
-    Parameters
-    ----------
-    specs : the model's inputs
-    shapes : shape of every input in one run
-    """
-    leading = [spec for spec in specs if spec.dims]
-    dynamic = [spec for spec in leading if not isinstance(spec.dims[0], int)]
-    if not dynamic:
-        sizes = {shapes[spec.name][0] for spec in leading}
-        return Batching(frozenset(spec.name for spec in leading), sizes.pop()) if len(sizes) == 1 else Batching(frozenset(), 1)
-    name = next((spec.dims[0] for spec in dynamic if spec.dims[0]), None)
-    batched = [spec for spec in dynamic if spec.dims[0] in (None, name)]
-    names = [spec.dims[0] for spec in dynamic if spec not in batched] + [dim for spec in specs for dim in spec.dims[1:]]
-    tied = any(isinstance(dim, str) and name in re.findall(r"\w+", dim) for dim in names)
-    return Batching(frozenset(spec.name for spec in batched), shapes[batched[0].name][0] if tied else None)
-
-
-def check_batch(model: Path, batch_size: int | None, batch: int | None, shapes: Shapes) -> None:
-    """Refuse a batch that cannot be timed.
-
-    Parameters
-    ----------
-    model : the model's file, for messages
-    batch_size : the only number of inputs that the model takes in one call, None for any
-    batch : number of inputs in one call that is asked for, None for one that fits
-    shapes : shape of every tensor in one run
-
-    Raises
-    ------
-    InputError
-        Where the model takes another number, or where one tensor of so many inputs has not its place in memory.
-    """
-    if batch is None:
-        return
-    if batch_size not in (None, batch):
-        raise InputError(f"{model} takes exactly {batch_size} inputs a call: `batch` {batch} cannot be timed")
-    needed = 4 * batch * max((math.prod(shape[1:]) for shape in shapes.values()), default=1)  # 4 bytes a number
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
-    if needed > memory:
-        gigabytes = f"{needed / 1e9:.3g} GB, and this machine has {memory / 1e9:.3g} GB"
-        raise InputError(f"`batch` {batch} is too large for {model}: one of its tensors would take {gigabytes}")
 
 
 def synthetic_inputs(
@@ -238,7 +183,8 @@ def synthetic_inputs(
 
     description = f"{rounded} synthetic {_kinds(samplers)} (seed {seed})"
     by_row = model_batching.size is None and len(model_batching.batched) == len(specs)
-    return Inputs(rounded, description, model_batching.size, np.arange(rounded), take, by_row=by_row)
+    unknown = tuple(name for name, each in samplers.items() if each.kind == UNKNOWN_IDS)
+    return Inputs(rounded, description, model_batching.size, np.arange(rounded), take, by_row=by_row, unknown_ids=unknown)
 
 
 def calibration_inputs(
@@ -246,6 +192,7 @@ def calibration_inputs(
     specs: Sequence[TensorSpec],
     shapes: Shapes,
     image_range: ImageRange | None = None,
+    reading: ImageReading | None = None,
 ) -> Inputs:
     """The user's own inputs.
 
@@ -255,6 +202,7 @@ def calibration_inputs(
     specs : the model's inputs
     shapes : shape of every input in one run
     image_range : how pixels become values; by default they are divided by 255
+    reading : how image files are read; None for the usual way
 
     Raises
     ------
@@ -266,7 +214,7 @@ def calibration_inputs(
     if isinstance(given, str | Path):
         path = Path(given)
         name, full_name = path.name or str(path), str(path)
-        sources = file_sources(path, layouts)
+        sources = file_sources(path, layouts, reading)
     else:
         name = full_name = "arrays in memory"
         sources = array_sources(given, layouts)
@@ -284,7 +232,8 @@ def calibration_inputs(
     def take(indices: Indices) -> dict[str, np.ndarray]:
         return {each: source.take(indices) for each, source in sources.items()}
 
-    return Inputs(count, description, model_batching.size, np.arange(count), take, total)
+    pixels = {each: source.pixels for each, source in sources.items() if source.pixels}
+    return Inputs(count, description, model_batching.size, np.arange(count), take, total, pixels=pixels)
 
 
 def _whole(shape: tuple[int, ...], run: int) -> Indices:

@@ -11,9 +11,11 @@ import numpy as np
 from onnxmerge.algorithms import sample_counts
 from onnxmerge.data import first_layers
 from onnxmerge.data.balance import balanced, held
+from onnxmerge.data.batching import batching, check_batch
 from onnxmerge.data.first_layers import InputProperties
 from onnxmerge.data.given_shapes import checked_shapes
-from onnxmerge.data.inputs import Inputs, batching, calibration_inputs, check_batch, synthetic_inputs
+from onnxmerge.data.images import image_reading_of
+from onnxmerge.data.inputs import Inputs, calibration_inputs, synthetic_inputs
 from onnxmerge.data.synthetic import image_range_of
 from onnxmerge.execution.first_run import batch_that_fits
 from onnxmerge.execution.input_sizes import GivenShapes, with_given_sizes
@@ -99,7 +101,7 @@ def _synthetic(
     weights_only: bool,
     tell: Callable[[float], None] | None,
 ) -> tuple[Inputs, Inputs]:
-    properties = first_layers.input_properties(analysed.channels)
+    properties = first_layers.input_properties(analysed.channels.facts)
     made = partial(inputs_for, session, analysed.shapes, properties=properties, max_memory=max_memory)
     check = held(made(replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS))
     if weights_only:
@@ -182,7 +184,8 @@ def _inputs_for(session: Session, shapes: Shapes, options: InputOptions, count: 
         specs = tuple(with_given_sizes(specs, GivenShapes(sizes)))
         call_size = max((sizes[name][0] for name in batching(specs, shapes).batched & sizes.keys()), default=1)
     if options.calibration is not None:
-        given = replace(calibration_inputs(options.calibration, specs, shapes, image_range), call_size=call_size)
+        given = calibration_inputs(options.calibration, specs, shapes, image_range, image_reading_of(options))
+        given = replace(given, call_size=call_size)
         if options.samples is None or given.count <= options.samples or given.batch_size is not None:
             return given
         return given.subset(np.linspace(0, given.count - 1, options.samples).astype(np.int64), "evenly chosen")

@@ -29,6 +29,7 @@ _COVERAGE = 40 * _MEAN_VOLUME[2] * 8 * math.log(10) / 0.99 / 32**2  # mean numbe
 # together the variance is about one
 _SHARED_COLOUR, _CHANNEL_COLOUR, _PIXEL_NOISE = 0.85, 0.45, 0.1
 _WINDOW_PIXELS = 1 << 18  # painted at once: bounds the memory, and stays in the cache
+UNKNOWN_IDS = "ids 0 and 1"  # kind of sampler where nothing says how large the ids are
 _CHANNEL_COUNTS = (1, 3, 4)  # of images: grey, RGB, RGBA
 # Of photographs with pixels in [0, 1], about those of ImageNet
 _PHOTOGRAPH_MEAN, _PHOTOGRAPH_STD = 0.45, 0.25
@@ -61,6 +62,12 @@ class ImageRange:
             raise OptionError(f"`mean` {as_text(self.mean)}: finite numbers are needed, one for all channels or one for each")
         if not self.std or not all(math.isfinite(value) and value > 0 for value in self.std):
             raise OptionError(f"`std` {as_text(self.std)}: numbers above 0 are needed, one for all channels or one for each")
+
+    @property
+    def text(self) -> str:
+        """`range 0 to 1, mean 0.485,0.456,0.406, std 0.229,0.224,0.225`."""
+        mean, std = (",".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"range {self.low:g} to {self.high:g}, mean {mean}, std {std}"
 
     def apply(self, pixels: NDArray[np.floating], axis: int, name: str) -> Floats:
         """Pixels in [0, 1] with channels on `axis` as inputs; `name` is the input's. InputError for other channel counts."""
@@ -129,7 +136,9 @@ def sampler(spec: TensorSpec, shape: tuple[int, ...], image_range: ImageRange | 
         return Sampler("booleans", _one_by_one(lambda rng: rng.random(sample) < 0.5, spec.dtype))
     if integers and not (spec.dtype == np.uint8 and rank == 4):
         bound = 2 if limit is None else limit
-        return Sampler("ids", _one_by_one(lambda rng: rng.integers(0, bound, sample), spec.dtype))
+        return Sampler(
+            UNKNOWN_IDS if limit is None else "ids", _one_by_one(lambda rng: rng.integers(0, bound, sample), spec.dtype)
+        )
     if 3 <= rank <= 5:
         kind = "dead-leaves images" if rank == 4 else "dead leaves"
         return Sampler(kind, lambda generators: _image_like(generators, spec, shape, image_range))

@@ -7,8 +7,10 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnxmerge.data.batching import check_batch
+from onnxmerge.data.first_layers import properties_of_file
 from onnxmerge.data.given_shapes import first_runs_of_pair
-from onnxmerge.data.inputs import Inputs, check_batch
+from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import OptionError
 from onnxmerge.evaluation.latency import compare_latency
@@ -125,7 +127,8 @@ def benchmark(
     runs, candidate_runs = first_runs_of_pair(reference, candidate, options, runtime.max_memory)
     shapes, candidate_shapes = shapes_of(runs.first), shapes_of(candidate_runs.first)
     session, _ = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
-    inputs = inputs_for(session, shapes, options, count=max(2, *(batch or 1 for batch in batches)), fresh=True)
+    count = max(2, *(batch or 1 for batch in batches))
+    inputs = inputs_for(session, shapes, options, count, properties_of_file(reference), fresh=True)
     for batch in batches:
         check_batch(reference, inputs.batch_size, batch, shapes)
     sizes = size_of_file(reference, shapes), size_of_file(candidate, candidate_shapes)

@@ -10,7 +10,8 @@ The second factor, the total variation, is the least probability with which deci
 Peres, Markov Chains and Mixing Times, proposition 4.7). The first is what it costs of the accuracy, if the reference's
 probabilities are right, to take its second class for its best. Of a sequence its largest step counts: one
 changed step changes the whole, and errors of the steps go together. (Of the words of a reader 0.20 were expected to change by the
-largest, 0.43 with independent steps, and 0.18 did.)
+largest, 0.43 with independent steps, and 0.18 did.) Heat maps (N, keypoints, positions) are no sequences of decisions: their
+second best place lies beside the best one, where classes are in no order.
 
 On synthetic inputs a network's probabilities say nothing of how sure it is on data, and there are enough of them to count: of the
 best classes, of inputs or steps, that change there, `SYNTHETIC_SHARE` is expected to.
@@ -31,6 +32,9 @@ accuracy that they lose with a correlation of 0.85, the fidelity with 0.78."""
 LEAST_LEAD = 0.1
 """Mean p1 - p2 below which scores before a softmax count as something else, such as features: ten classifiers have 0.46 and more,
 on synthetic inputs 0.22."""
+PLACES, BESIDE = 16, 1 / 3
+"""Steps of at least so many values are places, not classes, where in more than this share of them the second largest value is
+beside the largest: by chance it is in at most an eighth, on a smooth peak in a half or more."""
 
 
 @dataclass
@@ -41,8 +45,9 @@ class ChangedDecisions:
     ----------
     samples : int
         Inputs with decisions.
-    changed, flipped, leads : float
-        Sums over these of `changed`, of the share of the steps whose best class changes, and of their mean p1 - p2.
+    changed, flipped, leads, beside : float
+        Sums over these of `changed`, of the share of the steps whose best class changes, of their mean p1 - p2, and of the share
+        of the steps of a sequence that look like `PLACES`.
     has_probabilities : bool
         Whether the output holds probabilities for all of them, and not scores before a softmax.
     best : set of int
@@ -53,6 +58,7 @@ class ChangedDecisions:
     changed: float = 0.0
     flipped: float = 0.0
     leads: float = 0.0
+    beside: float = 0.0
     has_probabilities: bool = True
     best: set[int] = field(default_factory=set)
 
@@ -67,7 +73,10 @@ class ChangedDecisions:
         q = np.where(usable[..., np.newaxis], q, 0.0)
         if not has_probabilities:
             p, q = _softmax(p), _softmax(q)
-        second, first = np.moveaxis(np.partition(p, -2, axis=2)[..., -2:], 2, 0)
+        order = np.argpartition(p, -2, axis=2)[..., -2:]
+        second, first = np.moveaxis(np.take_along_axis(p, order, axis=2), 2, 0)
+        if reference.ndim == 3 and p.shape[2] >= PLACES:
+            self.beside += float(np.sum((np.abs(order[..., 1] - order[..., 0]) == 1).mean(axis=1)))
         variation = np.where(usable, np.minimum(0.5 * np.abs(p - q).sum(axis=2), 1.0), 1.0)
         self.samples += len(p)
         self.changed += float(np.sum(((first - second) * variation).max(axis=1)))
@@ -79,7 +88,7 @@ class ChangedDecisions:
     def share(self, samples: int, *, synthetic: bool) -> float | None:
         """The share of so many inputs, on data; None where not all of them had decisions, or where they were all the same."""
         is_sure = self.has_probabilities or self.leads >= LEAST_LEAD * self.samples
-        if not 0 < samples == self.samples or not is_sure or len(self.best) < 2:
+        if not 0 < samples == self.samples or not is_sure or len(self.best) < 2 or self.beside > BESIDE * samples:
             return None
         return (SYNTHETIC_SHARE * self.flipped if synthetic else self.changed) / samples
 

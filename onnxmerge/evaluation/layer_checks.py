@@ -30,7 +30,7 @@ def compare_some_layers(reference: Path, candidate: Path, inputs: Inputs, shapes
     """Compare two models layer by layer on the first inputs, more of them where the tensors are small, one in each run."""
     batch = inputs.batch_size or 1
     count = min(inputs.count, max(LAYER_INPUTS, min(MAX_LAYER_INPUTS, LAYER_WORK // max(_elements(shapes), 1)), batch))
-    some = inputs.subset(np.arange(count - count % batch), "first")
+    some = inputs.subset(np.arange(count - count % batch), "the first ones")
     return compare_layers(reference, candidate, some.batches(1), (str(reference), str(candidate)))
 
 

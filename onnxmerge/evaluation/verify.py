@@ -6,6 +6,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnxmerge.data.first_layers import properties_of_file
 from onnxmerge.data.given_shapes import first_runs_of_pair
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.labels import read_labels
@@ -27,7 +28,7 @@ from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of, takes
 from onnxmerge.results import Size, Verification
 from onnxmerge.results.execution import chosen_sizes
-from onnxmerge.results.fidelity import few_inputs
+from onnxmerge.results.fidelity import constant_outputs, few_inputs
 
 
 @takes(InputOptions, RuntimeOptions, Thresholds)
@@ -101,7 +102,8 @@ def _verify_files(
     pair = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     sizes = size_of_file(reference, shapes), size_of_file(candidate, candidate_shapes)
     graphs = [read_graph_view(model, str(model)) for model in (reference, candidate)]
-    inputs = inputs_for(pair[0], shapes, given, max_memory=runtime.max_memory, fresh=True)
+    properties = properties_of_file(reference)
+    inputs = inputs_for(pair[0], shapes, given, properties=properties, max_memory=runtime.max_memory, fresh=True)
     classes = None if label_file is None else read_labels(label_file, inputs)
     same_channel_counts = graphs[0].layers == graphs[1].layers
     check_layers = not same_channel_counts and not thresholds.outputs_given and fits_in_memory(shapes)
@@ -115,7 +117,13 @@ def _verify_files(
     not_finite = (*of_reference, *weights_not_finite(graphs[1].proto, candidate.parent))
     failures = (*not_finite, *failures_of(fidelity, thresholds, graphs[1].float_types), *layer_failures(layer_comparison))
     failures += _missed_sizes(*sizes, thresholds)
-    warnings = (*chosen_sizes(runs.inputs), *few_inputs(inputs.count, inputs.description), *_seen_inputs(graphs[1].proto, inputs))
+    warnings = (
+        *chosen_sizes(runs.inputs),
+        *few_inputs(inputs.count, inputs.description),
+        *_seen_inputs(graphs[1].proto, inputs),
+        *constant_outputs(fidelity),
+        *inputs.warnings(),
+    )
     return Verification(str(reference), str(candidate), fidelity, failures, *sizes, runs.inputs, warnings)
 
 

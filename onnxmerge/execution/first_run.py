@@ -94,7 +94,7 @@ def first_observations(
         None if each is None else {name: _observation(*value) for name, value in each.items()} for each in answer["runs"]
     )
     assert first is not None
-    return FirstRuns(first, second, answer["origins"])
+    return FirstRuns(first, second, answer["origins"], given.pixels)
 
 
 def batch_that_fits(shapes: Mapping[str, tuple[int, ...]], feeds: Feeds, max_memory: int | None = None) -> int:
@@ -125,7 +125,7 @@ def main(memory_bytes: int, model: Path, label: str, given: GivenShapes) -> None
     limit_own_memory(memory_bytes)
     answer: dict[str, Any]
     try:
-        *runs, origins = observe_twice(model, label=label, allowed=allowed, given=given)
+        *runs, origins, _ = observe_twice(model, label=label, allowed=allowed, given=given)
         open_session(model, optimise=True, label=label)  # folds constants
         with contextlib.suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError):
             onnx.shape_inference.infer_shapes(export_without_weights(load(model)), data_prop=True)  # as export does

@@ -36,10 +36,13 @@ class GivenShapes:
         By input the size of every axis, None for those that stay open.
     origins : Mapping of str to str
         By input where that comes from: "given", "calibration", or "reference" for those of another model.
+    pixels : Mapping of str to str
+        By input how the pixels of the user's images become its values.
     """
 
     shapes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
+    pixels: Mapping[str, str] = field(default_factory=dict)
 
 
 NOTHING_GIVEN = GivenShapes()
@@ -123,7 +126,7 @@ def _changed(axes: Sequence[Axis], size: Mapping[Axis, int], skew: int) -> Itera
 
 
 def origins_of(inputs: Sequence[TensorSpec], trial: Trial, other: Shapes | None, given: GivenShapes) -> dict[str, str]:
-    """By input where its sizes come from: "fixed" in the file, "given", "calibration", "graph" or "chosen".
+    """By input where its sizes come from: "fixed" in the file, all but the "batch", "given", "calibration", "graph" or "chosen".
 
     other: shapes of another run that succeeded; sizes of which none other runs are said by the graph.
     """
@@ -136,7 +139,7 @@ def origins_of(inputs: Sequence[TensorSpec], trial: Trial, other: Shapes | None,
         if own and spec.name in given.shapes and (own - batches or None not in given.shapes[spec.name]):
             origins[spec.name] = given.origins[spec.name]
         elif own <= batches:
-            origins[spec.name] = "fixed"
+            origins[spec.name] = "batch" if own else "fixed"
         elif own - batches <= known.keys():
             origins[spec.name] = next(iter(given.origins.values()))
         else:

@@ -58,16 +58,21 @@ class FirstRuns(NamedTuple):
         where no input is dynamic or no second run succeeds.
     origins : dict of str to str
         By input where its sizes come from, see `origins_of`.
+    pixels : Mapping of str to str
+        By input how the pixels of the user's images become its values.
     """
 
     first: Observations
     second: Observations | None
     origins: dict[str, str]
+    pixels: Mapping[str, str]
 
     @property
     def inputs(self) -> tuple[InputShape, ...]:
         """The sizes of the first run, for reports."""
-        return tuple(InputShape(name, self.first[name].shape, origin) for name, origin in self.origins.items())
+        return tuple(
+            InputShape(name, self.first[name].shape, origin, self.pixels.get(name, "")) for name, origin in self.origins.items()
+        )
 
 
 def anything_goes(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -157,7 +162,7 @@ def observe_twice(
     trial, first = next((each for each in ran if agrees(session.inputs, declared, each[1])), ran[0])
     second = _observe_otherwise(session, trial.shapes, seed, allowed)
     others = None if second is None else {spec.name: second[spec.name].shape for spec in session.inputs}
-    return FirstRuns(first, second, origins_of(session.inputs, trial, others, given))
+    return FirstRuns(first, second, origins_of(session.inputs, trial, others, given), given.pixels)
 
 
 def agrees(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], observed: Observations) -> bool:

@@ -113,7 +113,7 @@ def analyse_model(path: Path, max_memory: int | None = None, given: GivenShapes 
         model = from_proto(unfused(model.proto, tensors), model.path)
         temporary = TemporaryModel(model)
         runs = first_observations(temporary.path, model.proto, label=path.name, max_memory=max_memory, given=given)
-    observed, observed_otherwise, _ = runs
+    observed, observed_otherwise = runs.first, runs.second
     observed = {**observed, **body_observations(model, observed)}
     shapes = shapes_of(observed)
     other_shapes = None if observed_otherwise is None else shapes_of(observed_otherwise)

@@ -176,12 +176,18 @@ class InputOptions(CheckedOptions):
     Attributes
     ----------
     calibration : Path, np.ndarray, Mapping[str, np.ndarray] or None
-        Unlabelled inputs: a .npz or .npy file, a folder of images or .npy files, an array of N inputs for a model with
-        one input, or a mapping from the model's input names to such arrays; None for synthetic inputs.
+        Unlabelled inputs: a .npz, .npy or .jsonl file (of token ids), a folder of images, .npy or .npz files, an array of N
+        inputs for a model with one input, or a mapping from the model's input names to such arrays; None for synthetic inputs.
     input_range : tuple[float, float] or None
         (low, high): what pixels 0 and 255 become; None for (0, 1).
     mean, std : tuple[float, ...] or None
         Subtracted from pixels and then divided by, one number for all channels or one for each; None for (0,) and (1,).
+    fit : str or None
+        How image files get the model's height and width: "crop" (scaled until they cover it, then cut about the centre),
+        "resize" (height and width scaled apart) or "letterbox" (scaled until they fit in, 114 around them); None for crop.
+    color : str or None
+        Order of the channels that the model takes, for image files: "rgb" or "bgr", also that of `mean` and `std`; None for
+        rgb.
     input_shape : Mapping[str, tuple[int, ...]] or None
         Sizes of dynamic inputs by name: {"x": (1, 3, 640, 640)}, or without the name of a single one; the first is that of a call
         where models are timed, unless `batch` is given. None for those of the calibration inputs, of the graph, or usual ones.
@@ -197,6 +203,8 @@ class InputOptions(CheckedOptions):
     input_range: tuple[float, float] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    fit: str | None = None
+    color: str | None = None
     input_shape: Mapping[str, tuple[int, ...]] | None = None
     samples: int | None = None
     seed: int = 0

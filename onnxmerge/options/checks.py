@@ -15,6 +15,8 @@ CRITERION_NAMES = ("auto", "reconstruction", "l1-norm", "l2-norm", "l2-gm")
 SCOPES = ("all", "chains")
 TARGETS = ("params", "macs", "latency")
 PROVIDERS = ("auto", "cuda", "cpu", "tensorrt")
+FITS = ("crop", "resize", "letterbox")
+COLORS = ("rgb", "bgr")
 CUDNN_SEARCHES = ("exhaustive", "heuristic", "default")
 MOST_SAMPLES = 10**8  # their numbers alone take 800 MB
 LARGEST_SIZE = 2**31 - 1  # of one axis; the product is limited by the memory of the first run
@@ -181,6 +183,8 @@ CHECKS = {
     "cosine_weight": _SHARE,
     "calibration": Check("a path, an array, or a mapping from the model's input names to arrays", _is_calibration),
     "input_shape": Check("sizes of at least 1, such as 1,3,640,640 or NAME:1,3,640,640", _are_shapes),
+    "fit": _one_of(FITS),
+    "color": _one_of(COLORS),
     "samples": _at_least(2, MOST_SAMPLES),
     "seed": _at_least(0),
     "threads": _at_least(1, MOST_THREADS),

@@ -6,7 +6,7 @@ from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
 from onnxmerge.pruning.kept_counts import fast_multiple
 from onnxmerge.results import Fidelity, LatencyComparison, Size
-from onnxmerge.results.fidelity import few_inputs
+from onnxmerge.results.fidelity import constant_outputs, few_inputs
 
 LITTLE = 0.02
 """Share of a model that is next to nothing: no runtime is measurably faster without it."""
@@ -40,7 +40,8 @@ def warnings_of(
         *_next_to_nothing(found, original),
         *_missed_latency(found, latency, options),
         *_few_inputs(checking, options),
-        *_constant_outputs(fidelity),
+        *(() if fidelity is None else constant_outputs(fidelity)),
+        *checking.warnings(),
     )
 
 
@@ -75,10 +76,3 @@ def odd_widths(candidate: Candidate, options: CompressOptions) -> str:
         return ""
     remedy = "try whole multiples" if options.pruning.plan is not None else "try `round_to=measured`"
     return f"{odd} of {len(candidate.groups)} groups keep counts that convolutions do not compute at once: {remedy}"
-
-
-def _constant_outputs(fidelity: Fidelity | None) -> list[str]:
-    names = [output.name for output in (() if fidelity is None else fidelity.outputs) if output.is_constant]
-    what = f"outputs {', '.join(names)} are" if len(names) > 1 else f"output {', '.join(names)} is"
-    cure = "what its fidelity says of other inputs is little; give `calibration` with inputs that it tells apart"
-    return [f"{what} the same for all inputs it was compared on: {cure}"] if names else []

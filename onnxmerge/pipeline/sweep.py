@@ -9,6 +9,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnxmerge.data.calibration import NEEDED
 from onnxmerge.data.given_shapes import given_shapes
 from onnxmerge.errors import InputError, OptionError
 from onnxmerge.evaluation.benchmark import benchmark
@@ -162,7 +163,7 @@ def _common_options(options: CompressOptions) -> CompressOptions:
         raise OptionError("`sweep` marks what is slower and fails for no `min_speedup`: give it to `compress`")
     path, runtime = options.inputs.calibration_path, options.runtime
     if path is not None and not path.exists():
-        raise InputError(f"{path} does not exist: a .npz or .npy file, or a folder of images or .npy files, is needed")
+        raise InputError(f"{path} does not exist: {NEEDED} is needed")
     provider = provider_of(runtime).option if runtime.provider == "auto" else runtime.provider
     runtime = replace(runtime, provider=provider, threads=runtime.threads or default_threads())
     return replace(options, inputs=options.inputs.absolute(), runtime=runtime)

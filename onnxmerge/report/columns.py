@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from onnxmerge.report.sentences import speedup_text
 from onnxmerge.report.tables import Column
@@ -186,21 +187,23 @@ def deviation_columns(layers: LayerComparison) -> list[Column]:
     ]
 
 
-def sweep_columns(sweep: Sweep) -> list[Column]:
-    """A row for each target: what is left of the model, how close and how fast it is."""
+def sweep_columns(sweep: Sweep, *, narrow: bool = False) -> list[Column]:
+    """A row for each target: what is left of the model, how close and how fast it is; narrow: without intervals of the speed."""
     points, before = sweep.points, sweep.before
     sizes = [point.after for point in points]
     columns = [
         Column("target", [point.target for point in points], left=True),
         Column("params", [_DASH if size is None else share_left(before.parameters, size.parameters) for size in sizes]),
         Column("MACs", [_DASH if size is None else share_left(before.macs, size.macs) for size in sizes]),
-        Column("file", [_DASH if size is None else file_size(size.file_bytes) for size in sizes]),
+        Column("file", [_DASH if size is None else file_size(size.file_bytes) for size in sizes], optional=True),
         Column("fidelity", [_or_dash(point.fidelity, closeness) for point in points]),
     ]
     if any(point.top1_agreement is not None for point in points):
-        columns.append(Column("same best class", [_or_dash(point.top1_agreement, percent) for point in points]))
+        agreements = [_or_dash(point.top1_agreement, percent) for point in points]
+        columns.append(Column("same best class", agreements, optional=True))
     if any(point.latency is not None for point in points):
-        speedups = [_DASH if point.latency is None else speedup_text(point.latency) for point in points]
+        text = partial(speedup_text, narrow=narrow)
+        speedups = [_DASH if point.latency is None else text(point.latency) for point in points]
         columns.append(Column("as fast", speedups, tones=_tones([point.latency for point in points])))
     return columns
 

@@ -38,12 +38,16 @@ class Provenance:
         Versions of onnxmerge, its dependencies, Python and the system, by name.
     sha256 : dict
         SHA-256 of the models, with their weights in other files, by path.
+    defaults : str
+        Options that the command took from [tool.onnxmerge] of a pyproject.toml, and the path of that file; empty where it took
+        none.
     """
 
     command: str = ""
     made_at: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
+    defaults: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from onnxmerge.report.reasons import reasons
 from onnxmerge.report.tables import Column, without_common
 from onnxmerge.report.verdict import verdict_of
 from onnxmerge.report.wording import as_command_line, listed, printable, shortened
-from onnxmerge.results import Benchmark, Compression, Fidelity, GroupResult, Inspection, Sweep, Verification
+from onnxmerge.results import Benchmark, Compression, Fidelity, GroupResult, Inspection, Verification
 from onnxmerge.results.execution import chosen_sizes
 
 MAX_NAMES = 6  # of one reason
@@ -88,9 +88,9 @@ def _fidelity(fidelity: Fidelity | None) -> str:
 
 
 def _facts(result: Result, provenance: Provenance) -> str:
-    inputs = () if isinstance(result, Sweep) else result.inputs
     lines = [_code(provenance.command)] if provenance.command else []
-    lines += filter(None, [_text(sentences.sizes_line(inputs) or "")])
+    lines += [_text(f"options: {provenance.defaults}")] if provenance.defaults else []
+    lines += map(_text, sentences.inputs_lines(result.inputs))
     lines += [f"SHA-256 of {_code(path)}: {_code(digest)}" for path, digest in provenance.sha256.items()]
     lines += [_text(", ".join(f"{name} {version}" for name, version in provenance.versions.items()))]
     return _details("How to reproduce this", "\n".join(f"- {line}" for line in lines if line))

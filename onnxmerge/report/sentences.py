@@ -26,6 +26,7 @@ MAX_NODES = 6  # names of nodes in one line
 NODE_WIDTH, LAYER_WIDTH = 36, 60  # characters of a name in a list, and of one alone
 _ORIGINS = {
     "fixed": "fixed in the model",
+    "batch": "fixed in the model but for the batch",
     "given": "given",
     "calibration": "of the calibration inputs",
     "graph": "as the graph tells",
@@ -79,10 +80,11 @@ def provenance_line(provenance: Mapping[str, str]) -> str | None:
     return f"{made}, options {told['options']}{close}"
 
 
-def sizes_line(inputs: Sequence[InputShape]) -> str | None:
-    """The sizes of a model's inputs that figures hold for, and where they come from; None where they are not known."""
+def inputs_lines(inputs: Sequence[InputShape]) -> list[str]:
+    """The sizes of a model's inputs that figures hold for and where they come from, and how images became inputs."""
     texts = [f"{printable(each.text)}, {_ORIGINS[each.origin]}" for each in inputs]
-    return f"for inputs of the sizes {listed(texts, MAX_NODES, LAYER_WIDTH)}" if texts else None
+    sizes = [f"for inputs of the sizes {listed(texts, MAX_NODES, LAYER_WIDTH)}"] if texts else []
+    return sizes + [f"images: {each.pixels}" for each in inputs if each.pixels]
 
 
 def fidelity_title(fidelity: Fidelity) -> str:
@@ -96,11 +98,11 @@ def accuracy_line(accuracy: Accuracy) -> str:
     return f"accuracy on the labels: {percent(accuracy.reference, 2)} before, {percent(accuracy.candidate, 2)} after ({points})"
 
 
-def speedup_text(latency: LatencyComparison) -> str:
-    """`1.50x [1.45, 1.54]`, and behind it that it is slower or that no difference could be measured."""
+def speedup_text(latency: LatencyComparison, *, narrow: bool = False) -> str:
+    """`1.50x [1.45, 1.54]`, and behind it that it is slower or that no difference could be measured; narrow: no interval."""
     low, high = latency.speedup_interval
     word = "" if latency.verdict == "faster" else f" {latency.verdict}"
-    return f"{latency.speedup:.2f}x [{low:.2f}, {high:.2f}]{word}"
+    return f"{latency.speedup:.2f}x{'' if narrow else f' [{low:.2f}, {high:.2f}]'}{word}"
 
 
 def savings_line(latency: LatencyComparison) -> str | None:

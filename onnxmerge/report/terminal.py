@@ -40,7 +40,7 @@ def show_compression(console: Console, result: results.Compression) -> None:
     half = (console.width - 3) // 2
     _line(console, f"{shortened(result.model, half)} → {shortened(result.output, half)}", "bold")
     console.print(fitted(columns.size_columns(result), console.width))
-    _lines(console, [sentences.sizes_line(result.inputs)], "dim")
+    _lines(console, sentences.inputs_lines(result.inputs), "dim")
     if result.latency is not None:
         _latency(console, result.latency)
     _warnings(console, map(as_command_line, result.warnings))
@@ -50,7 +50,7 @@ def show_compression(console: Console, result: results.Compression) -> None:
 def show_verification(console: Console, result: results.Verification) -> None:
     """How close the outputs are; the error message of the command names what fails."""
     _fidelity(console, result.fidelity)
-    _lines(console, [sentences.sizes_line(result.inputs)], "dim")
+    _lines(console, sentences.inputs_lines(result.inputs), "dim")
     _warnings(console, map(as_command_line, result.warnings))
 
 
@@ -73,10 +73,11 @@ def show_sweep(console: Console, result: results.Sweep) -> None:
     """The original model, a row for each target, warnings, the files that were written."""
     _line(console, shortened(result.model, console.width), "bold")
     _line(console, sentences.size_line(result.before))
-    _lines(console, [sentences.sizes_line(result.inputs)], "dim")
+    _lines(console, sentences.inputs_lines(result.inputs), "dim")
     console.print()
     _line(console, f"{sentences.sweep_title(result)}: what is left, and how close", "bold")
-    console.print(fitted(columns.sweep_columns(result), console.width))
+    needed = [column for column in columns.sweep_columns(result) if not column.optional]
+    console.print(fitted(columns.sweep_columns(result, narrow=not fits(needed, console.width)), console.width))
     inputs = f"inputs: {printable(result.input_description)}" if result.input_description else None
     _lines(console, [inputs, sentences.sweep_timing_line(result)], "dim")
     _warnings(console, map(as_command_line, sentences.sweep_warnings(result)))
@@ -93,7 +94,7 @@ def show_verdict(console: Console, result: Result) -> None:
 
 def _inputs(console: Console, result: results.Inspection | results.Benchmark) -> None:
     """The sizes of the inputs, and a warning where the program chose them."""
-    _lines(console, [sentences.sizes_line(result.inputs)], "dim")
+    _lines(console, sentences.inputs_lines(result.inputs), "dim")
     _warnings(console, map(as_command_line, chosen_sizes(result.inputs)))
 
 

@@ -112,15 +112,16 @@ def _fidelity_text(fidelity: Fidelity) -> str:
 
 
 def _advice(result: Compression, is_smaller: bool) -> str:
+    """The one thing to do next that matters most: outputs that are far off, then inputs, then speed."""
     latency, fidelity = result.latency, result.fidelity
-    lines = list(latency.likely_reasons[:1]) if latency is not None and is_smaller else []
-    if fidelity is not None and is_smaller and _is_doubtful(fidelity):
-        lines.append("most of what makes the outputs differ from input to input is lost: let more stay")
-    if fidelity is not None and "synthetic" in fidelity.input_description and (not is_smaller or _is_doubtful(fidelity)):
-        lines.append(f"with {USEFUL_INPUTS} inputs of yours more can go, and its figures can be believed: `calibration=DIR`")
-    if not is_smaller and not result.groups:
-        lines.append("the reasons are listed by layer")
-    return _sentences(lines)
+    if is_smaller and fidelity is not None and _is_doubtful(fidelity):
+        return _sentences(["most of what makes the outputs differ from input to input is lost: let more stay"])
+    if not is_smaller and fidelity is not None and "synthetic" in fidelity.input_description:
+        believed = "and its figures can be believed: `calibration=DIR`"
+        return _sentences([f"with {USEFUL_INPUTS} inputs of yours more can go, {believed}"])
+    if not is_smaller:
+        return "" if result.groups else _sentences(["the reasons are listed by layer"])
+    return _sentences(() if latency is None else latency.likely_reasons[:1])
 
 
 def _is_doubtful(fidelity: Fidelity) -> bool:

@@ -38,13 +38,18 @@ class InputShape:
     shape : list of int
         Size of every axis in one call; the outputs are compared, and the models timed, with other numbers of inputs too.
     origin : str
-        Where the sizes come from: "fixed" in the model's file but for the number of inputs in one call, "given" by the user,
-        "calibration" inputs, "graph" for constants that agree with these sizes only, or "chosen" by the program.
+        Where the sizes come from: "fixed" in the model's file, all of them but the "batch" (the number of inputs in one call),
+        "given" by the user, "calibration" inputs, "graph" for constants that agree with these sizes only, or "chosen" by the
+        program.
+    pixels : str
+        How pixels of the user's images became values: "resized to 224 x 224 (height x width), RGB, range 0 to 1, mean 0.5, std
+        0.25"; empty where there are no images, or where arrays are used as they are.
     """
 
     name: str
     shape: tuple[int, ...]
     origin: str
+    pixels: str = ""
 
     @property
     def text(self) -> str:

@@ -219,6 +219,14 @@ def few_inputs(count: int, description: str) -> list[str]:
     return [f"the fidelity rests on {description}, which is too few to rely on: give `calibration` with 100 inputs or more"]
 
 
+def constant_outputs(fidelity: Fidelity) -> list[str]:
+    """A warning that names outputs that are the same for all inputs."""
+    names = [output.name for output in fidelity.outputs if output.is_constant]
+    what = f"outputs {', '.join(names)} are" if len(names) > 1 else f"output {', '.join(names)} is"
+    cure = "what its fidelity says of other inputs is little; give `calibration` with inputs that it tells apart"
+    return [f"{what} the same for all inputs it was compared on: {cure}"] if names else []
+
+
 @dataclass(frozen=True)
 class Verification:
     """Result of `verify`.
