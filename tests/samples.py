@@ -86,6 +86,7 @@ COMPRESSION = Compression(
     seconds=12.3,
     seed=0,
     versions={},
+    simplifications=("12 chains of Add, Clip, Mul and Div became HardSigmoid and Mul",),
 )
 INSPECTION = Inspection("models/in.onnx", COMPRESSION.before, GROUPS, REFUSALS)
 PROVENANCE = Provenance(

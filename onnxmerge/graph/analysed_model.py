@@ -18,6 +18,7 @@ from onnxmerge.graph.channel_analysis import analyse_channels
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.cost import total_macs, total_parameters
 from onnxmerge.graph.refusal_shares import most_important_first
+from onnxmerge.graph.simplification import simplified
 from onnxmerge.graph.tensor_facts import Shapes, TensorFacts
 from onnxmerge.onnxio.finite import is_finite, weights_not_finite
 from onnxmerge.onnxio.model import Model, from_proto
@@ -34,18 +35,20 @@ class AnalysedModel:
     Attributes
     ----------
     model : Model
-        The model as loaded.
+        The model as loaded, simplified.
     channels : Channels
         Its channel analysis.
     observed : dict[str, Observation]
         Every tensor in a run on random inputs of the sizes on which everything is counted, checked and timed; of bodies as
         `body_observations` gives them.
     size : Size
-        Parameters, MACs for the shapes of that run, and bytes of the file.
+        Parameters, MACs for the shapes of that run, and bytes of the file as loaded.
     observed_otherwise : dict[str, Observation] or None
         Every tensor in a run with other sizes of the dynamic axes; None where nothing is dynamic.
     inputs : tuple[InputShape, ...]
         Sizes of the inputs in the first of these runs, and where they come from.
+    simplifications : tuple of str
+        What was simplified, a line each.
     """
 
     model: Model
@@ -54,6 +57,7 @@ class AnalysedModel:
     size: Size
     observed_otherwise: Observations | None = None
     inputs: tuple[InputShape, ...] = ()
+    simplifications: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -113,8 +117,11 @@ def analyse_model(path: Path, max_memory: int | None = None, given: GivenShapes 
         model = from_proto(unfused(model.proto, tensors), model.path)
         temporary = TemporaryModel(model)
         runs = first_observations(temporary.path, model.proto, label=path.name, max_memory=max_memory, given=given)
-    observed, observed_otherwise = runs.first, runs.second
-    observed = {**observed, **body_observations(model, observed)}
+    observed = {**runs.first, **body_observations(model, runs.first)}
+    size = size_of(model, shapes_of(observed), stored_bytes(path))
+    simpler = simplified(model, observed)
+    model, observed = simpler.model, simpler.observed(observed)
+    observed_otherwise = None if runs.second is None else simpler.observed(runs.second)
     shapes = shapes_of(observed)
     other_shapes = None if observed_otherwise is None else shapes_of(observed_otherwise)
     channels = analyse_channels(TensorFacts(model, shapes, values_of(observed), other_shapes))
@@ -124,10 +131,9 @@ def analyse_model(path: Path, max_memory: int | None = None, given: GivenShapes 
     not_finite = weights_not_finite(model.proto, model.folder) + of_layers
     if not_finite:
         raise ModelError(f"{path}: {not_finite[0]}; export the model anew")
-    size = size_of(model, shapes, stored_bytes(path))
     refusals = most_important_first(channels.facts, channels.refusals, size.parameters)
     channels = replace(channels, refusals=refusals)
-    return AnalysedModel(model, channels, observed, size, observed_otherwise, runs.inputs)
+    return AnalysedModel(model, channels, observed, size, observed_otherwise, runs.inputs, simpler.texts)
 
 
 def _inlined(model: Model) -> Model:

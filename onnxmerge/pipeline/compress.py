@@ -172,6 +172,7 @@ def compress_file(
         seed=options.inputs.seed,
         versions=versions(),
         inputs=analysed.inputs,
+        simplifications=analysed.simplifications,
     )
 
 

@@ -36,6 +36,7 @@ def _body(result: Result) -> Iterable[str]:
     if isinstance(result, Compression):
         yield _warnings(result.warnings)
         yield _table(columns.size_columns(result))
+        yield "\n".join(f"- {_text(line)}" for line in result.simplifications)
         yield from _groups(result.groups, compressed=True)
         yield _fidelity(result.fidelity)
     elif isinstance(result, Inspection):

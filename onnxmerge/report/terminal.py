@@ -40,7 +40,7 @@ def show_compression(console: Console, result: results.Compression) -> None:
     half = (console.width - 3) // 2
     _line(console, f"{shortened(result.model, half)} → {shortened(result.output, half)}", "bold")
     console.print(fitted(columns.size_columns(result), console.width))
-    _lines(console, sentences.inputs_lines(result.inputs), "dim")
+    _lines(console, [*sentences.inputs_lines(result.inputs), *result.simplifications], "dim")
     if result.latency is not None:
         _latency(console, result.latency)
     _warnings(console, map(as_command_line, result.warnings))

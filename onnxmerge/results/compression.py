@@ -120,6 +120,8 @@ class Compression:
         Versions of onnxmerge, its dependencies, Python and the system, by name.
     inputs : list of InputShape
         Sizes of the model's inputs on which MACs are counted, outputs compared and both models timed, and where they come from.
+    simplifications : list of str
+        What was rewritten or folded without changing what the model computes, a line each.
     """
 
     model: str
@@ -135,6 +137,7 @@ class Compression:
     seed: int
     versions: dict[str, str]
     inputs: tuple[InputShape, ...] = ()
+    simplifications: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
