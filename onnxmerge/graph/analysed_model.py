@@ -107,9 +107,9 @@ def analyse_model(path: Path, max_memory: int | None = None, given: GivenShapes 
             raise ModelError(f"{path} is in bfloat16, which ONNX Runtime does not compute on the CPU: {cure}") from error
         raise
     if any(map(is_fused, model.proto.graph.node)):
-        tensors = {name: (len(seen.shape), seen.dtype) for name, seen in runs.first.items()}
+        tensors = {name: (tuple(seen.shape), seen.dtype) for name, seen in runs.first.items()}
         stored = model.proto.graph.initializer
-        tensors |= {each.name: (len(each.dims), tensor_dtype_to_np_dtype(each.data_type)) for each in stored}
+        tensors |= {each.name: (tuple(each.dims), tensor_dtype_to_np_dtype(each.data_type)) for each in stored}
         model = from_proto(unfused(model.proto, tensors), model.path)
         temporary = TemporaryModel(model)
         runs = first_observations(temporary.path, model.proto, label=path.name, max_memory=max_memory, given=given)

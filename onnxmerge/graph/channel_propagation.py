@@ -59,9 +59,34 @@ def channel_axis_of(table: np.ndarray) -> int:
     return max(axis for axis, extent in enumerate(table.shape) if extent > 1)
 
 
+@dataclass(frozen=True)
+class HeadsOf:
+    """How an attention that is one operator reads the heads of one of its inputs.
+
+    Attributes
+    ----------
+    index : int
+        Which of the node's inputs it is: (batch, positions, heads width), or (batch, heads, positions, width).
+    count : int
+        Heads in it.
+    repeats : int
+        How many heads of the query read each of them.
+    """
+
+    index: int
+    count: int
+    repeats: int
+
+    def laid_out(self, values: np.ndarray, apart: bool = False) -> np.ndarray:
+        """(batch, heads, positions, width) of the input's values or ids, each head as often as it is read; apart: once."""
+        if values.ndim == 3:
+            values = values.reshape(*values.shape[:2], self.count, -1).swapaxes(1, 2)
+        return values if apart or self.repeats == 1 else values.repeat(self.repeats, 1)
+
+
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A product of two computed tensors (MatMul, Einsum), and the channels that it sums over or lets pass.
+    """A product of two computed tensors (MatMul, Einsum, in an Attention), and the channels that it sums over or lets pass.
 
     Attributes
     ----------
@@ -77,6 +102,8 @@ class Product:
         That of the channels.
     sources : tuple of (Layer, ndarray of shape (*rows, k)) or None
         For each factor the layer that writes its channels, and where on the layer's flattened outputs; None where it is not one.
+    heads : tuple of HeadsOf
+        Of query and key where the node is a whole attention; () where it is the product itself.
     """
 
     node: gs.Node
@@ -84,6 +111,7 @@ class Product:
     terms: tuple[str, str, str]
     letter: str
     sources: tuple[tuple[Layer, np.ndarray] | None, ...] = ()
+    heads: tuple[HeadsOf, ...] = ()
 
     @property
     def key(self) -> str:
