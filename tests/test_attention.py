@@ -40,12 +40,17 @@ def test_every_head_loses_its_share(name: str, tmp_path: Path) -> None:
     assert all(not shape or widths[layer] in shape for layer, shape in found.items())
 
 
+@pytest.mark.parametrize("whole_heads", [False, True], ids=["widths", "heads"])
 @pytest.mark.parametrize("name", ROWS)
-def test_what_is_left_is_the_masked_reference(name: str, tmp_path: Path) -> None:
+def test_what_is_left_is_the_masked_reference(name: str, whole_heads: bool, tmp_path: Path) -> None:
     tokens = 5 if name in FIXED else ("L", Fraction(1))
     batch = 2 if name == "attention-module" else ("N", Fraction(1))
-    outcome = prune_outcome(Generated(1, built(TOPOLOGIES[name]), {"x": (batch, tokens, 16)}), tmp_path)
+    graph = Generated(1, built(TOPOLOGIES[name]), {"x": (batch, tokens, 16)})
+    outcome = prune_outcome(graph, tmp_path, whole_heads=whole_heads)
     assert outcome.kind == "done", outcome.text
+    stored = weights_of(onnx.load(tmp_path / "out.onnx")).items()
+    read = next(value.shape for key, value in stored if key.startswith(("dense_w", "projection_w")))
+    assert HEADS.get(name, 2) * 4 in read  # half of the channels of every head, or every second head
 
 
 def test_logits_lose_no_more_than_their_smallest_singular_values(tmp_path: Path) -> None:
@@ -209,3 +214,21 @@ def test_widths_of_the_past_stay(case: str, tmp_path: Path) -> None:
     assert not found.channels.groups
     for part in "qkv":
         assert any(each.where == part and reason in each.text for each in found.channels.refusals)
+
+
+def test_heads_go_by_a_target_and_are_repaired(tmp_path: Path) -> None:
+    """Two heads of four that write what the others do: without them the layer behind gives the same."""
+    rng = np.random.default_rng(3)
+    weights = {f"{part}_w": np.tile(rng.normal(size=(16, 2, 8)), (1, 2, 1)).reshape(16, 32) for part in "qkv"}
+    weights["o"] = rng.normal(size=(32, 4))
+    nodes = [helper.make_node("MatMul", ["x", f"{part}_w"], [part], part) for part in "qkv"]
+    nodes += [helper.make_node("Attention", ["q", "k", "v"], ["y"], "attend", q_num_heads=4, kv_num_heads=4)]
+    nodes += [helper.make_node("MatMul", ["y", "o"], ["z"], "projection")]
+    feeds = {"x": rng.normal(size=(64, 5, 16)).astype(np.float32)}
+    model = of_nodes(nodes, weights, feeds, {"z": (64, 5, 4)}, 23)
+    for dimension in (model.graph.input[0], model.graph.output[0]):
+        dimension.type.tensor_type.shape.dim[0].dim_param = "N"
+    options = {"target": "params=0.55", "calibration": feeds, "whole_heads": True, **OPTIONS, "round_to": None}
+    result = compress(model, tmp_path / "small.onnx", **options)
+    assert [(group.channels, group.kept, group.method) for group in result.groups] == [(4, 2, "reconstruct")]
+    np.testing.assert_allclose(*(run(each, feeds)[0] for each in (model, onnx.load(tmp_path / "small.onnx"))), atol=0.05)

@@ -26,6 +26,7 @@ SEEDS = {
     "merge": (*range(16), *NEW[:5], *NEW[20:25], *NEW[40:43]),
     "reconstruct": (*range(6), *NEW[40:44]),
     "limit": range(6),
+    "heads": NEW[40:46],
 }
 """Seeds that every `make test` tries, by check: about 16 CPU seconds. `NEW` ones have the steps of `limited_sizes.py`,
 `recurrent.py` and `attention.py`."""

@@ -77,7 +77,9 @@ def values_of(observed: Observations) -> dict[str, np.ndarray]:
     return {name: observation.value for name, observation in observed.items() if observation.value is not None}
 
 
-def analyse_model(path: Path, max_memory: int | None = None, given: GivenShapes = NOTHING_GIVEN) -> AnalysedModel:
+def analyse_model(
+    path: Path, max_memory: int | None = None, given: GivenShapes = NOTHING_GIVEN, whole_heads: bool = False
+) -> AnalysedModel:
     """Load a model, run it on small random inputs, and find its channel groups.
 
     Parameters
@@ -88,6 +90,8 @@ def analyse_model(path: Path, max_memory: int | None = None, given: GivenShapes 
         Bytes that its first run may take; by default as `first_observations` says.
     given : GivenShapes
         Sizes of its inputs that are not to be chosen.
+    whole_heads : bool
+        Whether what goes of an attention is whole heads.
 
     Raises
     ------
@@ -117,7 +121,7 @@ def analyse_model(path: Path, max_memory: int | None = None, given: GivenShapes 
     observed = {**observed, **body_observations(model, observed)}
     shapes = shapes_of(observed)
     other_shapes = None if observed_otherwise is None else shapes_of(observed_otherwise)
-    channels = analyse_channels(TensorFacts(model, shapes, values_of(observed), other_shapes))
+    channels = analyse_channels(TensorFacts(model, shapes, values_of(observed), other_shapes), whole_heads)
     of_layers = [
         f"the weight of {each.name} holds NaN or infinity" for each in channels.layers if not is_finite(each.stored_weight)
     ]

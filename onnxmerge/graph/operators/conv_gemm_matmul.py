@@ -9,7 +9,7 @@ from onnxmerge.errors import Reason, Refusal, refusal
 from onnxmerge.graph.channel_ids import Ids, along_axis, varying_axes
 from onnxmerge.graph.channel_propagation import ChannelPropagation, EqualGroups, HeadsOf, Product
 from onnxmerge.graph.layers import Layer
-from onnxmerge.graph.nodes import has_input, node_name, node_refusal
+from onnxmerge.graph.nodes import has_input, node_key, node_name, node_refusal
 from onnxmerge.onnxio import surgeon as gs
 
 
@@ -99,14 +99,18 @@ def product(
     """A product of two tensors that the graph computes; terms: a letter for each axis of both and of the result, as in Einsum.
 
     Channels on an axis that only one of them has pass (values of an attention); those on the axis that is summed end, and go in
-    pairs (query and key). Both may differ from position to position of the axes that all three share (heads).
+    pairs (query and key). Both may differ from position to position of the axes that all three share (heads); where whole heads
+    go, these axes are those of the channels, which pass.
 
     operands: ids and letters of those with channels, where the node is a whole attention; heads: how it reads them.
     """
     left, right, result = terms
     shared = "".join(letter for letter in result if letter in left and letter in right)
     found: list[tuple[str, Ids]] = []
-    for ids, letters in operands or zip(map(propagation.ids, node.inputs), terms, strict=False):
+    operands = operands or list(zip(map(propagation.ids, node.inputs), terms, strict=False))
+    if propagation.whole_heads and any(letters[axis] in shared for ids, letters in operands for axis in varying_axes(ids)):
+        return [_whole_heads(propagation, node, operands, shared, result)]
+    for ids, letters in operands:
         own = [letters[axis] for axis in varying_axes(ids) if letters[axis] not in shared]
         if not own:  # whole heads, which stay: a bias for each, from a table
             propagation.pin(ids, node_refusal(node, Reason.TWO_COMPUTED_FACTORS))
@@ -125,6 +129,24 @@ def product(
     propagation.pin(np.where((ids > 0) == (others > 0), 0, ids + others), node_refusal(node, Reason.TWO_COMPUTED_FACTORS))
     propagation.products.append(Product(node, (ids, others)[: 1 + is_summed], terms, letter, heads=heads))
     return [none if is_summed else _with_axes(ids, shared + letter, result)]
+
+
+def _whole_heads(
+    propagation: ChannelPropagation, node: gs.Node, operands: Sequence[tuple[Ids, str]], shared: str, result: str
+) -> Ids:
+    """The ids of a product whose channels are the heads: each with all of its positions on other axes, in both operands."""
+    heads = np.zeros((1,) * len(shared), np.int64)
+    for ids, letters in operands:
+        rows = np.moveaxis(ids, [axis for axis, each in enumerate(letters) if each in shared], range(len(shared)))
+        propagation.head_ids.append(rows.reshape(np.prod(rows.shape[: len(shared)]), -1))
+        own = _with_axes(
+            propagation.unite_except(ids, [axis for axis, each in enumerate(letters) if each in shared]), letters, shared
+        )
+        propagation.united.unite(heads, own)
+        why = node_refusal(node, Reason.TWO_COMPUTED_FACTORS)
+        propagation.pin(np.where(((heads > 0) == (own > 0)) | ~heads.any(), 0, heads + own), why)
+        heads = np.where(heads > 0, heads, own)
+    return _with_axes(heads, shared, result)
 
 
 def _with_axes(ids: Ids, terms: str, letters: str) -> Ids:
@@ -165,7 +187,8 @@ def _start_layer(
 
     index: of the weight among the inputs; axes: of the channels in what it reads and writes.
     """
-    out = propagation.united.new_ids(out_count)
+    numbers = propagation.heads_of_layers.get(node_key(node), np.arange(out_count))
+    out: Ids = propagation.united.new_ids(int(numbers.max()) + 1)[numbers]
     out_ids = out.reshape(len(in_ids), -1)
     rank = len(propagation.known_shape(node.outputs[0]))
     propagation.layers.append(Layer(node, index, layout, in_ids, out_ids, weight, *axes, rank))
