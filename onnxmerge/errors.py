@@ -60,6 +60,8 @@ class Reason(Enum):
     SHAPE_UNKNOWN = "the shape of {tensor} could not be observed"
     COMPUTED_WEIGHT = "the weight of {operator} is computed by the graph"
     TWO_COMPUTED_FACTORS = "{operator} multiplies two computed tensors"
+    PACKED_HEADS = "{operator} with a past, a rotation, packed heads or starts in its mask is not taken apart"
+    WIDTH_OF_KERNEL = "{operator} runs only with heads of key, value and past that are equally wide, in multiples of 8"
     COMPUTED_AXES = "{operator} along axes that the graph computes"
     COMPUTED_SHAPE = "{operator} to a shape that the graph computes"
     MOVED_BY_SIZE = "{operator} moves channels to positions that depend on the size of the input"

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 from random_graphs import Generated
 from random_graphs.faults import prune_outcome
 from running import analysed, built, run, weights_of
@@ -17,7 +18,7 @@ from onnxmerge.pipeline.compress import compress
 
 pytestmark = pytest.mark.usefixtures("harmless_models")
 
-HEADS = {"attention-llama": 4}
+HEADS = {"attention-llama": 4, "attention-operator-heads": 4}
 FIXED = {"attention-vit", "attention-module", "attention-module-any-batch", "attention-block"}
 """Those whose number of tokens is a literal."""
 ROWS = [name for name in TOPOLOGIES if name.startswith("attention-")]
@@ -39,12 +40,17 @@ def test_every_head_loses_its_share(name: str, tmp_path: Path) -> None:
     assert all(not shape or widths[layer] in shape for layer, shape in found.items())
 
 
+@pytest.mark.parametrize("whole_heads", [False, True], ids=["widths", "heads"])
 @pytest.mark.parametrize("name", ROWS)
-def test_what_is_left_is_the_masked_reference(name: str, tmp_path: Path) -> None:
+def test_what_is_left_is_the_masked_reference(name: str, whole_heads: bool, tmp_path: Path) -> None:
     tokens = 5 if name in FIXED else ("L", Fraction(1))
     batch = 2 if name == "attention-module" else ("N", Fraction(1))
-    outcome = prune_outcome(Generated(1, built(TOPOLOGIES[name]), {"x": (batch, tokens, 16)}), tmp_path)
+    graph = Generated(1, built(TOPOLOGIES[name]), {"x": (batch, tokens, 16)})
+    outcome = prune_outcome(graph, tmp_path, whole_heads=whole_heads)
     assert outcome.kind == "done", outcome.text
+    stored = weights_of(onnx.load(tmp_path / "out.onnx")).items()
+    read = next(value.shape for key, value in stored if key.startswith(("dense_w", "projection_w")))
+    assert HEADS.get(name, 2) * 4 in read  # half of the channels of every head, or every second head
 
 
 def test_logits_lose_no_more_than_their_smallest_singular_values(tmp_path: Path) -> None:
@@ -105,3 +111,124 @@ def test_a_rotation_is_not_repaired_and_pairs_go_together(tmp_path: Path) -> Non
     result = compress(model, tmp_path / "small.onnx", ratio=0.5, calibration=feeds, **SOLVED)
     methods = {group.name: group.method for group in result.groups}
     assert methods == {group.name: "prune", "value": "reconstruct", "gate": "reconstruct"}
+
+
+PACKED = {
+    "plain": {},
+    "bias alone": {"operator": "MultiHeadAttention"},
+    "sizes": {"qkv_hidden_sizes": [8, 8, 12], "scale": 0.2},
+    "causal": {"unidirectional": 1},
+    "lengths": {"mask": [3, 5]},
+    "padding": {"mask": [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], "mask_filter_value": -2.0},
+    "ends and starts": {"mask": [3, 5, 0, 1]},
+    "old": {"opset": 11},
+}
+"""Attributes, opset and mask of ONNX Runtime's Attention, or of its MultiHeadAttention with a bias for three layers."""
+
+
+@pytest.mark.parametrize("case", PACKED)
+def test_an_attention_that_holds_its_projections_is_taken_apart(case: str, tmp_path: Path) -> None:
+    """It writes the same, and of its 16 channels of query and key, and as many of value or 12, half can go."""
+    options, rng = dict(PACKED[case]), np.random.default_rng(0)
+    opset, mask = options.pop("opset", 17), np.array(options.pop("mask", []), np.int32)
+    sizes = options.get("qkv_hidden_sizes", [16, 16, 16])
+    weights = {"w": rng.normal(size=(16, sum(sizes))), "b": rng.normal(size=sum(sizes)), "o": rng.normal(size=(sizes[2], 4))}
+    feeds = {"x": rng.normal(size=(2, 5, 16)).astype(np.float32), **({"mask": mask} if mask.size else {})}
+    operator, names, nodes = options.pop("operator", "Attention"), ["x", "w", "b", *(["mask"] if mask.size else [])], []
+    if operator == "MultiHeadAttention":
+        names = ["q", "k", "v", "b"]
+        weights |= {f"{part}_w": rng.normal(size=(16, 16)) for part in "qkv"}
+        nodes = [helper.make_node("MatMul", ["x", f"{part}_w"], [part], part) for part in "qkv"]
+    nodes += [helper.make_node(operator, names, ["y"], "fused", domain="com.microsoft", num_heads=2, **options)]
+    model = of_nodes([*nodes, helper.make_node("MatMul", ["y", "o"], ["z"])], weights, feeds, {"z": (2, 5, 4)}, opset)
+    found = analysed(model, tmp_path)
+    np.testing.assert_allclose(run(found.model.proto, feeds)[0], run(model, feeds)[0], atol=1e-4)
+    if case == "ends and starts":
+        assert [each.text for each in found.channels.refusals if each.where == "fused"] == [
+            "Attention with a past, a rotation, packed heads or starts in its mask is not taken apart"
+        ]
+        return
+    assert [group.size for group in found.channels.groups] == [sizes[0], sizes[2]]
+    assert all(group.removable.all() for group in found.channels.groups)
+    smaller = []
+    for each in (model, found.model.proto):
+        compress(each, tmp_path / "small.onnx", ratio=0.5, method="prune", **OPTIONS)
+        smaller.append(run(onnx.load(tmp_path / "small.onnx"), feeds)[0])
+    np.testing.assert_array_equal(*smaller)
+    if not mask.size:
+        outcome = prune_outcome(Generated(1, found.model.proto, {"x": (2, 5, 16)}), tmp_path)
+        assert outcome.kind == "done", outcome.text
+
+
+def of_nodes(
+    nodes: list[onnx.NodeProto],
+    weights: dict[str, np.ndarray],
+    feeds: dict[str, np.ndarray],
+    outputs: dict[str, tuple[int, ...]],
+    opset: int,
+) -> onnx.ModelProto:
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(each.dtype), each.shape)
+        for name, each in feeds.items()
+    ]
+    stored = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    written = [helper.make_tensor_value_info(name, 1, shape) for name, shape in outputs.items()]
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(helper.make_graph(nodes, "g", inputs, written, stored), opset_imports=opsets, ir_version=8)
+
+
+PAST = {
+    "operator": (
+        "Attention",
+        ["q", "k", "v", "", "past_key", "past_value"],
+        {"q_num_heads": 2, "kv_num_heads": 2},
+        "joins it with",
+    ),
+    "multi-head": ("MultiHeadAttention", ["q", "k", "v", *[""] * 3, "past_key", "past_value"], {"num_heads": 2}, "joins it with"),
+    "grouped": (
+        "GroupQueryAttention",
+        ["q", "k", "v", "past_key", "past_value", "lengths", "total"],
+        {"num_heads": 2, "kv_num_heads": 2},
+        "equally wide, in multiples of 8",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PAST)
+def test_widths_of_the_past_stay(case: str, tmp_path: Path) -> None:
+    """Keys and values of earlier positions are inputs of the model, whose shapes stay."""
+    operator, names, options, reason = PAST[case]
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.normal(size=(1, 2, 3, 8)).astype(np.float32) for name in ("past_key", "past_value")}
+    feeds["x"] = rng.normal(size=(1, 5, 16)).astype(np.float32)
+    weights = {**{f"{part}_w": rng.normal(size=(16, 16)) for part in "qkv"}, "o": rng.normal(size=(16, 4))}
+    nodes = [helper.make_node("MatMul", ["x", f"{part}_w"], [part], part) for part in "qkv"]
+    outputs = ["y", "present_key", "present_value"]
+    domain = "" if operator == "Attention" else "com.microsoft"
+    nodes += [helper.make_node(operator, names, outputs, "attend", domain=domain, **options)]
+    nodes += [helper.make_node("MatMul", ["y", "o"], ["z"], "projection")]
+    model = of_nodes(nodes, weights, feeds, {"z": (1, 5, 4), **dict.fromkeys(outputs[1:], (1, 2, 8, 8))}, 23)
+    values = {"lengths": np.array([7], np.int32), "total": np.array([8], np.int32)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items() if name in names)
+    found = analysed(model, tmp_path)
+    assert not found.channels.groups
+    for part in "qkv":
+        assert any(each.where == part and reason in each.text for each in found.channels.refusals)
+
+
+def test_heads_go_by_a_target_and_are_repaired(tmp_path: Path) -> None:
+    """Two heads of four that write what the others do: without them the layer behind gives the same."""
+    rng = np.random.default_rng(3)
+    weights = {f"{part}_w": np.tile(rng.normal(size=(16, 2, 8)), (1, 2, 1)).reshape(16, 32) for part in "qkv"}
+    weights["o"] = rng.normal(size=(32, 4))
+    nodes = [helper.make_node("MatMul", ["x", f"{part}_w"], [part], part) for part in "qkv"]
+    nodes += [helper.make_node("Attention", ["q", "k", "v"], ["y"], "attend", q_num_heads=4, kv_num_heads=4)]
+    nodes += [helper.make_node("MatMul", ["y", "o"], ["z"], "projection")]
+    feeds = {"x": rng.normal(size=(64, 5, 16)).astype(np.float32)}
+    model = of_nodes(nodes, weights, feeds, {"z": (64, 5, 4)}, 23)
+    for dimension in (model.graph.input[0], model.graph.output[0]):
+        dimension.type.tensor_type.shape.dim[0].dim_param = "N"
+    options = {"target": "params=0.55", "calibration": feeds, "whole_heads": True, **OPTIONS, "round_to": None}
+    result = compress(model, tmp_path / "small.onnx", **options)
+    assert [(group.channels, group.kept, group.method) for group in result.groups] == [(4, 2, "reconstruct")]
+    np.testing.assert_allclose(*(run(each, feeds)[0] for each in (model, onnx.load(tmp_path / "small.onnx"))), atol=0.05)

@@ -26,13 +26,14 @@ SEEDS = {
     "merge": (*range(16), *NEW[:5], *NEW[20:25], *NEW[40:43]),
     "reconstruct": (*range(6), *NEW[40:44]),
     "limit": range(6),
+    "heads": NEW[40:46],
 }
 """Seeds that every `make test` tries, by check: about 16 CPU seconds. `NEW` ones have the steps of `limited_sizes.py`,
 `recurrent.py` and `attention.py`."""
 CASES: dict[str, tuple[int, ...]] = {
-    "prune": (94, 95, 111, 141, 151, 167, 185, 10012, 10313, 10396, 10977, 20066),
+    "prune": (94, 95, 111, 141, 151, 167, 185, 10012, 10313, 10396, 10977, 20066, 40116, 40668),
     "merge": (74, 10269, 10699),
-    "reconstruct": (14, 20, 23),
+    "reconstruct": (14, 20, 23, 40062),
     "limit": (9,),
 }
 """Further seeds that failed once: what `make fuzz` finds is kept here."""

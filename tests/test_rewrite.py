@@ -185,7 +185,8 @@ def batch_of(topology: Topology, model: onnx.ModelProto, batch: int) -> dict[str
 def counted_macs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> int:
     """One multiplication for each output value and each number that it is the sum of, from a run."""
     recurrent = [node for node in model.graph.node if node.op_type in ("LSTM", "GRU", "RNN")]
-    layers = [*(node for node in model.graph.node if node.op_type in PRODUCERS), *recurrent]
+    attending = [node for node in model.graph.node if node.op_type in ("Attention", "MultiHeadAttention")]
+    layers = [*(node for node in model.graph.node if node.op_type in PRODUCERS), *recurrent, *attending]
     names = list(dict.fromkeys(name for node in layers for name in (*node.input[:2], node.output[0])))
     names = [name for name in names if name not in feeds and name not in weights_of(model)]
     seen = dict(zip(names, run(model, feeds, tuple(names))[len(model.graph.output) :], strict=True))
@@ -194,7 +195,10 @@ def counted_macs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> int:
     for node in recurrent:  # both weights at every step
         weights = (weights_of(model)[name].size for name in node.input[1:3])
         total += int(np.prod(shapes[node.input[0]][:2])) * sum(weights)
-    for node in layers[: len(layers) - len(recurrent)]:
+    for node in attending:  # each number of a query and of the output, for every key
+        query, key, out = (np.array(shapes[name]) for name in (*node.input[:2], node.output[0]))
+        total += int(key[-2] * (query.prod() + out.prod()))
+    for node in layers[: len(layers) - len(recurrent) - len(attending)]:
         left, right, out = (shapes[name] for name in (*node.input[:2], node.output[0]))
         if node.op_type == "Einsum":  # every axis stands in two of the three
             total += round(np.sqrt(np.prod(left) * np.prod(right) * np.prod(out)))

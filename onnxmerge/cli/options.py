@@ -202,6 +202,7 @@ TIMING_BATCHES = section("Timing", BATCHES, MIN_SPEEDUP)
 GROUPS = section(
     "Which channel groups",
     _choice("--scope", SCOPES, "Kinds of groups; chains: only those with a single producing layer.  [default: all]"),
+    click.option("--whole-heads", is_flag=True, help="Attentions lose whole heads, in place of channels of every head."),
     click.option("--include", multiple=True, metavar="GLOB", help="Pattern of producers whose groups shrink.  [default: all]"),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Pattern of producers whose groups stay.  [default: none]"),
 )

@@ -27,8 +27,8 @@ def submodel(
     nodes : sequence of NodeProto
         In an order that runs; they may differ from those of the model.
     inputs : mapping of str to array or list of arrays
-        The graph inputs by name, each with an example, which gives type and rank; all axes are dynamic. An input takes the
-        place of an initializer of its name.
+        The graph inputs by name, each with an example, which gives type and rank; axes are dynamic, but for the width that an
+        Attention reads. An input takes the place of an initializer of its name.
     outputs : iterable of str
         The graph outputs; ONNX Runtime infers their types.
     constants : mapping of str to ndarray, optional
@@ -42,17 +42,22 @@ def submodel(
     graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in own)
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in new.items() if name in read)
     graph.sparse_initializer.extend(tensor for tensor in model.graph.sparse_initializer if tensor.values.name in own)
-    graph.input.extend(_declaration(name, value) for name, value in inputs.items())
+    # ONNX Runtime 1.31 takes the width of an Attention's output for 0 where that of its inputs is open
+    attended = {name for node in nodes if node.op_type == "Attention" for name in node.input[:3]}
+    graph.input.extend(_declaration(name, value, name in attended) for name, value in inputs.items())
     graph.output.extend(ValueInfoProto(name=name) for name in outputs)
     part = ModelProto(ir_version=model.ir_version, graph=graph, opset_import=model.opset_import, functions=model.functions)
     return part.SerializeToString()
 
 
-def _declaration(name: str, example: Value) -> ValueInfoProto:
+def _declaration(name: str, example: Value, has_width: bool) -> ValueInfoProto:
+    """The type of an input; has_width: with the extent of its last axis."""
     if isinstance(example, list):
         data_type = helper.np_dtype_to_tensor_dtype(example[0].dtype) if example else TensorProto.FLOAT
         return helper.make_tensor_sequence_value_info(name, data_type, None)
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(example.dtype), [None] * example.ndim)
+    width = example.shape[-1:] if has_width else ()
+    shape = [*[None] * (example.ndim - len(width)), *width]
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(example.dtype), shape)
 
 
 def tensors_read(node: NodeProto) -> set[str]:

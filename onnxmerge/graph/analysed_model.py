@@ -81,7 +81,9 @@ def values_of(observed: Observations) -> dict[str, np.ndarray]:
     return {name: observation.value for name, observation in observed.items() if observation.value is not None}
 
 
-def analyse_model(path: Path, max_memory: int | None = None, given: GivenShapes = NOTHING_GIVEN) -> AnalysedModel:
+def analyse_model(
+    path: Path, max_memory: int | None = None, given: GivenShapes = NOTHING_GIVEN, whole_heads: bool = False
+) -> AnalysedModel:
     """Load a model, run it on small random inputs, and find its channel groups.
 
     Parameters
@@ -92,6 +94,8 @@ def analyse_model(path: Path, max_memory: int | None = None, given: GivenShapes 
         Bytes that its first run may take; by default as `first_observations` says.
     given : GivenShapes
         Sizes of its inputs that are not to be chosen.
+    whole_heads : bool
+        Whether what goes of an attention is whole heads.
 
     Raises
     ------
@@ -111,9 +115,9 @@ def analyse_model(path: Path, max_memory: int | None = None, given: GivenShapes 
             raise ModelError(f"{path} is in bfloat16, which ONNX Runtime does not compute on the CPU: {cure}") from error
         raise
     if any(map(is_fused, model.proto.graph.node)):
-        tensors = {name: (len(seen.shape), seen.dtype) for name, seen in runs.first.items()}
+        tensors = {name: (tuple(seen.shape), seen.dtype) for name, seen in runs.first.items()}
         stored = model.proto.graph.initializer
-        tensors |= {each.name: (len(each.dims), tensor_dtype_to_np_dtype(each.data_type)) for each in stored}
+        tensors |= {each.name: (tuple(each.dims), tensor_dtype_to_np_dtype(each.data_type)) for each in stored}
         model = from_proto(unfused(model.proto, tensors), model.path)
         temporary = TemporaryModel(model)
         runs = first_observations(temporary.path, model.proto, label=path.name, max_memory=max_memory, given=given)
@@ -124,7 +128,7 @@ def analyse_model(path: Path, max_memory: int | None = None, given: GivenShapes 
     observed_otherwise = None if runs.second is None else simpler.observed(runs.second)
     shapes = shapes_of(observed)
     other_shapes = None if observed_otherwise is None else shapes_of(observed_otherwise)
-    channels = analyse_channels(TensorFacts(model, shapes, values_of(observed), other_shapes))
+    channels = analyse_channels(TensorFacts(model, shapes, values_of(observed), other_shapes), whole_heads)
     of_layers = [
         f"the weight of {each.name} holds NaN or infinity" for each in channels.layers if not is_finite(each.stored_weight)
     ]

@@ -30,13 +30,15 @@ _LAYER_OPERATORS = frozenset(
 _CUTTING = frozenset({"Slice", "Gather", "Pad"})
 
 
-def analyse_channels(facts: TensorFacts) -> Channels:
+def analyse_channels(facts: TensorFacts, whole_heads: bool = False) -> Channels:
     """Find the channel groups of a model, which stays as it is.
 
     Parameters
     ----------
     facts : TensorFacts
         The model, with what was seen when it was run.
+    whole_heads : bool
+        Whether what goes of an attention is heads, each with all of its channels, and not channels of every head.
 
     Returns
     -------
@@ -56,12 +58,14 @@ def analyse_channels(facts: TensorFacts) -> Channels:
     >>> [(refusal.where, refusal.text) for refusal in channels.refusals]
     [('y', 'written to the graph output y')]
     """
-    propagation, found = ChannelPropagation(facts), -1
+    propagation, found = _visited(ChannelPropagation(facts, whole_heads=whole_heads)), -1
+    if heads := propagation.layers_of_heads():
+        propagation = _visited(ChannelPropagation(facts, whole_heads=True, heads_of_layers=heads))
     while len(propagation.expanded) + len(propagation.tables) > found:  # a join may find channels that start before it
         found = len(propagation.expanded) + len(propagation.tables)
-        propagation = ChannelPropagation(facts, expanded=propagation.expanded, tables=propagation.tables)
-        for node in facts.model.graph.nodes:
-            _visit(propagation, node)
+        if found:
+            known = propagation.expanded, propagation.tables
+            propagation = _visited(ChannelPropagation(facts, *known, whole_heads=whole_heads, heads_of_layers=heads))
     for tensor in facts.model.graph.outputs:
         propagation.pin(propagation.ids(tensor), refusal(tensor.name, Reason.GRAPH_OUTPUT, output=tensor.name))
     shared_weights = SharedWeights(propagation)
@@ -70,6 +74,13 @@ def analyse_channels(facts: TensorFacts) -> Channels:
     _note_rows(propagation)
     _pin_what_size_moves(propagation)
     return with_branches(form_groups(propagation, shared_weights.layer_keys))
+
+
+def _visited(propagation: ChannelPropagation) -> ChannelPropagation:
+    """The same, once every node of the graph was visited."""
+    for node in propagation.facts.model.graph.nodes:
+        _visit(propagation, node)
+    return propagation
 
 
 def _visit(propagation: ChannelPropagation, node: gs.Node) -> None:

@@ -92,6 +92,12 @@ class ChannelGroup:
         return len(self.channel_ids)
 
     @property
+    def positions(self) -> int:
+        """Positions that each channel has at least in the layers that write and read it: of a whole head its width."""
+        counts = [(link.positions >= 0).sum(1) for link in (*self.producers, *self.consumers) if link.layer.is_linear]
+        return min((int(count[count > 0].min()) for count in counts), default=1)
+
+    @property
     def layer_names(self) -> tuple[str, ...]:
         """Names of the nodes whose outputs are the group's channels: producers and depthwise convolutions."""
         depthwise = (node_name(parameter.node) for parameter in self.parameters if parameter.is_depthwise)

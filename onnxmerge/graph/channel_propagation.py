@@ -59,9 +59,34 @@ def channel_axis_of(table: np.ndarray) -> int:
     return max(axis for axis, extent in enumerate(table.shape) if extent > 1)
 
 
+@dataclass(frozen=True)
+class HeadsOf:
+    """How an attention that is one operator reads the heads of one of its inputs.
+
+    Attributes
+    ----------
+    index : int
+        Which of the node's inputs it is: (batch, positions, heads width), or (batch, heads, positions, width).
+    count : int
+        Heads in it.
+    repeats : int
+        How many heads of the query read each of them.
+    """
+
+    index: int
+    count: int
+    repeats: int
+
+    def laid_out(self, values: np.ndarray, apart: bool = False) -> np.ndarray:
+        """(batch, heads, positions, width) of the input's values or ids, each head as often as it is read; apart: once."""
+        if values.ndim == 3:
+            values = values.reshape(*values.shape[:2], self.count, -1).swapaxes(1, 2)
+        return values if apart or self.repeats == 1 else values.repeat(self.repeats, 1)
+
+
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A product of two computed tensors (MatMul, Einsum), and the channels that it sums over or lets pass.
+    """A product of two computed tensors (MatMul, Einsum, in an Attention), and the channels that it sums over or lets pass.
 
     Attributes
     ----------
@@ -77,6 +102,8 @@ class Product:
         That of the channels.
     sources : tuple of (Layer, ndarray of shape (*rows, k)) or None
         For each factor the layer that writes its channels, and where on the layer's flattened outputs; None where it is not one.
+    heads : tuple of HeadsOf
+        Of query and key where the node is a whole attention; () where it is the product itself.
     """
 
     node: gs.Node
@@ -84,6 +111,7 @@ class Product:
     terms: tuple[str, str, str]
     letter: str
     sources: tuple[tuple[Layer, np.ndarray] | None, ...] = ()
+    heads: tuple[HeadsOf, ...] = ()
 
     @property
     def key(self) -> str:
@@ -132,9 +160,17 @@ class ChannelPropagation:
         axis, counted from the end: it has channels of its own.
     tables : set[str]
         Constants that hold channels of their own: what is computed from them is joined with channels of layers.
+    whole_heads : bool
+        Whether what goes of an attention is heads, each with all of its channels, and not channels of every head.
+    head_ids : list of ndarray of shape (heads, channels)
+        The ids of heads in products that were met.
+    heads_of_layers : dict[str, ndarray]
+        By key of a layer, for each output the number of the channel that it belongs to: those of a head are one.
     """
 
     facts: TensorFacts
+    expanded: dict[str, int] = field(default_factory=dict)
+    tables: set[str] = field(default_factory=set)
     tensor_ids: dict[str, Ids] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
     parameters: list[ChannelParameter] = field(default_factory=list)
@@ -144,8 +180,9 @@ class ChannelPropagation:
     refusals: list[Refusal] = field(default_factory=list)
     united: UnionFind = field(default_factory=UnionFind)
     named: dict[str, Ids] = field(default_factory=dict)
-    expanded: dict[str, int] = field(default_factory=dict)
-    tables: set[str] = field(default_factory=set)
+    whole_heads: bool = False
+    head_ids: list[Ids] = field(default_factory=list)
+    heads_of_layers: dict[str, np.ndarray] = field(default_factory=dict)
 
     def shape(self, tensor: gs.Tensor) -> tuple[int, ...] | None:
         """Concrete shape, None where it is not known."""
@@ -220,6 +257,16 @@ class ChannelPropagation:
             rows.unite(labels[ids], np.where(ids > 0, numbers, 0))
             first += len(ids)
         return np.asarray(rows.representatives(labels))
+
+    def layers_of_heads(self) -> dict[str, np.ndarray]:
+        """`heads_of_layers`, from the heads that were met."""
+        owner = np.arange(self.united.count)
+        for heads in self.head_ids:
+            present = np.where(heads > 0, owner[heads], len(owner))
+            owner[heads] = np.broadcast_to(present.min(1, keepdims=True), heads.shape)
+            owner[0] = 0
+        numbers = {layer.key: np.unique(owner[layer.out_ids], return_inverse=True)[1].reshape(-1) for layer in self.layers}
+        return {key: each for key, each in numbers.items() if each.max() + 1 < len(each)}
 
     def new_channels(self, constant: str, count: int) -> Ids:
         """(count,) ids of the channels that a constant holds, the same at every call."""

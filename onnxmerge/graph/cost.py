@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import SparseTensorProto, TensorProto
 
-from onnxmerge.graph.nodes import operator_key
+from onnxmerge.graph.nodes import has_input, operator_key
 from onnxmerge.graph.tensor_facts import Shapes, TensorFacts
 from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.model import Model
@@ -126,6 +126,25 @@ def _einsum(node: gs.Node, shapes: Shapes) -> int:
     return math.prod(dict(pairs).values())
 
 
+def _attention(node: gs.Node, shapes: Shapes) -> int:
+    """The numbers of query and output, times the positions of the key, those of the past included."""
+    tensors = [shape_of(node.inputs[at], shapes) if has_input(node, at) else () for at in (0, 1, PAST_KEYS[operator_key(node)])]
+    positions = sum(shape[-2] for shape in tensors[1:] if shape)
+    return positions * (math.prod(tensors[0]) + math.prod(shape_of(node.outputs[0], shapes)))
+
+
+def _packed_attention(node: gs.Node, shapes: Shapes) -> int:
+    """The projection of every position, and what `_attention` says of it."""
+    read, weight, written = (shape_of(tensor, shapes) for tensor in (*node.inputs[:2], node.outputs[0]))
+    if len(read) != 3 or len(weight) != 2 or len(written) != 3:
+        return 0
+    rows, queries = math.prod(read[:2]), int((node.attrs.get("qkv_hidden_sizes") or [weight[1] // 3])[0])
+    past = shape_of(node.inputs[4], shapes)[-2:-1] if has_input(node, 4) else ()
+    return rows * (math.prod(weight) + (read[1] + sum(past)) * (queries + written[2]))
+
+
+PAST_KEYS = {"Attention": 4, "com.microsoft.MultiHeadAttention": 6, "com.microsoft.GroupQueryAttention": 3}
+"""Attention as one operator, and which of its inputs are the keys of earlier positions."""
 MACS: dict[str, CountMacs] = {
     **dict.fromkeys(["Conv", "ConvInteger", "com.microsoft.FusedConv"], _conv(1)),
     "QLinearConv": _conv(3),
@@ -134,6 +153,8 @@ MACS: dict[str, CountMacs] = {
     **dict.fromkeys(["MatMul", "MatMulInteger", "QLinearMatMul"], _matmul),
     **dict.fromkeys(["com.microsoft.DynamicQuantizeMatMul", "com.microsoft.MatMulIntegerToFloat"], _matmul),
     "Einsum": _einsum,
+    **dict.fromkeys(PAST_KEYS, _attention),
+    "com.microsoft.Attention": _packed_attention,
     **dict.fromkeys(["LSTM", "GRU", "RNN", "com.microsoft.DynamicQuantizeLSTM"], _recurrent),
 }
 """Of a node and the shapes of all tensors its multiply-accumulates, by `operator_key`."""

@@ -14,11 +14,11 @@ import numpy as np
 from onnxmerge.algorithms.bilinear_cost import Cost, WeightedCost
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels, inner_groups
 from onnxmerge.graph.channel_ids import Ids
-from onnxmerge.graph.cost import node_macs, parameter_count, total_macs, total_parameters
+from onnxmerge.graph.cost import PAST_KEYS, node_macs, parameter_count, total_macs, total_parameters
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.layouts import is_blocked, layouts
 from onnxmerge.graph.node_time import REMAINDERS, change_time, join_time, node_time
-from onnxmerge.graph.nodes import has_input, node_key
+from onnxmerge.graph.nodes import has_input, node_key, operator_key
 from onnxmerge.graph.tensor_facts import Shapes
 from onnxmerge.onnxio import surgeon as gs
 
@@ -154,7 +154,12 @@ def mac_terms(channels: Channels, groups: Sequence[ChannelGroup], classes: CostC
 
 
 def _passing_or_summed(channels: Channels, node: gs.Node) -> Ids:
-    """Ids of the channels that pass a node without a weight; of a product of two computed tensors those that it sums over."""
+    """Ids of the channels that pass a node without a weight; of a product of two computed tensors those that it sums over, and of
+    a whole attention both."""
+    if operator_key(node) in PAST_KEYS:
+        tensors = (node.inputs[0], node.outputs[0])
+        whole = [np.broadcast_to(channels.ids(each), channels.shape(each) or ())[:1, ..., :1, :] for each in tensors]
+        return np.concatenate([each.reshape(-1) for each in whole])
     passing = channels.ids(node.outputs[0])
     return channels.ids(node.inputs[0]) if node.op in ("MatMul", "Einsum") and not passing.any() else passing
 

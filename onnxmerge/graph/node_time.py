@@ -23,10 +23,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from onnxmerge.algorithms.bilinear_cost import with_remainder
-from onnxmerge.graph.cost import shape_of
+from onnxmerge.graph.cost import PAST_KEYS, node_macs, shape_of
 from onnxmerge.graph.layers import GATES
 from onnxmerge.graph.layouts import ALIGNMENT, Layouts, is_blocked, is_depthwise
-from onnxmerge.graph.nodes import is_standard
+from onnxmerge.graph.nodes import is_standard, operator_key
 from onnxmerge.graph.tensor_facts import Shapes
 from onnxmerge.onnxio import surgeon as gs
 
@@ -145,7 +145,8 @@ def node_time(
         if is_blocked(node, shapes, block):
             stored = cost.stored * elements / weight[0] * filled(weight[0], block)
         return NodeTime(repeats * product, repeats * patches + stored, cost.node)
-    return NodeTime(0.0, _written(elements, cost), cost.node)
+    product = repeats * cost.matrix * node_macs(node, shapes) if operator_key(node) in PAST_KEYS else 0.0
+    return NodeTime(product, _written(elements, cost), cost.node)
 
 
 def change_time(tensor: gs.Tensor, shapes: Shapes, repeats: float = 1.0, cost: Constants = CPU) -> float:

@@ -65,7 +65,7 @@ def linear_factors(channels: Channels, group: ChannelGroup, product: Product) ->
         return None
     passed: set[int] = {id(product.node)}
     factors = []
-    for source, tensor in zip(product.sources, product.node.inputs, strict=True):
+    for source, tensor in zip(product.sources, product.node.inputs[:2], strict=True):
         if (
             source is None
             or source[0].key in channels.shared_weight_keys

@@ -98,6 +98,8 @@ class PruningOptions(CheckedOptions):
         For merge, the paper's lambda: weight of the cosine distance against that of the bias distance, 0 to 1.
     scope : str or None
         "all", or "chains" for groups with a single producer only; None for "all".
+    whole_heads : bool
+        Whether attentions lose whole heads (all query heads that share a key and value at once), and no channels of every head.
     include, exclude : tuple[str, ...]
         Patterns (fnmatch) of the names of the nodes that write a group.
     """
@@ -117,6 +119,7 @@ class PruningOptions(CheckedOptions):
     threshold: float = 0.1
     cosine_weight: float = 0.85
     scope: str | None = None
+    whole_heads: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 

@@ -36,7 +36,7 @@ def rounded_counts(builder: CandidateBuilder, counts: ChannelCounts) -> ChannelC
         return counts
     if round_to != "measured":
         fixed = round_to if isinstance(round_to, int) else None
-        steps = [fixed or fast_multiple(group.size, group.conv_group_count) for group in builder.groups]
+        steps = [fixed or fast_multiple(group.size, group.conv_group_count, group.positions) for group in builder.groups]
         pairs = zip(builder.groups, steps, strict=True)
         return {group.name: _rounded(group, counts[group.name], step, round) for group, step in pairs}
     tried = {

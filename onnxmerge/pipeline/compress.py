@@ -133,7 +133,8 @@ def compress_file(
     if output.exists() and would_overwrite(output, model) and not in_place:
         raise OptionError(f"the output {output} is the model itself: name another file, or replace it with `in_place`")
     shapes = given_shapes(model, options.inputs)
-    analysed = analyse_model(model, options.runtime.max_memory, shapes) if shared is None else shared.analysed
+    limits = options.runtime.max_memory, shapes, options.pruning.whole_heads
+    analysed = analyse_model(model, *limits) if shared is None else shared.analysed
     if not analysed.channels.groups:
         raise ModelError(_nothing_to_remove(model, analysed))
     weight_files = sorted(external_files(analysed.model))

@@ -72,7 +72,7 @@ def _few_inputs(checking: Inputs, options: CompressOptions) -> list[str]:
 def odd_widths(candidate: Candidate, options: CompressOptions) -> str:
     """How many groups keep counts that convolutions do not compute at once, and what to do; empty where none does."""
     odd = sum(group.kept % fast_multiple(group.channels) != 0 for group in candidate.groups)
-    if not odd or options.pruning.round_to == "measured":
+    if not odd or options.pruning.whole_heads or options.pruning.round_to == "measured":
         return ""
     remedy = "try whole multiples" if options.pruning.plan is not None else "try `round_to=measured`"
     return f"{odd} of {len(candidate.groups)} groups keep counts that convolutions do not compute at once: {remedy}"

@@ -62,7 +62,8 @@ class ModelMeasurements:
         threads, known = self.options.runtime.threads, None
         if not self.solving.synthetic and self.solving.count > SHARD_INPUTS:
             given, runtime = self.options.inputs, self.options.runtime
-            known = sharded_covariances(self.reference, given, runtime, self.solving, self.progress, self.executor)
+            whole_heads = self.options.pruning.whole_heads
+            known = sharded_covariances(self.reference, given, runtime, self.solving, self.progress, self.executor, whole_heads)
         return layer_statistics_of(self.analysed, self.solving, threads, self.progress, known)
 
     @cached_property

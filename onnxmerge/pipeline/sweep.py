@@ -117,7 +117,8 @@ def _sweep_file(
     progress: Progress,
 ) -> Sweep:
     limit = TimeLimit(common.pruning.time_limit)
-    analysed = analyse_model(model, common.runtime.max_memory, given_shapes(model, common.inputs))
+    shapes = given_shapes(model, common.inputs)
+    analysed = analyse_model(model, common.runtime.max_memory, shapes, common.pruning.whole_heads)
     prunable_groups(analysed.channels, common.pruning)  # refuses patterns that match nothing before any work
     names = {target: f"{model.stem}-{target.replace('=', '-')}.onnx" for target in by_target}
     if folder is not None:

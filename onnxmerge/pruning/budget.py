@@ -76,9 +76,9 @@ class Budget:
     costs: Mapping[str, Cost | WeightedCost]
 
     @property
-    def conv_groups(self) -> list[int]:
-        """How many groups of a convolution each of the groups must shrink equally in."""
-        return [group.conv_group_count for group in self.groups]
+    def steps(self) -> list[int]:
+        """`fast_multiple` of each group."""
+        return [fast_multiple(group.size, group.conv_group_count, group.positions) for group in self.groups]
 
     def counts_for(self, quantity: str, share: float, multiple: int | None = 1) -> Allocation:
         """The kept counts of least predicted loss within a budget.
@@ -93,7 +93,7 @@ class Budget:
             Groups that shrink keep multiples of it; None for `fast_multiple` of each and, of the allocations that fit the budget,
             one that loses a little more (`TIME_WORTH`) where it is predicted to be faster.
         """
-        curves = curves_of_multiples(self.curves, multiple, self.conv_groups)
+        curves = curves_of_multiples(self.curves, multiple, self.steps)
         if share >= 1.0:
             return self._allocation(np.array([curve.counts[-1] for curve in curves]), quantity)
         if multiple is None and quantity != "latency":
@@ -117,7 +117,7 @@ class Budget:
         Those that lose least for what they save of another quantity are among them: predicted time falls in blocks of channels,
         and between two blocks the model can still become smaller.
         """
-        curves = curves_of_multiples(self.curves, multiple, self.conv_groups)
+        curves = curves_of_multiples(self.curves, multiple, self.steps)
         found = [self._allocation(counts, quantity) for cost in self.costs.values() for counts in pareto_front(curves, cost)]
         front: list[Allocation] = []
         for each in sorted(found, key=lambda one: (one.share, one.loss)):
@@ -213,9 +213,7 @@ def _loss_curve(
     return Curve(counts, np.maximum.accumulate(loss[::-1])[::-1])
 
 
-def curves_of_multiples(
-    curves: Sequence[Curve], multiple: int | None, conv_groups: Sequence[int] | None = None
-) -> tuple[Curve, ...]:
+def curves_of_multiples(curves: Sequence[Curve], multiple: int | None, steps: Sequence[int] | None = None) -> tuple[Curve, ...]:
     """The curves at multiples of a number alone, and at each group's size.
 
     Parameters
@@ -223,9 +221,9 @@ def curves_of_multiples(
     curves : Sequence[Curve]
         The loss curve of each group.
     multiple : int or None
-        The number; None for `fast_multiple` of each group.
-    conv_groups : Sequence[int] or None
-        For each group the number of groups of its convolutions, by default 1.
+        The number; None for `steps`.
+    steps : Sequence[int] or None
+        A number for each group; None for `fast_multiple` of its size.
 
     Returns
     -------
@@ -238,8 +236,8 @@ def curves_of_multiples(
     [8, 12]
     """
     restricted = []
-    for curve, equal in zip(curves, conv_groups or [1] * len(curves), strict=True):
-        size = int(curve.counts[-1])
-        chosen = (curve.counts % (multiple or fast_multiple(size, equal)) == 0) | (curve.counts == size)
+    sizes = [int(curve.counts[-1]) for curve in curves]
+    for curve, size, step in zip(curves, sizes, steps or map(fast_multiple, sizes), strict=True):
+        chosen = (curve.counts % (multiple or step) == 0) | (curve.counts == size)
         restricted.append(Curve(curve.counts[chosen], curve.loss[chosen]))
     return tuple(restricted)

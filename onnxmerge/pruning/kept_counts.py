@@ -15,13 +15,13 @@ HARDWARE_MULTIPLE = SMALLEST_BLOCK
 multiples of 8."""
 
 
-def fast_multiple(size: int, conv_groups: int = 1) -> int:
+def fast_multiple(size: int, conv_groups: int = 1, positions: int = 1) -> int:
     """The number of which a group keeps multiples, so that convolutions run fast: `HARDWARE_MULTIPLE`, less in small groups.
 
     Of a group that holds it less than twice it is half of it, a quarter ..., the first that fits twice; conv_groups: how many
-    groups of a convolution must keep equally many channels.
+    groups of a convolution must keep equally many channels; positions: that each channel has at least (a whole head: its width).
     """
-    multiple = HARDWARE_MULTIPLE
+    multiple = max(1, HARDWARE_MULTIPLE // positions)
     while multiple > 1 and 2 * math.lcm(multiple, conv_groups) > size:
         multiple //= 2
     return multiple

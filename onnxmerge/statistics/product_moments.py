@@ -46,8 +46,8 @@ def product_moments(run: LayerwiseRun, channels: Channels, group: ChannelGroup, 
         if count >= _SAMPLES:
             break
         left, right = (
-            _by_row(np.asarray(run.tensor(batch, tensor.name), np.float64), terms, product)
-            for tensor, terms in zip(product.node.inputs, product.terms, strict=False)
+            _by_row(np.asarray(values, np.float64), terms, product)
+            for values, terms in zip(_factors(run, batch, product), product.terms, strict=False)
         )
         left, right = _repeated(left, right)
         if centred:
@@ -58,6 +58,12 @@ def product_moments(run: LayerwiseRun, channels: Channels, group: ChannelGroup, 
         count += len(query)
     query, key, logits = (total / max(count, 1) for total in totals)
     return ProductMoments(query, key, logits, linear_factors(channels, group, product))
+
+
+def _factors(run: LayerwiseRun, batch: int, product: Product) -> list[np.ndarray]:
+    """The left and the right factor, each head of a whole attention on an axis of its own."""
+    values = [run.tensor(batch, tensor.name) for tensor in product.node.inputs[:2]]
+    return [each.laid_out(value) for each, value in zip(product.heads, values, strict=True)] if product.heads else values
 
 
 def _by_row(values: np.ndarray, terms: str, product: Product) -> np.ndarray:
@@ -80,6 +86,8 @@ def _repeated(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def _meets_softmax(channels: Channels, node: gs.Node) -> bool:
     """Whether a Softmax over the last axis reads the logits, but for masks and scales."""
+    if node.op in ("Attention", "MultiHeadAttention"):
+        return not node.attrs.get("softcap", 0.0)
     tensor = node.outputs[0]
     while len(tensor.outputs) == 1:
         reader = tensor.outputs[0]

@@ -29,15 +29,22 @@ class Shard:
     options: InputOptions
     runtime: RuntimeOptions
     indices: np.ndarray
+    whole_heads: bool = False
 
 
 def sharded_covariances(
-    source: Path, options: InputOptions, runtime: RuntimeOptions, inputs: Inputs, progress: Progress, executor: Executor | None
+    source: Path,
+    options: InputOptions,
+    runtime: RuntimeOptions,
+    inputs: Inputs,
+    progress: Progress,
+    executor: Executor | None,
+    whole_heads: bool = False,
 ) -> dict[str, Covariance]:
     """By consumer, what it reads over all the inputs. Without an executor the shards are taken one after the other here."""
     step = SHARD_INPUTS - SHARD_INPUTS % (inputs.batch_size or 1) or inputs.batch_size or 1
     parts = [inputs.indices[start : start + step] for start in range(0, inputs.count, step)]
-    shards = [Shard(source.absolute(), options.absolute(), runtime, part) for part in parts]
+    shards = [Shard(source.absolute(), options.absolute(), runtime, part, whole_heads) for part in parts]
     found: dict[int, dict[str, Covariance]] = {}
 
     def keep(number: int, moments: dict[str, Covariance] | LostTask) -> None:
@@ -54,7 +61,8 @@ def sharded_covariances(
 
 def covariances_of(shard: Shard) -> dict[str, Covariance]:
     """The moments of one shard, in any process."""
-    analysed = analyse_model(shard.source, shard.runtime.max_memory, given_shapes(shard.source, shard.options))
+    shapes = given_shapes(shard.source, shard.options)
+    analysed = analyse_model(shard.source, shard.runtime.max_memory, shapes, shard.whole_heads)
     session = open_session(shard.source, optimise=True, threads=shard.runtime.threads, label=str(shard.source))
     given = inputs_for(session, analysed.shapes, replace(shard.options, samples=None), max_memory=shard.runtime.max_memory)
     inputs = replace(given, count=len(shard.indices), indices=shard.indices)

@@ -133,6 +133,30 @@ def product(g: Graph, left: str, right: str, equation: str, batched: bool) -> st
     return g.node("MatMul", left, right)
 
 
+def one_operator(g: Graph, query: str, key: str, value: str, x: Value, form: Form) -> Value:
+    """Attention of opset 23, of (N, T, heads, width): heads side by side or on an axis of their own, which the output has too."""
+    options = {name: value for name, value in (("scale", 0.4), ("softcap", 3.0), ("is_causal", 1)) if g.chance(0.4)}
+    is_flat, inner = g.chance(0.5), form.heads * form.width
+    if is_flat:
+        counts, options = (
+            (form.heads, form.shared, form.shared),
+            {**options, "q_num_heads": form.heads, "kv_num_heads": form.shared},
+        )
+        parts = [
+            g.node("Reshape", part, text_of(g, part, form, 0, count * form.width))
+            for part, count in zip((query, key, value), counts, strict=True)
+        ]
+    else:
+        parts = [g.node("Transpose", part, perm=[0, 2, 1, 3]) for part in (query, key, value)]
+    if form.tokens and g.chance(0.3):
+        parts.append(g.array(np.triu(np.full((form.tokens, form.tokens), -1e4), 1)))
+    y = g.node("Attention", *parts, **options)
+    if not is_flat:
+        y = g.node("Transpose", y, perm=[0, 2, 1, 3])
+        y = g.node("Reshape", y, text_of(g, y, form, 0, inner))
+    return Value(y, (x.shape[0], x.shape[1], inner), 2)
+
+
 @step(14, "tokens", first_seed=SINCE)
 def attention_of_exports(g: Graph, x: Value) -> Value:
     if x.rank != 3:
@@ -140,6 +164,8 @@ def attention_of_exports(g: Graph, x: Value) -> Value:
     shared = g.pick([1, 2, 2, 3])
     form = Form(shared * g.pick([1, 1, 2, 3]), shared, g.pick([2, 3, 4, 6]), x.shape[1] if isinstance(x.shape[1], int) else 0)
     query, key, value = projections(g, x, form)
+    if g.has("Attention") and g.chance(0.4):
+        return g.apply("Add", x, dense(g, one_operator(g, query, key, value, x, form), x.channels))
     query, key, value = (g.node("Transpose", part, perm=[0, 2, 1, 3]) for part in (query, key, value))
     if form.width % 2 == 0 and form.tokens and g.chance(0.3):
         tables = angles(g, form)

@@ -6,6 +6,7 @@ import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,10 +94,10 @@ def relative(expected: np.ndarray, whole: np.ndarray, found: np.ndarray) -> floa
     return float(np.linalg.norm(expected - found) / (size or 1.0))
 
 
-def prune_outcome(graph: Generated, folder: Path) -> Outcome:
+def prune_outcome(graph: Generated, folder: Path, **options: object) -> Outcome:
     """Channels leave by their norm; what is left must equal the masked reference."""
     ratio = (0.3, 0.5, 0.8)[graph.seed % 3]
-    found = compressed(graph, folder, ratio=ratio, method="prune")
+    found = compressed(graph, folder, ratio=ratio, method="prune", **options)
     if isinstance(found, Outcome):
         return found
     small, _ = found
@@ -225,5 +226,6 @@ OUTCOMES: dict[str, Callable[[Generated, Path], Outcome]] = {
     "merge": merge_outcome,
     "reconstruct": reconstruct_outcome,
     "limit": limit_outcome,
+    "heads": partial(prune_outcome, whole_heads=True),
 }
 """The checks, by the method that they try."""

@@ -18,6 +18,9 @@ RECURRENT = ("LSTM", "GRU", "RNN")
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", *RECURRENT)
 
 
+PRODUCTS = ("MatMul", "Einsum", "Attention", "MultiHeadAttention")
+
+
 class NotAPart(Exception):
     """The weight of a pruned model is no part of the reference's."""
 
@@ -163,7 +166,7 @@ def mask_products(reference: onnx.ModelProto, small: onnx.ModelProto, feeds: dic
     constants = constant_names(reference)
     other = {node.output[0]: node for node in small.graph.node if node.output}
     for node in list(reference.graph.node):
-        if node.op_type not in ("MatMul", "Einsum") or constants.intersection(node.input) or node.output[0] not in other:
+        if node.op_type not in PRODUCTS or constants.intersection(node.input[:2]) or node.output[0] not in other:
             continue
         whole, part = (
             run(model, feeds, (name,))[-1]

@@ -219,3 +219,33 @@ def module(net: Net, x: str) -> None:
     y = net.op("Reshape", net.gemm(y, "dense", WIDTH, WIDTH), net.const("tokens", [5, -1, WIDTH]))
     y = net.op("Add", x, net.op("Transpose", y, perm=[1, 0, 2]))
     net.output(net.matmul(y, "out", WIDTH, 4), 5, 4)
+
+
+def answered(net: Net, x: str, y: str, inner: int = WIDTH) -> None:
+    net.output(linear(net, net.op("Add", x, linear(net, y, "dense", inner, WIDTH)), "out", WIDTH, 4), "T", 4)
+
+
+@row("attention-operator", {"query": 16, "key": 16, "value": 16}, None, feeds=SEQUENCE, tied=TIED, symbolic=True, opset=23, ir=10)
+def one_operator(net: Net, x: str) -> None:
+    """Attention of opset 23, with the scale that the width gives."""
+    parts = (linear(net, x, name, WIDTH, WIDTH) for name in ("query", "key", "value"))
+    answered(net, x, net.op("Attention", *parts, q_num_heads=HEADS, kv_num_heads=HEADS, is_causal=1))
+
+
+@row(
+    "attention-operator-heads", {"query": 32, "key": 16, "value": 16}, None,
+    feeds=SEQUENCE, tied=TIED, symbolic=True, opset=25, ir=10,
+)  # fmt: skip
+def one_operator_of_heads(net: Net, x: str) -> None:
+    """Heads on an axis of their own, two of the query for one of key and value."""
+    query = heads_of(net, linear(net, x, "query", WIDTH, 4 * HEAD), 4)
+    key, value = (heads_of(net, linear(net, x, name, WIDTH, 2 * HEAD)) for name in ("key", "value"))
+    y = net.op("Transpose", net.op("Attention", query, key, value, softcap=5.0), perm=[0, 2, 1, 3])
+    answered(net, x, view(net, y, extent(net, x, 0), extent(net, x, 1), 4 * HEAD), 4 * HEAD)
+
+
+@row("attention-multi-head", {"query": 16, "key": 16, "value": 16}, None, feeds=SEQUENCE, tied=TIED, symbolic=True)
+def multi_head(net: Net, x: str) -> None:
+    """ONNX Runtime's operator."""
+    parts = (linear(net, x, name, WIDTH, WIDTH) for name in ("query", "key", "value"))
+    answered(net, x, net.op("MultiHeadAttention", *parts, domain="com.microsoft", num_heads=HEADS))

@@ -1,14 +1,15 @@
 """Propagation rules of layers (Conv, ConvTranspose, Gemm, MatMul, Einsum): channels that enter them end, and new ones start."""
 
+from collections.abc import Sequence
 from string import ascii_uppercase
 
 import numpy as np
 
 from onnxmerge.errors import Reason, Refusal, refusal
 from onnxmerge.graph.channel_ids import Ids, along_axis, varying_axes
-from onnxmerge.graph.channel_propagation import ChannelPropagation, EqualGroups, Product
+from onnxmerge.graph.channel_propagation import ChannelPropagation, EqualGroups, HeadsOf, Product
 from onnxmerge.graph.layers import Layer
-from onnxmerge.graph.nodes import has_input, node_name, node_refusal
+from onnxmerge.graph.nodes import has_input, node_key, node_name, node_refusal
 from onnxmerge.onnxio import surgeon as gs
 
 
@@ -58,7 +59,7 @@ def matmul(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusa
         left, right = (
             terms[-rank:] if rank > 1 else "k" for terms, rank in zip((batch + "mk", batch + "kn"), ranks, strict=True)
         )
-        return product(propagation, node, left, right, batch + left[-2:-1] + right[1:][-1:])
+        return product(propagation, node, (left, right, batch + left[-2:-1] + right[1:][-1:]))
     rank = len(propagation.known_shape(node.inputs[1 - index]))
     is_matrix = weight.ndim > 1 and set(weight.shape[:-2]) <= {1}
     if not (is_matrix or (weight.ndim == 1 and index == 1)) or rank < max(2, weight.ndim):
@@ -75,7 +76,7 @@ def einsum(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusa
     terms, _, result = str(node.attrs["equation"]).replace(" ", "").partition("->")
     if len(values) == 2 and weight is None and "." not in terms and len(set(result)) == len(result):
         left, right = terms.split(",")
-        return product(propagation, node, left, right, result)
+        return product(propagation, node, (left, right, result))
     if len(values) != 2 or weight is None or values[1 - index] is not None:
         return node_refusal(node, Reason.MIXES_CHANNELS)
     weight_letters, data = (terms.split(",")[at] for at in (index, 1 - index))
@@ -88,24 +89,37 @@ def einsum(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusa
     return _contraction(propagation, node, index, "rows" if weight_letters[0] == new else "columns", weight, axes)
 
 
-def product(propagation: ChannelPropagation, node: gs.Node, left: str, right: str, result: str) -> list[Ids] | Refusal:
-    """A product of two tensors that the graph computes, with a letter for each axis as in Einsum.
+def product(
+    propagation: ChannelPropagation,
+    node: gs.Node,
+    terms: tuple[str, str, str],
+    operands: Sequence[tuple[Ids, str]] = (),
+    heads: tuple[HeadsOf, ...] = (),
+) -> list[Ids] | Refusal:
+    """A product of two tensors that the graph computes; terms: a letter for each axis of both and of the result, as in Einsum.
 
     Channels on an axis that only one of them has pass (values of an attention); those on the axis that is summed end, and go in
-    pairs (query and key). Both may differ from position to position of the axes that all three share (heads).
+    pairs (query and key). Both may differ from position to position of the axes that all three share (heads); where whole heads
+    go, these axes are those of the channels, which pass.
+
+    operands: ids and letters of those with channels, where the node is a whole attention; heads: how it reads them.
     """
+    left, right, result = terms
     shared = "".join(letter for letter in result if letter in left and letter in right)
     found: list[tuple[str, Ids]] = []
-    for tensor, terms in zip(node.inputs, (left, right), strict=True):
-        ids = propagation.ids(tensor)
-        own = [terms[axis] for axis in varying_axes(ids) if terms[axis] not in shared]
+    operands = operands or list(zip(map(propagation.ids, node.inputs), terms, strict=False))
+    if propagation.whole_heads and any(letters[axis] in shared for ids, letters in operands for axis in varying_axes(ids)):
+        return [_whole_heads(propagation, node, operands, shared, result)]
+    for ids, letters in operands:
+        own = [letters[axis] for axis in varying_axes(ids) if letters[axis] not in shared]
         if not own:  # whole heads, which stay: a bias for each, from a table
             propagation.pin(ids, node_refusal(node, Reason.TWO_COMPUTED_FACTORS))
-        elif len(own) != 1 or any(len(set(each)) < len(each) for each in (left, right, result)):
+        elif len(own) != 1 or any(len(set(each)) < len(each) for each in terms):
             return node_refusal(node, Reason.TWO_COMPUTED_FACTORS)
-        found += [(own[0], _with_axes(ids, terms, shared + own[0]))] if own else []
+        found += [(own[0], _with_axes(ids, letters, shared + own[0]))] if own else []
+    none = np.zeros((1,) * len(result), np.int64)
     if not found:
-        return [propagation.no_ids(node.outputs[0])]
+        return [none]
     (letter, ids), (other_letter, others) = found[0], found[-1]
     is_summed = letter in left and letter in right
     if letter != other_letter or (len(found) < 2 and letter not in result):
@@ -113,8 +127,26 @@ def product(propagation: ChannelPropagation, node: gs.Node, left: str, right: st
     ids, others = np.broadcast_arrays(ids, others)
     propagation.united.unite(ids, others)
     propagation.pin(np.where((ids > 0) == (others > 0), 0, ids + others), node_refusal(node, Reason.TWO_COMPUTED_FACTORS))
-    propagation.products.append(Product(node, (ids, others)[: 1 + is_summed], (left, right, result), letter))
-    return [propagation.no_ids(node.outputs[0]) if is_summed else _with_axes(ids, shared + letter, result)]
+    propagation.products.append(Product(node, (ids, others)[: 1 + is_summed], terms, letter, heads=heads))
+    return [none if is_summed else _with_axes(ids, shared + letter, result)]
+
+
+def _whole_heads(
+    propagation: ChannelPropagation, node: gs.Node, operands: Sequence[tuple[Ids, str]], shared: str, result: str
+) -> Ids:
+    """The ids of a product whose channels are the heads: each with all of its positions on other axes, in both operands."""
+    heads = np.zeros((1,) * len(shared), np.int64)
+    for ids, letters in operands:
+        rows = np.moveaxis(ids, [axis for axis, each in enumerate(letters) if each in shared], range(len(shared)))
+        propagation.head_ids.append(rows.reshape(np.prod(rows.shape[: len(shared)]), -1))
+        own = _with_axes(
+            propagation.unite_except(ids, [axis for axis, each in enumerate(letters) if each in shared]), letters, shared
+        )
+        propagation.united.unite(heads, own)
+        why = node_refusal(node, Reason.TWO_COMPUTED_FACTORS)
+        propagation.pin(np.where(((heads > 0) == (own > 0)) | ~heads.any(), 0, heads + own), why)
+        heads = np.where(heads > 0, heads, own)
+    return _with_axes(heads, shared, result)
 
 
 def _with_axes(ids: Ids, terms: str, letters: str) -> Ids:
@@ -155,7 +187,8 @@ def _start_layer(
 
     index: of the weight among the inputs; axes: of the channels in what it reads and writes.
     """
-    out = propagation.united.new_ids(out_count)
+    numbers = propagation.heads_of_layers.get(node_key(node), np.arange(out_count))
+    out: Ids = propagation.united.new_ids(int(numbers.max()) + 1)[numbers]
     out_ids = out.reshape(len(in_ids), -1)
     rank = len(propagation.known_shape(node.outputs[0]))
     propagation.layers.append(Layer(node, index, layout, in_ids, out_ids, weight, *axes, rank))

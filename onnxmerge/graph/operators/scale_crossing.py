@@ -70,6 +70,11 @@ def homogeneous_in_all(channels: Channels, node: gs.Node, carrying: list[int]) -
     return
 
 
+def values(channels: Channels, node: gs.Node, carrying: list[int]) -> Reason | None:
+    """Attention: f(s x) = s f(x) in the values."""
+    return None if carrying == [2] else Reason.MULTIPLIES_CHANNELS
+
+
 def dropout(channels: Channels, node: gs.Node, carrying: list[int]) -> ChannelAffine | Reason:
     """Dropout changes nothing, but for training; its mask does not scale."""
     training = channels.constant(node.inputs[2]) if has_input(node, 2) else np.array(False)

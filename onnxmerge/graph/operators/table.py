@@ -10,6 +10,7 @@ from onnxmerge.errors import Refusal
 from onnxmerge.graph.channel_ids import Ids
 from onnxmerge.graph.channel_propagation import ChannelPropagation
 from onnxmerge.graph.nodes import operator_key
+from onnxmerge.graph.operators import attention as heads
 from onnxmerge.graph.operators import batchnorm_pooling as channelwise
 from onnxmerge.graph.operators import conv_gemm_matmul as layers
 from onnxmerge.graph.operators import elementwise, unsupported
@@ -74,6 +75,9 @@ OPERATORS = _table(
     ("MatMul", Operator(layers.matmul, scaling.homogeneous_in_all)),  # of channels that pass it
     ("Einsum", Operator(layers.einsum, scaling.homogeneous_in_all)),
     ("LSTM GRU RNN", Operator(states.recurrent, edit=states.edit_recurrent)),
+    ("Attention com.microsoft.MultiHeadAttention", Operator(heads.attention, scaling.values, heads.edit_attention)),
+    ("com.microsoft.Attention", Operator(heads.packed)),
+    ("com.microsoft.GroupQueryAttention", Operator(heads.grouped_query)),
     # elementwise, one input
     ("Identity", Operator(elementwise.unary, scaling.identity)),
     ("Dropout", Operator(elementwise.unary, scaling.dropout)),
@@ -129,7 +133,7 @@ OPERATORS = _table(
     ("Constant Range RandomNormal RandomUniform", _NO_CHANNELS),
     ("Size EyeLike RandomNormalLike RandomUniformLike", Operator(sizes.reads_size)),
     # known to mix, or not followed
-    ("Attention Det NonMaxSuppression", _MIXES),
+    ("Det NonMaxSuppression", _MIXES),
     ("NonZero Compress OneHot Unique ReverseSequence", _NOT_FOLLOWED),
     ("GridSample RoiAlign If Loop Scan SequenceConstruct SequenceAt SplitToSequence ConcatFromSequence", _NOT_FOLLOWED),
     ("QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul", Operator(unsupported.quantised)),
