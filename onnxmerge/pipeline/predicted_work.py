@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from onnxmerge.algorithms.sample_counts import enough_samples
 from onnxmerge.data.first_layers import dense_first_layer
 from onnxmerge.data.selection import (
-    CALIBRATION_INPUTS,
     CHECK_INPUTS,
-    DENSE_CALIBRATION_INPUTS,
     DENSE_OVERSAMPLING,
     OVERSAMPLING,
+    inputs_needed,
 )
 from onnxmerge.evaluation.benchmark import DEFAULT_EFFORT, TRIAL_EFFORT
 from onnxmerge.graph.analysed_model import AnalysedModel
@@ -109,8 +108,7 @@ def _measuring(analysed: AnalysedModel, options: CompressOptions, *, is_allocate
 def _work(analysed: AnalysedModel, options: CompressOptions) -> tuple[float, float, float, int]:
     """Seconds of the reference on all inputs, of a candidate, and of looking at all layers; and the number of inputs."""
     channels, shapes = analysed.channels, analysed.shapes
-    usual = CALIBRATION_INPUTS if dense_first_layer(channels) is None else DENSE_CALIBRATION_INPUTS
-    inputs = options.inputs.samples or usual
+    inputs = options.inputs.samples or inputs_needed(analysed)
     outputs = [shapes[tensor.name] for node in analysed.model.graph.nodes for tensor in node.outputs if tensor.name in shapes]
     batch = max((shapes[tensor.name][0] for tensor in analysed.model.graph.inputs if shapes.get(tensor.name)), default=1)
     elements = sum(math.prod(shape) for shape in outputs) / max(batch, 1)
