@@ -275,7 +275,10 @@ def test_widths_that_run_fast_pay_for_their_loss_in_time(seed: int, share: float
     curves, size = instance(seed)
     time = Cost(size.weight, size.rows, size.columns, block=3)
     time = Cost(time.weight / time.total(most(curves)), time.rows, time.columns, block=3)
-    groups = [SimpleNamespace(name=str(index), conv_group_count=1, branch=None) for index in range(len(curves))]
+    groups = [
+        SimpleNamespace(name=str(index), size=int(curve.counts[-1]), conv_group_count=1, positions=1, branch=None)
+        for index, curve in enumerate(curves)
+    ]
     budget = Budget(tuple(groups), tuple(curves), {"macs": size, "latency": time})  # type: ignore[arg-type]
     plain = allocate(curves_of_multiples(curves, None), size, share)
     fast = np.array(list(budget.counts_for("macs", share, None).counts.values()))

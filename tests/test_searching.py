@@ -14,7 +14,8 @@ from test_targets import PRUNE
 from topologies import TOPOLOGIES
 from topologies.net import Net
 
-from onnxmerge.data.selection import calibration_and_check_inputs
+from onnxmerge.data import selection
+from onnxmerge.data.selection import calibration_and_check_inputs, inputs_needed
 from onnxmerge.execution.shapes import observe
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.graph.cost import total_macs
@@ -270,15 +271,21 @@ def test_a_model_that_is_not_faster_says_why(
 
 
 @pytest.mark.parametrize(("width", "extent", "expected"), [(16, 2, 384), (256, 2, 576), (256, 4, 384), (256, 1, 576)])
-def test_small_maps_take_more_inputs(width: int, extent: int, expected: int, tmp_path: Path) -> None:
+def test_small_maps_take_more_inputs(
+    width: int, extent: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As many as give the widest consumer a sample an unknown: width * 9 unknowns, extent * extent samples an input."""
     net = Net(np.random.default_rng(0))
     y = net.relu(net.conv(net.input("x", 3, extent, extent), "first", 3, width))
     net.output(net.conv(y, "second", width, 8), 8, extent, extent)
     source = written(net.model(), tmp_path)
     settings = InputOptions(), RuntimeOptions(), PruningOptions()
-    solving, checking = calibration_and_check_inputs(source, analyse_model(source), *settings)
+    analysed = analyse_model(source)
+    monkeypatch.setattr(selection, "CHEAP_MACS", 0.0)
+    solving, checking = calibration_and_check_inputs(source, analysed, *settings)
     assert (solving.count, checking.count) == (expected, 256)
+    monkeypatch.setattr(selection, "CHEAP_MACS", 1000.0 * analysed.size.macs)
+    assert inputs_needed(analysed) == max(expected, min(1000, 16 * width * 9 // extent**2))
 
 
 # latency

@@ -134,8 +134,12 @@ FOLD = {
         " m = Mul(d, low) y = Add(m, half)",
         ["Conv", "HardSigmoid", "Mul", "Add"],
     ),
-    "in-front": ("r = Relu(x) a = Add(r, three) y = Conv(a, w, b)", ["Relu", "Conv"]),
-    "in-front-of-padding": ("r = Relu(x) a = Add(r, three) y = Conv<pads = [1, 1, 1, 1]>(a, w, b)", ["Relu", "Add", "Conv"]),
+    "in-front": ("g = HardSigmoid(x) p = Mul(x, g) a = Add(p, three) y = Conv(a, w, b)", ["HardSigmoid", "Mul", "Conv"]),
+    "in-front-of-padding": (
+        "g = HardSigmoid(x) p = Mul(x, g) a = Add(p, three) y = Conv<pads = [1, 1, 1, 1]>(a, w, b)",
+        ["HardSigmoid", "Mul", "Add", "Conv"],
+    ),
+    "in-front-ungated": ("r = Relu(x) a = Add(r, three) y = Conv(a, w, b)", ["Relu", "Add", "Conv"]),
     "gelu-in-front": (
         "d = Div(x, six) e = Erf(d) o = Add(e, one) p = Mul(x, o) h = Mul(p, half) y = Conv(h, w, b)",
         ["Div", "Erf", "Add", "Mul", "Mul", "Conv"],

@@ -97,10 +97,15 @@ class _Folding:
         return False
 
     def into_readers(self, node: gs.Node, line: Line) -> bool:
-        """What the node adds into the convolutions that read its sum."""
+        """What the node adds to y HardSigmoid(y) into the convolutions that read its sum.
+
+        Elsewhere it stays: a channel that is removed would leave its share of the sum in their biases, where it left nothing.
+        """
         output = node.outputs[0]
         readers = list(output.outputs)
-        if line.factor != 1.0 or self.nodes.is_kept(output):
+        product = self.nodes.only_producer(line.data)
+        gates = [factor.inputs[0].op for factor in product.inputs if factor.inputs] if product is not None else []
+        if line.factor != 1.0 or self.nodes.is_kept(output) or "HardSigmoid" not in gates:
             return False
         if not all(each.op == "Conv" and each.inputs[0] is output and _pads_nothing(each) for each in readers):
             return False

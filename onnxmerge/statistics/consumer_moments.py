@@ -51,6 +51,7 @@ class _Centre:
 
     value: NDArray[np.float32]
 
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused, in a line of its own
     def subtract(self, samples: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """The difference, in `out` where it is given."""
         if not hasattr(self, "value"):
