@@ -5,7 +5,8 @@ size, against depth, width, input size, number of inputs and number of groups, f
 
 Each run is a process of its own, on one thread, with random weights and without timing. Every axis has a fitted exponent: 1 says
 that twice the depth takes twice as long. Without --full about four minutes on one core; --full adds a larger value to each axis,
-a network of ResNet-50's size, and models of 1 and 3 GB. `--write` puts the tables into benchmarks/RESULTS.md. Exits 1 where CPU time grows too fast.
+a network of ResNet-50's size, and models of 1 and 3 GB. `--write` puts the tables into benchmarks/RESULTS.md. Exits 1 where CPU
+time grows too fast.
 """
 
 from __future__ import annotations

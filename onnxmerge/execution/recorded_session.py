@@ -47,7 +47,7 @@ def recorded(session: Session, batches: Iterable[Feeds]) -> Session:
     names = session.output_names
     outputs = ([store.get(batch, name) for name in names] for batch in range(count))
     # ONNX Runtime's own objects would hold its session
-    assignments = getattr(session.handle, "get_provider_graph_assignment_info", list)()
+    assignments: list[Any] = getattr(session.handle, "get_provider_graph_assignment_info", list)()
     parts = [
         (each.ep_name, [SimpleNamespace(name=node.name, op_type=node.op_type) for node in each.get_nodes()])
         for each in assignments

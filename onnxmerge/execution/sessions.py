@@ -199,8 +199,8 @@ def open_session(
     landed = handle.get_providers()[0]
     if landed != provider.name:
         raise ProviderError(f"{label} was to run on {provider.name} but landed on {landed}; use `provider` cpu to accept that")
-    kept = {"label": label, "folder": folder, "arena": arena, "prepack": prepack}
-    again = partial(open_session, model, provider, optimise=optimise, threads=threads, **kept)
+    again = partial(open_session, model, provider, optimise=optimise, threads=threads, label=label, folder=folder)
+    again = partial(again, arena=arena, prepack=prepack)
     inputs, outputs = tuple(map(spec_of, handle.get_inputs())), tuple(map(spec_of, handle.get_outputs()))
     return Session(label, provider, threads, inputs, outputs, handle, again)
 

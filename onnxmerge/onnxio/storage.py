@@ -79,8 +79,9 @@ def stored_apart(contents: dict[str, Content], model: Model) -> ToTensor:
 
 
 def _stored_bytes(values: DenseValues, name: str, folder: Path) -> bytes | memoryview:
-    is_outside = isinstance(values, TensorProto) and is_external(values)
-    return read_external_data(values, folder) if is_outside else raw_bytes(values, name)
+    if isinstance(values, TensorProto) and is_external(values):
+        return read_external_data(values, folder)
+    return raw_bytes(values, name)
 
 
 def without_data(values: DenseValues, name: str) -> TensorProto:
