@@ -47,7 +47,6 @@ def warnings_of(
         *_few_inputs(checking, options),
         *(() if fidelity is None else constant_outputs(fidelity)),
         *checking.warnings(),
-        *_constant_outputs(fidelity),
         *_limited_weights(found.candidate.model),
     )
 
