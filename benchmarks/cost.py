@@ -5,7 +5,8 @@ size, against depth, width, input size, number of inputs and number of groups, f
 
 Each run is a process of its own, on one thread, with random weights and without timing. Every axis has a fitted exponent: 1 says
 that twice the depth takes twice as long. Without --full about four minutes on one core; --full adds a larger value to each axis,
-and a network of ResNet-50's size. `--write` puts the tables into benchmarks/RESULTS.md. Exits 1 where CPU time grows too fast.
+a network of ResNet-50's size, and models of 1 and 3 GB. `--write` puts the tables into benchmarks/RESULTS.md. Exits 1 where CPU
+time grows too fast.
 """
 
 from __future__ import annotations
@@ -26,23 +27,25 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import onnx
-from networks import chain, resnet50
+from networks import chain, resnet50, wide_perceptrons
 from speed import table, write_block
 
 import onnxmerge
 from onnxmerge.execution.processor import processor_name
 from onnxmerge.execution.sessions import open_session
+from onnxmerge.onnxio.model_files import stored_bytes
 
 
 @dataclass(frozen=True)
 class Case:
-    """A chain of convolutions, or a ResNet-50 where there is no depth."""
+    """A chain of convolutions, or a ResNet-50 where there is no depth, or wide perceptrons where there are blocks."""
 
     depth: int = 8
     width: int = 32
     extent: int = 16
     inputs: int = 64
     groups: int = 7
+    blocks: int = 0
 
 
 AXES: dict[str, tuple[int, ...]] = {
@@ -54,6 +57,8 @@ AXES: dict[str, tuple[int, ...]] = {
 }
 """The values of each axis, the others as in `Case()`; the last one with --full alone. Of more depth all groups shrink."""
 COMMANDS: dict[str, dict[str, Any]] = {"ratio": {"ratio": 0.5}, "default": {}, "sweep": {"targets": "macs=0.75,0.5,0.25"}}
+LARGE: dict[str, dict[str, Any]] = {each: {"ratio": 0.3, "method": each} for each in ("prune", "merge")}
+"""For models of 1 and 3 GB, with --full; memory without that of a pass."""
 STEEPEST = {"depth": 1.5, "width": 3.2, "extent": 2.3, "inputs": 1.3, "groups": 1.3}
 """Greatest exponent of CPU seconds: products of samples grow with the third power of the width, pixels with the second of the
 extent."""
@@ -66,25 +71,28 @@ def child(command: str, case: Case) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "in.onnx"
         settings: dict[str, Any] = {"samples": case.inputs, "threads": 1, "bench": False}
-        model = chain(case.depth, case.width, case.extent) if case.depth else resnet50()
-        onnx.save(model, source)
+        if case.blocks:
+            wide_perceptrons(source, case.blocks)
+        else:
+            model = chain(case.depth, case.width, case.extent) if case.depth else resnet50()
+            onnx.save(model, source)
         if case.groups:
             settings["include"] = tuple(node.name for node in model.graph.node if node.op_type == "Conv")[: case.groups]
         before, started = peak_mib(), time.process_time()
         if command == "sweep":
             onnxmerge.sweep(source, **COMMANDS[command], **settings)
         else:
-            onnxmerge.compress(source, Path(name) / "out.onnx", **COMMANDS[command], **settings)
+            onnxmerge.compress(source, Path(name) / "out.onnx", **(COMMANDS | LARGE)[command], **settings)
         seconds, peak = time.process_time() - started, peak_mib()
-        size = source.stat().st_size / 2**20
+        size = stored_bytes(source) / 2**20
         return {"seconds": seconds, "pass": pass_seconds(source, case.inputs), "mib": peak - before, "model": size}
 
 
 def pass_seconds(source: Path, inputs: int) -> float:
     """CPU seconds of the model once over so many inputs."""
     session = open_session(source, optimise=True, threads=1)
-    extent = session.inputs[0].shape[2] or 1
-    feeds = {session.inputs[0].name: np.random.default_rng(0).random((32, 3, extent, extent), np.float32)}
+    shape = [size if isinstance(size, int) else 32 for size in session.inputs[0].dims]
+    feeds = {session.inputs[0].name: np.random.default_rng(0).random(shape, np.float32)}
     session.run(feeds)
     started, runs = time.process_time(), 0
     while time.process_time() - started < PASS_SECONDS:
@@ -110,7 +118,7 @@ def measured(command: str, case: Case, known: dict[tuple[str, Case], dict[str, f
 
 def row(command: str, axis: str, value: str, found: dict[str, float]) -> tuple[str, ...]:
     passes, sizes = found["seconds"] / found["pass"], found["mib"] / found["model"]
-    return command, axis, value, f"{found['seconds']:.1f}", f"{passes:.0f}", f"{found['mib']:.0f}", f"{sizes:.0f}"
+    return command, axis, value, f"{found['seconds']:.1f}", f"{passes:.0f}", f"{found['mib']:.0f}", f"{sizes:.3g}"
 
 
 def exponent(values: list[int], quantity: list[float]) -> float:
@@ -141,6 +149,10 @@ def main() -> int:
             large = measured(command, Case(0, 0, 224, 64, 0), known)
             rows.append(row(command, "ResNet-50's size", "224 x 224", large))
             print(rows[-1], flush=True)
+    for command, blocks in [(command, blocks) for command in LARGE for blocks in (4, 12) if options.full]:
+        found_large = measured(command, Case(0, 0, 0, 256, 0, blocks), known)
+        rows.append(row(command, "wide perceptrons", f"{blocks} blocks, {found_large['model'] / 1024:.3g} GiB", found_large))
+        print(rows[-1], flush=True)
     place = f"{processor_name(gpu=False)}, 1 thread; onnxmerge {onnxmerge.__version__}."
     lines = table(("command", "axis", "exponent of CPU seconds", "of memory"), 2, fits)
     headers = ("command", "axis", "value", "CPU seconds", "in passes", "MiB", "in model sizes")

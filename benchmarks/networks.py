@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,33 @@ import onnx
 from onnx import helper, numpy_helper
 
 CHANNELS, EXTENT = 32, 16
+WIDE = (4096, 8192)
 STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))  # ResNet-50: inner width, blocks
+
+
+def wide_perceptrons(path: Path, blocks: int) -> None:
+    """Write residual blocks of 4,096, 8,192 and 4,096 channels, 256 MiB each, their weights in a file beside the model."""
+    rng, data = np.random.default_rng(0), path.with_name(f"{path.name}.data")
+    nodes, weights, x = [], [], "x"
+    with data.open("wb") as stream:
+        for number in range(blocks):
+            for kind, shape in (("up", WIDE), ("down", WIDE[::-1])):
+                stream.write((rng.standard_normal(shape, np.float32) * np.float32(shape[0] ** -0.5)).data)
+                weights.append(onnx.TensorProto(name=f"{kind}{number}", dims=shape, data_type=onnx.TensorProto.FLOAT))
+                weights[-1].data_location = onnx.TensorProto.EXTERNAL
+                length = 4 * shape[0] * shape[1]
+                for key, value in (("location", data.name), ("offset", stream.tell() - length), ("length", length)):
+                    weights[-1].external_data.add(key=key, value=str(value))
+            nodes += [
+                helper.make_node("MatMul", [x, f"up{number}"], [f"hidden{number}"]),
+                helper.make_node("Relu", [f"hidden{number}"], [f"active{number}"]),
+                helper.make_node("MatMul", [f"active{number}", f"down{number}"], [f"change{number}"]),
+                helper.make_node("Add", [x, f"change{number}"], [f"x{number}"]),
+            ]
+            x = f"x{number}"
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", WIDE[0]]) for name in ("x", x)]
+    graph = helper.make_graph(nodes, "perceptrons", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), path)
 
 
 class Builder:

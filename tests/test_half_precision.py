@@ -55,6 +55,7 @@ def test_what_is_beyond_the_range_becomes_its_end(tmp_path: Path) -> None:
     weights = [numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "out.onnx").graph.initializer]
     assert max(float(np.abs(values).max()) for values in weights) == np.finfo(np.float16).max
     assert result.fidelity.worst.fidelity > 0.5
+    assert any("larger numbers than float16 has" in each for each in result.warnings)
 
 
 def test_bfloat16_is_refused_in_a_sentence(tmp_path: Path) -> None:

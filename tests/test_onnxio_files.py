@@ -189,7 +189,7 @@ def origin(array: np.ndarray) -> object:
     owner: object = array
     while getattr(owner, "base", None) is not None:
         owner = owner.base
-    return owner
+    return owner.obj if isinstance(owner, memoryview) else owner
 
 
 def set_limits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 import onnxmerge
-from onnxmerge.onnxio import storage
+from onnxmerge.onnxio import mapped_files, storage, wire_format
 
 MODELS = Path(__file__).parents[1] / "models"
 
@@ -25,6 +25,9 @@ def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     data = "weights.bin" if outside else None
     onnx.save(onnx.load(MODELS / name), path, save_as_external_data=outside, location=data, size_threshold=100)
     monkeypatch.setattr(storage, "MESSAGE_LIMIT_BYTES", 4096)
+    monkeypatch.setattr(wire_format, "LEAST_FILE_BYTES", 4096)
+    monkeypatch.setattr(wire_format, "LEAST_WEIGHT_BYTES", 256)
+    monkeypatch.setattr(mapped_files, "LEAST_BYTES", 256)
     monkeypatch.setattr("onnxmerge.onnxio.storage.SMALL_TENSOR_BYTES", 256)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))

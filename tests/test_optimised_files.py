@@ -61,6 +61,13 @@ def test_a_layout_of_one_processor_is_refused_with_the_cure(tmp_path: Path) -> N
         compress(model, tmp_path / "out.onnx", ratio=0.5)
 
 
+def test_a_layout_of_gpus_is_refused_with_the_cure(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]> g (float[1, 2, 2, 2] x) => (float[1, 2, 2, 2] y)
+        <float[2, 2, 1, 1] w = {1, 2, 3, 4}> { y = com.microsoft.NhwcConv(x, w) }"""
+    with pytest.raises(ModelError, match=r"holds NhwcConv, which .* give the model from before it was optimised"):
+        compress(parser.parse_model(text), tmp_path / "out.onnx", ratio=0.5)
+
+
 NORMS = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 5, 8] x, float[N, 5, 8] s) => (float[N, 5, 8] y) {
       a = Add(x, s)  q = Pow(a, two)  m = ReduceMean<axes = [-1]>(q)  e = Add(m, small)  r = Sqrt(e)  d = Div(a, r)

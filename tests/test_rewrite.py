@@ -72,9 +72,12 @@ def with_unread_channels(channels: Channels, removals: Sequence[Removal]) -> dic
         going = np.setdiff1d(np.arange(removal.group.size), removal.kept)
         for link in removal.group.consumers:
             weight = weights.get(link.key, link.layer.stored_weight)
-            columns = link.columns(weight)
-            columns[:, going] = 0.0
-            weights[link.key] = link.with_columns(weight, columns)
+
+            def without(columns: np.ndarray, going: np.ndarray = going) -> np.ndarray:
+                columns[:, going] = 0.0
+                return columns
+
+            weights[link.key] = link.with_columns(weight, without)
     return {key: Replacement(weight) for key, weight in weights.items()}
 
 

@@ -100,6 +100,8 @@ def l2_geometric_median(rows: NDArray[np.floating]) -> Floats:
 
 
 CRITERIA = {"l1-norm": l1_norm, "l2-norm": l2_norm, "l2-gm": l2_geometric_median}
+PAIRWISE = frozenset({"l2-gm"})
+"""Those for which rows are compared with each other; of the others the score of a row depends on that row alone."""
 
 
 def keep_best(scores: ArrayLike, count: int, removable: ArrayLike | None = None, conv_groups: ArrayLike | None = None) -> Indices:

@@ -137,7 +137,7 @@ def absorb(weight: NDArray[np.floating], scaling: NDArray[np.floating]) -> Float
     weight : ndarray of shape (out, n, positions)
         V.
     scaling : ndarray of shape (n, k)
-        Z.
+        Z: at most one entry in a row, at least one in a column, and none below zero.
 
     Returns
     -------
@@ -148,8 +148,11 @@ def absorb(weight: NDArray[np.floating], scaling: NDArray[np.floating]) -> Float
     >>> absorb(np.ones((1, 3, 1)), np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]]))[0, :, 0]
     array([1., 3.])
     """
-    product = np.tensordot(np.asarray(weight, dtype=np.float64), np.asarray(scaling, dtype=np.float64), axes=(1, 0))
-    return np.ascontiguousarray(np.moveaxis(product, 2, 1))
+    column = scaling.argmax(axis=1)
+    order = np.argsort(column, kind="stable")
+    scale = scaling[order, column[order]]
+    starts = np.searchsorted(column[order], np.arange(scaling.shape[1]))
+    return np.asarray(np.add.reduceat(weight[:, order] * scale[:, None], starts, axis=1), np.float64)
 
 
 def _checked(rows: NDArray[np.floating], kept: NDArray[np.integer]) -> tuple[Floats, Indices]:

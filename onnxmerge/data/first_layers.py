@@ -110,7 +110,7 @@ def dense_first_layer(channels: Channels) -> tuple[str, np.ndarray] | None:
         is_input = any(source is tensor for tensor in channels.model.graph.inputs)
         is_float = isinstance(source.dtype, np.dtype) and np.issubdtype(source.dtype, np.floating)
         if is_input and is_float and shape is not None and int(np.prod(shape[1:])) == weight.shape[1]:
-            return str(source.name), weight.astype(np.float64)
+            return str(source.name), weight
     return None
 
 
@@ -129,7 +129,7 @@ def with_first_layer_noise(inputs: Inputs, name: str, weight: np.ndarray, seed: 
     weight : (out, in) of the dense layer that reads it
     seed : of the noise
     """
-    _, scales, directions = np.linalg.svd(weight, full_matrices=False)
+    _, scales, directions = np.linalg.svd(weight.astype(np.float64), full_matrices=False)
     first = inputs.take(inputs.indices[:64])
     others, is_only_input = first[name].astype(np.float64), inputs.by_row and len(first) == 1
     amplitude = AMPLITUDE * float(others.std()) * np.sqrt(weight.shape[1]) / max(float(np.linalg.norm(scales)), 1e-30)

@@ -81,7 +81,8 @@ def calibration_and_check_inputs(
     InputError
         Where the inputs are too few or do not match the model, or the model does not take the batch that is to be timed.
     """
-    session = open_session(source, optimise=True, threads=runtime.threads, label=str(source))
+    is_run = not pruning.uses_weights_only  # elsewhere it only says what the inputs are
+    session = open_session(source, optimise=True, threads=runtime.threads, label=str(source), prepack=is_run)
     check_batch(source, batching(session.inputs, analysed.shapes).size, runtime.batch, analysed.shapes)
     if options.calibration is None:
         return _synthetic(session, analysed, options, runtime.max_memory, pruning.uses_weights_only, tell)

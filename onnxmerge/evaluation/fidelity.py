@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from onnxmerge.errors import InputError, VerificationError
 from onnxmerge.evaluation.output_metrics import OutputMoments
 from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.providers import Provider
-from onnxmerge.execution.sessions import ModelSource, Session, open_pair
+from onnxmerge.execution.recorded_session import recorded
+from onnxmerge.execution.sessions import ModelSource, Session, label_of, open_session
 from onnxmerge.execution.tensor_specs import Feeds, batch_size
 from onnxmerge.onnxio.finite import is_finite
 from onnxmerge.results import Accuracy, Fidelity, OutputFidelity
@@ -81,9 +83,11 @@ def compare(
 def fidelity_of(
     reference: ModelSource, candidate: ModelSource, inputs: Inputs, provider: Provider, threads: int | None
 ) -> Fidelity:
-    """Compare the outputs of two models that are opened without optimisation, as `compare` does."""
-    pair = open_pair(reference, candidate, provider, optimise=False, threads=threads)
-    return compare(*pair, inputs.batches(BATCH), inputs.description, synthetic=inputs.synthetic)
+    """Compare the outputs of two models as `compare` does, without optimisation, one open at a time: they may be large."""
+    opened = partial(open_session, provider=provider, optimise=False, threads=threads)
+    first = recorded(opened(reference, label=label_of(reference, "the reference")), inputs.batches(BATCH))
+    second = opened(candidate, label=label_of(candidate, "the candidate"))
+    return compare(first, second, inputs.batches(BATCH), inputs.description, synthetic=inputs.synthetic)
 
 
 def compare_outputs(

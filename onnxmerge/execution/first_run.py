@@ -21,14 +21,16 @@ from onnxmerge.execution.size_hints import size_hints
 from onnxmerge.execution.static_cost import StaticCost
 from onnxmerge.execution.tensor_specs import Feeds, TensorSpec, input_specs
 from onnxmerge.onnxio.export import export_without_weights
-from onnxmerge.onnxio.external_data import external_bytes
+from onnxmerge.onnxio.external_data import byte_count, external_bytes, is_external
 from onnxmerge.onnxio.model_files import load
+from onnxmerge.onnxio.traversal import stored_tensors
 from onnxmerge.onnxio.validation import read_checked
 
 MEMORY_BYTES = 2_000_000_000  # by default, or twice the size of the file: its weights, and as much again for the rest
 SECONDS = 40.0  # with the rest of a command less than a minute
 VALUE_BYTES = 4  # of a number in a tensor; few models compute with larger ones
 MODELS = 2  # each keeps the memory of its largest run, and two are compared
+MAPS = 2  # how often ONNX Runtime maps a weight in a file, which the system counts as memory that may be written
 BYTES_A_SECOND = 20_000_000  # and longer for large files: a slow disk
 
 
@@ -80,10 +82,11 @@ def first_observations(
         return observe_twice(model, label=label, allowed=cheap, given=given)
     except (_NotKnownToBeCheap, InputError):
         pass
-    size = model.stat().st_size + external_bytes(proto)
+    size = model.stat().st_size + external_bytes(proto, model)
     memory = max_memory or max(MEMORY_BYTES, 2 * size)
     try:
-        arguments = [str(model.absolute()), label, json.dumps([given.shapes, given.origins])]
+        mapped = MAPS * sum(byte_count(tensor) for tensor in stored_tensors(proto) if is_external(tensor))
+        arguments = [str(mapped), str(model.absolute()), label, json.dumps([given.shapes, given.origins])]
         answer = answer_of(__name__, arguments, SECONDS + size / BYTES_A_SECOND, memory)
     except ProcessFailure as failure:
         limits = f"the first run may take {memory / 1e9:g} GB: `max_memory`"
@@ -114,7 +117,7 @@ def batch_that_fits(shapes: Mapping[str, tuple[int, ...]], feeds: Feeds, max_mem
     return max(1, int((max_memory or MEMORY_BYTES) / max(1.0, needed)))
 
 
-def main(memory_bytes: int, model: Path, label: str, given: GivenShapes) -> None:
+def main(memory_bytes: int, mapped_bytes: int, model: Path, label: str, given: GivenShapes) -> None:
     """The side of the other process: print what was observed as a line of JSON, the last; or the error."""
 
     def allowed(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -122,11 +125,11 @@ def main(memory_bytes: int, model: Path, label: str, given: GivenShapes) -> None
         if needed > memory_bytes:
             raise ModelError(f"its inputs take {needed / 1e9:,.1f} GB, and {memory_bytes / 1e9:g} GB are allowed (`max_memory`)")
 
-    limit_own_memory(memory_bytes)
+    limit_own_memory(memory_bytes + mapped_bytes)
     answer: dict[str, Any]
     try:
         *runs, origins, _ = observe_twice(model, label=label, allowed=allowed, given=given)
-        open_session(model, optimise=True, label=label)  # folds constants
+        open_session(model, optimise=True, prepack=False, label=label)  # folds constants
         with contextlib.suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError):
             onnx.shape_inference.infer_shapes(export_without_weights(load(model)), data_prop=True)  # as export does
         written = [None if run is None else {name: _as_json(each) for name, each in run.items()} for run in runs]
@@ -147,4 +150,4 @@ def _observation(shape: Sequence[int], dtype: str, value: Any) -> Observation:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], GivenShapes(*json.loads(sys.argv[4])))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], GivenShapes(*json.loads(sys.argv[5])))

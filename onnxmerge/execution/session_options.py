@@ -13,7 +13,9 @@ FATAL = 4  # ONNX Runtime's log level that prints nothing but what ends the proc
 FOLDING_LIMIT_BYTES = 1 << 30  # ONNX Runtime would fold constants of any size, so that a small file could fill the memory
 
 
-def session_options(optimise: bool, threads: int, folder: Path | None, arena: bool = True) -> onnxruntime.SessionOptions:
+def session_options(
+    optimise: bool, threads: int, folder: Path | None, arena: bool = True, prepack: bool = True
+) -> onnxruntime.SessionOptions:
     """Options of a session.
 
     Parameters
@@ -27,6 +29,8 @@ def session_options(optimise: bool, threads: int, folder: Path | None, arena: bo
         What the locations of external data are relative to, where the model is in memory.
     arena : bool
         Whether ONNX Runtime keeps the memory of a call for the next one of the same session.
+    prepack : bool
+        Whether weights are copied in the order in which kernels read them, which is faster where a session runs often.
     """
     levels = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()
@@ -38,6 +42,8 @@ def session_options(optimise: bool, threads: int, folder: Path | None, arena: bo
     options.enable_cpu_mem_arena = arena
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDING_LIMIT_BYTES))
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))

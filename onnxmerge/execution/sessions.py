@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from google.protobuf.message import DecodeError
 
 from onnxmerge.errors import ModelError, ProviderError
 from onnxmerge.execution.messages import runtime_message
@@ -17,7 +18,9 @@ from onnxmerge.execution.providers import CPU, Provider
 from onnxmerge.execution.session_options import provider_list, session_options
 from onnxmerge.execution.tensor_specs import Feeds, TensorSpec, spec_of
 from onnxmerge.execution.threads import default_threads
+from onnxmerge.onnxio.mapped_files import release_pages
 from onnxmerge.onnxio.model_files import TemporaryModel
+from onnxmerge.onnxio.wire_format import is_large, read_model
 
 ModelSource = bytes | Path | TemporaryModel
 DEVICE = "cuda"  # ONNX Runtime's name of the memory where IO binding keeps inputs and outputs, unless they are strings
@@ -139,6 +142,7 @@ def open_session(
     label: str | None = None,
     folder: Path | None = None,
     arena: bool = True,
+    prepack: bool | None = None,
 ) -> Session:
     """A session on exactly this execution provider.
 
@@ -159,6 +163,8 @@ def open_session(
         Where the external data of a model in memory is.
     arena : bool
         Whether the session keeps the memory of a call for the next one, and that of all outputs while one of them lives.
+    prepack : bool, optional
+        Whether weights are copied into another order, for speed; by default where `optimise`.
 
     Raises
     ------
@@ -180,8 +186,12 @@ def open_session(
     """
     label = label or (str(model) if isinstance(model, Path) else "the model")
     threads = threads or default_threads()
-    source = model if isinstance(model, bytes) else str(path_of(model))
-    options, providers = session_options(optimise, threads, folder, arena), provider_list(provider, optimise)
+    source: bytes | str = model if isinstance(model, bytes) else str(path_of(model))
+    release_pages()
+    if not isinstance(model, bytes):
+        source, folder = _large_as_bytes(path_of(model), label)
+    prepack = optimise if prepack is None else prepack
+    options, providers = session_options(optimise, threads, folder, arena, prepack), provider_list(provider, optimise)
     try:
         handle = onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions have no common root
@@ -189,9 +199,20 @@ def open_session(
     landed = handle.get_providers()[0]
     if landed != provider.name:
         raise ProviderError(f"{label} was to run on {provider.name} but landed on {landed}; use `provider` cpu to accept that")
-    again = partial(open_session, model, provider, optimise=optimise, threads=threads, label=label, folder=folder, arena=arena)
+    again = partial(open_session, model, provider, optimise=optimise, threads=threads, label=label, folder=folder)
+    again = partial(again, arena=arena, prepack=prepack)
     inputs, outputs = tuple(map(spec_of, handle.get_inputs())), tuple(map(spec_of, handle.get_outputs()))
     return Session(label, provider, threads, inputs, outputs, handle, again)
+
+
+def _large_as_bytes(path: Path, label: str) -> tuple[bytes | str, Path | None]:
+    """A large file without its weights, which ONNX Runtime then maps, and their folder; the path of any other."""
+    try:
+        if not is_large(path):
+            return str(path), None
+        return read_model(path).SerializeToString(), path.parent
+    except (OSError, DecodeError) as error:
+        raise ModelError(f"{label} cannot be opened by ONNX Runtime: {runtime_message(error)}") from error
 
 
 def path_of(model: Path | TemporaryModel) -> Path:
@@ -205,7 +226,11 @@ def open_pair(
     """Sessions of both models of a comparison, opened alike; errors call files by their path."""
     sides = ((reference, "the reference"), (candidate, "the candidate"))
     first, second = (
-        open_session(model, provider, optimise=optimise, threads=threads, label=str(model) if isinstance(model, Path) else name)
-        for model, name in sides
+        open_session(model, provider, optimise=optimise, threads=threads, label=label_of(model, name)) for model, name in sides
     )
     return first, second
+
+
+def label_of(model: ModelSource, name: str) -> str:
+    """What errors call a side of a comparison: its path, or this name."""
+    return str(model) if isinstance(model, Path) else name

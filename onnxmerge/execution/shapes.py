@@ -17,6 +17,7 @@ from onnxmerge.execution.messages import runtime_message
 from onnxmerge.execution.sessions import ModelSource, Session, open_session, path_of
 from onnxmerge.execution.size_hints import size_hints
 from onnxmerge.execution.tensor_specs import Feeds, TensorSpec
+from onnxmerge.onnxio.wire_format import read_model
 from onnxmerge.results import InputShape
 
 VALUE_LIMIT = 64  # elements: shapes, indices and axes have at most a few of them
@@ -278,6 +279,6 @@ def read_graph(model: ModelSource, label: str) -> onnx.ModelProto:
     try:
         if isinstance(model, bytes):
             return onnx.load_model_from_string(model)
-        return onnx.load(path_of(model), load_external_data=False)
+        return read_model(path_of(model))
     except Exception as error:  # protobuf's own errors, without importing protobuf
         raise ModelError(f"{label} cannot be read: {runtime_message(error)}") from error

@@ -21,7 +21,8 @@ class TensorStore:
     Parameters
     ----------
     limit_bytes : int
-        Size of the arrays in memory from which on further ones go to disk. Sequences count, but always stay in memory.
+        Size of the arrays in memory from which on further ones go to disk. Sequences count, but always stay in memory, and so do
+        strings.
     """
 
     def __init__(self, limit_bytes: int = MEMORY_LIMIT_BYTES) -> None:
@@ -33,7 +34,7 @@ class TensorStore:
     def put(self, batch: int, name: str, value: Value) -> None:
         """Store a value, replacing an older one."""
         self.drop(batch, name)
-        if isinstance(value, np.ndarray) and self._used + value.nbytes > self._limit:
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject and self._used + value.nbytes > self._limit:
             self._folder = self._folder or WorkFolder()
             path = self._folder.path / f"{self._written}.npy"
             self._written += 1
@@ -58,4 +59,4 @@ class TensorStore:
 
 
 def _byte_count(value: Value) -> int:
-    return sum(part.nbytes for part in value) if isinstance(value, list) else value.nbytes
+    return sum(getattr(part, "nbytes", 0) for part in value) if isinstance(value, list) else value.nbytes

@@ -24,8 +24,11 @@ from onnxmerge.onnxio.finite import is_finite, weights_not_finite
 from onnxmerge.onnxio.model import Model, from_proto
 from onnxmerge.onnxio.model_files import TemporaryModel, load, stored_bytes
 from onnxmerge.onnxio.traversal import stored_tensors
-from onnxmerge.onnxio.unfusing import is_fused, unfused
+from onnxmerge.onnxio.unfusing import DOMAIN, is_fused, unfused
 from onnxmerge.results import InputShape, Size
+
+FOR_ONE_PROVIDER = frozenset({"NhwcConv", "NhwcFusedConv", "NhwcMaxPool"})
+"""Convolutions and poolings with channels last, of the domain com.microsoft, that the CPU may lack."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +116,13 @@ def analyse_model(
         if any(tensor.data_type == TensorProto.BFLOAT16 for tensor in stored_tensors(model.proto)):
             cure = "convert it to float32 or float16, compress that, and convert the result back"
             raise ModelError(f"{path} is in bfloat16, which ONNX Runtime does not compute on the CPU: {cure}") from error
+        fused = (node.op_type for node in model.proto.graph.node if node.domain == DOMAIN)
+        made_for = [operator for operator in fused if operator in FOR_ONE_PROVIDER]
+        if made_for:
+            cure = "give the model from before it was optimised, or optimise at level extended at most"
+            raise ModelError(
+                f"{path} holds {made_for[0]}, which ONNX Runtime makes for one execution provider: {cure}"
+            ) from error
         raise
     if any(map(is_fused, model.proto.graph.node)):
         tensors = {name: (tuple(seen.shape), seen.dtype) for name, seen in runs.first.items()}

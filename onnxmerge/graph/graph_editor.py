@@ -1,16 +1,18 @@
 """Edits of one graph: new constants behind inputs of nodes, biases behind nodes, and constants in the place of branches."""
 
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from onnxmerge.graph.constant_folding import constant_value
-from onnxmerge.graph.layers import Layer, in_range
+from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.layouts import ALIGNMENT
 from onnxmerge.graph.nodes import has_input, node_name
 from onnxmerge.graph.operators.node_edits import NodeEdit
 from onnxmerge.onnxio import surgeon as gs
-from onnxmerge.onnxio.edits import is_uniform, names_taken, new_constant, new_filled_tensor, unused_name
+from onnxmerge.onnxio.edits import in_range, is_uniform, names_taken, new_constant, new_filled_tensor, unused_name
+from onnxmerge.onnxio.mapped_files import Scratch
 from onnxmerge.onnxio.model import Model
 
 
@@ -23,13 +25,16 @@ class GraphEditor:
     model : Model
         The model whose graph is edited.
     written : dict
-        New tensors by name of the old one, data type, shape and bytes.
+        New tensors by name of the old one, data type, shape and digest.
+    scratch : Scratch
+        Keeps large ones.
     taken : set[str]
         Names that a new tensor cannot have.
     """
 
     model: Model
     written: dict[tuple[str, str, tuple[int, ...], bytes], gs.Tensor] = field(default_factory=dict)
+    scratch: Scratch = field(default_factory=Scratch)
     taken: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -59,10 +64,14 @@ class GraphEditor:
 
         was_computed: that tensor took no room in the file, so that a value which is the same everywhere takes none either.
         """
-        key = (name, str(value.dtype), value.shape, value.tobytes())
+        key = (name, str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).digest())
         if key not in self.written:
-            make = new_filled_tensor if was_computed and self.model.opset >= 9 and is_uniform(value) else new_constant
-            self.written[key] = make(self.model, name, value, self.taken)
+            is_filled = was_computed and self.model.opset >= 9 and is_uniform(value)
+            self.written[key] = (
+                new_filled_tensor(self.model, name, value, self.taken)
+                if is_filled
+                else new_constant(self.model, name, value, self.taken, self.scratch)
+            )
         return self.written[key]
 
     def apply(self, node: gs.Node, edit: NodeEdit) -> None:

@@ -5,30 +5,19 @@ is 1 but for grouped convolutions; the kernel of a convolution is flattened, and
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from ml_dtypes import finfo
 
 from onnxmerge.graph.channel_ids import Ids
 from onnxmerge.graph.nodes import node_key, node_name
 from onnxmerge.onnxio import surgeon as gs
-from onnxmerge.onnxio.edits import is_uniform
+from onnxmerge.onnxio.edits import in_range, is_uniform
 
-
-def in_range(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Floating-point values in another data type; those beyond its range become its largest number, and not infinity.
-
-    Examples
-    --------
-    >>> in_range(np.array([1.0, -1e5]), np.dtype(np.float16)).tolist()
-    [1.0, -65504.0]
-    """
-    limits = finfo(dtype)
-    return np.asarray(np.clip(values, float(limits.min), float(limits.max)), dtype)
-
-
+BLOCK_BYTES = 1 << 25
+"""Of the columns of a weight that are changed at a time."""
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 """Recurrent layers, and how many rows of their weights each unit of the state has."""
 
@@ -235,13 +224,14 @@ class _LayerOfGroup:
 class Producer(_LayerOfGroup):
     """A layer that writes channels of a group."""
 
-    def rows(self) -> np.ndarray:
-        """(n, d) float64: the weights that compute each channel of the group, zeros where this layer does not."""
+    def rows(self, part: slice = slice(None)) -> np.ndarray:
+        """(n, d) float64: the weights that compute each channel of the group, zeros where this layer does not. part: of them."""
         weight = self.layer.canonical(self.layer.stored_weight)
         rows = weight.reshape(weight.shape[0] * weight.shape[1], -1)
-        if (self.positions < 0).any():
-            rows = np.concatenate([rows, np.zeros((1, rows.shape[1]), rows.dtype)])
-        return np.asarray(rows[self.positions].reshape(len(self.positions), -1), np.float64)
+        positions = self.positions[part]
+        found = np.asarray(rows[positions], np.float64)
+        found[positions < 0] = 0.0
+        return found.reshape(len(positions), -1)
 
 
 class Consumer(_LayerOfGroup):
@@ -262,7 +252,10 @@ class Consumer(_LayerOfGroup):
         -------
         ndarray of shape (out, n, t * kernel size), float64
         """
-        weight = self.layer.canonical(self.layer.stored_weight if stored_weight is None else stored_weight).astype(np.float64)
+        return self._columns(self.layer.canonical(self.layer.stored_weight if stored_weight is None else stored_weight))
+
+    def _columns(self, weight: np.ndarray) -> np.ndarray:
+        weight = weight.astype(np.float64)
         groups, outputs, inputs, kernel_size = weight.shape
         blocks = np.zeros((groups, outputs, groups, inputs, kernel_size))
         blocks[np.arange(groups), :, np.arange(groups)] = weight
@@ -270,17 +263,24 @@ class Consumer(_LayerOfGroup):
         padded = np.concatenate([dense, np.zeros((groups * outputs, 1, kernel_size))], axis=1)
         return padded[:, self.positions].reshape(groups * outputs, len(self.positions), -1)
 
-    def with_columns(self, stored_weight: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """A weight in the layout of the file, with the columns that read the group replaced.
+    def with_columns(self, stored_weight: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """A weight in the layout of the file, with the columns that read the group replaced, for some outputs after others.
 
         Parameters
         ----------
         stored_weight : ndarray
             The weight in the layout of the file, all channels in it.
-        columns : ndarray of shape (out, n, t * kernel size)
-            New columns, as `columns` gives them.
+        change : callable
+            New columns (out, n, t * kernel size) from those that `columns` gives; of each output from its own.
         """
         array = self.layer.canonical(stored_weight).copy()
+        step = array.shape[1] if len(array) > 1 else max(1, int(BLOCK_BYTES / 8 / array[0, 0].size))
+        for start in range(0, array.shape[1], step):
+            part = array[:, start : start + step]
+            part[...] = self._with_columns(part, change(self._columns(part)))
+        return self.layer.stored(array)
+
+    def _with_columns(self, array: np.ndarray, columns: np.ndarray) -> np.ndarray:
         groups, outputs, inputs, kernel_size = array.shape
         dense = np.zeros((groups * outputs, groups * inputs + 1, kernel_size), columns.dtype)
         dense[:, self.positions] = columns.reshape(groups * outputs, *self.positions.shape, kernel_size)
@@ -288,4 +288,4 @@ class Consumer(_LayerOfGroup):
         is_read = np.zeros(groups * inputs + 1, bool)
         is_read[self.positions.reshape(-1)] = True
         is_read = is_read[:-1].reshape(groups, 1, inputs, 1)
-        return self.layer.stored(in_range(np.where(is_read, blocks, array), stored_weight.dtype))
+        return in_range(np.where(is_read, blocks, array), array.dtype)

@@ -119,7 +119,7 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
     replacements = {key: each for key, each in replacements.items() if key not in filled}
     constant = {each.key: each.layer for group, _ in branches for each in group.consumers if each.key not in gone}
     layers = [layer for layer in channels.layers if layer.key not in gone and layer.key not in constant]
-    weights = [(layer, _new_weight(layer, kept, replacements)) for layer in layers]
+    weights = ((layer, _new_weight(layer, kept, replacements)) for layer in layers)  # one at a time
     parameters = [
         (each[0], _new_parameter(each, kept)) for each in channels.parameters_by_input() if node_key(each[0].node) not in gone
     ]
@@ -185,7 +185,8 @@ def _new_weight(layer: Layer, kept: KeptChannels, replacements: Mapping[str, Rep
         if (counts != counts[0]).any() or counts[0] == 0:
             raise ModelError(f"{layer.name}: groups of a convolution would keep {counts.tolist()} channels")
     weight = layer.canonical(layer.stored_weight if replacement is None else replacement.weight)
-    return layer.stored(np.stack([weight[g][out_mask[g]][:, in_mask[g]] for g in range(len(weight))]))
+    outs, ins = (np.argsort(~mask, axis=1, kind="stable")[:, : mask[0].sum()] for mask in (out_mask, in_mask))
+    return layer.stored(weight[np.arange(len(weight))[:, None, None], outs[:, :, None], ins[:, None, :]])
 
 
 def _new_parameter(axes: Sequence[ChannelParameter], kept: KeptChannels) -> np.ndarray | None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+from ml_dtypes import finfo
 
 from onnxmerge.onnxio import surgeon as gs
+from onnxmerge.onnxio.mapped_files import Scratch
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.traversal import names_read, tensor_names
+
+BLOCK = 1 << 22  # numbers that are looked at at a time
 
 
 def names_taken(model: Model) -> set[str]:
@@ -28,7 +32,9 @@ def unused_name(hint: str, taken: set[str]) -> str:
     return name
 
 
-def new_constant(model: Model, name_hint: str, array: np.ndarray, taken: set[str] | None = None) -> gs.Constant:
+def new_constant(
+    model: Model, name_hint: str, array: np.ndarray, taken: set[str] | None = None, scratch: Scratch | None = None
+) -> gs.Constant:
     """A constant under a name that nothing in the model has.
 
     Parameters
@@ -41,6 +47,8 @@ def new_constant(model: Model, name_hint: str, array: np.ndarray, taken: set[str
         The values, of any dtype that ONNX has; they are copied, denormal ones as zeros.
     taken : set of str, optional
         `names_taken(model)`, kept by callers that make many constants; the new name is added to it.
+    scratch : Scratch, optional
+        Keeps large values; by default they stay in memory.
 
     Raises
     ------
@@ -61,17 +69,32 @@ def new_constant(model: Model, name_hint: str, array: np.ndarray, taken: set[str
     name = unused_name(name_hint, names_taken(model) if taken is None else taken)
     native = array.dtype.newbyteorder("=")
     onnx.helper.np_dtype_to_tensor_dtype(native)  # raises here, not at export, for a dtype that ONNX lacks
-    return gs.Constant(name, without_denormals(np.array(array, native, order="C")))
+    values = without_denormals(np.array(array, native, order="C"))
+    return gs.Constant(name, values if scratch is None else scratch.kept(values))
 
 
 def without_denormals(array: np.ndarray) -> np.ndarray:
-    """The same array, its denormal numbers set to zero: they make kernels on a CPU several times slower.
+    """The same array (C order), its denormal numbers set to zero: they make kernels on a CPU several times slower.
 
     float16 keeps its own, which are as large as 6e-5: ONNX Runtime computes with them in float32, where they are normal.
     """
     if array.dtype.kind == "f" and array.dtype.itemsize > 2:
-        array[np.abs(array) < np.finfo(array.dtype).tiny] = 0
+        flat, tiny = array.reshape(-1), np.finfo(array.dtype).tiny
+        for part in np.split(flat, range(BLOCK, flat.size, BLOCK)):
+            part[np.abs(part) < tiny] = 0
     return array
+
+
+def in_range(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Floating-point values in another data type; those beyond its range become its largest number, and not infinity.
+
+    Examples
+    --------
+    >>> in_range(np.array([1.0, -1e5]), np.dtype(np.float16)).tolist()
+    [1.0, -65504.0]
+    """
+    limits = finfo(dtype)
+    return np.asarray(np.clip(values, float(limits.min), float(limits.max)), dtype)
 
 
 def is_uniform(array: np.ndarray) -> bool:

@@ -55,9 +55,10 @@ def external_locations(proto: ModelProto) -> set[str]:
     return {location_of(tensor) for tensor in stored_tensors(proto) if is_external(tensor)}
 
 
-def external_bytes(proto: ModelProto) -> int:
-    """Size of the weights that a model has in other files, in bytes."""
-    return sum(byte_count(tensor) for tensor in stored_tensors(proto) if is_external(tensor))
+def external_bytes(proto: ModelProto, path: Path) -> int:
+    """Size of the weights that the model at a path has in other files, in bytes."""
+    outside = (tensor for tensor in stored_tensors(proto) if is_external(tensor) and location_of(tensor) != path.name)
+    return sum(map(byte_count, outside))
 
 
 def locate_external_data(tensor: TensorProto, folder: Path) -> tuple[Path, int]:
@@ -132,7 +133,7 @@ class ExternalDataWriter:
         os.fsync(self._stream.fileno())
         self._stream.close()
 
-    def append(self, tensor: TensorProto, data: bytes) -> None:
+    def append(self, tensor: TensorProto, data: bytes | memoryview) -> None:
         """Append bytes, and let a tensor, which holds none, refer to them."""
         offset = self._start()
         self._stream.write(data)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import onnx
 from onnx import ModelProto
 
-from onnxmerge.errors import ModelError, OnnxMergeError, OptionError, one_line
+from onnxmerge.errors import ModelError, OnnxMergeError
 from onnxmerge.onnxio import storage
 from onnxmerge.onnxio.export import copy_fields, export, export_with
 from onnxmerge.onnxio.external_data import ExternalDataWriter, external_bytes, external_locations, is_external
+from onnxmerge.onnxio.mapped_files import no_room
 from onnxmerge.onnxio.model import Model, from_proto
-from onnxmerge.onnxio.storage import fits_one_message, stored_beside
+from onnxmerge.onnxio.storage import fits_one_message, stored_apart, stored_beside
 from onnxmerge.onnxio.traversal import stored_tensors
 from onnxmerge.onnxio.validation import read_checked
+from onnxmerge.onnxio.wire_format import Content, read_model, write_model_to
 from onnxmerge.onnxio.work_folder import WorkFolder
 
 
@@ -35,7 +35,7 @@ def load(path: str | Path) -> Model:
 
 def external_files(model: Model) -> set[Path]:
     """The files beside the model that hold weights of it."""
-    return {model.folder / location for location in external_locations(model.proto)}
+    return {model.folder / location for location in external_locations(model.proto)} - {model.path}
 
 
 def weight_files(path: Path) -> dict[str, Path]:
@@ -76,7 +76,7 @@ def as_file(model: str | Path | ModelProto) -> Iterator[Path]:
         try:
             _write_proto(model, path)
         except OSError as error:
-            raise _no_room(error) from error
+            raise no_room(error) from error
         try:
             yield path
         except OnnxMergeError as error:  # nobody has seen the temporary file
@@ -109,7 +109,7 @@ def _write_proto(proto: ModelProto, path: Path) -> None:
 
 
 class TemporaryModel:
-    """A model that one message cannot hold, in a temporary folder that is removed with the last reference to this object.
+    """A model in a temporary folder that is removed with the last reference to this object.
 
     Attributes
     ----------
@@ -123,37 +123,38 @@ class TemporaryModel:
         try:
             write_model(model, self.path, self._folder.path / "model.onnx.data")
         except OSError as error:
-            raise _no_room(error) from error
+            raise no_room(error) from error
 
 
-def write_model(model: Model, path: Path, data: Path) -> None:
-    """Write the edited model durably; `data`, beside it, only where one message cannot hold the weights.
+def write_model(model: Model, path: Path, data: Path | None) -> None:
+    """Write the edited model durably, its weights into `data` beside it, or into the same file where that is None.
 
     Raises
     ------
     OSError
         Where the system refuses.
     """
-    if fits_one_message(model):
-        content = export(model).SerializeToString()
+    contents: dict[str, Content] = {}
+    if data is None:
+        proto = export_with(model, stored_apart(contents, model))
     else:
         with ExternalDataWriter(data) as writer:
-            content = export_with(model, stored_beside(writer, model.folder)).SerializeToString()
+            proto = export_with(model, stored_beside(writer, model.folder))
     with path.open("wb") as stream:
-        stream.write(content)
+        write_model_to(stream, proto, contents)
         stream.flush()
         os.fsync(stream.fileno())
 
 
 def serialise(model: Model) -> bytes | TemporaryModel:
-    """The edited model, to be opened: in memory, or from 2 GB on in a temporary folder.
+    """The edited model, to be opened: in memory where it is small, else in a temporary folder.
 
     Raises
     ------
     OptionError
         Where the temporary folder cannot be written.
     """
-    return export(model).SerializeToString() if fits_one_message(model) else TemporaryModel(model)
+    return export(model).SerializeToString() if fits_one_message(model, for_trial=True) else TemporaryModel(model)
 
 
 def stored_bytes(model: bytes | Path | TemporaryModel) -> int:
@@ -161,18 +162,11 @@ def stored_bytes(model: bytes | Path | TemporaryModel) -> int:
     if isinstance(model, bytes):
         return len(model)
     path = model if isinstance(model, Path) else model.path
-    return path.stat().st_size + external_bytes(onnx.load(path, load_external_data=False))
+    return path.stat().st_size + external_bytes(read_model(path), path)
 
 
 def _temporary_folder() -> WorkFolder:
     try:
         return WorkFolder()
     except OSError as error:
-        raise _no_room(error) from error
-
-
-def _no_room(error: OSError) -> OptionError:
-    reason = error.strerror or one_line(error)
-    return OptionError(
-        f"a model cannot be written into the temporary folder {tempfile.gettempdir()}: {reason}; TMPDIR names another one"
-    )
+        raise no_room(error) from error

@@ -18,7 +18,8 @@ from onnxmerge.onnxio.model_files import write_model
 from onnxmerge.onnxio.quiet import nothing_on_stdout
 from onnxmerge.onnxio.side_files import check_output_file
 from onnxmerge.onnxio.storage import fits_one_message
-from onnxmerge.onnxio.validation import PROTOBUF_LIMIT_BYTES, in_known_domains
+from onnxmerge.onnxio.validation import PROTOBUF_LIMIT_BYTES, stand_in
+from onnxmerge.onnxio.wire_format import is_large, read_model
 from onnxmerge.onnxio.work_folder import WorkFolder, taking_turns
 
 
@@ -45,11 +46,11 @@ def save(model: Model, path: str | Path) -> None:
         with WorkFolder(target.parent) as folder:
             draft = folder.path / target.name
             data = None if fits_one_message(model) else folder.reserve(target.name)
-            data_draft = draft if data is None else folder.path / data.name
+            data_draft = None if data is None else folder.path / data.name
             write_model(model, draft, data_draft)
             _check(model, draft)
             with taking_turns(target.parent):
-                if data is not None:
+                if data is not None and data_draft is not None:
                     folder.publish(data_draft, data, target)
                 folder.disown(_data_of(target))
                 folder.publish(draft, target)
@@ -65,8 +66,7 @@ def _check(model: Model, draft: Path) -> None:
     So it is where it does not pass itself, or where it declares shapes of its outputs that it does not compute, which shows only
     when sizes that it had computed have become constants.
     """
-    is_extended = in_known_domains(model.proto) is not None
-    checked = in_known_domains(onnx.load(draft, load_external_data=False)) if is_extended else None
+    checked = stand_in(read_model(draft), is_large(draft))
     try:
         onnx.checker.check_model(checked or str(draft), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
@@ -92,7 +92,7 @@ def _data_of(target: Path) -> list[str]:
     if not target.exists() or target.stat().st_size >= PROTOBUF_LIMIT_BYTES:
         return []
     try:
-        locations = external_locations(ModelProto.FromString(target.read_bytes()))
+        locations = external_locations(read_model(target))
     except DecodeError:
         return []
     return [name for name in locations if re.fullmatch(re.escape(target.name) + r"(\.\d+)?\.data", name)]

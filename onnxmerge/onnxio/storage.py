@@ -1,5 +1,6 @@
 """How a constant is stored in an exported model: inside it, in a file beside it, or as shape and dtype only."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,16 +8,19 @@ import numpy as np
 import onnx
 from onnx import SparseTensorProto, TensorProto, numpy_helper
 
-from onnxmerge.onnxio.external_data import ExternalDataWriter, byte_count, is_external
+from onnxmerge.onnxio.external_data import ExternalDataWriter, byte_count, is_external, read_external_data
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.surgeon import DenseValues, StoredValues, stored_values
 from onnxmerge.onnxio.tensors import embedded, tensor_of
-from onnxmerge.onnxio.traversal import constants
+from onnxmerge.onnxio.traversal import constants, graph_and_bodies
+from onnxmerge.onnxio.wire_format import Content
 
 # protobuf stops at 2 GiB; 64 MiB of that are left to the nodes, which take a few MB in the largest models
 MESSAGE_LIMIT_BYTES = 2**31 - 2**26
 # Tensors up to this size stay inside: shape inference may have to read them, and a page each in another file would be waste
 SMALL_TENSOR_BYTES = 64 * 1024
+# Models that are only tried are in memory up to this size: a file takes as long to write, and none of the memory
+TRIAL_LIMIT_BYTES = 2**26
 
 # Makes the tensor of an exported model from what a constant holds, and its name.
 ToTensor = Callable[[DenseValues, str], TensorProto]
@@ -50,10 +54,34 @@ def stored_beside(writer: ExternalDataWriter, folder: Path) -> ToTensor:
         if isinstance(values, TensorProto) and is_external(values):
             writer.append_copy(tensor, values, folder)
         else:
-            writer.append(tensor, _raw_bytes(values, name))
+            writer.append(tensor, raw_bytes(values, name))
         return tensor
 
     return to_tensor
+
+
+def stored_apart(contents: dict[str, Content], model: Model) -> ToTensor:
+    """The bytes of large tensors, but of those of bodies, go into `contents`, by name, to be written one after the other."""
+    folder, (_, *bodies) = model.folder, graph_and_bodies(model.proto.graph)
+    of_bodies = {tensor.name for body in bodies for tensor in body.initializer}
+    inside = stored_inside(folder)
+
+    def to_tensor(values: DenseValues, name: str) -> TensorProto:
+        is_small = size_bytes(values) <= SMALL_TENSOR_BYTES or name in of_bodies
+        if is_small or not (isinstance(values, np.ndarray) or is_external(values)):
+            return inside(values, name)
+        tensor = without_data(values, name)
+        tensor.ClearField("data_location")
+        contents[name] = byte_count(tensor), lambda: [_stored_bytes(values, name, folder)]
+        return tensor
+
+    return to_tensor
+
+
+def _stored_bytes(values: DenseValues, name: str, folder: Path) -> bytes | memoryview:
+    if isinstance(values, TensorProto) and is_external(values):
+        return read_external_data(values, folder)
+    return raw_bytes(values, name)
 
 
 def without_data(values: DenseValues, name: str) -> TensorProto:
@@ -71,14 +99,17 @@ def size_bytes(values: StoredValues) -> int:
     return values.ByteSize() if isinstance(values, SparseTensorProto) else max(byte_count(values), values.ByteSize())
 
 
-def fits_one_message(model: Model) -> bool:
-    """Whether the edited model can be one protobuf message, with all its weights inside."""
+def fits_one_message(model: Model, for_trial: bool = False) -> bool:
+    """Whether the edited model can be one protobuf message, with all its weights inside. for_trial: a small one."""
+    limit = min(MESSAGE_LIMIT_BYTES, TRIAL_LIMIT_BYTES) if for_trial else MESSAGE_LIMIT_BYTES
     unique = {id(values): values for values in map(stored_values, constants(model.graph))}
-    return sum(map(size_bytes, unique.values())) < MESSAGE_LIMIT_BYTES
+    return sum(map(size_bytes, unique.values())) < limit
 
 
-def _raw_bytes(values: DenseValues, name: str) -> bytes:
+def raw_bytes(values: DenseValues, name: str) -> bytes | memoryview:
     """The bytes as a file holds them, whichever field holds them now."""
+    if isinstance(values, np.ndarray) and values.dtype.kind == "f" and values.dtype.isnative and sys.byteorder == "little":
+        return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
     if isinstance(values, TensorProto) and values.HasField("raw_data"):
         return values.raw_data
     return tensor_of(values if isinstance(values, np.ndarray) else numpy_helper.to_array(values), name).raw_data

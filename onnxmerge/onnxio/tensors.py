@@ -15,6 +15,7 @@ from onnxmerge.onnxio.external_data import (
     locate_external_data,
     read_external_data,
 )
+from onnxmerge.onnxio.mapped_files import mapped_bytes
 
 
 def check_data(tensor: TensorProto, folder: Path) -> None:
@@ -50,11 +51,11 @@ def array_of(tensor: TensorProto, folder: Path) -> np.ndarray:
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
     if length == 0:
         return read_only(np.empty(shape, dtype))
-    raw = np.memmap(file, np.uint8, "r", offset, (length,))
+    raw = mapped_bytes(file, offset, length)
     if tensor.data_type in SUB_BYTE_BITS:
         packed = TensorProto(dims=shape, data_type=tensor.data_type, raw_data=raw.tobytes())
         return read_only(numpy_helper.to_array(packed))
-    return np.asarray(raw).view(dtype).reshape(shape)
+    return raw.view(dtype).reshape(shape)
 
 
 def dense_array_of(sparse: SparseTensorProto, folder: Path) -> np.ndarray:

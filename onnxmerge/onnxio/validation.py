@@ -14,6 +14,7 @@ from onnxmerge.onnxio.external_data import is_external
 from onnxmerge.onnxio.quiet import nothing_on_stdout
 from onnxmerge.onnxio.tensors import check_data
 from onnxmerge.onnxio.traversal import bodies_of, graph_and_bodies, stored_tensors
+from onnxmerge.onnxio.wire_format import is_large, read_model
 
 PROTOBUF_LIMIT_BYTES = 2**31  # what protobuf can parse
 _LAYER_NORMALIZATION = 17  # the opset that has it first
@@ -34,15 +35,15 @@ def read_checked(path: Path) -> ModelProto:
             raise ModelError(f"{path} does not exist" if not path.exists() else f"{path} is not a regular file")
         if path.stat().st_size >= PROTOBUF_LIMIT_BYTES:
             raise ModelError(f"{path} is larger than the 2 GB that an ONNX file can be: save it with external data")
-        content = path.read_bytes()
+        with path.open("rb") as stream:
+            beginning = stream.read(8)
+        if not beginning:
+            raise ModelError(f"{path} is empty")
+        if beginning[4:] == b"ORTM":
+            raise ModelError(f"{path} is in ONNX Runtime's own format: give the .onnx file that it was made from")
+        proto = read_model(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
-    if not content:
-        raise ModelError(f"{path} is empty")
-    if content[4:8] == b"ORTM":
-        raise ModelError(f"{path} is in ONNX Runtime's own format: give the .onnx file that it was made from")
-    try:
-        proto = ModelProto.FromString(content)
     except DecodeError as error:
         raise ModelError(f"{path} is not an ONNX model, or is cut off: it cannot be parsed") from error
     try:
@@ -71,28 +72,32 @@ def _check(proto: ModelProto, path: Path) -> None:
         check_data(tensor, path.parent)
     try:
         with nothing_on_stdout():
-            onnx.checker.check_model(in_known_domains(proto) or str(path))
+            onnx.checker.check_model(stand_in(proto, is_large(path)) or str(path))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise ModelError(f"not a valid ONNX model: {one_line(error)}") from error
 
 
-def in_known_domains(proto: ModelProto) -> ModelProto | None:
+def stand_in(proto: ModelProto, without_weights: bool) -> ModelProto | None:
     """A stand-in for the checker, None where it needs none.
 
     ONNX Runtime puts operators into ONNX's domain that its opset does not have. In the stand-in they are in a domain that is not
-    checked, and initializers, which are checked elsewhere, are inputs.
+    checked. The checker would read the weights of a large file. There external initializers, which are checked elsewhere, are
+    inputs.
     """
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
     unknown = {"SimplifiedLayerNormalization", *(["LayerNormalization"] if opset < _LAYER_NORMALIZATION else [])}
-    if not any(node.op_type in unknown for graph in graph_and_bodies(proto.graph) for node in graph.node):
+    if not without_weights and not any(node.op_type in unknown for graph in graph_and_bodies(proto.graph) for node in graph.node):
         return None
     copy = ModelProto.FromString(proto.SerializeToString())
     for node in [node for graph in graph_and_bodies(copy.graph) for node in graph.node]:
         node.domain = "com.microsoft" if node.op_type in unknown else node.domain
     known = {value.name for value in copy.graph.input}
-    stored = [tensor for tensor in copy.graph.initializer if tensor.name not in known]
-    copy.graph.input.extend(make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in stored)
+    outside = [tensor for tensor in copy.graph.initializer if is_external(tensor)]
+    unknown_inputs = (each for each in outside if each.name not in known)
+    copy.graph.input.extend(make_tensor_value_info(each.name, each.data_type, each.dims) for each in unknown_inputs)
+    inside = [tensor for tensor in copy.graph.initializer if not is_external(tensor)]
     del copy.graph.initializer[:]
+    copy.graph.initializer.extend(inside)
     return copy
 
 

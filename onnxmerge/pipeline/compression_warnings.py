@@ -1,6 +1,11 @@
 """What a user should know of a compressed model before deploying it."""
 
+import numpy as np
+
 from onnxmerge.data.inputs import Inputs
+from onnxmerge.onnxio import surgeon as gs
+from onnxmerge.onnxio.model import Model
+from onnxmerge.onnxio.traversal import constants
 from onnxmerge.pipeline.candidates import Candidate, SearchResult
 from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
@@ -42,6 +47,7 @@ def warnings_of(
         *_few_inputs(checking, options),
         *(() if fidelity is None else constant_outputs(fidelity)),
         *checking.warnings(),
+        *_limited_weights(found.candidate.model),
     )
 
 
@@ -54,6 +60,16 @@ def _next_to_nothing(found: SearchResult, original: Size) -> list[str]:
     kept = max(found.candidate.refusals, key=lambda each: (-each.reason.order, each.parameters_share), default=None)
     why = f"; {kept.where} keeps its channels: {kept.text}" if kept is not None and kept.where else ""
     return [f"only {1.0 - left:.1%} of the model was removed{why}"]
+
+
+def _limited_weights(model: Model) -> list[str]:
+    """Where new float16 weights are as large as they can be, and would be larger."""
+    stored = ((each.name, gs.stored_values(each)) for each in constants(model.graph))
+    new = ((name, values) for name, values in stored if isinstance(values, np.ndarray) and values.dtype == np.float16)
+    limited = [name for name, values in new if float(np.abs(values).max(initial=0)) == np.finfo(np.float16).max]
+    if not limited:
+        return []
+    return [f"{limited[0]} would hold larger numbers than float16 has, 65504 at most: compress the model in float32"]
 
 
 def _missed_latency(found: SearchResult, latency: LatencyComparison | None, options: CompressOptions) -> list[str]:

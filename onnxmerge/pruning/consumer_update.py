@@ -14,9 +14,10 @@ from onnxmerge.algorithms.least_squares import mixed_weight, mixing
 from onnxmerge.algorithms.moments import Covariance
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.channel_groups import Channels
-from onnxmerge.graph.layers import Layer, in_range
+from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.nodes import has_input
 from onnxmerge.graph.rewrite import Replacement
+from onnxmerge.onnxio.edits import in_range
 
 
 def mixed_weights(layer: Layer, kept: np.ndarray, covariance: Covariance) -> list[np.ndarray]:

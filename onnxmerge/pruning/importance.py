@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from onnxmerge.algorithms.criteria import CRITERIA, keep_best
+from onnxmerge.algorithms.criteria import CRITERIA, PAIRWISE, keep_best
 from onnxmerge.algorithms.elimination import Elimination, eliminate, eliminate_independent, kept_after, weight_products
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.layers import Consumer
@@ -13,6 +13,8 @@ from onnxmerge.statistics.reference_run import ReferenceStatistics
 
 SMALLEST_CLASS = 4
 """Channels of a class for which a share means anything; a choice."""
+ROWS_BYTES = 1 << 25
+"""Of rows that are scored at a time."""
 DEFAULT_WEIGHT_CRITERION = "l2-norm"
 """Where `criterion` names none. One of the three of the paper; a convention, for no one of them is the best for every model."""
 
@@ -59,10 +61,18 @@ def kept_channels(group: ChannelGroup, count: int, options: PruningOptions, elim
         scores = np.full(group.size, np.inf)
         scores[elimination.order] = np.arange(len(elimination.order))
     else:
-        rows = np.concatenate([producer.rows() for producer in group.producers], axis=1)
-        scores = CRITERIA[weight_criterion(options)](rows)
+        scores = _scores_by_weights(group, weight_criterion(options))
     scores = ranks_within(group.merge_classes, scores)
     return keep_best(scores, count, group.removable, group.conv_groups)
+
+
+def _scores_by_weights(group: ChannelGroup, criterion: str) -> np.ndarray:
+    """(n,) scores of the rows of all producers side by side; where rows are not compared, not of all of them at once."""
+    values = sum(producer.layer.stored_weight.size for producer in group.producers) / group.size
+    step = group.size if criterion in PAIRWISE else max(1, int(ROWS_BYTES / 8 / values))
+    parts = [slice(start, start + step) for start in range(0, group.size, step)]
+    rows = (np.concatenate([producer.rows(part) for producer in group.producers], axis=1) for part in parts)
+    return np.concatenate([CRITERIA[criterion](each) for each in rows])
 
 
 def ranks_within(classes: np.ndarray, scores: np.ndarray) -> np.ndarray:

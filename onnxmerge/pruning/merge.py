@@ -1,6 +1,7 @@
 """Method `merge`: every removed channel is given to the most similar kept one (`algorithms/decomposition.py`)."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.merge_validity import PreActivations, pre_activations
 from onnxmerge.graph.operators.scale_crossing import MeanStd
 from onnxmerge.graph.rewrite import Removal, Replacement
+from onnxmerge.onnxio.mapped_files import Scratch
 from onnxmerge.options import PruningOptions
 from onnxmerge.pruning.importance import kept_channels, planned_channels, weight_criterion
 from onnxmerge.pruning.layer_statistics import LayerStatistics
@@ -50,14 +52,15 @@ def merge(
         if len(kept_members):
             columns = np.searchsorted(kept, members[kept_members])
             scaling[np.ix_(members, columns)] = _scaling(compared, mean_std, members, kept_members, options)
-    return Removal(group, kept, "merge", scaling=scaling)
+    return Removal(group, kept, "merge", scaling=Scratch().kept(scaling))
 
 
 def _scaling(
     compared: PreActivations, mean_std: MeanStd | None, members: np.ndarray, kept: np.ndarray, options: PruningOptions
 ) -> np.ndarray:
     """Z (members, kept) of the channels `members`, of which those at the positions `kept` stay."""
-    rows, scale, offset = compared.rows[members], compared.scale[members], compared.offset[members]
+    rows = compared.rows if len(members) == len(compared.rows) else compared.rows[members]
+    scale, offset = compared.scale[members], compared.offset[members]
     if compared.is_scaled or mean_std is not None:
         own = None if mean_std is None else (mean_std[0][members], mean_std[1][members])
         return decompose_affine(rows, scale, offset, kept, options.threshold, options.cosine_weight, own)
@@ -96,13 +99,18 @@ def absorbed(removals: Sequence[Removal]) -> dict[str, Replacement]:
         By key of the layer; one that reads several merged groups absorbs their matrices one after the other.
     """
     replacements: dict[str, Replacement] = {}
+    scratch = Scratch()
     for removal in removals:
         if removal.scaling is None:
             continue
         for consumer in removal.group.consumers:
             before = replacements.get(consumer.key)
             weight = consumer.layer.stored_weight if before is None else before.weight
-            columns = consumer.columns(weight)
-            columns[:, removal.kept] = absorb(columns, removal.scaling)
-            replacements[consumer.key] = Replacement(consumer.with_columns(weight, columns))
+            change = partial(_absorbed, kept=removal.kept, scaling=removal.scaling)
+            replacements[consumer.key] = Replacement(scratch.kept(consumer.with_columns(weight, change)))
     return replacements
+
+
+def _absorbed(columns: np.ndarray, kept: np.ndarray, scaling: np.ndarray) -> np.ndarray:
+    columns[:, kept] = absorb(columns, scaling)
+    return columns

@@ -11,9 +11,10 @@ import numpy as np
 
 from onnxmerge.algorithms.product_bases import ProductBasis, product_basis
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
-from onnxmerge.graph.layers import Layer, in_range
+from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.product_factors import LinearFactor, channels_of_rows, constant_behind
 from onnxmerge.graph.rewrite import Removal, Replacement
+from onnxmerge.onnxio.edits import in_range
 from onnxmerge.pruning.consumer_update import bias_of
 from onnxmerge.statistics.product_moments import ProductMoments
 
