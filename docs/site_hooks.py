@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: pages that lie outside of docs/, links to them, and formulas as MathML, which browsers show without a script."""
+"""Hooks of MkDocs: pages that lie outside of docs/, links to them, and formulas as MathML, which needs no script."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from onnxmerge.cli.options import OUTPUT_SECTION
 TARGET = Path(__file__).parent / "options.md"
 HEAD = """# Options by purpose
 
-Every option of every command, in the words of `onnxmerge COMMAND --help` (written by `docs/write_options.py`). In Python an option is a
-keyword, `round_to=8` for `--round-to 8`.
+Every option of every command, in the words of `onnxmerge COMMAND --help` (written by `docs/write_options.py`). In Python an
+option is a keyword, `round_to=8` for `--round-to 8`.
 
 | command | what it does |
 |---|---|

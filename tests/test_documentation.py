@@ -31,7 +31,7 @@ PROGRAM = list(dict.fromkeys(line.removeprefix("$ ") for line in LINES if line.s
 TRANSCRIPT = next(block for kind, block in BLOCKS["report.md"] if kind == "text")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 MEAN, STD = 0.3054, 0.3758
-OTHER_OPTIONS = {"--help", "--rm", "--gpus", "--build-arg", "--user"}
+OTHER_OPTIONS = {"--help", "--rm", "--gpus", "--build-arg", "--user", "--tag", "--volume"}
 """The one that click adds, and those of docker."""
 PROGRAM_OF_RECIPES = """
 from dataclasses import replace
