@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from onnxmerge.cli.app import cli
 from onnxmerge.cli.commands import COMMANDS
 from onnxmerge.cli.options import OUTPUT_SECTION
 
@@ -33,13 +34,14 @@ def _sections() -> Iterator[str]:
     """A table for each section of --help; what is the same in several commands is one row, in the first of its sections."""
     rows: dict[tuple[str, str], list[str]] = defaultdict(list)
     section_of: dict[tuple[str, str], str] = {}
-    for command in sorted(COMMANDS, key=lambda command: command.name != "compress"):
+    for command in (*sorted(COMMANDS, key=lambda command: command.name != "compress"), cli):
         context = click.Context(command)
+        section = "Before the command" if command is cli else OUTPUT_SECTION
         for option in command.params:
             record = option.get_help_record(context)
             if isinstance(option, click.Option) and record is not None:
-                rows[record].append(f"`{command.name}`")
-                section_of.setdefault(record, getattr(option, "section", OUTPUT_SECTION))
+                rows[record].append("`onnxmerge`" if command is cli else f"`{command.name}`")
+                section_of.setdefault(record, getattr(option, "section", section))
     for title in dict.fromkeys(section_of.values()):
         yield from ("", f"## {title}", "", TABLE)
         for record, commands in rows.items():
