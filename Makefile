@@ -16,7 +16,7 @@ BENCHMARKS = $(filter-out $(addprefix benchmarks/,demo.py verify_models.py cuda.
 # Where it is set, as in many containers, each of the hundreds of processes that tests start would compile the program again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test coverage lint verify bench bench-cost cuda package readme schemas fuzz fuzz-files clean
+.PHONY: help demo test coverage lint verify bench bench-cost cuda package readme docs schemas fuzz fuzz-files clean
 
 help:
 	@echo 'make demo     compress a trained model: size, speed and accuracy on real digits, before and after'
@@ -28,9 +28,10 @@ help:
 	@echo 'make bench    the benchmarks; what compressing costs alone: make bench-cost'
 	@echo 'make cuda     outputs and speed on CUDA, in at most ten minutes'
 	@echo 'make package  build the wheel and the source distribution, and check what they hold'
-	@echo 'make readme   write the transcript in README.md afresh'
+	@echo 'make readme   write the transcripts in README.md and docs/ afresh'
+	@echo 'make docs     the documentation as a site, in build/site'
 	@echo 'make fuzz-files  thousands of damaged files through the command line; those that go wrong are kept in mutated/'
-	@echo 'make schemas  write the schemas of the JSON reports afresh'
+	@echo 'make schemas  write the schemas of the JSON reports, and the pages and pictures that scripts write, afresh'
 	@echo 'make clean    remove the virtual environment and everything built'
 
 demo: $(INSTALLED)
@@ -76,10 +77,17 @@ bench-cost: $(INSTALLED)
 
 readme: $(INSTALLED)
 	$(BIN)/python benchmarks/transcript.py
+	$(BIN)/python docs/write_tutorial.py
+
+docs: $(VENV)/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo 'wrote build/site/index.html'
 
 schemas: $(INSTALLED)
 	$(BIN)/python docs/write_schemas.py
 	$(BIN)/python docs/write_operators.py
+	$(BIN)/python docs/write_options.py
+	$(BIN)/python docs/pictures.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
@@ -96,4 +104,8 @@ $(INSTALLED): setup.cfg pyproject.toml | $(BIN)/python
 
 $(TOOLS): $(INSTALLED)
 	$(PIP) -e '.[test,lint]'
+	@touch $@
+
+$(VENV)/docs-installed: $(INSTALLED)
+	$(PIP) -e '.[docs]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""`make readme`: run the demo and put what it prints into README.md."""
+"""`make readme`: run the demo, put what it prints into docs/report.md, and its command and its end into README.md."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 from digits import ROOT
-
-BLOCK = re.compile(r"(<!-- transcript[^>]*-->\n).*?(<!-- end of transcript -->)", re.DOTALL)
 
 
 def main() -> None:
@@ -19,12 +18,24 @@ def main() -> None:
     printed = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.PIPE, check=True
     ).stdout.decode()
-    lines = "\n".join(line.rstrip() for line in printed.splitlines())
-    readme = ROOT / "README.md"
-    text, found = BLOCK.subn(lambda match: f"{match[1]}```text\n{lines}\n```\n{match[2]}", readme.read_text(encoding="utf-8"))
+    lines = [line.rstrip() for line in printed.splitlines()]
+    _put(ROOT / "docs" / "report.md", lines)
+    _put(ROOT / "README.md", shortened(lines))
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """The command, and what follows from the table of sizes on."""
+    return [*lines[: lines.index("") + 1], "...", *lines[next(row for row, line in enumerate(lines) if " → " in line) :]]
+
+
+def _put(page: Path, lines: list[str]) -> None:
+    """Replace what stands between the two marks of a page."""
+    block = re.compile(r"(<!-- transcript[^>]*-->\n).*?(<!-- end of transcript -->)", re.DOTALL)
+    text = "\n".join(["```text", *lines, "```", ""])
+    page_text, found = block.subn(lambda match: f"{match[1]}{text}{match[2]}", page.read_text(encoding="utf-8"))
     if found != 1:
-        sys.exit("README.md has no place for the transcript")
-    readme.write_text(text, encoding="utf-8")
+        sys.exit(f"{page.name} has no place for the transcript")
+    page.write_text(page_text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README's commands run, what it names exists, and its transcript is what the program prints."""
+"""The commands of README.md and docs/ run, what they name exists, transcripts and generated pages are what the program says."""
 
 import os
 import re
@@ -10,21 +10,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import FOLDER as PICTURES_FOLDER
+from pictures import PICTURES
+from write_operators import operators_page
+from write_options import options_page
 
 import onnxmerge
 from onnxmerge.cli import app as cli
 from onnxmerge.options.checks import METHOD_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-COMMANDS = [
-    line.removeprefix("$ ") for kind, block in BLOCKS if kind == "console" for line in block.splitlines() if line.startswith("$ ")
-]
-PROGRAM = [command for command in COMMANDS if command.startswith("onnxmerge ")]
-TRANSCRIPT = next(block for kind, block in BLOCKS if kind == "text")
+PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in PATHS}
+ALL = "\n".join(PAGES.values())
+BLOCKS = {
+    name: re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE) for name, text in [*PAGES.items(), ("all", ALL)]
+}
+COMMANDS = {
+    name: [line.removeprefix("$ ") for kind, block in blocks if kind == "console" for line in block.splitlines()]
+    for name, blocks in BLOCKS.items()
+}
+TUTORIAL = [line for line in COMMANDS["tutorial.md"] if line.startswith("onnxmerge ")]
+PROGRAM = [line for line in dict.fromkeys(COMMANDS["all"]) if line.startswith("onnxmerge ") and line not in TUTORIAL]
+TRANSCRIPT = next(block for kind, block in BLOCKS["report.md"] if kind == "text")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 MEAN, STD = 0.3054, 0.3758
+OTHER_OPTIONS = {"--help", "--rm", "--gpus", "--build-arg", "--user", "--tag", "--volume"}
+"""The one that click adds, and those of docker."""
 PROGRAM_OF_RECIPES = """
 from dataclasses import replace
 from onnxmerge.cli.app import main
@@ -38,7 +50,7 @@ main()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where the README's reader would be: model.onnx, inputs and labels of them, and smaller.onnx once it was made."""
+    """Where a reader would be: model.onnx, inputs and labels of them, and smaller.onnx once it was made."""
     path = tmp_path_factory.mktemp("reader")
     shutil.copy(ROOT / "models" / "digits-mlp.onnx", path / "model.onnx")
     with np.load(ROOT / "models" / "digits.npz") as archive:
@@ -71,12 +83,19 @@ def test_command_runs(layer, capsys, command):
     assert (ending.value.code or 0) == 0, capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", TUTORIAL)
+def test_command_of_the_tutorial_is_one(command):
+    """`make readme` runs them, for half a minute."""
+    name, *arguments = shlex.split(command)[1:]
+    assert cli.cli.commands[name].make_context(name, arguments)
+
+
 def test_commands_are_there_to_be_run():
     assert {command.split()[1] for command in PROGRAM} == set(cli.cli.commands)
 
 
 def block_of(kind: str) -> str:
-    (block,) = [block for of, block in BLOCKS if of == kind]
+    (block,) = [block for of, block in BLOCKS["pipelines.md"] if of == kind]
     return block
 
 
@@ -116,40 +135,57 @@ def test_completion_of_the_shell(environment):
         assert "_ONNXMERGE_COMPLETE" in script
 
 
-def test_python_example_runs(layer, capsys):
-    (example,) = [block for kind, block in BLOCKS if kind == "python"]
-    exec(compile(example, "README.md", "exec"), {})
-    printed = capsys.readouterr().out
-    assert "channels kept" in printed
-    assert "/5/Gemm is not compressed: written to the graph output y" in printed
+@pytest.mark.parametrize(("page", "printed"), [("README.md", "of the MACs left, fidelity"), ("api.md", "channels kept")])
+def test_python_example_runs(layer, capsys, page, printed):
+    (example,) = [block for kind, block in BLOCKS[page] if kind == "python"]
+    exec(compile(example, page, "exec"), {})
+    assert printed in capsys.readouterr().out
 
 
 def test_every_option_named_exists():
     commands = (cli.cli, *cli.cli.commands.values())
     options = {name for command in commands for option in command.params for name in (*option.opts, *option.secondary_opts)}
-    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", README))
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", ALL)) - OTHER_OPTIONS
     assert named - options == set()
 
 
-def test_every_command_and_method_is_told():
+def test_the_readme_tells_every_command_and_method():
     for name in [*cli.cli.commands, *METHOD_NAMES]:
-        assert f"`{name}`" in README or f"onnxmerge {name} " in README
+        assert f"`{name}`" in PAGES["README.md"] or f"onnxmerge {name} " in PAGES["README.md"]
 
 
 def test_every_make_target_named_exists():
-    targets = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
-    named = set(re.findall(r"(?:`|\$ )make ([a-z]+)", README))
-    assert {"demo", "test"} <= named <= targets
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+    named = set(re.findall(r"(?:`|\$ )make ([a-z-]+)", ALL))
+    assert {"demo", "test", "docs"} <= named <= targets
 
 
-def test_every_link_leads_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(path):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", PAGES[path.name]):
+        page = (path.parent / target) if target else path
+        assert page.exists(), target
+        headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], anchor
 
 
 def test_python_names_exist():
-    for name in re.findall(r"onnxmerge\.(\w+)", re.sub(r"onnxmerge/\S+", "", README)):
+    for name in re.findall(r"\bonnxmerge\.([A-Za-z]\w+)(?![\w/.])", re.sub(r"onnxmerge\.\w+/\d|onnxmerge/\S+", "", ALL)):
         assert hasattr(onnxmerge, name), name
+
+
+def test_generated_pages_are_up_to_date():
+    """`make schemas` writes them anew."""
+    assert PAGES["operators.md"] == operators_page()
+    assert PAGES["options.md"] == options_page()
+    assert {name: draw() for name, draw in PICTURES.items()} == {
+        path.stem: path.read_text(encoding="utf-8") for path in PICTURES_FOLDER.glob("*.svg")
+    }
+
+
+def test_the_navigation_of_the_site_holds_every_page():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    assert {path.name for path in PATHS[1:]} <= set(re.findall(r"[\w-]+\.md", navigation))
 
 
 def test_transcript_is_still_true(tmp_path):
@@ -166,5 +202,8 @@ def test_transcript_is_still_true(tmp_path):
         assert re.search(rf"^{re.escape(group.name)} +{group.kept} +{group.channels} ", TRANSCRIPT, re.MULTILINE)
 
 
-def test_readme_has_no_line_that_a_terminal_would_fold_in_the_transcript():
-    assert max(map(len, TRANSCRIPT.splitlines())) <= 80
+def test_the_transcript_of_the_readme_is_a_part_of_it():
+    lines = TRANSCRIPT.splitlines()
+    (short,) = [block for kind, block in BLOCKS["README.md"] if kind == "text"]
+    assert set(short.splitlines()) - {"..."} <= set(lines)
+    assert max(map(len, lines)) <= 80
