@@ -134,9 +134,9 @@ FOLD = {
         " m = Mul(d, low) y = Add(m, half)",
         ["Conv", "HardSigmoid", "Mul", "Add"],
     ),
-    "in-front": ("g = HardSigmoid(x) p = Mul(x, g) a = Add(p, three) y = Conv(a, w, b)", ["HardSigmoid", "Mul", "Conv"]),
+    "in-front": ("s = HardSigmoid(x) p = Mul(x, s) a = Add(p, three) y = Conv(a, w, b)", ["HardSigmoid", "Mul", "Conv"]),
     "in-front-of-padding": (
-        "g = HardSigmoid(x) p = Mul(x, g) a = Add(p, three) y = Conv<pads = [1, 1, 1, 1]>(a, w, b)",
+        "s = HardSigmoid(x) p = Mul(x, s) a = Add(p, three) y = Conv<pads = [1, 1, 1, 1]>(a, w, b)",
         ["HardSigmoid", "Mul", "Add", "Conv"],
     ),
     "in-front-ungated": ("r = Relu(x) a = Add(r, three) y = Conv(a, w, b)", ["Relu", "Add", "Conv"]),
