@@ -207,3 +207,26 @@ def test_the_transcript_of_the_readme_is_a_part_of_it():
     (short,) = [block for kind, block in BLOCKS["README.md"] if kind == "text"]
     assert set(short.splitlines()) - {"..."} <= set(lines)
     assert max(map(len, lines)) <= 80
+
+
+MEASURED = {
+    "VGG-16": "vgg16-cifar10-bn",
+    "LeNet-300-100": "lenet-300-100",
+    "ResNet-56": "resnet56-cifar10",
+    "DenseNet-like": "cifar-densenet",
+    "EfficientNet-like": "cifar-efficientnet",
+    "ViT-like": "cifar-vit",
+    "MobileNetV2-like": "cifar-mobilenetv2",
+}
+"""Networks of the README's table, and what they are called in the results."""
+
+
+def test_the_table_of_the_readme_is_what_was_measured():
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in (ROOT / "benchmarks" / "RESULTS.md").read_text().splitlines()
+    ]
+    found = {row[0]: row for row in rows if len(row) > 8 and row[1] == row[2] == "default" and row[6] == "1"}
+    told = [line.split("|")[1:-1] for line in PAGES["README.md"].splitlines() if line.startswith("| ")]
+    table = {name.strip(): [value.strip() for value in values] for name, *values in told if len(values) == 3}
+    table.pop("network")
+    assert table == {name: [found[model][9], *found[model][5].split(" -> ")] for name, model in MEASURED.items()}
