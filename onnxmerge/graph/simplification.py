@@ -46,14 +46,9 @@ def simplified(model: Model, observed: Observations) -> Simplified:
         Every tensor of it in a run.
     """
     copy = fresh_copy(model)
-    texts = list[str]()
-    new_tensors = dict[str, str]()
-    for simplify in (write_hard_sigmoids, fold_numbers) if not external_files(model) else (write_hard_sigmoids,):
-        text, new = simplify(copy, observed)
-        texts += [text] if text else []
-        observed = observed | {name: observed[old] for name, old in new.items()}
-        new_tensors |= {name: new_tensors.get(old, old) for name, old in new.items()}
-    if not texts:
+    text, new_tensors = write_hard_sigmoids(copy, observed)
+    texts = [text, "" if external_files(model) else fold_numbers(copy, observed)]
+    if not any(texts):
         return Simplified(model, (), {})
     remove_unused_nodes(copy)
-    return Simplified(from_proto(export_with(copy, stored_as_read), model.path), tuple(texts), new_tensors)
+    return Simplified(from_proto(export_with(copy, stored_as_read), model.path), tuple(filter(None, texts)), new_tensors)
