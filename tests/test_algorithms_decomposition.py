@@ -404,3 +404,9 @@ def test_absorb_agrees_with_a_loop(shape):
         for position in range(shape[2]):
             expected = [dot(weight[out, :, position], scaling[:, column]) for column in range(4)]
             np.testing.assert_allclose(result[out, :, position], expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("scaling", [[[1.0, 0.5], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, -1.0]]])
+def test_only_scaling_matrices_are_absorbed(scaling: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match="at most one entry"):
+        absorb(np.ones((1, 2, 1)), np.array(scaling))

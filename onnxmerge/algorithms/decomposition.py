@@ -143,11 +143,19 @@ def absorb(weight: NDArray[np.floating], scaling: NDArray[np.floating]) -> Float
     -------
     ndarray of shape (out, k, positions)
 
+    Raises
+    ------
+    ValueError
+        Where Z is of another form.
+
     Examples
     --------
     >>> absorb(np.ones((1, 3, 1)), np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]]))[0, :, 0]
     array([1., 3.])
     """
+    entries = scaling != 0.0
+    if entries.sum(1).max() > 1 or not entries.any(0).all() or scaling.min() < 0.0:
+        raise ValueError("a scaling matrix has at most one entry in a row, at least one in a column, and none below zero")
     column = scaling.argmax(axis=1)
     order = np.argsort(column, kind="stable")
     scale = scaling[order, column[order]]
