@@ -67,6 +67,13 @@ def test_what_is_typed_replaces_another_way_to_say_the_same(project: Callable[[s
     assert json.loads(out)["defaults"] == ""
 
 
+def test_what_is_refused_names_the_options_of_the_file(project: Callable[[str], Path], run: Run) -> None:
+    folder = project("[tool.onnxmerge]\nmin-fidelity = 0.1")
+    code, _, err = run("compress", MODEL, "small.onnx", "--no-verify")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"min_fidelity=0.1 from {folder / 'pyproject.toml'}" in err
+
+
 BAD = {
     "key": ("[tool.onnxmerge]\nno-such = 1", "has the key 'no-such', which is no option of any command"),
     "key of a command": ("[tool.onnxmerge.inspect]\nratio = 0.5", "has the key 'ratio', which is no option of inspect"),

@@ -39,7 +39,7 @@ def feeds_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
     shapes = {each.name: [dim.dim_value for dim in each.type.tensor_type.shape.dim] for each in model.graph.input}
     dtype = onnx.helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
-    return {name: (3 * rng.normal(size=shape)).astype(dtype) for name, shape in shapes.items()}
+    return {name: np.asarray(3 * rng.normal(size=shape)).astype(dtype) for name, shape in shapes.items()}
 
 
 def simpler(model: onnx.ModelProto, tolerance: float = 1e-6) -> list[str]:
@@ -216,3 +216,19 @@ def test_groups_keep_their_names_and_the_report_tells(tmp_path: Path) -> None:
     written = onnx.load(tmp_path / "out.onnx")
     assert [node.op_type for node in written.graph.node] == ["Conv", "HardSigmoid", "Mul", "Mul", "Conv"]
     assert written.opset_import[0].version == 13
+
+
+@pytest.mark.parametrize("name", ["sixth", "w", "b"])
+def test_initializers_that_callers_may_replace_stay_inputs(name: str) -> None:
+    model = model_of("c = Conv(x, w, b) y = Mul(c, sixth)")
+    value = next(each for each in model.graph.initializer if each.name == name)
+    model.graph.input.append(onnx.helper.make_tensor_value_info(name, value.data_type, value.dims))
+    assert simpler(model) == ["Conv", "Mul"]
+
+
+def test_an_unnamed_layer_takes_no_name_of_another_node(tmp_path: Path) -> None:
+    model = model_of("c = Conv(x, w, b) m = Mul(c, sixth) r = Relu(m) y = Conv(r, w1)")
+    model.graph.node[2].name = "c"
+    onnx.save(model, tmp_path / "in.onnx")
+    result = compress(tmp_path / "in.onnx", tmp_path / "out.onnx", ratio=0.5, method="prune", verify=False)
+    assert result.after.parameters < result.before.parameters

@@ -19,6 +19,9 @@ from PIL import Image
 import onnxmerge
 from onnxmerge.data import npy_files
 from onnxmerge.errors import InputError, OptionError
+from onnxmerge.pipeline.candidate_builder import CandidateBuilder
+from onnxmerge.pipeline.candidates import SearchResult
+from onnxmerge.pipeline.search import search
 
 MLP = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
 PRUNE = ("--method", "prune", "--ratio", "0.25", "--no-verify")
@@ -351,3 +354,16 @@ def test_packages_that_overwrote_each_other(folder: Path, files: dict[str, str],
     assert done.returncode == code
     assert cause in one_line(done.stderr)
     assert "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install" in done.stderr
+
+
+def test_a_model_that_changes_while_it_is_read(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def search_and_append(builder: CandidateBuilder) -> SearchResult:
+        with (folder / "in.onnx").open("ab") as file:
+            file.write(b" ")
+        return search(builder)
+
+    monkeypatch.setattr("onnxmerge.pipeline.compress.search", search_and_append)
+    code, _, err = run("compress", "in.onnx", "out.onnx", *PRUNE)
+    assert code == 2
+    assert "was changed while it was read" in one_line(err)
+    assert not (folder / "out.onnx").exists()

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from onnxmerge.cli.configuration import put_aside
+from onnxmerge.cli.configuration import put_aside, taken
+from onnxmerge.errors import InputError, OptionError
 from onnxmerge.options import DEFAULT_CHANGED_DECISIONS, DEFAULT_TARGETS
 from onnxmerge.options.checks import COLORS, CRITERION_NAMES, CUDNN_SEARCHES, FITS, METHOD_NAMES, PROVIDERS, SCOPES, TARGETS
 
@@ -85,6 +86,15 @@ class Command(click.Command):
         left = super().parse_args(ctx, args)
         put_aside(ctx)
         return left
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """What the command refuses, with the options that a file gave: they may be the reason."""
+        try:
+            return super().invoke(ctx)
+        except (InputError, OptionError) as error:
+            if told := taken(ctx):
+                raise type(error)(f"{error} ({told}; `onnxmerge --no-config` ignores that file)") from error
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The options of each section, those of CUDA last."""

@@ -30,7 +30,7 @@ def jsonl_records(path: Path, layouts: Sequence[InputLayout]) -> list[Record]:
     names = [each.spec.name for each in layouts]
     ids = [name for name in names if not _is_made(name)]
     records: list[Record] = []
-    with readable(path), path.open(encoding="utf-8") as file:
+    with readable(path), path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue

@@ -9,7 +9,6 @@ an activation stays there: in the convolution that reads it, a removed channel w
 import numpy as np
 
 from onnxmerge.execution.shapes import Observations
-from onnxmerge.graph.constant_folding import constant_value
 from onnxmerge.graph.graph_editor import GraphEditor
 from onnxmerge.graph.nodes import has_input, is_standard, node_name
 from onnxmerge.graph.number_nodes import Line, NumberNodes
@@ -33,6 +32,7 @@ def fold_numbers(model: Model, observed: Observations) -> str:
         "57 nodes of Mul and Add went into weights of convolutions"; empty where there was none.
     """
     nodes, editor, folded = NumberNodes(model), GraphEditor(model), list[str]()
+    names = {node.name for node in model.graph.nodes}
     for node in list(model.graph.nodes):
         line, operator = nodes.line(node), node.op
         convolution = None if line is None else nodes.only_producer(line.data)
@@ -48,7 +48,7 @@ def fold_numbers(model: Model, observed: Observations) -> str:
                 editor.set_input(convolution, 1, weight)
             if has_input(convolution, 2) or bias.any():
                 editor.set_input(convolution, 2, bias)
-            _let_write(convolution, node)
+            _let_write(convolution, node, names)
             folded.append(operator)
     model.graph.nodes[:] = [node for node in model.graph.nodes if node.outputs]
     count = f"{len(folded):,} node{'s' * (len(folded) != 1)}"
@@ -60,7 +60,7 @@ def _scaled(model: Model, nodes: NumberNodes, node: gs.Node, line: Line) -> tupl
     if not is_standard(node) or node.op not in ("Conv", "ConvTranspose"):
         return None
     weight = nodes.stored(node.inputs[1]) if nodes.only_reader(node.inputs[1]) is node else None
-    bias = constant_value(model, node.inputs[2]) if has_input(node, 2) else np.zeros(1)
+    bias = nodes.constant(node.inputs[2]) if has_input(node, 2) else np.zeros(1)
     if weight is None or bias is None:
         return None
     outputs = len(weight) if node.op == "Conv" else weight.shape[1] * int(node.attrs.get("group", 1))
@@ -71,9 +71,13 @@ def _scaled(model: Model, nodes: NumberNodes, node: gs.Node, line: Line) -> tupl
     return new[0].astype(np.float32), total.astype(np.float32)
 
 
-def _let_write(convolution: gs.Node, node: gs.Node) -> None:
-    """Let a convolution write what a node behind it wrote; without a name it is still called by the tensor that it wrote."""
-    convolution.name = node_name(convolution)
+def _let_write(convolution: gs.Node, node: gs.Node, names: set[str]) -> None:
+    """Let a convolution write what a node behind it wrote; without a name it is still called by the tensor that it wrote.
+
+    names: of the nodes of the graph; one that another node has is not taken.
+    """
+    if convolution.name or node_name(convolution) not in names:
+        convolution.name = node_name(convolution)
     convolution.outputs = [node.outputs[0]]
     node.inputs.clear()
     node.outputs.clear()

@@ -10,6 +10,9 @@ from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.traversal import tensor_names_in_attribute
 
+_FIRST_IR = 4
+"""Version of the format from which on an initializer is constant unless it is a graph input too; before it must be one."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -25,6 +28,8 @@ class NumberNodes:
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        inputs = model.proto.graph.input if model.proto.ir_version >= _FIRST_IR else ()
+        self._given = {tensor.name for tensor in inputs}  # initializers among them are defaults, callers may give other values
         self._kept = {tensor.name for tensor in model.graph.outputs}
         for node in model.graph.nodes:
             for attribute in node.attrs.values():
@@ -43,9 +48,15 @@ class NumberNodes:
         return tensor.inputs[0] if len(tensor.inputs) == 1 and self.only_reader(tensor) is not None else None
 
     def stored(self, tensor: gs.Tensor) -> np.ndarray | None:
-        """The value of an initializer or of a Constant."""
+        """The value of an initializer or of a Constant; None for one that callers may replace."""
+        if tensor.name in self._given:
+            return None
         is_stored = isinstance(tensor, gs.Constant) or [node.op for node in tensor.inputs] == ["Constant"]
         return constant_value(self._model, tensor) if is_stored else None
+
+    def constant(self, tensor: gs.Tensor) -> np.ndarray | None:
+        """The value of a tensor that depends on nothing but the file."""
+        return None if tensor.name in self._given else constant_value(self._model, tensor)
 
     def number(self, tensor: gs.Tensor) -> float | None:
         """The value of a constant of one element that the file stores."""

@@ -154,6 +154,8 @@ def compress_file(
             on_cpu = _on_cpu(model, found.candidate, measured.checking, options, fidelity)
             metadata = provenance_of(asked, options.inputs, model_sha256, measured.checking, on_cpu)
         tell("checking", 1.0)
+    if fingerprint(model, weight_files) != model_sha256:  # weights of large files are read from them up to the end
+        raise ModelError(f"{model} was changed while it was read, so nothing was written: run again")
     warnings = warnings_of(found, analysed.size, fidelity, latency, measured.checking, options)
     save(replace(found.candidate.model, metadata=metadata), output)
     if saved_plan is not None:

@@ -21,6 +21,9 @@ WORTH_A_TRIAL, WORTH_REMOVING, HOPELESS = 0.02, 0.005, 0.01
 one while none passes, must; and the share of the allowed loss below which a prediction that fails ends the search. Some networks
 lose more than is allowed by any removal, and would take candidate after candidate to find that out."""
 
+WILL_FAIL = 1.5
+"""Expected share of the allowed loss from which on a full candidate is not built, where quick ones were and a full one passes."""
+
 
 def loss_of(outputs: Sequence[OutputFidelity], pruning: PruningOptions) -> float:
     """What the worst output loses, as a multiple of what is allowed: 1 just passes.
@@ -125,7 +128,7 @@ def _search_in_full(
     trials = FULL_TRIALS + more_trials
     while best.count < trials + (best.passing is None) * RESCUE_TRIALS:
         index = _worth_building(search, allocations, WORTH_A_TRIAL)
-        if index is None:
+        if index is None or (best.passing is not None and not more_trials and search.expected(index) > WILL_FAIL):
             return False
         if builder.limit.is_over() and best.count:
             return True

@@ -67,6 +67,10 @@ class MonotoneSearch:
             return min(index, middle)
         return max(index, middle) if self.failing < 0 and self.passing < len(self._log_predicted) else index
 
+    def expected(self, index: int) -> float:
+        """The quantity that is expected at an index."""
+        return math.exp(self._expected(index))
+
     def record(self, index: int, quantity: float, last: int | None = None) -> None:
         """Learn what was measured at an index.
 

@@ -125,7 +125,7 @@ def _sweep_file(
         _check_folder(folder, names.values(), model, common)
     with WorkFolder() as temporary:
         outputs = {target: (folder or temporary.path) / name for target, name in names.items()}
-        inline = not external_files(analysed.model) and fits_one_message(analysed.model, for_trial=True)
+        inline = not external_files(analysed.model) and fits_one_message(analysed.model, for_trial=executor is None)
         content, path = model.read_bytes() if inline else None, model.absolute()
         first = min(by_target, key=lambda target: _is_timed(by_target[target]))  # the first that is made
         tasks = {
