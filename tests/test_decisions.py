@@ -9,9 +9,11 @@ import pytest
 from onnxmerge import compress, verify
 from onnxmerge.errors import OptionError
 from onnxmerge.evaluation.decisions import SYNTHETIC_SHARE, ChangedDecisions
+from onnxmerge.evaluation.fidelity import compare_outputs
 from onnxmerge.options import DECIDED_FIDELITY, DEFAULT_CHANGED_DECISIONS, DEFAULT_FIDELITY, PruningOptions
 from onnxmerge.pipeline.fidelity_search import asked_of, loss_of
-from onnxmerge.results import OutputFidelity
+from onnxmerge.results import Fidelity, OutputFidelity
+from onnxmerge.results.fidelity import constant_outputs
 
 DIGITS = np.load(Path(__file__).parents[1] / "models" / "digits.npz")
 INPUTS = ((DIGITS["images"][:128] / 255.0 - 0.3054) / 0.3758).astype(np.float32)
@@ -75,6 +77,16 @@ NO_DECISIONS = {
 @pytest.mark.parametrize("name", NO_DECISIONS)
 def test_what_holds_no_decisions_for_certain(name: str) -> None:
     assert changed(NO_DECISIONS[name], NO_DECISIONS[name]) is None
+
+
+@pytest.mark.parametrize("bias", [0.0, 20.0])
+def test_one_decision_for_all_inputs_is_warned_of(bias: float) -> None:
+    """A figure that looks at decisions is missing then, and a fidelity of scores that hardly differ says little."""
+    scores = SCORES + bias * np.eye(6)[2]
+    outputs, count = compare_outputs([(len(scores), {"y": softmax(scores)}, {"y": softmax(scores + 0.1)})], ["y"])
+    assert (outputs[0].changed_decisions is None) == (bias > 0.0)
+    (warning,) = constant_outputs(Fidelity(outputs, count, "inputs", "CPU")) or [""]
+    assert ("decided the same for all inputs" in warning) == (bias > 0.0)
 
 
 def test_sequences_over_many_classes_are_decisions() -> None:

@@ -232,3 +232,26 @@ def test_an_unnamed_layer_takes_no_name_of_another_node(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "in.onnx")
     result = compress(tmp_path / "in.onnx", tmp_path / "out.onnx", ratio=0.5, method="prune", verify=False)
     assert result.after.parameters < result.before.parameters
+
+
+ZEROS = {
+    "cut-from-one": "s = Shape(x) n = Gather<axis = 0>(s, one) h = Concat<axis = 0>(two, n, units) z = ConstantOfShape(h)"
+    " i = Slice(z, zero, one1, zero) y, t, u = LSTM<hidden_size = 3>(x, w, r, b, , i, i)",
+    "filled": "i = ConstantOfShape<value = float[1] {0.0}>(shape) y, t, u = LSTM<hidden_size = 3>(x, w, r, b, , i, i)",
+    "stored": "y, t, u = LSTM<hidden_size = 3>(x, w, r, b, , stored, stored)",
+    "ones": "i = ConstantOfShape<value = float[1] {1.0}>(shape) y, t, u = LSTM<hidden_size = 3>(x, w, r, b, , i, i)",
+    "of-an-input": "m = Sub(x, x) i = Slice(m, zero, one1, zero) y, t, u = LSTM<hidden_size = 3>(x, w, r, b, , i, i)",
+}
+
+
+@pytest.mark.parametrize("name", ZEROS)
+def test_initial_states_of_zeros_go(name: str) -> None:
+    constants = "int64[1] one = {1}, int64[1] two = {2}, int64[1] units = {3}, int64[1] zero = {0}, int64[1] one1 = {1}"
+    head = '<ir_version: 8, opset_import: ["": 17]> m (float[2, 2, 3] x) => (float[S, D, N, U] y)'
+    model = parser.parse_model(f"{head} <{constants}, int64[3] shape = {{1, 2, 3}}> {{ {ZEROS[name]} }}")
+    rng = np.random.default_rng(0)
+    stored = {"w": (1, 12, 3), "r": (1, 12, 3), "b": (1, 24)}
+    weights = {each: rng.normal(size=shape).astype(np.float32) for each, shape in stored.items()}
+    weights["stored"] = np.zeros((1, 2, 3), np.float32)
+    model.graph.initializer.extend(numpy_helper.from_array(each, key) for key, each in weights.items())
+    assert (simpler(model) == ["LSTM"]) == (name in ("cut-from-one", "filled", "stored"))

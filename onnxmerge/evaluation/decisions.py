@@ -87,10 +87,17 @@ class ChangedDecisions:
 
     def share(self, samples: int, *, synthetic: bool) -> float | None:
         """The share of so many inputs, on data; None where not all of them had decisions, or where they were all the same."""
-        is_sure = self.has_probabilities or self.leads >= LEAST_LEAD * self.samples
-        if not 0 < samples == self.samples or not is_sure or len(self.best) < 2 or self.beside > BESIDE * samples:
+        if not self._are_decisions(samples) or len(self.best) < 2:
             return None
         return (SYNTHETIC_SHARE * self.flipped if synthetic else self.changed) / samples
+
+    def are_all_the_same(self, samples: int) -> bool:
+        """Whether so many inputs, several of them, had decisions, and all of them the same one."""
+        return samples > 1 and self._are_decisions(samples) and len(self.best) == 1
+
+    def _are_decisions(self, samples: int) -> bool:
+        is_sure = self.has_probabilities or self.leads >= LEAST_LEAD * self.samples
+        return 0 < samples == self.samples and is_sure and self.beside <= BESIDE * samples
 
 
 def _are_probabilities(array: np.ndarray) -> bool:

@@ -260,6 +260,7 @@ class OutputMoments:
             fidelity_high=high,
             is_constant=self._is_constant,
             changed_decisions=self.decisions.share(self.samples, synthetic=self.synthetic),
+            has_one_decision=self.decisions.are_all_the_same(self.samples),
         )
 
 

@@ -1,10 +1,11 @@
-"""A model with fewer elementwise nodes that computes the same but for rounding."""
+"""A model with fewer nodes that computes the same but for rounding."""
 
 from dataclasses import dataclass
 
 from onnxmerge.execution.shapes import Observations
 from onnxmerge.graph.folded_numbers import fold_numbers
 from onnxmerge.graph.hard_sigmoids import write_hard_sigmoids
+from onnxmerge.graph.zero_states import drop_zero_states
 from onnxmerge.onnxio.edits import remove_unused_nodes
 from onnxmerge.onnxio.export import export_with
 from onnxmerge.onnxio.model import Model, fresh_copy, from_proto
@@ -36,7 +37,9 @@ class Simplified:
 
 
 def simplified(model: Model, observed: Observations) -> Simplified:
-    """The model with HardSigmoids for chains of nodes, and numbers in weights; weights in other files stay as they are.
+    """The model with HardSigmoids for chains of nodes, numbers in weights, and no states of zeros.
+
+    Weights in other files stay as they are.
 
     Parameters
     ----------
@@ -47,7 +50,7 @@ def simplified(model: Model, observed: Observations) -> Simplified:
     """
     copy = fresh_copy(model)
     text, new_tensors = write_hard_sigmoids(copy, observed)
-    texts = [text, "" if external_files(model) else fold_numbers(copy, observed)]
+    texts = [text, "" if external_files(model) else fold_numbers(copy, observed), drop_zero_states(copy)]
     if not any(texts):
         return Simplified(model, (), {})
     remove_unused_nodes(copy)

@@ -49,6 +49,8 @@ class OutputFidelity:
         where nothing differs.
     is_constant : bool
         Whether the reference gave the same for every input but for rounding: the variance is then taken over the elements.
+    has_one_decision : bool
+        Whether the reference's best class was the same for all inputs, so that no change of decisions can be told.
     changed_decisions : float or None
         Share of the best classes that are expected to change, each counted by the reference's lead, which is the probability of
         its best class less that of its second best; of a sequence the step that changes most. None where the output holds no
@@ -73,6 +75,7 @@ class OutputFidelity:
     fidelity_high: float | None = None
     is_constant: bool = False
     changed_decisions: float | None = None
+    has_one_decision: bool = False
 
     @property
     def defect(self) -> str:
@@ -220,11 +223,15 @@ def few_inputs(count: int, description: str) -> list[str]:
 
 
 def constant_outputs(fidelity: Fidelity) -> list[str]:
-    """A warning that names outputs that are the same for all inputs."""
+    """Warnings that name outputs that are, or decide, the same for all inputs."""
     names = [output.name for output in fidelity.outputs if output.is_constant]
     what = f"outputs {', '.join(names)} are" if len(names) > 1 else f"output {', '.join(names)} is"
     cure = "what its fidelity says of other inputs is little; give `calibration` with inputs that it tells apart"
-    return [f"{what} the same for all inputs it was compared on: {cure}"] if names else []
+    same = [f"{what} the same for all inputs it was compared on: {cure}"] if names else []
+    decided = [f"'{output.name}'" for output in fidelity.outputs if output.has_one_decision and not output.is_constant]
+    told = "the model decided the same for all inputs it was compared on"
+    asked = "whether decisions change cannot be told, and a fidelity alone says little: give `calibration` with all classes"
+    return [*same, f"{told} (best class of {', '.join(decided)}): {asked}"] if decided else same
 
 
 @dataclass(frozen=True)
