@@ -1,6 +1,7 @@
 """What all tests share: where the project and the real models beside it are."""
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,6 +11,9 @@ import pytest
 
 # Before numpy is loaded: tests run in parallel, and threads that wait for each other's processors spend several times as much.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# In the background of a shell Ctrl-C is ignored, and the processes that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from onnxmerge.cli import app
 from onnxmerge.data import selection
