@@ -50,13 +50,15 @@ main()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where a reader would be: model.onnx, inputs and labels of them, and smaller.onnx once it was made."""
+    """Where a reader would be who has made smaller.onnx and plan.json before: model.onnx, inputs and labels of them."""
     path = tmp_path_factory.mktemp("reader")
     shutil.copy(ROOT / "models" / "digits-mlp.onnx", path / "model.onnx")
     with np.load(ROOT / "models" / "digits.npz") as archive:
         for name, images in (("inputs", archive["images"][:300]), ("check", archive["calibration"])):
             np.save(path / f"{name}.npy", (images.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD))
         np.save(path / "labels.npy", archive["labels"][:300])
+    inputs = {"calibration": path / "inputs.npy", "save_plan": path / "plan.json", "bench": False}
+    onnxmerge.compress(path / "model.onnx", path / "smaller.onnx", target="params=0.5", **inputs)
     return path
 
 

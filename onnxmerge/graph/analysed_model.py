@@ -12,7 +12,7 @@ from onnxmerge.errors import ModelError, one_line
 from onnxmerge.execution.example_feeds import random_values
 from onnxmerge.execution.first_run import first_observations
 from onnxmerge.execution.input_sizes import NOTHING_GIVEN, GivenShapes
-from onnxmerge.execution.shapes import Observations
+from onnxmerge.execution.shapes import FirstRuns, Observations
 from onnxmerge.graph.body_shapes import body_observations
 from onnxmerge.graph.channel_analysis import analyse_channels
 from onnxmerge.graph.channel_groups import Channels
@@ -105,6 +105,28 @@ def analyse_model(
     ModelError
         The file is no valid model, the model does not run, or a weight holds NaN or infinity.
     """
+    model, runs = _loaded_and_run(path, max_memory, given)
+    observed = {**runs.first, **body_observations(model, runs.first)}
+    size = size_of(model, shapes_of(observed), stored_bytes(path))
+    simpler = simplified(model, observed)
+    model, observed = simpler.model, simpler.observed(observed)
+    observed_otherwise = None if runs.second is None else simpler.observed(runs.second)
+    shapes = shapes_of(observed)
+    other_shapes = None if observed_otherwise is None else shapes_of(observed_otherwise)
+    channels = analyse_channels(TensorFacts(model, shapes, values_of(observed), other_shapes), whole_heads)
+    of_layers = [
+        f"the weight of {each.name} holds NaN or infinity" for each in channels.layers if not is_finite(each.stored_weight)
+    ]
+    not_finite = weights_not_finite(model.proto, model.folder) + of_layers
+    if not_finite:
+        raise ModelError(f"{path}: {not_finite[0]}; export the model anew")
+    refusals = most_important_first(channels.facts, channels.refusals, size.parameters)
+    channels = replace(channels, refusals=refusals)
+    return AnalysedModel(model, channels, observed, size, observed_otherwise, runs.inputs, simpler.texts)
+
+
+def _loaded_and_run(path: Path, max_memory: int | None, given: GivenShapes) -> tuple[Model, FirstRuns]:
+    """A model without functions and without layers that ONNX Runtime has fused, and what was observed of it."""
     model, source = load(path), path
     if model.proto.functions:
         model = _inlined(model)
@@ -131,23 +153,7 @@ def analyse_model(
         model = from_proto(unfused(model.proto, tensors), model.path)
         temporary = TemporaryModel(model)
         runs = first_observations(temporary.path, model.proto, label=path.name, max_memory=max_memory, given=given)
-    observed = {**runs.first, **body_observations(model, runs.first)}
-    size = size_of(model, shapes_of(observed), stored_bytes(path))
-    simpler = simplified(model, observed)
-    model, observed = simpler.model, simpler.observed(observed)
-    observed_otherwise = None if runs.second is None else simpler.observed(runs.second)
-    shapes = shapes_of(observed)
-    other_shapes = None if observed_otherwise is None else shapes_of(observed_otherwise)
-    channels = analyse_channels(TensorFacts(model, shapes, values_of(observed), other_shapes), whole_heads)
-    of_layers = [
-        f"the weight of {each.name} holds NaN or infinity" for each in channels.layers if not is_finite(each.stored_weight)
-    ]
-    not_finite = weights_not_finite(model.proto, model.folder) + of_layers
-    if not_finite:
-        raise ModelError(f"{path}: {not_finite[0]}; export the model anew")
-    refusals = most_important_first(channels.facts, channels.refusals, size.parameters)
-    channels = replace(channels, refusals=refusals)
-    return AnalysedModel(model, channels, observed, size, observed_otherwise, runs.inputs, simpler.texts)
+    return model, runs
 
 
 def _inlined(model: Model) -> Model:

@@ -11,7 +11,6 @@ from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Any
 
-from google.protobuf.message import Message
 from onnx import (
     AttributeProto,
     GraphProto,
@@ -45,6 +44,7 @@ from onnxmerge.onnxio.traversal import (
     topological_order,
 )
 from onnxmerge.onnxio.value_info import infer_value_info
+from onnxmerge.onnxio.wire_format import copy_fields
 
 
 @dataclass(frozen=True)
@@ -255,16 +255,3 @@ def _declaration(tensor: TensorProto, old: ValueInfoProto | None) -> ValueInfoPr
         kind.shape.dim.extend(TensorShapeProto.Dimension(dim_value=size) for size in tensor.dims)
     kind.shape.SetInParent()  # a scalar has a shape, an empty one
     return new
-
-
-def copy_fields(old: Message, new: Message, without: set[str]) -> None:
-    """Copy every field of a message but those named, also the ones that a later ONNX will add."""
-    for field, value in old.ListFields():
-        if field.name in without:
-            continue
-        if isinstance(value, Message):
-            getattr(new, field.name).CopyFrom(value)
-        elif isinstance(value, str | bytes | int | float):
-            setattr(new, field.name, value)
-        else:
-            getattr(new, field.name).extend(value)

@@ -11,14 +11,14 @@ from onnx import ModelProto
 
 from onnxmerge.errors import ModelError, OnnxMergeError
 from onnxmerge.onnxio import storage
-from onnxmerge.onnxio.export import copy_fields, export, export_with
+from onnxmerge.onnxio.export import export, export_with
 from onnxmerge.onnxio.external_data import ExternalDataWriter, external_bytes, external_locations, is_external
 from onnxmerge.onnxio.mapped_files import no_room
 from onnxmerge.onnxio.model import Model, from_proto
 from onnxmerge.onnxio.storage import fits_one_message, stored_apart, stored_beside
 from onnxmerge.onnxio.traversal import stored_tensors
 from onnxmerge.onnxio.validation import read_checked
-from onnxmerge.onnxio.wire_format import Content, read_model, write_model_to
+from onnxmerge.onnxio.wire_format import Content, copy_fields, read_model, write_model_to
 from onnxmerge.onnxio.work_folder import WorkFolder
 
 

@@ -127,13 +127,20 @@ def write_model_to(stream: IO[bytes], model: ModelProto, contents: Mapping[str, 
 def _parts(message: Message, number: int) -> tuple[bytes, bytes]:
     """The fields before a field, and those behind it."""
     parts = type(message)(), type(message)()
-    for field, value in message.ListFields():
-        if field.number != number:
-            part = parts[field.number > number]
-            if isinstance(value, Message):
-                getattr(part, field.name).CopyFrom(value)
-            elif isinstance(value, str | bytes | int | float):
-                setattr(part, field.name, value)
-            else:
-                getattr(part, field.name).extend(value)
+    names = {field.name: field.number for field, _ in message.ListFields()}
+    copy_fields(message, parts[0], {name for name, each in names.items() if each >= number})
+    copy_fields(message, parts[1], {name for name, each in names.items() if each <= number})
     return parts[0].SerializeToString(), parts[1].SerializeToString()
+
+
+def copy_fields(old: Message, new: Message, without: set[str]) -> None:
+    """Copy every field of a message but those named, also the ones that a later ONNX will add."""
+    for field, value in old.ListFields():
+        if field.name in without:
+            continue
+        if isinstance(value, Message):
+            getattr(new, field.name).CopyFrom(value)
+        elif isinstance(value, str | bytes | int | float):
+            setattr(new, field.name, value)
+        else:
+            getattr(new, field.name).extend(value)
