@@ -184,8 +184,16 @@ def mask_products(reference: onnx.ModelProto, small: onnx.ModelProto, feeds: dic
 
 def kept_columns(whole: np.ndarray, part: np.ndarray) -> np.ndarray:
     """1 for the columns of each matrix (rows, columns) in a stack that are in `part`, else 0; of extent 1 where they agree."""
-    if whole.ndim > 3:  # the batch is more rows
-        whole, part = (np.concatenate(each, axis=-2) for each in (whole, part))
+    together = [each.reshape(1, -1, each.shape[-1]) for each in (whole, part)]
+    try:  # what a ReLU left zero in one matrix alone tells nothing
+        return _kept_in_each(*together).reshape(-1)
+    except NotAPart:
+        if whole.ndim > 3:  # the batch is more rows
+            whole, part = (np.concatenate(each, axis=-2) for each in (whole, part))
+        return _kept_in_each(whole, part)
+
+
+def _kept_in_each(whole: np.ndarray, part: np.ndarray) -> np.ndarray:
     mask = np.zeros((*whole.shape[:-2], 1, whole.shape[-1]), np.float32)
     for index in np.ndindex(whole.shape[:-2]):
         distances = np.linalg.norm(whole[index][:, :, None] - part[index][:, None, :], axis=0)
