@@ -21,7 +21,8 @@ import numpy as np
 from onnxmerge import compress, inspect
 from onnxmerge.execution.sessions import open_session
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 PAPER_WIDTHS = (32, 64, 128, 128, *(256,) * 9)
 
@@ -54,10 +55,34 @@ class Network:
         return 100.0 * float((np.concatenate(scores).argmax(1) == labels).mean())
 
 
+class Text(Network):
+    """A language model beside the project; of each window the last token is what is predicted from the others."""
+
+    @property
+    def path(self) -> Path:
+        return ROOT / "models" / f"{self.model}.onnx"
+
+    def inputs(self, part: str, count: int | None = None) -> np.ndarray:
+        """Tokens (n, length) of the `test` or `calibration` part."""
+        return self._windows(part)[:count, :-1]
+
+    def accuracy(self, model: Path) -> float:
+        """Percent of the next tokens right, all positions of the test windows."""
+        session, windows = open_session(model, optimise=True), self._windows("test")
+        calls = (windows[at : at + 50] for at in range(0, len(windows), 50))
+        hits = [next(iter(session.run({"tokens": call[:, :-1]}).values())).argmax(-1) == call[:, 1:] for call in calls]
+        return 100.0 * float(np.concatenate(hits).mean())
+
+    def _windows(self, part: str) -> np.ndarray:
+        with np.load(ROOT / "models" / f"{self.images}.npz", allow_pickle=False) as archive:
+            return np.asarray(archive[part], np.int64)
+
+
 LENET = Network("lenet-300-100", "fashion_mnist", {"mean": (0.5,), "std": (0.5,)})
 RESNET = Network("resnet56-cifar10-bn", "cifar10", CIFAR)
 FOLDED = Network("resnet56-cifar10", "cifar10", CIFAR)
 VGG = Network("vgg16-cifar10-bn", "cifar10_jpeg", CIFAR)
+TEXT = Text("text-llama", "text", {})
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,13 @@ def test_ridges_are_exact_for_functions_of_kept_channels(constant):
     assert np.allclose(linear, samples, atol=1e-6) == (constant == 0.0)
 
 
+def test_logits_are_exact_where_kept_channels_span_the_others():
+    generator = np.random.default_rng(5)
+    query, key = (generator.normal(size=(300, 3)) @ generator.normal(size=(3, 5)) for _ in range(2))
+    between = restoration.logit_ridge(query.T @ query, key.T @ key, np.arange(3), 1e-12)
+    np.testing.assert_allclose(query[:, :3] @ between @ key[:, :3].T, query @ key.T, atol=1e-6)
+
+
 def test_clusters_of_separated_points():
     points = np.repeat(np.random.default_rng(2).normal(size=(5, 3)) * 10, 4, axis=0)
     labels = folding.clusters(points + np.random.default_rng(3).normal(size=points.shape) * 1e-3, 5)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from accuracy import CIFAR, LENET, PAPER_WIDTHS, RESNET, VGG, Network
+from accuracy import CIFAR, LENET, PAPER_WIDTHS, RESNET, TEXT, VGG, Network
 from digits import MODELS
 
 from onnxmerge import PruningOptions
@@ -141,8 +141,8 @@ def widths(model: ModelSource) -> list[tuple[int, ...]]:
 
 def _cases() -> list[Case]:
     def uniform(network: Network, ratios: tuple[float, ...], **rest: Any) -> list[Case]:
-        folder = rest.pop("folder", None)
-        return [Case(network, f"{ratio:.0%}", ratio, rest, folder) for ratio in ratios]
+        folder, what = rest.pop("folder", None), rest.pop("what", "")
+        return [Case(network, f"{ratio:.0%}{what}", ratio, rest, folder) for ratio in ratios]
 
     transformer = Network("cifar-vit", VGG.images, CIFAR)
     return [
@@ -151,6 +151,8 @@ def _cases() -> list[Case]:
         *uniform(VGG, (0.3, 0.5, 0.7), exclude=("/classifier*",)),
         *uniform(RESNET, (0.3, 0.5, 0.7), scope="chains"),
         *uniform(transformer, (0.3, 0.5, 0.7), include=("*/fc1/*",), folder=MODELS),
+        *uniform(transformer, (0.3, 0.5), what=" and attention", folder=MODELS),
+        *uniform(TEXT, (0.3, 0.5), folder=MODELS),
     ]
 
 

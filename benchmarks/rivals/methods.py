@@ -65,11 +65,11 @@ class Method:
         if len(found) == 1:
             return found[0]
         images = case.inputs(TUNING)
-        wanted = outputs(case.path, images).argmax(1)
+        wanted = outputs(case.path, images).argmax(-1)
 
         def agreement(settings: dict[str, Any]) -> float:
             self.write(case, settings, target)
-            return float((outputs(target, images).argmax(1) == wanted).mean())
+            return float((outputs(target, images).argmax(-1) == wanted).mean())
 
         return max(found, key=agreement)
 
@@ -102,7 +102,7 @@ RIDGES = (1e-4, 1e-3, 1e-2)
 METHODS = (
     *(_of_program("prune", 0, norm, method="prune", criterion=norm) for norm in ("l1-norm", "l2-norm")),
     *(_of_program("merge", 0, norm, method="merge", criterion=norm) for norm in ("l1-norm", "l2-norm", "l2-gm")),
-    _of_program("auto", 0, "reconstruction or norm", ("lenet", "vit"), method="auto"),
+    _of_program("auto", 0, "reconstruction or norm", ("lenet", "vit", "llama"), method="auto"),
     _of_program("reconstruct", 0, method="reconstruct"),
     *(_of_program("reconstruct", count, method="reconstruct") for count in (64, 500, 1000)),
     Method(
@@ -137,7 +137,7 @@ METHODS = (
         500,
         write_corp,
         {"criterion": ("wanda", "l2-norm"), "ridge": RIDGES},
-        models=("vit",),
+        models=("vit", "llama"),
     ),
     Method("onnxsim", "onnxsim", "l1", 0, write_onnxsim, {"importance_norm": ("l1",)}, ("onnxsim",)),
     Method("onnxsim", "onnxsim", "l2", 0, write_onnxsim, {"importance_norm": ("l2",)}, ("onnxsim",)),

@@ -17,9 +17,12 @@ from onnxmerge.algorithms.criteria import keep_best
 from onnxmerge.algorithms.decomposition import decompose
 from onnxmerge.errors import Refusal
 from onnxmerge.graph.channel_groups import ChannelGroup
+from onnxmerge.graph.channel_propagation import Product
 from onnxmerge.graph.merge_validity import PreActivations, pre_activations
+from onnxmerge.graph.product_factors import channels_of_rows, linear_factors
 from onnxmerge.graph.rewrite import Removal, Replacement
-from rivals.activations import Moments, moments
+from onnxmerge.pruning.product_update import OutputMix
+from rivals.activations import Moments, factor_moments, moments
 from rivals.cases import Case, NotRun, absorbed
 
 CALIBRATION = 500
@@ -99,10 +102,19 @@ def _identity_at(scaling: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return scaling
 
 
-def activation_norm(case: Case, group: ChannelGroup, found: Moments) -> np.ndarray:
-    """(k,) kept channels by sqrt(E[x_i^2]) |V[:, i]|, V the weights of the consumers (Sun et al., "Wanda", 2024)."""
-    columns = np.concatenate([each.columns().swapaxes(0, 1).reshape(group.size, -1) for each in group.consumers], axis=1)
-    scores = np.sqrt(np.diag(found.second)) * np.linalg.norm(columns, axis=1)
+def activation_norm(case: Case, group: ChannelGroup, found: Moments | None) -> np.ndarray:
+    """(k,) kept channels by sqrt(E[x_i^2]) |V[:, i]|, V the weights of the consumers (Sun et al., "Wanda", 2024).
+
+    Channels that logits sum over by the root of what the squares of queries and keys multiply to.
+    """
+    scores = np.zeros(group.size)
+    if found is not None:
+        columns = np.concatenate([each.columns().swapaxes(0, 1).reshape(group.size, -1) for each in group.consumers], axis=1)
+        scores += np.sqrt(np.diag(found.second)) * np.linalg.norm(columns, axis=1)
+    for product in group.products:
+        query, key = (np.diagonal(each, axis1=1, axis2=2) for each in factor_moments(case, CALIBRATION)[product.key])
+        rows = channels_of_rows(case.analysed.channels, group, product)
+        np.add.at(scores, rows[rows >= 0], np.sqrt(query * key)[rows >= 0])
     return keep_best(scores, case.counts[group.name], group.removable, group.conv_groups)
 
 
@@ -137,25 +149,51 @@ def write_grail(case: Case, settings: dict[str, Any], target: Path) -> None:
     """GRAIL with Gram matrices of the original model."""
     found, removals = moments(case, CALIBRATION), []
     for group in case.groups:
-        kept = _selected(case, group, settings["criterion"], found[group.name])
-        scaling = gram_ridge(found[group.name].second, kept, settings["ridge"])
+        kept = _selected(case, group, settings["criterion"], found.get(group.name))
+        scaling = None if group.name not in found else gram_ridge(found[group.name].second, kept, settings["ridge"])
         removals.append(Removal(group, kept, "grail", scaling=scaling))
     case.write(removals, absorbed(removals), target)
 
 
 def write_corp(case: Case, settings: dict[str, Any], target: Path) -> None:
-    """CORP for the hidden layers of MLPs."""
+    """CORP: an affine ridge for what layers read, and for attention logits the matrix between the kept queries and keys."""
     found, removals, shifts = moments(case, CALIBRATION), [], dict[str, np.ndarray]()
+    mixes: dict[str, OutputMix] = {}
     for group in case.groups:
-        kept = _selected(case, group, settings["criterion"], found[group.name])
-        scaling, constant = affine_ridge(found[group.name], kept, settings["ridge"])
+        kept, scaling = _selected(case, group, settings["criterion"], found.get(group.name)), None
+        if group.name in found:
+            scaling, constant = affine_ridge(found[group.name], kept, settings["ridge"])
+            for each in group.consumers:
+                shift = each.layer.alpha * each.columns().sum(2) @ constant
+                shifts[each.key] = shifts.get(each.key, 0.0) + shift
         removals.append(Removal(group, kept, "corp", scaling=scaling))
-        for each in group.consumers:
-            shift = each.layer.alpha * each.columns().sum(2) @ constant
-            shifts[each.key] = shifts.get(each.key, 0.0) + shift
-    replaced = absorbed(removals)
-    case.write(removals, {key: Replacement(each.weight, shifts[key]) for key, each in replaced.items()}, target)
+        for product in group.products:
+            _keep_logits(mixes, case, removals[-1], product, settings["ridge"])
+    replaced = {key: Replacement(each.weight, shifts[key]) for key, each in absorbed(removals).items()}
+    for key, mix in mixes.items():
+        replaced[key] = mix.applied(case.analysed.channels, replaced.get(key))
+    case.write(removals, replaced, target)
 
 
-def _selected(case: Case, group: ChannelGroup, criterion: str, found: Moments) -> np.ndarray:
+def _keep_logits(mixes: dict[str, OutputMix], case: Case, removal: Removal, product: Product, ridge: float) -> None:
+    """Queries that with the kept keys give the logits again, where both are linear in layers: q' = M^T q[kept]."""
+    channels = case.analysed.channels
+    factors = linear_factors(channels, removal.group, product)
+    if factors is None:
+        return
+    for row, of_row in enumerate(channels_of_rows(channels, removal.group, product)):
+        query, key = (moment[row] for moment in factor_moments(case, CALIBRATION)[product.key])
+        kept = np.flatnonzero(np.isin(of_row, removal.kept))
+        mixture = np.zeros_like(query)
+        mixture[np.ix_(kept, kept)] = logit_ridge(query, key, kept, ridge)
+        layer, positions = factors[0].layer, factors[0].positions[row]
+        mixes.setdefault(layer.key, OutputMix(layer)).blocks[positions.tobytes()] = positions, mixture
+
+
+def logit_ridge(query: np.ndarray, key: np.ndarray, kept: np.ndarray, ridge: float) -> np.ndarray:
+    """M (k, k) that minimises E (q . k - q[kept] M k[kept])^2, from second moments (n, n) of both, with a ridge each."""
+    return np.asarray(gram_ridge(query, kept, ridge).T @ gram_ridge(key, kept, ridge))
+
+
+def _selected(case: Case, group: ChannelGroup, criterion: str, found: Moments | None) -> np.ndarray:
     return activation_norm(case, group, found) if criterion == "wanda" else case.kept(group, criterion)

@@ -16,6 +16,7 @@ from onnxmerge.data.first_layers import InputProperties
 from onnxmerge.data.given_shapes import checked_shapes
 from onnxmerge.data.images import image_reading_of
 from onnxmerge.data.inputs import Inputs, calibration_inputs, synthetic_inputs
+from onnxmerge.data.next_tokens import WINDOWS, predicted_input, with_predicted_tokens
 from onnxmerge.data.synthetic import image_range_of
 from onnxmerge.execution.first_run import batch_that_fits
 from onnxmerge.execution.input_sizes import GivenShapes, with_given_sizes
@@ -108,17 +109,30 @@ def _synthetic(
 ) -> tuple[Inputs, Inputs]:
     properties = first_layers.input_properties(analysed.channels.facts)
     made = partial(inputs_for, session, analysed.shapes, properties=properties, max_memory=max_memory)
-    check = held(made(replace(options, seed=options.seed + 1, samples=None), CHECK_INPUTS))
+    check = held(made(replace(options, seed=options.seed + 1, samples=None)))
     if weights_only:
         return check, check
     dense = first_layers.dense_first_layer(analysed.channels)
-    factor, count = OVERSAMPLING if dense is None else DENSE_OVERSAMPLING, inputs_needed(analysed)
+    factor, count = oversampling(analysed), inputs_needed(analysed)
     samples = None if options.samples is None else factor * options.samples
     inputs = made(replace(options, samples=samples), factor * count)
-    count = options.samples or min(count, inputs.count // 2)
+    count = options.samples or min(count, inputs.count // factor)
     if dense is not None:
         inputs = first_layers.with_first_layer_noise(inputs, *dense, options.seed)
-    return held(balanced(inputs, session, count, BATCH, tell)), check
+    return balanced(held(inputs), session, count, BATCH, tell), check
+
+
+def predicts_tokens(analysed: AnalysedModel) -> bool:
+    """Whether a model looks like one of language, which gives its own synthetic inputs."""
+    limits = first_layers.input_properties(analysed.channels.facts).id_limits
+    return predicted_input(analysed.shapes, limits, analysed.model.graph.outputs[0].name) is not None
+
+
+def oversampling(analysed: AnalysedModel) -> int:
+    """How many times the synthetic inputs that are needed are made, to choose from; no number of classes balances texts."""
+    if first_layers.dense_first_layer(analysed.channels) is not None:
+        return DENSE_OVERSAMPLING
+    return 1 if predicts_tokens(analysed) else OVERSAMPLING
 
 
 def inputs_needed(analysed: AnalysedModel) -> int:
@@ -129,6 +143,8 @@ def inputs_needed(analysed: AnalysedModel) -> int:
     for consumer in [consumer for group in analysed.channels.groups for consumer in group.consumers]:
         samples = math.prod(analysed.shapes[consumer.key][1:]) / consumer.layer.out_ids.size
         most = max(most, consumer.layer.inputs_per_group * consumer.layer.kernel_size / max(samples, 1.0))
+    if predicts_tokens(analysed):
+        return math.ceil(min(max(WINDOWS, sample_counts.MINIMUM * most), MAX_CALIBRATION_INPUTS))
     needed = min(max(CALIBRATION_INPUTS, sample_counts.MINIMUM * most), MAX_CALIBRATION_INPUTS)
     return math.ceil(max(needed, min(sample_counts.AMPLE * most, CHEAP_MACS / max(analysed.size.macs, 1))))
 
@@ -137,7 +153,7 @@ def inputs_for(
     session: Session,
     shapes: Shapes,
     options: InputOptions,
-    count: int = CHECK_INPUTS,
+    count: int | None = None,
     properties: InputProperties | None = None,
     max_memory: int | None = None,
     fresh: bool = False,
@@ -152,8 +168,9 @@ def inputs_for(
         Shape of every tensor in one run.
     options : InputOptions
         The user's.
-    count : int
-        Number of synthetic inputs unless `options.samples` says otherwise; fewer where they are large.
+    count : int or None
+        Number of synthetic inputs unless `options.samples` says otherwise, fewer where they are large; as many as outputs are
+        compared on by default.
     properties : InputProperties or None
         What the graph says of its inputs, for synthetic ones.
     max_memory : int or None
@@ -184,7 +201,9 @@ def _affordable(session: Session, shapes: Shapes) -> int:
     return INPUT_ELEMENTS // max(1, sum(math.prod(shapes.get(spec.name, ())[1:]) for spec in session.inputs))
 
 
-def _inputs_for(session: Session, shapes: Shapes, options: InputOptions, count: int, properties: InputProperties) -> Inputs:
+def _inputs_for(
+    session: Session, shapes: Shapes, options: InputOptions, count: int | None, properties: InputProperties
+) -> Inputs:
     image_range, specs, call_size = image_range_of(options), session.inputs, 1
     if options.input_shape is not None:
         sizes = checked_shapes(options.input_shape, specs)
@@ -196,8 +215,12 @@ def _inputs_for(session: Session, shapes: Shapes, options: InputOptions, count: 
         if options.samples is None or given.count <= options.samples or given.batch_size is not None:
             return given
         return given.subset(np.linspace(0, given.count - 1, options.samples).astype(np.int64), "evenly chosen")
+    tokens = predicted_input(shapes, properties.id_limits, session.outputs[0].name)
+    count = count or (CHECK_INPUTS if tokens is None else WINDOWS)
     if not options.samples:
         count = min(count, max(8, _affordable(session, shapes)))
     inputs = synthetic_inputs(specs, shapes, options.samples or count, options.seed, image_range, properties.id_limits)
     inputs = replace(inputs, call_size=call_size)
+    if tokens is not None:
+        return with_predicted_tokens(inputs, session, tokens, options.seed)
     return inputs if image_range is not None else first_layers.scaled_for_batchnorm(inputs, properties)

@@ -6,12 +6,8 @@ from collections.abc import Sequence
 
 from onnxmerge.algorithms.sample_counts import enough_samples
 from onnxmerge.data.first_layers import dense_first_layer
-from onnxmerge.data.selection import (
-    CHECK_INPUTS,
-    DENSE_OVERSAMPLING,
-    OVERSAMPLING,
-    inputs_needed,
-)
+from onnxmerge.data.next_tokens import SWEEPS
+from onnxmerge.data.selection import CHECK_INPUTS, inputs_needed, oversampling, predicts_tokens
 from onnxmerge.evaluation.benchmark import DEFAULT_EFFORT, TRIAL_EFFORT
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.pipeline.candidate_builder import QUICK_COST
@@ -95,8 +91,9 @@ def _measuring(analysed: AnalysedModel, options: CompressOptions, *, is_allocate
     if options.inputs.calibration is None:
         numbers = inputs * sum(math.prod(analysed.shapes[tensor.name][1:]) for tensor in analysed.model.graph.inputs)
         is_dense = dense_first_layer(analysed.channels) is not None
-        factor, seconds = (DENSE_OVERSAMPLING, SECONDS_PER_DENSE_NUMBER) if is_dense else (OVERSAMPLING, SECONDS_PER_NUMBER)
-        made = factor * (OPTIMISED * run + numbers * seconds)
+        seconds = SECONDS_PER_DENSE_NUMBER if is_dense else SECONDS_PER_NUMBER
+        made = oversampling(analysed) * (OPTIMISED * run + numbers * seconds)
+        made += 2 * SWEEPS * OPTIMISED * run * predicts_tokens(analysed)  # for inputs to solve on, and to check on
     stages = [Stage("inputs", layers + made)]
     if not pruning.uses_weights_only or is_allocated:
         stages.append(Stage("statistics", 3.0 * run + layers))
