@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from google.protobuf.message import DecodeError
+from onnx import ModelProto
 
 from onnxmerge.errors import ModelError, ProviderError
 from onnxmerge.execution.messages import runtime_message
@@ -18,8 +19,13 @@ from onnxmerge.execution.providers import CPU, Provider
 from onnxmerge.execution.session_options import provider_list, session_options
 from onnxmerge.execution.tensor_specs import Feeds, TensorSpec, spec_of
 from onnxmerge.execution.threads import default_threads
+from onnxmerge.onnxio.bfloat16 import cast_to_float32
+from onnxmerge.onnxio.external_data import byte_count
 from onnxmerge.onnxio.mapped_files import release_pages
+from onnxmerge.onnxio.model import from_proto
 from onnxmerge.onnxio.model_files import TemporaryModel
+from onnxmerge.onnxio.storage import TRIAL_LIMIT_BYTES
+from onnxmerge.onnxio.traversal import stored_tensors
 from onnxmerge.onnxio.wire_format import is_large, read_model
 
 ModelSource = bytes | Path | TemporaryModel
@@ -44,6 +50,8 @@ class Session:
         ONNX Runtime's own session.
     reopen : callable
         Gives the same session afresh.
+    in_float32 : bool
+        Whether bfloat16 is computed in float32: the execution provider lacks kernels of it, or numpy an input or output.
     """
 
     label: str
@@ -53,6 +61,7 @@ class Session:
     outputs: tuple[TensorSpec, ...]
     handle: onnxruntime.InferenceSession = field(repr=False, compare=False)
     reopen: Callable[[], Session] = field(repr=False, compare=False)
+    in_float32: bool = False
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -144,7 +153,7 @@ def open_session(
     arena: bool = True,
     prepack: bool | None = None,
 ) -> Session:
-    """A session on exactly this execution provider.
+    """A session on exactly this execution provider; bfloat16 that this one, or numpy, does not know is float32 there.
 
     Parameters
     ----------
@@ -192,17 +201,35 @@ def open_session(
         source, folder = _large_as_bytes(path_of(model), label)
     prepack = optimise if prepack is None else prepack
     options, providers = session_options(optimise, threads, folder, arena, prepack), provider_list(provider, optimise)
+    again = partial(open_session, provider=provider, optimise=optimise, threads=threads, label=label)
+    again = partial(again, arena=arena, prepack=prepack)
     try:
         handle = onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
+        if any(argument.type == "tensor(bfloat16)" for argument in (*handle.get_inputs(), *handle.get_outputs())):
+            raise ValueError("numpy knows no bfloat16")
     except Exception as error:  # ONNX Runtime's exceptions have no common root
+        cast = _in_float32(model, folder)
+        if cast is not None:
+            return replace(again(cast[0], folder=cast[1]), in_float32=True)
         raise ModelError(f"{label} cannot be opened by ONNX Runtime: {runtime_message(error)}") from error
     landed = handle.get_providers()[0]
     if landed != provider.name:
         raise ProviderError(f"{label} was to run on {provider.name} but landed on {landed}; use `provider` cpu to accept that")
-    again = partial(open_session, model, provider, optimise=optimise, threads=threads, label=label, folder=folder)
-    again = partial(again, arena=arena, prepack=prepack)
     inputs, outputs = tuple(map(spec_of, handle.get_inputs())), tuple(map(spec_of, handle.get_outputs()))
-    return Session(label, provider, threads, inputs, outputs, handle, again)
+    return Session(label, provider, threads, inputs, outputs, handle, partial(again, model, folder=folder))
+
+
+def _in_float32(model: ModelSource, folder: Path | None) -> tuple[bytes | TemporaryModel, Path] | None:
+    """A model without bfloat16, and the folder of its external data; None for one that has none."""
+    try:
+        proto = ModelProto.FromString(model) if isinstance(model, bytes) else read_model(path_of(model))
+    except (OSError, DecodeError):
+        return None
+    folder = folder or (Path() if isinstance(model, bytes) else path_of(model).parent)
+    if not cast_to_float32(proto, folder):
+        return None
+    is_small = sum(map(byte_count, stored_tensors(proto))) < TRIAL_LIMIT_BYTES
+    return proto.SerializeToString() if is_small else TemporaryModel(from_proto(proto, folder / "model.onnx")), folder
 
 
 def _large_as_bytes(path: Path, label: str) -> tuple[bytes | str, Path | None]:

@@ -83,4 +83,5 @@ def _declared_spec(value: ValueInfoProto) -> TensorSpec:
         return TensorSpec(value.name, value.type.WhichOneof("value") or "of no type", np.dtype(object), ())
     sizes = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param for dim in kind.shape.dim]
     dims = tuple(None if size in NO_SIZES else size for size in sizes)
-    return TensorSpec(value.name, "tensor(declared)", helper.tensor_dtype_to_np_dtype(kind.elem_type), dims)
+    as_given = TensorProto.FLOAT if kind.elem_type == TensorProto.BFLOAT16 else kind.elem_type  # see `open_session`
+    return TensorSpec(value.name, "tensor(declared)", helper.tensor_dtype_to_np_dtype(as_given), dims)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx.inliner
-from onnx import TensorProto
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxmerge.errors import ModelError, one_line
@@ -23,7 +22,6 @@ from onnxmerge.graph.tensor_facts import Shapes, TensorFacts
 from onnxmerge.onnxio.finite import is_finite, weights_not_finite
 from onnxmerge.onnxio.model import Model, from_proto
 from onnxmerge.onnxio.model_files import TemporaryModel, load, stored_bytes
-from onnxmerge.onnxio.traversal import stored_tensors
 from onnxmerge.onnxio.unfusing import DOMAIN, is_fused, unfused
 from onnxmerge.results import InputShape, Size
 
@@ -135,9 +133,6 @@ def _loaded_and_run(path: Path, max_memory: int | None, given: GivenShapes) -> t
     try:
         runs = first_observations(source, model.proto, label=path.name, max_memory=max_memory, given=given)
     except ModelError as error:
-        if any(tensor.data_type == TensorProto.BFLOAT16 for tensor in stored_tensors(model.proto)):
-            cure = "convert it to float32 or float16, compress that, and convert the result back"
-            raise ModelError(f"{path} is in bfloat16, which ONNX Runtime does not compute on the CPU: {cure}") from error
         fused = (node.op_type for node in model.proto.graph.node if node.domain == DOMAIN)
         made_for = [operator for operator in fused if operator in FOR_ONE_PROVIDER]
         if made_for:

@@ -19,12 +19,16 @@ class Execution:
         Runtime does not report it.
     candidate_providers : dict
         The same of the candidate.
+    in_float32 : bool
+        Whether a bfloat16 model was computed, and timed, in float32: the execution provider lacks kernels of bfloat16, or inputs
+        or outputs have that type, which numpy lacks.
     """
 
     fallback_reason: str
     provider_settings: dict[str, str]
     reference_providers: dict[str, str]
     candidate_providers: dict[str, str]
+    in_float32: bool = False
 
 
 @dataclass(frozen=True)
