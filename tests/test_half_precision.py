@@ -13,6 +13,7 @@ from running import built, relative_error, run
 from topologies import TOPOLOGIES, feeds_of
 
 from onnxmerge import bench, compress, inspect, verify
+from onnxmerge.errors import VerificationError
 from onnxmerge.report.sentences import execution_lines
 
 
@@ -84,6 +85,14 @@ def test_bfloat16_stays_bfloat16(name: str, method: str, tmp_path: Path) -> None
     assert relative_error(*outputs) < 0.02
 
 
+def test_another_type_of_an_output_is_no_small_difference() -> None:
+    model = with_bfloat16("matmul-add-3d")
+    with pytest.raises(
+        VerificationError, match=r"changed: the reference gives tensor\(float\), the candidate tensor\(bfloat16\)"
+    ):
+        verify(converted(model, TensorProto.FLOAT, np.float32), model)
+
+
 def run_in_float32(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     """Outputs of a model whose only bfloat16 are initializers, inputs and outputs."""
     return run(converted(model, TensorProto.FLOAT, np.float32), feeds)
@@ -108,12 +117,18 @@ def test_every_verb_takes_bfloat16_and_says_that_it_is_computed_in_float32(
 BEHIND_CAST = "a = Cast<to = 1>(v)  b = MatMul(x, a)  c = Relu(b)  d = Cast<to = 1>(w)  y = MatMul(c, d)"
 CAST_BETWEEN = """h = Cast<to = 16>(x)  b = MatMul(h, v)  f = Cast<to = 1>(b)  s = Sigmoid(f)  c = Cast<to = 16>(s)
     d = MatMul(c, w)  y = Cast<to = 1>(d)"""
+INTERFACE = """h = Cast<to = 1>(x)  a = Cast<to = 1>(v)  b = MatMul(h, a)
+    d = Cast<to = 1>(w)  c = MatMul(b, d)  y = Cast<to = 16>(c)"""
 
 
-@pytest.mark.parametrize(("layers", "in_float32"), [(BEHIND_CAST, False), (CAST_BETWEEN, True)], ids=["weights", "parts"])
-def test_mixed_with_float32(layers: str, in_float32: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("layers", "kind", "in_float32"),
+    [(BEHIND_CAST, "float", False), (CAST_BETWEEN, "float", True), (INTERFACE, "bfloat16", False)],
+    ids=["weights", "parts", "interface"],
+)
+def test_mixed_with_float32(layers: str, kind: str, in_float32: bool, tmp_path: Path) -> None:
     """Only what ONNX Runtime cannot compute is computed in float32; what was float32 in the file stays that."""
-    text = f'<ir_version: 10, opset_import: ["": 22]> g (float[N, 4] x) => (float[N, 2] y) {{ {layers} }}'
+    text = f'<ir_version: 10, opset_import: ["": 22]> g ({kind}[N, 4] x) => ({kind}[N, 2] y) {{ {layers} }}'
     model, generator = onnx.parser.parse_model(text), np.random.default_rng(0)
     for name, shape in (("v", (4, 8)), ("w", (8, 2))):
         values = generator.normal(size=shape).astype(ml_dtypes.bfloat16)

@@ -19,7 +19,7 @@ from onnxmerge.execution.providers import CPU, Provider
 from onnxmerge.execution.session_options import provider_list, session_options
 from onnxmerge.execution.tensor_specs import Feeds, TensorSpec, spec_of
 from onnxmerge.execution.threads import default_threads
-from onnxmerge.onnxio.bfloat16 import cast_to_float32
+from onnxmerge.onnxio.bfloat16 import cast_interface, cast_to_float32, is_bfloat16
 from onnxmerge.onnxio.external_data import byte_count
 from onnxmerge.onnxio.mapped_files import release_pages
 from onnxmerge.onnxio.model import from_proto
@@ -29,6 +29,8 @@ from onnxmerge.onnxio.traversal import stored_tensors
 from onnxmerge.onnxio.wire_format import is_large, read_model
 
 ModelSource = bytes | Path | TemporaryModel
+BFLOAT16 = "tensor(bfloat16)"
+"""ONNX Runtime's name of the type."""
 DEVICE = "cuda"  # ONNX Runtime's name of the memory where IO binding keeps inputs and outputs, unless they are strings
 
 
@@ -51,7 +53,7 @@ class Session:
     reopen : callable
         Gives the same session afresh.
     in_float32 : bool
-        Whether bfloat16 is computed in float32: the execution provider lacks kernels of it, or numpy an input or output.
+        Whether bfloat16 is computed in float32, since the execution provider lacks kernels of it.
     """
 
     label: str
@@ -153,7 +155,9 @@ def open_session(
     arena: bool = True,
     prepack: bool | None = None,
 ) -> Session:
-    """A session on exactly this execution provider; bfloat16 that this one, or numpy, does not know is float32 there.
+    """A session on exactly this execution provider.
+
+    It takes and gives bfloat16, which numpy lacks, as float32; inside it is float32 too where the provider cannot compute it.
 
     Parameters
     ----------
@@ -205,13 +209,16 @@ def open_session(
     again = partial(again, arena=arena, prepack=prepack)
     try:
         handle = onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
-        if any(argument.type == "tensor(bfloat16)" for argument in (*handle.get_inputs(), *handle.get_outputs())):
-            raise ValueError("numpy knows no bfloat16")
     except Exception as error:  # ONNX Runtime's exceptions have no common root
-        cast = _in_float32(model, folder)
-        if cast is not None:
-            return replace(again(cast[0], folder=cast[1]), in_float32=True)
+        session = _without_bfloat16(again, model, folder, is_computed=False)
+        if session is not None:
+            return session
         raise ModelError(f"{label} cannot be opened by ONNX Runtime: {runtime_message(error)}") from error
+    if any(argument.type == BFLOAT16 for argument in (*handle.get_inputs(), *handle.get_outputs())):
+        del handle
+        session = _without_bfloat16(again, model, folder, is_computed=True)
+        if session is not None:
+            return session
     landed = handle.get_providers()[0]
     if landed != provider.name:
         raise ProviderError(f"{label} was to run on {provider.name} but landed on {landed}; use `provider` cpu to accept that")
@@ -219,17 +226,27 @@ def open_session(
     return Session(label, provider, threads, inputs, outputs, handle, partial(again, model, folder=folder))
 
 
-def _in_float32(model: ModelSource, folder: Path | None) -> tuple[bytes | TemporaryModel, Path] | None:
-    """A model without bfloat16, and the folder of its external data; None for one that has none."""
+def _without_bfloat16(
+    opened: Callable[..., Session], model: ModelSource, folder: Path | None, *, is_computed: bool
+) -> Session | None:
+    """A session that takes and gives float32 for bfloat16, and computes it too unless `is_computed`; None where there is none."""
     try:
         proto = ModelProto.FromString(model) if isinstance(model, bytes) else read_model(path_of(model))
     except (OSError, DecodeError):
         return None
     folder = folder or (Path() if isinstance(model, bytes) else path_of(model).parent)
-    if not cast_to_float32(proto, folder):
+    declared = {value.name for value in (*proto.graph.input, *proto.graph.output) if is_bfloat16(value)}
+    in_float32 = not (is_computed and cast_interface(proto))
+    if in_float32 and not cast_to_float32(proto, folder):
         return None
     is_small = sum(map(byte_count, stored_tensors(proto))) < TRIAL_LIMIT_BYTES
-    return proto.SerializeToString() if is_small else TemporaryModel(from_proto(proto, folder / "model.onnx")), folder
+    content = proto.SerializeToString() if is_small else TemporaryModel(from_proto(proto, folder / "model.onnx"))
+    session = opened(content, folder=folder)
+    inputs, outputs = (
+        tuple(replace(each, type=BFLOAT16) if each.name in declared else each for each in specs)
+        for specs in (session.inputs, session.outputs)
+    )
+    return replace(session, inputs=inputs, outputs=outputs, in_float32=in_float32 or session.in_float32)
 
 
 def _large_as_bytes(path: Path, label: str) -> tuple[bytes | str, Path | None]:

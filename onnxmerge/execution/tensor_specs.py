@@ -28,9 +28,9 @@ class TensorSpec:
     name : str
         Its name.
     type : str
-        As ONNX Runtime writes it: "tensor(float)".
+        As ONNX Runtime writes it: "tensor(float)"; as declared in the file.
     dtype : dtype
-        Of the values; object for strings, and for everything that is not a tensor.
+        Of the values; object for strings, and for everything that is not a tensor; float32 for bfloat16.
     dims : tuple of (int, str or None)
         By axis its size, the name of a symbolic one, None for an unknown one.
     """

@@ -137,7 +137,7 @@ def execution_lines(execution: Execution | None) -> list[str]:
     fallback, settings = execution.fallback_reason, execution.provider_settings
     lines = [f"on the CPU because CUDA does not work here: {printable(fallback)}"] if fallback else []
     if execution.in_float32:
-        lines.append("computed and timed in float32: the execution provider, or numpy, has no bfloat16")
+        lines.append("computed and timed in float32: the execution provider does not compute bfloat16")
     return lines + ([f"CUDA: {', '.join(_setting(*item) for item in settings.items())}"] if settings else [])
 
 

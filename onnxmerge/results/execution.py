@@ -20,8 +20,7 @@ class Execution:
     candidate_providers : dict
         The same of the candidate.
     in_float32 : bool
-        Whether a bfloat16 model was computed, and timed, in float32: the execution provider lacks kernels of bfloat16, or inputs
-        or outputs have that type, which numpy lacks.
+        Whether a bfloat16 model was computed, and timed, in float32, since the execution provider lacks kernels of bfloat16.
     """
 
     fallback_reason: str
