@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
-from running import built, relative_error, run
+from running import analysed, built, relative_error, run
 from topologies import TOPOLOGIES, feeds_of
 
 from onnxmerge import bench, compress, inspect, verify
@@ -83,6 +83,15 @@ def test_bfloat16_stays_bfloat16(name: str, method: str, tmp_path: Path) -> None
     assert result.fidelity.worst.fidelity == pytest.approx(same.fidelity.worst.fidelity, abs=0.02)
     outputs = [run_in_float32(each, feeds_of(TOPOLOGIES[name])) for each in (small, onnx.load(tmp_path / "float32.onnx"))]
     assert relative_error(*outputs) < 0.02
+
+
+@pytest.mark.parametrize("name", ["attention-llama", "group-norm-of-dynamic-size"])
+def test_groups_of_an_opset_without_bfloat16(name: str, tmp_path: Path) -> None:
+    """Exporters write it all the same; shapes that the graph computes, and tables of rotations, are followed as in float32."""
+    model = built(TOPOLOGIES[name])
+    both = (model, converted(model, TensorProto.BFLOAT16, ml_dtypes.bfloat16))
+    found = [[(group.name, group.size) for group in analysed(each, tmp_path).channels.groups] for each in both]
+    assert found[0] == found[1]
 
 
 def test_another_type_of_an_output_is_no_small_difference() -> None:
