@@ -126,18 +126,20 @@ def test_every_verb_takes_bfloat16_and_says_that_it_is_computed_in_float32(
 BEHIND_CAST = "a = Cast<to = 1>(v)  b = MatMul(x, a)  c = Relu(b)  d = Cast<to = 1>(w)  y = MatMul(c, d)"
 CAST_BETWEEN = """h = Cast<to = 16>(x)  b = MatMul(h, v)  f = Cast<to = 1>(b)  s = Sigmoid(f)  c = Cast<to = 16>(s)
     d = MatMul(c, w)  y = Cast<to = 1>(d)"""
+FUSED = """h = Cast<to = 16>(x)  b = com.microsoft.FusedMatMul<alpha = 0.3>(h, v)  c = Relu(b)
+    d = MatMul(c, w)  y = Cast<to = 1>(d)"""
 INTERFACE = """h = Cast<to = 1>(x)  a = Cast<to = 1>(v)  b = MatMul(h, a)
     d = Cast<to = 1>(w)  c = MatMul(b, d)  y = Cast<to = 16>(c)"""
 
 
 @pytest.mark.parametrize(
     ("layers", "kind", "in_float32"),
-    [(BEHIND_CAST, "float", False), (CAST_BETWEEN, "float", True), (INTERFACE, "bfloat16", False)],
-    ids=["weights", "parts", "interface"],
+    [(BEHIND_CAST, "float", False), (CAST_BETWEEN, "float", True), (FUSED, "float", True), (INTERFACE, "bfloat16", False)],
+    ids=["weights", "parts", "fused", "interface"],
 )
 def test_mixed_with_float32(layers: str, kind: str, in_float32: bool, tmp_path: Path) -> None:
     """Only what ONNX Runtime cannot compute is computed in float32; what was float32 in the file stays that."""
-    text = f'<ir_version: 10, opset_import: ["": 22]> g ({kind}[N, 4] x) => ({kind}[N, 2] y) {{ {layers} }}'
+    text = f'<ir_version: 10, opset_import: ["": 22, "com.microsoft": 1]> g ({kind}[N, 4] x) => ({kind}[N, 2] y) {{ {layers} }}'
     model, generator = onnx.parser.parse_model(text), np.random.default_rng(0)
     for name, shape in (("v", (4, 8)), ("w", (8, 2))):
         values = generator.normal(size=shape).astype(ml_dtypes.bfloat16)
@@ -147,6 +149,6 @@ def test_mixed_with_float32(layers: str, kind: str, in_float32: bool, tmp_path: 
     small = onnx.load(tmp_path / "out.onnx")
     onnx.checker.check_model(small, full_check=True)
     assert sorted(list(each.dims) for each in small.graph.initializer) == [[4, 2], [4, 4]]
-    if in_float32:  # elsewhere what is computed from constants becomes one
+    if layers is CAST_BETWEEN:  # elsewhere what is computed from constants becomes one
         assert [node.op_type for node in small.graph.node] == [node.op_type for node in model.graph.node]
         assert {each.data_type for each in small.graph.initializer} == {TensorProto.BFLOAT16}

@@ -50,6 +50,17 @@ def cast_interface(proto: ModelProto) -> set[str]:
     return set(inner)
 
 
+def computed_in_bfloat16(proto: ModelProto) -> set[str]:
+    """Tensors of the main graph, of those that hold floating-point numbers, that are of bfloat16: read, or computed from such."""
+    found = {tensor.name for tensor in proto.graph.initializer if tensor.data_type == TensorProto.BFLOAT16}
+    found |= {value.name for value in proto.graph.input if is_bfloat16(value)}
+    for node in proto.graph.node:
+        types = [each.t.data_type if each.HasField("t") else each.i for each in node.attribute if each.name in {*_TYPES, "value"}]
+        is_narrow = TensorProto.BFLOAT16 in types if node.op_type in ("Cast", "Constant") else found.intersection(node.input)
+        found.update(node.output if is_narrow else ())
+    return found
+
+
 def is_bfloat16(value: ValueInfoProto) -> bool:
     """Whether a graph input or output is declared as a tensor of bfloat16."""
     return value.type.HasField("tensor_type") and value.type.tensor_type.elem_type == TensorProto.BFLOAT16
