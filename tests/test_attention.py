@@ -128,7 +128,8 @@ PACKED = {
 
 @pytest.mark.parametrize("case", PACKED)
 def test_an_attention_that_holds_its_projections_is_taken_apart(case: str, tmp_path: Path) -> None:
-    """It writes the same, and of its 16 channels of query and key, and as many of value or 12, half can go."""
+    """It writes the same, and of its 16 channels of query and key, and as many of value or 12, half can go; an Attention is one
+    operator again afterwards."""
     options, rng = dict(PACKED[case]), np.random.default_rng(0)
     opset, mask = options.pop("opset", 17), np.array(options.pop("mask", []), np.int32)
     sizes = options.get("qkv_hidden_sizes", [16, 16, 16])
@@ -150,14 +151,22 @@ def test_an_attention_that_holds_its_projections_is_taken_apart(case: str, tmp_p
         return
     assert [group.size for group in found.channels.groups] == [sizes[0], sizes[2]]
     assert all(group.removable.all() for group in found.channels.groups)
-    smaller = []
-    for each in (model, found.model.proto):
-        compress(each, tmp_path / "small.onnx", ratio=0.5, method="prune", **OPTIONS)
-        smaller.append(run(onnx.load(tmp_path / "small.onnx"), feeds)[0])
-    np.testing.assert_array_equal(*smaller)
-    if not mask.size:
-        outcome = prune_outcome(Generated(1, found.model.proto, {"x": (2, 5, 16)}), tmp_path)
-        assert outcome.kind == "done", outcome.text
+    apart = onnx.ModelProto.FromString(found.model.proto.SerializeToString())
+    for node in apart.graph.node:  # by other names it is taken for one of the file's own
+        for names in (node.input, node.output):
+            names[:] = [name.replace("//", "_") for name in names]
+    for whole_heads in (False, True):
+        smaller = []
+        for each in (model, apart):
+            compress(each, tmp_path / "small.onnx", ratio=0.5, method="prune", whole_heads=whole_heads, **OPTIONS)
+            smaller.append(onnx.load(tmp_path / "small.onnx"))
+        np.testing.assert_allclose(*(run(each, feeds)[0] for each in smaller), rtol=1e-4, atol=1e-4)
+        ends = [[node.op_type for node in each.graph.node if node.domain] for each in smaller]
+        assert ends == [[operator], ["MultiHeadAttention"]]
+        assert operator != "Attention" or len(smaller[0].graph.node) == len(model.graph.node)
+        if not mask.size:
+            outcome = prune_outcome(Generated(1, apart, {"x": (2, 5, 16)}), tmp_path, whole_heads=whole_heads)
+            assert outcome.kind == "done", outcome.text
 
 
 def of_nodes(
@@ -189,7 +198,7 @@ PAST = {
         "GroupQueryAttention",
         ["q", "k", "v", "past_key", "past_value", "lengths", "total"],
         {"num_heads": 2, "kv_num_heads": 2},
-        "equally wide, in multiples of 8",
+        "keeps keys and values in caches that are inputs and outputs of the model",
     ),
 }
 
@@ -214,6 +223,39 @@ def test_widths_of_the_past_stay(case: str, tmp_path: Path) -> None:
     assert not found.channels.groups
     for part in "qkv":
         assert any(each.where == part and reason in each.text for each in found.channels.refusals)
+
+
+@pytest.mark.parametrize("case", ["separate", "packed", "rotation", "sink"])
+def test_query_heads_go_where_keys_and_values_are_cached(case: str, tmp_path: Path) -> None:
+    """GroupQueryAttention: four heads of the query, two of key and value; half of those that share a key go, and no widths."""
+    rng, width = np.random.default_rng(0), 16
+    feeds = {name: rng.normal(size=(1, 2, 3, width)).astype(np.float32) for name in ("past_key", "past_value")}
+    feeds["x"] = rng.normal(size=(1, 5, 16)).astype(np.float32)
+    parts = {"q": 8} if case == "packed" else {"q": 4, "k": 2, "v": 2}
+    weights = {f"{part}_w": rng.normal(size=(16, heads * width)) for part, heads in parts.items()}
+    weights |= {"o": rng.normal(size=(4 * width, 4))}
+    names = [*parts, *[""] * (3 - len(parts)), "past_key", "past_value", "lengths", "total"]
+    if case == "rotation":
+        names += ["cos", "sin"]
+        weights |= {name: rng.normal(size=(16, width // 2)) for name in ("cos", "sin")}
+    if case == "sink":
+        names += [""] * 4 + ["sink"]
+        weights["sink"] = rng.normal(size=4)
+    options = {"num_heads": 4, "kv_num_heads": 2, "do_rotary": int(case == "rotation"), "domain": "com.microsoft"}
+    outputs = ["y", "present_key", "present_value"]
+    nodes = [helper.make_node("MatMul", ["x", f"{part}_w"], [part], part) for part in parts]
+    nodes += [helper.make_node("GroupQueryAttention", names, outputs, "attend", **options)]
+    nodes += [helper.make_node("MatMul", ["y", "o"], ["z"], "projection")]
+    model = of_nodes(nodes, weights, feeds, {"z": (1, 5, 4), **dict.fromkeys(outputs[1:], (1, 2, 8, width))}, 17)
+    values = {"lengths": np.array([7], np.int32), "total": np.array(8, np.int32)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+    outcome = prune_outcome(Generated(1, model, {name: each.shape for name, each in feeds.items()}), tmp_path, whole_heads=True)
+    assert outcome.kind == "done", outcome.text
+    small = onnx.load(tmp_path / "out.onnx")
+    shapes = {key.removesuffix("_1"): value.shape for key, value in weights_of(small).items()}
+    assert shapes["o"] == (2 * width, 4)
+    assert shapes["q_w"] == (16, (6 if case == "packed" else 2) * width)
+    assert all(shapes[name] == value.shape for name, value in weights.items() if name not in ("o", "q_w", "sink"))
 
 
 def test_heads_go_by_a_target_and_are_repaired(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ class _Taking:
     def __init__(self, inner, name):
         self.inner, self.name = inner, name
         self.output_names, self.label = inner.output_names, inner.label
-        self.provider, self.handle = inner.provider, inner.handle
+        self.provider, self.handle, self.in_float32 = inner.provider, inner.handle, inner.in_float32
 
     def run(self, feeds):
         return self.inner.run({self.name: feeds[self.name]})

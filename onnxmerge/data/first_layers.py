@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from onnx import TensorProto
 
 from onnxmerge.data.feed_sources import Indices
 from onnxmerge.data.inputs import Inputs
@@ -108,7 +109,7 @@ def dense_first_layer(channels: Channels) -> tuple[str, np.ndarray] | None:
         shape = channels.shape(source)
         weight = layer.canonical(layer.stored_weight)[0, :, :, 0]
         is_input = any(source is tensor for tensor in channels.model.graph.inputs)
-        is_float = isinstance(source.dtype, np.dtype) and np.issubdtype(source.dtype, np.floating)
+        is_float = source.dtype in (np.float16, np.float32, np.float64, TensorProto.BFLOAT16)
         if is_input and is_float and shape is not None and int(np.prod(shape[1:])) == weight.shape[1]:
             return str(source.name), weight
     return None

@@ -12,13 +12,13 @@ from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.labels import read_labels
 from onnxmerge.data.npy_files import save_feeds
 from onnxmerge.data.selection import BATCH, inputs_for
-from onnxmerge.errors import ModelError, OptionError
+from onnxmerge.errors import ModelError, OptionError, VerificationError
 from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.evaluation.layer_checks import compare_some_layers, fits_in_memory, layer_failures
 from onnxmerge.evaluation.node_views import read_graph_view
 from onnxmerge.evaluation.thresholds import failures_of, missed_sizes
 from onnxmerge.execution.providers import provider_of
-from onnxmerge.execution.sessions import open_pair
+from onnxmerge.execution.sessions import Session, open_pair
 from onnxmerge.graph.analysed_model import shapes_of, size_of_file
 from onnxmerge.onnxio.finite import weights_not_finite
 from onnxmerge.onnxio.model_files import as_file, model_name, weight_files
@@ -100,6 +100,7 @@ def _verify_files(
     runs, candidate_runs = first_runs_of_pair(reference, candidate, given, runtime.max_memory)
     shapes, candidate_shapes = shapes_of(runs.first), shapes_of(candidate_runs.first)
     pair = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
+    _check_types(*pair)
     sizes = size_of_file(reference, shapes), size_of_file(candidate, candidate_shapes)
     graphs = [read_graph_view(model, str(model)) for model in (reference, candidate)]
     properties = properties_of_file(reference)
@@ -125,6 +126,14 @@ def _verify_files(
         *inputs.warnings(),
     )
     return Verification(str(reference), str(candidate), fidelity, failures, *sizes, runs.inputs, warnings)
+
+
+def _check_types(reference: Session, candidate: Session) -> None:
+    """Outputs have the types that they had, as declared: values do not show them all, those of bfloat16 are float32."""
+    found = {each.name: each.type for each in candidate.outputs}
+    for name, was in ((each.name, each.type) for each in reference.outputs):
+        if found.get(name, was) != was:
+            raise VerificationError(f"output {name!r} changed: the reference gives {was}, the candidate {found[name]}")
 
 
 def _seen_inputs(candidate: ModelProto, inputs: Inputs) -> list[str]:

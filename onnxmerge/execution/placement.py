@@ -13,7 +13,8 @@ def execution_of(reference: Session, candidate: Session) -> Execution:
     """Where and how two sessions that were opened alike ran."""
     by_provider = reference.handle.get_provider_options()
     settings = {key: value for options in by_provider.values() for key, value in options.items() if key in _REPORTED}
-    return Execution(reference.provider.fallback_reason, settings, placement(reference), placement(candidate))
+    in_float32 = reference.in_float32 or candidate.in_float32
+    return Execution(reference.provider.fallback_reason, settings, placement(reference), placement(candidate), in_float32)
 
 
 def placement(session: Session) -> dict[str, str]:

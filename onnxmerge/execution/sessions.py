@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from google.protobuf.message import DecodeError
+from onnx import ModelProto
 
 from onnxmerge.errors import ModelError, ProviderError
 from onnxmerge.execution.messages import runtime_message
@@ -18,11 +19,18 @@ from onnxmerge.execution.providers import CPU, Provider
 from onnxmerge.execution.session_options import provider_list, session_options
 from onnxmerge.execution.tensor_specs import Feeds, TensorSpec, spec_of
 from onnxmerge.execution.threads import default_threads
+from onnxmerge.onnxio.bfloat16 import cast_interface, cast_to_float32, is_bfloat16
+from onnxmerge.onnxio.external_data import byte_count
 from onnxmerge.onnxio.mapped_files import release_pages
+from onnxmerge.onnxio.model import from_proto
 from onnxmerge.onnxio.model_files import TemporaryModel
+from onnxmerge.onnxio.storage import TRIAL_LIMIT_BYTES
+from onnxmerge.onnxio.traversal import stored_tensors
 from onnxmerge.onnxio.wire_format import is_large, read_model
 
 ModelSource = bytes | Path | TemporaryModel
+BFLOAT16 = "tensor(bfloat16)"
+"""ONNX Runtime's name of the type."""
 DEVICE = "cuda"  # ONNX Runtime's name of the memory where IO binding keeps inputs and outputs, unless they are strings
 
 
@@ -44,6 +52,8 @@ class Session:
         ONNX Runtime's own session.
     reopen : callable
         Gives the same session afresh.
+    in_float32 : bool
+        Whether bfloat16 is computed in float32, since the execution provider lacks kernels of it.
     """
 
     label: str
@@ -53,6 +63,7 @@ class Session:
     outputs: tuple[TensorSpec, ...]
     handle: onnxruntime.InferenceSession = field(repr=False, compare=False)
     reopen: Callable[[], Session] = field(repr=False, compare=False)
+    in_float32: bool = False
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -146,6 +157,8 @@ def open_session(
 ) -> Session:
     """A session on exactly this execution provider.
 
+    It takes and gives bfloat16, which numpy lacks, as float32; inside it is float32 too where the provider cannot compute it.
+
     Parameters
     ----------
     model : bytes, Path or TemporaryModel
@@ -192,17 +205,48 @@ def open_session(
         source, folder = _large_as_bytes(path_of(model), label)
     prepack = optimise if prepack is None else prepack
     options, providers = session_options(optimise, threads, folder, arena, prepack), provider_list(provider, optimise)
+    again = partial(open_session, provider=provider, optimise=optimise, threads=threads, label=label)
+    again = partial(again, arena=arena, prepack=prepack)
     try:
         handle = onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions have no common root
+        session = _without_bfloat16(again, model, folder, is_computed=False)
+        if session is not None:
+            return session
         raise ModelError(f"{label} cannot be opened by ONNX Runtime: {runtime_message(error)}") from error
+    if any(argument.type == BFLOAT16 for argument in (*handle.get_inputs(), *handle.get_outputs())):
+        del handle
+        session = _without_bfloat16(again, model, folder, is_computed=True)
+        if session is not None:
+            return session
     landed = handle.get_providers()[0]
     if landed != provider.name:
         raise ProviderError(f"{label} was to run on {provider.name} but landed on {landed}; use `provider` cpu to accept that")
-    again = partial(open_session, model, provider, optimise=optimise, threads=threads, label=label, folder=folder)
-    again = partial(again, arena=arena, prepack=prepack)
     inputs, outputs = tuple(map(spec_of, handle.get_inputs())), tuple(map(spec_of, handle.get_outputs()))
-    return Session(label, provider, threads, inputs, outputs, handle, again)
+    return Session(label, provider, threads, inputs, outputs, handle, partial(again, model, folder=folder))
+
+
+def _without_bfloat16(
+    opened: Callable[..., Session], model: ModelSource, folder: Path | None, *, is_computed: bool
+) -> Session | None:
+    """A session that takes and gives float32 for bfloat16, and computes it too unless `is_computed`; None where there is none."""
+    try:
+        proto = ModelProto.FromString(model) if isinstance(model, bytes) else read_model(path_of(model))
+    except (OSError, DecodeError):
+        return None
+    folder = folder or (Path() if isinstance(model, bytes) else path_of(model).parent)
+    declared = {value.name for value in (*proto.graph.input, *proto.graph.output) if is_bfloat16(value)}
+    in_float32 = not (is_computed and cast_interface(proto))
+    if in_float32 and not cast_to_float32(proto, folder):
+        return None
+    is_small = sum(map(byte_count, stored_tensors(proto))) < TRIAL_LIMIT_BYTES
+    content = proto.SerializeToString() if is_small else TemporaryModel(from_proto(proto, folder / "model.onnx"))
+    session = opened(content, folder=folder)
+    inputs, outputs = (
+        tuple(replace(each, type=BFLOAT16) if each.name in declared else each for each in specs)
+        for specs in (session.inputs, session.outputs)
+    )
+    return replace(session, inputs=inputs, outputs=outputs, in_float32=in_float32 or session.in_float32)
 
 
 def _large_as_bytes(path: Path, label: str) -> tuple[bytes | str, Path | None]:

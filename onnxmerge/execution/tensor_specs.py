@@ -28,9 +28,9 @@ class TensorSpec:
     name : str
         Its name.
     type : str
-        As ONNX Runtime writes it: "tensor(float)".
+        As ONNX Runtime writes it: "tensor(float)"; as declared in the file.
     dtype : dtype
-        Of the values; object for strings, and for everything that is not a tensor.
+        Of the values; object for strings, and for everything that is not a tensor; float32 for bfloat16.
     dims : tuple of (int, str or None)
         By axis its size, the name of a symbolic one, None for an unknown one.
     """
@@ -83,4 +83,5 @@ def _declared_spec(value: ValueInfoProto) -> TensorSpec:
         return TensorSpec(value.name, value.type.WhichOneof("value") or "of no type", np.dtype(object), ())
     sizes = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param for dim in kind.shape.dim]
     dims = tuple(None if size in NO_SIZES else size for size in sizes)
-    return TensorSpec(value.name, "tensor(declared)", helper.tensor_dtype_to_np_dtype(kind.elem_type), dims)
+    as_given = TensorProto.FLOAT if kind.elem_type == TensorProto.BFLOAT16 else kind.elem_type  # see `open_session`
+    return TensorSpec(value.name, "tensor(declared)", helper.tensor_dtype_to_np_dtype(as_given), dims)

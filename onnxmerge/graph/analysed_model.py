@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx.inliner
-from onnx import TensorProto
+from ml_dtypes import bfloat16
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxmerge.errors import ModelError, one_line
@@ -20,10 +20,10 @@ from onnxmerge.graph.cost import total_macs, total_parameters
 from onnxmerge.graph.refusal_shares import most_important_first
 from onnxmerge.graph.simplification import simplified
 from onnxmerge.graph.tensor_facts import Shapes, TensorFacts
+from onnxmerge.onnxio.bfloat16 import computed_in_bfloat16
 from onnxmerge.onnxio.finite import is_finite, weights_not_finite
 from onnxmerge.onnxio.model import Model, from_proto
 from onnxmerge.onnxio.model_files import TemporaryModel, load, stored_bytes
-from onnxmerge.onnxio.traversal import stored_tensors
 from onnxmerge.onnxio.unfusing import DOMAIN, is_fused, unfused
 from onnxmerge.results import InputShape, Size
 
@@ -135,9 +135,6 @@ def _loaded_and_run(path: Path, max_memory: int | None, given: GivenShapes) -> t
     try:
         runs = first_observations(source, model.proto, label=path.name, max_memory=max_memory, given=given)
     except ModelError as error:
-        if any(tensor.data_type == TensorProto.BFLOAT16 for tensor in stored_tensors(model.proto)):
-            cure = "convert it to float32 or float16, compress that, and convert the result back"
-            raise ModelError(f"{path} is in bfloat16, which ONNX Runtime does not compute on the CPU: {cure}") from error
         fused = (node.op_type for node in model.proto.graph.node if node.domain == DOMAIN)
         made_for = [operator for operator in fused if operator in FOR_ONE_PROVIDER]
         if made_for:
@@ -147,7 +144,8 @@ def _loaded_and_run(path: Path, max_memory: int | None, given: GivenShapes) -> t
             ) from error
         raise
     if any(map(is_fused, model.proto.graph.node)):
-        tensors = {name: (tuple(seen.shape), seen.dtype) for name, seen in runs.first.items()}
+        narrow = {name: np.dtype(bfloat16) for name in computed_in_bfloat16(model.proto)}  # which a run gives as float32
+        tensors = {name: (tuple(seen.shape), narrow.get(name, seen.dtype)) for name, seen in runs.first.items()}
         stored = model.proto.graph.initializer
         tensors |= {each.name: (tuple(each.dims), tensor_dtype_to_np_dtype(each.data_type)) for each in stored}
         model = from_proto(unfused(model.proto, tensors), model.path)

@@ -127,10 +127,12 @@ def _einsum(node: gs.Node, shapes: Shapes) -> int:
 
 
 def _attention(node: gs.Node, shapes: Shapes) -> int:
-    """The numbers of query and output, times the positions of the key, those of the past included."""
-    tensors = [shape_of(node.inputs[at], shapes) if has_input(node, at) else () for at in (0, 1, PAST_KEYS[operator_key(node)])]
-    positions = sum(shape[-2] for shape in tensors[1:] if shape)
-    return positions * (math.prod(tensors[0]) + math.prod(shape_of(node.outputs[0], shapes)))
+    """The numbers of query and output, times the positions of the key, those of the past included; as many of the query and its
+    positions as of the output where query, key and value are one tensor."""
+    written, past = node.outputs[0], PAST_KEYS[operator_key(node)]
+    query, key = node.inputs[:2] if has_input(node, 1) else (written, written)
+    positions = sum(shape_of(each, shapes)[-2] for each in (key, *node.inputs[past : past + 1]) if shape_of(each, shapes))
+    return positions * (math.prod(shape_of(query, shapes)) + math.prod(shape_of(written, shapes)))
 
 
 def _packed_attention(node: gs.Node, shapes: Shapes) -> int:

@@ -16,6 +16,7 @@ from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.nodes import node_key, node_name
 from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit
 from onnxmerge.graph.operators.table import operator_of
+from onnxmerge.graph.packed_attention import pack_attentions
 from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.edits import remove_unused_nodes
 from onnxmerge.onnxio.model import Model, fresh_copy
@@ -150,6 +151,7 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
     for node in channels.model.graph.nodes:
         if node_key(node) in joins - gone:
             editor.fold_join(copies[id(node)])
+    pack_attentions(model)
     remove_unused_nodes(model)
     return model
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 from numpy.typing import ArrayLike
-from onnx import TypeProto, helper
+from onnx import TensorProto, TypeProto, helper
 
 from onnxmerge.execution.shapes import VALUE_LIMIT
 from onnxmerge.graph.constant_folding import FOLDABLE, evaluate
@@ -107,6 +107,7 @@ class SymbolicShapes:
         for tensor in node.inputs:
             value = self._facts.value(tensor)
             kind = self._types.get(tensor.name) or self._type(tensor, value)
+            kind = TensorProto.FLOAT if kind == TensorProto.BFLOAT16 else kind  # which few operators had before opset 22
             if value is not None and value.size <= VALUE_LIMIT and (self.entries(tensor) == STATIC).all():
                 data[tensor.name] = tensor_of(value, tensor.name)
             shape, symbols = self._facts.shape(tensor), self.extents(tensor)

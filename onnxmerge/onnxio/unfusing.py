@@ -3,7 +3,7 @@
 FusedConv(x, w, b, z)  = activation(Conv(x, w, b) + z)
 FusedGemm(a, b, c)     = activation(Gemm(a, b, c))
 FusedMatMul(a, b)      = alpha MatMul(a or its transpose, b or its transpose)
-Attention(x, w, b)     = MultiHeadAttention(q, k, v), where q, k and v are the parts of x w + b; this is not fused again
+Attention(x, w, b)     = MultiHeadAttention(q, k, v), where q, k and v are the parts of x w + b; `pack_attentions` undoes this
 MultiHeadAttention with a bias for q, k and v = MultiHeadAttention of the sums
 """
 

@@ -99,7 +99,8 @@ class PruningOptions(CheckedOptions):
     scope : str or None
         "all", or "chains" for groups with a single producer only; None for "all".
     whole_heads : bool
-        Whether attentions lose whole heads (all query heads that share a key and value at once), and no channels of every head.
+        Whether attentions lose whole heads (all query heads that share a key and value at once; of a GroupQueryAttention, whose
+        keys and values are cached, query heads alone), and no channels of every head.
     include, exclude : tuple[str, ...]
         Patterns (fnmatch) of the names of the nodes that write a group.
     """

@@ -131,11 +131,13 @@ def timing_lines(latency: LatencyComparison) -> list[str]:
 
 
 def execution_lines(execution: Execution | None) -> list[str]:
-    """Why the CPU was taken instead of CUDA, and settings of the provider."""
+    """Why the CPU was taken instead of CUDA, why float32 instead of bfloat16, and settings of the provider."""
     if execution is None:
         return []
     fallback, settings = execution.fallback_reason, execution.provider_settings
     lines = [f"on the CPU because CUDA does not work here: {printable(fallback)}"] if fallback else []
+    if execution.in_float32:
+        lines.append("computed and timed in float32: the execution provider does not compute bfloat16")
     return lines + ([f"CUDA: {', '.join(_setting(*item) for item in settings.items())}"] if settings else [])
 
 

@@ -19,12 +19,15 @@ class Execution:
         Runtime does not report it.
     candidate_providers : dict
         The same of the candidate.
+    in_float32 : bool
+        Whether a bfloat16 model was computed, and timed, in float32, since the execution provider lacks kernels of bfloat16.
     """
 
     fallback_reason: str
     provider_settings: dict[str, str]
     reference_providers: dict[str, str]
     candidate_providers: dict[str, str]
+    in_float32: bool = False
 
 
 @dataclass(frozen=True)

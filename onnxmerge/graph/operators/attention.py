@@ -118,10 +118,47 @@ def edit_attention(kept: KeptChannels, node: gs.Node) -> NodeEdit | None:
     return NodeEdit(attributes=attributes) if attributes else None
 
 
-def grouped_query(propagation: ChannelPropagation, node: gs.Node) -> Refusal:
-    """GroupQueryAttention: its kernels run with heads of key and value that are equally wide, in multiples of 8, and as wide as
-    those of the past."""
-    return node_refusal(node, Reason.WIDTH_OF_KERNEL)
+def grouped_query(propagation: ChannelPropagation, node: gs.Node) -> list[Ids] | Refusal:
+    """GroupQueryAttention: whole heads of the query, equally many of those that share a key and value; widths stay, since its
+    kernels run with heads that are equally wide, in multiples of 8, and as wide as those of the caches."""
+    graph, cached = propagation.facts.model.graph, {tensor.name for tensor in (*node.inputs[3:5], *node.outputs[1:3])} - {""}
+    is_cached = any(tensor.name in cached for tensor in (*graph.inputs, *graph.outputs))
+    why = node_refusal(node, Reason.CACHED if is_cached else Reason.WIDTH_OF_KERNEL)
+    count, shared, total = _grouped_heads(node)
+    if not propagation.whole_heads or count == shared:
+        return why
+    query = propagation.unite_except(propagation.ids(node.inputs[QUERY]), [2])
+    width = propagation.known_shape(node.inputs[QUERY])[2] // total
+    rows = np.broadcast_to(query, (1, 1, total * width)).reshape(total, width)
+    for ids in (rows[count:], *map(propagation.ids, node.inputs[KEY : VALUE + 1])):
+        propagation.pin(ids, why)
+    parts = [rows[:count]]
+    if total > count:  # key and value are of one layer with the query: one channel for each head of both that queries share
+        parts.append(rows[count:].reshape(2, shared, width).swapaxes(0, 1).reshape(shared, -1))
+    propagation.head_ids += parts
+    heads, *fixed = (propagation.unite_except(each, [0])[:, :1] for each in parts)
+    propagation.equal_groups.append(EqualGroups(node, np.concatenate([heads.reshape(shared, -1), *fixed], axis=1)))
+    for index, shape in _OF_QUERY_HEADS.items():
+        if has_input(node, index):
+            note_operand(propagation, node, index, heads.reshape(shape))
+    return [np.broadcast_to(heads, (count, width)).reshape(1, 1, -1), *[np.zeros((1, 1, 1, 1), np.int64)] * 2]
+
+
+_OF_QUERY_HEADS = {10: (1, -1, 1, 1), 11: (-1,)}
+"""Inputs of a GroupQueryAttention with values for each head of the query, a summand and a sink, and the shape of these heads."""
+
+
+def _grouped_heads(node: gs.Node) -> tuple[int, int, int]:
+    """Heads of the query, of the key, and of what input 0 holds, which may be query, key and value one behind the other."""
+    count, shared = int(node.attrs["num_heads"]), int(node.attrs["kv_num_heads"])
+    return count, shared, count if has_input(node, KEY) else count + 2 * shared
+
+
+def edit_grouped_query(kept: KeptChannels, node: gs.Node) -> NodeEdit | None:
+    """GroupQueryAttention: how many heads of the query are left."""
+    stays = kept.axis_mask_along(node.inputs[QUERY], 2)
+    count, _, total = _grouped_heads(node)
+    return None if stays is None else NodeEdit(attributes={"num_heads": int(stays.reshape(total, -1)[:count, 0].sum())})
 
 
 def packed(propagation: ChannelPropagation, node: gs.Node) -> Refusal:

@@ -86,7 +86,7 @@ def _find_tables(propagation: ChannelPropagation, tensor: gs.Tensor) -> None:
         pending.extend(computed)
         for each in node.inputs:
             value = propagation.constant(each)
-            if value is None or not np.issubdtype(value.dtype, np.floating) or value.size < 2:
+            if value is None or value.dtype.kind in "biuOSU" or value.size < 2:
                 continue
             behind = channel_axis_of(value) - value.ndim
             shapes = [propagation.shape(other) or () for other in computed if node.op in _ARITHMETIC]

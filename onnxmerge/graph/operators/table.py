@@ -77,7 +77,7 @@ OPERATORS = _table(
     ("LSTM GRU RNN", Operator(states.recurrent, edit=states.edit_recurrent)),
     ("Attention com.microsoft.MultiHeadAttention", Operator(heads.attention, scaling.values, heads.edit_attention)),
     ("com.microsoft.Attention", Operator(heads.packed)),
-    ("com.microsoft.GroupQueryAttention", Operator(heads.grouped_query)),
+    ("com.microsoft.GroupQueryAttention", Operator(heads.grouped_query, edit=heads.edit_grouped_query)),
     # elementwise, one input
     ("Identity", Operator(elementwise.unary, scaling.identity)),
     ("Dropout", Operator(elementwise.unary, scaling.dropout)),
