@@ -11,6 +11,7 @@ from onnxmerge.data.balance import looks_like_scores
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import BATCH
 from onnxmerge.errors import InputError, VerificationError
+from onnxmerge.evaluation.examples import with_examples
 from onnxmerge.evaluation.output_metrics import OutputMoments
 from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.providers import Provider
@@ -83,11 +84,12 @@ def compare(
 def fidelity_of(
     reference: ModelSource, candidate: ModelSource, inputs: Inputs, provider: Provider, threads: int | None
 ) -> Fidelity:
-    """Compare the outputs of two models as `compare` does, without optimisation, one open at a time: they may be large."""
+    """Compare two models as `compare` does, with examples, without optimisation, one open at a time: they may be large."""
     opened = partial(open_session, provider=provider, optimise=False, threads=threads)
     first = recorded(opened(reference, label=label_of(reference, "the reference")), inputs.batches(BATCH))
     second = opened(candidate, label=label_of(candidate, "the candidate"))
-    return compare(first, second, inputs.batches(BATCH), inputs.description, synthetic=inputs.synthetic)
+    fidelity = compare(first, second, inputs.batches(BATCH), inputs.description, synthetic=inputs.synthetic)
+    return with_examples(fidelity, inputs)
 
 
 def compare_outputs(
