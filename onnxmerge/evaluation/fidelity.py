@@ -14,7 +14,8 @@ from onnxmerge.errors import InputError, VerificationError
 from onnxmerge.evaluation.examples import with_examples
 from onnxmerge.evaluation.output_metrics import OutputMoments
 from onnxmerge.execution.placement import execution_of
-from onnxmerge.execution.providers import Provider
+from onnxmerge.execution.processor import processor_name
+from onnxmerge.execution.providers import CPU, Provider
 from onnxmerge.execution.recorded_session import recorded
 from onnxmerge.execution.sessions import ModelSource, Session, label_of, open_session
 from onnxmerge.execution.tensor_specs import Feeds, batch_size
@@ -76,9 +77,16 @@ def compare(
 
     outputs, inputs = compare_outputs(runs(), reference.output_names, synthetic=synthetic)
     accuracy = None if label_counts is None else label_counts.accuracy()
-    execution = execution_of(reference, candidate)
-    provider, names = candidate.provider.name, tuple(sorted(not_finite))
-    return Fidelity(outputs, inputs, description, provider, accuracy=accuracy, execution=execution, inputs_not_finite=names)
+    return Fidelity(
+        outputs,
+        inputs,
+        description,
+        candidate.provider.name,
+        accuracy=accuracy,
+        execution=execution_of(reference, candidate),
+        inputs_not_finite=tuple(sorted(not_finite)),
+        processor=processor_name(gpu=candidate.provider.name != CPU.name),
+    )
 
 
 def fidelity_of(

@@ -208,6 +208,8 @@ class Fidelity:
         Names of the model inputs that hold NaN or infinity in a check input.
     examples : list of ExampleInput
         The worst and a median input of the worst output.
+    processor : str
+        Name of the processor, or of the GPU, that both models ran on; empty where it is not known.
     """
 
     outputs: tuple[OutputFidelity, ...]
@@ -220,6 +222,7 @@ class Fidelity:
     execution: Execution | None = None
     inputs_not_finite: tuple[str, ...] = ()
     examples: tuple[ExampleInput, ...] = ()
+    processor: str = ""
 
     @property
     def worst(self) -> OutputFidelity:
