@@ -31,7 +31,7 @@ TIMEOUT_SECONDS = 30.0
 
 
 class Browser:
-    """One page. `trouble` collects console errors, exceptions and policy violations; `requests` what the page asked for beyond its own pictures."""
+    """One page. `trouble` collects console errors, exceptions and policy violations; `requests` what it asked for elsewhere."""
 
     def __init__(self, reading: int, writing: int) -> None:
         """File descriptors of the pipe's two ends on our side."""

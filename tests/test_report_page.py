@@ -84,7 +84,8 @@ class Page(HTMLParser):
 def test_verdict_comes_first():
     text = page(COMPRESSION, PROVENANCE)
     assert (
-        "<h1>Smaller by 51.7% of the parameters and 69.8% of the MACs, 1.50x as fast [1.45, 1.54], fidelity 0.9876</h1>" in text
+        '<h1>Smaller by 51.7% of the parameters and 69.8% of the MACs, 1.50x as fast <span class="unbroken">[1.45, 1.54]</span>, '
+        "fidelity 0.9876</h1>" in text
     )
 
 
@@ -199,7 +200,7 @@ def test_no_group_at_all_is_said():
 def test_many_names_of_one_reason_are_counted():
     refusals = tuple(refusal(f"layer{number}", Reason.SINGLE_CHANNEL) for number in range(130))
     text = Page(page(replace(INSPECTION, refusals=refusals), PROVENANCE)).text
-    assert "layer99 and 30 more" in text
+    assert "layer11 118 more layer12" in text.replace(" ,", ",")
 
 
 # how it is built
@@ -311,7 +312,8 @@ def test_no_line_breaks_inside_an_option():
     warning = 'give `calibration`, <b> "--input-shape" x'
     text = page(replace(COMPRESSION, warnings=(warning,)), PROVENANCE)
     assert (
-        'give <span class="option">--calibration</span>, &lt;b&gt; &#34;<span class="option">--input-shape</span>&#34; x' in text
+        'give <span class="unbroken">--calibration</span>, &lt;b&gt; &#34;<span class="unbroken">--input-shape</span>&#34; x'
+        in text
     )
 
 
@@ -347,7 +349,12 @@ def test_markdown_says_the_same_and_no_name_is_markup(kind):
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]), (8.1, 15.9, [10.0, 12.0, 14.0]), (0.0234, 0.0391, [0.025, 0.03, 0.035])],
+    [
+        (0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (8.1, 15.9, [10.0, 12.0, 14.0]),
+        (0.0234, 0.0391, [0.025, 0.03, 0.035]),
+        (0.7, 9.9, [2, 4, 6, 8]),
+    ],
 )
 def test_ticks_are_round(low, high, expected):
     assert ticks(low, high) == pytest.approx(expected)

@@ -24,11 +24,14 @@ _MIN_BAND = 0.002  # width of a band, as a share of the axis
 
 
 def ticks(low: float, high: float, most: int = _MAX_TICKS) -> list[float]:
-    """Round numbers from low to high, `most` or fewer and those at the ends: 1, 2 or 5 times a power of ten apart."""
-    rough = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    """Round numbers from low to high, 1, 2 or 5 times a power of ten apart: at least two, and about `most`."""
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    found: list[float] = []
+    for step in (10 * power, 5 * power, 2 * power, power, power / 2):
+        if len(found) >= 2 and step * most < high - low:
+            break
+        found = [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return found
 
 
 @dataclass(frozen=True)

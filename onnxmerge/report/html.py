@@ -31,6 +31,7 @@ MEANINGS = {
 """What the rows of a table of measures hold."""
 
 MOST_ROWS = 12  # of groups in a table; the others are shown on demand
+WIDE = 11  # characters of a cell above which a card gives it the room of two
 
 
 def page(result: Result, provenance: Provenance) -> str:
@@ -69,6 +70,7 @@ def _environment() -> Environment:
     environment.globals |= {
         "MEANINGS": MEANINGS,
         "MOST_ROWS": MOST_ROWS,
+        "WIDE": WIDE,
         "chosen_sizes": chosen_sizes,
         "execution_facts": _execution_facts,
         "without_common": without_common,
@@ -83,8 +85,8 @@ def _execution_facts(measured: Sequence[Fidelity | LatencyComparison]) -> list[s
 
 
 def _unbroken(text: str) -> Markup:
-    """Text in which no line ends inside an option: behind the hyphens of --mean."""
-    return Markup(re.sub(r"(--[a-z][a-z0-9-]*)", r'<span class="option">\1</span>', str(escape(_plain(text)))))
+    """Text in which no line ends inside an option, behind the hyphens of --mean, or inside an interval [1.45, 1.54]."""
+    return Markup(re.sub(r"(--[a-z][a-z0-9-]*|\[[\d., -]+\])", r'<span class="unbroken">\1</span>', str(escape(_plain(text)))))
 
 
 def _plain(value: Any) -> Any:

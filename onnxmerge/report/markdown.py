@@ -36,14 +36,16 @@ def markdown(result: Result, provenance: Provenance) -> str:
 def _body(result: Result) -> Iterable[str]:
     if isinstance(result, Compression):
         yield _warnings(result.warnings)
+        yield _picture(text_picture(result.groups))
         yield _table(columns.size_columns(result))
         yield "\n".join(f"- {_text(line)}" for line in result.simplifications)
-        yield from _groups(result.groups, compressed=True)
         yield _fidelity(result.fidelity)
+        yield _groups(result.groups, compressed=True)
     elif isinstance(result, Inspection):
         yield _warnings(chosen_sizes(result.inputs))
         yield _text(sentences.size_line(result.size))
-        yield from _groups(columns.ranked(result.groups), compressed=False)
+        yield _picture(text_picture(result.groups))
+        yield _groups(columns.ranked(result.groups), compressed=False)
     elif isinstance(result, Verification):
         yield _warnings(result.warnings)
         yield _fidelity(result.fidelity)
@@ -61,13 +63,13 @@ def _body(result: Result) -> Iterable[str]:
         yield _untouched(result)
 
 
-def _groups(groups: Sequence[GroupResult], *, compressed: bool) -> Iterable[str]:
-    yield _picture(text_picture(groups))
-    if groups:
-        rows, common = without_common(columns.group_columns(groups, compressed=compressed))
-        title = f"{sentences.groups_title(groups, compressed=compressed)}{', all: ' * bool(common)}{common}"
-        saved = sentences.SAVED if compressed else sentences.SAVABLE
-        yield _details(title, f"{_table(rows)}\n\n{_text(saved)}")
+def _groups(groups: Sequence[GroupResult], *, compressed: bool) -> str:
+    if not groups:
+        return ""
+    rows, common = without_common(columns.group_columns(groups, compressed=compressed))
+    title = f"{sentences.groups_title(groups, compressed=compressed)}{', all: ' * bool(common)}{common}"
+    saved = sentences.SAVED if compressed else sentences.SAVABLE
+    return _details(title, f"{_table(rows)}\n\n{_text(saved)}")
 
 
 def _picture(lines: Sequence[str]) -> str:
@@ -88,10 +90,9 @@ def _untouched(result: Compression | Inspection) -> str:
 def _fidelity(fidelity: Fidelity | None) -> str:
     if fidelity is None:
         return ""
-    title = f"{sentences.fidelity_title(fidelity)}: {printable(fidelity.input_description)}; {fidelity.provider}"
     errors = f"\n\n{_text(_errors(fidelity))}" if fidelity.examples and fidelity.worst.relative_l2_quantiles else ""
     accuracy = "" if fidelity.accuracy is None else f"\n\n{_text(sentences.accuracy_line(fidelity.accuracy))}"
-    return f"{_text(title)}\n\n{_table(columns.output_columns(fidelity.outputs))}{errors}{accuracy}"
+    return f"Outputs compared:\n\n{_table(columns.output_columns(fidelity.outputs))}{errors}{accuracy}"
 
 
 def _errors(fidelity: Fidelity) -> str:
