@@ -133,6 +133,7 @@ VARIANTS = {
     **RESULTS,
     "examined": replace(VERIFICATION, fidelity=EXAMINED),
     "batches": BATCHES,
+    "untimed": replace(SWEEP, points=tuple(replace(point, latency=None) for point in POINTS)),
     "sensitivity": MEASURED,
 }
 EVIL = {
