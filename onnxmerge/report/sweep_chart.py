@@ -22,7 +22,7 @@ _LEAST_RANGE = 1e-3  # of an axis whose points are all alike
 _PAGE_WIDTHS = (358, 912)  # pixels of the plot on a phone and on a desk: labels fit on both
 _CHARACTER, _ASCENT, _DESCENT = 7.2, 10.0, 3.0  # of a label, in pixels
 _OUTSIDE = 1000  # a label that is cut is worse than all overlaps
-_POINT = 8.0  # radius around a point that labels stay out of
+_POINT = 11.0  # radius around a point that labels of others stay out of
 _PLACES = (  # of a label: its anchor, and its offset from the point; the first that is free is taken
     ("start", 9, 16),
     ("end", -9, -8),
@@ -146,7 +146,7 @@ def _labels(points: Sequence[CurvePoint]) -> list[Label]:
     """For each point the first place where its label meets no point and no label placed before, else where it meets fewest."""
     placed: list[Label] = []
     for point in points:
-        taken = [list(_taken(points, placed, width)) for width in _PAGE_WIDTHS]
+        taken = [list(_taken(points, placed, point, width)) for width in _PAGE_WIDTHS]
 
         def conflicts(label: Label, point: CurvePoint = point, taken: list[list[_Box]] = taken) -> int:
             boxes = [_box(point, label, width) for width in _PAGE_WIDTHS]
@@ -162,8 +162,8 @@ def _labels(points: Sequence[CurvePoint]) -> list[Label]:
 _Box = tuple[float, float, float, float]  # left, right, top, bottom
 
 
-def _taken(points: Sequence[CurvePoint], placed: Sequence[Label], width: float) -> Iterator[_Box]:
-    for point in points:
+def _taken(points: Sequence[CurvePoint], placed: Sequence[Label], own: CurvePoint, width: float) -> Iterator[_Box]:
+    for point in (point for point in points if point is not own):
         x = point.x * width / 100
         yield x - _POINT, x + _POINT, point.y - _POINT, point.y + _POINT
     yield from (_box(point, label, width) for point, label in zip(points, placed, strict=False))
