@@ -48,7 +48,7 @@ def described(owner: type, definitions: dict[str, Schema]) -> tuple[str, dict[st
     """The summary of a dataclass, and the type and description of each of its fields."""
     summary, descriptions = attributes_of(owner)
     hints = get_type_hints(owner)
-    types = {field.name: _type(hints[field.name], definitions) for field in fields(owner)}
+    types = {field.name: _type(hints[field.name], definitions) for field in fields(owner) if field.repr}
     return summary, {name: {**type_, "description": descriptions[name]} for name, type_ in types.items()}
 
 

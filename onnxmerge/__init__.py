@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "bench", "bench_batches", "compress", "inspect", "sweep", "verify", "write_report",
     "InputOptions", "PlannedGroup", "PruningOptions", "RuntimeOptions", "Thresholds",
-    "Accuracy", "Benchmark", "Compression", "Execution", "Fidelity", "GroupResult", "InputShape", "Inspection",
+    "Accuracy", "Benchmark", "Compression", "ExampleInput", "Execution", "Fidelity", "GroupResult", "InputShape", "Inspection",
     "LatencyComparison", "LatencySummary", "LayerComparison", "NodeDeviation", "OutputFidelity", "Size", "Sweep", "SweepPoint",
     "Verification",
     "InputError", "ModelError", "OnnxMergeError", "OptionError", "ProviderError", "Reason", "Refusal", "VerificationError",

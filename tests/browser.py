@@ -31,7 +31,7 @@ TIMEOUT_SECONDS = 30.0
 
 
 class Browser:
-    """One page. `trouble` collects console errors, exceptions and policy violations; `requests` what the page asked for."""
+    """One page. `trouble` collects console errors, exceptions and policy violations; `requests` what it asked for elsewhere."""
 
     def __init__(self, reading: int, writing: int) -> None:
         """File descriptors of the pipe's two ends on our side."""
@@ -100,7 +100,7 @@ class Browser:
         method, parameters = event.get("method"), event.get("params", {})
         if method == "Page.loadEventFired":
             self._loaded = True
-        elif method == "Network.requestWillBeSent":
+        elif method == "Network.requestWillBeSent" and not parameters["request"]["url"].startswith("data:image/"):
             self.requests.append(parameters["request"]["url"])
         elif method == "Runtime.exceptionThrown":
             self.trouble.append(str(parameters["exceptionDetails"]))

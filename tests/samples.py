@@ -11,6 +11,7 @@ from onnxmerge.results import (
     Accuracy,
     Benchmark,
     Compression,
+    ExampleInput,
     Execution,
     Fidelity,
     GroupResult,
@@ -28,7 +29,10 @@ from onnxmerge.results import (
 
 LONG = "/backbone/stage_3/block_17/attention/projection/pointwise/expand_1x1/fused_conv_bn/Conv"
 OUTPUT = OutputFidelity("logits", 0.98764, 19.1, 0.1234, 0.4321, 0.9912, 0.8765, 1.2345, 17, 0.953, 0.9999, True, 2560, 0)
-FIDELITY = Fidelity((OUTPUT,), 256, "256 synthetic dead-leaves images (seed 0)", "CPUExecutionProvider")
+OUTPUT = replace(OUTPUT, relative_l2_quantiles=tuple((step / 20) ** 3 * 0.4321 for step in range(21)), median_input=200)
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+EXAMPLES = (ExampleInput("worst", "no. 17", 0.4321, PIXEL), ExampleInput("median", "cat.png", 0.054))
+FIDELITY = Fidelity((OUTPUT,), 256, "256 synthetic dead-leaves images (seed 0)", "CPUExecutionProvider", examples=EXAMPLES)
 LATENCY = LatencyComparison(
     LatencySummary(12.345, 15.5, 400, tuple(12.0 + (step / 10) ** 1.5 for step in range(21))),
     LatencySummary(8.23, 9.75, 400, tuple(8.0 + (step / 12) ** 2 for step in range(21))),
@@ -129,6 +133,7 @@ VARIANTS = {
     **RESULTS,
     "examined": replace(VERIFICATION, fidelity=EXAMINED),
     "batches": BATCHES,
+    "untimed": replace(SWEEP, points=tuple(replace(point, latency=None) for point in POINTS)),
     "sensitivity": MEASURED,
 }
 EVIL = {
@@ -161,6 +166,7 @@ def evil(name: str) -> Compression:
         fidelity=replace(
             EXAMINED,
             outputs=(output, output),
+            examples=(replace(EXAMPLES[0], name=name), replace(EXAMPLES[1], name=name)),
             input_description=name,
             execution=Execution(name, {name: name}, {name: name}, {}),
         ),

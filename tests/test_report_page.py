@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 from rich.console import Console
@@ -13,11 +13,13 @@ from samples import (
     BENCHMARK,
     COMPRESSION,
     EVIL,
+    FIDELITY,
     GROUPS,
     INSPECTION,
     LATENCY,
     MEASURED,
     OUTPUT,
+    POINTS,
     PROVENANCE,
     SWEEP,
     VARIANTS,
@@ -28,16 +30,18 @@ from samples import (
 )
 
 from onnxmerge.errors import Reason, refusal
-from onnxmerge.report.charts import latency_chart, sweep_chart, sweep_charts, ticks
+from onnxmerge.report.charts import error_chart, latency_chart, ticks
 from onnxmerge.report.group_chart import group_charts, text_picture
-from onnxmerge.report.html import page
+from onnxmerge.report.html import MOST_ROWS, page
 from onnxmerge.report.markdown import markdown
+from onnxmerge.report.sweep_chart import sweep_chart, sweep_charts
 from onnxmerge.report.terminal import show_compression, show_inspection
 from onnxmerge.report.verdict import verdict_of
 from onnxmerge.report.wording import as_command_line
+from onnxmerge.results import Size
 
 STYLESHEET = files("onnxmerge.report").joinpath("templates/page.css").read_text(encoding="utf-8")
-VOID = {"meta", "link", "wbr"}
+VOID = {"meta", "link", "wbr", "img"}
 PAGES = pytest.mark.parametrize("kind", VARIANTS)
 NAMES = pytest.mark.parametrize("name", EVIL.values(), ids=EVIL)
 
@@ -80,7 +84,8 @@ class Page(HTMLParser):
 def test_verdict_comes_first():
     text = page(COMPRESSION, PROVENANCE)
     assert (
-        "<h1>Smaller by 51.7% of the parameters and 69.8% of the MACs, 1.50x as fast [1.45, 1.54], fidelity 0.9876</h1>" in text
+        '<h1>Smaller by 51.7% of the parameters and 69.8% of the MACs, 1.50x as fast <span class="unbroken">[1.45, 1.54]</span>, '
+        "fidelity 0.9876</h1>" in text
     )
 
 
@@ -195,7 +200,7 @@ def test_no_group_at_all_is_said():
 def test_many_names_of_one_reason_are_counted():
     refusals = tuple(refusal(f"layer{number}", Reason.SINGLE_CHANNEL) for number in range(130))
     text = Page(page(replace(INSPECTION, refusals=refusals), PROVENANCE)).text
-    assert "layer99 and 30 more" in text
+    assert "layer11 118 more layer12" in text.replace(" ,", ",")
 
 
 # how it is built
@@ -206,9 +211,12 @@ def test_page_is_whole_and_needs_nothing_else(kind):
     read = Page(page(VARIANTS[kind], PROVENANCE))
     assert read.all("html") == [{"lang": "en"}]
     assert len(read.all("h1")) == len(read.all("main")) == 1
-    assert {tag for tag, _ in read.elements} & {"script", "img", "iframe", "object", "video"} == set()
+    assert {tag for tag, _ in read.elements} & {"script", "iframe", "object", "video"} == set()
     assert [found["href"] for _, found in read.elements if "href" in found] == ["data:,"]
-    assert not any(name.startswith("on") or name in ("src", "style") for _, found in read.elements for name in found)
+    assert not any(
+        name.startswith("on") or name in ("src", "style") for tag, found in read.elements for name in found if tag != "img"
+    )
+    assert all(found["src"].startswith("data:image/png;base64,") and found["alt"] for found in read.all("img"))
     assert not re.search(r"url\(|@import|https?:", STYLESHEET)
 
 
@@ -264,9 +272,57 @@ def test_areas_of_the_picture_compare_what_groups_save(count):
         ends = [(column.x, column.x + column.width) for column in chart.columns]
         assert all(end < start for (_, end), (start, _) in pairwise(ends))
         assert 0 < ends[0][0] < ends[-1][1] < 100
+        assert [column.y + column.height for column in chart.columns] == pytest.approx([chart.axis] * count)
+        assert chart.bottom == pytest.approx(chart.axis)
     text = page(result, PROVENANCE)
-    assert len(re.findall(r'<g><title>[^<]*</title><rect class="(?:kept|stream)"', text)) == 2 * count
-    assert ("as in a residual stream" in text) is (count == 2)  # one of the two has several producers
+    assert len(re.findall(r'<g><title>[^<]*</title><rect class="kept"', text)) == 2 * count
+    assert "residual stream" not in text
+
+
+def test_streams_are_as_wide_as_the_part_of_the_network_that_reads_them():
+    """Two residual streams one after the other among 100 layers, one within the first, and what no layer of the list reads."""
+    layers = list(deep(100).groups)
+    streams = {0: ("s0", "w9"), 10: ("t", "w20"), 50: ("s50", "w60")}
+    readers = {0: ("w1", "w50"), 10: ("w12", "w30"), 50: ("w51", "w99")}
+    for index, producers in streams.items():
+        layers[index] = replace(layers[index], producers=producers, consumers=readers[index], macs_saved=0.2)
+    layers[99] = replace(layers[99], producers=("w99", "u"), consumers=("elsewhere",))
+    layers[50] = replace(layers[50], producers=("s50", "w50"))
+    chart = group_charts(layers)[0]
+    columns = chart.columns
+    assert [index for index, column in enumerate(columns) if column.is_stream] == [0, 10, 50]
+    assert [round(columns[index].x + columns[index].width) for index in streams] == [50, 30, 99]
+    areas = {index: columns[index].width * columns[index].height for index in (*streams, 7)}
+    assert [areas[index] / areas[7] for index in streams] == pytest.approx([0.2 / layers[7].macs_saved] * 3)
+    assert columns[0].y == columns[50].y == chart.axis + 4
+    assert columns[10].y == columns[0].y + columns[0].height + 4
+    assert chart.bottom == columns[10].y + columns[10].height
+    assert "Grey, below the axis" in page(replace(COMPRESSION, groups=tuple(layers)), PROVENANCE)
+
+
+@pytest.mark.parametrize(("count", "tables"), [(MOST_ROWS, 1), (MOST_ROWS + 1, 2), (120, 2)])
+def test_long_tables_are_shown_on_demand(count, tables):
+    text = page(deep(count), PROVENANCE)
+    assert len(re.findall(r"<table", text)) == 2 + tables  # sizes, measures, groups
+    assert (f"<summary>{count - MOST_ROWS} more groups</summary>" in text) is (tables > 1)
+    assert all(text.count(f"<code>/<wbr>layer/<wbr>{index}/<wbr>Conv</code>") == 1 for index in range(count))
+
+
+def test_no_line_breaks_inside_an_option():
+    warning = 'give `calibration`, <b> "--input-shape" x'
+    text = page(replace(COMPRESSION, warnings=(warning,)), PROVENANCE)
+    assert (
+        'give <span class="unbroken">--calibration</span>, &lt;b&gt; &#34;<span class="unbroken">--input-shape</span>&#34; x'
+        in text
+    )
+
+
+@PAGES
+def test_no_figure_is_said_three_times(kind):
+    """Figures of three digits and more in the text that is seen; those of lists and of captions of pictures apart."""
+    said = Page(re.sub(r"<(title|desc|figcaption|details)\b.*?</\1>", "", page(VARIANTS[kind], PROVENANCE), flags=re.DOTALL)).text
+    figures = re.findall(r"(?<![\w.])\d[\d,]*\.?\d+(?:%|x| ms| dB)", said)
+    assert {figure for figure in figures if len(re.sub(r"\D", "", figure)) > 2 and figures.count(figure) > 2} == set()
 
 
 def test_the_picture_as_text_names_the_groups_that_save_most():
@@ -293,7 +349,12 @@ def test_markdown_says_the_same_and_no_name_is_markup(kind):
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]), (8.1, 15.9, [10.0, 12.0, 14.0]), (0.0234, 0.0391, [0.025, 0.03, 0.035])],
+    [
+        (0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (8.1, 15.9, [10.0, 12.0, 14.0]),
+        (0.0234, 0.0391, [0.025, 0.03, 0.035]),
+        (0.7, 9.9, [2, 4, 6, 8]),
+    ],
 )
 def test_ticks_are_round(low, high, expected):
     assert ticks(low, high) == pytest.approx(expected)
@@ -301,9 +362,10 @@ def test_ticks_are_round(low, high, expected):
 
 def test_strips_stand_where_the_calls_fell():
     chart = latency_chart(LATENCY)
+    medians = [each.quantiles_ms[10] for each in (LATENCY.reference, LATENCY.candidate)]
     low, high = 8.0, LATENCY.reference.quantiles_ms[-2]
     margin = 0.06 * (high - low)
-    expected = [100 * (value - low + margin) / (high - low + 2 * margin) for value in (12.345, 8.23)]
+    expected = [100 * (value - low + margin) / (high - low + 2 * margin) for value in medians]
     assert [strip.median for strip in chart.strips] == pytest.approx(expected)
     assert [len(strip.bands) for strip in chart.strips] == [18, 18]
     assert page(BENCHMARK, PROVENANCE).count('class="band"') == 2 * 18
@@ -317,6 +379,19 @@ def test_bands_are_darker_where_more_calls_fell():
     opacities = [band.opacity for band in chart.strips[0].bands]
     assert [value for index, value in enumerate(opacities) if index != 9] == pytest.approx([1.0] * 17)
     assert opacities[9] == pytest.approx(0.08 + 0.92 * math.sqrt(0.01 / 0.9), abs=0.01)
+
+
+def test_outliers_leave_the_axis_of_errors_as_it_is():
+    quantiles = (*(0.01 * step for step in range(20)), 5.0)
+    output = replace(OUTPUT, relative_l2_quantiles=quantiles)
+    chart = error_chart(replace(FIDELITY, outputs=(output, replace(output, name="far", fidelity=-1.0))))
+    assert [strip.name for strip in chart.strips] == ["far", "logits"]
+    assert [strip.figures for strip in chart.strips] == ["median 10.0%, worst 500.0%"] * 2
+    assert [tick.label for tick in chart.ticks] == ["0%", "10%", "20%"]
+    assert 45 < chart.strips[0].median < 55
+    for left_out in ((0.0,) * 21, (math.inf,) * 21, ()):
+        assert error_chart(replace(FIDELITY, outputs=(replace(OUTPUT, relative_l2_quantiles=left_out),))) is None
+    assert error_chart(replace(FIDELITY, input_count=1)) is None
 
 
 def test_equal_calls_and_missing_quantiles_draw_what_they_can():
@@ -381,7 +456,13 @@ def test_colours_are_used_as_their_names_say():
     rules = re.sub(r":root \{[^}]*\}", "", STYLESHEET)
     assert not re.search(r"#[0-9a-fA-F]{3,8}\b|rgb|hsl", rules)
     uses = re.findall(r"(?<![\w-])(color|background|fill|stroke|outline|border[\w-]*): ?([^;}]+)", rules)
-    allowed = {"color": "ink", "background": "paper", "stroke": "(mark|rule)", "outline": "mark", "fill": "(ink|mark|paper)"}
+    allowed = {
+        "color": "ink",
+        "background": "paper",
+        "stroke": "(mark|rule|paper)",
+        "outline": "mark",
+        "fill": "(ink|mark|paper)",
+    }
     for what, value in uses:
         for variable in re.findall(r"var\(--([\w-]+)\)", value):
             assert re.match(allowed.get(what, "rule"), variable), f"{what}: {value}"
@@ -391,7 +472,9 @@ def test_colours_are_used_as_their_names_say():
 def test_points_of_a_curve_stand_where_they_were_measured():
     chart = sweep_chart(SWEEP, "macs")
     before, left = COMPRESSION.before.macs, sorted(point.after.macs for point in SWEEP.points if point.after)
-    assert [point.x for point in chart.points] == pytest.approx([12 + 85 * macs / before for macs in left])
+    least = left[0] / before - 0.1 * (1 - left[0] / before)
+    expected = [12 + 85 * (macs / before - least) / (1 - least) for macs in left]
+    assert [point.x for point in chart.points] == pytest.approx(expected)
     heights = [250, 30 + 220 * (1 - 0.9123) / 1.1, 30 + 220 * (1 - 0.9812) / 1.1]
     assert [point.y for point in chart.points] == pytest.approx(heights)
     assert [len(chart.points) for chart in sweep_charts(SWEEP)] == [3, 2]
@@ -402,6 +485,32 @@ def test_points_of_a_curve_stand_where_they_were_measured():
     (_, _, off, _), _ = (each.points for each in sweep_charts(replace(SWEEP, points=(*SWEEP.points, worse))))
     assert (off.label, off.is_front) == ("worse", False)
     assert sweep_charts(replace(SWEEP, points=SWEEP.points[3:])) == []
+
+
+@pytest.mark.parametrize("count", [1, 6, 9])
+@pytest.mark.parametrize("nearest", [0.3, 0.01, 0.001])
+def test_labels_of_a_curve_meet_no_other_label_on_any_page(count, nearest):
+    """Points in a row, near each other and spread out, that are as fast and as close as each other but for little."""
+    points = [
+        replace(POINTS[0], target=f"macs={0.9 - 0.1 * step:g}", fidelity=0.99 - nearest * step / 4, after=Size(1, 9 - step, 1))
+        for step in range(count)
+    ]
+    chart = sweep_chart(replace(SWEEP, before=Size(10, 10, 10), points=tuple(points)), "macs")
+    for width in (358, 912):
+        boxes = [label_box(point, label, width) for point, label in zip(chart.points, chart.labels, strict=True)]
+        assert not any(meet(one, other) for one, other in combinations(boxes, 2))
+        assert all(left >= 0 and right <= width and top >= 0 and bottom <= 250 for left, right, top, bottom in boxes)
+
+
+def label_box(point, label, width):
+    """Left, right, top and bottom of a label in pixels, 7 for each character."""
+    x = point.x * width / 100 + label.dx
+    left = x - 7 * len(point.label) * (label.anchor == "end")
+    return left, left + 7 * len(point.label), point.y + label.dy - 10, point.y + label.dy + 3
+
+
+def meet(one, other):
+    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
 
 
 def test_bars_of_sensitivity_show_what_is_lost():

@@ -7,6 +7,7 @@ Every error is an InputError of one line: what was found, what is needed.
 import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -120,8 +121,11 @@ def _folder(path: Path, layouts: Sequence[InputLayout], reading: ImageReading | 
             needed = f"{layout.requirement}, where no axis counts inputs: a .npy or .npz file is needed"
             raise InputError(f"{path} is a folder, but {needed}")
     if images:
-        return {layouts[0].spec.name: image_files(images, layouts[0], reading or ImageReading())}
-    return {layout.spec.name: _array_files(archives or arrays, layout, layouts) for layout in layouts}
+        sources = {layouts[0].spec.name: image_files(images, layouts[0], reading or ImageReading())}
+    else:
+        sources = {layout.spec.name: _array_files(archives or arrays, layout, layouts) for layout in layouts}
+    names = [str(file.relative_to(path)) for file in images or archives or arrays]
+    return {name: replace(source, names=names if source.count == len(names) else ()) for name, source in sources.items()}
 
 
 def _records(file: Path, layouts: Sequence[InputLayout]) -> list[dict[str, np.ndarray]]:

@@ -4,7 +4,7 @@ Floats are used as they are. uint8 for a float input are pixels: (pixel / 255 * 
 NCHW, or the other way round, as the model needs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,11 +31,13 @@ class FeedSource:
     count : number of rows; None where every call gets the same array
     take : gives the rows of an array of indices
     pixels : how pixels become values, for reports; empty where the values are used as they are
+    names : name of the file of each row; empty where a file has several
     """
 
     count: int | None
     take: Callable[[Indices], np.ndarray]
     pixels: str = ""
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

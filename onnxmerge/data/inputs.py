@@ -38,6 +38,7 @@ class Inputs:
     by_row : whether axis 0 of every feed has one row for each input, which depends on that input alone
     call_size : number of inputs in one call where models are timed, unless something else is asked for
     pixels : how the pixels of the user's images become values, by model input that takes some
+    names : names of the files of all inputs that `take` gives, where each has one
     unknown_ids : model inputs of integers of which nothing says how large they are, so that only 0 and 1 were drawn
     """
 
@@ -52,6 +53,7 @@ class Inputs:
     call_size: int = 1
     pixels: Mapping[str, str] = field(default_factory=dict)
     unknown_ids: tuple[str, ...] = ()
+    names: Sequence[str] = field(default=(), repr=False, compare=False)
 
     @property
     def synthetic(self) -> bool:
@@ -74,6 +76,15 @@ class Inputs:
         names = ", ".join(self.unknown_ids)
         unknown = f"nothing in the model says how large the numbers of {names} may be"
         return [f"{unknown}, so that only 0 and 1 were drawn: give `calibration`"]
+
+    def number_of(self, position: int) -> int:
+        """Index of the input at a position among all that the user gave; synthetic ones count from 0 anew."""
+        return position if self.synthetic else int(self.indices[position])
+
+    def name_of(self, position: int) -> str:
+        """What the user knows this input by: the name of its file, or its index."""
+        number = self.number_of(position)
+        return self.names[number] if self.names else f"no. {number}"
 
     def feeds_with(self, position: int) -> dict[str, np.ndarray]:
         """The feeds of the input at a position, or of its whole batch where the model takes no other number."""
@@ -233,7 +244,8 @@ def calibration_inputs(
         return {each: source.take(indices) for each, source in sources.items()}
 
     pixels = {each: source.pixels for each, source in sources.items() if source.pixels}
-    return Inputs(count, description, model_batching.size, np.arange(count), take, total, pixels=pixels)
+    names = next((source.names for source in sources.values() if source.names), ())
+    return Inputs(count, description, model_batching.size, np.arange(count), take, total, pixels=pixels, names=names)
 
 
 def _whole(shape: tuple[int, ...], run: int) -> Indices:

@@ -11,9 +11,11 @@ from onnxmerge.data.balance import looks_like_scores
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import BATCH
 from onnxmerge.errors import InputError, VerificationError
+from onnxmerge.evaluation.examples import with_examples
 from onnxmerge.evaluation.output_metrics import OutputMoments
 from onnxmerge.execution.placement import execution_of
-from onnxmerge.execution.providers import Provider
+from onnxmerge.execution.processor import processor_name
+from onnxmerge.execution.providers import CPU, Provider
 from onnxmerge.execution.recorded_session import recorded
 from onnxmerge.execution.sessions import ModelSource, Session, label_of, open_session
 from onnxmerge.execution.tensor_specs import Feeds, batch_size
@@ -75,19 +77,27 @@ def compare(
 
     outputs, inputs = compare_outputs(runs(), reference.output_names, synthetic=synthetic)
     accuracy = None if label_counts is None else label_counts.accuracy()
-    execution = execution_of(reference, candidate)
-    provider, names = candidate.provider.name, tuple(sorted(not_finite))
-    return Fidelity(outputs, inputs, description, provider, accuracy=accuracy, execution=execution, inputs_not_finite=names)
+    return Fidelity(
+        outputs,
+        inputs,
+        description,
+        candidate.provider.name,
+        accuracy=accuracy,
+        execution=execution_of(reference, candidate),
+        inputs_not_finite=tuple(sorted(not_finite)),
+        processor=processor_name(gpu=candidate.provider.name != CPU.name),
+    )
 
 
 def fidelity_of(
     reference: ModelSource, candidate: ModelSource, inputs: Inputs, provider: Provider, threads: int | None
 ) -> Fidelity:
-    """Compare the outputs of two models as `compare` does, without optimisation, one open at a time: they may be large."""
+    """Compare two models as `compare` does, with examples, without optimisation, one open at a time: they may be large."""
     opened = partial(open_session, provider=provider, optimise=False, threads=threads)
     first = recorded(opened(reference, label=label_of(reference, "the reference")), inputs.batches(BATCH))
     second = opened(candidate, label=label_of(candidate, "the candidate"))
-    return compare(first, second, inputs.batches(BATCH), inputs.description, synthetic=inputs.synthetic)
+    fidelity = compare(first, second, inputs.batches(BATCH), inputs.description, synthetic=inputs.synthetic)
+    return with_examples(fidelity, inputs)
 
 
 def compare_outputs(

@@ -18,6 +18,7 @@ _LARGEST_EXPONENT = 50.0  # of the factor of an interval, which says nothing the
 # Machine epsilons by which values may vary and still count as constant, and from which share of their size on they do not. A
 # softmax in float32 that always gives the same class varies by a millionth: any error is billions of times that variance.
 _ROUNDING_UNITS, _CONSTANT_UNITS, _CONSTANT = 16.0, 1024.0, 1e-4
+QUANTILES = np.arange(21) / 20  # of the errors of single inputs
 
 
 @dataclass
@@ -57,28 +58,28 @@ class Variance:
 
 @dataclass
 class InputErrors:
-    """A running measure of error over the inputs, where larger is worse.
+    """A measure of error of every input, where larger is worse: numbers of inputs and values, batch by batch."""
 
-    Attributes
-    ----------
-    total : float
-        Its sum.
-    worst : float
-        Its largest value.
-    worst_input : int
-        Number of the input that has it.
-    """
-
-    total: float = 0.0
-    worst: float = -math.inf
-    worst_input: int = 0
+    by_batch: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def add(self, values: np.ndarray, first: int) -> None:
         """Add one value for each of some inputs, of which the first has the number `first`."""
-        self.total += float(np.sum(values))
-        position = int(np.argmax(values))
-        if values[position] > self.worst:
-            self.worst, self.worst_input = float(values[position]), first + position
+        self.by_batch.append((np.arange(first, first + len(values)), values))
+
+    @property
+    def values(self) -> np.ndarray:
+        """(inputs,), zero where there are none."""
+        return np.concatenate([values for _, values in self.by_batch]) if self.by_batch else np.zeros(1)
+
+    @property
+    def quantiles(self) -> tuple[float, ...]:
+        """The 0th, 5th ... 100th percentile, each the value of an input."""
+        return tuple(np.quantile(self.values, QUANTILES, method="nearest").tolist()) if self.by_batch else ()
+
+    def input_with(self, value: float) -> int:
+        """Number of the first input that has this value; 0 where there are no inputs."""
+        numbers = [int(each) for numbers, values in self.by_batch for each in numbers[values == value]]
+        return numbers[0] if numbers else 0
 
 
 @dataclass
@@ -235,8 +236,8 @@ class OutputMoments:
 
     def result(self) -> OutputFidelity:
         """The metrics so far; where nothing was compared the fidelity is minus infinity."""
-        samples = max(self.samples, 1)
         fidelity = self._explained_variance()
+        errors, distances, quantiles = self.relative_l2.values, self.cosine_distance.values, self.relative_l2.quantiles
         low, high = self._interval(fidelity) or (None, None)
         unexplained = 1.0 - fidelity
         # A batch of one hides that axis 0 is not the batch; the others show it.
@@ -245,12 +246,12 @@ class OutputMoments:
             name=self.name,
             fidelity=fidelity,
             sqnr_db=-10.0 * math.log10(unexplained) if unexplained > 0.0 else math.inf,
-            relative_l2_mean=self.relative_l2.total / samples,
-            relative_l2_worst=max(self.relative_l2.worst, 0.0),
-            cosine_mean=1.0 - self.cosine_distance.total / samples,
-            cosine_worst=1.0 - max(self.cosine_distance.worst, 0.0),
+            relative_l2_mean=float(errors.mean()),
+            relative_l2_worst=float(errors.max()),
+            cosine_mean=1.0 - float(distances.mean()),
+            cosine_worst=1.0 - float(distances.max()),
             max_abs_error=self.max_abs_error if self.finite else math.inf,
-            worst_input=self.relative_l2.worst_input,
+            worst_input=self.relative_l2.input_with(float(errors.max())),
             top1_agreement=self.top1 / self.samples if scored else None,
             top5_agreement=self.top5 / self.samples if scored and self.top5 is not None else None,
             finite=self.finite,
@@ -261,6 +262,8 @@ class OutputMoments:
             is_constant=self._is_constant,
             changed_decisions=self.decisions.share(self.samples, synthetic=self.synthetic),
             has_one_decision=self.decisions.are_all_the_same(self.samples),
+            median_input=self.relative_l2.input_with(quantiles[len(quantiles) // 2]) if quantiles else 0,
+            relative_l2_quantiles=quantiles,
         )
 
 

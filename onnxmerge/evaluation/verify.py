@@ -13,6 +13,7 @@ from onnxmerge.data.labels import read_labels
 from onnxmerge.data.npy_files import save_feeds
 from onnxmerge.data.selection import BATCH, inputs_for
 from onnxmerge.errors import ModelError, OptionError, VerificationError
+from onnxmerge.evaluation.examples import with_examples
 from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.evaluation.layer_checks import compare_some_layers, fits_in_memory, layer_failures
 from onnxmerge.evaluation.node_views import read_graph_view
@@ -114,6 +115,7 @@ def _verify_files(
     fidelity = replace(fidelity, same_channel_counts=same_channel_counts, layer_comparison=shown)
     if worst_file is not None:
         save_feeds(worst_file, "the worst input", inputs.feeds_with(fidelity.worst.worst_input))
+    fidelity = with_examples(fidelity, inputs)
     of_reference = (f"in the reference {place}" for place in weights_not_finite(graphs[0].proto, reference.parent))
     not_finite = (*of_reference, *weights_not_finite(graphs[1].proto, candidate.parent))
     failures = (*not_finite, *failures_of(fidelity, thresholds, graphs[1].float_types), *layer_failures(layer_comparison))

@@ -113,11 +113,14 @@ def json_text(result: Result | LatencyComparison, provenance: Provenance) -> str
 
 
 def as_json(value: Any) -> Any:
-    """A result as dicts, lists, strings and numbers; NaN and infinity, which JSON does not have, become None."""
+    """A result as dicts, lists, strings and numbers; NaN and infinity, which JSON does not have, become None.
+
+    Fields that are left out of `repr`, pictures, are left out here too.
+    """
     if isinstance(value, Refusal):
         return {name: getattr(value, name) for name in REFUSAL_FIELDS}
     if is_dataclass(value):
-        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: as_json(getattr(value, field.name)) for field in fields(value) if field.repr}
     if isinstance(value, dict):
         return {key: as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

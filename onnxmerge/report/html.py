@@ -1,18 +1,20 @@
 """A result as one HTML page without scripts and network: here what it says, in `templates` how it is marked up."""
 
+import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import PurePath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from onnxmerge.report import charts, columns, group_chart, reasons, sentences, wording
+from onnxmerge.report import charts, columns, group_chart, reasons, sentences, sweep_chart, wording
 from onnxmerge.report.documents import KINDS, Provenance, Result
-from onnxmerge.report.tables import without_common
+from onnxmerge.report.tables import Column, without_common
 from onnxmerge.report.verdict import verdict_of
 from onnxmerge.report.wording import percent, printable, shortened
-from onnxmerge.results import Compression, Inspection, Sweep, Verification
+from onnxmerge.results import Compression, Fidelity, Inspection, LatencyComparison, Sweep, Verification
 from onnxmerge.results.execution import chosen_sizes
 
 MEANINGS = {
@@ -27,6 +29,9 @@ MEANINGS = {
     "changed decisions": "share that is expected to change, each counted by how far the reference's best class leads",
 }
 """What the rows of a table of measures hold."""
+
+MOST_ROWS = 12  # of groups in a table; the others are shown on demand
+WIDE = 11  # characters of a cell above which a card gives it the room of two
 
 
 def page(result: Result, provenance: Provenance) -> str:
@@ -60,11 +65,28 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     # templates call the functions and constants of these modules by their names
-    for module in (charts, columns, group_chart, reasons, sentences, wording):
+    for module in (charts, columns, group_chart, reasons, sentences, sweep_chart, wording):
         environment.globals |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    environment.globals |= {"MEANINGS": MEANINGS, "chosen_sizes": chosen_sizes, "without_common": without_common}
-    environment.filters |= {"shortened": shortened, "percent": percent}
+    environment.globals |= {
+        "MEANINGS": MEANINGS,
+        "MOST_ROWS": MOST_ROWS,
+        "WIDE": WIDE,
+        "chosen_sizes": chosen_sizes,
+        "execution_facts": _execution_facts,
+        "without_common": without_common,
+    }
+    environment.filters |= {"shortened": shortened, "percent": percent, "rows": Column.rows, "unbroken": _unbroken}
     return environment
+
+
+def _execution_facts(measured: Sequence[Fidelity | LatencyComparison]) -> list[str]:
+    """Why the CPU was taken and the settings of the provider, each said once."""
+    return list(dict.fromkeys(line for each in measured for line in sentences.execution_lines(each.execution)))
+
+
+def _unbroken(text: str) -> Markup:
+    """Text in which no line ends inside an option, behind the hyphens of --mean, or inside an interval [1.45, 1.54]."""
+    return Markup(re.sub(r"(--[a-z][a-z0-9-]*|\[[\d., -]+\])", r'<span class="unbroken">\1</span>', str(escape(_plain(text)))))
 
 
 def _plain(value: Any) -> Any:

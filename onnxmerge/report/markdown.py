@@ -7,9 +7,10 @@ from onnxmerge.report import columns, sentences
 from onnxmerge.report.documents import Provenance, Result
 from onnxmerge.report.group_chart import text_picture
 from onnxmerge.report.reasons import reasons
+from onnxmerge.report.sweep_chart import text_curve
 from onnxmerge.report.tables import Column, without_common
 from onnxmerge.report.verdict import verdict_of
-from onnxmerge.report.wording import as_command_line, listed, printable, shortened
+from onnxmerge.report.wording import as_command_line, listed, printable, relative_error, shortened
 from onnxmerge.results import Benchmark, Compression, Fidelity, GroupResult, Inspection, Verification
 from onnxmerge.results.execution import chosen_sizes
 
@@ -35,14 +36,16 @@ def markdown(result: Result, provenance: Provenance) -> str:
 def _body(result: Result) -> Iterable[str]:
     if isinstance(result, Compression):
         yield _warnings(result.warnings)
+        yield _picture(text_picture(result.groups))
         yield _table(columns.size_columns(result))
         yield "\n".join(f"- {_text(line)}" for line in result.simplifications)
-        yield from _groups(result.groups, compressed=True)
         yield _fidelity(result.fidelity)
+        yield _groups(result.groups, compressed=True)
     elif isinstance(result, Inspection):
         yield _warnings(chosen_sizes(result.inputs))
         yield _text(sentences.size_line(result.size))
-        yield from _groups(columns.ranked(result.groups), compressed=False)
+        yield _picture(text_picture(result.groups))
+        yield _groups(columns.ranked(result.groups), compressed=False)
     elif isinstance(result, Verification):
         yield _warnings(result.warnings)
         yield _fidelity(result.fidelity)
@@ -53,20 +56,24 @@ def _body(result: Result) -> Iterable[str]:
         yield _text("; ".join(sentences.timing_lines(first)))
     else:
         yield _warnings(sentences.sweep_warnings(result))
+        yield _picture(text_curve(result))
         yield _table(columns.sweep_columns(result))
         yield _text(sentences.sweep_timing_line(result) or "")
     if isinstance(result, Compression | Inspection):
         yield _untouched(result)
 
 
-def _groups(groups: Sequence[GroupResult], *, compressed: bool) -> Iterable[str]:
-    picture = text_picture(groups)
-    yield "\n".join(["```text", *picture, "```"]) if picture else ""
-    if groups:
-        rows, common = without_common(columns.group_columns(groups, compressed=compressed))
-        title = f"{sentences.groups_title(groups, compressed=compressed)}{', all: ' * bool(common)}{common}"
-        saved = sentences.SAVED if compressed else sentences.SAVABLE
-        yield _details(title, f"{_table(rows)}\n\n{_text(saved)}")
+def _groups(groups: Sequence[GroupResult], *, compressed: bool) -> str:
+    if not groups:
+        return ""
+    rows, common = without_common(columns.group_columns(groups, compressed=compressed))
+    title = f"{sentences.groups_title(groups, compressed=compressed)}{', all: ' * bool(common)}{common}"
+    saved = sentences.SAVED if compressed else sentences.SAVABLE
+    return _details(title, f"{_table(rows)}\n\n{_text(saved)}")
+
+
+def _picture(lines: Sequence[str]) -> str:
+    return "\n".join(["```text", *lines, "```"]) if lines else ""
 
 
 def _untouched(result: Compression | Inspection) -> str:
@@ -83,9 +90,20 @@ def _untouched(result: Compression | Inspection) -> str:
 def _fidelity(fidelity: Fidelity | None) -> str:
     if fidelity is None:
         return ""
-    title = f"{sentences.fidelity_title(fidelity)}: {printable(fidelity.input_description)}; {fidelity.provider}"
+    errors = f"\n\n{_text(_errors(fidelity))}" if fidelity.examples and fidelity.worst.relative_l2_quantiles else ""
     accuracy = "" if fidelity.accuracy is None else f"\n\n{_text(sentences.accuracy_line(fidelity.accuracy))}"
-    return f"{_text(title)}\n\n{_table(columns.output_columns(fidelity.outputs))}{accuracy}"
+    return f"Outputs compared:\n\n{_table(columns.output_columns(fidelity.outputs))}{errors}{accuracy}"
+
+
+def _errors(fidelity: Fidelity) -> str:
+    """How the error of the worst output is distributed over the inputs."""
+    names = {example.which: shortened(example.name, _NAME_WIDTH) for example in fidelity.examples}
+    *_, high, worst = fidelity.worst.relative_l2_quantiles
+    median = f"median {relative_error(fidelity.worst.relative_l2_median)} ({names['median']})"
+    return (
+        f"relative L2 error of single inputs: {median}, 95th percentile {relative_error(high)}, "
+        f"worst {relative_error(worst)} ({names['worst']})"
+    )
 
 
 def _facts(result: Result, provenance: Provenance) -> str:

@@ -1,7 +1,7 @@
 """Tables that fit the terminal: numbers are never cut, names are shortened in the middle."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich import box
 from rich.cells import cell_len
@@ -43,6 +43,11 @@ class Column:
     left: bool = False
     bars: Sequence[float | None] = ()
     tones: Sequence[str] = ()
+
+    def rows(self, start: int, stop: int) -> "Column":
+        """Only these rows."""
+        part = slice(start, stop)
+        return replace(self, cells=self.cells[part], bars=self.bars[part], tones=self.tones[part])
 
     @property
     def width(self) -> int:

@@ -5,6 +5,7 @@ The JSON Schemas in docs/schemas are made from the docstrings of these classes.
 """
 
 from onnxmerge.results.compression import Compression, GroupResult, Inspection, Sweep, SweepPoint
+from onnxmerge.results.examples import ExampleInput
 from onnxmerge.results.execution import Execution, InputShape
 from onnxmerge.results.fidelity import Accuracy, Fidelity, LayerComparison, NodeDeviation, OutputFidelity, Verification
 from onnxmerge.results.latency import Benchmark, LatencyComparison, LatencySummary
@@ -12,7 +13,7 @@ from onnxmerge.results.size import Size
 
 # fmt: off
 __all__ = [
-    "Accuracy", "Benchmark", "Compression", "Execution", "Fidelity", "GroupResult", "InputShape", "Inspection",
+    "Accuracy", "Benchmark", "Compression", "ExampleInput", "Execution", "Fidelity", "GroupResult", "InputShape", "Inspection",
     "LatencyComparison", "LatencySummary", "LayerComparison", "NodeDeviation", "OutputFidelity", "Size",
     "Sweep", "SweepPoint", "Verification",
 ]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from onnxmerge.results.examples import ExampleInput
 from onnxmerge.results.execution import Execution, InputShape
 from onnxmerge.results.size import Size
 
@@ -33,7 +34,7 @@ class OutputFidelity:
     max_abs_error : float
         Largest |y - y'| of a single element.
     worst_input : int
-        Index, from 0, of the input with the largest relative L2.
+        Index, from 0, of the input with the largest relative L2, among all inputs that were given or made.
     top1_agreement : float or None
         Share of the inputs with the same best class in both models; None where the output does not look like class scores.
     top5_agreement : float or None
@@ -55,6 +56,11 @@ class OutputFidelity:
         Share of the best classes that are expected to change, each counted by the reference's lead, which is the probability of
         its best class less that of its second best; of a sequence the step that changes most. None where the output holds no
         classes for certain, or always the same one. About twice the accuracy that is lost.
+    median_input : int
+        Index, as that of `worst_input`, of an input with the median relative L2.
+    relative_l2_quantiles : list of float
+        The 0th, 5th, 10th ... 100th percentile over the inputs of |y - y'| / |y|, each that of an input; empty where nothing was
+        compared.
     """
 
     name: str
@@ -76,6 +82,14 @@ class OutputFidelity:
     is_constant: bool = False
     changed_decisions: float | None = None
     has_one_decision: bool = False
+    median_input: int = 0
+    relative_l2_quantiles: tuple[float, ...] = ()
+
+    @property
+    def relative_l2_median(self) -> float:
+        """That of `median_input`."""
+        quantiles = self.relative_l2_quantiles
+        return quantiles[len(quantiles) // 2] if quantiles else 0.0
 
     @property
     def defect(self) -> str:
@@ -192,6 +206,10 @@ class Fidelity:
         Where and how both models ran.
     inputs_not_finite : list of str
         Names of the model inputs that hold NaN or infinity in a check input.
+    examples : list of ExampleInput
+        The worst and a median input of the worst output.
+    processor : str
+        Name of the processor, or of the GPU, that both models ran on; empty where it is not known.
     """
 
     outputs: tuple[OutputFidelity, ...]
@@ -203,6 +221,8 @@ class Fidelity:
     layer_comparison: LayerComparison | None = None
     execution: Execution | None = None
     inputs_not_finite: tuple[str, ...] = ()
+    examples: tuple[ExampleInput, ...] = ()
+    processor: str = ""
 
     @property
     def worst(self) -> OutputFidelity:
