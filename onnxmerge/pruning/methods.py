@@ -75,6 +75,8 @@ def best_removal(statistics: LayerStatistics, group: ChannelGroup, count: int, o
     names = [name for name in names if count or name != "merge"]
     channels = statistics.context.channels
     outcomes = {name: METHODS[name](channels, group, count, options, statistics) for name in names}
+    if asked in ("auto", "reconstruct") and not is_shared and not statistics.can_repair(group):  # what is lost ranks them still
+        outcomes["prune"] = replace(reconstruct(channels, group, count, options, statistics), method="prune")
     removals = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Removal)}
     errors = {name: statistics.expected_error(removal) for name, removal in removals.items()}
     chosen = removals[asked if asked in removals else min(errors, key=lambda name: errors[name])]
