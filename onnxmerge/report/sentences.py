@@ -24,6 +24,8 @@ ERROR = "error: share of its consumers' output variance lost to it"
 PRUNED = "pruned: the same with the method prune"
 MAX_NODES = 6  # names of nodes in one line
 NODE_WIDTH, LAYER_WIDTH = 36, 60  # characters of a name in a list, and of one alone
+MARKS = {"slower": "!", "not measurable": "?"}
+"""Verdict on a latency -> what stands for it in a narrow table."""
 _ORIGINS = {
     "fixed": "fixed in the model",
     "batch": "fixed in the model but for the batch",
@@ -99,10 +101,10 @@ def accuracy_line(accuracy: Accuracy) -> str:
 
 
 def speedup_text(latency: LatencyComparison, *, narrow: bool = False) -> str:
-    """`1.50x [1.45, 1.54]`, and behind it that it is slower or that no difference could be measured; narrow: no interval."""
+    """`1.50x [1.45, 1.54]`, and behind it that it is slower or not measurably faster, as a mark where narrow."""
     low, high = latency.speedup_interval
-    word = "" if latency.verdict == "faster" else f" {latency.verdict}"
-    return f"{latency.speedup:.2f}x{'' if narrow else f' [{low:.2f}, {high:.2f}]'}{word}"
+    word = "" if latency.verdict == "faster" else f" {MARKS[latency.verdict] if narrow else latency.verdict}"
+    return f"{latency.speedup:.2f}x [{low:.2f}, {high:.2f}]{word}"
 
 
 def savings_line(latency: LatencyComparison) -> str | None:
@@ -188,13 +190,14 @@ def sweep_warnings(sweep: Sweep) -> list[str]:
     return [warning if len(names) == every > 1 else f"{', '.join(names)}: {warning}" for warning, names in targets.items()]
 
 
-def sweep_timing_line(sweep: Sweep) -> str | None:
-    """How latencies were measured; None where none were."""
+def sweep_timing_line(sweep: Sweep, *, narrow: bool = False) -> str | None:
+    """How latencies were measured, and what `MARKS` mean where the table has them; None where none were."""
     timed = next((point.latency for point in sweep.points if point.latency is not None), None)
     if timed is None:
         return None
     how = f"batch {timed.batch_size}, {timed.provider}, {counted(timed.threads, 'thread')}"
-    return f"timed against the original model: {how}; [low, high]: 95 % interval"
+    marks = "".join(f"; {mark} {verdict}" for verdict, mark in MARKS.items()) if narrow else ""
+    return f"timed against the original model: {how}; [low, high]: 95 % interval{marks}"
 
 
 def _setting(name: str, value: str) -> str:

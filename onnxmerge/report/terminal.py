@@ -77,9 +77,10 @@ def show_sweep(console: Console, result: results.Sweep) -> None:
     console.print()
     _line(console, f"{sentences.sweep_title(result)}: what is left, and how close", "bold")
     needed = [column for column in columns.sweep_columns(result) if not column.optional]
-    console.print(fitted(columns.sweep_columns(result, narrow=not fits(needed, console.width)), console.width))
+    narrow = not fits(needed, console.width)
+    console.print(fitted(columns.sweep_columns(result, narrow=narrow), console.width))
     inputs = f"inputs: {printable(result.input_description)}" if result.input_description else None
-    _lines(console, [inputs, sentences.sweep_timing_line(result)], "dim")
+    _lines(console, [inputs, sentences.sweep_timing_line(result, narrow=narrow)], "dim")
     _warnings(console, map(as_command_line, sentences.sweep_warnings(result)))
     for point in result.points:
         if point.output:
