@@ -109,6 +109,11 @@ VERDICTS = {
     "not compared": (replace(COMPRESSION, fidelity=None, latency=None), "", r"MACs, neither compared nor timed\.$"),
     "not timed": (replace(COMPRESSION, latency=None), "", r"fidelity 0.9876, not timed; on"),
     "verified": (SIZED, "good", r"^Passed: fidelity 0.9876, smaller by 51.7%"),
+    "passed far off": (
+        replace(VERIFICATION, fidelity=FAR_OFF.fidelity),
+        "warn",
+        r"^No threshold was missed, but outputs further off than a constant: fidelity -0.4000; .*--min-fidelity",
+    ),
     "failed": (replace(VERIFICATION, failures=("output 'y' is bad",)), "bad", r"^Failed: output 'y' is bad; fidelity"),
     "batches": (replace(BENCHMARK, batches=(LATENCY, MANY)), "bad", r"^Batch 4: faster .1.50x., batch 1: slower .0.83x. with 50"),
     "groups": (

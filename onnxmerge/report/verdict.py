@@ -132,6 +132,9 @@ def _is_doubtful(fidelity: Fidelity) -> bool:
 def _verification(result: Verification) -> Verdict:
     sizes = [_size_text(result.before, result.after)[0]] if result.before and result.after else []
     claim = ", ".join([_fidelity_text(result.fidelity), *sizes])
+    if result.passed and result.fidelity.worst.fidelity < 0:
+        advice = _sentences(["give `min_fidelity` to have such a model fail"])
+        return Verdict(f"No threshold was missed, but {claim}", _basis(result.fidelity, None), advice, "warn")
     if result.passed:
         return Verdict(f"Passed: {claim}", _basis(result.fidelity, None), tone="good")
     return Verdict(f"Failed: {printable('; '.join(result.failures))}; {claim}", _basis(result.fidelity, None), tone="bad")
