@@ -286,13 +286,6 @@ def test_reports_are_refused_before_any_work(run, tmp_path, monkeypatch, command
     assert Path("model.html").read_bytes() == Path("c.json").read_bytes() == MLP.read_bytes()
 
 
-def test_failed_compression_writes_no_report(run, tmp_path):
-    options = ("--method", "prune", "--ratio", "0.9", "--min-cosine", "0.999")
-    code, _, _ = run("compress", MLP, tmp_path / "o.onnx", *options, "--report", tmp_path / "a.html")
-    assert code == 1
-    assert os.listdir(tmp_path) == []
-
-
 # quantiles, and the templates in an installed package
 
 

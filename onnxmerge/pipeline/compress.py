@@ -93,7 +93,7 @@ def compress(
     ModelError, OptionError, InputError, ProviderError
         Where the user can act.
     VerificationError
-        Where the result misses a threshold; nothing is written then.
+        Where the result misses a threshold; nothing is written then, and `result` of the error is what was measured.
 
     Examples
     --------
@@ -148,24 +148,27 @@ def compress_file(
         measured = (shared or SharedWork(analysed, tell)).measurements(options, partial(_measured, model, options, executor))
         found = search(CandidateBuilder(measured, options, limit))
         tell("checking", 0.0)
-        fidelity, latency = _check(model, analysed.size, found.candidate, measured.checking, options)
+        fidelity, latency, missed, cure = _check(model, analysed.size, found.candidate, measured.checking, options)
         metadata = {}
-        if options.provenance:
+        if options.provenance and not missed:
             on_cpu = _on_cpu(model, found.candidate, measured.checking, options, fidelity)
             metadata = provenance_of(asked, options.inputs, model_sha256, measured.checking, on_cpu)
         tell("checking", 1.0)
     if fingerprint(model, weight_files) != model_sha256:  # weights of large files are read from them up to the end
         raise ModelError(f"{model} was changed while it was read, so nothing was written: run again")
     warnings = warnings_of(found, analysed.size, fidelity, latency, measured.checking, options)
-    save(replace(found.candidate.model, metadata=metadata), output)
-    if saved_plan is not None:
+    after = found.candidate.size
+    if not missed:
+        save(replace(found.candidate.model, metadata=metadata), output)
+        after = replace(after, file_bytes=stored_bytes(output))
+    if saved_plan is not None and not missed:
         groups = prunable_groups(analysed.channels, options.pruning)[0]
         write_plan(saved_plan, model, model_sha256, groups, _plan_of(found.candidate, options.pruning))
-    return Compression(
+    result = Compression(
         model=str(model),
         output=str(output),
         before=analysed.size,
-        after=Size(found.candidate.size.parameters, found.candidate.size.macs, stored_bytes(output)),
+        after=after,
         groups=with_savings(analysed, found.candidate.groups, found.candidate.kept),
         refusals=found.candidate.refusals,
         fidelity=fidelity,
@@ -176,7 +179,11 @@ def compress_file(
         versions=versions(),
         inputs=analysed.inputs,
         simplifications=analysed.simplifications,
+        failures=tuple(missed),
     )
+    if missed:
+        raise VerificationError(f"{'; '.join(missed)} (nothing was written; {cure})", result)
+    return result
 
 
 def _measured(
@@ -200,13 +207,13 @@ def _with_plan_read(pruning: PruningOptions, model_sha256: str, analysed: Analys
 
 def _check(
     model: Path, original: Size, candidate: Candidate, checking: Inputs, options: CompressOptions
-) -> tuple[Fidelity | None, LatencyComparison | None]:
+) -> tuple[Fidelity | None, LatencyComparison | None, list[str], str]:
     """Its size, outputs (without optimisation) and speed against the model's; timed for longer where a latency was asked for.
 
-    Raises
-    ------
-    VerificationError
-        Where thresholds are missed; it names all of them.
+    Returns
+    -------
+    tuple
+        The fidelity, the latency, the thresholds that are missed, and how the result is written all the same.
     """
     runtime, content, thresholds = options.runtime, candidate.content, options.thresholds
     missed = missed_sizes(original, candidate.size, thresholds)
@@ -221,9 +228,7 @@ def _check(
         latency = time_pair(model, content, checking, runtime, effort=effort, seed=options.inputs.seed)
         latency = explained(latency, original.macs, candidate.size.macs, odd_widths(candidate, options))
         missed += missed_speedup(latency, thresholds.min_speedup)
-    if missed:
-        raise VerificationError(f"{'; '.join(missed)} (nothing was written; {cure})")
-    return fidelity, latency
+    return fidelity, latency, missed, cure
 
 
 def _on_cpu(

@@ -44,7 +44,8 @@ def show_compression(console: Console, result: results.Compression) -> None:
     if result.latency is not None:
         _latency(console, result.latency)
     _warnings(console, map(as_command_line, result.warnings))
-    _written(console, f"{result.output} in {result.seconds:.1f} s")
+    if not result.failures:
+        _written(console, f"{result.output} in {result.seconds:.1f} s")
 
 
 def show_verification(console: Console, result: results.Verification) -> None:

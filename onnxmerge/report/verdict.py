@@ -77,6 +77,8 @@ def _compression(result: Compression) -> Verdict:
     close = "" if fidelity is None else _fidelity_text(fidelity)
     is_slower = latency is not None and latency.verdict == "slower"
     claim = _sentence([speed, size, close, untimed] if is_slower and is_smaller else [size, speed, close, untimed])
+    if result.failures:
+        return Verdict(f"{_failed(result.failures)}; {claim}", _basis(fidelity, latency), tone="bad")
     is_doubtful = fidelity is not None and _is_doubtful(fidelity)
     is_measured = latency is None or latency.verdict == "faster"
     is_bad = is_slower or result.after.file_bytes > result.before.file_bytes
@@ -137,7 +139,11 @@ def _verification(result: Verification) -> Verdict:
         return Verdict(f"No threshold was missed, but {claim}", _basis(result.fidelity, None), advice, "warn")
     if result.passed:
         return Verdict(f"Passed: {claim}", _basis(result.fidelity, None), tone="good")
-    return Verdict(f"Failed: {printable('; '.join(result.failures))}; {claim}", _basis(result.fidelity, None), tone="bad")
+    return Verdict(f"{_failed(result.failures)}; {claim}", _basis(result.fidelity, None), tone="bad")
+
+
+def _failed(failures: Iterable[str]) -> str:
+    return f"Failed: {printable('; '.join(failures))}"
 
 
 def _benchmark(result: Benchmark) -> Verdict:
@@ -146,6 +152,9 @@ def _benchmark(result: Benchmark) -> Verdict:
     tone = "bad" if slower else "good" if all(each.verdict == "faster" for each in batches) else "warn"
     advice = _sentences(next((each.likely_reasons[:1] for each in (*slower, *batches) if each.likely_reasons), ()))
     macs = "" if first.macs_ratio is None else f"with {percent(first.macs_ratio)} of the MACs"
+    failures = [failure for each in batches for failure in each.failures]
+    if failures:
+        return Verdict(_failed(failures), _place(first), advice, "bad")
     if len(batches) == 1:
         return Verdict(_sentence([speed_text(first), macs]), _basis(None, first), advice, tone)
     claim = f"{_each_batch(batches)}{' ' * bool(macs)}{macs}"
@@ -160,6 +169,8 @@ def _each_batch(batches: Iterable[LatencyComparison]) -> str:
 def _sweep(result: Sweep) -> Verdict:
     slower = [point.target for point in result.points if point.latency is not None and point.latency.verdict == "slower"]
     best, title = result.recommended, sweep_title(result)
+    if not any(point.after for point in result.points):
+        return Verdict("Failed: no target gave a model", tone="bad")
     marked = f", {', '.join(slower)} slower than the original" if slower else ""
     timed = next((point.latency for point in result.points if point.latency is not None), None)
     basis = "; ".join(filter(None, [_inputs(result.input_description), "" if timed is None else _call(timed)]))
