@@ -89,6 +89,17 @@ def test_one_decision_for_all_inputs_is_warned_of(bias: float) -> None:
     assert ("decided the same for all inputs" in warning) == (bias > 0.0)
 
 
+@pytest.mark.parametrize(
+    ("offset", "inputs", "warned"), [(99.0, "synthetic", True), (9.0, "synthetic", False), (99.0, "mine", False)]
+)
+def test_outputs_that_hardly_differ_between_synthetic_inputs_are_warned_of(offset: float, inputs: str, warned: bool) -> None:
+    values = offset + 0.5 * RNG.standard_normal((64, 2))
+    outputs, count = compare_outputs([(32, {"y": part}, {"y": part}) for part in np.split(values, 2)], ["y"])
+    assert outputs[0].variation == pytest.approx(np.sqrt(np.var(values, axis=0).sum() / np.mean(values**2, axis=0).sum()))
+    found = constant_outputs(Fidelity(outputs, count, f"64 {inputs} inputs", "CPU"))
+    assert [text.partition(" (")[0] for text in found] == ["outputs hardly differ between the synthetic inputs"] * warned
+
+
 def test_sequences_over_many_classes_are_decisions() -> None:
     steps = softmax(4.0 * RNG.standard_normal((64, 5, 24)))
     assert changed(steps, steps) == 0.0

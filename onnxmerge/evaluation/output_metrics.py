@@ -199,7 +199,7 @@ class OutputMoments:
         """1 - error / variance of the reference over the inputs; where that is zero over the elements, and else its energy."""
         if not self.finite or not self.compared:
             return -math.inf
-        over_inputs = sum(variance.squares for variance in self.variances.values())
+        over_inputs = self._over_inputs
         over_elements = sum(variance.over_elements for variance in self.variances.values())
         total = next((value for value in (over_inputs, over_elements) if value > self._least_variance), self.energy)
         if total == 0.0:
@@ -222,6 +222,11 @@ class OutputMoments:
         return 1.0 - unexplained * factor, 1.0 - unexplained / factor
 
     @property
+    def _over_inputs(self) -> float:
+        """The sum of the reference's squared deviations from its mean over the inputs."""
+        return sum(variance.squares for variance in self.variances.values())
+
+    @property
     def _least_variance(self) -> float:
         """Up to which the reference counts as constant."""
         share = max(_ROUNDING_UNITS * self.epsilon, min(_CONSTANT_UNITS * self.epsilon, _CONSTANT))
@@ -230,7 +235,7 @@ class OutputMoments:
     @property
     def _is_constant(self) -> bool:
         """Whether the reference gave the same for all of several inputs."""
-        varies = sum(variance.squares for variance in self.variances.values()) > self._least_variance
+        varies = self._over_inputs > self._least_variance
         return self.samples > 1 and self.energy > 0.0 and bool(self.variances) and not varies
 
     def result(self) -> OutputFidelity:
@@ -260,6 +265,7 @@ class OutputMoments:
             fidelity_high=high,
             is_constant=self._is_constant,
             changed_decisions=self.decisions.share(self.samples, synthetic=self.synthetic),
+            variation=math.sqrt(self._over_inputs / self.energy) if self.variances and self.energy > 0.0 else 1.0,
             has_one_decision=self.decisions.are_all_the_same(self.samples),
         )
 
