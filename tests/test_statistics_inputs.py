@@ -639,8 +639,33 @@ def test_images_of_any_mode_are_read_without_a_word(tmp_path, recwarn):
 @pytest.mark.parametrize("place", ["a.npy", ""], ids=["file", "folder"])
 def test_options_of_images_are_refused_for_arrays(tmp_path, place):
     np.save(tmp_path / "a.npy", FLOATS)
-    with pytest.raises(InputError, match="holds arrays, which are used as they are: `fit` and `color`"):
-        calibrate(tmp_path / place, IMAGE, reading=ImageReading(color="bgr"))
+    for given in (tmp_path / place, FLOATS):
+        with pytest.raises(InputError, match=r"holds no images, that is image files or uint8 arrays, .*: drop `fit` and `color`"):
+            calibrate(given, IMAGE, reading=ImageReading(color="bgr"))
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "folder of npy", "array"])
+@pytest.mark.parametrize("shape", [(6, 12, 3), (3, 6, 12), (6, 12)], ids=["HWC", "CHW", "HW"])
+def test_arrays_of_pixels_are_read_as_image_files_are(tmp_path, shape, form):
+    pixels = np.random.default_rng(3).integers(0, 256, (3, *shape), np.uint8)
+    one, reading = spec("x", ("N", 3 if 3 in shape else 1, 8, 8)), ImageReading("letterbox", "bgr")
+    for place in ("images", "arrays"):
+        (tmp_path / place).mkdir()
+    for number, image in enumerate(np.moveaxis(pixels, 1, -1) if shape[0] == 3 else pixels):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+        np.save(tmp_path / "arrays" / f"{number}.npy", pixels[number])
+    np.save(tmp_path / "a.npy", pixels)
+    np.savez(tmp_path / "a.npz", pixels=pixels)
+    forms = {"npy": tmp_path / "a.npy", "npz": tmp_path / "a.npz", "folder of npy": tmp_path / "arrays", "array": pixels}
+    found, expected = (calibrate(given, one, reading=reading) for given in (forms[form], tmp_path / "images"))
+    np.testing.assert_array_equal(whole(found)["x"], whole(expected)["x"])
+    assert found.pixels == expected.pixels
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 4), (2, 8), (0, 8, 8, 3), (2, 8, 8)])
+def test_pixels_of_other_channels_are_refused(shape):
+    with pytest.raises(InputError, match=r"does not fit: input 'x' needs float32 .*, found uint8 \("):
+        calibrate(np.zeros(shape, np.uint8), IMAGE, reading=ImageReading())
 
 
 def test_npy_files_hold_one_input_or_several(tmp_path):

@@ -202,7 +202,7 @@ def calibration_inputs(
     specs : the model's inputs
     shapes : shape of every input in one run
     image_range : how pixels become values; by default they are divided by 255
-    reading : how image files are read; None for the usual way
+    reading : how images are read; None for the usual way, and then arrays of pixels must have the model's size
 
     Raises
     ------
@@ -217,7 +217,10 @@ def calibration_inputs(
         sources = file_sources(path, layouts, reading)
     else:
         name = full_name = "arrays in memory"
-        sources = array_sources(given, layouts)
+        sources = array_sources(given, layouts, reading)
+    if reading is not None and not any(source.pixels for source in sources.values()):
+        what = "image files or uint8 arrays, and other values are used as they are: drop `fit` and `color`"
+        raise InputError(f"`calibration` {full_name} holds no images, that is {what}")
     counts = {each: source.count for each, source in sources.items() if source.count is not None}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{count} of {each!r}" for each, count in counts.items())

@@ -236,8 +236,8 @@ def constant_outputs(fidelity: Fidelity) -> list[str]:
     cure = "what its fidelity says of other inputs is little; give `calibration` with inputs that it tells apart"
     same = [f"{what} the same for all inputs it was compared on: {cure}"] if names else []
     if "synthetic" in fidelity.input_description:
-        told = (each for each in fidelity.outputs if not each.is_constant and not each.has_one_decision)
-        alike = ", ".join(f"'{each.name}' by {each.variation:.1%}" for each in told if each.variation < LEAST_VARIATION)
+        others = (each for each in fidelity.outputs if not each.is_constant and not each.has_one_decision)
+        alike = ", ".join(f"'{each.name}' by {each.variation:.1%}" for each in others if each.variation < LEAST_VARIATION)
         little = "so that their fidelity says little of real ones: give `calibration`"
         same += [f"outputs hardly differ between the synthetic inputs ({alike} of its size), {little}"] if alike else []
     decided = [f"'{output.name}'" for output in fidelity.outputs if output.has_one_decision and not output.is_constant]
