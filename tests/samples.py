@@ -28,7 +28,7 @@ from onnxmerge.results import (
 
 LONG = "/backbone/stage_3/block_17/attention/projection/pointwise/expand_1x1/fused_conv_bn/Conv"
 OUTPUT = OutputFidelity("logits", 0.98764, 19.1, 0.1234, 0.4321, 0.9912, 0.8765, 1.2345, 17, 0.953, 0.9999, True, 2560, 0)
-FIDELITY = Fidelity((OUTPUT,), 256, "256 synthetic dead-leaves images (seed 0)", "CPUExecutionProvider")
+FIDELITY = Fidelity((OUTPUT,), 256, "256 synthetic images (seed 0)", "CPUExecutionProvider")
 LATENCY = LatencyComparison(
     LatencySummary(12.345, 15.5, 400, tuple(12.0 + (step / 10) ** 1.5 for step in range(21))),
     LatencySummary(8.23, 9.75, 400, tuple(8.0 + (step / 12) ** 2 for step in range(21))),

@@ -325,10 +325,37 @@ def test_no_synthetic_inputs_are_refused():
         synthesise(IMAGE, count=0)
 
 
+STANDARD = "mean 0 and standard deviation 1 assumed: "
+SAY_OTHERWISE = f"{STANDARD}`mean` and `std`, or `input_range`, tell others"
+KINDS = {
+    "images": (("N", 3, 8, 8), "images (overlapping shapes)", SAY_OTHERWISE),
+    "images, NHWC": (("N", 8, 12, 1), "images (overlapping shapes)", SAY_OTHERWISE),
+    "features": (("N", 64, 8, 8), "maps (overlapping shapes)", SAY_OTHERWISE),
+    "electrodes": ((1, 1, 22, 1000), "signals (steps and noise)", SAY_OTHERWISE),
+    "sound": (("N", 1, 500), "signals (steps and noise)", f"{STANDARD}`calibration` gives others"),
+    "volumes": (("N", 1, 8, 8, 8), "volumes (overlapping shapes)", f"{STANDARD}`calibration` gives others"),
+    "numbers": (("N", 5), "noise", f"{STANDARD}`calibration` gives others"),
+}
+
+
+@pytest.mark.parametrize(("dims", "kind", "values"), KINDS.values(), ids=KINDS)
+def test_reports_say_what_was_made_up_and_which_values_were_assumed(dims, kind, values):
+    inputs = synthesise(spec("x", dims))
+    assert inputs.assumed == {"x": f"synthetic {kind}, {values}"}
+    assert ("inputs: " if kind == "noise" else "") + kind.partition(" (")[0] in inputs.description
+    of_pixels = synthesise(spec("x", dims), image_range=CIFAR).assumed["x"]
+    assert of_pixels.endswith(CIFAR.text if len(dims) == 4 else values)
+
+
+def test_ids_and_pixels_of_whole_numbers_assume_nothing():
+    assert synthesise(spec("i", ("N", 3), "int64")).assumed == {"i": ""}
+    assert synthesise(spec("x", ("N", 3, 8, 8), "uint8")).assumed["x"].endswith("shapes), values 0 to 255")
+
+
 @pytest.mark.parametrize(
     ("inputs", "source"),
     [
-        (synthesise(IMAGE, seed=7), "6 synthetic dead-leaves images (seed 7)"),
+        (synthesise(IMAGE, seed=7), "6 synthetic images (seed 7)"),
         (
             synthesise(spec("i", ("N", 3), "int64"), spec("mask", ("N", 3), "int64")),
             "6 synthetic inputs: ids 0 and 1, ones (seed 0)",

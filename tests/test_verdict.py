@@ -95,7 +95,7 @@ HARDLY = replace(COMPRESSION, after=Size(25_400_000, 4_080_000_000, 102_000_000)
 SIZED = replace(VERIFICATION, before=SIZE, after=COMPRESSION.after)
 VERDICTS = {
     "good": (COMPRESSION, "good", r"^Smaller by 51.7% of the parameters and 69.8% of the MACs, 1.50x as fast .1.45, 1.54., fid"),
-    "its basis": (COMPRESSION, "good", r"; on 256 synthetic dead-leaves .*; batch 4, CPUExecutionProvider, 2 threads\.$"),
+    "its basis": (COMPRESSION, "good", r"; on 256 synthetic images .*; batch 4, CPUExecutionProvider, 2 threads\.$"),
     "slower": (SLOW, "bad", r"^Slower: 0.83x as fast \[0.77, 0.91\], smaller"),
     "why it is slower": (SLOW, "bad", r" 3 of 4 groups keep odd counts: try --round-to measured\.$"),
     "not measurable": (UNCLEAR, "warn", r"MACs, no measurable difference in speed"),

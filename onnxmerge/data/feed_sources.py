@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxmerge.data.synthetic import ImageRange, channels_last
+from onnxmerge.data.synthetic import ImageRange
+from onnxmerge.data.synthetic_kinds import channels_last
 from onnxmerge.errors import InputError
 from onnxmerge.execution.tensor_specs import TensorSpec
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from onnxmerge.data.calibration import array_sources, file_sources
 from onnxmerge.data.feed_sources import Indices, layout_of
 from onnxmerge.data.images import ImageReading
 from onnxmerge.data.synthetic import UNKNOWN_IDS, ImageRange, Sampler, sampler
+from onnxmerge.data.synthetic_kinds import MADE_OF
 from onnxmerge.errors import InputError
 from onnxmerge.execution.tensor_specs import TensorSpec
+from onnxmerge.results import InputShape
 
 DIGESTED = 16
 """Inputs, evenly spaced, that tell one set of calibration inputs from another."""
@@ -38,6 +40,7 @@ class Inputs:
     by_row : whether axis 0 of every feed has one row for each input, which depends on that input alone
     call_size : number of inputs in one call where models are timed, unless something else is asked for
     pixels : how the pixels of the user's images become values, by model input that takes some
+    assumed : what synthetic values are, by model input; see `Sampler.assumed`
     unknown_ids : model inputs of integers of which nothing says how large they are, so that only 0 and 1 were drawn
     """
 
@@ -51,6 +54,7 @@ class Inputs:
     by_row: bool = False
     call_size: int = 1
     pixels: Mapping[str, str] = field(default_factory=dict)
+    assumed: Mapping[str, str] = field(default_factory=dict)
     unknown_ids: tuple[str, ...] = ()
 
     @property
@@ -66,6 +70,10 @@ class Inputs:
                 digest.update(f"{name} {value.dtype} {value.shape}".encode("utf-8", "replace"))
                 digest.update(np.ascontiguousarray(value).tobytes())
         return digest.hexdigest()
+
+    def noted(self, shapes: Iterable[InputShape]) -> tuple[InputShape, ...]:
+        """The sizes of the model's inputs, for a report, with what these synthetic ones are."""
+        return tuple(replace(each, assumed=self.assumed.get(each.name, "")) for each in shapes)
 
     def warnings(self) -> list[str]:
         """What is doubtful about inputs that were made without data."""
@@ -184,7 +192,9 @@ def synthetic_inputs(
     description = f"{rounded} synthetic {_kinds(samplers)} (seed {seed})"
     by_row = model_batching.size is None and len(model_batching.batched) == len(specs)
     unknown = tuple(name for name, each in samplers.items() if each.kind == UNKNOWN_IDS)
-    return Inputs(rounded, description, model_batching.size, np.arange(rounded), take, by_row=by_row, unknown_ids=unknown)
+    assumed = {name: each.assumed for name, each in samplers.items()}
+    made = Inputs(rounded, description, model_batching.size, np.arange(rounded), take, by_row=by_row)
+    return replace(made, assumed=assumed, unknown_ids=unknown)
 
 
 def calibration_inputs(
@@ -247,4 +257,4 @@ def _whole(shape: tuple[int, ...], run: int) -> Indices:
 
 def _kinds(samplers: Mapping[str, Sampler]) -> str:
     kinds = list(dict.fromkeys(each.kind for each in samplers.values()))
-    return kinds[0] if kinds == ["dead-leaves images"] else f"inputs: {', '.join(kinds)}"
+    return kinds[0] if len(kinds) == 1 and kinds[0] in MADE_OF and kinds != ["noise"] else f"inputs: {', '.join(kinds)}"

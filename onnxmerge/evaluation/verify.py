@@ -124,7 +124,7 @@ def _verify_files(
         *constant_outputs(fidelity),
         *inputs.warnings(),
     )
-    return Verification(str(reference), str(candidate), fidelity, failures, *sizes, runs.inputs, warnings)
+    return Verification(str(reference), str(candidate), fidelity, failures, *sizes, inputs.noted(runs.inputs), warnings)
 
 
 def _seen_inputs(candidate: ModelProto, inputs: Inputs) -> list[str]:

@@ -177,7 +177,7 @@ def compress_file(
         seconds=time.perf_counter() - started,
         seed=options.inputs.seed,
         versions=versions(),
-        inputs=analysed.inputs,
+        inputs=measured.checking.noted(analysed.inputs) if options.verify or not asked.uses_weights_only else analysed.inputs,
         simplifications=analysed.simplifications,
         failures=tuple(missed),
     )

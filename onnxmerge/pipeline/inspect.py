@@ -81,4 +81,4 @@ def _inspect_file(model: Path, options: CompressOptions, sensitivity: bool, prog
     measured = measure_sensitivities(made.layer_statistics, made.groups, options.pruning, all_shares=True)
     fidelities = {name: {f"{level.removed:g}": 1.0 - level.loss for level in levels} for name, levels in measured.items()}
     groups = tuple(replace(group, sensitivity=fidelities.get(group.name, {})) for group in groups)
-    return replace(found, groups=groups, input_description=solving.description)
+    return replace(found, groups=groups, input_description=solving.description, inputs=solving.noted(found.inputs))

@@ -152,7 +152,8 @@ def _sweep_file(
         shared.progress("timing", 1.0)
     fidelities = (outcome.result.fidelity for outcome in (outcomes[target] for target in tasks) if outcome.result is not None)
     description = next((fidelity.input_description for fidelity in fidelities if fidelity is not None), "")
-    return Sweep(str(model), analysed.size, tuple(points), description, common.inputs.seed, versions(), analysed.inputs)
+    inputs = next((each.result.inputs for each in outcomes.values() if each.result is not None), analysed.inputs)
+    return Sweep(str(model), analysed.size, tuple(points), description, common.inputs.seed, versions(), inputs)
 
 
 def _common_options(options: CompressOptions) -> CompressOptions:

@@ -3,7 +3,17 @@
 from collections.abc import Mapping, Sequence
 
 from onnxmerge.report.reasons import SharedReason
-from onnxmerge.report.wording import counted, file_size, listed, percent, printable, quantity, shortened, two_digits
+from onnxmerge.report.wording import (
+    as_command_line,
+    counted,
+    file_size,
+    listed,
+    percent,
+    printable,
+    quantity,
+    shortened,
+    two_digits,
+)
 from onnxmerge.results import (
     Accuracy,
     Execution,
@@ -83,10 +93,16 @@ def provenance_line(provenance: Mapping[str, str]) -> str | None:
 
 
 def inputs_lines(inputs: Sequence[InputShape]) -> list[str]:
-    """The sizes of a model's inputs that figures hold for and where they come from, and how images became inputs."""
+    """The sizes of a model's inputs that figures hold for and where they come from, and what their values are."""
     texts = [f"{printable(each.text)}, {_ORIGINS[each.origin]}" for each in inputs]
     sizes = [f"for inputs of the sizes {listed(texts, MAX_NODES, LAYER_WIDTH)}"] if texts else []
-    return sizes + [f"images: {each.pixels}" for each in inputs if each.pixels]
+    made_up: dict[str, list[str]] = {}
+    for each in inputs:
+        made_up.setdefault(as_command_line(each.assumed), []).append(each.name)
+    values = [
+        f"{f'{listed(names, MAX_NODES, NODE_WIDTH)}: ' * (len(inputs) > 1)}{text}" for text, names in made_up.items() if text
+    ]
+    return sizes + [f"images: {each.pixels}" for each in inputs if each.pixels] + values
 
 
 def fidelity_title(fidelity: Fidelity) -> str:
