@@ -173,9 +173,7 @@ def inputs_for(
     """
     inputs = _inputs_for(session, shapes, options, count, properties or InputProperties())
     if fresh and inputs.synthetic:
-        inputs = replace(
-            inputs, indices=inputs.indices + FRESH, description=f"{inputs.description}, none of them of a compression"
-        )
+        inputs = replace(inputs, indices=inputs.indices + FRESH, description=f"{inputs.description}, others than compress draws")
     return replace(inputs, largest_batch=batch_that_fits(shapes, inputs.feeds_with(0), max_memory))
 
 
