@@ -15,6 +15,7 @@ from rich.console import Console
 from samples import BENCHMARK, COMPRESSION, GROUPS, INSPECTION, LATENCY, LONG, OUTPUT, SWEEP, VERIFICATION, verification
 
 from onnxmerge.errors import Reason, refusal
+from onnxmerge.options import EXPECTED
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.reasons import reasons
 from onnxmerge.report.tables import Column, fitted, without_common
@@ -309,6 +310,16 @@ def test_verbose_progress_tells_every_step_on_a_terminal_too():
         for step in range(5):
             show("solving", step / 10)
     assert len(stream.getvalue().splitlines()) == 5
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_how_long_it_takes_stays_in_sight(terminal):
+    stream = io.StringIO()
+    with progress_bar(Console(file=stream, force_terminal=terminal, width=80), delay_seconds=0.0) as show:
+        for stage in (f"{EXPECTED} 9 minutes; `time_limit=2m` ends the search", "inputs"):
+            time.sleep(0.01)
+            show(stage, 0.0)
+    assert f"{EXPECTED} 9 minutes; --time-limit 2m ends the search\n" in stream.getvalue().replace("\r", "")
 
 
 def test_progress_says_nothing_of_short_work():

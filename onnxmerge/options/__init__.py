@@ -33,6 +33,8 @@ WEIGHT_ONLY_METHODS = ("prune", "merge")
 
 Progress = Callable[[str, float], None]
 """Called with the name of a stage and the share of the work that is done, 0 to 1."""
+EXPECTED = "expected to take about"
+"""What the first stage's name begins with where the work takes long."""
 
 
 def silent(stage: str, share: float) -> None:

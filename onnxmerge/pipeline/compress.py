@@ -33,7 +33,7 @@ from onnxmerge.pipeline.model_measurements import ModelMeasurements, SharedWork
 from onnxmerge.pipeline.output_paths import check_nothing_is_lost
 from onnxmerge.pipeline.plan_files import PlanFile, fingerprint, read_plan, write_plan
 from onnxmerge.pipeline.predicted_work import compress_stages
-from onnxmerge.pipeline.progress import overall
+from onnxmerge.pipeline.progress import overall, tell_expected
 from onnxmerge.pipeline.provenance import provenance_of
 from onnxmerge.pipeline.search import search
 from onnxmerge.pipeline.time_limit import TimeLimit
@@ -143,7 +143,11 @@ def compress_file(
     asked = options.pruning
     options = replace(options, pruning=_with_plan_read(options.pruning, model_sha256, analysed))
     kept_counts(prunable_groups(analysed.channels, options.pruning)[0], options.pruning)  # refuses a plan before any work
-    tell = overall(progress, compress_stages(analysed, options)) if shared is None else shared.progress
+    stages = compress_stages(analysed, options)
+    if shared is None:
+        can_end_early = options.pruning.time_limit is None and (options.pruning.is_searched or options.pruning.target is not None)
+        tell_expected(progress, stages, can_end_early=can_end_early)
+    tell = overall(progress, stages) if shared is None else shared.progress
     with fixed_threads(1):  # the same bytes whatever the number of threads
         measured = (shared or SharedWork(analysed, tell)).measurements(options, partial(_measured, model, options, executor))
         found = search(CandidateBuilder(measured, options, limit))

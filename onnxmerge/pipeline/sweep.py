@@ -27,7 +27,7 @@ from onnxmerge.parallel.tasks import LostTask, run_tasks
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.model_measurements import SharedWork
 from onnxmerge.pipeline.predicted_work import ELSEWHERE, sweep_stages
-from onnxmerge.pipeline.progress import overall
+from onnxmerge.pipeline.progress import overall, tell_expected
 from onnxmerge.pipeline.sweep_point import PointOutcome, PointTask, compress_point
 from onnxmerge.pipeline.sweep_targets import Target, options_by_target
 from onnxmerge.pipeline.time_limit import TimeLimit
@@ -141,7 +141,9 @@ def _sweep_file(
             count = f"{len(outcomes)} of {len(tasks)} points"
             progress(stage if len(outcomes) == len(tasks) else count if stage == ELSEWHERE else f"{count}: {stage}", share)
 
-        shared = SharedWork(analysed, overall(counted, sweep_stages(analysed, order, made, common.bench)))
+        stages = sweep_stages(analysed, order, made, common.bench)
+        tell_expected(progress, stages, can_end_early=limit.seconds is None)
+        shared = SharedWork(analysed, overall(counted, stages))
         _make_points(tasks, outcomes, shared, executor, jobs)
         points = []
         for target in tasks:
