@@ -1,5 +1,6 @@
 """Changed decisions: the measure against its formula and against what a user counts, and the searches that hold it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from onnxmerge.errors import OptionError
 from onnxmerge.evaluation.decisions import SYNTHETIC_SHARE, ChangedDecisions
 from onnxmerge.evaluation.fidelity import compare_outputs
 from onnxmerge.options import DECIDED_FIDELITY, DEFAULT_CHANGED_DECISIONS, DEFAULT_FIDELITY, PruningOptions
+from onnxmerge.pipeline.compress_options import CompressOptions
+from onnxmerge.pipeline.compression_warnings import _no_decisions
 from onnxmerge.pipeline.fidelity_search import asked_of, loss_of
 from onnxmerge.results import Fidelity, OutputFidelity
 from onnxmerge.results.fidelity import constant_outputs
@@ -66,6 +69,10 @@ NO_DECISIONS = {
     "always one class": np.array([[0.9, 0.1]]).repeat(8, axis=0),
     "two numbers": RNG.standard_normal((64, 2)),
     "boxes": RNG.standard_normal((64, 20, 4)),
+    "a box, in pixels": RNG.uniform(0, 640, (64, 4)),
+    "key points, as shares of the image": 9 * RNG.random((64, 136)),
+    "classes of anchors": softmax(9 * RNG.standard_normal((4, 1917, 3))),
+    "classes of pixels, channels last": softmax(9 * RNG.standard_normal((4, 24, 24, 3))),
     "map": RNG.random((8, 1, 4, 4)),
     "map of classes": softmax(RNG.standard_normal((8, 4, 4, 3))).transpose(0, 3, 1, 2),
     "class numbers": RNG.integers(0, 9, (64, 10)),
@@ -135,6 +142,19 @@ def test_what_was_asked_for_in_words() -> None:
     assert asked_of(default, [classes]) == "a fidelity of 0.94 and all but 2% of the decisions"
     assert asked_of(default, [features]) == "a fidelity of 0.97"
     assert asked_of(PruningOptions(fidelity=0.9), [classes]) == "a fidelity of 0.9"
+
+
+def test_a_share_of_decisions_that_are_not_there_is_told() -> None:
+    def told(changed_decisions: float | None, **asked: Any) -> list[str]:
+        options = CompressOptions.from_keywords(asked)
+        sized = replace(options, pruning=options.pruning.sized())
+        return _no_decisions(Fidelity((output(0.98, changed_decisions),), 64, "inputs", "CPU"), sized)
+
+    (warning,) = told(None, max_changed_decisions=0.05)
+    assert warning.endswith("so that a fidelity of 0.97 was kept in place of `max_changed_decisions`")
+    assert not told(0.01, max_changed_decisions=0.05)
+    assert not told(None)
+    assert not told(None, fidelity=0.9)
 
 
 BOTH = {"max_changed_decisions": 0.1, "fidelity": 0.8}
