@@ -143,11 +143,7 @@ def compress_file(
     asked = options.pruning
     options = replace(options, pruning=_with_plan_read(options.pruning, model_sha256, analysed))
     kept_counts(prunable_groups(analysed.channels, options.pruning)[0], options.pruning)  # refuses a plan before any work
-    stages = compress_stages(analysed, options)
-    if shared is None:
-        can_end_early = options.pruning.time_limit is None and (options.pruning.is_searched or options.pruning.target is not None)
-        tell_expected(progress, stages, can_end_early=can_end_early)
-    tell = overall(progress, stages) if shared is None else shared.progress
+    tell = _progress(progress, analysed, options) if shared is None else shared.progress
     with fixed_threads(1):  # the same bytes whatever the number of threads
         measured = (shared or SharedWork(analysed, tell)).measurements(options, partial(_measured, model, options, executor))
         found = search(CandidateBuilder(measured, options, limit))
@@ -161,18 +157,16 @@ def compress_file(
     if fingerprint(model, weight_files) != model_sha256:  # weights of large files are read from them up to the end
         raise ModelError(f"{model} was changed while it was read, so nothing was written: run again")
     warnings = warnings_of(found, analysed.size, fidelity, latency, measured.checking, options)
-    after = found.candidate.size
     if not missed:
         save(replace(found.candidate.model, metadata=metadata), output)
-        after = replace(after, file_bytes=stored_bytes(output))
-    if saved_plan is not None and not missed:
+    if not missed and saved_plan is not None:
         groups = prunable_groups(analysed.channels, options.pruning)[0]
         write_plan(saved_plan, model, model_sha256, groups, _plan_of(found.candidate, options.pruning))
     result = Compression(
         model=str(model),
         output=str(output),
         before=analysed.size,
-        after=after,
+        after=found.candidate.size if missed else replace(found.candidate.size, file_bytes=stored_bytes(output)),
         groups=with_savings(analysed, found.candidate.groups, found.candidate.kept),
         refusals=found.candidate.refusals,
         fidelity=fidelity,
@@ -188,6 +182,14 @@ def compress_file(
     if missed:
         raise VerificationError(f"{'; '.join(missed)} (nothing was written; {cure})", result)
     return result
+
+
+def _progress(progress: Progress | None, analysed: AnalysedModel, options: CompressOptions) -> Progress:
+    """Takes the share of a stage and tells that of the whole; before that it tells how long long work takes."""
+    stages, pruning = compress_stages(analysed, options), options.pruning
+    can_end_early = pruning.time_limit is None and (pruning.is_searched or pruning.target is not None)
+    tell_expected(progress, stages, can_end_early=can_end_early)
+    return overall(progress, stages)
 
 
 def _measured(
