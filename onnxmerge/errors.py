@@ -114,7 +114,7 @@ class Reason(Enum):
     SCOPE = "`scope=chains` leaves out groups with {count} producers"
     NOT_INCLUDED = "not named by `include`"
     EXCLUDED = "named by `exclude`"
-    ALL_KEPT = "all of its channels are kept"
+    ALL_KEPT = "could shrink, and what was asked for leaves it whole"
     RATIO_TOO_SMALL = "a ratio of {ratio} removes none of its channels (counts are rounded, see `round_to`)"
     DOES_NOT_RUN = "the model would not run without its channels: {error}"
 

@@ -1,5 +1,6 @@
 """Synthetic inputs and calibration data: what the model is fed with, and what is refused."""
 
+import os
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -687,6 +688,19 @@ def test_arrays_of_pixels_are_read_as_image_files_are(tmp_path, shape, form):
     found, expected = (calibrate(given, one, reading=reading) for given in (forms[form], tmp_path / "images"))
     np.testing.assert_array_equal(whole(found)["x"], whole(expected)["x"])
     assert found.pixels == expected.pixels
+
+
+def test_images_of_another_size_are_refused_with_the_cure():
+    with pytest.raises(InputError, match=r"found uint8 \(2, 9, 12, 3\); `fit` brings images to that size"):
+        calibrate(np.zeros((2, 9, 12, 3), np.uint8), IMAGE)
+
+
+def test_folders_that_vanish_meanwhile_are_passed_over(tmp_path, monkeypatch):
+    save_image(tmp_path / "a", 8, 8)
+    (tmp_path / "gone").mkdir()
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: scandir(f"{path}-gone" if "gone" in str(path) else path))
+    assert calibrate(tmp_path, IMAGE).count == 1
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 4), (2, 8), (0, 8, 8, 3), (2, 8, 8)])

@@ -119,7 +119,7 @@ VERDICTS = {
     "groups": (
         INSPECTION,
         "",
-        r"^Up to 33% of the parameters, 48% of the MACs and 40% of the predicted time can go, with 1,",
+        r"^Up to 33% of the parameters, 48% of the MACs and 40% of the predicted time can go, with 1,.* How many of",
     ),
     "no groups": (replace(INSPECTION, groups=()), "warn", r"^No channel group can be compressed\. The reasons"),
     "recommended": (SWEEP, "good", r"^3 of 4 targets gave a model; take macs=0.75: smaller by 24.9%"),

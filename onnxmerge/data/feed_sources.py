@@ -107,7 +107,9 @@ def array_source(array: np.ndarray, layout: InputLayout, name: str) -> FeedSourc
     """
     conversion = layout_conversion(array.shape, array.dtype, layout)
     if conversion is None:
-        raise InputError(f"{name} does not fit: {layout.requirement}, found {array.dtype} {array.shape}")
+        are_images = array.dtype == np.uint8 and array.ndim in (3, 4) and len(layout.dims) == 3
+        cure = "; `fit` brings images to that size" if are_images else ""
+        raise InputError(f"{name} does not fit: {layout.requirement}, found {array.dtype} {array.shape}{cure}")
     if not layout.batched and _matches(array.shape, layout.dims):
         value = to_dtype(array, layout, name)
         return FeedSource(None, lambda indices: value)

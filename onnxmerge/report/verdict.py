@@ -119,7 +119,7 @@ def _advice(result: Compression, is_smaller: bool) -> str:
     if is_smaller and fidelity is not None and _is_doubtful(fidelity):
         return _sentences(["most of what makes the outputs differ from input to input is lost: let more stay"])
     if not is_smaller and fidelity is not None and "synthetic" in fidelity.input_description:
-        believed = "and its figures can be believed: `calibration=DIR`"
+        believed = "and the figures can be believed: `calibration=DIR`"
         return _sentences([f"with {USEFUL_INPUTS} inputs of yours more can go, {believed}"])
     if not is_smaller:
         return "" if result.groups else _sentences(["the reasons are listed by layer"])
@@ -187,7 +187,8 @@ def _inspection(result: Inspection) -> Verdict:
         return Verdict("No channel group can be compressed", advice=_sentences(["the reasons are listed by layer"]), tone="warn")
     removable = sum(group.removable for group in result.groups)
     channels = f"{removable:,} channels in {counted(len(result.groups), 'group')}"
-    return Verdict(f"Up to {total_line(result.groups)} can go, with {channels}")
+    advice = _sentences(["how many of them the outputs can do without, onnxmerge compress measures"])
+    return Verdict(f"Up to {total_line(result.groups)} can go, with {channels}", advice=advice)
 
 
 def _basis(fidelity: Fidelity | None, latency: LatencyComparison | None) -> str:
