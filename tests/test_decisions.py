@@ -16,7 +16,7 @@ from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.compression_warnings import _no_decisions
 from onnxmerge.pipeline.fidelity_search import asked_of, loss_of
 from onnxmerge.results import Fidelity, OutputFidelity
-from onnxmerge.results.fidelity import constant_outputs
+from onnxmerge.results.fidelity_warnings import constant_outputs, lost_parts
 
 DIGITS = np.load(Path(__file__).parents[1] / "models" / "digits.npz")
 INPUTS = ((DIGITS["images"][:128] / 255.0 - 0.3054) / 0.3758).astype(np.float32)
@@ -155,6 +155,32 @@ def test_a_share_of_decisions_that_are_not_there_is_told() -> None:
     assert not told(0.01, max_changed_decisions=0.05)
     assert not told(None)
     assert not told(None, fidelity=0.9)
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 40), (64, 40, 3), (64, 3, 5, 8)])
+def test_rows_that_vary_little_beside_others_are_judged_by_themselves(shape: tuple[int, ...]) -> None:
+    """Boxes in pixels, scores, and a row that is the same for all inputs; the candidate loses the scores."""
+    axis = shape.index(3)
+    boxes, scores, constant = (scale * RNG.standard_normal((64, 40)) for scale in (100.0, 0.01, 0.0))
+    reference, candidate = (
+        np.moveaxis(np.stack(rows, axis=1).reshape(64, 3, *np.delete(shape[1:], axis - 1)), 1, axis)
+        for rows in ([boxes, scores, constant + 7.0], [boxes + 1.0, 0.3 * scores, constant + 7.0])
+    )
+    halves = zip(np.split(reference, 2), np.split(candidate, 2), strict=True)
+    (found,), count = compare_outputs([(32, {"y": one}, {"y": other}) for one, other in halves], ["y"])
+    assert (found.rows, found.lost_rows) == (2, int(found.worst_row_fidelity < 0.5))
+    assert found.worst_row_fidelity == pytest.approx(1 - 0.49 * np.sum(scores**2) / np.sum((scores - scores.mean(0)) ** 2))
+    assert found.fidelity > 0.999
+    told = lost_parts(Fidelity((replace(found, lost_rows=1),), count, "inputs", "CPU"))
+    assert told[0].startswith("more than half of what 1 of the 2 rows of 'y' tell is lost, ")
+    assert not lost_parts(Fidelity((replace(found, lost_rows=0),), count, "inputs", "CPU"))
+
+
+def test_the_default_loses_no_row_for_others() -> None:
+    default, lost = PruningOptions().sized(), replace(output(0.99, None), rows=9, lost_rows=1, worst_row_fidelity=0.4)
+    assert loss_of([lost], default) == pytest.approx(1.2)
+    assert asked_of(default, [lost]) == "a fidelity of 0.97 (0.5 in every row)"
+    assert loss_of([lost], PruningOptions(fidelity=0.9)) == pytest.approx(0.1)
 
 
 BOTH = {"max_changed_decisions": 0.1, "fidelity": 0.8}

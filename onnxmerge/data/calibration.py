@@ -107,8 +107,8 @@ def _member(headers: Mapping[str, Header], layout: InputLayout, only_input: bool
 
 
 def _folder(path: Path, layouts: Sequence[InputLayout], reading: ImageReading | None) -> dict[str, FeedSource]:
-    found = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)  # folders that vanish are passed over
-    files = sorted(file for file in found if file.is_file() and not file.name.startswith("."))
+    every = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)  # folders that vanish are passed over
+    files = sorted(file for file in every if file.is_file() and not file.name.startswith("."))
     images = [file for file in files if file.suffix.lower() in SUFFIXES]
     arrays, archives = ([file for file in files if file.suffix.lower() == suffix] for suffix in (".npy", ".npz"))
     if sum(map(bool, (images, arrays, archives))) != 1:

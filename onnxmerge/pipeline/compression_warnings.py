@@ -12,7 +12,7 @@ from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
 from onnxmerge.pruning.kept_counts import fast_multiple
 from onnxmerge.results import Fidelity, LatencyComparison, Size
-from onnxmerge.results.fidelity import constant_outputs, few_inputs
+from onnxmerge.results.fidelity_warnings import constant_outputs, few_inputs, lost_parts
 
 LITTLE = 0.02
 """Share of a model that is next to nothing: no runtime is measurably faster without it."""
@@ -46,7 +46,7 @@ def warnings_of(
         *_next_to_nothing(found, original),
         *_missed_latency(found, latency, options),
         *_few_inputs(checking, options),
-        *(() if fidelity is None else (*_no_decisions(fidelity, options), *constant_outputs(fidelity))),
+        *(() if fidelity is None else (*lost_parts(fidelity), *_no_decisions(fidelity, options), *constant_outputs(fidelity))),
         *checking.warnings(),
         *_limited_weights(found.candidate.model),
     )
