@@ -139,7 +139,7 @@ def _sweep_file(
 
         def counted(stage: str, share: float) -> None:
             count = f"{len(outcomes)} of {len(tasks)} points"
-            progress(stage if len(outcomes) == len(tasks) else count if stage == ELSEWHERE else f"{count}: {stage}", share)
+            progress(count if stage == ELSEWHERE else stage if len(outcomes) == len(tasks) else f"{count}: {stage}", share)
 
         stages = sweep_stages(analysed, order, made, common.bench)
         tell_expected(progress, stages, can_end_early=limit.seconds is None)
