@@ -181,6 +181,8 @@ def test_the_default_loses_no_row_for_others() -> None:
     assert loss_of([lost], default) == pytest.approx(1.2)
     assert asked_of(default, [lost]) == "a fidelity of 0.97 (0.5 in every row)"
     assert loss_of([lost], PruningOptions(fidelity=0.9)) == pytest.approx(0.1)
+    assert loss_of([replace(lost, changed_decisions=0.01)], default) < 1.0
+    assert not lost_parts(Fidelity((replace(lost, has_one_decision=True),), 64, "inputs", "CPU"))
 
 
 BOTH = {"max_changed_decisions": 0.1, "fidelity": 0.8}

@@ -66,8 +66,7 @@ def _next_to_nothing(found: SearchResult, original: Size) -> list[str]:
 def _no_decisions(fidelity: Fidelity, options: CompressOptions) -> list[str]:
     """Where a share of the decisions was asked for and no output has any."""
     asked = options.pruning.max_changed_decisions
-    are_some = any(output.changed_decisions is not None or output.has_one_decision for output in fidelity.outputs)
-    if asked in (None, DEFAULT_CHANGED_DECISIONS) or are_some:
+    if asked in (None, DEFAULT_CHANGED_DECISIONS) or any(output.has_decisions for output in fidelity.outputs):
         return []
     kept = f"a fidelity of {options.pruning.fidelity or DEFAULT_FIDELITY:g} was kept in place of `max_changed_decisions`"
     return [f"no output holds best classes for certain (class scores, the result of a Softmax), so that {kept}"]

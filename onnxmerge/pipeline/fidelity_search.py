@@ -31,15 +31,17 @@ def loss_of(outputs: Sequence[OutputFidelity], pruning: PruningOptions) -> float
     """What the worst output loses, as a multiple of what is allowed: 1 just passes.
 
     Unexplained variance grows with the square of the outputs' error and changed decisions with the error itself, so that their
-    square is taken: both then follow the predicted loss. Where no fidelity is asked for, rows that vary little beside others, as
-    scores do beside boxes, must not be lost for them.
+    square is taken: both then follow the predicted loss. Where no fidelity is asked for, and an output holds no decisions,
+    rows that vary little beside others, as scores do beside boxes, must not be lost for them.
     """
 
     def lost(output: OutputFidelity) -> float:
         most, changed = pruning.max_changed_decisions, output.changed_decisions
         decided = 0.0 if most is None or changed is None else (changed / most) ** 2
         least = DEFAULT_FIDELITY if most is None or changed is None else DECIDED_FIDELITY
-        rows = 0.0 if pruning.fidelity else (1.0 - output.worst_row_fidelity) / (1.0 - ROW_FIDELITY)
+        rows = 0.0
+        if pruning.fidelity is None and not output.has_decisions:
+            rows = (1.0 - output.worst_row_fidelity) / (1.0 - ROW_FIDELITY)
         return max((1.0 - output.fidelity) / (1.0 - (pruning.fidelity or least)), decided, rows)
 
     return max(map(lost, outputs))
@@ -163,7 +165,8 @@ def asked_of(pruning: PruningOptions, outputs: Sequence[OutputFidelity]) -> str:
     most, decided = pruning.max_changed_decisions, [output.changed_decisions is not None for output in outputs]
     least = pruning.fidelity or (DECIDED_FIDELITY if all(decided) else DEFAULT_FIDELITY)
     kept = "" if most is None or (decided and not any(decided)) else f" and all but {100.0 * most:g}% of the decisions"
-    rows = f" ({ROW_FIDELITY:g} in every row)" if pruning.fidelity is None and any(output.rows for output in outputs) else ""
+    are_judged = any(output.rows and not output.has_decisions for output in outputs)
+    rows = f" ({ROW_FIDELITY:g} in every row)" if pruning.fidelity is None and are_judged else ""
     return f"a fidelity of {least:g}{rows}{kept}"
 
 

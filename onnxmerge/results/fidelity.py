@@ -91,6 +91,11 @@ class OutputFidelity:
     worst_row_fidelity: float = 1.0
 
     @property
+    def has_decisions(self) -> bool:
+        """Whether the output holds best classes, be they the same for all inputs."""
+        return self.changed_decisions is not None or self.has_one_decision
+
+    @property
     def defect(self) -> str:
         """Why the output fails whatever the thresholds are, as a sentence; empty where it was compared as a whole."""
         if self.left_out:
