@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 
 class OnnxMergeError(Exception):
@@ -33,9 +34,19 @@ class ProviderError(OnnxMergeError):
 
 
 class VerificationError(OnnxMergeError):
-    """The candidate differs more from the reference than was allowed; nothing is written."""
+    """The candidate differs more from the reference than was allowed; nothing is written.
+
+    Attributes
+    ----------
+    result : Compression or None
+        What was measured, a `Compression` with its `failures`; None where the outputs could not be compared.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class Reason(Enum):
@@ -104,7 +115,7 @@ class Reason(Enum):
     SCOPE = "`scope=chains` leaves out groups with {count} producers"
     NOT_INCLUDED = "not named by `include`"
     EXCLUDED = "named by `exclude`"
-    ALL_KEPT = "all of its channels are kept"
+    ALL_KEPT = "could shrink, and what was asked for leaves it whole"
     RATIO_TOO_SMALL = "a ratio of {ratio} removes none of its channels (counts are rounded, see `round_to`)"
     DOES_NOT_RUN = "the model would not run without its channels: {error}"
 

@@ -32,7 +32,7 @@ OUTPUT = OutputFidelity("logits", 0.98764, 19.1, 0.1234, 0.4321, 0.9912, 0.8765,
 OUTPUT = replace(OUTPUT, relative_l2_quantiles=tuple((step / 20) ** 3 * 0.4321 for step in range(21)), median_input=200)
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 EXAMPLES = (ExampleInput("worst", "no. 17", 0.4321, PIXEL), ExampleInput("median", "cat.png", 0.054))
-FIDELITY = Fidelity((OUTPUT,), 256, "256 synthetic dead-leaves images (seed 0)", "CPUExecutionProvider", examples=EXAMPLES)
+FIDELITY = Fidelity((OUTPUT,), 256, "256 synthetic images (seed 0)", "CPUExecutionProvider", examples=EXAMPLES)
 LATENCY = LatencyComparison(
     LatencySummary(12.345, 15.5, 400, tuple(12.0 + (step / 10) ** 1.5 for step in range(21))),
     LatencySummary(8.23, 9.75, 400, tuple(8.0 + (step / 12) ** 2 for step in range(21))),

@@ -192,6 +192,30 @@ def test_a_speed_that_is_too_low_fails(run, models, tmp_path):
     assert (code, "is below 100x (nothing was written; " in err, (tmp_path / "o.onnx").exists()) == (1, True, False)
 
 
+FAILING = {
+    "compress": (MLP, "o.onnx", "--ratio", "0.5", "--method", "prune", "--save-plan", "p.json", "--max-macs", "0.1"),
+    "verify": (MLP, MLP, "--min-fidelity", "1", "--max-params", "0.5"),
+    "bench": (MLP, MLP, "--min-speedup", "100"),
+}
+
+
+@pytest.mark.parametrize("command", FAILING)
+def test_what_fails_is_reported_and_what_is_refused_is_not(run, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    reports = [f"r{suffix}" for suffix in (".html", ".md", ".json")]
+    given = (command, *FAILING[command], "--samples", "8", *(part for name in reports for part in ("--report", name)))
+    assert run(*given, "--seed", "-1")[:2] == (2, "")
+    assert not list(tmp_path.iterdir())
+    code, out, _ = run(*given, "--json")
+    assert (code, json.loads(out)["verdict"][:8]) == (1, "Failed: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(reports)
+    assert (tmp_path / "r.md").read_text().partition("**")[2].startswith("Failed: ")
+    assert '<h1 class="bad">Failed: ' in (tmp_path / "r.html").read_text()
+    assert not any("o.onnx" in path for path in json.loads((tmp_path / "r.json").read_text())["sha256"])
+    code, out, _ = run(*given)
+    assert (code, "\nFailed: " in out, "wrote o.onnx" in out) == (1, True, False)
+
+
 def test_a_size_that_is_too_large_fails(run, tmp_path):
     target = tmp_path / "o.onnx"
     quick = (MLP, target, "--ratio", "0.5", "--method", "prune", "--no-verify")

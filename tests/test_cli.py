@@ -187,7 +187,7 @@ def test_json_and_python_give_the_same(run):
 
 def test_failed_verification_writes_nothing(run, tmp_path):
     code, out, err = run("compress", MLP, tmp_path / "o.onnx", "--method", "prune", "--ratio", "0.9", "--min-cosine", "0.999")
-    assert (code, out) == (1, "")
+    assert (code, "\nFailed: output 'y': mean cosine " in out, "wrote" in out) == (1, True, False)
     check_one_line(err)
     assert "mean cosine" in err
     assert "--no-verify" in err

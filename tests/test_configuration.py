@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 MODEL = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
@@ -68,10 +69,37 @@ def test_what_is_typed_replaces_another_way_to_say_the_same(project: Callable[[s
 
 
 def test_what_is_refused_names_the_options_of_the_file(project: Callable[[str], Path], run: Run) -> None:
-    folder = project("[tool.onnxmerge]\nmin-fidelity = 0.1")
-    code, _, err = run("compress", MODEL, "small.onnx", "--no-verify")
+    folder = project("[tool.onnxmerge]\nmin-fidelity = 0.1\nverify = false")
+    code, _, err = run("compress", MODEL, "small.onnx")
     assert (code, err.count("\n")) == (2, 1)
-    assert f"min_fidelity=0.1 from {folder / 'pyproject.toml'}" in err
+    assert all(each in err for each in ("min_fidelity=0.1", "verify=False", f" from {folder / 'pyproject.toml'};")), err
+
+
+CONTRADICTIONS = {  # file, typed, what of the file holds
+    "size": ("target = 'macs=0.5'", ("--ratio", "0.25"), ""),
+    "size and what it is for": ("fidelity = 0.9\nminimize = 'macs'", ("--ratio", "0.25"), ""),
+    "threshold": ("min-fidelity = 0.1\nmin-cosine = 0.1\nscope = 'all'", ("--no-verify",), "scope=all"),
+    "speed": ("min-speedup = 9", ("--no-bench",), ""),
+    "no check": ("no-verify = true", ("--min-cosine", "-1"), ""),
+    "settings of CUDA": ("cuda-graph = true\ntf32 = true", ("--provider", "cpu"), ""),
+    "reading of images": ("fit = 'letterbox'\ncolor = 'bgr'\nseed = 3", ("--calibration", "x.npy"), "seed=3"),
+}
+
+
+@pytest.mark.parametrize(("text", "typed", "holds"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_what_is_typed_puts_aside_what_speaks_against_it(
+    project: Callable[[str], Path], run: Run, text: str, typed: tuple[str, ...], holds: str
+) -> None:
+    folder = project(f"[tool.onnxmerge]\n{text}")
+    np.save("x.npy", np.zeros((8, 1, 8, 8), np.float32))
+    size = () if "--ratio" in typed else ("--ratio", "0.25")
+    given = ("compress", MODEL, "small.onnx", *size, "--method", "prune", "--no-bench", "--samples", "8", *typed)
+    code, out, err = run(*given, "--json")
+    assert code == 0, err
+    assert json.loads(out)["defaults"] == (f"{holds} from {folder / 'pyproject.toml'}" if holds else "")
+    assert "put aside" not in err
+    _, _, err = run(*given, "-v")
+    assert "put aside for what was typed: " in err
 
 
 BAD = {

@@ -1,5 +1,6 @@
 """Changed decisions: the measure against its formula and against what a user counts, and the searches that hold it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from onnxmerge.errors import OptionError
 from onnxmerge.evaluation.decisions import SYNTHETIC_SHARE, ChangedDecisions
 from onnxmerge.evaluation.fidelity import compare_outputs
 from onnxmerge.options import DECIDED_FIDELITY, DEFAULT_CHANGED_DECISIONS, DEFAULT_FIDELITY, PruningOptions
+from onnxmerge.pipeline.compress_options import CompressOptions
+from onnxmerge.pipeline.compression_warnings import _no_decisions
 from onnxmerge.pipeline.fidelity_search import asked_of, loss_of
 from onnxmerge.results import Fidelity, OutputFidelity
-from onnxmerge.results.fidelity import constant_outputs
+from onnxmerge.results.fidelity_warnings import constant_outputs, lost_parts
 
 DIGITS = np.load(Path(__file__).parents[1] / "models" / "digits.npz")
 INPUTS = ((DIGITS["images"][:128] / 255.0 - 0.3054) / 0.3758).astype(np.float32)
@@ -66,6 +69,10 @@ NO_DECISIONS = {
     "always one class": np.array([[0.9, 0.1]]).repeat(8, axis=0),
     "two numbers": RNG.standard_normal((64, 2)),
     "boxes": RNG.standard_normal((64, 20, 4)),
+    "a box, in pixels": RNG.uniform(0, 640, (64, 4)),
+    "key points, as shares of the image": 9 * RNG.random((64, 136)),
+    "classes of anchors": softmax(9 * RNG.standard_normal((4, 1917, 3))),
+    "classes of pixels, channels last": softmax(9 * RNG.standard_normal((4, 24, 24, 3))),
     "map": RNG.random((8, 1, 4, 4)),
     "map of classes": softmax(RNG.standard_normal((8, 4, 4, 3))).transpose(0, 3, 1, 2),
     "class numbers": RNG.integers(0, 9, (64, 10)),
@@ -87,6 +94,17 @@ def test_one_decision_for_all_inputs_is_warned_of(bias: float) -> None:
     assert (outputs[0].changed_decisions is None) == (bias > 0.0)
     (warning,) = constant_outputs(Fidelity(outputs, count, "inputs", "CPU")) or [""]
     assert ("decided the same for all inputs" in warning) == (bias > 0.0)
+
+
+@pytest.mark.parametrize(
+    ("offset", "inputs", "warned"), [(99.0, "synthetic", True), (9.0, "synthetic", False), (99.0, "mine", False)]
+)
+def test_outputs_that_hardly_differ_between_synthetic_inputs_are_warned_of(offset: float, inputs: str, warned: bool) -> None:
+    values = offset + 0.5 * RNG.standard_normal((64, 2))
+    outputs, count = compare_outputs([(32, {"y": part}, {"y": part}) for part in np.split(values, 2)], ["y"])
+    assert outputs[0].variation == pytest.approx(np.sqrt(np.var(values, axis=0).sum() / np.mean(values**2, axis=0).sum()))
+    found = constant_outputs(Fidelity(outputs, count, f"64 {inputs} inputs", "CPU"))
+    assert [text.partition(" (")[0] for text in found] == ["outputs hardly differ between the synthetic inputs"] * warned
 
 
 def test_sequences_over_many_classes_are_decisions() -> None:
@@ -124,6 +142,47 @@ def test_what_was_asked_for_in_words() -> None:
     assert asked_of(default, [classes]) == "a fidelity of 0.94 and all but 2% of the decisions"
     assert asked_of(default, [features]) == "a fidelity of 0.97"
     assert asked_of(PruningOptions(fidelity=0.9), [classes]) == "a fidelity of 0.9"
+
+
+def test_a_share_of_decisions_that_are_not_there_is_told() -> None:
+    def told(changed_decisions: float | None, **asked: Any) -> list[str]:
+        options = CompressOptions.from_keywords(asked)
+        sized = replace(options, pruning=options.pruning.sized())
+        return _no_decisions(Fidelity((output(0.98, changed_decisions),), 64, "inputs", "CPU"), sized)
+
+    (warning,) = told(None, max_changed_decisions=0.05)
+    assert warning.endswith("so that a fidelity of 0.97 was kept in place of `max_changed_decisions`")
+    assert not told(0.01, max_changed_decisions=0.05)
+    assert not told(None)
+    assert not told(None, fidelity=0.9)
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 40), (64, 40, 3), (64, 3, 5, 8)])
+def test_rows_that_vary_little_beside_others_are_judged_by_themselves(shape: tuple[int, ...]) -> None:
+    """Boxes in pixels, scores, and a row that is the same for all inputs; the candidate loses the scores."""
+    axis = shape.index(3)
+    boxes, scores, constant = (scale * RNG.standard_normal((64, 40)) for scale in (100.0, 0.01, 0.0))
+    reference, candidate = (
+        np.moveaxis(np.stack(rows, axis=1).reshape(64, 3, *np.delete(shape[1:], axis - 1)), 1, axis)
+        for rows in ([boxes, scores, constant + 7.0], [boxes + 1.0, 0.3 * scores, constant + 7.0])
+    )
+    halves = zip(np.split(reference, 2), np.split(candidate, 2), strict=True)
+    (found,), count = compare_outputs([(32, {"y": one}, {"y": other}) for one, other in halves], ["y"])
+    assert (found.rows, found.lost_rows) == (2, int(found.worst_row_fidelity < 0.5))
+    assert found.worst_row_fidelity == pytest.approx(1 - 0.49 * np.sum(scores**2) / np.sum((scores - scores.mean(0)) ** 2))
+    assert found.fidelity > 0.999
+    told = lost_parts(Fidelity((replace(found, lost_rows=1),), count, "inputs", "CPU"))
+    assert told[0].startswith("more than half of what 1 of the 2 rows of 'y' tell is lost, ")
+    assert not lost_parts(Fidelity((replace(found, lost_rows=0),), count, "inputs", "CPU"))
+
+
+def test_the_default_loses_no_row_for_others() -> None:
+    default, lost = PruningOptions().sized(), replace(output(0.99, None), rows=9, lost_rows=1, worst_row_fidelity=0.4)
+    assert loss_of([lost], default) == pytest.approx(1.2)
+    assert asked_of(default, [lost]) == "a fidelity of 0.97 (0.5 in every row)"
+    assert loss_of([lost], PruningOptions(fidelity=0.9)) == pytest.approx(0.1)
+    assert loss_of([replace(lost, changed_decisions=0.01)], default) < 1.0
+    assert not lost_parts(Fidelity((replace(lost, has_one_decision=True),), 64, "inputs", "CPU"))
 
 
 BOTH = {"max_changed_decisions": 0.1, "fidelity": 0.8}

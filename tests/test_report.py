@@ -8,11 +8,14 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 from samples import BENCHMARK, COMPRESSION, GROUPS, INSPECTION, LATENCY, LONG, OUTPUT, SWEEP, VERIFICATION, verification
 
 from onnxmerge.errors import Reason, refusal
+from onnxmerge.options import EXPECTED
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.reasons import reasons
 from onnxmerge.report.tables import Column, fitted, without_common
@@ -35,6 +38,7 @@ from onnxmerge.report.wording import (
     printable,
     quantity,
     shortened,
+    told_apart,
     two_digits,
 )
 
@@ -81,7 +85,7 @@ def test_sweep_shows_every_figure_whole(width):
     text = text_of(show_sweep, replace(SWEEP, points=tuple(points)), width)
     assert "1.02x" in text
     assert "not measurable" in text
-    assert ("[0.83, 2.00]" in text) is (width >= 80)
+    assert "[0.83, 2.00]" in text
     table = text.partition("how close")[2].partition("inputs:")[0]
     assert "…" not in table
 
@@ -248,6 +252,17 @@ def test_listed_counts_the_rest():
     assert listed(["a", "b"], 2, 10) == "a, b"
 
 
+@given(st.lists(st.text("ab/", min_size=1, max_size=60), unique=True, max_size=12), st.integers(8, 20))
+@example(["/head/" + "long/" * 5 + part + "/layers.0/" + "deep/" * 5 + "Conv" for part in ("detection", "segmentation")], 20)
+@example(["a\x00", "a\x01"], 8)
+@example(["x" * 9 + "1" + "x" * 20 + second + "x" * 9 for second in "123"] + ["x" * 9 + "2" + "x" * 20 + "1" + "x" * 9], 10)
+def test_no_two_names_are_shortened_to_the_same(names, width):
+    shown = told_apart(names, width)
+    assert len(set(shown)) == len(names)
+    assert all(len(text) <= width for text in shown)
+    assert all("#" in text or fnmatchcase(printable(name), text) for name, text in zip(names, shown, strict=True))
+
+
 def test_what_is_the_same_in_all_rows_is_said_once():
     columns = [Column("name", ["a", "a"], name=True), Column("of", ["8", "8"]), Column("kept", ["1", "2"]), Column("", ["", ""])]
     shown, common = without_common(columns)
@@ -295,6 +310,16 @@ def test_verbose_progress_tells_every_step_on_a_terminal_too():
         for step in range(5):
             show("solving", step / 10)
     assert len(stream.getvalue().splitlines()) == 5
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_how_long_it_takes_stays_in_sight(terminal):
+    stream = io.StringIO()
+    with progress_bar(Console(file=stream, force_terminal=terminal, width=80), delay_seconds=0.0) as show:
+        for stage in (f"{EXPECTED} 9 minutes; `time_limit=2m` ends the search", "inputs"):
+            time.sleep(0.01)
+            show(stage, 0.0)
+    assert f"{EXPECTED} 9 minutes; --time-limit 2m ends the search\n" in stream.getvalue().replace("\r", "")
 
 
 def test_progress_says_nothing_of_short_work():

@@ -286,11 +286,14 @@ def test_reports_are_refused_before_any_work(run, tmp_path, monkeypatch, command
     assert Path("model.html").read_bytes() == Path("c.json").read_bytes() == MLP.read_bytes()
 
 
-def test_failed_compression_writes_no_report(run, tmp_path):
-    options = ("--method", "prune", "--ratio", "0.9", "--min-cosine", "0.999")
-    code, _, _ = run("compress", MLP, tmp_path / "o.onnx", *options, "--report", tmp_path / "a.html")
-    assert code == 1
-    assert os.listdir(tmp_path) == []
+def test_every_report_says_which_values_were_assumed(run, tmp_path):
+    places = [tmp_path / f"r{suffix}" for suffix in (".html", ".md", ".json")]
+    _, out, err = run("verify", MLP, MLP, "--samples", "8", *(part for place in places for part in ("--report", place)))
+    for text in (out, *(place.read_text() for place in places[:2])):
+        assert "synthetic images (overlapping shapes), mean 0 and" in text.replace("\\", ""), err
+        assert "or --input-range, tell others" in " ".join(text.split())
+    (found,) = json.loads(places[2].read_text())["inputs"]
+    assert found["assumed"].startswith("synthetic images (overlapping shapes), mean 0 and standard deviation 1 assumed")
 
 
 # quantiles, and the templates in an installed package

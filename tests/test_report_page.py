@@ -112,7 +112,17 @@ SAID = {
     ),
     "outputs": (
         "verification",
-        ["Passed: fidelity 0.9876", "19.1 dB", "0.8765", "1.2345", "no. 17", "95.3%", "99.99%", "dead-leaves", "in.onnx"],
+        [
+            "Passed: fidelity 0.9876",
+            "19.1 dB",
+            "0.8765",
+            "1.2345",
+            "no. 17",
+            "95.3%",
+            "99.99%",
+            "synthetic images (seed 0)",
+            "in.onnx",
+        ],
     ),
     "accuracy and layers": (
         "examined",

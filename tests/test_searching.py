@@ -20,11 +20,12 @@ from onnxmerge.execution.shapes import observe
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.graph.cost import total_macs
 from onnxmerge.onnxio.model import from_proto
-from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions
-from onnxmerge.pipeline import fidelity_search
+from onnxmerge.options import EXPECTED, InputOptions, PruningOptions, RuntimeOptions
+from onnxmerge.pipeline import fidelity_search, predicted_work
 from onnxmerge.pipeline.compress import compress
+from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
-from onnxmerge.pipeline.progress import Stage, overall
+from onnxmerge.pipeline.progress import Stage, overall, tell_expected
 from onnxmerge.pipeline.sweep import sweep
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.kept_counts import fast_multiple
@@ -357,6 +358,25 @@ def test_progress_is_the_share_of_the_predicted_work() -> None:
     assert seen[:9] == pytest.approx([0, 1 / 52, 2 / 52, 3 / 52, 1 / 13, 1 / 13, 1.5 / 13, 2 / 13, 2.5 / 13])
     assert seen[14] == pytest.approx(6 / 13)  # the second run is still expected
     assert seen[15:] == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0])  # it was not needed
+
+
+@pytest.mark.parametrize(("seconds", "ends"), [(59, ""), (61, " 2 minutes on one core"), (1800, " 30 minutes on one core")])
+@pytest.mark.parametrize("can_end_early", [True, False])
+def test_long_work_is_told_of_before_it_begins(seconds: float, ends: str, can_end_early: bool) -> None:
+    told: list[str] = []
+    stages = [Stage("inputs", seconds / 3), Stage("reconstruction", seconds / 3, 2.0)]
+    tell_expected(lambda stage, share: told.append(stage), stages, can_end_early=can_end_early)
+    cure = "; `time_limit=2m` ends the search then, with the best model so far" * can_end_early
+    assert told == [f"{EXPECTED}{ends}{cure}"] * bool(ends)
+
+
+@pytest.mark.parametrize("affordable", [40, 10_000])
+def test_as_many_inputs_are_predicted_as_are_used(affordable: int, models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "INPUT_ELEMENTS", 64 * affordable)
+    source, options = models_folder / "digits-mobile.onnx", CompressOptions.from_keywords({"target": "macs=0.5"})
+    analysed = analyse_model(source)
+    used, _ = calibration_and_check_inputs(source, analysed, options.inputs, options.runtime, options.pruning)
+    assert predicted_work._work(analysed, options)[3] == used.count
 
 
 def test_a_sweep_moves_within_a_point(models_folder: Path) -> None:

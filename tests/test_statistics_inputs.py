@@ -1,5 +1,6 @@
 """Synthetic inputs and calibration data: what the model is fed with, and what is refused."""
 
+import os
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -325,10 +326,37 @@ def test_no_synthetic_inputs_are_refused():
         synthesise(IMAGE, count=0)
 
 
+STANDARD = "mean 0 and standard deviation 1 assumed: "
+SAY_OTHERWISE = f"{STANDARD}`mean` and `std`, or `input_range`, tell others"
+KINDS = {
+    "images": (("N", 3, 8, 8), "images (overlapping shapes)", SAY_OTHERWISE),
+    "images, NHWC": (("N", 8, 12, 1), "images (overlapping shapes)", SAY_OTHERWISE),
+    "features": (("N", 64, 8, 8), "maps (overlapping shapes)", SAY_OTHERWISE),
+    "electrodes": ((1, 1, 22, 1000), "signals (steps and noise)", SAY_OTHERWISE),
+    "sound": (("N", 1, 500), "signals (steps and noise)", f"{STANDARD}`calibration` gives others"),
+    "volumes": (("N", 1, 8, 8, 8), "volumes (overlapping shapes)", f"{STANDARD}`calibration` gives others"),
+    "numbers": (("N", 5), "noise", f"{STANDARD}`calibration` gives others"),
+}
+
+
+@pytest.mark.parametrize(("dims", "kind", "values"), KINDS.values(), ids=KINDS)
+def test_reports_say_what_was_made_up_and_which_values_were_assumed(dims, kind, values):
+    inputs = synthesise(spec("x", dims))
+    assert inputs.assumed == {"x": f"synthetic {kind}, {values}"}
+    assert ("inputs: " if kind == "noise" else "") + kind.partition(" (")[0] in inputs.description
+    of_pixels = synthesise(spec("x", dims), image_range=CIFAR).assumed["x"]
+    assert of_pixels.endswith(CIFAR.text if len(dims) == 4 else values)
+
+
+def test_ids_and_pixels_of_whole_numbers_assume_nothing():
+    assert synthesise(spec("i", ("N", 3), "int64")).assumed == {"i": ""}
+    assert synthesise(spec("x", ("N", 3, 8, 8), "uint8")).assumed["x"].endswith("shapes), values 0 to 255")
+
+
 @pytest.mark.parametrize(
     ("inputs", "source"),
     [
-        (synthesise(IMAGE, seed=7), "6 synthetic dead-leaves images (seed 7)"),
+        (synthesise(IMAGE, seed=7), "6 synthetic images (seed 7)"),
         (
             synthesise(spec("i", ("N", 3), "int64"), spec("mask", ("N", 3), "int64")),
             "6 synthetic inputs: ids 0 and 1, ones (seed 0)",
@@ -639,8 +667,46 @@ def test_images_of_any_mode_are_read_without_a_word(tmp_path, recwarn):
 @pytest.mark.parametrize("place", ["a.npy", ""], ids=["file", "folder"])
 def test_options_of_images_are_refused_for_arrays(tmp_path, place):
     np.save(tmp_path / "a.npy", FLOATS)
-    with pytest.raises(InputError, match="holds arrays, which are used as they are: `fit` and `color`"):
-        calibrate(tmp_path / place, IMAGE, reading=ImageReading(color="bgr"))
+    for given in (tmp_path / place, FLOATS):
+        with pytest.raises(InputError, match=r"holds no images, that is image files or uint8 arrays, .*: drop `fit` and `color`"):
+            calibrate(given, IMAGE, reading=ImageReading(color="bgr"))
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "folder of npy", "array"])
+@pytest.mark.parametrize("shape", [(6, 12, 3), (3, 6, 12), (6, 12)], ids=["HWC", "CHW", "HW"])
+def test_arrays_of_pixels_are_read_as_image_files_are(tmp_path, shape, form):
+    pixels = np.random.default_rng(3).integers(0, 256, (3, *shape), np.uint8)
+    one, reading = spec("x", ("N", 3 if 3 in shape else 1, 8, 8)), ImageReading("letterbox", "bgr")
+    for place in ("images", "arrays"):
+        (tmp_path / place).mkdir()
+    for number, image in enumerate(np.moveaxis(pixels, 1, -1) if shape[0] == 3 else pixels):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+        np.save(tmp_path / "arrays" / f"{number}.npy", pixels[number])
+    np.save(tmp_path / "a.npy", pixels)
+    np.savez(tmp_path / "a.npz", pixels=pixels)
+    forms = {"npy": tmp_path / "a.npy", "npz": tmp_path / "a.npz", "folder of npy": tmp_path / "arrays", "array": pixels}
+    found, expected = (calibrate(given, one, reading=reading) for given in (forms[form], tmp_path / "images"))
+    np.testing.assert_array_equal(whole(found)["x"], whole(expected)["x"])
+    assert found.pixels == expected.pixels
+
+
+def test_images_of_another_size_are_refused_with_the_cure():
+    with pytest.raises(InputError, match=r"found uint8 \(2, 9, 12, 3\); `fit` brings images to that size"):
+        calibrate(np.zeros((2, 9, 12, 3), np.uint8), IMAGE)
+
+
+def test_folders_that_vanish_meanwhile_are_passed_over(tmp_path, monkeypatch):
+    save_image(tmp_path / "a", 8, 8)
+    (tmp_path / "gone").mkdir()
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: scandir(f"{path}-gone" if "gone" in str(path) else path))
+    assert calibrate(tmp_path, IMAGE).count == 1
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 4), (2, 8), (0, 8, 8, 3), (2, 8, 8)])
+def test_pixels_of_other_channels_are_refused(shape):
+    with pytest.raises(InputError, match=r"does not fit: input 'x' needs float32 .*, found uint8 \("):
+        calibrate(np.zeros(shape, np.uint8), IMAGE, reading=ImageReading())
 
 
 def test_npy_files_hold_one_input_or_several(tmp_path):

@@ -338,6 +338,7 @@ def test_no_model_at_all_is_exit_code_1(run, monkeypatch):
     code, out, err = run("sweep", MLP, "--targets", "ratio=0.5", "--no-bench")
     assert code == 1
     assert "no model: too small: use --ratio" in out
+    assert out.endswith("\nFailed: no target gave a model.\n")
     assert err == "onnxmerge: verification failed: no target gave a model; ratio=0.5: too small: use --ratio\n"
 
 

@@ -95,7 +95,7 @@ HARDLY = replace(COMPRESSION, after=Size(25_400_000, 4_080_000_000, 102_000_000)
 SIZED = replace(VERIFICATION, before=SIZE, after=COMPRESSION.after)
 VERDICTS = {
     "good": (COMPRESSION, "good", r"^Smaller by 51.7% of the parameters and 69.8% of the MACs, 1.50x as fast .1.45, 1.54., fid"),
-    "its basis": (COMPRESSION, "good", r"; on 256 synthetic dead-leaves .*; batch 4, CPUExecutionProvider, 2 threads\.$"),
+    "its basis": (COMPRESSION, "good", r"; on 256 synthetic images .*; batch 4, CPUExecutionProvider, 2 threads\.$"),
     "slower": (SLOW, "bad", r"^Slower: 0.83x as fast \[0.77, 0.91\], smaller"),
     "why it is slower": (SLOW, "bad", r" 3 of 4 groups keep odd counts: try --round-to measured\.$"),
     "not measurable": (UNCLEAR, "warn", r"MACs, no measurable difference in speed"),
@@ -109,12 +109,17 @@ VERDICTS = {
     "not compared": (replace(COMPRESSION, fidelity=None, latency=None), "", r"MACs, neither compared nor timed\.$"),
     "not timed": (replace(COMPRESSION, latency=None), "", r"fidelity 0.9876, not timed; on"),
     "verified": (SIZED, "good", r"^Passed: fidelity 0.9876, smaller by 51.7%"),
+    "passed far off": (
+        replace(VERIFICATION, fidelity=FAR_OFF.fidelity),
+        "warn",
+        r"^No threshold was missed, but outputs further off than a constant: fidelity -0.4000; .*--min-fidelity",
+    ),
     "failed": (replace(VERIFICATION, failures=("output 'y' is bad",)), "bad", r"^Failed: output 'y' is bad; fidelity"),
     "batches": (replace(BENCHMARK, batches=(LATENCY, MANY)), "bad", r"^Batch 4: faster .1.50x., batch 1: slower .0.83x. with 50"),
     "groups": (
         INSPECTION,
         "",
-        r"^Up to 33% of the parameters, 48% of the MACs and 40% of the predicted time can go, with 1,",
+        r"^Up to 33% of the parameters, 48% of the MACs and 40% of the predicted time can go, with 1,.* How many of",
     ),
     "no groups": (replace(INSPECTION, groups=()), "warn", r"^No channel group can be compressed\. The reasons"),
     "recommended": (SWEEP, "good", r"^3 of 4 targets gave a model; take macs=0.75: smaller by 24.9%"),

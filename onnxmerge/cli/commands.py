@@ -57,8 +57,13 @@ def compress_command(model: Path, output: Path, **options: Any) -> None:
     from onnxmerge.cli.output import Output
 
     shown = Output.taken_from(options, [model], model=model, output=output)
-    with shown.progress() as progress:
-        result = onnxmerge.compress(model, output, progress=progress, **_given(options))
+    try:
+        with shown.progress() as progress:
+            result = onnxmerge.compress(model, output, progress=progress, **_given(options))
+    except VerificationError as error:
+        if error.result is not None:
+            shown.show(error.result)
+        raise
     shown.show(result)
 
 

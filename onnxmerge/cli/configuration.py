@@ -10,7 +10,8 @@
 A key is the name of an option without its dashes; a path is relative to the folder of the file.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,9 @@ import click
 from click.core import ParameterSource
 from click.types import FuncParamType
 
-from onnxmerge.options import SIZES
 from onnxmerge.options.checks import as_text
 
 FILE_NAME, TABLE = "pyproject.toml", "tool.onnxmerge"
-REPLACED = {
-    **dict.fromkeys(SIZES, (*SIZES, "minimize")),
-    "plan": (*SIZES, "minimize", "round_to"),
-    "jobs": ("dask",),
-    "dask": ("jobs",),
-}
-"""Option on the command line -> options of the file that it puts aside, as the two could not be given together."""
 
 
 def defaults(commands: Mapping[str, click.Command]) -> tuple[dict[str, dict[str, Any]], Path | None]:
@@ -62,18 +55,33 @@ def defaults(commands: Mapping[str, click.Command]) -> tuple[dict[str, dict[str,
     return found, file
 
 
-def put_aside(context: click.Context) -> None:
-    """Take out of a command's values those of the file that an option on the command line replaces."""
-    typed = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    for name in {other for each in typed for other in REPLACED.get(each, ())}:
-        if context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP:
-            context.params[name] = None
-            context.set_parameter_source(name, ParameterSource.DEFAULT)
+def contradicting(context: click.Context, refused: str) -> list[str]:
+    """Options of the file that speak against what was typed.
+
+    Parameters
+    ----------
+    context : click.Context
+        Of a command that refuses its options.
+    refused : str
+        The message, which has those that cannot be given together in backticks.
+
+    Returns
+    -------
+    list of str
+        Names; empty where the message names no option that was typed.
+    """
+    named = [name for name in re.findall(r"`([a-z0-9_]+)(?:=\w+)?`", refused) if name in context.params]
+    typed = any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in named)
+    return list(dict.fromkeys(name for name in named if typed and _is_of_file(context, name)))
 
 
-def taken(context: click.Context) -> str:
-    """The options that a command took from the file, `fit=letterbox from /home/a/pyproject.toml`; empty where it took none."""
-    names = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP]
+def _is_of_file(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP
+
+
+def taken(context: click.Context, names: Iterable[str] | None = None) -> str:
+    """The options, or some of them, that a command took from the file, `fit=crop from /a/pyproject.toml`; empty for none."""
+    names = names if names is not None else [name for name in context.params if _is_of_file(context, name)]
     told = [f"{name}={_as_typed(context.params[name])}" for name in names]
     return f"{', '.join(told)} from {context.meta[__name__]}" if told else ""
 

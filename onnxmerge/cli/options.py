@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from onnxmerge.cli.configuration import put_aside, taken
+from onnxmerge.cli.configuration import contradicting, taken
 from onnxmerge.errors import InputError, OptionError
 from onnxmerge.options import DEFAULT_CHANGED_DECISIONS, DEFAULT_TARGETS
 from onnxmerge.options.checks import COLORS, CRITERION_NAMES, CUDNN_SEARCHES, FITS, METHOD_NAMES, PROVIDERS, SCOPES, TARGETS
@@ -82,16 +82,21 @@ class Command(click.Command):
         self.examples = examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """What is typed replaces what a file says, also where the two are other options for the same."""
-        left = super().parse_args(ctx, args)
-        put_aside(ctx)
-        return left
+        """Keep what was typed, to be read again without some options of a file."""
+        ctx.meta[__name__] = list(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """What the command refuses, with the options that a file gave: they may be the reason."""
+        """What is typed puts aside what a file says against it; other refusals name the options of the file, a likely reason."""
         try:
             return super().invoke(ctx)
         except (InputError, OptionError) as error:
+            if aside := contradicting(ctx, str(error)):
+                if ctx.params["verbose"]:
+                    click.echo(f"onnxmerge: put aside for what was typed: {taken(ctx, aside)}", err=True)
+                kept = {name: value for name, value in (ctx.default_map or {}).items() if name not in aside}
+                with self.make_context(ctx.info_name, ctx.meta[__name__], ctx.parent, default_map=kept) as again:
+                    return self.invoke(again)
             if told := taken(ctx):
                 raise type(error)(f"{error} ({told}; `onnxmerge --no-config` ignores that file)") from error
             raise

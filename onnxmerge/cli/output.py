@@ -60,8 +60,8 @@ class Output:
 
     Attributes
     ----------
-    models : sequence of Path
-        Models that the command reads or writes.
+    models, written : sequence of Path
+        Models that the command reads, and those that it writes unless the result has failures.
     reports : sequence of Path
         Files to be written.
     as_json : bool
@@ -73,6 +73,7 @@ class Output:
     """
 
     models: Sequence[Path]
+    written: Sequence[Path]
     reports: Sequence[Path]
     as_json: bool
     quiet: bool
@@ -94,7 +95,7 @@ class Output:
         as_json = options.pop("as_json")
         changed = [model for model in models for path in written if model.is_file() and would_overwrite(path, model)]
         replaced = {f"{path}, replaced": _digest(path) for path in changed if as_json or reports}
-        return cls([*models, *written], reports, as_json, options.pop("quiet"), options.pop("verbose"), replaced)
+        return cls(models, written, reports, as_json, options.pop("quiet"), options.pop("verbose"), replaced)
 
     def progress(self) -> AbstractContextManager[Progress]:
         """Shows how far the work is."""
@@ -107,7 +108,9 @@ class Output:
         made_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         digests = {}
         if self.as_json or self.reports:
-            digests = {**self.replaced, **{str(path): _digest(path) for path in self.models}}
+            is_written = not (isinstance(result, Compression) and result.failures)
+            models = [*self.models, *(self.written if is_written else [])]
+            digests = {**(self.replaced if is_written else {}), **{str(path): _digest(path) for path in models}}
         provenance = Provenance(command, made_at, versions(), digests, taken(context))
         if self.as_json:
             click.echo(json_text(result, provenance))

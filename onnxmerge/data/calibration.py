@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxmerge.data.feed_sources import FeedSource, InputLayout, array_source, layout_conversion
-from onnxmerge.data.images import SUFFIXES, ImageReading, image_files
+from onnxmerge.data.images import SUFFIXES, ImageReading, image_files, image_rows
 from onnxmerge.data.npy_files import Header, npz_headers, open_npy, open_npz
 from onnxmerge.data.token_files import jsonl_records, takes_tokens, token_sources
 from onnxmerge.errors import InputError
@@ -31,7 +31,7 @@ def file_sources(path: Path, layouts: Sequence[InputLayout], reading: ImageReadi
     path : .npz file, folder of them, .jsonl file of token ids, or for a model with one input a .npy file or a folder of images or
         .npy files
     layouts : what the model's inputs must look like
-    reading : how image files are read; None for the usual way, and then arrays are accepted too
+    reading : how images are read; None for the usual way, and then arrays of pixels must have the model's size
 
     Returns
     -------
@@ -50,19 +50,23 @@ def file_sources(path: Path, layouts: Sequence[InputLayout], reading: ImageReadi
         return _folder(path, layouts, reading)
     if suffix not in (".npz", ".npy", ".jsonl"):
         raise InputError(f"{path} is of no known kind: {NEEDED} is needed")
-    if reading is not None:
-        raise InputError(_arrays_are_read_as_they_are(path))
     if suffix == ".npz":
         headers = npz_headers(path)
         members = [_member(headers, layout, len(layouts) == 1, path) for layout in layouts]
         found = zip(layouts, members, open_npz(path, members), strict=True)
-        return {each.spec.name: array_source(array, each, f"{name!r} of {path}") for each, name, array in found}
+        return {each.spec.name: _source(array, each, f"{name!r} of {path}", reading) for each, name, array in found}
     if suffix == ".jsonl":
         if not takes_tokens(layouts):
             raise InputError(f"{path} holds token ids, but {layouts[0].requirement}: a model of token ids (N, T) takes them")
         return token_sources(jsonl_records(path, layouts), layouts, path)
     layout = _only(layouts, path)
-    return {layout.spec.name: array_source(open_npy(path), layout, str(path))}
+    return {layout.spec.name: _source(open_npy(path), layout, str(path), reading)}
+
+
+def _source(array: np.ndarray, layout: InputLayout, name: str, reading: ImageReading | None) -> FeedSource:
+    """Pixels are read as the user said, where he did; other values, and pixels elsewhere, as `array_source` takes them."""
+    is_read = reading is not None and array.dtype == np.uint8
+    return image_rows(array, layout, reading, name) if is_read and reading else array_source(array, layout, name)
 
 
 def _only(layouts: Sequence[InputLayout], path: Path) -> InputLayout:
@@ -73,7 +77,9 @@ def _only(layouts: Sequence[InputLayout], path: Path) -> InputLayout:
     return layouts[0]
 
 
-def array_sources(given: np.ndarray | Mapping[str, np.ndarray], layouts: Sequence[InputLayout]) -> dict[str, FeedSource]:
+def array_sources(
+    given: np.ndarray | Mapping[str, np.ndarray], layouts: Sequence[InputLayout], reading: ImageReading | None = None
+) -> dict[str, FeedSource]:
     """Feed a model from arrays: one for the only input, or a mapping from the inputs' names; otherwise as `file_sources`."""
     names = [layout.spec.name for layout in layouts]
     if not isinstance(given, Mapping):
@@ -84,7 +90,7 @@ def array_sources(given: np.ndarray | Mapping[str, np.ndarray], layouts: Sequenc
         found, needed = ", ".join(given) or "none", ", ".join(names)
         raise InputError(f"the calibration arrays are named {found}: needed is one for each input of the model, {needed}")
     pairs = zip(names, layouts, strict=True)
-    return {name: array_source(np.asarray(given[name]), each, f"the calibration array {name!r}") for name, each in pairs}
+    return {name: _source(np.asarray(given[name]), each, f"the calibration array {name!r}", reading) for name, each in pairs}
 
 
 def _member(headers: Mapping[str, Header], layout: InputLayout, only_input: bool, path: Path) -> str:
@@ -101,19 +107,14 @@ def _member(headers: Mapping[str, Header], layout: InputLayout, only_input: bool
     raise InputError(f"{layout.requirement}, but {path} has {what}; found {found}")
 
 
-def _arrays_are_read_as_they_are(path: Path) -> str:
-    return f"{path} holds arrays, which are used as they are: `fit` and `color` are for folders of images, drop them"
-
-
 def _folder(path: Path, layouts: Sequence[InputLayout], reading: ImageReading | None) -> dict[str, FeedSource]:
-    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    every = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)  # folders that vanish are passed over
+    files = sorted(file for file in every if file.is_file() and not file.name.startswith("."))
     images = [file for file in files if file.suffix.lower() in SUFFIXES]
     arrays, archives = ([file for file in files if file.suffix.lower() == suffix] for suffix in (".npy", ".npz"))
     if sum(map(bool, (images, arrays, archives))) != 1:
         found = f"{len(images)} images, {len(arrays)} .npy and {len(archives)} .npz files among {len(files)} files"
         raise InputError(f"{path} holds {found}: files of one of these kinds are needed")
-    if reading is not None and not images:
-        raise InputError(_arrays_are_read_as_they_are(path))
     if archives and takes_tokens(layouts):
         return token_sources([record for file in archives for record in _records(file, layouts)], layouts, path)
     for layout in layouts if archives else [_only(layouts, path)]:
@@ -123,7 +124,7 @@ def _folder(path: Path, layouts: Sequence[InputLayout], reading: ImageReading | 
     if images:
         sources = {layouts[0].spec.name: image_files(images, layouts[0], reading or ImageReading())}
     else:
-        sources = {layout.spec.name: _array_files(archives or arrays, layout, layouts) for layout in layouts}
+        sources = {layout.spec.name: _array_files(archives or arrays, layout, layouts, reading) for layout in layouts}
     names = [str(file.relative_to(path)) for file in images or archives or arrays]
     return {name: replace(source, names=names if source.count == len(names) else ()) for name, source in sources.items()}
 
@@ -140,12 +141,14 @@ def _records(file: Path, layouts: Sequence[InputLayout]) -> list[dict[str, np.nd
     return [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
 
 
-def _array_files(files: Sequence[Path], layout: InputLayout, layouts: Sequence[InputLayout]) -> FeedSource:
+def _array_files(
+    files: Sequence[Path], layout: InputLayout, layouts: Sequence[InputLayout], reading: ImageReading | None
+) -> FeedSource:
     """.npy or .npz files of one input each, without the batch axis, or of several, with it; all of one shape and dtype."""
     counts = []
-    first = _rows(files[0], layout, layouts)
+    first = _rows(files[0], layout, layouts, reading)
     for file in files:
-        rows = _rows(file, layout, layouts)
+        rows = _rows(file, layout, layouts, reading)
         if (rows.shape[1:], rows.dtype) != (first.shape[1:], first.dtype):
             expected = f"{first.dtype} {first.shape[1:]} as in {files[0].name}"
             raise InputError(f"{file} holds inputs of {rows.dtype} {rows.shape[1:]}: {expected} is needed")
@@ -154,19 +157,21 @@ def _array_files(files: Sequence[Path], layout: InputLayout, layouts: Sequence[I
 
     def row(index: int) -> np.ndarray:
         number = bisect_right(starts, index) - 1
-        source = array_source(_rows(files[number], layout, layouts), layout, str(files[number]))
+        source = _source(_rows(files[number], layout, layouts, reading), layout, str(files[number]), reading)
         return source.take(np.array([index - starts[number]]))
 
-    pixels = array_source(first, layout, str(files[0])).pixels
+    pixels = _source(first, layout, str(files[0]), reading).pixels
     return FeedSource(starts[-1], lambda indices: np.concatenate([row(int(index)) for index in indices]), pixels)
 
 
-def _rows(file: Path, layout: InputLayout, layouts: Sequence[InputLayout]) -> np.ndarray:
+def _rows(file: Path, layout: InputLayout, layouts: Sequence[InputLayout], reading: ImageReading | None) -> np.ndarray:
     """(n, *row) of a file; one input without a batch axis gets it. Raises InputError where neither matches."""
     if file.suffix.lower() == ".npz":
         (array,) = open_npz(file, [_member(npz_headers(file), layout, len(layouts) == 1, file)])
     else:
         array = open_npy(file)
+    if reading is not None and array.dtype == np.uint8:  # of any size
+        return array if array.ndim > len(layout.dims) else array[np.newaxis]
     if layout_conversion((1, *array.shape), array.dtype, layout):
         return array[np.newaxis]
     array_source(array, layout, str(file))

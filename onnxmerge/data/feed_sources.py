@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxmerge.data.synthetic import ImageRange, channels_last
+from onnxmerge.data.synthetic import ImageRange
+from onnxmerge.data.synthetic_kinds import channels_last
 from onnxmerge.errors import InputError
 from onnxmerge.execution.tensor_specs import TensorSpec
 
@@ -108,7 +109,9 @@ def array_source(array: np.ndarray, layout: InputLayout, name: str) -> FeedSourc
     """
     conversion = layout_conversion(array.shape, array.dtype, layout)
     if conversion is None:
-        raise InputError(f"{name} does not fit: {layout.requirement}, found {array.dtype} {array.shape}")
+        are_images = array.dtype == np.uint8 and array.ndim in (3, 4) and len(layout.dims) == 3
+        cure = "; `fit` brings images to that size" if are_images else ""
+        raise InputError(f"{name} does not fit: {layout.requirement}, found {array.dtype} {array.shape}{cure}")
     if not layout.batched and _matches(array.shape, layout.dims):
         value = to_dtype(array, layout, name)
         return FeedSource(None, lambda indices: value)

@@ -97,7 +97,13 @@ def scaled_for_batchnorm(inputs: Inputs, properties: InputProperties) -> Inputs:
             feeds[name] = (value * std.reshape(shape) + mean.reshape(shape)).astype(value.dtype)
         return feeds
 
-    return replace(inputs, take=take, description=f"{inputs.description}, scaled as the first BatchNormalization expects")
+    scaled = "mean and standard deviation as the first BatchNormalization expects"
+    assumed = {
+        name: f"{text.partition(', mean 0')[0]}, {scaled}" if name in properties.mean_and_std else text
+        for name, text in inputs.assumed.items()
+    }
+    description = f"{inputs.description}, scaled as the first BatchNormalization expects"
+    return replace(inputs, take=take, description=description, assumed=assumed)
 
 
 def dense_first_layer(channels: Channels) -> tuple[str, np.ndarray] | None:

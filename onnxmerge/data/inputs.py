@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from onnxmerge.data.calibration import array_sources, file_sources
 from onnxmerge.data.feed_sources import Indices, layout_of
 from onnxmerge.data.images import ImageReading
 from onnxmerge.data.synthetic import UNKNOWN_IDS, ImageRange, Sampler, sampler
+from onnxmerge.data.synthetic_kinds import MADE_OF
 from onnxmerge.errors import InputError
 from onnxmerge.execution.tensor_specs import TensorSpec
+from onnxmerge.results import InputShape
 
 DIGESTED = 16
 """Inputs, evenly spaced, that tell one set of calibration inputs from another."""
@@ -39,6 +41,7 @@ class Inputs:
     call_size : number of inputs in one call where models are timed, unless something else is asked for
     pixels : how the pixels of the user's images become values, by model input that takes some
     names : names of the files of all inputs that `take` gives, where each has one
+    assumed : what synthetic values are, by model input; see `Sampler.assumed`
     unknown_ids : model inputs of integers of which nothing says how large they are, so that only 0 and 1 were drawn
     """
 
@@ -52,6 +55,7 @@ class Inputs:
     by_row: bool = False
     call_size: int = 1
     pixels: Mapping[str, str] = field(default_factory=dict)
+    assumed: Mapping[str, str] = field(default_factory=dict)
     unknown_ids: tuple[str, ...] = ()
     names: Sequence[str] = field(default=(), repr=False, compare=False)
 
@@ -68,6 +72,10 @@ class Inputs:
                 digest.update(f"{name} {value.dtype} {value.shape}".encode("utf-8", "replace"))
                 digest.update(np.ascontiguousarray(value).tobytes())
         return digest.hexdigest()
+
+    def noted(self, shapes: Iterable[InputShape]) -> tuple[InputShape, ...]:
+        """The sizes of the model's inputs, for a report, with what these synthetic ones are."""
+        return tuple(replace(each, assumed=self.assumed.get(each.name, "")) for each in shapes)
 
     def warnings(self) -> list[str]:
         """What is doubtful about inputs that were made without data."""
@@ -195,7 +203,9 @@ def synthetic_inputs(
     description = f"{rounded} synthetic {_kinds(samplers)} (seed {seed})"
     by_row = model_batching.size is None and len(model_batching.batched) == len(specs)
     unknown = tuple(name for name, each in samplers.items() if each.kind == UNKNOWN_IDS)
-    return Inputs(rounded, description, model_batching.size, np.arange(rounded), take, by_row=by_row, unknown_ids=unknown)
+    assumed = {name: each.assumed for name, each in samplers.items()}
+    made = Inputs(rounded, description, model_batching.size, np.arange(rounded), take, by_row=by_row)
+    return replace(made, assumed=assumed, unknown_ids=unknown)
 
 
 def calibration_inputs(
@@ -213,7 +223,7 @@ def calibration_inputs(
     specs : the model's inputs
     shapes : shape of every input in one run
     image_range : how pixels become values; by default they are divided by 255
-    reading : how image files are read; None for the usual way
+    reading : how images are read; None for the usual way, and then arrays of pixels must have the model's size
 
     Raises
     ------
@@ -228,7 +238,10 @@ def calibration_inputs(
         sources = file_sources(path, layouts, reading)
     else:
         name = full_name = "arrays in memory"
-        sources = array_sources(given, layouts)
+        sources = array_sources(given, layouts, reading)
+    if reading is not None and not any(source.pixels for source in sources.values()):
+        what = "image files or uint8 arrays, and other values are used as they are: drop `fit` and `color`"
+        raise InputError(f"`calibration` {full_name} holds no images, that is {what}")
     counts = {each: source.count for each, source in sources.items() if source.count is not None}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{count} of {each!r}" for each, count in counts.items())
@@ -256,4 +269,4 @@ def _whole(shape: tuple[int, ...], run: int) -> Indices:
 
 def _kinds(samplers: Mapping[str, Sampler]) -> str:
     kinds = list(dict.fromkeys(each.kind for each in samplers.values()))
-    return kinds[0] if kinds == ["dead-leaves images"] else f"inputs: {', '.join(kinds)}"
+    return kinds[0] if len(kinds) == 1 and kinds[0] in MADE_OF and kinds != ["noise"] else f"inputs: {', '.join(kinds)}"

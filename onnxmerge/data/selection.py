@@ -1,7 +1,7 @@
 """Which inputs a model is pruned on, and which a candidate is checked, verified or timed on."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -190,15 +190,13 @@ def inputs_for(
     """
     inputs = _inputs_for(session, shapes, options, count, properties or InputProperties())
     if fresh and inputs.synthetic:
-        inputs = replace(
-            inputs, indices=inputs.indices + FRESH, description=f"{inputs.description}, none of them of a compression"
-        )
+        inputs = replace(inputs, indices=inputs.indices + FRESH, description=f"{inputs.description}, others than compress draws")
     return replace(inputs, largest_batch=batch_that_fits(shapes, inputs.feeds_with(0), max_memory))
 
 
-def _affordable(session: Session, shapes: Shapes) -> int:
-    """How many synthetic inputs have `INPUT_ELEMENTS`."""
-    return INPUT_ELEMENTS // max(1, sum(math.prod(shapes.get(spec.name, ())[1:]) for spec in session.inputs))
+def affordable(names: Iterable[str], shapes: Shapes) -> int:
+    """How many synthetic inputs of these model inputs have `INPUT_ELEMENTS`; 8 at least."""
+    return max(8, INPUT_ELEMENTS // max(1, sum(math.prod(shapes.get(name, ())[1:]) for name in names)))
 
 
 def _inputs_for(
@@ -218,7 +216,7 @@ def _inputs_for(
     tokens = predicted_input(shapes, properties.id_limits, session.outputs[0].name)
     count = count or (CHECK_INPUTS if tokens is None else WINDOWS)
     if not options.samples:
-        count = min(count, max(8, _affordable(session, shapes)))
+        count = min(count, affordable((spec.name for spec in session.inputs), shapes))
     inputs = synthetic_inputs(specs, shapes, options.samples or count, options.seed, image_range, properties.id_limits)
     inputs = replace(inputs, call_size=call_size)
     if tokens is not None:

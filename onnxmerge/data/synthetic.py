@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxmerge.data.synthetic_kinds import channels_last, described, kind_of
 from onnxmerge.errors import InputError, OptionError
 from onnxmerge.execution.tensor_specs import TensorSpec
 from onnxmerge.options import InputOptions
@@ -30,7 +31,6 @@ _COVERAGE = 40 * _MEAN_VOLUME[2] * 8 * math.log(10) / 0.99 / 32**2  # mean numbe
 _SHARED_COLOUR, _CHANNEL_COLOUR, _PIXEL_NOISE = 0.85, 0.45, 0.1
 _WINDOW_PIXELS = 1 << 18  # painted at once: bounds the memory, and stays in the cache
 UNKNOWN_IDS = "ids 0 and 1"  # kind of sampler where nothing says how large the ids are
-_CHANNEL_COUNTS = (1, 3, 4)  # of images: grey, RGB, RGBA
 # Of photographs with pixels in [0, 1], about those of ImageNet
 _PHOTOGRAPH_MEAN, _PHOTOGRAPH_STD = 0.45, 0.25
 
@@ -100,10 +100,12 @@ class Sampler:
     ----------
     kind : what they are, for reports
     draw : gives one sample for each of n generators, (n, *sample)
+    assumed : the same of floats and pixels in more words, with their values and how others are had; "" for others
     """
 
     kind: str
     draw: Callable[[Generators], np.ndarray]
+    assumed: str = ""
 
 
 def sampler(spec: TensorSpec, shape: tuple[int, ...], image_range: ImageRange | None = None, limit: int | None = None) -> Sampler:
@@ -140,14 +142,11 @@ def sampler(spec: TensorSpec, shape: tuple[int, ...], image_range: ImageRange | 
             UNKNOWN_IDS if limit is None else "ids", _one_by_one(lambda rng: rng.integers(0, bound, sample), spec.dtype)
         )
     if 3 <= rank <= 5:
-        kind = "dead-leaves images" if rank == 4 else "dead leaves"
-        return Sampler(kind, lambda generators: _image_like(generators, spec, shape, image_range))
-    return Sampler("noise", _one_by_one(lambda rng: rng.standard_normal(sample, np.float32), spec.dtype))
-
-
-def channels_last(shape: Sequence[int]) -> bool:
-    """Whether a shape looks like NHWC: the last axis has 1, 3 or 4 channels and axis 1 has not."""
-    return len(shape) >= 3 and shape[-1] in _CHANNEL_COUNTS and shape[1] not in _CHANNEL_COUNTS
+        kind = kind_of(shape)
+        values = "values 0 to 255" if integers else image_range.text if image_range is not None and rank == 4 else ""
+        assumed = described(kind, values, *(["`mean` and `std`, or `input_range`, tell others"] if rank == 4 else []))
+        return Sampler(kind, lambda generators: _image_like(generators, spec, shape, image_range), assumed)
+    return Sampler("noise", _one_by_one(lambda rng: rng.standard_normal(sample, np.float32), spec.dtype), described("noise"))
 
 
 def dead_leaves(generators: Generators, extents: tuple[int, ...], channels: int) -> Floats:

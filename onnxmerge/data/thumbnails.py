@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onnxmerge.data.inputs import Inputs
-from onnxmerge.data.synthetic import channels_last
+from onnxmerge.data.synthetic_kinds import channels_last
 
 LARGEST = 96  # pixels of the longer side of a picture: about 15 kB of colour in base64
 SMALLEST = 8  # pixels of the shorter side of an input below which it is taken for something else

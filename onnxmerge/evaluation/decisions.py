@@ -11,7 +11,8 @@ Peres, Markov Chains and Mixing Times, proposition 4.7). The first is what it co
 probabilities are right, to take its second class for its best. Of a sequence its largest step counts: one
 changed step changes the whole, and errors of the steps go together. (Of the words of a reader 0.20 were expected to change by the
 largest, 0.43 with independent steps, and 0.18 did.) Heat maps (N, keypoints, positions) are no sequences of decisions: their
-second best place lies beside the best one, where classes are in no order.
+second best place lies beside the best one, where classes are in no order. Neither are the classes of anchors or pixels, of which
+one changes hardly anything, nor boxes, positions and other numbers that are never negative.
 
 On synthetic inputs a network's probabilities say nothing of how sure it is on data, and there are enough of them to count: of the
 best classes, of inputs or steps, that change there, `SYNTHETIC_SHARE` is expected to.
@@ -32,6 +33,8 @@ accuracy that they lose with a correlation of 0.85, the fidelity with 0.78."""
 LEAST_LEAD = 0.1
 """Mean p1 - p2 below which scores before a softmax count as something else, such as features: ten classifiers have 0.46 and more,
 on synthetic inputs 0.22."""
+MOST_STEPS = 1600
+"""Steps of a sequence above which they are anchors or pixels: half a minute of speech has 1,500, the smallest SSD 1,917."""
 PLACES, BESIDE = 16, 1 / 3
 """Steps of at least so many values are places, not classes, where in more than this share of them the second largest value is
 beside the largest: by chance it is in at most an eighth, on a smooth peak in a half or more."""
@@ -50,6 +53,8 @@ class ChangedDecisions:
         of the steps of a sequence that look like `PLACES`.
     has_probabilities : bool
         Whether the output holds probabilities for all of them, and not scores before a softmax.
+    has_negative : bool
+        Whether a number is below 0, as scores before a softmax are for some class of some input, and sizes and positions are not.
     best : set of int
         The reference's best classes.
     """
@@ -60,12 +65,15 @@ class ChangedDecisions:
     leads: float = 0.0
     beside: float = 0.0
     has_probabilities: bool = True
+    has_negative: bool = False
     best: set[int] = field(default_factory=set)
 
     def add(self, reference: np.ndarray, candidate: np.ndarray) -> None:
         """Add arrays (samples, ...) of one shape; those that hold no classes are left out, and then `share` is None."""
         has_probabilities = _are_probabilities(reference)
         if not len(reference) or not (has_probabilities or looks_like_scores(reference)) or not np.isfinite(reference).all():
+            return
+        if reference.ndim == 3 and reference.shape[1] > MOST_STEPS:
             return
         steps = (len(reference), -1, reference.shape[-1]) if reference.ndim == 3 else (len(reference), 1, reference.shape[1])
         p, q = (array.astype(np.float64).reshape(steps) for array in (reference, candidate))
@@ -83,6 +91,7 @@ class ChangedDecisions:
         self.flipped += float(np.sum(((p.argmax(axis=2) != q.argmax(axis=2)) | ~usable).mean(axis=1)))
         self.leads += float(np.sum((first - second).mean(axis=1)))
         self.has_probabilities &= has_probabilities
+        self.has_negative |= bool((reference < 0).any())
         self.best.update(np.unique(p.argmax(axis=2)).tolist())
 
     def share(self, samples: int, *, synthetic: bool) -> float | None:
@@ -96,7 +105,7 @@ class ChangedDecisions:
         return samples > 1 and self._are_decisions(samples) and len(self.best) == 1
 
     def _are_decisions(self, samples: int) -> bool:
-        is_sure = self.has_probabilities or self.leads >= LEAST_LEAD * self.samples
+        is_sure = self.has_probabilities or (self.has_negative and self.leads >= LEAST_LEAD * self.samples)
         return 0 < samples == self.samples and is_sure and self.beside <= BESIDE * samples
 
 

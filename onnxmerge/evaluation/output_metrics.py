@@ -12,48 +12,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxmerge.evaluation.decisions import ChangedDecisions
+from onnxmerge.evaluation.output_variance import Variance
 from onnxmerge.results import OutputFidelity
+from onnxmerge.results.fidelity import ROW_FIDELITY
 
 _LARGEST_EXPONENT = 50.0  # of the factor of an interval, which says nothing then
 # Machine epsilons by which values may vary and still count as constant, and from which share of their size on they do not. A
 # softmax in float32 that always gives the same class varies by a millionth: any error is billions of times that variance.
 _ROUNDING_UNITS, _CONSTANT_UNITS, _CONSTANT = 16.0, 1024.0, 1e-4
 QUANTILES = np.arange(21) / 20  # of the errors of single inputs
-
-
-@dataclass
-class Variance:
-    """Per-element count and mean over the inputs, and the sum of the squared deviations from these means."""
-
-    count: np.ndarray
-    mean: np.ndarray
-    squares: float = 0.0
-
-    def add(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """values and valid are (samples, elements); elements that are not valid hold zero.
-
-        Returns
-        -------
-        ndarray of shape (samples,)
-            The squared deviation of each sample from the mean so far.
-        """
-        count = valid.sum(axis=0)
-        mean = values.sum(axis=0) / np.maximum(count, 1)
-        deviations = np.where(valid, values - mean, 0.0)
-        total = self.count + count
-        shift = (mean - self.mean) * (count > 0)
-        share = count / np.maximum(total, 1)
-        self.squares += float(np.sum(deviations**2)) + float(np.sum(shift**2 * self.count * share))
-        self.mean = self.mean + shift * share
-        self.count = total
-        return np.asarray((np.where(valid, values - self.mean, 0.0) ** 2).sum(axis=1))
-
-    @property
-    def over_elements(self) -> float:
-        """The sum of the squared deviations from the one mean of all elements and inputs."""
-        total = max(float(self.count.sum()), 1.0)
-        overall = float(np.sum(self.count * self.mean)) / total
-        return self.squares + float(np.sum(self.count * (self.mean - overall) ** 2))
 
 
 @dataclass
@@ -167,7 +134,8 @@ class OutputMoments:
         self.energy += float(energy.sum())
         self.max_abs_error = max(self.max_abs_error, float(np.abs(differences).max(initial=0.0)))
         elements = reference.shape[1]
-        variance = self.variances.setdefault(shape, Variance(np.zeros(elements, np.int64), np.zeros(elements)))
+        variance = self.variances.setdefault(shape, Variance(np.zeros(elements, np.int64), *np.zeros((3, elements))))
+        variance.errors = variance.errors + (differences**2).sum(axis=0)
         self.by_input.append((error, variance.add(reference, valid)))
         relative_l2 = np.where(not_finite, np.inf, _divide(np.sqrt(error), np.sqrt(energy), np.inf))
         norms = np.sqrt(energy) * np.sqrt(other)
@@ -200,7 +168,7 @@ class OutputMoments:
         """1 - error / variance of the reference over the inputs; where that is zero over the elements, and else its energy."""
         if not self.finite or not self.compared:
             return -math.inf
-        over_inputs = sum(variance.squares for variance in self.variances.values())
+        over_inputs = self._over_inputs
         over_elements = sum(variance.over_elements for variance in self.variances.values())
         total = next((value for value in (over_inputs, over_elements) if value > self._least_variance), self.energy)
         if total == 0.0:
@@ -223,6 +191,11 @@ class OutputMoments:
         return 1.0 - unexplained * factor, 1.0 - unexplained / factor
 
     @property
+    def _over_inputs(self) -> float:
+        """The sum of the reference's squared deviations from its mean over the inputs."""
+        return sum(variance.squares for variance in self.variances.values())
+
+    @property
     def _least_variance(self) -> float:
         """Up to which the reference counts as constant."""
         share = max(_ROUNDING_UNITS * self.epsilon, min(_CONSTANT_UNITS * self.epsilon, _CONSTANT))
@@ -231,11 +204,13 @@ class OutputMoments:
     @property
     def _is_constant(self) -> bool:
         """Whether the reference gave the same for all of several inputs."""
-        varies = sum(variance.squares for variance in self.variances.values()) > self._least_variance
+        varies = self._over_inputs > self._least_variance
         return self.samples > 1 and self.energy > 0.0 and bool(self.variances) and not varies
 
     def result(self) -> OutputFidelity:
         """The metrics so far; where nothing was compared the fidelity is minus infinity."""
+        parts = [each.row_fidelities(shape) for shape, each in self.variances.items()]
+        rows = np.concatenate(parts) if parts and self.finite else np.zeros(0)
         fidelity = self._explained_variance()
         errors, distances, quantiles = self.relative_l2.values, self.cosine_distance.values, self.relative_l2.quantiles
         low, high = self._interval(fidelity) or (None, None)
@@ -261,6 +236,10 @@ class OutputMoments:
             fidelity_high=high,
             is_constant=self._is_constant,
             changed_decisions=self.decisions.share(self.samples, synthetic=self.synthetic),
+            rows=len(rows),
+            lost_rows=int(np.count_nonzero(rows < ROW_FIDELITY)),
+            worst_row_fidelity=float(rows.min(initial=1.0)),
+            variation=math.sqrt(self._over_inputs / self.energy) if self.variances and self.energy > 0.0 else 1.0,
             has_one_decision=self.decisions.are_all_the_same(self.samples),
             median_input=self.relative_l2.input_with(quantiles[len(quantiles) // 2]) if quantiles else 0,
             relative_l2_quantiles=quantiles,

@@ -29,7 +29,7 @@ from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of, takes
 from onnxmerge.results import Size, Verification
 from onnxmerge.results.execution import chosen_sizes
-from onnxmerge.results.fidelity import constant_outputs, few_inputs
+from onnxmerge.results.fidelity_warnings import constant_outputs, few_inputs, lost_parts
 
 
 @takes(InputOptions, RuntimeOptions, Thresholds)
@@ -124,10 +124,11 @@ def _verify_files(
         *chosen_sizes(runs.inputs),
         *few_inputs(inputs.count, inputs.description),
         *_seen_inputs(graphs[1].proto, inputs),
+        *lost_parts(fidelity),
         *constant_outputs(fidelity),
         *inputs.warnings(),
     )
-    return Verification(str(reference), str(candidate), fidelity, failures, *sizes, runs.inputs, warnings)
+    return Verification(str(reference), str(candidate), fidelity, failures, *sizes, inputs.noted(runs.inputs), warnings)
 
 
 def _check_types(reference: Session, candidate: Session) -> None:

@@ -33,6 +33,8 @@ WEIGHT_ONLY_METHODS = ("prune", "merge")
 
 Progress = Callable[[str, float], None]
 """Called with the name of a stage and the share of the work that is done, 0 to 1."""
+EXPECTED = "expected to take about"
+"""What the first stage's name begins with where the work takes long."""
 
 
 def silent(stage: str, share: float) -> None:
@@ -187,11 +189,12 @@ class InputOptions(CheckedOptions):
     mean, std : tuple[float, ...] or None
         Subtracted from pixels and then divided by, one number for all channels or one for each; None for (0,) and (1,).
     fit : str or None
-        How image files get the model's height and width: "crop" (scaled until they cover it, then cut about the centre),
-        "resize" (height and width scaled apart) or "letterbox" (scaled until they fit in, 114 around them); None for crop.
+        How images get the model's height and width: "crop" (scaled until they cover it, then cut about the centre),
+        "resize" (height and width scaled apart) or "letterbox" (scaled until they fit in, 114 around them); None for crop, and
+        for uint8 arrays of the model's size.
     color : str or None
-        Order of the channels that the model takes, for image files: "rgb" or "bgr", also that of `mean` and `std`; None for
-        rgb.
+        Order of the channels that the model takes, for image files and uint8 arrays, which hold RGB: "rgb" or "bgr", also that
+        of `mean` and `std`; None for rgb.
     input_shape : Mapping[str, tuple[int, ...]] or None
         Sizes of dynamic inputs by name: {"x": (1, 3, 640, 640)}, or without the name of a single one; the first is that of a call
         where models are timed, unless `batch` is given. None for those of the calibration inputs, of the graph, or usual ones.

@@ -33,7 +33,7 @@ from onnxmerge.pipeline.model_measurements import ModelMeasurements, SharedWork
 from onnxmerge.pipeline.output_paths import check_nothing_is_lost
 from onnxmerge.pipeline.plan_files import PlanFile, fingerprint, read_plan, write_plan
 from onnxmerge.pipeline.predicted_work import compress_stages
-from onnxmerge.pipeline.progress import overall
+from onnxmerge.pipeline.progress import overall, tell_expected
 from onnxmerge.pipeline.provenance import provenance_of
 from onnxmerge.pipeline.search import search
 from onnxmerge.pipeline.time_limit import TimeLimit
@@ -93,7 +93,7 @@ def compress(
     ModelError, OptionError, InputError, ProviderError
         Where the user can act.
     VerificationError
-        Where the result misses a threshold; nothing is written then.
+        Where the result misses a threshold; nothing is written then, and `result` of the error is what was measured.
 
     Examples
     --------
@@ -143,29 +143,30 @@ def compress_file(
     asked = options.pruning
     options = replace(options, pruning=_with_plan_read(options.pruning, model_sha256, analysed))
     kept_counts(prunable_groups(analysed.channels, options.pruning)[0], options.pruning)  # refuses a plan before any work
-    tell = overall(progress, compress_stages(analysed, options)) if shared is None else shared.progress
+    tell = _progress(progress, analysed, options) if shared is None else shared.progress
     with fixed_threads(1):  # the same bytes whatever the number of threads
         measured = (shared or SharedWork(analysed, tell)).measurements(options, partial(_measured, model, options, executor))
         found = search(CandidateBuilder(measured, options, limit))
         tell("checking", 0.0)
-        fidelity, latency = _check(model, analysed.size, found.candidate, measured.checking, options)
+        fidelity, latency, missed, cure = _check(model, analysed.size, found.candidate, measured.checking, options)
         metadata = {}
-        if options.provenance:
+        if options.provenance and not missed:
             on_cpu = _on_cpu(model, found.candidate, measured.checking, options, fidelity)
             metadata = provenance_of(asked, options.inputs, model_sha256, measured.checking, on_cpu)
         tell("checking", 1.0)
     if fingerprint(model, weight_files) != model_sha256:  # weights of large files are read from them up to the end
         raise ModelError(f"{model} was changed while it was read, so nothing was written: run again")
     warnings = warnings_of(found, analysed.size, fidelity, latency, measured.checking, options)
-    save(replace(found.candidate.model, metadata=metadata), output)
-    if saved_plan is not None:
+    if not missed:
+        save(replace(found.candidate.model, metadata=metadata), output)
+    if not missed and saved_plan is not None:
         groups = prunable_groups(analysed.channels, options.pruning)[0]
         write_plan(saved_plan, model, model_sha256, groups, _plan_of(found.candidate, options.pruning))
-    return Compression(
+    result = Compression(
         model=str(model),
         output=str(output),
         before=analysed.size,
-        after=Size(found.candidate.size.parameters, found.candidate.size.macs, stored_bytes(output)),
+        after=found.candidate.size if missed else replace(found.candidate.size, file_bytes=stored_bytes(output)),
         groups=with_savings(analysed, found.candidate.groups, found.candidate.kept),
         refusals=found.candidate.refusals,
         fidelity=fidelity,
@@ -174,9 +175,21 @@ def compress_file(
         seconds=time.perf_counter() - started,
         seed=options.inputs.seed,
         versions=versions(),
-        inputs=analysed.inputs,
+        inputs=measured.checking.noted(analysed.inputs) if options.verify or not asked.uses_weights_only else analysed.inputs,
         simplifications=analysed.simplifications,
+        failures=tuple(missed),
     )
+    if missed:
+        raise VerificationError(f"{'; '.join(missed)} (nothing was written; {cure})", result)
+    return result
+
+
+def _progress(progress: Progress | None, analysed: AnalysedModel, options: CompressOptions) -> Progress:
+    """Takes the share of a stage and tells that of the whole; before that it tells how long long work takes."""
+    stages, pruning = compress_stages(analysed, options), options.pruning
+    can_end_early = pruning.time_limit is None and (pruning.is_searched or pruning.target is not None)
+    tell_expected(progress, stages, can_end_early=can_end_early)
+    return overall(progress, stages)
 
 
 def _measured(
@@ -200,13 +213,13 @@ def _with_plan_read(pruning: PruningOptions, model_sha256: str, analysed: Analys
 
 def _check(
     model: Path, original: Size, candidate: Candidate, checking: Inputs, options: CompressOptions
-) -> tuple[Fidelity | None, LatencyComparison | None]:
+) -> tuple[Fidelity | None, LatencyComparison | None, list[str], str]:
     """Its size, outputs (without optimisation) and speed against the model's; timed for longer where a latency was asked for.
 
-    Raises
-    ------
-    VerificationError
-        Where thresholds are missed; it names all of them.
+    Returns
+    -------
+    tuple
+        The fidelity, the latency, the thresholds that are missed, and how the result is written all the same.
     """
     runtime, content, thresholds = options.runtime, candidate.content, options.thresholds
     missed = missed_sizes(original, candidate.size, thresholds)
@@ -221,9 +234,7 @@ def _check(
         latency = time_pair(model, content, checking, runtime, effort=effort, seed=options.inputs.seed)
         latency = explained(latency, original.macs, candidate.size.macs, odd_widths(candidate, options))
         missed += missed_speedup(latency, thresholds.min_speedup)
-    if missed:
-        raise VerificationError(f"{'; '.join(missed)} (nothing was written; {cure})")
-    return fidelity, latency
+    return fidelity, latency, missed, cure
 
 
 def _on_cpu(

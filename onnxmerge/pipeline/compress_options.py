@@ -37,8 +37,10 @@ class CompressOptions:
 
     def __post_init__(self) -> None:
         limits = self.thresholds
-        if not self.verify and (limits.outputs_given or limits.min_speedup is not None):
-            raise OptionError("`verify=False` measures nothing, so that thresholds cannot be held: drop one of the two")
+        measured = ("min_fidelity", "min_cosine", "min_top1_agreement", "max_relative_l2", "min_speedup")
+        held = next((name for name in measured if getattr(limits, name) is not None), None)
+        if not self.verify and held:
+            raise OptionError(f"`verify=False` measures nothing, so that `{held}` cannot be held: drop one of the two")
         if not self.bench and limits.min_speedup is not None:
             raise OptionError("`bench=False` times nothing, so that `min_speedup` cannot be held: drop one of the two")
 

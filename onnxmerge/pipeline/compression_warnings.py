@@ -6,12 +6,13 @@ from onnxmerge.data.inputs import Inputs
 from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.traversal import constants
+from onnxmerge.options import DEFAULT_CHANGED_DECISIONS, DEFAULT_FIDELITY
 from onnxmerge.pipeline.candidates import Candidate, SearchResult
 from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
 from onnxmerge.pruning.kept_counts import fast_multiple
 from onnxmerge.results import Fidelity, LatencyComparison, Size
-from onnxmerge.results.fidelity import constant_outputs, few_inputs
+from onnxmerge.results.fidelity_warnings import constant_outputs, few_inputs, lost_parts
 
 LITTLE = 0.02
 """Share of a model that is next to nothing: no runtime is measurably faster without it."""
@@ -45,7 +46,7 @@ def warnings_of(
         *_next_to_nothing(found, original),
         *_missed_latency(found, latency, options),
         *_few_inputs(checking, options),
-        *(() if fidelity is None else constant_outputs(fidelity)),
+        *(() if fidelity is None else (*lost_parts(fidelity), *_no_decisions(fidelity, options), *constant_outputs(fidelity))),
         *checking.warnings(),
         *_limited_weights(found.candidate.model),
     )
@@ -60,6 +61,15 @@ def _next_to_nothing(found: SearchResult, original: Size) -> list[str]:
     kept = max(found.candidate.refusals, key=lambda each: (-each.reason.order, each.parameters_share), default=None)
     why = f"; {kept.where} keeps its channels: {kept.text}" if kept is not None and kept.where else ""
     return [f"only {1.0 - left:.1%} of the model was removed{why}"]
+
+
+def _no_decisions(fidelity: Fidelity, options: CompressOptions) -> list[str]:
+    """Where a share of the decisions was asked for and no output has any."""
+    asked = options.pruning.max_changed_decisions
+    if asked in (None, DEFAULT_CHANGED_DECISIONS) or any(output.has_decisions for output in fidelity.outputs):
+        return []
+    kept = f"a fidelity of {options.pruning.fidelity or DEFAULT_FIDELITY:g} was kept in place of `max_changed_decisions`"
+    return [f"no output holds best classes for certain (class scores, the result of a Softmax), so that {kept}"]
 
 
 def _limited_weights(model: Model) -> list[str]:

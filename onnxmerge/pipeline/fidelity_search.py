@@ -10,6 +10,7 @@ from onnxmerge.pipeline.channel_multiples import multiple_for
 from onnxmerge.pipeline.monotone_search import MonotoneSearch
 from onnxmerge.pruning.budget import Allocation
 from onnxmerge.results import OutputFidelity
+from onnxmerge.results.fidelity import ROW_FIDELITY
 
 QUICK_TRIALS, FULL_TRIALS, RESCUE_TRIALS = 6, 4, 4
 """Candidates that are built at most: quick ones to narrow the search down, then full ones, and more while none of them passes."""
@@ -30,14 +31,18 @@ def loss_of(outputs: Sequence[OutputFidelity], pruning: PruningOptions) -> float
     """What the worst output loses, as a multiple of what is allowed: 1 just passes.
 
     Unexplained variance grows with the square of the outputs' error and changed decisions with the error itself, so that their
-    square is taken: both then follow the predicted loss.
+    square is taken: both then follow the predicted loss. Where no fidelity is asked for, and an output holds no decisions,
+    rows that vary little beside others, as scores do beside boxes, must not be lost for them.
     """
 
     def lost(output: OutputFidelity) -> float:
         most, changed = pruning.max_changed_decisions, output.changed_decisions
         decided = 0.0 if most is None or changed is None else (changed / most) ** 2
         least = DEFAULT_FIDELITY if most is None or changed is None else DECIDED_FIDELITY
-        return max((1.0 - output.fidelity) / (1.0 - (pruning.fidelity or least)), decided)
+        rows = 0.0
+        if pruning.fidelity is None and not output.has_decisions:
+            rows = (1.0 - output.worst_row_fidelity) / (1.0 - ROW_FIDELITY)
+        return max((1.0 - output.fidelity) / (1.0 - (pruning.fidelity or least)), decided, rows)
 
     return max(map(lost, outputs))
 
@@ -160,7 +165,9 @@ def asked_of(pruning: PruningOptions, outputs: Sequence[OutputFidelity]) -> str:
     most, decided = pruning.max_changed_decisions, [output.changed_decisions is not None for output in outputs]
     least = pruning.fidelity or (DECIDED_FIDELITY if all(decided) else DEFAULT_FIDELITY)
     kept = "" if most is None or (decided and not any(decided)) else f" and all but {100.0 * most:g}% of the decisions"
-    return f"a fidelity of {least:g}{kept}"
+    are_judged = any(output.rows and not output.has_decisions for output in outputs)
+    rows = f" ({ROW_FIDELITY:g} in every row)" if pruning.fidelity is None and are_judged else ""
+    return f"a fidelity of {least:g}{rows}{kept}"
 
 
 def _allocations(builder: CandidateBuilder, allowed: float) -> list[Allocation]:

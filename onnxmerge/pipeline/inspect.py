@@ -18,7 +18,7 @@ from onnxmerge.pipeline.candidates import whole_group, with_savings
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.model_measurements import ModelMeasurements
 from onnxmerge.pipeline.predicted_work import inspect_stages
-from onnxmerge.pipeline.progress import overall
+from onnxmerge.pipeline.progress import overall, tell_expected
 from onnxmerge.pruning.group_selection import selected_groups
 from onnxmerge.pruning.sensitivity import measure_sensitivities
 from onnxmerge.results import Inspection
@@ -74,11 +74,13 @@ def _inspect_file(model: Path, options: CompressOptions, sensitivity: bool, prog
     )
     if not sensitivity or not groups:
         return found
-    tell = overall(progress, inspect_stages(analysed, options))
+    stages = inspect_stages(analysed, options)
+    tell_expected(progress, stages, can_end_early=False)
+    tell = overall(progress, stages)
     tell("inputs", 0.0)
     solving, checking = calibration_and_check_inputs(model, analysed, options.inputs, options.runtime, options.pruning)
     made = ModelMeasurements(model, analysed, options, solving, checking, tell)
     measured = measure_sensitivities(made.layer_statistics, made.groups, options.pruning, all_shares=True)
     fidelities = {name: {f"{level.removed:g}": 1.0 - level.loss for level in levels} for name, levels in measured.items()}
     groups = tuple(replace(group, sensitivity=fidelities.get(group.name, {})) for group in groups)
-    return replace(found, groups=groups, input_description=solving.description)
+    return replace(found, groups=groups, input_description=solving.description, inputs=solving.noted(found.inputs))

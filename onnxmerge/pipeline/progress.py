@@ -1,10 +1,13 @@
 """How far the work is: a stage's share as a share of the whole, weighted by predicted work, so that the time left can be told."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxmerge.options import Progress, silent
+from onnxmerge.options import EXPECTED, Progress, silent
 
+LONG = 60.0
+"""Predicted seconds from which on a user is told how long it takes."""
 UNEXPECTED_RUN = 0.5
 """Runs of a repeated stage that are still expected where there have been as many as were expected: another one, or none."""
 
@@ -18,7 +21,7 @@ class Stage:
     name : str
         What is told of it.
     work : float
-        Predicted seconds of one run of it; only ratios between stages matter.
+        Predicted seconds of one run of it.
     runs : float
         How often it is expected to be run, one time after the other.
     """
@@ -26,6 +29,14 @@ class Stage:
     name: str
     work: float
     runs: float = 1.0
+
+
+def tell_expected(progress: Progress | None, stages: Sequence[Stage], *, can_end_early: bool) -> None:
+    """Tell how long the work takes, where that is `LONG` or more, and where `can_end_early` how to end it before."""
+    seconds = sum(stage.work * stage.runs for stage in stages)
+    if progress is not None and seconds >= LONG:
+        cure = "; `time_limit=2m` ends the search then, with the best model so far" if can_end_early else ""
+        progress(f"{EXPECTED} {math.ceil(seconds / 60)} minutes on one core{cure}", 0.0)
 
 
 def overall(progress: Progress | None, stages: Sequence[Stage]) -> Progress:

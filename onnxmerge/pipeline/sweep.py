@@ -27,7 +27,7 @@ from onnxmerge.parallel.tasks import LostTask, run_tasks
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.model_measurements import SharedWork
 from onnxmerge.pipeline.predicted_work import ELSEWHERE, sweep_stages
-from onnxmerge.pipeline.progress import overall
+from onnxmerge.pipeline.progress import overall, tell_expected
 from onnxmerge.pipeline.sweep_point import PointOutcome, PointTask, compress_point
 from onnxmerge.pipeline.sweep_targets import Target, options_by_target
 from onnxmerge.pipeline.time_limit import TimeLimit
@@ -139,9 +139,11 @@ def _sweep_file(
 
         def counted(stage: str, share: float) -> None:
             count = f"{len(outcomes)} of {len(tasks)} points"
-            progress(stage if len(outcomes) == len(tasks) else count if stage == ELSEWHERE else f"{count}: {stage}", share)
+            progress(count if stage == ELSEWHERE else stage if len(outcomes) == len(tasks) else f"{count}: {stage}", share)
 
-        shared = SharedWork(analysed, overall(counted, sweep_stages(analysed, order, made, common.bench)))
+        stages = sweep_stages(analysed, order, made, common.bench)
+        tell_expected(progress, stages, can_end_early=limit.seconds is None)
+        shared = SharedWork(analysed, overall(counted, stages))
         _make_points(tasks, outcomes, shared, executor, jobs)
         points = []
         for target in tasks:
@@ -152,7 +154,8 @@ def _sweep_file(
         shared.progress("timing", 1.0)
     fidelities = (outcome.result.fidelity for outcome in (outcomes[target] for target in tasks) if outcome.result is not None)
     description = next((fidelity.input_description for fidelity in fidelities if fidelity is not None), "")
-    return Sweep(str(model), analysed.size, tuple(points), description, common.inputs.seed, versions(), analysed.inputs)
+    inputs = next((each.result.inputs for each in outcomes.values() if each.result is not None), analysed.inputs)
+    return Sweep(str(model), analysed.size, tuple(points), description, common.inputs.seed, versions(), inputs)
 
 
 def _common_options(options: CompressOptions) -> CompressOptions:

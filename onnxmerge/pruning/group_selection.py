@@ -48,7 +48,7 @@ def selected_groups(channels: Channels, options: PruningOptions) -> tuple[list[C
     for pattern in (*options.include, *options.exclude):
         if not any(fnmatchcase(name, pattern) for name in names):
             what = f"no node that starts removable channels is named like {pattern!r}"
-            raise OptionError(f"{what}; `onnxmerge inspect MODEL` lists them")
+            raise OptionError(f"{what}, which is a pattern of whole names; `onnxmerge inspect MODEL` lists them")
     selected, refusals = [], []
     for group in channels.groups:
         reason = _reason_against(group, options)

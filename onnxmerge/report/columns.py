@@ -15,7 +15,7 @@ from onnxmerge.report.wording import (
     percent,
     quantity,
     relative_error,
-    shortened,
+    told_apart,
     two_digits,
 )
 from onnxmerge.results import Compression, GroupResult, LatencyComparison, LayerComparison, OutputFidelity, Size, Sweep
@@ -109,8 +109,8 @@ def _with_bars(columns: Sequence[Column], lengths: Sequence[Sequence[float | Non
 def measure_rows(outputs: Sequence[OutputFidelity]) -> list[Column]:
     """A row for each measure and a column for each output."""
     table = _by_measure(outputs)
-    by_output = zip(outputs, zip(*table.values(), strict=True), strict=True)
-    columns = [Column(shortened(output.name, _NAME_WIDTH), cells) for output, cells in by_output]
+    names = told_apart([output.name for output in outputs], _NAME_WIDTH, "…")
+    columns = [Column(name, cells) for name, cells in zip(names, zip(*table.values(), strict=True), strict=True)]
     return [Column("", list(table), left=True), *columns]
 
 
@@ -188,7 +188,7 @@ def deviation_columns(layers: LayerComparison) -> list[Column]:
 
 
 def sweep_columns(sweep: Sweep, *, narrow: bool = False) -> list[Column]:
-    """A row for each target: what is left of the model, how close and how fast it is; narrow: without intervals of the speed."""
+    """A row for each target: what is left of the model, how close and how fast it is; narrow: with marks for slower ones."""
     points, before = sweep.points, sweep.before
     sizes = [point.after for point in points]
     columns = [

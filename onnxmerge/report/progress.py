@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from onnxmerge.options import EXPECTED, silent
 from onnxmerge.options import Progress as Report
-from onnxmerge.options import silent
+from onnxmerge.report.wording import as_command_line
 
 DELAY_SECONDS = 2.0
 """Work that ends earlier shows no bar: it would only flicker."""
@@ -79,7 +80,7 @@ class _Log:
                 return
             self._shown = now
             minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
-            self._held.append(f"onnxmerge: {minutes}:{seconds:02d} {share:4.0%} {stage}")
+            self._held.append(f"onnxmerge: {minutes}:{seconds:02d} {share:4.0%} {as_command_line(stage)}")
             if self._begun:
                 self._flush()
 
@@ -110,8 +111,15 @@ def _bar(console: Console, delay_seconds: float) -> Iterator[Report]:
     start = threading.Timer(delay_seconds, bar.start)
     start.daemon = True
     start.start()
+
+    def show(stage: str, share: float) -> None:
+        if stage.startswith(EXPECTED):  # stays above the bar
+            console.print(f"onnxmerge: {as_command_line(stage)}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            bar.update(task, description=stage, completed=min(max(share, 0.0), 1.0), refresh=True)
+
     try:
-        yield lambda stage, share: bar.update(task, description=stage, completed=min(max(share, 0.0), 1.0), refresh=True)
+        yield show
     finally:
         start.cancel()
         start.join()

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from onnxmerge.errors import Refusal
-from onnxmerge.report.wording import as_command_line, counted, percent, printable, shortened
+from onnxmerge.report.wording import as_command_line, percent, printable, shortened
 from onnxmerge.results import GroupResult
 
 
@@ -31,12 +31,12 @@ class SharedReason:
     parameters_share: float = 0.0
 
     def heading(self, width: int) -> str:
-        """The reason; the obstacle where it is the only one and the reason does not name it; how many layers it holds for."""
+        """The reason; the obstacle where it is the only one and the reason does not name it; what its layers hold."""
         only = self.obstacles[0] if len(self.obstacles) == 1 and self.layers else ""
         text = f"{self.text} ({shortened(only, width)})" if only and printable(only) not in self.text else self.text
         if not self.parameters_share:
             return text
-        return f"{text} - {counted(len(self.layers), 'layer')}, {percent(self.parameters_share)} of the parameters"
+        return f"{text} - {percent(self.parameters_share)} of the parameters"
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -3,7 +3,17 @@
 from collections.abc import Mapping, Sequence
 
 from onnxmerge.report.reasons import SharedReason
-from onnxmerge.report.wording import counted, file_size, listed, percent, printable, quantity, shortened, two_digits
+from onnxmerge.report.wording import (
+    as_command_line,
+    counted,
+    file_size,
+    listed,
+    percent,
+    printable,
+    quantity,
+    shortened,
+    two_digits,
+)
 from onnxmerge.results import (
     Accuracy,
     Execution,
@@ -24,6 +34,8 @@ ERROR = "error: share of its consumers' output variance lost to it"
 PRUNED = "pruned: the same with the method prune"
 MAX_NODES = 6  # names of nodes in one line
 NODE_WIDTH, LAYER_WIDTH = 36, 60  # characters of a name in a list, and of one alone
+MARKS = {"slower": "!", "not measurable": "?"}
+"""Verdict on a latency -> what stands for it in a narrow table."""
 _ORIGINS = {
     "fixed": "fixed in the model",
     "batch": "fixed in the model but for the batch",
@@ -81,10 +93,16 @@ def provenance_line(provenance: Mapping[str, str]) -> str | None:
 
 
 def inputs_lines(inputs: Sequence[InputShape]) -> list[str]:
-    """The sizes of a model's inputs that figures hold for and where they come from, and how images became inputs."""
+    """The sizes of a model's inputs that figures hold for and where they come from, and what their values are."""
     texts = [f"{printable(each.text)}, {_ORIGINS[each.origin]}" for each in inputs]
     sizes = [f"for inputs of the sizes {listed(texts, MAX_NODES, LAYER_WIDTH)}"] if texts else []
-    return sizes + [f"images: {each.pixels}" for each in inputs if each.pixels]
+    made_up: dict[str, list[str]] = {}
+    for each in inputs:
+        made_up.setdefault(as_command_line(each.assumed), []).append(each.name)
+    values = [
+        f"{f'{listed(names, MAX_NODES, NODE_WIDTH)}: ' * (len(inputs) > 1)}{text}" for text, names in made_up.items() if text
+    ]
+    return sizes + [f"images: {each.pixels}" for each in inputs if each.pixels] + values
 
 
 def fidelity_title(fidelity: Fidelity) -> str:
@@ -99,10 +117,10 @@ def accuracy_line(accuracy: Accuracy) -> str:
 
 
 def speedup_text(latency: LatencyComparison, *, narrow: bool = False) -> str:
-    """`1.50x [1.45, 1.54]`, and behind it that it is slower or that no difference could be measured; narrow: no interval."""
+    """`1.50x [1.45, 1.54]`, and behind it that it is slower or not measurably faster, as a mark where narrow."""
     low, high = latency.speedup_interval
-    word = "" if latency.verdict == "faster" else f" {latency.verdict}"
-    return f"{latency.speedup:.2f}x{'' if narrow else f' [{low:.2f}, {high:.2f}]'}{word}"
+    word = "" if latency.verdict == "faster" else f" {MARKS[latency.verdict] if narrow else latency.verdict}"
+    return f"{latency.speedup:.2f}x [{low:.2f}, {high:.2f}]{word}"
 
 
 def savings_line(latency: LatencyComparison) -> str | None:
@@ -190,13 +208,14 @@ def sweep_warnings(sweep: Sweep) -> list[str]:
     return [warning if len(names) == every > 1 else f"{', '.join(names)}: {warning}" for warning, names in targets.items()]
 
 
-def sweep_timing_line(sweep: Sweep) -> str | None:
-    """How latencies were measured; None where none were."""
+def sweep_timing_line(sweep: Sweep, *, narrow: bool = False) -> str | None:
+    """How latencies were measured, and what `MARKS` mean where the table has them; None where none were."""
     timed = next((point.latency for point in sweep.points if point.latency is not None), None)
     if timed is None:
         return None
     how = f"batch {timed.batch_size}, {timed.provider}, {counted(timed.threads, 'thread')}"
-    return f"timed against the original model: {how}; [low, high]: 95 % interval"
+    marks = "".join(f"; {mark} {verdict}" for verdict, mark in MARKS.items()) if narrow else ""
+    return f"timed against the original model: {how}; [low, high]: 95 % interval{marks}"
 
 
 def _setting(name: str, value: str) -> str:

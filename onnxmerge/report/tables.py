@@ -8,7 +8,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from onnxmerge.report.wording import WILDCARD, shortened
+from onnxmerge.report.wording import told_apart
 
 _GAP = 2  # terminal cells between two columns
 _MIN_NAME_WIDTH = 8
@@ -91,8 +91,12 @@ def fitted(columns: Sequence[Column], width: int) -> Table:
         table.add_column(Text(column.header), justify="left" if left else "right", no_wrap=True, header_style="dim")
     cells = [
         [
-            Text(shortened(text, name_width, WILDCARD) if column.name else text, TONES[tone])
-            for text, tone in zip(column.cells, column.tones or [""] * len(column.cells), strict=True)
+            Text(text, TONES[tone])
+            for text, tone in zip(
+                told_apart(column.cells, name_width) if column.name else column.cells,
+                column.tones or [""] * len(column.cells),
+                strict=True,
+            )
         ]
         for column in shown
     ]

@@ -44,7 +44,8 @@ def show_compression(console: Console, result: results.Compression) -> None:
     if result.latency is not None:
         _latency(console, result.latency)
     _warnings(console, map(as_command_line, result.warnings))
-    _written(console, f"{result.output} in {result.seconds:.1f} s")
+    if not result.failures:
+        _written(console, f"{result.output} in {result.seconds:.1f} s")
 
 
 def show_verification(console: Console, result: results.Verification) -> None:
@@ -77,9 +78,10 @@ def show_sweep(console: Console, result: results.Sweep) -> None:
     console.print()
     _line(console, f"{sentences.sweep_title(result)}: what is left, and how close", "bold")
     needed = [column for column in columns.sweep_columns(result) if not column.optional]
-    console.print(fitted(columns.sweep_columns(result, narrow=not fits(needed, console.width)), console.width))
+    narrow = not fits(needed, console.width)
+    console.print(fitted(columns.sweep_columns(result, narrow=narrow), console.width))
     inputs = f"inputs: {printable(result.input_description)}" if result.input_description else None
-    _lines(console, [inputs, sentences.sweep_timing_line(result)], "dim")
+    _lines(console, [inputs, sentences.sweep_timing_line(result, narrow=narrow)], "dim")
     _warnings(console, map(as_command_line, sentences.sweep_warnings(result)))
     for point in result.points:
         if point.output:

@@ -77,6 +77,8 @@ def _compression(result: Compression) -> Verdict:
     close = "" if fidelity is None else _fidelity_text(fidelity)
     is_slower = latency is not None and latency.verdict == "slower"
     claim = _sentence([speed, size, close, untimed] if is_slower and is_smaller else [size, speed, close, untimed])
+    if result.failures:
+        return Verdict(f"{_failed(result.failures)}; {claim}", _basis(fidelity, latency), tone="bad")
     is_doubtful = fidelity is not None and _is_doubtful(fidelity)
     is_measured = latency is None or latency.verdict == "faster"
     is_bad = is_slower or result.after.file_bytes > result.before.file_bytes
@@ -117,7 +119,7 @@ def _advice(result: Compression, is_smaller: bool) -> str:
     if is_smaller and fidelity is not None and _is_doubtful(fidelity):
         return _sentences(["most of what makes the outputs differ from input to input is lost: let more stay"])
     if not is_smaller and fidelity is not None and "synthetic" in fidelity.input_description:
-        believed = "and its figures can be believed: `calibration=DIR`"
+        believed = "and the figures can be believed: `calibration=DIR`"
         return _sentences([f"with {USEFUL_INPUTS} inputs of yours more can go, {believed}"])
     if not is_smaller:
         return "" if result.groups else _sentences(["the reasons are listed by layer"])
@@ -132,9 +134,16 @@ def _is_doubtful(fidelity: Fidelity) -> bool:
 def _verification(result: Verification) -> Verdict:
     sizes = [_size_text(result.before, result.after)[0]] if result.before and result.after else []
     claim = ", ".join([_fidelity_text(result.fidelity), *sizes])
+    if result.passed and result.fidelity.worst.fidelity < 0:
+        advice = _sentences(["give `min_fidelity` to have such a model fail"])
+        return Verdict(f"No threshold was missed, but {claim}", _basis(result.fidelity, None), advice, "warn")
     if result.passed:
         return Verdict(f"Passed: {claim}", _basis(result.fidelity, None), tone="good")
-    return Verdict(f"Failed: {printable('; '.join(result.failures))}; {claim}", _basis(result.fidelity, None), tone="bad")
+    return Verdict(f"{_failed(result.failures)}; {claim}", _basis(result.fidelity, None), tone="bad")
+
+
+def _failed(failures: Iterable[str]) -> str:
+    return f"Failed: {printable('; '.join(failures))}"
 
 
 def _benchmark(result: Benchmark) -> Verdict:
@@ -143,6 +152,9 @@ def _benchmark(result: Benchmark) -> Verdict:
     tone = "bad" if slower else "good" if all(each.verdict == "faster" for each in batches) else "warn"
     advice = _sentences(next((each.likely_reasons[:1] for each in (*slower, *batches) if each.likely_reasons), ()))
     macs = "" if first.macs_ratio is None else f"with {percent(first.macs_ratio)} of the MACs"
+    failures = [failure for each in batches for failure in each.failures]
+    if failures:
+        return Verdict(_failed(failures), _place(first), advice, "bad")
     if len(batches) == 1:
         return Verdict(_sentence([speed_text(first), macs]), _basis(None, first), advice, tone)
     claim = f"{_each_batch(batches)}{' ' * bool(macs)}{macs}"
@@ -157,6 +169,8 @@ def _each_batch(batches: Iterable[LatencyComparison]) -> str:
 def _sweep(result: Sweep) -> Verdict:
     slower = [point.target for point in result.points if point.latency is not None and point.latency.verdict == "slower"]
     best, title = result.recommended, sweep_title(result)
+    if not any(point.after for point in result.points):
+        return Verdict("Failed: no target gave a model", tone="bad")
     marked = f", {', '.join(slower)} slower than the original" if slower else ""
     timed = next((point.latency for point in result.points if point.latency is not None), None)
     basis = "; ".join(filter(None, [_inputs(result.input_description), "" if timed is None else _call(timed)]))
@@ -173,7 +187,8 @@ def _inspection(result: Inspection) -> Verdict:
         return Verdict("No channel group can be compressed", advice=_sentences(["the reasons are listed by layer"]), tone="warn")
     removable = sum(group.removable for group in result.groups)
     channels = f"{removable:,} channels in {counted(len(result.groups), 'group')}"
-    return Verdict(f"Up to {total_line(result.groups)} can go, with {channels}")
+    advice = _sentences(["how many of them the outputs can do without, onnxmerge compress measures"])
+    return Verdict(f"Up to {total_line(result.groups)} can go, with {channels}", advice=advice)
 
 
 def _basis(fidelity: Fidelity | None, latency: LatencyComparison | None) -> str:

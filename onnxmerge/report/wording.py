@@ -5,7 +5,9 @@ Node names come from files of unknown origin: control characters in them never r
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain, count, takewhile
 
 from rich.filesize import decimal
 
@@ -29,9 +31,27 @@ def shortened(text: str, width: int, mark: str = "…") -> str:
     return f"{text[: width - 1 - tail]}{mark}{text[len(text) - tail :]}"
 
 
+def told_apart(names: Sequence[str], width: int, mark: str = WILDCARD) -> list[str]:
+    """Each name shortened to a pattern of `width` characters; what tells names apart stays, so that no two have one text."""
+    texts = {name: shortened(name, width, mark) for name in names}
+    for _ in texts:  # each round tells a group of names apart by the first character that differs
+        for text in [text for text, uses in Counter(texts.values()).items() if uses > 1]:
+            whole = {name: printable(name) for name in texts if texts[name] == text}
+            same = takewhile(lambda characters: len(set(characters)) == 1, zip(*whole.values(), strict=False))
+            first = max(0, len(list(same)) - width // 3)
+            for name, long in whole.items():
+                window = long[first : first + width - 2]
+                texts[name] = f"{mark * (first > 0)}{window}{mark * (first + len(window) < len(long))}"
+    shown: dict[str, str] = {}
+    for name, text in texts.items():  # a number for those that differ only in what cannot be printed
+        numbered = (f"{text[: width - 1 - len(str(number))]}#{number}" for number in count(2))
+        shown[name] = next(each for each in chain([text], numbered) if each not in shown.values())
+    return [shown[name] for name in names]
+
+
 def listed(names: Sequence[str], most: int, width: int) -> str:
     """The first `most` names, each shortened to a pattern of `width` characters, and how many more there are."""
-    shown = ", ".join(shortened(name, width, WILDCARD) for name in names[:most])
+    shown = ", ".join(told_apart(names[:most], width))
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 

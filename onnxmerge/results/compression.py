@@ -97,7 +97,7 @@ class Compression:
     model : str
         Path of the original model.
     output : str
-        Path of the compressed model.
+        Path of the compressed model; nothing is written there where it has `failures`.
     before : Size
         Size of the original model.
     after : Size
@@ -122,6 +122,8 @@ class Compression:
         Sizes of the model's inputs on which MACs are counted, outputs compared and both models timed, and where they come from.
     simplifications : list of str
         What was rewritten or folded without changing what the model computes, a line each.
+    failures : list of str
+        Thresholds that were missed, NaN, infinity and other defects, a line each. Empty where the model was written.
     """
 
     model: str
@@ -138,6 +140,7 @@ class Compression:
     versions: dict[str, str]
     inputs: tuple[InputShape, ...] = ()
     simplifications: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

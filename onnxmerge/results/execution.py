@@ -47,12 +47,16 @@ class InputShape:
     pixels : str
         How pixels of the user's images became values: "resized to 224 x 224 (height x width), RGB, range 0 to 1, mean 0.5, std
         0.25"; empty where there are no images, or where arrays are used as they are.
+    assumed : str
+        What the values are that the program made up, and which it assumed: "synthetic images (overlapping shapes), range 0 to 1,
+        mean 0.5, std 0.25"; empty where there are none, or where they are ids or masks.
     """
 
     name: str
     shape: tuple[int, ...]
     origin: str
     pixels: str = ""
+    assumed: str = ""
 
     @property
     def text(self) -> str:

@@ -8,6 +8,8 @@ from onnxmerge.results.size import Size
 
 MIN_CHECK_INPUTS = 32
 """Inputs below which a fidelity says little: two candidates at 0.964 and 0.904 on 6 inputs had 0.899 and 0.954 on 32."""
+ROW_FIDELITY = 0.5
+"""Fidelity below which a row of an output is lost, such as the scores of a class."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,13 @@ class OutputFidelity:
         where nothing differs.
     is_constant : bool
         Whether the reference gave the same for every input but for rounding: the variance is then taken over the elements.
+    variation : float
+        Root mean square of the reference's deviations from its mean over the inputs, as a share of that of its values.
+    rows, lost_rows : int
+        Rows along the first axis of an output such as (N, 84, 8400), of (N, 8400, 84) along the last, and how many of them keep
+        a fidelity below 0.5 of their own; 0 for vectors.
+    worst_row_fidelity : float
+        The least fidelity of a row; 1 where there are none.
     has_one_decision : bool
         Whether the reference's best class was the same for all inputs, so that no change of decisions can be told.
     changed_decisions : float or None
@@ -82,6 +91,10 @@ class OutputFidelity:
     is_constant: bool = False
     changed_decisions: float | None = None
     has_one_decision: bool = False
+    variation: float = 1.0
+    rows: int = 0
+    lost_rows: int = 0
+    worst_row_fidelity: float = 1.0
     median_input: int = 0
     relative_l2_quantiles: tuple[float, ...] = ()
 
@@ -90,6 +103,11 @@ class OutputFidelity:
         """That of `median_input`."""
         quantiles = self.relative_l2_quantiles
         return quantiles[len(quantiles) // 2] if quantiles else 0.0
+
+    @property
+    def has_decisions(self) -> bool:
+        """Whether the output holds best classes, be they the same for all inputs."""
+        return self.changed_decisions is not None or self.has_one_decision
 
     @property
     def defect(self) -> str:
@@ -233,25 +251,6 @@ class Fidelity:
     def changed_decisions(self) -> float | None:
         """Of the output with the most; None where no output holds decisions."""
         return max((output.changed_decisions for output in self.outputs if output.changed_decisions is not None), default=None)
-
-
-def few_inputs(count: int, description: str) -> list[str]:
-    """A warning where a fidelity rests on fewer than `MIN_CHECK_INPUTS`."""
-    if count >= MIN_CHECK_INPUTS:
-        return []
-    return [f"the fidelity rests on {description}, which is too few to rely on: give `calibration` with 100 inputs or more"]
-
-
-def constant_outputs(fidelity: Fidelity) -> list[str]:
-    """Warnings that name outputs that are, or decide, the same for all inputs."""
-    names = [output.name for output in fidelity.outputs if output.is_constant]
-    what = f"outputs {', '.join(names)} are" if len(names) > 1 else f"output {', '.join(names)} is"
-    cure = "what its fidelity says of other inputs is little; give `calibration` with inputs that it tells apart"
-    same = [f"{what} the same for all inputs it was compared on: {cure}"] if names else []
-    decided = [f"'{output.name}'" for output in fidelity.outputs if output.has_one_decision and not output.is_constant]
-    told = "the model decided the same for all inputs it was compared on"
-    asked = "whether decisions change cannot be told, and a fidelity alone says little: give `calibration` with all classes"
-    return [*same, f"{told} (best class of {', '.join(decided)}): {asked}"] if decided else same
 
 
 @dataclass(frozen=True)
