@@ -157,7 +157,8 @@ def test_every_command_takes_and_names_the_sizes(command: str, image_file: Path,
     assert "x:1,3,20,44, given" in out
     assert "x:1,3,20,44, given" in page.read_text()
     content = json.loads(report.read_text())
-    assert content["inputs"] == [{"name": "x", "shape": [1, 3, 20, 44], "origin": "given", "pixels": ""}]
+    (told,) = content["inputs"]
+    assert (told["name"], told["shape"], told["origin"]) == ("x", [1, 3, 20, 44], "given")
     size = content.get("size") or content.get("before")
     assert size is None or size["macs"] == macs_of(20, 44)
     assert "chosen" not in out
