@@ -212,3 +212,19 @@ def test_a_weight_that_is_also_read_as_data_stays(tmp_path: Path) -> None:
     reason = next(refusal.text for refusal in channels.refusals if refusal.where == "conv_a")
     assert "conv_a_w" in reason
     assert "mul_5" in reason  # Abs and ReduceMean of a constant are one
+
+
+def test_biases_that_are_one_tensor_with_that_of_a_normalisation_shrink(tmp_path: Path) -> None:
+    """PyTorch's newer exporter stores equal tensors once: before training all biases, those of LayerNormalization among them."""
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        block (float[n, 4, 8] x) => (float[n, 4, 8] y)
+        {
+            before = LayerNormalization(x, scale, zeros)
+            first = MatMul(before, w1)  hidden = Add(first, zeros)  active = Relu(hidden)
+            second = MatMul(active, w2)  out = Add(second, zeros)
+            sum = Add(out, before)  y = LayerNormalization(sum, scale, zeros)
+        }""")
+    rng = np.random.default_rng(0)
+    values = {"scale": np.ones(8), "zeros": np.zeros(8), "w1": rng.normal(size=(8, 8)), "w2": rng.normal(size=(8, 8))}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(each.astype(np.float32), name) for name, each in values.items())
+    assert [(group.name, group.size) for group in analysed(model, tmp_path).channels.groups] == [("first", 8)]

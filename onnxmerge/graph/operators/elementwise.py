@@ -8,8 +8,12 @@ from onnxmerge.graph.channel_propagation import ChannelPropagation, channel_axis
 from onnxmerge.graph.nodes import node_refusal
 from onnxmerge.onnxio import surgeon as gs
 
-# Joins with constants that may hold channels of their own.
-_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where"})
+# Operators that join constants with computed values position by position: a constant may hold channels of its own, which are repeated.
+_JOINING = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "PRelu", "BatchNormalization", "InstanceNormalization"}
+    | {"GroupNormalization", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
+    | {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "BiasGelu", "FastGelu"}
+)
 
 
 def unary(propagation: ChannelPropagation, node: gs.Node) -> list[Ids]:
@@ -89,6 +93,6 @@ def _find_tables(propagation: ChannelPropagation, tensor: gs.Tensor) -> None:
             if value is None or value.dtype.kind in "biuOSU" or value.size < 2:
                 continue
             behind = channel_axis_of(value) - value.ndim
-            shapes = [propagation.shape(other) or () for other in computed if node.op in _ARITHMETIC]
+            shapes = [propagation.shape(other) or () for other in computed if node.op in _JOINING]
             if all(len(shape) < -behind or shape[behind] == 1 for shape in shapes):
                 propagation.tables.add(each.name)
