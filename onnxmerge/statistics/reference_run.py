@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from onnxmerge.algorithms.moments import Covariance
 from onnxmerge.data.first_layers import dense_first_layer
@@ -25,6 +25,7 @@ from onnxmerge.graph.channel_propagation import Product
 from onnxmerge.graph.downstream import DownstreamAffine, downstream_affine_of
 from onnxmerge.graph.layers import Layer
 from onnxmerge.onnxio import surgeon as gs
+from onnxmerge.onnxio.bodies import outputs_of_bodies
 from onnxmerge.onnxio.export import export
 from onnxmerge.onnxio.storage import fits_one_message
 from onnxmerge.options import Progress
@@ -96,6 +97,9 @@ def run_context_of(analysed: AnalysedModel, inputs: Inputs, threads: int | None,
     in_memory = fits_one_message(analysed.model)
     weights = {tensor.name: value for tensor, value in inputs_of if in_memory and isinstance(tensor, gs.Constant)}
     model = export(analysed.model, weights)
+    floats = {name for name, seen in analysed.observed.items() if seen.dtype.kind == "f"}.difference(each.name for each in model.graph.output)
+    bodies = [name for name in outputs_of_bodies(model) if name in floats]  # a body counts also where no input leads into it
+    model.graph.output.extend(ValueInfoProto(name=name) for name in bodies)
     shallow_first(model)
     batches, correction_exponent = partial(inputs.batches, size), _correction_exponent(analysed, inputs)
     synthetic, folder = inputs.synthetic, analysed.model.folder
