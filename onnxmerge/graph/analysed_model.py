@@ -67,10 +67,12 @@ class AnalysedModel:
         return shapes_of(self.observed)
 
     def random_feeds(self, observed: Observations) -> dict[str, np.ndarray]:
-        """Random inputs of the shapes and types that they had in a run; always the same."""
-        generator = np.random.default_rng(0)
-        names = [tensor.name for tensor in self.model.graph.inputs]
-        return {name: random_values(generator, observed[name].shape, observed[name].dtype) for name in names}
+        """Random inputs of the shapes and types that they had in a run, and the integers of that run; always the same."""
+        generator, feeds = np.random.default_rng(0), dict[str, np.ndarray]()
+        for seen, name in ((observed[tensor.name], tensor.name) for tensor in self.model.graph.inputs):
+            drawn = random_values(generator, seen.shape, seen.dtype)
+            feeds[name] = drawn if seen.value is None else seen.value
+        return feeds
 
 
 def shapes_of(observed: Observations) -> dict[str, tuple[int, ...]]:

@@ -19,7 +19,7 @@ from onnxmerge.graph.operators.unsupported import has_quantised_weight, not_foll
 from onnxmerge.graph.shared_weights import SharedWeights
 from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio import surgeon as gs
-from onnxmerge.onnxio.bodies import OUTPUT_MARK, RANDOM, loop_of
+from onnxmerge.onnxio.bodies import OUTPUT_MARK, draws_numbers, loop_of
 
 # Operators with weights of their own: each that stays as it is has a reason.
 _LAYER_OPERATORS = frozenset(
@@ -132,7 +132,7 @@ def _missing_shape(propagation: ChannelPropagation, node: gs.Node) -> Refusal | 
 
 
 def _visit_bodies(propagation: ChannelPropagation, node: gs.Node) -> None:
-    """What enters or leaves a body of a node (If, Loop, Scan) is pinned; layers that were not taken out of it stay as they are."""
+    """What enters or leaves a body (of If, Loop, Scan) is pinned, and layers that were not taken out of it are refused."""
     loop = loop_of(node.name)
     where, operator = (loop, "Loop") if loop else (node_name(node), node.op)
     for body in node.subgraphs():
@@ -143,7 +143,8 @@ def _visit_bodies(propagation: ChannelPropagation, node: gs.Node) -> None:
         if loop or any(inner.name.startswith(OUTPUT_MARK) for inner in nodes):
             continue
         why = "which does not run on these inputs" if operator in ("If", "Loop") else "whose channels are not followed"
-        why = "which draws random numbers in each round" if any(inner.op in RANDOM for inner in nodes) else why
+        is_random = operator == "Loop" and any(draws_numbers(inner.op, len(inner.inputs)) for inner in nodes)
+        why = "which draws random numbers in each round" if is_random else why
         for inner in nodes:
             if inner.op in _LAYER_OPERATORS:
                 reason = refusal(node_name(inner), Reason.INSIDE_BODY, where, operator=operator, why=why)

@@ -1,7 +1,8 @@
 """Bodies of If and Loop taken out into the main graph, where channels are followed, and put back.
 
 If:   y = If(c) {a = f(x)} {b = g(x)}   becomes   a = f(x); b = g(x); y = If(c) {a' = Identity(a)} {b' = Identity(b)}
-Loop: y = Loop(n, c, v) {s -> f(s)}     becomes   s = state before the last round; a = f(s); y = Loop(n, c, v) {t -> f(t); Identity(a)}
+Loop: y = Loop(n, c, v) {s -> f(s)}     becomes   s = state in the last round; a = f(s);
+                                                  y = Loop(n, c, v) {t -> f(t); Identity(a)}
 
 Both compute what they computed before. Of a Loop the nodes outside stand for those inside, which are replaced by them when they
 are put back; what does not depend on its state then stays outside.
@@ -13,14 +14,16 @@ from typing import Any
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from onnxmerge.onnxio.external_data import is_external
+from onnxmerge.onnxio.storage import SMALL_TENSOR_BYTES, size_bytes
 from onnxmerge.onnxio.traversal import bodies_of, graph_and_bodies, tensors_read
 
 OUTPUT_MARK = "onnxmerge/body_output/"
 """How the names begin of the nodes in a body that read what the nodes taken out of it write."""
 LAST_ROUND = "onnxmerge/last_round/"
 """How the names of the nodes begin that write the state of a Loop in its last round; a number and its first output follow."""
-RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"})
-"""Operators that must be run in each round, whatever they read."""
+RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"})
+"""Operators that must be run in each round, whatever they read; so must a Dropout that may be told to train."""
 
 
 def is_taken_out(body: GraphProto) -> bool:
@@ -40,15 +43,20 @@ def outputs_of_bodies(proto: ModelProto) -> list[str]:
     return list(dict.fromkeys(mark.input[0] for mark in marks))
 
 
-def draws_numbers(body: GraphProto) -> bool:
-    """Whether a node of a body, at any depth, draws random numbers."""
-    return any(node.op_type in RANDOM for each in graph_and_bodies(body) for node in each.node)
+def draws_numbers(operator: str, inputs: int) -> bool:
+    """Whether nodes of an operator with so many inputs draw random numbers."""
+    return operator in RANDOM or (operator == "Dropout" and inputs > 2)
 
 
 def with_names_of_their_own(proto: ModelProto) -> ModelProto:
-    """A copy in which no two graphs of a model, its bodies included, have a tensor of the same name."""
+    """A copy in which no two graphs of a model, its bodies included, have a tensor or a node of the same name."""
     new = ModelProto.FromString(proto.SerializeToString())
     _rename(new.graph, {}, {name for graph in graph_and_bodies(proto.graph) for name in _defined(graph)}, set())
+    nodes = [node for graph in graph_and_bodies(new.graph) for node in graph.node if node.name]
+    taken, seen = {node.name for node in nodes}, set[str]()
+    for node in nodes:
+        node.name = _unused(node.name, taken) if node.name in seen else node.name
+        seen.add(node.name)
     return new
 
 
@@ -58,7 +66,7 @@ def bodies_to_take_out(proto: ModelProto, operators: Container[str]) -> list[str
 
 
 def taken_out(proto: ModelProto, keys: Container[str]) -> ModelProto:
-    """A copy of a model `with_names_of_their_own`, with the nodes of the bodies that `bodies_to_take_out` names in the main graph."""
+    """A copy of a model `with_names_of_their_own`, with the nodes of bodies (keys of `bodies_to_take_out`) in the main graph."""
     new = ModelProto.FromString(proto.SerializeToString())
     taken = {name for graph in graph_and_bodies(new.graph) for name in _defined(graph)}
     nodes = [each for node in proto.graph.node for each in _flat(new.graph, node, keys, taken)]
@@ -79,11 +87,26 @@ def put_back(proto: ModelProto) -> ModelProto:
     known = {value.name: value for value in new.graph.value_info}
     del new.graph.node[:], new.graph.value_info[:]
     new.graph.node.extend(nodes)
+    _move_small_constants(new.graph)
     for graph in graph_and_bodies(new.graph):
         declared = {value.name for value in (*graph.value_info, *graph.output)}
         names = [name for node in graph.node for name in node.output]
         graph.value_info.extend(known[name] for name in names if name in known and name not in declared)
     return new
+
+
+def _move_small_constants(graph: GraphProto) -> None:
+    """Put small initializers into the only body that reads them: shape inference looks for them nowhere else."""
+    readers: dict[str, list[GraphProto]] = defaultdict(list)
+    for each in graph_and_bodies(graph):
+        for name in {name for node in each.node for name in node.input} | {value.name for value in each.output}:
+            readers[name].append(each)
+    for at in reversed(range(len(graph.initializer))):
+        tensor = graph.initializer[at]
+        first, *others = readers[tensor.name] or [graph]
+        if first is not graph and not others and size_bytes(tensor) <= SMALL_TENSOR_BYTES and not is_external(tensor):
+            first.initializer.append(tensor)
+            del graph.initializer[at]
 
 
 def _defined(graph: GraphProto) -> list[str]:
@@ -99,10 +122,10 @@ def _rename(graph: GraphProto, around: Mapping[str, str], taken: set[str], seen:
     for name in _defined(graph):
         names[name] = _unused(name, taken) if name in seen else name
         seen.add(names[name])
-    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+    for value in (*graph.input, *graph.output, *graph.value_info):
         value.name = names.get(value.name, value.name)
-    for sparse in graph.sparse_initializer:
-        sparse.values.name = names[sparse.values.name]
+    for tensor in (*graph.initializer, *(each.values for each in graph.sparse_initializer)):
+        tensor.name = names[tensor.name]
     for node in graph.node:
         for tensors in (node.input, node.output):
             tensors[:] = [names.get(name, name) for name in tensors]
@@ -128,13 +151,15 @@ def _first_output(node: NodeProto) -> str:
 
 
 def _keys(graph: GraphProto, operators: Container[str]) -> Iterator[str]:
-    for node in graph.node:
-        for attribute in node.attribute if node.op_type in ("If", "Loop") and any(node.output) else ():
-            body = attribute.g
-            inside = {inner.op_type for each in graph_and_bodies(body) for inner in each.node} if attribute.HasField("g") else ()
-            if any(operator in operators for operator in inside) and not (node.op_type == "Loop" and draws_numbers(body)):
-                yield body_key(node, attribute.name)
-                yield from _keys(body, operators)
+    places = (
+        (node, each) for node in graph.node if node.op_type in ("If", "Loop") and any(node.output) for each in node.attribute
+    )
+    for node, attribute in places:
+        inside = [inner for each in bodies_of(attribute) for body in graph_and_bodies(each) for inner in body.node]
+        is_random = node.op_type == "Loop" and any(draws_numbers(each.op_type, len(each.input)) for each in inside)
+        if any(each.op_type in operators for each in inside) and not is_random:
+            yield body_key(node, attribute.name)
+            yield from _keys(attribute.g, operators)
 
 
 def _flat(graph: GraphProto, node: NodeProto, keys: Container[str], taken: set[str]) -> Iterator[NodeProto]:
@@ -192,13 +217,16 @@ def _last_round(node: NodeProto, body: GraphProto, taken: set[str]) -> Iterator[
         del before.output[1 + len(states) :]
         _rename(before, {}, taken, set(taken))
         states = add("Loop", [rounds, *node.input[1:]], [f"{name}_before" for name in states], body=before)
-    names, branches = [each.name for each in body.input], {}
+    entry = NodeProto(op_type="If", name=f"{LAST_ROUND}{len(new)}/{output}", input=[known["always"]])
+    entry.output.extend(each.name for each in body.input)
     for branch in ("then_branch", "else_branch"):
-        read = dict(zip((_unused(name, taken) for name in names), (known["number"], known["always"], *states), strict=True))
+        read = dict(
+            zip((_unused(name, taken) for name in entry.output), (known["number"], known["always"], *states), strict=True)
+        )
         nodes = [helper.make_node("Identity", [source], [name]) for name, source in read.items()]
-        branches[branch] = helper.make_graph(nodes, branch, [], [helper.make_empty_tensor_value_info(name) for name in read])
-    new.append(helper.make_node("If", [known["always"]], names, f"{LAST_ROUND}{len(new)}/{output}", **branches))
-    yield from new
+        either = helper.make_graph(nodes, branch, [], [helper.make_empty_tensor_value_info(name) for name in read])
+        entry.attribute.append(helper.make_attribute(branch, either))
+    yield from (*new, entry)
 
 
 def loop_of(name: str) -> str:
@@ -206,7 +234,9 @@ def loop_of(name: str) -> str:
     return name.removeprefix(LAST_ROUND).partition("/")[2] if name.startswith(LAST_ROUND) else ""
 
 
-def _put_back(nodes: Sequence[NodeProto], outputs: Collection[str], owner: NodeProto, attribute: AttributeProto) -> list[NodeProto]:
+def _put_back(
+    nodes: Sequence[NodeProto], outputs: Collection[str], owner: NodeProto, attribute: AttributeProto
+) -> list[NodeProto]:
     """The nodes of a graph without those that only a body of one of them reads, which are in the body then."""
     body, output = attribute.g, _first_output(owner)
     entry = next((node for node in nodes if loop_of(node.name) == output and node.op_type == "If"), None)

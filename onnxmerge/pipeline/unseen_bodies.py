@@ -47,9 +47,10 @@ def _values(names: list[str], proto: ModelProto, inputs: Inputs) -> dict[str, se
     proto.graph.output.extend(ValueInfoProto(name=name) for name in dict.fromkeys(names))
     seen: dict[str, set[bool]] = defaultdict(set)
     run = LayerwiseRun(proto, inputs.batches(BATCH), threads=1)
-    session = run.session_to_outputs({})
+    session = None if run.available.keys() >= set(names) else run.session_to_outputs({})
     for batch in range(run.batch_count):
-        fed = {name: run.tensor(batch, name) for name in names if name in run.available}
-        for name, value in (fed | run.run_session(session, batch)).items():
+        values = {name: run.tensor(batch, name) for name in names if name in run.available}
+        values |= {} if session is None else run.run_session(session, batch)
+        for name, value in values.items():
             seen[name].add(bool(np.asarray(value).all()))
     return seen
