@@ -16,6 +16,7 @@ from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Removal, Replacement, gone_nodes
+from onnxmerge.onnxio.traversal import tensors_read
 from onnxmerge.pruning.consumer_update import (
     bias_of,
     full_replacement,
@@ -74,7 +75,10 @@ def solve_consumers(
     first = next((at for at, layer in enumerate(layers) if layer.key in mixes or not kept[layer.in_ids].all()), len(layers))
     gone = gone_nodes(removals)
     layers = [layer for layer in layers[first:] if layer.key in mixes or _is_updated(context, statistics, layer, kept)]
-    layers = [layer for layer in layers if layer.key not in gone]
+    changed = {layer.key for layer in layers if layer.key in mixes or not kept[layer.in_ids].all()}
+    behind = _behind(context, changed)
+    met = {key: {known[key].source, each.added} & behind for key, each in statistics.downstream.items()}
+    layers = [layer for layer in layers if layer.key not in gone and (layer.key in changed or met.get(layer.key))]
     if not layers:
         return {}
     runs = context.new_run(statistics.matched), context.new_run(statistics.matched)
@@ -102,6 +106,15 @@ def _is_updated(context: RunContext, statistics: ReferenceStatistics, layer: Lay
     """Whether a layer behind the first removal loses inputs or is refitted."""
     is_refitted = not context.synthetic or statistics.downstream[layer.key].is_followed
     return not kept[layer.in_ids].all() or (is_refitted and layer.is_linear and layer.key not in statistics.shared_weight_keys)
+
+
+def _behind(context: RunContext, changed: set[str]) -> set[str]:
+    """The tensors that depend on what these layers write."""
+    names = set(changed)
+    for node in context.model.graph.node:
+        if not names.isdisjoint(tensors_read(node)):
+            names.update(node.output)
+    return names
 
 
 class _LayerUpdate:
