@@ -113,6 +113,7 @@ class Reason(Enum):
     SCALED_DIFFERENTLY = "its channels reach a node with another scale than elsewhere"
     # what was asked for
     SCOPE = "`scope=chains` leaves out groups with {count} producers"
+    NOT_ENTERED = "in a body that no input at hand leads into: give such inputs as `calibration`, or name it with `include`"
     NOT_INCLUDED = "not named by `include`"
     EXCLUDED = "named by `exclude`"
     ALL_KEPT = "could shrink, and what was asked for leaves it whole"

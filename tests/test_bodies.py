@@ -17,6 +17,7 @@ from random_graphs.masked_oracle import masked
 from running import analysed, run, written
 
 import onnxmerge
+from onnxmerge.errors import Reason
 from onnxmerge.graph.cost import MACS
 from onnxmerge.onnxio.bodies import bodies_to_take_out, put_back, taken_out, with_names_of_their_own
 
@@ -31,12 +32,20 @@ def mlp(x: str, y: str, h: str = "h", v: str = "v", w: str = "w") -> str:
     return MLP.format(x=x, y=y, h=h, v=v, w=w)
 
 
+def numbers(count: int) -> str:
+    """So many numbers as text."""
+    return ", ".join(str(np.sin(3 * i + 1).round(3)) for i in range(count))
+
+
 TEXTS = {
     # Both bodies use the same names; one of the weights is theirs alone, the others are read by both and by the main graph.
     "if": "g (float[N, 4] x, bool c) => (float[N, 4] y, float[N, 4] z) {"
     f" z0 = Tanh(x) {mlp('z0', 'z', 'o')} y = If(c)"
     f" <then_branch = t () => (float[N, 4] a) {{ {mlp('x', 'a')} }}, else_branch = e () => (float[N, 4] a)"
-    f" <float[4, 6] u = {{{', '.join(str(np.sin(3 * i + 1).round(3)) for i in range(24))}}}> {{ {mlp('x', 'a', v='u')} }}> }}",
+    f" <float[4, 6] u = {{{numbers(24)}}}> {{ {mlp('x', 'a', v='u')} }}> }}",
+    "apart": "g (float[N, 4] x, bool c) => (float[N, 4] y) { y = If(c) <then_branch = t () => (float[N, 4] a)"
+    f" {{ {mlp('x', 'a')} }}, else_branch = e () => (float[N, 4] a)"
+    f" <float[4, 6] u = {{{numbers(24)}}}, float[6, 4] z = {{{numbers(24)}}}> {{ {mlp('x', 'a', v='u', w='z')} }}> }}",
     "loop": "g (float[N, 4] x, int64 n) => (float[N, 4] y, float[M, N, 4] all) { on = Constant<value = bool {1}>()"
     f" {mlp('x', 'k', 'o')} y, all = Loop(n, on, k) <body = l (int64 i, bool c, float[N, 4] s) => (bool d, float[N, 4] t,"
     f" float[N, 4] u) {{ d = Identity(c) {mlp('x', 'e', 'p')} {mlp('s', 'r')} t = Add(r, e) u = Identity(s) }}> }}",
@@ -63,7 +72,7 @@ def model_of(text: str) -> onnx.ModelProto:
     stored = {"v": v, "w": w, "b": b, "two": np.array(2)}
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in stored.items())
     for body in (attribute.g for node in model.graph.node for attribute in node.attribute):
-        for tensor in body.initializer:
+        for tensor in body.initializer[:1]:
             u = numpy_helper.to_array(tensor).copy()
             u[:, :2] = 0.1 * u[:, :2]
             u[:, 4:] = 10 * u[:, :2]
@@ -100,7 +109,9 @@ def test_bodies_taken_out_and_put_back_give_the_same_bits(name: str) -> None:
 @pytest.mark.parametrize("name", TEXTS)
 def test_channels_in_bodies_that_are_multiples_of_others_merge_exactly(name: str, tmp_path: Path) -> None:
     model, target = model_of(TEXTS[name]), tmp_path / "small.onnx"
-    result = onnxmerge.compress(model, target, method="merge", ratio=1 / 3, round_to=1, bench=False, threshold=0.9)
+    result = onnxmerge.compress(
+        model, target, method="merge", ratio=1 / 3, round_to=1, bench=False, threshold=0.9, include=("*",)
+    )
     assert {group.kept for group in result.groups} == {4}
     assert result.after.macs < 0.7 * result.before.macs
     assert result.after.parameters < result.before.parameters
@@ -119,14 +130,16 @@ def test_random_models_inside_bodies_equal_the_masked_reference(operator: str, s
     assert difference(masked(same, flat(found[0]), graph.feeds()), model, found[0], graph) == ""
 
 
-def test_both_bodies_are_solved_and_the_one_that_no_input_leads_into_is_told(tmp_path: Path) -> None:
-    model = model_of(TEXTS["if"])
+def test_a_body_that_no_input_leads_into_shrinks_where_it_is_named(tmp_path: Path) -> None:
+    """Both bodies are solved then, on what enters them, and a warning tells which was not compared."""
+    model, target = model_of(TEXTS["apart"]), tmp_path / "small.onnx"
     x = np.random.default_rng(1).normal(size=(64, 4)).astype(np.float32)
-    calibration = {"x": x, "c": np.array(True)}
-    target = tmp_path / "small.onnx"
-    result = onnxmerge.compress(
-        model, target, method="reconstruct", ratio=1 / 3, round_to=1, calibration=calibration, bench=False
-    )
+    options = {"ratio": 1 / 3, "round_to": 1, "calibration": {"x": x, "c": np.array(True)}, "bench": False}
+    result = onnxmerge.compress(model, target, method="reconstruct", **options)
+    assert [group.name for group in result.groups] == ["h1"]
+    assert [each.where for each in result.refusals if each.reason is Reason.NOT_ENTERED] == ["h1_1"]
+    result = onnxmerge.compress(model, target, method="reconstruct", include=("*",), **options)
+    assert [group.name for group in result.groups] == ["h1", "h1_1"]
     (told,) = [text for text in result.warnings if "no input leads into" in text]
     assert "else_branch of y" in told
     for feeds in feeds_of(model):

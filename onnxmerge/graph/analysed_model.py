@@ -16,7 +16,7 @@ from onnxmerge.execution.shapes import FirstRuns, Observations
 from onnxmerge.graph.channel_analysis import analyse_channels
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.cost import total_macs, total_parameters
-from onnxmerge.graph.flat_bodies import with_bodies_back, with_bodies_out
+from onnxmerge.graph.flat_bodies import with_bodies_back, with_bodies_out, with_entered_bodies
 from onnxmerge.graph.refusal_shares import most_important_first
 from onnxmerge.graph.simplification import simplified
 from onnxmerge.graph.tensor_facts import Shapes, TensorFacts
@@ -107,13 +107,16 @@ def analyse_model(
         The file is no valid model, the model does not run, or a weight holds NaN or infinity.
     """
     model, runs = _loaded_and_run(path, max_memory, given)
-    size = size_of(with_bodies_back(model), shapes_of(runs.first), stored_bytes(path))
+    whole = with_bodies_back(model)
+    size = size_of(whole, shapes_of(runs.first), stored_bytes(path))
     simpler = simplified(model, runs.first)
-    model, observed = simpler.model, simpler.observed(runs.first)
+    model, bodies_are_out, observed = simpler.model, whole is not model, simpler.observed(runs.first)
     observed_otherwise = None if runs.second is None else simpler.observed(runs.second)
     shapes = shapes_of(observed)
     other_shapes = None if observed_otherwise is None else shapes_of(observed_otherwise)
     channels = analyse_channels(TensorFacts(model, shapes, values_of(observed), other_shapes), whole_heads)
+    if bodies_are_out:
+        channels = with_entered_bodies(channels, whole, (runs.first, runs.second))
     of_layers = [
         f"the weight of {each.name} holds NaN or infinity" for each in channels.layers if not is_finite(each.stored_weight)
     ]

@@ -212,7 +212,7 @@ def with_savings(
 def _reason_to_stay(group: ChannelGroup) -> str:
     """Why channels of a group must stay, empty where all may go."""
     if group.refusal is None:
-        return ""
+        return "" if group.is_entered else Reason.NOT_ENTERED.value
     return f"{group.refusal.text} ({group.refusal.where})" if group.refusal.where else group.refusal.text
 
 
