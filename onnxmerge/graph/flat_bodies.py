@@ -29,6 +29,8 @@ from onnxmerge.onnxio.storage import stored_as_read
 from onnxmerge.onnxio.traversal import graph_and_bodies, tensors_read
 
 Flat = tuple[Model, FirstRuns]
+MOST_TRIED = 12
+"""Bodies that are tried one by one where they do not run together: each try may take as long as a first run."""
 
 
 def with_bodies_out(model: Model, run: Callable[[Path, Model], FirstRuns]) -> Flat | None:
@@ -47,8 +49,11 @@ def with_bodies_out(model: Model, run: Callable[[Path, Model], FirstRuns]) -> Fl
         return None
     proto = with_names_of_their_own(model.proto)
 
-    def tried(chosen: list[str]) -> Flat | None:
+    def tried(chosen: list[str], known: int) -> Flat | None:
+        """None too where no node is taken out beside those known, since the body lies in one that does not run."""
         flat = from_proto(taken_out(proto, chosen), model.path)
+        if len(flat.proto.graph.node) <= known:
+            return None
         temporary = TemporaryModel(flat)
         try:
             return flat, run(temporary.path, flat)
@@ -56,9 +61,9 @@ def with_bodies_out(model: Model, run: Callable[[Path, Model], FirstRuns]) -> Fl
             return None
 
     keys = bodies_to_take_out(proto, MACS)
-    found, chosen = tried(keys), list[str]()
-    for key in keys if found is None and len(keys) > 1 else ():
-        more = tried([*chosen, key])
+    found, chosen = tried(keys, 0), list[str]()
+    for key in keys if found is None and 1 < len(keys) <= MOST_TRIED else ():
+        more = tried([*chosen, key], len((model if found is None else found[0]).proto.graph.node))
         found, chosen = (found, chosen) if more is None else (more, [*chosen, key])
     return found
 
