@@ -140,6 +140,7 @@ def test_a_body_that_no_input_leads_into_shrinks_where_it_is_named(tmp_path: Pat
     assert [each.where for each in result.refusals if each.reason is Reason.NOT_ENTERED] == ["h1_1"]
     result = onnxmerge.compress(model, target, method="reconstruct", include=("*",), **options)
     assert [group.name for group in result.groups] == ["h1", "h1_1"]
+    assert not onnxmerge.verify(written(model, tmp_path), target, calibration=options["calibration"]).fidelity.same_channel_counts
     (told,) = [text for text in result.warnings if "no input leads into" in text]
     assert "else_branch of y" in told
     for feeds in feeds_of(model):
