@@ -76,9 +76,8 @@ def solve_consumers(
     gone = gone_nodes(removals)
     layers = [layer for layer in layers[first:] if layer.key in mixes or _is_updated(context, statistics, layer, kept)]
     changed = {layer.key for layer in layers if layer.key in mixes or not kept[layer.in_ids].all()}
-    behind = _behind(context, changed)
-    met = {key: {known[key].source, each.added} & behind for key, each in statistics.downstream.items()}
-    layers = [layer for layer in layers if layer.key not in gone and (layer.key in changed or met.get(layer.key))]
+    affected = _affected(context, statistics, changed) - gone
+    layers = [layer for layer in layers if layer.key in affected]
     if not layers:
         return {}
     runs = context.new_run(statistics.matched), context.new_run(statistics.matched)
@@ -108,13 +107,14 @@ def _is_updated(context: RunContext, statistics: ReferenceStatistics, layer: Lay
     return not kept[layer.in_ids].all() or (is_refitted and layer.is_linear and layer.key not in statistics.shared_weight_keys)
 
 
-def _behind(context: RunContext, changed: set[str]) -> set[str]:
-    """The tensors that depend on what these layers write."""
+def _affected(context: RunContext, statistics: ReferenceStatistics, changed: set[str]) -> set[str]:
+    """Keys of changed layers, and of those that read what depends on them, or to whose outputs that is added."""
     names = set(changed)
     for node in context.model.graph.node:
         if not names.isdisjoint(tensors_read(node)):
             names.update(node.output)
-    return names
+    following = statistics.downstream.items()
+    return changed | {key for key, each in following if names & {statistics.layers[key].source, each.added}}
 
 
 class _LayerUpdate:
