@@ -60,8 +60,8 @@ class Reason(Enum):
     MIXES_CHANNELS = "{operator} mixes channels"
     NOT_FOLLOWED = "channels are not followed through {operator}"
     UNKNOWN_OPERATOR = "{operator} is not in the table of operators, and may mix channels"
-    READ_IN_BODY = "read inside the body of {operator}"
-    INSIDE_BODY = "inside the body of {operator}, which is not changed"
+    READ_IN_BODY = "enters or leaves the body of {operator}"
+    INSIDE_BODY = "inside the body of {operator}, {why}"
     READ_ALONE = "one of its channels is read apart from the others"
     JOINED_WITH_FIXED = "{operator} joins it with {tensor}, whose channels cannot be removed"
     SHARES_A_CHANNEL = "shares a channel with values that cannot be removed"
@@ -113,6 +113,7 @@ class Reason(Enum):
     SCALED_DIFFERENTLY = "its channels reach a node with another scale than elsewhere"
     # what was asked for
     SCOPE = "`scope=chains` leaves out groups with {count} producers"
+    NOT_ENTERED = "in a body that no input at hand leads into: give such inputs as `calibration`, or name it with `include`"
     NOT_INCLUDED = "not named by `include`"
     EXCLUDED = "named by `exclude`"
     ALL_KEPT = "could shrink, and what was asked for leaves it whole"

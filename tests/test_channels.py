@@ -94,7 +94,7 @@ def test_nodes_without_names_go_by_operator_and_output(tmp_path: Path) -> None:
     assert [refusal.where for refusal in channels.refusals] == ["out_y"]
 
 
-def test_layers_in_a_body_have_a_reason(tmp_path: Path) -> None:
+def test_layers_at_the_edge_of_a_body_have_a_reason(tmp_path: Path) -> None:
     net = Net(np.random.default_rng(0))
     y = net.relu(net.conv(net.input("x", 3, 8, 8), "conv_a", 3, 8))
     branches = {
@@ -103,10 +103,11 @@ def test_layers_in_a_body_have_a_reason(tmp_path: Path) -> None:
     }
     condition = net.op("Greater", net.op("ReduceMean", "x", keepdims=0), net.const("zero", 0.0))
     net.output(net.op("If", condition, name="choose", **branches), 4, 8, 8)
-    found = {refusal.where: refusal for refusal in analysed(net.model(), tmp_path).channels.refusals}
+    channels = analysed(net.model(), tmp_path).channels
+    assert [sorted(each.name for each in group.consumers) for group in channels.groups] == [["else_conv", "then_conv"]]
+    found = {refusal.where: refusal for refusal in channels.refusals}
     assert found["then_conv"].obstacle == found["else_conv"].obstacle == "choose"
-    assert found["then_conv"].reason is found["else_conv"].reason is Reason.INSIDE_BODY
-    assert found["conv_a"].reason is Reason.READ_IN_BODY
+    assert found["then_conv"].reason is found["else_conv"].reason is Reason.READ_IN_BODY
 
 
 # Where the activation of each producer is, before anything that is not affine, and what the producer multiplies by on its own.

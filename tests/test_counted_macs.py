@@ -42,12 +42,12 @@ STORED = {"w": (3, 4), "v": (4, 4), "u": (4, 3), "z": (4, 5)}
 
 
 def test_layers_in_bodies(tmp_path: Path) -> None:
-    """One round of a Loop, and the branch of an If that ran; the other one costs nothing."""
+    """One round of a Loop, and both branches of an If."""
     model = parser.parse_model(IN_BODIES)
     values = {name: np.ones(shape, np.float32) for name, shape in STORED.items()} | {"n": np.array(3), "yes": np.array(True)}
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
     found = analysed(model, tmp_path)
-    assert found.size.macs == 2 * 3 * 4 + 2 * 4 * 4 + 2 * 4 * 5
+    assert found.size.macs == 2 * 3 * 4 + 2 * 4 * 4 + 2 * 4 * 3 + 2 * 4 * 5
     shares = [refusal.parameters_share for refusal in found.channels.refusals]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == 20 / (12 + 16 + 12 + 20)

@@ -240,6 +240,7 @@ BATCHING = {
     "fixed beside": ([IMAGE, spec("size", (2,), "int64")], {"x"}, None),
     "another name": ([IMAGE, spec("boxes", ("K", 4))], {"x"}, None),
     "name on another axis": ([spec("x", ("N", 4)), spec("pairs", ("N", "N"))], {"x", "pairs"}, 2),
+    "no name, states beside": ([spec("x", (None, 4)), spec("state", (2, None, 8))], {"x"}, 2),
     "name in a formula": ([spec("x", ("N", 4)), spec("past", ("N * 12", 4))], {"x"}, 2),
 }
 

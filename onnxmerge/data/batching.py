@@ -32,7 +32,8 @@ def batching(specs: Sequence[TensorSpec], shapes: Shapes) -> Batching:
     """Which axes of a model's inputs are the batch, and its size.
 
     A dynamic axis 0 is the batch, of any size; inputs whose axis 0 is fixed or has another name are given whole. Where the
-    batch's name is part of other axes too, it keeps its size of the run. Where all axes 0 are fixed, their common size is the
+    batch's name is part of other axes too, or neither has a name (states of a recurrent layer, [2, ?, 128]), it keeps its size of
+    the run. Where all axes 0 are fixed, their common size is the
     batch size; without a common size every call is one input.
 
     Parameters
@@ -49,6 +50,7 @@ def batching(specs: Sequence[TensorSpec], shapes: Shapes) -> Batching:
     batched = [spec for spec in dynamic if spec.dims[0] in (None, name)]
     names = [spec.dims[0] for spec in dynamic if spec not in batched] + [dim for spec in specs for dim in spec.dims[1:]]
     tied = any(isinstance(dim, str) and name in re.findall(r"\w+", dim) for dim in names)
+    tied |= name is None and any(None in spec.dims[1:] for spec in leading if spec not in dynamic)
     return Batching(frozenset(spec.name for spec in batched), shapes[batched[0].name][0] if tied else None)
 
 

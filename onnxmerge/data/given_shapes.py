@@ -48,7 +48,8 @@ def given_shapes(model: Path, options: InputOptions) -> GivenShapes:
     feeds = inputs.feeds_with(0)
     batched = batching(specs, likely).batched
     found = {name: (None, *value.shape[1:]) if name in batched else value.shape for name, value in feeds.items()}
-    return GivenShapes({**found, **shapes}, {**dict.fromkeys(found, "calibration"), **given.origins}, inputs.pixels)
+    values = {name: value.tolist() for name, value in feeds.items() if name not in batched and value.dtype.kind in "iub"}
+    return GivenShapes({**found, **shapes}, {**dict.fromkeys(found, "calibration"), **given.origins}, inputs.pixels, values)
 
 
 def checked_shapes(given: Mapping[str, tuple[int, ...]], specs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
@@ -83,7 +84,7 @@ def first_runs_of_pair(
     given = given_shapes(reference, options)
     first = first_observations(reference, label=str(reference), max_memory=max_memory, given=given)
     shapes = {each.name: each.shape for each in first.inputs}
-    given = GivenShapes(shapes, dict.fromkeys(shapes, "reference"))
+    given = GivenShapes(shapes, dict.fromkeys(shapes, "reference"), values=given.values)
     return first, first_observations(candidate, label=str(candidate), max_memory=max_memory, given=given)
 
 

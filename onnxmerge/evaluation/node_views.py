@@ -1,5 +1,6 @@
 """The nodes of a main graph for a comparison: which inputs of each depend on the graph inputs, and which are constant."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +11,11 @@ import onnx
 from onnxmerge.execution.sessions import ModelSource
 from onnxmerge.execution.shapes import read_graph
 from onnxmerge.onnxio.tensors import array_of
-from onnxmerge.onnxio.traversal import tensor_names_in_attribute
+from onnxmerge.onnxio.traversal import bodies_of, tensor_names_in_attribute
 
 # Operators whose constant inputs are weights
 LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+Shape = tuple[int, ...]
 _FLOATING = frozenset(number for name, number in onnx.TensorProto.DataType.items() if "FLOAT" in name or name == "DOUBLE")
 
 
@@ -61,10 +63,11 @@ class GraphView:
 
     @property
     def layers(self) -> tuple[tuple[str, tuple[tuple[int, ...], ...]], ...]:
-        """Operator and shapes of the stored weights of every layer: equal for two models where no channel was removed."""
+        """Operator and shapes of the weights of every layer, those in bodies behind: equal where no channel was removed."""
         shapes = {tensor.name: tuple(tensor.dims) for tensor in self.proto.graph.initializer}
         found = [(node.op_type, node.constants.values()) for node in self.nodes if node.op_type in LAYER_OPERATORS]
-        return tuple((op_type, tuple(shapes.get(name, ()) for name in names)) for op_type, names in found)
+        own = ((op_type, tuple(shapes.get(name, ()) for name in names)) for op_type, names in found)
+        return (*own, *_layers_in_bodies(self.proto.graph, {}))
 
     @property
     def float_types(self) -> frozenset[str]:
@@ -95,6 +98,23 @@ def read_graph_view(model: ModelSource, label: str) -> GraphView:
         name = node.name or f"{node.op_type}({next(iter(node.output), '')})"
         nodes.append(NodeView(name, node.op_type, outputs, dynamic_inputs, constants, _attributes(node)))
     return GraphView(tuple(nodes), proto, model.parent if isinstance(model, Path) else None)
+
+
+def _layers_in_bodies(graph: onnx.GraphProto, around: Mapping[str, Shape]) -> Iterator[tuple[str, tuple[Shape, ...]]]:
+    """Operator and shapes of the weights of the layers in the bodies of a graph; around: shapes of what stands outside of it."""
+    shapes = {**around, **_stored_shapes(graph)}
+    for body in [body for node in graph.node for attribute in node.attribute for body in bodies_of(attribute)]:
+        known = {**shapes, **_stored_shapes(body)}
+        for node in body.node:
+            if node.op_type in LAYER_OPERATORS:
+                yield node.op_type, tuple(known[name] for name in node.input if name in known)
+        yield from _layers_in_bodies(body, shapes)
+
+
+def _stored_shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
+    """Shapes of the initializers and Constant nodes of a graph by name."""
+    made = {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
+    return {name: tuple(tensor.dims) for name, tensor in (made | {each.name: each for each in graph.initializer}).items()}
 
 
 def _attributes(node: onnx.NodeProto) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -38,11 +39,14 @@ class GivenShapes:
         By input where that comes from: "given", "calibration", or "reference" for those of another model.
     pixels : Mapping of str to str
         By input how the pixels of the user's images become its values.
+    values : Mapping of str to list
+        By input integers that are the same in every call, such as a sampling rate: a model may branch on them.
     """
 
     shapes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
     pixels: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 NOTHING_GIVEN = GivenShapes()

@@ -15,8 +15,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from onnxmerge.execution.sessions import Session, open_session
-from onnxmerge.execution.submodel import submodel, tensors_read
+from onnxmerge.execution.submodel import submodel
 from onnxmerge.execution.tensor_store import TensorStore, Value
+from onnxmerge.onnxio.traversal import tensors_read
 
 
 @dataclass

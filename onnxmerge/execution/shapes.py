@@ -151,7 +151,7 @@ def observe_twice(
     reason = None
     for trial in trials:
         try:
-            ran.append((trial, _observe(session, _feeds(session, trial.shapes, seed, allowed))))
+            ran.append((trial, _observe(session, _feeds(session, trial.shapes, seed, allowed, given))))
         except ModelError as error:
             reason = reason or error
             continue
@@ -161,7 +161,7 @@ def observe_twice(
         alone = len(trials) == 1 and not given.shapes
         raise reason if alone and reason is not None else ModelError(_never_runs(trials, given, reason))
     trial, first = next((each for each in ran if agrees(session.inputs, declared, each[1])), ran[0])
-    second = _observe_otherwise(session, trial.shapes, seed, allowed)
+    second = _observe_otherwise(session, trial.shapes, seed, allowed, given)
     others = None if second is None else {spec.name: second[spec.name].shape for spec in session.inputs}
     return FirstRuns(first, second, origins_of(session.inputs, trial, others, given), given.pixels)
 
@@ -190,19 +190,20 @@ def _never_runs(trials: Sequence[Trial], given: GivenShapes, reason: ModelError 
     return f"no input size tried makes it run ({len(trials)} were tried; give yours with `input_shape`): {reason}"
 
 
-def _observe_otherwise(session: Session, first: Shapes, seed: int, allowed: Allowed) -> Observations | None:
+def _observe_otherwise(session: Session, first: Shapes, seed: int, allowed: Allowed, given: GivenShapes) -> Observations | None:
     """A run with other sizes than those of the first, with as much changed as the model allows."""
     for shapes in other_shapes(session.inputs, first):
         try:
-            return _observe(session, _feeds(session, shapes, seed, allowed))
+            return _observe(session, _feeds(session, shapes, seed, allowed, given))
         except ModelError:
             continue
     return None
 
 
-def _feeds(session: Session, shapes: Shapes, seed: int, allowed: Allowed) -> Feeds:
+def _feeds(session: Session, shapes: Shapes, seed: int, allowed: Allowed, given: GivenShapes) -> Feeds:
     allowed(session.inputs, shapes)
-    return example_feeds(session.inputs, shapes, seed)
+    values = {spec.name: np.array(given.values[spec.name], spec.dtype) for spec in session.inputs if spec.name in given.values}
+    return example_feeds(session.inputs, shapes, seed) | values
 
 
 def _observe(session: Session, feeds: Feeds) -> Observations:

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnxmerge.execution.tensor_store import Value
-from onnxmerge.onnxio.traversal import bodies_of
+from onnxmerge.onnxio.traversal import tensors_read
 
 
 def submodel(
@@ -58,15 +58,6 @@ def _declaration(name: str, example: Value, has_width: bool) -> ValueInfoProto:
     width = example.shape[-1:] if has_width else ()
     shape = [*[None] * (example.ndim - len(width)), *width]
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(example.dtype), shape)
-
-
-def tensors_read(node: NodeProto) -> set[str]:
-    """Every tensor that a node reads, in its bodies too."""
-    found = {name for name in node.input if name}
-    for attribute in node.attribute:
-        for body in bodies_of(attribute):
-            found |= {name for inner in body.node for name in tensors_read(inner)} | {output.name for output in body.output}
-    return found
 
 
 def shallow_first(model: ModelProto) -> None:

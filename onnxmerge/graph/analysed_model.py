@@ -13,10 +13,10 @@ from onnxmerge.execution.example_feeds import random_values
 from onnxmerge.execution.first_run import first_observations
 from onnxmerge.execution.input_sizes import NOTHING_GIVEN, GivenShapes
 from onnxmerge.execution.shapes import FirstRuns, Observations
-from onnxmerge.graph.body_shapes import body_observations
 from onnxmerge.graph.channel_analysis import analyse_channels
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.cost import total_macs, total_parameters
+from onnxmerge.graph.flat_bodies import with_bodies_back, with_bodies_out, with_entered_bodies
 from onnxmerge.graph.refusal_shares import most_important_first
 from onnxmerge.graph.simplification import simplified
 from onnxmerge.graph.tensor_facts import Shapes, TensorFacts
@@ -38,12 +38,11 @@ class AnalysedModel:
     Attributes
     ----------
     model : Model
-        The model as loaded, simplified.
+        The model as loaded, simplified, with bodies of If and Loop taken out (`flat_bodies`).
     channels : Channels
         Its channel analysis.
     observed : dict[str, Observation]
-        Every tensor in a run on random inputs of the sizes on which everything is counted, checked and timed; of bodies as
-        `body_observations` gives them.
+        Every tensor in a run on random inputs of the sizes on which everything is counted, checked and timed.
     size : Size
         Parameters, MACs for the shapes of that run, and bytes of the file as loaded.
     observed_otherwise : dict[str, Observation] or None
@@ -68,10 +67,12 @@ class AnalysedModel:
         return shapes_of(self.observed)
 
     def random_feeds(self, observed: Observations) -> dict[str, np.ndarray]:
-        """Random inputs of the shapes and types that they had in a run; always the same."""
-        generator = np.random.default_rng(0)
-        names = [tensor.name for tensor in self.model.graph.inputs]
-        return {name: random_values(generator, observed[name].shape, observed[name].dtype) for name in names}
+        """Random inputs of the shapes and types that they had in a run, and the integers of that run; always the same."""
+        generator, feeds = np.random.default_rng(0), dict[str, np.ndarray]()
+        for seen, name in ((observed[tensor.name], tensor.name) for tensor in self.model.graph.inputs):
+            drawn = random_values(generator, seen.shape, seen.dtype)
+            feeds[name] = drawn if seen.value is None else seen.value
+        return feeds
 
 
 def shapes_of(observed: Observations) -> dict[str, tuple[int, ...]]:
@@ -106,14 +107,16 @@ def analyse_model(
         The file is no valid model, the model does not run, or a weight holds NaN or infinity.
     """
     model, runs = _loaded_and_run(path, max_memory, given)
-    observed = {**runs.first, **body_observations(model, runs.first)}
-    size = size_of(model, shapes_of(observed), stored_bytes(path))
-    simpler = simplified(model, observed)
-    model, observed = simpler.model, simpler.observed(observed)
+    whole = with_bodies_back(model)
+    size = size_of(whole, shapes_of(runs.first), stored_bytes(path))
+    simpler = simplified(model, runs.first)
+    model, bodies_are_out, observed = simpler.model, whole is not model, simpler.observed(runs.first)
     observed_otherwise = None if runs.second is None else simpler.observed(runs.second)
     shapes = shapes_of(observed)
     other_shapes = None if observed_otherwise is None else shapes_of(observed_otherwise)
     channels = analyse_channels(TensorFacts(model, shapes, values_of(observed), other_shapes), whole_heads)
+    if bodies_are_out:
+        channels = with_entered_bodies(channels, whole, (runs.first, runs.second))
     of_layers = [
         f"the weight of {each.name} holds NaN or infinity" for each in channels.layers if not is_finite(each.stored_weight)
     ]
@@ -126,7 +129,7 @@ def analyse_model(
 
 
 def _loaded_and_run(path: Path, max_memory: int | None, given: GivenShapes) -> tuple[Model, FirstRuns]:
-    """A model without functions and without layers that ONNX Runtime has fused, and what was observed of it."""
+    """A model without functions, bodies and layers that ONNX Runtime has fused, and what was observed of it."""
     model, source = load(path), path
     if model.proto.functions:
         model = _inlined(model)
@@ -151,7 +154,11 @@ def _loaded_and_run(path: Path, max_memory: int | None, given: GivenShapes) -> t
         model = from_proto(unfused(model.proto, tensors), model.path)
         temporary = TemporaryModel(model)
         runs = first_observations(temporary.path, model.proto, label=path.name, max_memory=max_memory, given=given)
-    return model, runs
+
+    def run(file: Path, flat: Model) -> FirstRuns:
+        return first_observations(file, flat.proto, label=path.name, max_memory=max_memory, given=given)
+
+    return with_bodies_out(model, run) or (model, runs)
 
 
 def _inlined(model: Model) -> Model:

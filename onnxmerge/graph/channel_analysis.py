@@ -19,6 +19,7 @@ from onnxmerge.graph.operators.unsupported import has_quantised_weight, not_foll
 from onnxmerge.graph.shared_weights import SharedWeights
 from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio import surgeon as gs
+from onnxmerge.onnxio.bodies import OUTPUT_MARK, draws_numbers, loop_of
 
 # Operators with weights of their own: each that stays as it is has a reason.
 _LAYER_OPERATORS = frozenset(
@@ -85,15 +86,15 @@ def _visited(propagation: ChannelPropagation) -> ChannelPropagation:
 
 def _visit(propagation: ChannelPropagation, node: gs.Node) -> None:
     """Apply the operator's rule; where it refuses, all that enters the node is pinned."""
-    for body in node.subgraphs(recursive=True):
-        _visit_body(propagation, node, body)
+    _visit_bodies(propagation, node)
     if all(propagation.constant(output) is not None for output in node.outputs if output.name):
         return
     rule = operator_of(node).propagate
     result = (None if rule is not_followed else _missing_shape(propagation, node)) or rule(propagation, node)
     if isinstance(result, Refusal):
         result = quantised(propagation, node) if has_quantised_weight(propagation, node) else result
-        propagation.refusals.append(result)
+        if not any(True for _ in node.subgraphs()):  # what bodies read is refused already
+            propagation.refusals.append(result)
         for tensor in node.inputs:
             propagation.pin(propagation.ids(tensor), result)
         return
@@ -130,16 +131,24 @@ def _missing_shape(propagation: ChannelPropagation, node: gs.Node) -> Refusal | 
     return None
 
 
-def _visit_body(propagation: ChannelPropagation, node: gs.Node, body: gs.Graph) -> None:
-    """What a body of a node (If, Loop, Scan) reads is pinned, and the layers inside stay as they are."""
-    for tensor in [*(tensor for inner in body.nodes for tensor in inner.inputs), *body.outputs]:
-        if tensor.name in propagation.tensor_ids:
-            why = refusal(node_name(node), Reason.READ_IN_BODY, operator=node.op)
-            propagation.pin(propagation.tensor_ids[tensor.name], why)
-    for inner in body.nodes:
-        if inner.op in _LAYER_OPERATORS:
-            why = refusal(node_name(inner), Reason.INSIDE_BODY, node_name(node), operator=node.op)
-            propagation.refusals.append(why)
+def _visit_bodies(propagation: ChannelPropagation, node: gs.Node) -> None:
+    """What enters or leaves a body (of If, Loop, Scan) is pinned, and layers that were not taken out of it are refused."""
+    loop = loop_of(node.name)
+    where, operator = (loop, "Loop") if loop else (node_name(node), node.op)
+    for body in node.subgraphs():
+        nodes = [inner for each in (body, *body.subgraphs(recursive=True)) for inner in each.nodes]
+        for tensor in [*(tensor for inner in nodes for tensor in inner.inputs), *body.outputs]:
+            if tensor.name in propagation.tensor_ids:
+                propagation.pin(propagation.tensor_ids[tensor.name], refusal(where, Reason.READ_IN_BODY, operator=operator))
+        if loop or any(inner.name.startswith(OUTPUT_MARK) for inner in nodes):
+            continue
+        why = "which does not run on these inputs" if operator in ("If", "Loop") else "whose channels are not followed"
+        is_random = operator == "Loop" and any(draws_numbers(inner.op, len(inner.inputs)) for inner in nodes)
+        why = "which draws random numbers in each round" if is_random else why
+        for inner in nodes:
+            if inner.op in _LAYER_OPERATORS:
+                reason = refusal(node_name(inner), Reason.INSIDE_BODY, where, operator=operator, why=why)
+                propagation.refusals.append(reason)
 
 
 def _keep_rectangular(propagation: ChannelPropagation) -> None:

@@ -66,6 +66,8 @@ class ChannelGroup:
         same operators treat them, and are of the same group of a grouped convolution.
     branch : Branch or None
         What goes where no channel stays; None where at least one must.
+    is_entered : bool
+        False where it lies in bodies of If that no input at hand leads into.
     """
 
     name: str
@@ -80,6 +82,7 @@ class ChannelGroup:
     pieces: np.ndarray
     merge_classes: np.ndarray
     branch: Branch | None = None
+    is_entered: bool = True
 
     @property
     def conv_group_count(self) -> int:

@@ -44,7 +44,7 @@ def node_macs(node: gs.Node, shapes: Shapes) -> int:
 
 
 def total_macs(model: Model, shapes: Shapes) -> int:
-    """Multiply-accumulates, those in bodies of If and Loop included where the shapes inside are known (`body_shapes`).
+    """Multiply-accumulates, those in bodies included where the shapes inside are known: of all bodies of an If, of one round.
 
     Examples
     --------

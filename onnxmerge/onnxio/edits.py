@@ -7,6 +7,7 @@ import onnx
 from ml_dtypes import finfo
 
 from onnxmerge.onnxio import surgeon as gs
+from onnxmerge.onnxio.bodies import OUTPUT_MARK
 from onnxmerge.onnxio.mapped_files import Scratch
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.traversal import names_read, tensor_names
@@ -120,7 +121,8 @@ def _remove_unused_nodes(graph: gs.Graph) -> None:
     for body in graph.subgraphs():
         _remove_unused_nodes(body)
     producers = {tensor.name: node for node in graph.nodes for tensor in node.outputs if tensor.name}
-    pending, used = [tensor.name for tensor in graph.outputs], set()
+    marks = [tensor.name for node in graph.nodes for tensor in node.outputs if node.name.startswith(OUTPUT_MARK)]
+    pending, used = [*(tensor.name for tensor in graph.outputs), *marks], set()
     while pending:
         node = producers.get(pending.pop())
         if node is None or id(node) in used:

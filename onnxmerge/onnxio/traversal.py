@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnxmerge.onnxio import surgeon as gs
 
@@ -20,6 +20,15 @@ def graph_and_bodies(graph: GraphProto) -> Iterator[GraphProto]:
         for attribute in node.attribute:
             for body in bodies_of(attribute):
                 yield from graph_and_bodies(body)
+
+
+def tensors_read(node: NodeProto) -> set[str]:
+    """Every tensor that a node reads, in its bodies too."""
+    found = {name for name in node.input if name}
+    for attribute in node.attribute:
+        for body in bodies_of(attribute):
+            found |= {name for inner in body.node for name in tensors_read(inner)} | {output.name for output in body.output}
+    return found
 
 
 def stored_tensors(proto: ModelProto) -> Iterator[TensorProto]:

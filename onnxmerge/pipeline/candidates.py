@@ -11,6 +11,7 @@ from onnxmerge.execution.sessions import ModelSource
 from onnxmerge.execution.shapes import Observations, observe
 from onnxmerge.graph.analysed_model import AnalysedModel, shapes_of, size_of
 from onnxmerge.graph.channel_groups import ChannelGroup
+from onnxmerge.graph.flat_bodies import with_bodies_back
 from onnxmerge.graph.rewrite import Removal, Replacement, rewrite
 from onnxmerge.graph.savings import savings_of
 from onnxmerge.onnxio.model import Model
@@ -160,9 +161,12 @@ def _rewritten(
     analysed: AnalysedModel, removals: tuple[Removal, ...], replacements: dict[str, Replacement]
 ) -> tuple[Model, ModelSource, Size]:
     """The rewritten model, the same to be opened, and its size. ModelError where it does not run as before."""
-    model = rewrite(analysed.channels, removals, replacements)
+    flat = rewrite(analysed.channels, removals, replacements)
+    model = with_bodies_back(flat)
     content = serialise(model)
     observed = _observed(content, analysed, analysed.observed)
+    if model is not flat:
+        observed |= _observed(serialise(flat), analysed, analysed.observed)
     if analysed.observed_otherwise is not None:
         _observed(content, analysed, analysed.observed_otherwise)
     return model, content, size_of(model, {**analysed.shapes, **shapes_of(observed)}, stored_bytes(content))
@@ -208,7 +212,7 @@ def with_savings(
 def _reason_to_stay(group: ChannelGroup) -> str:
     """Why channels of a group must stay, empty where all may go."""
     if group.refusal is None:
-        return ""
+        return "" if group.is_entered else Reason.NOT_ENTERED.value
     return f"{group.refusal.text} ({group.refusal.where})" if group.refusal.where else group.refusal.text
 
 

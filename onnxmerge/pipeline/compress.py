@@ -37,6 +37,7 @@ from onnxmerge.pipeline.progress import overall, tell_expected
 from onnxmerge.pipeline.provenance import provenance_of
 from onnxmerge.pipeline.search import search
 from onnxmerge.pipeline.time_limit import TimeLimit
+from onnxmerge.pipeline.unseen_bodies import unseen_bodies
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.kept_counts import kept_counts
 from onnxmerge.results import Compression, Fidelity, LatencyComparison, Size
@@ -157,6 +158,7 @@ def compress_file(
     if fingerprint(model, weight_files) != model_sha256:  # weights of large files are read from them up to the end
         raise ModelError(f"{model} was changed while it was read, so nothing was written: run again")
     warnings = warnings_of(found, analysed.size, fidelity, latency, measured.checking, options)
+    warnings += () if fidelity is None else tuple(unseen_bodies(analysed, found.candidate.model, measured.checking))
     if not missed:
         save(replace(found.candidate.model, metadata=metadata), output)
     if not missed and saved_plan is not None:

@@ -66,7 +66,7 @@ def inspect(
 
 def _inspect_file(model: Path, options: CompressOptions, sensitivity: bool, progress: Progress | None) -> Inspection:
     analysed = analyse_model(model, options.runtime.max_memory, given_shapes(model, options.inputs), options.pruning.whole_heads)
-    selected = selected_groups(analysed.channels, options.pruning)[0]
+    selected = selected_groups(analysed.channels, options.pruning, entered_only=False)[0]
     groups = with_savings(analysed, map(whole_group, selected), {group.name: least_kept(group).tolist() for group in selected})
     provenance = stored_provenance(analysed.model.proto)
     found = Inspection(

@@ -22,7 +22,9 @@ def prunable_groups(channels: Channels, options: PruningOptions) -> tuple[list[C
     return [_with_a_channel_in_every_piece(group, options) for group in groups], refusals
 
 
-def selected_groups(channels: Channels, options: PruningOptions) -> tuple[list[ChannelGroup], list[Refusal]]:
+def selected_groups(
+    channels: Channels, options: PruningOptions, entered_only: bool = True
+) -> tuple[list[ChannelGroup], list[Refusal]]:
     """The groups that the options name.
 
     Parameters
@@ -30,7 +32,9 @@ def selected_groups(channels: Channels, options: PruningOptions) -> tuple[list[C
     channels : Channels
         The channel analysis of the model.
     options : PruningOptions
-        Of these `scope`, `include` and `exclude`.
+        Of these `scope`, `include`, `exclude` and `plan`.
+    entered_only : bool
+        Whether groups in bodies that no input leads into are left out, unless `include` or a plan is given.
 
     Returns
     -------
@@ -52,6 +56,8 @@ def selected_groups(channels: Channels, options: PruningOptions) -> tuple[list[C
     selected, refusals = [], []
     for group in channels.groups:
         reason = _reason_against(group, options)
+        if reason is None and entered_only and not (group.is_entered or options.include or options.plan):
+            reason = Reason.NOT_ENTERED
         if reason is None:
             selected.append(group)
         else:

@@ -16,6 +16,7 @@ from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Removal, Replacement, gone_nodes
+from onnxmerge.onnxio.traversal import tensors_read
 from onnxmerge.pruning.consumer_update import (
     bias_of,
     full_replacement,
@@ -74,7 +75,9 @@ def solve_consumers(
     first = next((at for at, layer in enumerate(layers) if layer.key in mixes or not kept[layer.in_ids].all()), len(layers))
     gone = gone_nodes(removals)
     layers = [layer for layer in layers[first:] if layer.key in mixes or _is_updated(context, statistics, layer, kept)]
-    layers = [layer for layer in layers if layer.key not in gone]
+    changed = {layer.key for layer in layers if layer.key in mixes or not kept[layer.in_ids].all()}
+    affected = _affected(context, statistics, changed) - gone
+    layers = [layer for layer in layers if layer.key in affected]
     if not layers:
         return {}
     runs = context.new_run(statistics.matched), context.new_run(statistics.matched)
@@ -102,6 +105,16 @@ def _is_updated(context: RunContext, statistics: ReferenceStatistics, layer: Lay
     """Whether a layer behind the first removal loses inputs or is refitted."""
     is_refitted = not context.synthetic or statistics.downstream[layer.key].is_followed
     return not kept[layer.in_ids].all() or (is_refitted and layer.is_linear and layer.key not in statistics.shared_weight_keys)
+
+
+def _affected(context: RunContext, statistics: ReferenceStatistics, changed: set[str]) -> set[str]:
+    """Keys of changed layers, and of those that read what depends on them, or to whose outputs that is added."""
+    names = set(changed)
+    for node in context.model.graph.node:
+        if not names.isdisjoint(tensors_read(node)):
+            names.update(node.output)
+    following = statistics.downstream.items()
+    return changed | {key for key, each in following if names & {statistics.layers[key].source, each.added}}
 
 
 class _LayerUpdate:

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from onnxmerge.algorithms.moments import Covariance
 from onnxmerge.data.first_layers import dense_first_layer
@@ -17,6 +17,7 @@ from onnxmerge.data.inputs import Inputs
 from onnxmerge.errors import InputError
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.execution.memory import physical_memory
+from onnxmerge.execution.shapes import Observations
 from onnxmerge.execution.submodel import shallow_first
 from onnxmerge.execution.tensor_specs import Feeds
 from onnxmerge.graph.analysed_model import AnalysedModel
@@ -25,6 +26,7 @@ from onnxmerge.graph.channel_propagation import Product
 from onnxmerge.graph.downstream import DownstreamAffine, downstream_affine_of
 from onnxmerge.graph.layers import Layer
 from onnxmerge.onnxio import surgeon as gs
+from onnxmerge.onnxio.bodies import outputs_of_bodies
 from onnxmerge.onnxio.export import export
 from onnxmerge.onnxio.storage import fits_one_message
 from onnxmerge.options import Progress
@@ -96,10 +98,18 @@ def run_context_of(analysed: AnalysedModel, inputs: Inputs, threads: int | None,
     in_memory = fits_one_message(analysed.model)
     weights = {tensor.name: value for tensor, value in inputs_of if in_memory and isinstance(tensor, gs.Constant)}
     model = export(analysed.model, weights)
+    _count_bodies(model, analysed.observed)
     shallow_first(model)
     batches, correction_exponent = partial(inputs.batches, size), _correction_exponent(analysed, inputs)
     synthetic, folder = inputs.synthetic, analysed.model.folder
     return RunContext(analysed.channels, model, batches, synthetic, correction_exponent, threads, folder, weights, progress)
+
+
+def _count_bodies(model: ModelProto, observed: Observations) -> None:
+    """Make what bodies give outputs of the model: their layers matter also where no input at hand leads into them."""
+    known = {value.name for value in model.graph.output}
+    floats = [name for name in outputs_of_bodies(model) if name in observed and observed[name].dtype.kind == "f"]
+    model.graph.output.extend(ValueInfoProto(name=name) for name in floats if name not in known)
 
 
 def _correction_exponent(analysed: AnalysedModel, inputs: Inputs) -> float:
