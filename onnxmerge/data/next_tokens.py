@@ -18,8 +18,8 @@ from onnxmerge.execution.sessions import Session
 
 # A byte model of 0.46 M parameters predicts 65.7 % of the next bytes. With half of its widths, solved on 96 windows, 49.6 % where
 # these hold random bytes, and after 4, 8, 16 and 32 sweeps 54.0, 55.3, 56.1 and 56.0 %; 57.4 % with bytes drawn one after the
-# other (128 runs), 57.5 % with real text.
-SWEEPS = 16
+# other (128 runs), 57.5 % with real text. Models that know many ids are large, and a sweep takes them long.
+SWEEPS, SWEEPS_OF_MANY, MANY_IDS = 16, 4, 4096
 WINDOWS = 48
 """At least, to solve on, and to compare outputs on: each gives as many samples as it has tokens."""
 SAME = 1e-3
@@ -36,7 +36,12 @@ def predicted_input(shapes: Mapping[str, Sequence[int]], id_limits: Mapping[str,
     return found[0] if len(found) == 1 else None
 
 
-def with_predicted_tokens(inputs: Inputs, session: Session, name: str, seed: int) -> Inputs:
+def sweeps_for(ids: int) -> int:
+    """How often all tokens are replaced, by how many ids a model knows."""
+    return SWEEPS if ids <= MANY_IDS else SWEEPS_OF_MANY
+
+
+def with_predicted_tokens(inputs: Inputs, session: Session, name: str, sweeps: int, seed: int) -> Inputs:
     """Windows of tokens as a model predicts them from those before; unchanged where a prediction depends on later tokens.
 
     Parameters
@@ -47,6 +52,8 @@ def with_predicted_tokens(inputs: Inputs, session: Session, name: str, seed: int
         The model; its first output is (batch, length, ids), the larger the likelier the id is the next one.
     name : str
         The model's input of tokens (batch, length).
+    sweeps : int
+        How often all tokens are replaced.
     seed : int
         Of the random numbers.
     """
@@ -56,10 +63,11 @@ def with_predicted_tokens(inputs: Inputs, session: Session, name: str, seed: int
     def take(indices: Indices) -> dict[str, np.ndarray]:
         feeds = inputs.take(indices)
         tokens = feeds[name]
-        chances = np.stack([np.random.default_rng([seed, SWEEPS, int(row)]).random(tokens.shape[1] - 1) for row in indices])
-        for _ in range(SWEEPS):
-            following = drawn(_predictions(session, {**feeds, name: tokens})[:, :-1], chances)
-            tokens = np.concatenate([tokens[:, :1], following.astype(tokens.dtype)], axis=1)
+        chances = [np.random.default_rng([seed, SWEEPS, int(row)]).random(tokens.shape[1] - 1) for row in indices]
+        for _ in range(sweeps):
+            predicted = _predictions(session, {**feeds, name: tokens})
+            following = [drawn(scores[:-1], each) for scores, each in zip(predicted, chances, strict=True)]
+            tokens = np.concatenate([tokens[:, :1], np.stack(following).astype(tokens.dtype)], axis=1)
         return {**feeds, name: tokens}
 
     return replace(inputs, take=take, description=f"{inputs.description} that the model itself predicts")

@@ -16,7 +16,7 @@ from onnxmerge.data.first_layers import InputProperties
 from onnxmerge.data.given_shapes import checked_shapes
 from onnxmerge.data.images import image_reading_of
 from onnxmerge.data.inputs import Inputs, calibration_inputs, synthetic_inputs
-from onnxmerge.data.next_tokens import WINDOWS, predicted_input, with_predicted_tokens
+from onnxmerge.data.next_tokens import WINDOWS, predicted_input, sweeps_for, with_predicted_tokens
 from onnxmerge.data.synthetic import image_range_of
 from onnxmerge.execution.first_run import batch_that_fits
 from onnxmerge.execution.input_sizes import GivenShapes, with_given_sizes
@@ -122,17 +122,18 @@ def _synthetic(
     return balanced(held(inputs), session, count, BATCH, tell), check
 
 
-def predicts_tokens(analysed: AnalysedModel) -> bool:
-    """Whether a model looks like one of language, which gives its own synthetic inputs."""
+def token_sweeps(analysed: AnalysedModel) -> int:
+    """How often the synthetic tokens of a model of language are predicted anew; 0 for other models."""
     limits = first_layers.input_properties(analysed.channels.facts).id_limits
-    return predicted_input(analysed.shapes, limits, analysed.model.graph.outputs[0].name) is not None
+    tokens = predicted_input(analysed.shapes, limits, analysed.model.graph.outputs[0].name)
+    return 0 if tokens is None else sweeps_for(limits[tokens])
 
 
 def oversampling(analysed: AnalysedModel) -> int:
     """How many times the synthetic inputs that are needed are made, to choose from; no number of classes balances texts."""
     if first_layers.dense_first_layer(analysed.channels) is not None:
         return DENSE_OVERSAMPLING
-    return 1 if predicts_tokens(analysed) else OVERSAMPLING
+    return 1 if token_sweeps(analysed) else OVERSAMPLING
 
 
 def inputs_needed(analysed: AnalysedModel) -> int:
@@ -143,7 +144,7 @@ def inputs_needed(analysed: AnalysedModel) -> int:
     for consumer in [consumer for group in analysed.channels.groups for consumer in group.consumers]:
         samples = math.prod(analysed.shapes[consumer.key][1:]) / consumer.layer.out_ids.size
         most = max(most, consumer.layer.inputs_per_group * consumer.layer.kernel_size / max(samples, 1.0))
-    if predicts_tokens(analysed):
+    if token_sweeps(analysed):
         return math.ceil(min(max(WINDOWS, sample_counts.MINIMUM * most), MAX_CALIBRATION_INPUTS))
     needed = min(max(CALIBRATION_INPUTS, sample_counts.MINIMUM * most), MAX_CALIBRATION_INPUTS)
     return math.ceil(max(needed, min(sample_counts.AMPLE * most, CHEAP_MACS / max(analysed.size.macs, 1))))
@@ -220,5 +221,5 @@ def _inputs_for(
     inputs = synthetic_inputs(specs, shapes, options.samples or count, options.seed, image_range, properties.id_limits)
     inputs = replace(inputs, call_size=call_size)
     if tokens is not None:
-        return with_predicted_tokens(inputs, session, tokens, options.seed)
+        return with_predicted_tokens(inputs, session, tokens, sweeps_for(properties.id_limits[tokens]), options.seed)
     return inputs if image_range is not None else first_layers.scaled_for_batchnorm(inputs, properties)

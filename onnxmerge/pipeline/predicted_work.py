@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from onnxmerge.algorithms.sample_counts import enough_samples
 from onnxmerge.data.first_layers import dense_first_layer
-from onnxmerge.data.next_tokens import SWEEPS
-from onnxmerge.data.selection import CHECK_INPUTS, affordable, inputs_needed, oversampling, predicts_tokens
+from onnxmerge.data.selection import CHECK_INPUTS, affordable, inputs_needed, oversampling, token_sweeps
 from onnxmerge.evaluation.benchmark import DEFAULT_EFFORT, TRIAL_EFFORT
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.pipeline.candidate_builder import QUICK_COST
@@ -94,7 +93,7 @@ def _measuring(analysed: AnalysedModel, options: CompressOptions, *, is_allocate
         is_dense = dense_first_layer(analysed.channels) is not None
         seconds = SECONDS_PER_DENSE_NUMBER if is_dense else SECONDS_PER_NUMBER
         made = oversampling(analysed) * (OPTIMISED * run + numbers * seconds)
-        made += 2 * SWEEPS * OPTIMISED * run * predicts_tokens(analysed)  # for inputs to solve on, and to check on
+        made += 2 * token_sweeps(analysed) * OPTIMISED * run  # for inputs to solve on, and to check on
     stages = [Stage("inputs", layers + made)]
     if not pruning.uses_weights_only or is_allocated:
         stages.append(Stage("statistics", 3.0 * run + layers))

@@ -8,7 +8,7 @@ from onnxmerge.graph.channel_propagation import ChannelPropagation, channel_axis
 from onnxmerge.graph.nodes import node_refusal
 from onnxmerge.onnxio import surgeon as gs
 
-# Operators that join constants with computed values position by position: a constant may hold channels of its own, which are repeated.
+# Operators that join constants with computed values position by position; a constant may hold channels of its own.
 _JOINING = frozenset(
     {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "PRelu", "BatchNormalization", "InstanceNormalization"}
     | {"GroupNormalization", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
