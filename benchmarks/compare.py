@@ -119,9 +119,9 @@ def _save(found: dict[str, Any]) -> None:
 
 def _refer(found: dict[str, Any], case: Case) -> None:
     if case.path.stem not in found["references"]:
-        size, images = case.analysed.size, len(case.network.inputs("test"))
+        size, (images, kind) = case.analysed.size, case.network.decided
         accuracy = round(case.network.accuracy(case.path), 4)
-        facts = {"accuracy": accuracy, "images": images, "parameters": size.parameters, "macs": size.macs}
+        facts = {"accuracy": accuracy, "images": images, "kind": kind, "parameters": size.parameters, "macs": size.macs}
         found["references"][case.path.stem] = facts
 
 

@@ -104,7 +104,7 @@ def _of_model(model: str, facts: dict[str, Any], rows: list[Row]) -> list[str]:
     error = f"standard error {100.0 * (right * (1.0 - right) / facts['images']) ** 0.5:.1f} points"
     parameters, macs = f"{facts['parameters']:,} parameters", f"{facts['macs']:,} MACs"
     return [
-        f"**{model}**: {facts['accuracy']:.2f} % of {facts['images']} test images ({error}), {parameters}, {macs}.",
+        f"**{model}**: {facts['accuracy']:.2f} % of {facts['images']:,} {facts['kind']} ({error}), {parameters}, {macs}.",
         "",
         *table((*HEADERS, *shares), 2, lines),
         *([""] if reasons else []),
