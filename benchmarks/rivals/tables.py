@@ -30,6 +30,12 @@ def rendered(found: dict[str, Any]) -> str:
                       *table((*COSTS, *MEASURED), 5, costs)])  # fmt: skip
 
 
+def headline(found: dict[str, Any]) -> str:
+    """The table for README.md: half of the channels of every group gone."""
+    rows = [row for row in found["rows"] if row["share"].startswith("50%")]
+    return "\n".join(_margins(rows))
+
+
 def plots(found: dict[str, Any]) -> dict[str, str]:
     """By model its SVG file; of each family of methods the best one."""
     drawn = {}
