@@ -39,6 +39,11 @@ class Network:
     def path(self) -> Path:
         return SHARED / "models" / f"{self.model}.onnx"
 
+    @property
+    def decided(self) -> tuple[int, str]:
+        """How many decisions the accuracy counts, and what they are about."""
+        return len(self.inputs("test")), "test images"
+
     def inputs(self, part: str, count: int | None = None) -> np.ndarray:
         """Inputs of the `test` or `calibration` part."""
         raw = np.load(SHARED / "data" / f"{self.images}_{part}.npz")["images"][:count].astype(np.float32) / 255
@@ -61,6 +66,11 @@ class Text(Network):
     @property
     def path(self) -> Path:
         return ROOT / "models" / f"{self.model}.onnx"
+
+    @property
+    def decided(self) -> tuple[int, str]:
+        """All positions of the windows."""
+        return self.inputs("test").size, "next tokens"
 
     def inputs(self, part: str, count: int | None = None) -> np.ndarray:
         """Tokens (n, length) of the `test` or `calibration` part."""

@@ -30,7 +30,7 @@ from accuracy import SHARED
 from digits import ROOT
 from rivals.cases import CASES, Case, NotRun, widths
 from rivals.methods import METHODS, Method
-from rivals.tables import Row, plots, rendered
+from rivals.tables import Row, headline, plots, rendered
 from speed import write_block
 
 import onnxmerge
@@ -44,6 +44,7 @@ from onnxmerge.report.progress import progress_bar
 
 FOLDER = ROOT / "benchmarks" / "results"
 FOUND = FOLDER / "compare.json"
+README = ROOT / "README.md"
 TIME_LIMIT = 1200  # seconds of one row
 BATCH, TIMED_SECONDS, ROUNDS, MIN_RUNS = 16, 1.0, 6, 5  # of the latency of a row: enough for two digits
 PACKAGES = ("numpy", "onnx")
@@ -73,6 +74,7 @@ def main() -> None:
             _make(found, wanted, again=arguments.again)
     finally:  # interrupted too: the tables are those of the file
         write_block("compare", rendered(ordered(found)))
+        write_block("headline", headline(ordered(found)), README)
         for model, text in plots(ordered(found)).items():
             (FOLDER / f"compare-{model}.svg").write_text(text, encoding="utf-8")
 
@@ -119,9 +121,9 @@ def _save(found: dict[str, Any]) -> None:
 
 def _refer(found: dict[str, Any], case: Case) -> None:
     if case.path.stem not in found["references"]:
-        size, images = case.analysed.size, len(case.network.inputs("test"))
+        size, (images, kind) = case.analysed.size, case.network.decided
         accuracy = round(case.network.accuracy(case.path), 4)
-        facts = {"accuracy": accuracy, "images": images, "parameters": size.parameters, "macs": size.macs}
+        facts = {"accuracy": accuracy, "images": images, "kind": kind, "parameters": size.parameters, "macs": size.macs}
         found["references"][case.path.stem] = facts
 
 

@@ -155,13 +155,13 @@ def table(headers: tuple[str, ...], words: int, rows: list[tuple[str, ...]]) -> 
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def write_block(name: str, text: str) -> None:
-    """Between two marks of RESULTS.md."""
+def write_block(name: str, text: str, page: Path = RESULTS) -> None:
+    """Between two marks of a page."""
     block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-    written, count = block.subn(lambda match: f"{match[1]}{text}\n{match[2]}", RESULTS.read_text(encoding="utf-8"))
+    written, count = block.subn(lambda match: f"{match[1]}{text}\n{match[2]}", page.read_text(encoding="utf-8"))
     if count != 1:
-        sys.exit(f"{RESULTS} has no place for {name}")
-    RESULTS.write_text(written, encoding="utf-8")
+        sys.exit(f"{page} has no place for {name}")
+    page.write_text(written, encoding="utf-8")
 
 
 if __name__ == "__main__":

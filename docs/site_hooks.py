@@ -20,6 +20,8 @@ PAGES = {
     "examples/README.md": "examples.md",
 }
 """File of the project -> page of the site."""
+PLOTS = "benchmarks/results/"
+"""Folder of the plots, which is "results/" on the site."""
 
 LINK = re.compile(r"\[([^\]]*)\]\(([^):#]+)(#[^)]*)?\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
@@ -30,6 +32,8 @@ def on_files(files: Files, config: Any) -> Files:
     for source, page in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=linked(text, posixpath.dirname(source))))
+    for plot in sorted((ROOT / PLOTS).glob("*.svg")):
+        files.append(File.generated(config, f"results/{plot.name}", abs_src_path=str(plot)))
     return files
 
 
@@ -50,6 +54,8 @@ def linked(markdown: str, folder: str) -> str:
         words, path, anchor = link[1], posixpath.normpath(posixpath.join(folder, link[2])), link[3] or ""
         if path in PAGES:
             return f"[{words}]({PAGES[path]}{anchor})"
+        if path.startswith(PLOTS) and path.endswith(".svg"):
+            return f"[{words}](results/{posixpath.basename(path)})"
         if path.startswith("docs/") and (ROOT / path).is_file():
             return f"[{words}]({path.removeprefix('docs/')}{anchor})"
         return f"`{path}`" if words.strip("`") in (path, link[2]) else f"{words} (`{path}`)"

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rivals import folding, restoration
 from rivals.activations import Moments
 from rivals.cases import Case, absorbed, outputs, widths
-from rivals.tables import plots, rendered
+from rivals.tables import headline, plots, rendered
 
 from onnxmerge.graph.merge_validity import PreActivations
 from onnxmerge.graph.rewrite import Removal
@@ -24,6 +24,8 @@ def test_tables_and_plots_are_written_from_the_file():
     found = compare.ordered(compare.read())
     (block,) = re.findall(r"<!-- compare -->\n(.*?)\n<!-- end of compare -->", RESULTS.read_text(encoding="utf-8"), re.DOTALL)
     assert block == rendered(found), "python benchmarks/compare.py --tables writes it anew"
+    (block,) = re.findall(r"<!-- headline -->\n(.*?)\n<!-- end of headline -->", compare.README.read_text("utf-8"), re.DOTALL)
+    assert block == headline(found)
     drawn = plots(found)
     assert {path.name for path in compare.FOLDER.glob("*.svg")} == {f"compare-{model}.svg" for model in drawn}
     for model, text in drawn.items():

@@ -30,6 +30,12 @@ def rendered(found: dict[str, Any]) -> str:
                       *table((*COSTS, *MEASURED), 5, costs)])  # fmt: skip
 
 
+def headline(found: dict[str, Any]) -> str:
+    """The table for README.md: half of the channels of every group gone."""
+    rows = [row for row in found["rows"] if row["share"].startswith("50%")]
+    return "\n".join(_margins(rows))
+
+
 def plots(found: dict[str, Any]) -> dict[str, str]:
     """By model its SVG file; of each family of methods the best one."""
     drawn = {}
@@ -104,7 +110,7 @@ def _of_model(model: str, facts: dict[str, Any], rows: list[Row]) -> list[str]:
     error = f"standard error {100.0 * (right * (1.0 - right) / facts['images']) ** 0.5:.1f} points"
     parameters, macs = f"{facts['parameters']:,} parameters", f"{facts['macs']:,} MACs"
     return [
-        f"**{model}**: {facts['accuracy']:.2f} % of {facts['images']} test images ({error}), {parameters}, {macs}.",
+        f"**{model}**: {facts['accuracy']:.2f} % of {facts['images']:,} {facts['kind']} ({error}), {parameters}, {macs}.",
         "",
         *table((*HEADERS, *shares), 2, lines),
         *([""] if reasons else []),
