@@ -17,6 +17,7 @@ from onnxmerge.errors import OnnxMergeError, Reason, Refusal
 from onnxmerge.graph.layers import Consumer
 from onnxmerge.graph.merge_validity import pre_activations
 from onnxmerge.graph.product_factors import linear_factors
+from onnxmerge.onnxio.export import export
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.results import Compression
 
@@ -103,14 +104,21 @@ def prune_outcome(graph: Generated, folder: Path, **options: object) -> Outcome:
     small, _ = found
     try:
         onnx.checker.check_model(small, full_check=True)
-        text = changed_interface(graph.model, small) or difference(
-            masked(graph.model, small, graph.feeds()), graph.model, small, graph
-        )
-    except NotAPart as error:
-        text = str(error)
+        text = changed_interface(graph.model, small) or unlike_masked(graph.model, small, graph)
+        if text:  # numbers behind a convolution may have gone into its weights
+            simple = export(analysed(graph, folder).model)
+            text = difference(simple, simple, graph.model, graph) or unlike_masked(simple, small, graph)
     except Exception as error:
         return Outcome("late refusal", f"the result is not valid or does not run: {error}")
     return Outcome("wrong", text) if text else Outcome("done")
+
+
+def unlike_masked(model: onnx.ModelProto, small: onnx.ModelProto, graph: Generated) -> str:
+    """How a smaller model differs from a reference with the same channels masked, "" where it does not."""
+    try:
+        return difference(masked(model, small, graph.feeds()), model, small, graph)
+    except NotAPart as error:
+        return str(error)
 
 
 def changed_interface(model: onnx.ModelProto, small: onnx.ModelProto) -> str:

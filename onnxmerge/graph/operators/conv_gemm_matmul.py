@@ -146,6 +146,11 @@ def _whole_heads(
         why = node_refusal(node, Reason.TWO_COMPUTED_FACTORS)
         propagation.pin(np.where(((heads > 0) == (own > 0)) | ~heads.any(), 0, heads + own), why)
         heads = np.where(heads > 0, heads, own)
+    for tensor, (ids, letters) in zip(node.inputs, operands, strict=False):
+        shape = propagation.known_shape(tensor)
+        is_whole = len(shape) != len(letters) or any(shape[letters.index(shared[axis])] > 1 for axis in varying_axes(heads))
+        if not ids.any() and is_whole:  # its heads are positions of something else, and stay
+            propagation.pin(heads, node_refusal(node, Reason.TWO_COMPUTED_FACTORS))
     return _with_axes(heads, shared, result)
 
 
