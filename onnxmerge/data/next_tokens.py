@@ -22,6 +22,8 @@ from onnxmerge.execution.sessions import Session
 SWEEPS, SWEEPS_OF_MANY, MANY_IDS = 16, 4, 4096
 WINDOWS = 48
 """At least, to solve on, and to compare outputs on: each gives as many samples as it has tokens."""
+BLOCK = 256
+"""Ids whose probabilities are summed before the one is looked for: ten times as fast as all cumulated sums of 50,000."""
 SAME = 1e-3
 """Relative difference of predictions that count as the same."""
 
@@ -91,9 +93,16 @@ def drawn(scores: np.ndarray, chances: np.ndarray) -> np.ndarray:
     >>> drawn(np.log([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]]), np.array([0.4, 0.6])).tolist()
     [0, 1]
     """
-    weights = np.exp(scores - scores.max(-1, keepdims=True)).cumsum(-1, dtype=np.float64)
-    found = (weights < chances[..., None] * weights[..., -1:]).sum(-1)
-    return np.asarray(np.minimum(found, scores.shape[-1] - 1))
+    weights = np.exp(scores - scores.max(-1, keepdims=True)).reshape(-1, scores.shape[-1])
+    starts = np.arange(0, weights.shape[1], BLOCK)
+    sums = np.add.reduceat(weights, starts, axis=1).cumsum(1, dtype=np.float64)
+    wanted = np.reshape(chances, -1) * sums[:, -1]
+    block = np.minimum((sums < wanted[:, None]).sum(1), len(starts) - 1)
+    wanted -= np.where(block > 0, sums[np.arange(len(sums)), block - 1], 0.0)
+    ids = np.minimum(starts[block][:, None] + np.arange(BLOCK), weights.shape[1] - 1)
+    within = np.take_along_axis(weights, ids, 1).cumsum(1, dtype=np.float64)
+    position = np.minimum((within < wanted[:, None]).sum(1), BLOCK - 1)
+    return np.asarray(ids[np.arange(len(ids)), position].reshape(scores.shape[:-1]))
 
 
 def _predictions(session: Session, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
