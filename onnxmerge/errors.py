@@ -99,6 +99,14 @@ class Reason(Enum):
     WEIGHT_READ_ELSEWHERE = "its weight {tensor} is also read by {node}"
     WEIGHT_READ_IN_TWO_WAYS = "its weight {tensor} is read by two layers in different layouts"
     WEIGHT_SHARED_WITH_FIXED = "the weight {tensor} is shared with a node whose channels cannot be removed"
+    # residual streams
+    NOT_A_STREAM = "{operator} normalises what is no residual stream of layers"
+    READS_STREAM = "{operator} writes or reads a residual stream in another way than layers, sums and normalisations do"
+    STREAM_OF_TWO_KINDS = "the normalisations of its residual stream are of two kinds, or a layer both writes and reads it"
+    STREAM_SHARES_WEIGHT = (
+        "{operator} shares a weight with another node, so that it cannot take in the basis of a residual stream"
+    )
+    STREAM_TYPE = "its residual stream is computed in {dtype}, and only one in float32 is turned into another basis"
     # merging
     NOT_HOMOGENEOUS = "{operator} is not positively homogeneous"
     FILTER_PER_CHANNEL = "{operator} has another filter for each channel"

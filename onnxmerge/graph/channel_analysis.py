@@ -13,7 +13,8 @@ from onnxmerge.graph.channel_grouping import form_groups
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.channel_ids import Ids, channel_axis_and_rows, collapse, varying_axes
 from onnxmerge.graph.channel_propagation import ChannelPropagation, EqualGroups
-from onnxmerge.graph.nodes import node_name, node_refusal
+from onnxmerge.graph.nodes import node_key, node_name, node_refusal
+from onnxmerge.graph.operators.reductions_softmax import normalised
 from onnxmerge.graph.operators.table import operator_of
 from onnxmerge.graph.operators.unsupported import has_quantised_weight, not_followed, quantised
 from onnxmerge.graph.shared_weights import SharedWeights
@@ -31,7 +32,7 @@ _LAYER_OPERATORS = frozenset(
 _CUTTING = frozenset({"Slice", "Gather", "Pad"})
 
 
-def analyse_channels(facts: TensorFacts, whole_heads: bool = False) -> Channels:
+def analyse_channels(facts: TensorFacts, whole_heads: bool = False, means: frozenset[str] = frozenset()) -> Channels:
     """Find the channel groups of a model, which stays as it is.
 
     Parameters
@@ -40,6 +41,8 @@ def analyse_channels(facts: TensorFacts, whole_heads: bool = False) -> Channels:
         The model, with what was seen when it was run.
     whole_heads : bool
         Whether what goes of an attention is heads, each with all of its channels, and not channels of every head.
+    means : frozenset of str
+        `ChannelPropagation.means`: of normalisations that let channels pass.
 
     Returns
     -------
@@ -59,14 +62,15 @@ def analyse_channels(facts: TensorFacts, whole_heads: bool = False) -> Channels:
     >>> [(refusal.where, refusal.text) for refusal in channels.refusals]
     [('y', 'written to the graph output y')]
     """
-    propagation, found = _visited(ChannelPropagation(facts, whole_heads=whole_heads)), -1
+    propagation, found = _visited(ChannelPropagation(facts, whole_heads=whole_heads, means=means)), -1
     if heads := propagation.layers_of_heads():
-        propagation = _visited(ChannelPropagation(facts, whole_heads=True, heads_of_layers=heads))
+        propagation = _visited(ChannelPropagation(facts, whole_heads=True, heads_of_layers=heads, means=means))
     while len(propagation.expanded) + len(propagation.tables) > found:  # a join may find channels that start before it
         found = len(propagation.expanded) + len(propagation.tables)
         if found:
             known = propagation.expanded, propagation.tables
-            propagation = _visited(ChannelPropagation(facts, *known, whole_heads=whole_heads, heads_of_layers=heads))
+            propagation = ChannelPropagation(facts, *known, whole_heads=whole_heads, heads_of_layers=heads, means=means)
+            propagation = _visited(propagation)
     for tensor in facts.model.graph.outputs:
         propagation.pin(propagation.ids(tensor), refusal(tensor.name, Reason.GRAPH_OUTPUT, output=tensor.name))
     shared_weights = SharedWeights(propagation)
@@ -89,7 +93,7 @@ def _visit(propagation: ChannelPropagation, node: gs.Node) -> None:
     _visit_bodies(propagation, node)
     if all(propagation.constant(output) is not None for output in node.outputs if output.name):
         return
-    rule = operator_of(node).propagate
+    rule = normalised if node_key(node) in propagation.means else operator_of(node).propagate
     result = (None if rule is not_followed else _missing_shape(propagation, node)) or rule(propagation, node)
     if isinstance(result, Refusal):
         result = quantised(propagation, node) if has_quantised_weight(propagation, node) else result

@@ -46,6 +46,7 @@ def form_groups(propagation: ChannelPropagation, shared_weight_keys: frozenset[s
         tensor_ids=tensor_ids,
         row_labels=labels,
         shared_weight_keys=shared_weight_keys,
+        means=propagation.means,
         groups=tuple(sorted(groups, key=lambda group: order[id(group.producers[0].node)])),
         refusals=tuple(dict.fromkeys(refusals)),
     )

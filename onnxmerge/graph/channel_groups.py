@@ -147,6 +147,8 @@ class Channels:
         Groups of channels that can shrink, in topological order.
     refusals : tuple of Refusal
         Why the other layers stay as they are.
+    means : frozenset of str
+        Keys of the nodes that sum over channels for normalisations which let these pass.
     """
 
     facts: TensorFacts
@@ -157,6 +159,7 @@ class Channels:
     shared_weight_keys: frozenset[str]
     groups: tuple[ChannelGroup, ...]
     refusals: tuple[Refusal, ...]
+    means: frozenset[str] = frozenset()
 
     @property
     def id_count(self) -> int:

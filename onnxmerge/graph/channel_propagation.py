@@ -166,6 +166,8 @@ class ChannelPropagation:
         The ids of heads in products that were met.
     heads_of_layers : dict[str, ndarray]
         By key of a layer, for each output the number of the channel that it belongs to: those of a head are one.
+    means : frozenset of str
+        Keys of nodes that sum over channels for a normalisation which lets these pass: LayerNormalization, or a mean of squares.
     """
 
     facts: TensorFacts
@@ -183,6 +185,7 @@ class ChannelPropagation:
     whole_heads: bool = False
     head_ids: list[Ids] = field(default_factory=list)
     heads_of_layers: dict[str, np.ndarray] = field(default_factory=dict)
+    means: frozenset[str] = frozenset()
 
     def shape(self, tensor: gs.Tensor) -> tuple[int, ...] | None:
         """Concrete shape, None where it is not known."""

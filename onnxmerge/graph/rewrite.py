@@ -17,6 +17,7 @@ from onnxmerge.graph.nodes import node_key, node_name
 from onnxmerge.graph.operators.node_edits import KeptChannels, NodeEdit
 from onnxmerge.graph.operators.table import operator_of
 from onnxmerge.graph.packed_attention import pack_attentions
+from onnxmerge.graph.stream_rotation import keep_mean
 from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.edits import remove_unused_nodes
 from onnxmerge.onnxio.model import Model, fresh_copy
@@ -139,6 +140,7 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
         editor.set_input(node, parameter.input_index, value)
         if parameter.is_depthwise:
             node.attrs["group"] = len(value) // _depth_multiplier(parameter)
+    _keep_means(editor, copies, kept)
     for node, edit in edits:
         editor.apply(copies[id(node)], edit)
     for layer in layers:
@@ -163,6 +165,14 @@ def _write_constant(
     stays = kept.mask(layer.out_ids.reshape(-1))
     added = np.zeros(1) if replacement is None or replacement.bias is None else replacement.bias
     editor.write_constant(node, layer, np.broadcast_to(added, len(stays))[stays])
+
+
+def _keep_means(editor: GraphEditor, copies: Mapping[int, gs.Node], kept: KeptChannels) -> None:
+    """Let normalisations of residual streams divide by the number of channels that there were."""
+    for node in [node for node in kept.channels.model.graph.nodes if node_key(node) in kept.channels.means]:
+        stays = kept.mask(kept.channels.ids(node.inputs[0]).reshape(-1))
+        if not stays.all():
+            keep_mean(editor, copies[id(node)], len(stays), int(stays.sum()))
 
 
 def _node_edits(kept: KeptChannels, gone: frozenset[str]) -> Iterator[tuple[gs.Node, NodeEdit]]:

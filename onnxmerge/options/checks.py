@@ -12,7 +12,7 @@ from onnxmerge.errors import OptionError
 
 METHOD_NAMES = ("auto", "reconstruct", "merge", "prune")
 CRITERION_NAMES = ("auto", "reconstruction", "l1-norm", "l2-norm", "l2-gm")
-SCOPES = ("all", "chains")
+SCOPES = ("all", "chains", "stream")
 TARGETS = ("params", "macs", "latency")
 PROVIDERS = ("auto", "cuda", "cpu", "tensorrt")
 FITS = ("crop", "resize", "letterbox")

@@ -36,6 +36,7 @@ from onnxmerge.pipeline.predicted_work import compress_stages
 from onnxmerge.pipeline.progress import overall, tell_expected
 from onnxmerge.pipeline.provenance import provenance_of
 from onnxmerge.pipeline.search import search
+from onnxmerge.pipeline.streams import with_streams
 from onnxmerge.pipeline.time_limit import TimeLimit
 from onnxmerge.pipeline.unseen_bodies import unseen_bodies
 from onnxmerge.pruning.group_selection import prunable_groups
@@ -135,7 +136,7 @@ def compress_file(
         raise OptionError(f"the output {output} is the model itself: name another file, or replace it with `in_place`")
     shapes = given_shapes(model, options.inputs)
     limits = options.runtime.max_memory, shapes, options.pruning.whole_heads
-    analysed = analyse_model(model, *limits) if shared is None else shared.analysed
+    analysed = with_streams(model, analyse_model(model, *limits), options) if shared is None else shared.analysed
     if not analysed.channels.groups:
         raise ModelError(_nothing_to_remove(model, analysed))
     weight_files = sorted(external_files(analysed.model))

@@ -19,6 +19,7 @@ from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.model_measurements import ModelMeasurements
 from onnxmerge.pipeline.predicted_work import inspect_stages
 from onnxmerge.pipeline.progress import overall, tell_expected
+from onnxmerge.pipeline.streams import with_streams
 from onnxmerge.pruning.group_selection import selected_groups
 from onnxmerge.pruning.sensitivity import measure_sensitivities
 from onnxmerge.results import Inspection
@@ -66,6 +67,7 @@ def inspect(
 
 def _inspect_file(model: Path, options: CompressOptions, sensitivity: bool, progress: Progress | None) -> Inspection:
     analysed = analyse_model(model, options.runtime.max_memory, given_shapes(model, options.inputs), options.pruning.whole_heads)
+    analysed = with_streams(model, analysed, options)
     selected = selected_groups(analysed.channels, options.pruning, entered_only=False)[0]
     groups = with_savings(analysed, map(whole_group, selected), {group.name: least_kept(group).tolist() for group in selected})
     provenance = stored_provenance(analysed.model.proto)

@@ -60,7 +60,8 @@ class ModelMeasurements:
     def layer_statistics(self) -> LayerStatistics:
         """What the layers of the reference read and write on the solving inputs."""
         threads, known = self.options.runtime.threads, None
-        if not self.solving.synthetic and self.solving.count > SHARD_INPUTS:
+        is_turned = self.options.pruning.scope == "stream"  # a shard is taken of the file, whose stream is not
+        if not self.solving.synthetic and self.solving.count > SHARD_INPUTS and not is_turned:
             given, runtime = self.options.inputs, self.options.runtime
             whole_heads = self.options.pruning.whole_heads
             known = sharded_covariances(self.reference, given, runtime, self.solving, self.progress, self.executor, whole_heads)

@@ -28,6 +28,7 @@ from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.model_measurements import SharedWork
 from onnxmerge.pipeline.predicted_work import ELSEWHERE, sweep_stages
 from onnxmerge.pipeline.progress import overall, tell_expected
+from onnxmerge.pipeline.streams import with_streams
 from onnxmerge.pipeline.sweep_point import PointOutcome, PointTask, compress_point
 from onnxmerge.pipeline.sweep_targets import Target, options_by_target
 from onnxmerge.pipeline.time_limit import TimeLimit
@@ -119,6 +120,7 @@ def _sweep_file(
     limit = TimeLimit(common.pruning.time_limit)
     shapes = given_shapes(model, common.inputs)
     analysed = analyse_model(model, common.runtime.max_memory, shapes, common.pruning.whole_heads)
+    analysed = with_streams(model, analysed, common)
     prunable_groups(analysed.channels, common.pruning)  # refuses patterns that match nothing before any work
     names = {target: f"{model.stem}-{target.replace('=', '-')}.onnx" for target in by_target}
     if folder is not None:

@@ -11,6 +11,7 @@ from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.options import PruningOptions
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.layer_statistics import LayerStatistics
+from onnxmerge.pruning.masked_means import means_over
 from onnxmerge.pruning.merge import absorbed
 from onnxmerge.pruning.methods import METHODS, best_removal
 from onnxmerge.pruning.solve_consumers import solve_consumers
@@ -71,11 +72,20 @@ def decide(
         outcomes = [(group, method(analysed.channels, group, counts[group.name], options, None)) for group in shrinking]
         refused = [(group, each) for group, each in outcomes if isinstance(each, Refusal)]
         refusals += [replace(each, where=name) for group, each in refused for name in group.layer_names]
-        removals = [each for _, each in outcomes if isinstance(each, Removal)]
+        removals = [_told(analysed.channels, each) for _, each in outcomes if isinstance(each, Removal)]
         return PruningDecision(tuple(removals), absorbed(removals), tuple(refusals))
-    removals = [best_removal(statistics, group, counts[group.name], options) for group in shrinking]
+    best = (best_removal(statistics, group, counts[group.name], options) for group in shrinking)
+    removals = [_told(analysed.channels, removal) for removal in best]
     statistics.forget_expected_errors()
     return PruningDecision(tuple(removals), _replacements(statistics, removals), tuple(refusals))
+
+
+def _told(channels: Channels, removal: Removal) -> Removal:
+    """The same, and of a residual stream that its channels are principal directions."""
+    if not means_over(channels, [removal.group]):
+        return removal
+    note = f"residual stream of {removal.group.size} channels to {len(removal.kept)} principal directions"
+    return replace(removal, note="; ".join(filter(None, (note, removal.note))))
 
 
 def _reason_to_stay_whole(channels: Channels, group: ChannelGroup, options: PruningOptions) -> Refusal:

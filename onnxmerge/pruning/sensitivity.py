@@ -29,6 +29,7 @@ from onnxmerge.pruning.consumer_update import (
 )
 from onnxmerge.pruning.kept_counts import kept_count
 from onnxmerge.pruning.layer_statistics import LayerStatistics
+from onnxmerge.pruning.masked_means import mask_means, mean_masks, means_over
 from onnxmerge.pruning.merge import absorbed
 from onnxmerge.pruning.methods import best_removal
 from onnxmerge.pruning.product_update import output_mixes
@@ -89,7 +90,10 @@ def measure_sensitivities(
         By name of the group, by ascending share removed; empty for groups that nothing reads.
     """
     context = statistics.context
-    first = {group.name: min(map(context.node_index.__getitem__, _changed_layers(group))) for group in groups if _updated(group)}
+    changed = {
+        group.name: [*_changed_layers(group), *means_over(context.channels, [group])] for group in groups if _updated(group)
+    }
+    first = {name: min(map(context.node_index.__getitem__, keys)) for name, keys in changed.items()}
     read = sorted((group for group in groups if _updated(group)), key=lambda group: first[group.name])
     shares, count = _affordable(statistics, read, list(first.values()), all_shares)
     batches = _first_batches(statistics.inputs.batches(count), count)
@@ -188,7 +192,9 @@ class _RestOfModel:
         self.own_bias = {layer.key: bias_of(self.channels, layer) for layer in self.layers}
         self.states = [producer.layer for producer in group.producers if not producer.layer.is_linear]
         remove_states(run, self.channels, self.channels.kept_mask([]), self.states)
-        constants = self._state_constants(self.channels.kept_mask([]))
+        self.means = means_over(self.channels, [group])
+        constants = self._state_constants(self.channels.kept_mask([])) | self._mean_masks(self.channels.kept_mask([]))
+        mask_means(run, self._mean_masks(self.channels.kept_mask([])))
         for layer in self.layers:
             all_inputs = np.ones(layer.in_ids.shape, bool)
             same = full_replacement(layer, all_inputs, kept_weights(layer, all_inputs), np.zeros(1))
@@ -199,7 +205,7 @@ class _RestOfModel:
     def loss(self, removal: Removal) -> float:
         """1 - fidelity of the output that suffers most from a removal."""
         kept, merged = self.channels.kept_mask([(removal.group, removal.kept)]), absorbed([removal])
-        constants = self._state_constants(kept)
+        constants = self._state_constants(kept) | self._mean_masks(kept)
         mixes = output_mixes(self.channels, [removal], self.reference.products)
         for layer in self.layers:
             kept_inputs = kept[layer.in_ids]
@@ -218,6 +224,9 @@ class _RestOfModel:
 
     def _state_constants(self, kept: np.ndarray) -> dict[str, np.ndarray]:
         return {name: value for layer in self.states for name, value in state_weights(self.channels, layer, kept).items()}
+
+    def _mean_masks(self, kept: np.ndarray) -> dict[str, np.ndarray]:
+        return mean_masks(self.channels, kept, self.means)
 
     def _constants(self, layer: Layer, replacement: Replacement) -> dict[str, np.ndarray]:
         """The constants of a replaced layer by the names that they have in the run."""

@@ -26,6 +26,7 @@ from onnxmerge.pruning.consumer_update import (
     remove_states,
     replace_layer,
 )
+from onnxmerge.pruning.masked_means import mask_means, mean_masks, means_over
 from onnxmerge.pruning.product_update import output_mixes
 from onnxmerge.statistics.consumer_moments import ConsumerSamples
 from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext
@@ -82,6 +83,8 @@ def solve_consumers(
         return {}
     runs = context.new_run(statistics.matched), context.new_run(statistics.matched)
     remove_states(runs[1], context.channels, kept, [layer for layer in context.channels.layers if not kept[layer.out_ids].all()])
+    masked = means_over(context.channels, (removal.group for removal in removals))
+    mask_means(runs[1], mean_masks(context.channels, kept, masked))
     replacements: dict[str, Replacement] = {}
     for number, layer in enumerate(layers):
         index = context.node_index[layer.key]

@@ -58,6 +58,16 @@ def layer_normalization(propagation: ChannelPropagation, node: gs.Node) -> list[
     return result
 
 
+def normalised(propagation: ChannelPropagation, node: gs.Node) -> list[Ids]:
+    """A node of `ChannelPropagation.means`: a normalisation lets channels pass, and a sum over them has none."""
+    ids, output = propagation.ids(node.inputs[0]), node.outputs[0]
+    if propagation.shape(node.inputs[0]) != propagation.shape(output):
+        return [propagation.no_ids(output)]
+    for index in range(1, len(node.inputs)):
+        note_operand(propagation, node, index, ids)
+    return [ids]
+
+
 def softmax_axes(propagation: ChannelPropagation, node: gs.Node, rank: int) -> list[int]:
     """Softmax: one axis from opset 13 on, before that every axis from `axis` on."""
     if propagation.facts.model.opset >= 13:
