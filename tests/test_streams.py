@@ -45,7 +45,13 @@ CENTRED = [name for name in NORMS if name.startswith("layer")]
 def weights() -> dict[str, np.ndarray]:
     """Of two blocks and a head; the stream has a few strong directions and a mean that is not zero."""
     random = np.random.default_rng(0)
-    shapes = {"table": (TOKENS, WIDTH), "positions": (LENGTH, WIDTH), "head": (WIDTH, CLASSES), "side": (WIDTH, CLASSES)}
+    shapes = {
+        "table": (TOKENS, WIDTH),
+        "positions": (LENGTH, WIDTH),
+        "head": (WIDTH, CLASSES),
+        "side": (WIDTH, CLASSES),
+        "kernel": (CLASSES, WIDTH, 3),
+    }
     for block in (0, 1):
         shapes |= {f"v{block}": (WIDTH, HIDDEN), f"w{block}": (HIDDEN, WIDTH), f"b{block}": (WIDTH,)}
     found = {name: random.normal(size=shape) / np.sqrt(shape[0]) for name, shape in shapes.items()}
@@ -191,6 +197,20 @@ REFUSED = {
     "tied-table": (
         {"y = MatMul(n2, head)": "back = Transpose<perm=[1, 0]>(table)  y = MatMul(n2, back)"},
         "table is also read by",
+    ),
+    "padded-convolution": (
+        {
+            "y = MatMul(n2, head)": "i2 = Transpose<perm=[0, 2, 1]>(n2)  o2 = Conv<pads=[1, 1]>(i2, kernel)"
+            "  y = Transpose<perm=[0, 2, 1]>(o2)"
+        },
+        "o2: Conv .* another way",
+    ),
+    "bias-of-one-number": (
+        {
+            "p0 = MatMul(r0, w0)": "flat = Constant<value_ints=[-1, 16]>()  whole = Constant<value_ints=[-1, 5, 12]>()"
+            "  f0 = Reshape(r0, flat)  g0 = Gemm(f0, w0, one)  p0 = Reshape(g0, whole)"
+        },
+        "g0: Gemm .* another way",
     ),
     "none": (
         {"n0 = ": "f0 = ", "MatMul(n0": "MatMul(s0", "n1 = ": "f1 = ", "MatMul(n1": "MatMul(s1", "MatMul(n2": "MatMul(s2"},

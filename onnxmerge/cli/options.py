@@ -216,7 +216,12 @@ TIMING = section("Timing", BENCH, BATCH)
 TIMING_BATCHES = section("Timing", BATCHES, MIN_SPEEDUP)
 GROUPS = section(
     "Which channel groups",
-    _choice("--scope", SCOPES, "Kinds of groups; chains: only those with a single producing layer.  [default: all]"),
+    _choice(
+        "--scope",
+        SCOPES,
+        "Kinds of groups; chains: only those with a single producing layer; stream: all, and the residual streams that only"
+        " LayerNorm or RMSNorm reads, cut to their principal directions.  [default: all]",
+    ),
     click.option("--whole-heads", is_flag=True, help="Attentions lose whole heads, in place of channels of every head."),
     click.option("--include", multiple=True, metavar="GLOB", help="Pattern of producers whose groups shrink.  [default: all]"),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Pattern of producers whose groups stay.  [default: none]"),

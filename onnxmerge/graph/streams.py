@@ -14,7 +14,8 @@ from onnxmerge.graph.channel_analysis import analyse_channels
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.channel_ids import Ids, varying_axes
 from onnxmerge.graph.channel_propagation import ChannelParameter
-from onnxmerge.graph.nodes import node_key, node_name, node_refusal
+from onnxmerge.graph.layers import Consumer, Layer, Producer
+from onnxmerge.graph.nodes import has_input, node_key, node_name, node_refusal
 from onnxmerge.graph.normalisations import Normalisation, normalisations
 from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio import surgeon as gs
@@ -122,28 +123,51 @@ def _readers(channels: Channels, group: ChannelGroup, found: Sequence[Normalisat
 
 
 def _not_rotatable(channels: Channels, group: ChannelGroup, found: Sequence[Normalisation]) -> Refusal | None:
-    """Why the layers, tables and constants of a group cannot take another basis in; None where they can."""
-    inner, name, count = _inner(found), group.name, group.size
-    links = [*group.producers, *group.consumers]
-    keys = {each.key for each in group.producers} & {each.key for each in group.consumers}
-    parameters = [each for each in group.parameters if id(each.node) not in inner]
+    """Why a group cannot take another basis in, whatever lies between its layers; None where it can."""
+    both = {each.key for each in group.producers} & {each.key for each in group.consumers}
     if not group.removable.all():
-        return group.refusal_of(name)
-    if len({each.is_centred for each in found}) > 1 or keys or group.products or group.conv_group_count > 1:
-        return refusal(name, Reason.STREAM_OF_TWO_KINDS)
-    for link in links:
-        layer, positions = link.layer, link.positions
-        whole = (layer.out_ids if any(link is each for each in group.producers) else layer.in_ids).size
-        if not layer.is_linear or layer.groups > 1 or positions.shape[1] > 1 or (positions < 0).any() or whole != count:
-            return node_refusal(layer.node, Reason.READS_STREAM)
-        if layer.key in channels.shared_weight_keys or layer.is_filled:
-            return refusal(layer.name, Reason.STREAM_SHARES_WEIGHT, operator=layer.node.op)
-        if layer.stored_weight.dtype != np.float32:
-            return refusal(layer.name, Reason.STREAM_TYPE, dtype=layer.stored_weight.dtype)
-    for each in parameters:
-        axes, tensor = varying_axes(each.ids), each.node.inputs[each.input_index]
-        if each.node.op not in _WRITERS or each.is_depthwise or len(axes) != 1 or each.ids.shape[axes[0]] != count:
-            return node_refusal(each.node, Reason.READS_STREAM)
-        if each.node.op == "Gather" and len(tensor.outputs) > 1:
-            return refusal(node_name(each.node), Reason.STREAM_SHARES_WEIGHT, operator="Gather")
+        return group.refusal_of(group.name)
+    if len({each.is_centred for each in found}) > 1 or both or group.products or group.conv_group_count > 1:
+        return refusal(group.name, Reason.STREAM_OF_TWO_KINDS)
+    parameters = [each for each in group.parameters if id(each.node) not in _inner(found)]
+    links: list[Producer | Consumer] = [*group.producers, *group.consumers]
+    of_layers = (_layer_not_rotatable(channels, group, link) for link in links)
+    of_constants = (_constant_not_rotatable(group, each) for each in parameters)
+    noted = {(id(each.node), each.input_index) for each in parameters}
+    biases = [each.node for each in group.producers if each.layer.takes_bias and has_input(each.node, 2)]
+    of_biases = (node_refusal(node, Reason.READS_STREAM) for node in biases if (id(node), 2) not in noted)  # one for all channels
+    return next((why for why in (*of_layers, *of_constants, *of_biases) if why is not None), None)
+
+
+def _layer_not_rotatable(channels: Channels, group: ChannelGroup, link: Producer | Consumer) -> Refusal | None:
+    """Why a layer that writes or reads a stream cannot take a basis in, and as a reader the shift before it."""
+    layer, positions = link.layer, link.positions
+    is_consumer = any(link is each for each in group.consumers)
+    whole = (layer.in_ids if is_consumer else layer.out_ids).size == group.size
+    if not layer.is_linear or layer.groups > 1 or positions.shape[1] > 1 or (positions < 0).any() or not whole:
+        return node_refusal(layer.node, Reason.READS_STREAM)
+    if is_consumer and not _takes_shift(channels, layer):
+        return node_refusal(layer.node, Reason.READS_STREAM)
+    if layer.key in channels.shared_weight_keys or layer.is_filled:
+        return refusal(layer.name, Reason.STREAM_SHARES_WEIGHT, operator=layer.node.op)
+    if layer.stored_weight.dtype != np.float32:
+        return refusal(layer.name, Reason.STREAM_TYPE, dtype=layer.stored_weight.dtype)
     return None
+
+
+def _constant_not_rotatable(group: ChannelGroup, parameter: ChannelParameter) -> Refusal | None:
+    """Why a constant of a group is none that is added to the stream, or is needed elsewhere as it is."""
+    node, axes = parameter.node, varying_axes(parameter.ids)
+    if node.op not in _WRITERS or parameter.is_depthwise or len(axes) != 1 or parameter.ids.shape[axes[0]] != group.size:
+        return node_refusal(node, Reason.READS_STREAM)
+    if node.op == "Gather" and len(node.inputs[parameter.input_index].outputs) > 1:
+        return refusal(node_name(node), Reason.STREAM_SHARES_WEIGHT, operator="Gather")
+    return None
+
+
+def _takes_shift(channels: Channels, layer: Layer) -> bool:
+    """Whether a constant added to every channel that a layer reads is a constant added to its outputs, and can be."""
+    if layer.layout == "conv_transpose" or layer.kernel_size > 1 or any(layer.node.attrs.get("pads", ())):
+        return False
+    bias = layer.node.inputs[2] if layer.takes_bias and has_input(layer.node, 2) else None
+    return layer.output_axis < layer.output_rank and (bias is None or channels.constant(bias) is not None)

@@ -99,7 +99,8 @@ class PruningOptions(CheckedOptions):
     cosine_weight : float
         For merge, the paper's lambda: weight of the cosine distance against that of the bias distance, 0 to 1.
     scope : str or None
-        "all", or "chains" for groups with a single producer only; None for "all".
+        "all", "chains" for groups with a single producer only, or "stream" for all and residual streams that are read through
+        LayerNormalization or RMSNormalization, of which principal directions are removed; None for "all".
     whole_heads : bool
         Whether attentions lose whole heads (all query heads that share a key and value at once; of a GroupQueryAttention, whose
         keys and values are cached, query heads alone), and no channels of every head.
