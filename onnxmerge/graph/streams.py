@@ -66,7 +66,7 @@ def find_streams(facts: TensorFacts, whole_heads: bool = False) -> tuple[list[St
             refusals.append(readers)
         elif readers:
             streams.append(Stream(channels, group, tuple(own), readers))
-    return streams, refusals
+    return streams, sorted(refusals, key=lambda each: each.reason is Reason.NOT_A_STREAM)  # that says least
 
 
 def _readers_of(channels: Channels, group: ChannelGroup, found: Sequence[Normalisation]) -> list[Normalisation]:
