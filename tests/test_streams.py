@@ -80,7 +80,8 @@ def network(path: Path, norm: str, change: dict[str, str] | None = None) -> Path
     outputs = f"float[N, {LENGTH}, {CLASSES}] y" + (f", float[N, {LENGTH}, {WIDTH}] s2" if "s2 = Id" in body else "")
     source = f'<ir_version: 10, opset_import: ["": {opset}]> g (int64[N, {LENGTH}] x) => ({outputs}) {{ {body} }}'
     model = onnx.parser.parse_model(source)
-    used = {name for node in model.graph.node for name in node.input}
+    inner = (node for outer in model.graph.node for attribute in outer.attribute for node in attribute.g.node)
+    used = {name for node in (*model.graph.node, *inner) for name in node.input}
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights().items() if name in used)
     onnx.save(model, path)
     return path
@@ -217,6 +218,15 @@ REFUSED = {
         "",
     ),
 }
+
+
+def test_a_model_with_bodies_is_refused(tmp_path: Path) -> None:
+    bodies = (("then_branch", "t", "head"), ("else_branch", "f", "side"))
+    parts = [f"{name} = {out}g () => (float[N, M, C] {out}) {{ {out} = MatMul(n2, {weight}) }}" for name, out, weight in bodies]
+    choice = f"c = Greater(one, two)  y = If(c) <{', '.join(parts)}>"
+    path = network(tmp_path / "model.onnx", "layer-norm", {"y = MatMul(n2, head)": choice})
+    with pytest.raises(OptionError, match="If, Loop or Scan"):
+        inspect(path, scope="stream")
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -9,6 +9,7 @@ from onnxmerge.execution.shapes import Observations, observe
 from onnxmerge.execution.threads import fixed_threads
 from onnxmerge.graph.analysed_model import AnalysedModel, shapes_of, values_of
 from onnxmerge.graph.channel_analysis import analyse_channels
+from onnxmerge.graph.flat_bodies import has_bodies_out
 from onnxmerge.graph.refusal_shares import most_important_first
 from onnxmerge.graph.stream_rotation import principal_basis, rotated
 from onnxmerge.graph.streams import Stream, find_streams
@@ -41,6 +42,8 @@ def with_streams(model: Path, analysed: AnalysedModel, options: CompressOptions)
         return analysed
     whole_heads = options.pruning.whole_heads
     streams, refusals = find_streams(analysed.channels.facts, whole_heads)
+    if has_bodies_out(analysed.model):
+        raise OptionError("`scope` stream does not reach into models with If, Loop or Scan: leave it out")
     if external_files(analysed.model):
         raise OptionError("`scope` stream needs a model with its weights in one file: leave it out")
     if not streams:
