@@ -194,6 +194,9 @@ def synthetic_inputs(
         feeds = {}
         for position, spec in enumerate(specs):
             whole = spec.name not in model_batching.batched
+            if whole and spec.is_setting and spec.name not in limits:  # the same to solve and to check on, and in the first run
+                feeds[spec.name] = np.ones(shapes[spec.name], spec.dtype)
+                continue
             rows = _whole(shapes[spec.name], int(indices[0]) if model_batching.size else 0) if whole else indices
             seeds = [np.random.SeedSequence(seed, spawn_key=(position, int(row))) for row in rows]
             drawn = samplers[spec.name].draw([np.random.default_rng(each) for each in seeds])
