@@ -42,7 +42,7 @@ class Inputs:
     pixels : how the pixels of the user's images become values, by model input that takes some
     names : names of the files of all inputs that `take` gives, where each has one
     assumed : what synthetic values are, by model input; see `Sampler.assumed`
-    unknown_ids : model inputs of integers of which nothing says how large they are, so that only 0 and 1 were drawn
+    unknown_ids : model inputs of integers of which nothing says how large they are, so that nothing but 0 and 1 is fed
     """
 
     count: int
@@ -83,7 +83,7 @@ class Inputs:
             return []
         names = ", ".join(self.unknown_ids)
         unknown = f"nothing in the model says how large the numbers of {names} may be"
-        return [f"{unknown}, so that only 0 and 1 were drawn: give `calibration`"]
+        return [f"{unknown}, so that nothing but 0 and 1 was fed: give `calibration`"]
 
     def number_of(self, position: int) -> int:
         """Index of the input at a position among all that the user gave; synthetic ones count from 0 anew."""
