@@ -42,7 +42,7 @@ class Inputs:
     pixels : how the pixels of the user's images become values, by model input that takes some
     names : names of the files of all inputs that `take` gives, where each has one
     assumed : what synthetic values are, by model input; see `Sampler.assumed`
-    unknown_ids : model inputs of integers of which nothing says how large they are, so that only 0 and 1 were drawn
+    unknown_ids : model inputs of integers of which nothing says how large they are, so that nothing but 0 and 1 is fed
     """
 
     count: int
@@ -83,7 +83,7 @@ class Inputs:
             return []
         names = ", ".join(self.unknown_ids)
         unknown = f"nothing in the model says how large the numbers of {names} may be"
-        return [f"{unknown}, so that only 0 and 1 were drawn: give `calibration`"]
+        return [f"{unknown}, so that nothing but 0 and 1 was fed: give `calibration`"]
 
     def number_of(self, position: int) -> int:
         """Index of the input at a position among all that the user gave; synthetic ones count from 0 anew."""
@@ -194,6 +194,9 @@ def synthetic_inputs(
         feeds = {}
         for position, spec in enumerate(specs):
             whole = spec.name not in model_batching.batched
+            if whole and spec.is_setting and spec.name not in limits:  # the same to solve and to check on, and in the first run
+                feeds[spec.name] = np.ones(shapes[spec.name], spec.dtype)
+                continue
             rows = _whole(shapes[spec.name], int(indices[0]) if model_batching.size else 0) if whole else indices
             seeds = [np.random.SeedSequence(seed, spawn_key=(position, int(row))) for row in rows]
             drawn = samplers[spec.name].draw([np.random.default_rng(each) for each in seeds])

@@ -50,6 +50,12 @@ class TensorSpec:
         """False for sequences, maps and optionals."""
         return self.type.startswith("tensor(")
 
+    @property
+    def is_setting(self) -> bool:
+        """Whether it is one integer or boolean, such as a sampling rate: it is 1 wherever its value is made up."""
+        is_single = all(dim == 1 for dim in self.dims)
+        return self.is_tensor and self.dtype.kind in "iub" and is_single
+
 
 def spec_of(argument: onnxruntime.NodeArg) -> TensorSpec:
     """The specification of an input or output, from what a session returns."""

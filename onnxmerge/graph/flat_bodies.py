@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, numpy_helper
 
 from onnxmerge.errors import ModelError
 from onnxmerge.execution.shapes import FirstRuns, Observations
+from onnxmerge.execution.tensor_specs import input_specs
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.cost import MACS
 from onnxmerge.onnxio.bodies import (
@@ -110,7 +110,9 @@ def with_entered_bodies(channels: Channels, model: Model, runs: Iterable[Observa
 def _never_entered(proto: ModelProto, runs: list[Observations]) -> set[str]:
     """Keys of the bodies of If that none of these runs enters, where sizes, settings and constants alone decide that."""
     stored = {tensor.name: tensor for tensor in proto.graph.initializer}
-    varying = {value.name for value in proto.graph.input if not _is_setting(value)} - stored.keys()
+    specs = input_specs(proto)
+    is_open = any(spec.dims and not isinstance(spec.dims[0], int) for spec in specs)  # elsewhere [1] is one for each input
+    varying = {spec.name for spec in specs if not (spec.is_setting and (is_open or not spec.dims))}
     closed = set[str]()
     for node in proto.graph.node:
         is_drawn = draws_numbers(node.op_type, len(node.input)) or bool(loop_of(node.name))
@@ -121,10 +123,3 @@ def _never_entered(proto: ModelProto, runs: list[Observations]) -> set[str]:
             taken = {"then_branch" if value.all() else "else_branch" for value in values if value is not None}
             closed |= {body_key(node, branch) for branch in ("then_branch", "else_branch") if taken and branch not in taken}
     return closed
-
-
-def _is_setting(value: ValueInfoProto) -> bool:
-    """Whether an input holds integers or booleans of one size, such as a sampling rate."""
-    kind = value.type.tensor_type
-    is_fixed = all(each.HasField("dim_value") for each in kind.shape.dim)
-    return is_fixed and np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).kind in "iub"

@@ -3,7 +3,7 @@
 from collections import defaultdict
 
 import numpy as np
-from onnx import ModelProto, NodeProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.execution.layerwise import LayerwiseRun
@@ -30,7 +30,7 @@ def unseen_bodies(analysed: AnalysedModel, candidate: Model, checking: Inputs) -
             in_loops.update(node.output)
         elif node.op_type == "If":
             keys = {body_key(node, name): (node, name) for name in ("then_branch", "else_branch")}
-            conditions |= {key: place for key, place in keys.items() if before.get(key) != after.get(key)}
+            conditions |= {key: place for key, place in keys.items() if _is_changed(before.get(key), after.get(key))}
     seen = _values([node.input[0] for node, _ in conditions.values()], proto, checking)
     unseen = [place for place in conditions.values() if seen.get(place[0].input[0]) == {place[1] == "else_branch"}]
     if not unseen:
@@ -39,6 +39,14 @@ def unseen_bodies(analysed: AnalysedModel, candidate: Model, checking: Inputs) -
     others = f" and {len(unseen) - 1} more bodies" if len(unseen) > 1 else ""
     which = f"{name} of {node.name or node.output[0]}{others}"
     return [f"no input leads into {which}, so that what changed there was not compared: give such inputs with `calibration`"]
+
+
+def _is_changed(before: GraphProto | None, after: GraphProto | None) -> bool:
+    """Whether two bodies compute something else; which constants of the graph around they hold themselves does not matter."""
+    if before is None or after is None:
+        return before is not after
+    stored = {tensor.name: tensor for tensor in before.initializer}
+    return before.node != after.node or any(stored.get(each.name, each) != each for each in after.initializer)
 
 
 def _values(names: list[str], proto: ModelProto, inputs: Inputs) -> dict[str, set[bool]]:
