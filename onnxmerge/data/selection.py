@@ -41,8 +41,8 @@ DENSE_CALIBRATION_INPUTS, DENSE_OVERSAMPLING = 3072, 2
 
 MIN_INPUTS_TO_SPLIT = 16  # of the user's: with fewer, pruning needs them all and the check uses the same
 # Of the user's inputs `MIN_CHECK_INPUTS` are held out, at most this share; of many ones a tenth, or a quarter where a search
-# decides by them: a classifier of some hundred types of files was thought to change 1.7 % of its decisions, on 32 of 225 inputs, and
-# changed 11 % of others.
+# decides by them: a classifier of some hundred types of files was thought to change 1.7 % of its decisions, on 32 of 225 inputs,
+# and changed 11 % of others.
 LARGEST_SHARE, LARGEST_SHARE_SEARCHED = 1 / 3, 1 / 2
 MAX_HELD_OUT, HELD_OUT_SHARE, HELD_OUT_SHARE_SEARCHED = 128, 0.1, 0.25
 FRESH = 1 << 31  # number of the first synthetic input of `verify` and `bench`: no compression draws so many
