@@ -24,7 +24,7 @@ def inputs(path: Path, count: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("count", "checked", "warned"), [(10, 5, True), (40, 20, True), (200, 32, False)])
+@pytest.mark.parametrize(("count", "checked", "warned"), [(10, 5, True), (40, 20, True), (200, 50, False)])
 @pytest.mark.parametrize("verify", [True, False], ids=["verified", "not-verified"])
 def test_a_fidelity_is_searched_on_inputs_that_were_not_solved_on(tmp_path, count, checked, warned, verify):
     calibration = inputs(tmp_path / "x.npy", count)
