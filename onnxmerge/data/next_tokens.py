@@ -44,7 +44,7 @@ def sweeps_for(ids: int) -> int:
 
 
 def with_predicted_tokens(inputs: Inputs, session: Session, name: str, sweeps: int, seed: int) -> Inputs:
-    """Windows of tokens as a model predicts them from those before; unchanged where a prediction depends on later tokens.
+    """Windows of tokens as a model predicts them from those before.
 
     Parameters
     ----------
@@ -59,8 +59,6 @@ def with_predicted_tokens(inputs: Inputs, session: Session, name: str, sweeps: i
     seed : int
         Of the random numbers.
     """
-    if not inputs.by_row or not _looks_back_only(session, inputs.feeds_with(0), name):
-        return inputs
 
     def take(indices: Indices) -> dict[str, np.ndarray]:
         feeds = inputs.take(indices)
@@ -109,8 +107,8 @@ def _predictions(session: Session, feeds: Mapping[str, np.ndarray]) -> np.ndarra
     return np.asarray(next(iter(session.run(feeds).values())))
 
 
-def _looks_back_only(session: Session, feeds: Mapping[str, np.ndarray], name: str) -> bool:
-    """Whether other tokens in the second half leave the predictions of the first half as they are."""
+def looks_back_only(session: Session, feeds: Mapping[str, np.ndarray], name: str) -> bool:
+    """Whether no prediction depends on later tokens: others in the second half leave those of the first half as they are."""
     tokens = feeds[name]
     half = tokens.shape[1] // 2
     other = np.concatenate([tokens[:, :half], np.broadcast_to(tokens[:, :1], tokens[:, half:].shape)], axis=1)

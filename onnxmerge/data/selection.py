@@ -16,7 +16,7 @@ from onnxmerge.data.first_layers import InputProperties
 from onnxmerge.data.given_shapes import checked_shapes
 from onnxmerge.data.images import image_reading_of
 from onnxmerge.data.inputs import Inputs, calibration_inputs, synthetic_inputs
-from onnxmerge.data.next_tokens import WINDOWS, predicted_input, sweeps_for, with_predicted_tokens
+from onnxmerge.data.next_tokens import WINDOWS, looks_back_only, predicted_input, sweeps_for, with_predicted_tokens
 from onnxmerge.data.synthetic import image_range_of
 from onnxmerge.execution.first_run import batch_that_fits
 from onnxmerge.execution.input_sizes import GivenShapes, with_given_sizes
@@ -217,12 +217,14 @@ def _inputs_for(
         if options.samples is None or given.count <= options.samples or given.batch_size is not None:
             return given
         return given.subset(np.linspace(0, given.count - 1, options.samples).astype(np.int64), "evenly chosen")
-    tokens = predicted_input(shapes, properties.id_limits, session.outputs[0].name)
+    made = partial(synthetic_inputs, specs, shapes, seed=options.seed, image_range=image_range, id_limits=properties.id_limits)
+    tokens, one = predicted_input(shapes, properties.id_limits, session.outputs[0].name), made(count=1)
+    if tokens is not None and not (one.by_row and looks_back_only(session, one.feeds_with(0), tokens)):
+        tokens = None
     count = count or (CHECK_INPUTS if tokens is None else WINDOWS)
     if not options.samples:
         count = min(count, affordable((spec.name for spec in session.inputs), shapes))
-    inputs = synthetic_inputs(specs, shapes, options.samples or count, options.seed, image_range, properties.id_limits)
-    inputs = replace(inputs, call_size=call_size)
+    inputs = replace(made(count=options.samples or count), call_size=call_size)
     if tokens is not None:
         return with_predicted_tokens(inputs, session, tokens, sweeps_for(properties.id_limits[tokens]), options.seed)
     return inputs if image_range is not None else first_layers.scaled_for_batchnorm(inputs, properties)

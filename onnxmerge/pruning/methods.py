@@ -70,12 +70,13 @@ def best_removal(statistics: LayerStatistics, group: ChannelGroup, count: int, o
     if too_wide:
         return Removal(group, kept_channels(group, count, options, statistics.elimination(group)), "prune", note=too_wide)
     is_shared = any(key in statistics.reference.shared_weight_keys for key in keys)
-    names = [name for name in METHODS if name != "reconstruct" or (not is_shared and statistics.can_repair(group))]
+    is_repaired = not is_shared and statistics.can_repair(group)
+    names = [name for name in METHODS if name != "reconstruct" or is_repaired]
     names = [asked, "prune"] if asked in names else names
     names = [name for name in names if count or name != "merge"]
     channels = statistics.context.channels
     outcomes = {name: METHODS[name](channels, group, count, options, statistics) for name in names}
-    if asked in ("auto", "reconstruct") and not is_shared and not statistics.can_repair(group):  # what is lost ranks them still
+    if asked in ("auto", "reconstruct") and not is_shared and not is_repaired:  # what is lost ranks them still
         outcomes["prune"] = replace(reconstruct(channels, group, count, options, statistics), method="prune")
     removals = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Removal)}
     errors = {name: statistics.expected_error(removal) for name, removal in removals.items()}
