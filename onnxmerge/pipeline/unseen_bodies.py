@@ -6,6 +6,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from onnxmerge.data.inputs import Inputs
+from onnxmerge.data.selection import BATCH
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.flat_bodies import has_bodies_out, with_bodies_back
@@ -13,9 +14,6 @@ from onnxmerge.onnxio.bodies import bodies_by_key, body_key, loop_of
 from onnxmerge.onnxio.export import export
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.traversal import tensors_read
-
-BATCH = 32
-"""Inputs in one call that computes the conditions."""
 
 
 def unseen_bodies(analysed: AnalysedModel, candidate: Model, checking: Inputs) -> list[str]:
