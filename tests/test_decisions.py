@@ -49,6 +49,21 @@ def test_the_formula(batch: int) -> None:
         assert changed(reference, candidate, batch=batch, synthetic=True) == pytest.approx(SYNTHETIC_SHARE * flips)
 
 
+def test_the_interval_covers_what_other_inputs_give() -> None:
+    scores = 4.0 * RNG.standard_normal((400 * 64, 6))
+    p, q = softmax(scores), softmax(scores + RNG.standard_normal(scores.shape))
+    true, covered = changed(p, q, batch=len(p)), []
+    assert true is not None
+    for start in range(0, len(p), 64):
+        sums = ChangedDecisions()
+        sums.add(p[start : start + 64], q[start : start + 64])
+        low, high = sums.interval(64, synthetic=False)
+        assert low is not None
+        covered.append(low <= true <= high)  # type: ignore[operator]
+    assert 0.9 < np.mean(covered) < 0.99
+    assert sums.interval(64, synthetic=True) == (None, None)
+
+
 def test_a_sure_decision_counts_and_a_toss_up_hardly() -> None:
     assert changed(SURE, SURE) == 0.0
     assert changed(SURE, SURE[::-1]) == pytest.approx(0.97 * 0.97)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxmerge.data.balance import looks_like_scores
+from onnxmerge.evaluation.ratio_interval import interval_factor
 
 SUM_TOLERANCE = 0.01
 """How far probabilities may sum up from 1: that of float16, and of exporters that add a small number before a logarithm."""
@@ -48,8 +49,10 @@ class ChangedDecisions:
     ----------
     samples : int
         Inputs with decisions.
-    changed, flipped, leads, beside : float
-        Sums over these of `changed`, of the share of the steps whose best class changes, of their mean p1 - p2, and of the share
+    changed : list of ndarray
+        `changed` of each of these, batch by batch.
+    flipped, leads, beside : float
+        Sums over these of the share of the steps whose best class changes, of their mean p1 - p2, and of the share
         of the steps of a sequence that look like `PLACES`.
     has_probabilities : bool
         Whether the output holds probabilities for all of them, and not scores before a softmax.
@@ -60,7 +63,7 @@ class ChangedDecisions:
     """
 
     samples: int = 0
-    changed: float = 0.0
+    changed: list[np.ndarray] = field(default_factory=list)
     flipped: float = 0.0
     leads: float = 0.0
     beside: float = 0.0
@@ -87,7 +90,7 @@ class ChangedDecisions:
             self.beside += float(np.sum((np.abs(order[..., 1] - order[..., 0]) == 1).mean(axis=1)))
         variation = np.where(usable, np.minimum(0.5 * np.abs(p - q).sum(axis=2), 1.0), 1.0)
         self.samples += len(p)
-        self.changed += float(np.sum(((first - second) * variation).max(axis=1)))
+        self.changed.append(((first - second) * variation).max(axis=1))
         self.flipped += float(np.sum(((p.argmax(axis=2) != q.argmax(axis=2)) | ~usable).mean(axis=1)))
         self.leads += float(np.sum((first - second).mean(axis=1)))
         self.has_probabilities &= has_probabilities
@@ -98,7 +101,13 @@ class ChangedDecisions:
         """The share of so many inputs, on data; None where not all of them had decisions, or where they were all the same."""
         if not self._are_decisions(samples) or len(self.best) < 2:
             return None
-        return (SYNTHETIC_SHARE * self.flipped if synthetic else self.changed) / samples
+        return (SYNTHETIC_SHARE * self.flipped if synthetic else float(sum(map(np.sum, self.changed)))) / samples
+
+    def interval(self, samples: int, *, synthetic: bool) -> tuple[float, float] | tuple[None, None]:
+        """95 % interval of `share` for other inputs of the same kind; None of synthetic ones, whose kind is what is unsure."""
+        share = self.share(samples, synthetic=synthetic)
+        factor = None if share is None or synthetic else interval_factor(np.concatenate(self.changed), np.ones(samples))
+        return (None, None) if share is None or factor is None else (share / factor, min(share * factor, 1.0))
 
     def are_all_the_same(self, samples: int) -> bool:
         """Whether so many inputs, several of them, had decisions, and all of them the same one."""

@@ -13,10 +13,10 @@ import numpy as np
 
 from onnxmerge.evaluation.decisions import ChangedDecisions
 from onnxmerge.evaluation.output_variance import Variance
+from onnxmerge.evaluation.ratio_interval import interval_factor
 from onnxmerge.results import OutputFidelity
 from onnxmerge.results.fidelity import ROW_FIDELITY
 
-_LARGEST_EXPONENT = 50.0  # of the factor of an interval, which says nothing then
 # Machine epsilons by which values may vary and still count as constant, and from which share of their size on they do not. A
 # softmax in float32 that always gives the same class varies by a millionth: any error is billions of times that variance.
 _ROUNDING_UNITS, _CONSTANT_UNITS, _CONSTANT = 16.0, 1024.0, 1e-4
@@ -175,20 +175,14 @@ class OutputMoments:
             return 1.0 if self.error == 0.0 else -math.inf
         return 1.0 - self.error / total
 
-    def _interval(self, fidelity: float) -> tuple[float, float] | None:
-        """95 % interval of the fidelity for other inputs of the same kind, None where it is not known.
-
-        1 - fidelity is a ratio of sums over the inputs, sum e / sum v. Its logarithm has the standard error
-        sqrt(n / (n - 1) sum (e / sum e - v / sum v)^2), the delta method, and Student's distribution.
-        """
-        count, unexplained = sum(len(errors) for errors, _ in self.by_input), 1.0 - fidelity
-        if count < 2 or not 0.0 < unexplained < math.inf:
-            return None
+    def _interval(self, fidelity: float) -> tuple[float, float] | tuple[None, None]:
+        """95 % interval of the fidelity for other inputs of the same kind, None where it is not known."""
+        unexplained = 1.0 - fidelity
+        if not self.by_input or not 0.0 < unexplained < math.inf:
+            return None, None
         errors, deviations = (np.concatenate(each) for each in zip(*self.by_input, strict=True))
-        weights = deviations / deviations.sum() if deviations.sum() > 0.0 else np.full(count, 1.0 / count)
-        deviation = math.sqrt(count / (count - 1) * float(np.sum((errors / errors.sum() - weights) ** 2)))
-        factor = math.exp(min(_student(count - 1) * deviation, _LARGEST_EXPONENT))
-        return 1.0 - unexplained * factor, 1.0 - unexplained / factor
+        factor = interval_factor(errors, deviations)
+        return (None, None) if factor is None else (1.0 - unexplained * factor, 1.0 - unexplained / factor)
 
     @property
     def _over_inputs(self) -> float:
@@ -213,7 +207,7 @@ class OutputMoments:
         rows = np.concatenate(parts) if parts and self.finite else np.zeros(0)
         fidelity = self._explained_variance()
         errors, distances, quantiles = self.relative_l2.values, self.cosine_distance.values, self.relative_l2.quantiles
-        low, high = self._interval(fidelity) or (None, None)
+        (low, high), decided = self._interval(fidelity), self.decisions.interval(self.samples, synthetic=self.synthetic)
         unexplained = 1.0 - fidelity
         # A batch of one hides that axis 0 is not the batch; the others show it.
         scored = 0 < self.scored_samples == self.samples
@@ -236,6 +230,8 @@ class OutputMoments:
             fidelity_high=high,
             is_constant=self._is_constant,
             changed_decisions=self.decisions.share(self.samples, synthetic=self.synthetic),
+            changed_decisions_low=decided[0],
+            changed_decisions_high=decided[1],
             rows=len(rows),
             lost_rows=int(np.count_nonzero(rows < ROW_FIDELITY)),
             worst_row_fidelity=float(rows.min(initial=1.0)),
@@ -244,11 +240,6 @@ class OutputMoments:
             median_input=self.relative_l2.input_with(quantiles[len(quantiles) // 2]) if quantiles else 0,
             relative_l2_quantiles=quantiles,
         )
-
-
-def _student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's distribution, by its expansion in 1 / degrees of freedom (Fisher, Cornish 1960)."""
-    return 1.96 + 2.37 / freedom + 2.82 / freedom**2
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray, otherwise: float) -> np.ndarray:

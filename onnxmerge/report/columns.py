@@ -26,7 +26,7 @@ _NAME_WIDTH = 36  # characters of an output's name in a header
 _DASH = "-"  # where there is no value
 _MEASURES: list[tuple[str, str, bool, Callable[[OutputFidelity], str]]] = [
     ("fidelity", "fidelity", False, lambda output: closeness(output.fidelity)),
-    ("95 % interval", "", True, lambda output: _interval(output)),
+    ("95 % interval", "", True, lambda o: _interval(o.fidelity_low, o.fidelity_high, closeness)),
     ("SQNR", "SQNR", False, lambda output: decibels(output.sqnr_db)),
     ("cosine, mean", "cosine", False, lambda output: closeness(output.cosine_mean)),
     ("cosine, worst", "worst", False, lambda output: closeness(output.cosine_worst)),
@@ -36,6 +36,7 @@ _MEASURES: list[tuple[str, str, bool, Callable[[OutputFidelity], str]]] = [
     ("worst input", "", True, lambda output: f"no. {output.worst_input}"),
     ("same best class", "top-1", False, lambda output: _or_dash(output.top1_agreement, percent)),
     ("changed decisions", "changed", False, lambda output: _or_dash(output.changed_decisions, two_digits)),
+    ("their 95 % interval", "", True, lambda o: _interval(o.changed_decisions_low, o.changed_decisions_high, two_digits)),
     ("best class in top 5", "top-5", True, lambda output: _or_dash(output.top5_agreement, percent)),
 ]
 """Measure, its header in a narrow table ("": not in it), whether its column there is optional, and its text."""
@@ -208,10 +209,8 @@ def sweep_columns(sweep: Sweep, *, narrow: bool = False) -> list[Column]:
     return columns
 
 
-def _interval(output: OutputFidelity) -> str:
-    if output.fidelity_low is None or output.fidelity_high is None:
-        return _DASH
-    return f"{closeness(output.fidelity_low)} to {closeness(output.fidelity_high)}"
+def _interval(low: float | None, high: float | None, text: Callable[[float], str]) -> str:
+    return _DASH if low is None or high is None else f"{text(low)} to {text(high)}"
 
 
 def share_left(before: int, after: int) -> str:

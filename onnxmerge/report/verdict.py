@@ -1,6 +1,6 @@
 """One sentence about a result: how much smaller, how much faster or slower, how close, measured on what, and what to do next."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from onnxmerge.report.sentences import sweep_title, total_line
@@ -104,13 +104,23 @@ def _size_text(before: Size, after: Size) -> tuple[str, bool]:
 
 
 def _fidelity_text(fidelity: Fidelity) -> str:
-    """`fidelity 0.9876 [0.9812, 0.9920], changed decisions 1.2%`; a fidelity below 0 in words."""
-    output, share = fidelity.worst, fidelity.changed_decisions
-    low, high = output.fidelity_low, output.fidelity_high
-    interval = "" if low is None or high is None else f" [{closeness(low)}, {closeness(high)}]"
+    """`fidelity 0.9876 [0.9812, 0.9920], changed decisions 1.2% [0.7%, 2.1%]`; a fidelity below 0 in words.
+
+    On real inputs a user can count the best classes that change, toss-ups among them: that count stands beside.
+    """
+    output, decided = fidelity.worst, fidelity.most_changed
+    interval = _interval(output.fidelity_low, output.fidelity_high, closeness)
     constant = "outputs further off than a constant: " * (output.fidelity < 0)
-    changed = "" if share is None else f", changed decisions {two_digits(share)}"
-    return f"{constant}fidelity {closeness(output.fidelity)}{interval}{changed}"
+    text = f"{constant}fidelity {closeness(output.fidelity)}{interval}"
+    if decided is None or decided.changed_decisions is None:
+        return text
+    known = _interval(decided.changed_decisions_low, decided.changed_decisions_high, two_digits)
+    same = f", same best class {percent(decided.top1_agreement)}" if known and decided.top1_agreement is not None else ""
+    return f"{text}, changed decisions {two_digits(decided.changed_decisions)}{known}{same}"
+
+
+def _interval(low: float | None, high: float | None, text: Callable[[float], str]) -> str:
+    return "" if low is None or high is None else f" [{text(low)}, {text(high)}]"
 
 
 def _advice(result: Compression, is_smaller: bool) -> str:

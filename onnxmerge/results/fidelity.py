@@ -65,6 +65,9 @@ class OutputFidelity:
         Share of the best classes that are expected to change, each counted by the reference's lead, which is the probability of
         its best class less that of its second best; of a sequence the step that changes most. None where the output holds no
         classes for certain, or always the same one. About twice the accuracy that is lost.
+    changed_decisions_low, changed_decisions_high : float or None
+        Ends of the 95 % interval of `changed_decisions` for other inputs of the same kind; None where nothing changes, and for
+        synthetic inputs.
     median_input : int
         Index, as that of `worst_input`, of an input with the median relative L2.
     relative_l2_quantiles : list of float
@@ -90,6 +93,8 @@ class OutputFidelity:
     fidelity_high: float | None = None
     is_constant: bool = False
     changed_decisions: float | None = None
+    changed_decisions_low: float | None = None
+    changed_decisions_high: float | None = None
     has_one_decision: bool = False
     variation: float = 1.0
     rows: int = 0
@@ -248,9 +253,10 @@ class Fidelity:
         return min(self.outputs, key=lambda output: (output.finite, output.fidelity))
 
     @property
-    def changed_decisions(self) -> float | None:
-        """Of the output with the most; None where no output holds decisions."""
-        return max((output.changed_decisions for output in self.outputs if output.changed_decisions is not None), default=None)
+    def most_changed(self) -> OutputFidelity | None:
+        """The output with the most changed decisions; None where no output holds decisions."""
+        decided = [output for output in self.outputs if output.changed_decisions is not None]
+        return max(decided, key=lambda output: output.changed_decisions or 0.0, default=None)
 
 
 @dataclass(frozen=True)
