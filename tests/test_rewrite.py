@@ -191,9 +191,10 @@ def counted_macs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> int:
     attending = [node for node in model.graph.node if node.op_type in ("Attention", "MultiHeadAttention")]
     layers = [*(node for node in model.graph.node if node.op_type in PRODUCERS), *recurrent, *attending]
     names = list(dict.fromkeys(name for node in layers for name in (*node.input[:2], node.output[0])))
-    names = [name for name in names if name not in feeds and name not in weights_of(model)]
+    weights = weights_of(model)
+    names = [name for name in names if name not in feeds and name not in weights]
     seen = dict(zip(names, run(model, feeds, tuple(names))[len(model.graph.output) :], strict=True))
-    shapes = {name: value.shape for name, value in (weights_of(model) | seen | feeds).items()}
+    shapes = {name: value.shape for name, value in (weights | seen | feeds).items()}
     total = 0
     for node in recurrent:  # both weights at every step
         weights = (weights_of(model)[name].size for name in node.input[1:3])

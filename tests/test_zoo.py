@@ -89,7 +89,8 @@ def test_light_models_are_inspected_and_pruned(path: Path, tmp_path: Path) -> No
     result = compress(source, target, ratio=0.3, method="prune", verify=False)
     small = onnx.load(target)
     onnx.checker.check_model(small, full_check=True)
-    (value,) = [value for value in model.graph.input if value.name not in weights_of(model)]
+    weights = weights_of(model)
+    (value,) = [value for value in model.graph.input if value.name not in weights]
     shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
     feeds = {value.name: np.random.default_rng(0).standard_normal(shape, np.float32)}
     before, after = run(model, feeds), run(small, feeds)
