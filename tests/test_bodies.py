@@ -80,6 +80,21 @@ def model_of(text: str) -> onnx.ModelProto:
     return model
 
 
+def test_what_a_loop_without_rounds_does_not_run_stays_in_it() -> None:
+    """An index that is out of range is no fault where nothing reads it."""
+    model = model_of(
+        "g (float[N, 4] x, int64 n) => (float[N, 4] y) { y = Loop(n, , x) <body = l (int64 i, bool c, float[N, 4] s) =>"
+        f" (bool d, float[N, 4] t) {{ d = Identity(c) row = Gather<axis = 0>(x, two) {mlp('row', 'e', 'p')} {mlp('s', 'r')}"
+        " t = Add(r, e) }> }"
+    )
+    again = put_back(flat(model))
+    onnx.checker.check_model(again, full_check=True)
+    assert [node.op_type for node in again.graph.node] == ["Loop"]
+    for rounds, rows in ((0, 1), (2, 3)):
+        feeds = {"x": np.ones((rows, 4), np.float32), "n": np.array(rounds)}
+        np.testing.assert_array_equal(run(again, feeds)[0], run(model, feeds)[0])
+
+
 def feeds_of(model: onnx.ModelProto) -> list[dict[str, np.ndarray]]:
     """Inputs that lead into each body, and for several rounds."""
     x = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)

@@ -5,7 +5,7 @@ Loop: y = Loop(n, c, v) {s -> f(s)}     becomes   s = state in the last round; a
                                                   y = Loop(n, c, v) {t -> f(t); Identity(a)}
 
 Both compute what they computed before. Of a Loop the nodes outside stand for those inside, which are replaced by them when they
-are put back; what does not depend on its state then stays outside.
+are put back: by their names, which tell what stands outside for each.
 """
 
 from collections import defaultdict
@@ -22,6 +22,8 @@ OUTPUT_MARK = "onnxmerge/body_output/"
 """How the names begin of the nodes in a body that read what the nodes taken out of it write."""
 LAST_ROUND = "onnxmerge/last_round/"
 """How the names of the nodes begin that write the state of a Loop in its last round; a number and its first output follow."""
+EACH_ROUND = "onnxmerge/each_round/"
+"""How the names of the nodes begin that stay in a Loop; the first output of the node that stands for it outside follows."""
 RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"})
 """Operators that must be run in each round, whatever they read; so must a Dropout that may be told to train."""
 
@@ -173,6 +175,8 @@ def _flat(graph: GraphProto, node: NodeProto, keys: Container[str], taken: set[s
         graph.sparse_initializer.extend(body.sparse_initializer)
         graph.value_info.extend(body.value_info)
         if node.op_type == "Loop":
+            for inner in attribute.g.node:
+                inner.name = EACH_ROUND + _first_output(inner)
             _rename(attribute.g, {}, taken, set(taken))
             yield from _last_round(node, body, taken)
         else:
@@ -241,6 +245,7 @@ def _put_back(
     body, output = attribute.g, _first_output(owner)
     entry = next((node for node in nodes if loop_of(node.name) == output and node.op_type == "If"), None)
     marks = [node for node in body.node if node.name.startswith(OUTPUT_MARK)]
+    inner = {node.name.removeprefix(EACH_ROUND) for node in body.node}
     state = set[str]() if entry is None else set(entry.output)
     readers: dict[str, set[int]] = defaultdict(set)
     for node in nodes:
@@ -255,7 +260,7 @@ def _put_back(
     inside = {id(body)}
     for node in reversed(nodes):
         users = set[int]().union(*(readers[name] for name in node.output if name))
-        is_part = owner.op_type == "If" or not state.isdisjoint(node.output)
+        is_part = owner.op_type == "If" or not state.isdisjoint(node.output) or _first_output(node) in inner
         if users and users <= inside and is_part and not loop_of(node.name):
             inside.add(id(node))
     for field in ("node", "initializer", "sparse_initializer", "value_info"):
