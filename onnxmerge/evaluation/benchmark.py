@@ -125,13 +125,13 @@ def benchmark(
     batches = [batch or runtime.batch for batch in batches]
     provider = provider_of(runtime)
     runs, candidate_runs = first_runs_of_pair(reference, candidate, options, runtime.max_memory)
-    shapes, candidate_shapes = shapes_of(runs.first), shapes_of(candidate_runs.first)
+    shapes = shapes_of(runs.first)
     session, _ = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     count = max(2, *(batch or 1 for batch in batches))
     inputs = inputs_for(session, shapes, options, count, properties_of_file(reference), fresh=True)
     for batch in batches:
         check_batch(reference, inputs.batch_size, batch, shapes)
-    sizes = size_of_file(reference, shapes), size_of_file(candidate, candidate_shapes)
+    sizes = [size_of_file(*each, runtime.max_memory) for each in ((reference, runs), (candidate, candidate_runs))]
     before, after = (None if each is None else each.macs for each in sizes)
     found = [time_pair(reference, candidate, inputs, runtime, batch, seed=options.seed) for batch in batches]
     odd_widths = _odd_widths(reference, candidate)

@@ -99,10 +99,10 @@ def _verify_files(
     _check_files(reference, candidate, given, label_file, worst_file)
     provider = provider_of(runtime)
     runs, candidate_runs = first_runs_of_pair(reference, candidate, given, runtime.max_memory)
-    shapes, candidate_shapes = shapes_of(runs.first), shapes_of(candidate_runs.first)
+    shapes = shapes_of(runs.first)
     pair = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     _check_types(*pair)
-    sizes = size_of_file(reference, shapes), size_of_file(candidate, candidate_shapes)
+    before, after = (size_of_file(*each, runtime.max_memory) for each in ((reference, runs), (candidate, candidate_runs)))
     graphs = [read_graph_view(model, str(model)) for model in (reference, candidate)]
     properties = properties_of_file(reference)
     inputs = inputs_for(pair[0], shapes, given, properties=properties, max_memory=runtime.max_memory, fresh=True)
@@ -119,7 +119,7 @@ def _verify_files(
     of_reference = (f"in the reference {place}" for place in weights_not_finite(graphs[0].proto, reference.parent))
     not_finite = (*of_reference, *weights_not_finite(graphs[1].proto, candidate.parent))
     failures = (*not_finite, *failures_of(fidelity, thresholds, graphs[1].float_types), *layer_failures(layer_comparison))
-    failures += _missed_sizes(*sizes, thresholds)
+    failures += _missed_sizes(before, after, thresholds)
     warnings = (
         *chosen_sizes(runs.inputs),
         *few_inputs(inputs.count, inputs.description),
@@ -128,7 +128,7 @@ def _verify_files(
         *constant_outputs(fidelity),
         *inputs.warnings(),
     )
-    return Verification(str(reference), str(candidate), fidelity, failures, *sizes, inputs.noted(runs.inputs), warnings)
+    return Verification(str(reference), str(candidate), fidelity, failures, before, after, inputs.noted(runs.inputs), warnings)
 
 
 def _check_types(reference: Session, candidate: Session) -> None:

@@ -106,7 +106,7 @@ def analyse_model(
     ModelError
         The file is no valid model, the model does not run, or a weight holds NaN or infinity.
     """
-    model, runs = _loaded_and_run(path, max_memory, given)
+    model, runs = _loaded_and_run(path, max_memory, given, None)
     whole = with_bodies_back(model)
     size = size_of(whole, shapes_of(runs.first), stored_bytes(path))
     simpler = simplified(model, runs.first)
@@ -128,15 +128,18 @@ def analyse_model(
     return AnalysedModel(model, channels, observed, size, observed_otherwise, runs.inputs, simpler.texts)
 
 
-def _loaded_and_run(path: Path, max_memory: int | None, given: GivenShapes) -> tuple[Model, FirstRuns]:
-    """A model without functions, bodies and layers that ONNX Runtime has fused, and what was observed of it."""
+def _loaded_and_run(path: Path, max_memory: int | None, given: GivenShapes, known: FirstRuns | None) -> tuple[Model, FirstRuns]:
+    """A model without functions, bodies and layers that ONNX Runtime has fused, and what was observed of it.
+
+    known: what was observed of the file, None where it is to be run.
+    """
     model, source = load(path), path
     if model.proto.functions:
         model = _inlined(model)
         temporary = TemporaryModel(model)
-        source = temporary.path
+        source, known = temporary.path, None
     try:
-        runs = first_observations(source, model.proto, label=path.name, max_memory=max_memory, given=given)
+        runs = known or first_observations(source, model.proto, label=path.name, max_memory=max_memory, given=given)
     except ModelError as error:
         fused = (node.op_type for node in model.proto.graph.node if node.domain == DOMAIN)
         made_for = [operator for operator in fused if operator in FOR_ONE_PROVIDER]
@@ -169,10 +172,23 @@ def _inlined(model: Model) -> Model:
         raise ModelError(f"{model.path}: its functions cannot be inlined: {one_line(error)}") from error
 
 
-def size_of_file(path: Path, shapes: Shapes) -> Size | None:
-    """Size of a file for the shapes of a run; None for a model that runs but cannot be analysed."""
+def size_of_file(path: Path, runs: FirstRuns, max_memory: int | None = None) -> Size | None:
+    """Size of a file for the sizes of its first run, the same that `analyse_model` finds; None where it cannot be analysed.
+
+    Parameters
+    ----------
+    path : Path
+        An ONNX file.
+    runs : FirstRuns
+        What was observed of it.
+    max_memory : int, optional
+        Bytes that a run of its bodies, functions or fused layers may take.
+    """
+    shapes = {each.name: each.shape for each in runs.inputs}
+    values = {name: value.tolist() for name in shapes if (value := runs.first[name].value) is not None}
     try:
-        return size_of(load(path), shapes, stored_bytes(path))
+        found, inner = _loaded_and_run(path, max_memory, GivenShapes(shapes, runs.origins, values=values), runs)
+        return size_of(with_bodies_back(found), shapes_of(inner.first), stored_bytes(path))
     except ModelError:
         return None
 
