@@ -16,9 +16,11 @@ import pytest
 
 import onnxmerge
 from onnxmerge.cli import app as cli
+from onnxmerge.cli.configuration import _read
 from onnxmerge.errors import ModelError, OptionError
 from onnxmerge.execution.providers import resolve_provider
 from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions, Thresholds
+from onnxmerge.options.checks import SHARES
 from onnxmerge.pipeline.sweep_targets import read_targets
 from onnxmerge.report.documents import KINDS, REFUSAL_FIELDS, as_json
 from onnxmerge.results import (
@@ -236,7 +238,8 @@ BAD = {
     "not a model": (("inspect", MODELS / "README.md"), "README.md"),
     "folder as model": (("inspect", MODELS), "models"),
     "ratio of 1": (("compress", MLP, "o.onnx", "--ratio", "1"), "--ratio must be at least 0 and below 1"),
-    "ratio of words": (("compress", MLP, "o.onnx", "--ratio", "half"), "'half' is not a valid float"),
+    "ratio of words": (("compress", MLP, "o.onnx", "--ratio", "half"), "such as 0.5 or 50%, not 'half'"),
+    "ratio above all": (("compress", MLP, "o.onnx", "--ratio", "150%"), "--ratio must be at least 0 and below 1"),
     "unknown method": (("compress", MLP, "o.onnx", "--method", "magic"), "--method"),
     "no output folder": (("compress", MLP, "no/such/folder/o.onnx"), "does not exist"),
     "output is a folder": (("compress", MLP, MODELS), "folder"),
@@ -318,7 +321,19 @@ def test_help_of_every_command(run, command):
         assert words[0] == command
 
 
-def test_shares_in_per_cent():
+@pytest.mark.parametrize("name", SHARES)
+def test_every_share_is_taken_in_per_cent_and_says_so(name: str) -> None:
+    """In Python, on the command line, in pyproject.toml, in its help and in its message."""
+    options = Thresholds if name in {field.name for field in dataclasses.fields(Thresholds)} else PruningOptions
+    assert getattr(options(**{name: " 25% "}), name) == getattr(options(**{name: 0.25}), name) == 0.25
+    with pytest.raises(OptionError, match=f"`{name}` must be .*%, not 'much'"):
+        options(**{name: "much"})
+    (option,) = [each for each in cli.cli.commands["compress"].params if each.name == name]
+    assert re.search(r"\d%", option.help or "")
+    assert [_read(option, name, value, Path()) for value in ("25%", 0.25)] == ["25%", 0.25]
+
+
+def test_targets_are_taken_in_per_cent():
     assert PruningOptions(target="macs=50%").target == ("macs", 0.5)
     assert read_targets("macs=75%, 50%,params=0.5") == (("macs", 0.75), ("macs", 0.5), ("params", 0.5))
 

@@ -194,12 +194,12 @@ BATCHES = _option("--batch", batch_sizes, "N[,N]", "Inputs in one call, or sever
 MIN_SPEEDUP = _option("--min-speedup", float, "X", "Least speed-up: 1.2 is 1.2 times as fast.  [default: none]")
 BENCH = _flag("--bench/--no-bench", True, "Timing of each result against MODEL.")
 THRESHOLDS = combined(
-    _option("--min-fidelity", float, "F", "Least fidelity of the worst output.  [default: none]"),
+    _option("--min-fidelity", str, "F", "Least fidelity of the worst output, 0.9 or 90%.  [default: none]"),
     _option("--min-cosine", float, "C", "Least mean cosine similarity.  [default: none]"),
-    _option("--min-top1-agreement", float, "A", "Least share of inputs whose best class stays.  [default: none]"),
-    _option("--max-relative-l2", float, "E", "Greatest mean relative L2 error.  [default: none]"),
-    _option("--max-params", float, "SHARE", "Greatest share of the parameters that may be left.  [default: none]"),
-    _option("--max-macs", float, "SHARE", "Greatest share of the MACs that may be left.  [default: none]"),
+    _option("--min-top1-agreement", str, "A", "Least share of inputs whose best class stays, 0.98 or 98%.  [default: none]"),
+    _option("--max-relative-l2", str, "E", "Greatest mean relative L2 error, 0.1 or 10%.  [default: none]"),
+    _option("--max-params", str, "SHARE", "Greatest share of the parameters that may be left, 0.5 or 50%.  [default: none]"),
+    _option("--max-macs", str, "SHARE", "Greatest share of the MACs that may be left, 0.5 or 50%.  [default: none]"),
     click.option("--require-smaller", is_flag=True, help="Failure where the file did not become smaller."),
 )
 CHECKS_TITLE = "Checks, and thresholds that end with exit code 1"
@@ -239,17 +239,17 @@ SIZE = section(
         "X",
         f"Greatest share of best classes expected to change: 0.02 or 2%.  [default: {DEFAULT_CHANGED_DECISIONS:g}]",
     ),
-    _option("--fidelity", float, "F", "Least share of the worst output's variance to keep, in its place or beside it."),
+    _option("--fidelity", str, "F", "Least share of the worst output's variance to keep, in its place or beside it: 0.9 or 90%."),
     MINIMIZE,
     _option("--target", str, "K=V", "Share of params, macs or latency that may remain: macs=0.5 or macs=50%."),
-    _option("--ratio", float, "R", "Share of every group's channels that is removed, 0 <= R < 1."),
+    _option("--ratio", str, "R", "Share of every group's channels that is removed, 0 <= R < 1: 0.5 or 50%."),
     _option("--plan", FILE, None, "Plan file written by --save-plan, and perhaps edited."),
     _ROUND_TO,
     _TIME_LIMIT,
 )
 SWEEP = section(
     "How small",
-    _option("--targets", str, "K=V,...", "Targets of the points: what remains.", DEFAULT_TARGETS),
+    _option("--targets", str, "K=V,...", "Targets of the points: what remains, 0.5 or 50%.", DEFAULT_TARGETS),
     MINIMIZE,
     _ROUND_TO,
     _TIME_LIMIT,

@@ -66,6 +66,8 @@ class CheckedOptions:
 class PruningOptions(CheckedOptions):
     """What is removed, and what replaces it. At most one of `SIZES` is given, or fidelity and max_changed_decisions.
 
+    Shares (`checks.SHARES`) may be given in per cent, as texts: "50%".
+
     Attributes
     ----------
     ratio : float or None

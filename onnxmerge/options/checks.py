@@ -147,40 +147,48 @@ def _is_calibration(value: Any) -> bool:
     return isinstance(value, Path) or all(hasattr(array, "__array__") for array in arrays)
 
 
+SHARES = (
+    *("ratio", "fidelity", "max_changed_decisions", "min_fidelity", "min_top1_agreement", "max_relative_l2"),
+    *("max_params", "max_macs"),
+)
+"""Options that are shares of something, given as 0.5 or "50%"; `target` and `targets` take their values so too."""
+
 READ_FROM_TEXT: dict[str, Callable[[str], Any]] = {
     "target": _target,
     "round_to": lambda text: int(text) if text.isdecimal() else text,
     "calibration": Path,
     "plan": Path,
     "time_limit": _seconds,
-    "max_changed_decisions": _share_or_text,
     "max_memory": _bytes,
+    **dict.fromkeys(SHARES, _share_or_text),
 }
 """Options that may be given as text -> what reads it."""
 
 SINGLE_VALUES: dict[str, type] = {"mean": Real, "std": Real, "include": str, "exclude": str}
 """Options that hold several values -> the type of a single one that may be given in their place."""
 
-_SHARE = Check("between 0 and 1", lambda value: 0.0 <= value <= 1.0)
-_AT_MOST_ONE = Check("at most 1", lambda value: value <= 1.0)
+_SHARE = Check("between 0 and 1, such as 0.9 or 90%", lambda value: 0.0 <= value <= 1.0)
 
 CHECKS = {
     "target": Check(
-        f"one of {', '.join(TARGETS)}, and the share that may remain, above 0 and at most 1, such as macs=0.5", _is_target
+        f"one of {', '.join(TARGETS)}, and the share that may remain, above 0 and at most 1, such as macs=0.5 or macs=50%",
+        _is_target,
     ),
     "max_changed_decisions": Check("above 0 and below 1, such as 0.02 or 2%", lambda value: 0.0 < value < 1.0),
-    "fidelity": Check("above 0 and below 1", lambda value: 0.0 < value < 1.0),
+    "fidelity": Check("above 0 and below 1, such as 0.9 or 90%", lambda value: 0.0 < value < 1.0),
     "minimize": _one_of(TARGETS),
     "round_to": Check("a whole number of at least 1, auto or measured", _is_multiple),
     "time_limit": Check("a time above 0, such as 300 (seconds), 90s, 5m or 1h", lambda value: 0.0 < value < math.inf),
-    "ratio": Check("at least 0 and below 1 (the share of channels to remove)", lambda value: 0.0 <= value < 1.0),
+    "ratio": Check(
+        "at least 0 and below 1 (the share of channels to remove), such as 0.5 or 50%", lambda value: 0.0 <= value < 1.0
+    ),
     "method": _one_of(METHOD_NAMES),
     "criterion": _one_of(CRITERION_NAMES),
     "scope": _one_of(SCOPES),
     "provider": _one_of(PROVIDERS),
     "cudnn_search": _one_of(CUDNN_SEARCHES),
     "threshold": Check("between -1 and 1 (a cosine)", lambda value: -1.0 <= value <= 1.0),
-    "cosine_weight": _SHARE,
+    "cosine_weight": Check("between 0 and 1", lambda value: 0.0 <= value <= 1.0),
     "calibration": Check("a path, an array, or a mapping from the model's input names to arrays", _is_calibration),
     "input_shape": Check("sizes of at least 1, such as 1,3,640,640 or NAME:1,3,640,640", _are_shapes),
     "fit": _one_of(FITS),
@@ -195,10 +203,10 @@ CHECKS = {
     "input_range": Check(
         "two numbers, the lower first", lambda value: len(value) == 2 and -math.inf < value[0] < value[1] < math.inf
     ),
-    "min_fidelity": _AT_MOST_ONE,
-    "min_cosine": _AT_MOST_ONE,
+    "min_fidelity": Check("at most 1, such as 0.9 or 90%", lambda value: value <= 1.0),
+    "min_cosine": Check("at most 1", lambda value: value <= 1.0),
     "min_top1_agreement": _SHARE,
-    "max_relative_l2": Check("at least 0", lambda value: value >= 0.0),
+    "max_relative_l2": Check("at least 0, such as 0.1 or 10%", lambda value: value >= 0.0),
     "max_params": _SHARE,
     "max_macs": _SHARE,
     "min_speedup": Check("above 0", lambda value: 0.0 < value < math.inf),
