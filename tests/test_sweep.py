@@ -1,5 +1,6 @@
 """Sweeps: the same bytes wherever the points are made, whoever is killed; what is refused, and what a failing target leaves."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -324,13 +325,19 @@ def test_command(run, tmp_path, cluster):
         "1",
         "--out",
         tmp_path / "out",
+        *(word for kind in ("json", "html", "md") for word in ("--report", tmp_path / f"r.{kind}")),
     )
     code, out, err = run(*arguments, "--dask", cluster.scheduler_address)
     assert (code, err) == (0, "")
     assert "ratio=0.5" in out
     assert "x [" in out
     assert "warning: params=0.001: params=0.001 cannot be reached" in out
-    assert f"wrote {tmp_path}/out/digits-mlp-ratio-0.5.onnx" in out
+    made = [tmp_path / "out" / f"digits-mlp-{target}.onnx" for target in ("ratio-0.5", "params-0.001")]
+    assert all(f"wrote {path}" in out for path in made)
+    digests = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in (MLP, *made)}
+    assert json.loads((tmp_path / "r.json").read_text())["sha256"] == digests
+    for page in ("r.html", "r.md"):
+        assert all(digest in (tmp_path / page).read_text() for digest in digests.values())
 
 
 def test_no_model_at_all_is_exit_code_1(run, monkeypatch):

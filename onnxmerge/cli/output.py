@@ -60,8 +60,8 @@ class Output:
 
     Attributes
     ----------
-    models, written : sequence of Path
-        Models that the command reads, and those that it writes unless the result has failures.
+    models : sequence of Path
+        Models that the command reads.
     reports : sequence of Path
         Files to be written.
     as_json : bool
@@ -73,7 +73,6 @@ class Output:
     """
 
     models: Sequence[Path]
-    written: Sequence[Path]
     reports: Sequence[Path]
     as_json: bool
     quiet: bool
@@ -91,11 +90,10 @@ class Output:
         files = {what: given[name] for name, what in _FILE_NAMES.items() if name in given}
         weights = {what: path for model in models if reports for what, path in weight_files(model).items()}
         check_reports(reports, {**weights, **files})
-        written = [arguments["output"]] if "output" in arguments else []
-        as_json = options.pop("as_json")
-        changed = [model for model in models for path in written if model.is_file() and would_overwrite(path, model)]
+        as_json, output = options.pop("as_json"), arguments.get("output")
+        changed = [model for model in models if output is not None and model.is_file() and would_overwrite(output, model)]
         replaced = {f"{path}, replaced": _digest(path) for path in changed if as_json or reports}
-        return cls(models, written, reports, as_json, options.pop("quiet"), options.pop("verbose"), replaced)
+        return cls(models, reports, as_json, options.pop("quiet"), options.pop("verbose"), replaced)
 
     def progress(self) -> AbstractContextManager[Progress]:
         """Shows how far the work is."""
@@ -108,9 +106,8 @@ class Output:
         made_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         digests = {}
         if self.as_json or self.reports:
-            is_written = not (isinstance(result, Compression) and result.failures)
-            models = [*self.models, *(self.written if is_written else [])]
-            digests = {**(self.replaced if is_written else {}), **{str(path): _digest(path) for path in models}}
+            written = _written(result)
+            digests = {**(self.replaced if written else {}), **{str(path): _digest(path) for path in (*self.models, *written)}}
         provenance = Provenance(command, made_at, versions(), digests, taken(context))
         if self.as_json:
             click.echo(json_text(result, provenance))
@@ -124,6 +121,13 @@ class Output:
                 click.echo(f"wrote {printable(str(report))}")
         if not self.as_json:
             show_verdict(Console(), result)
+
+
+def _written(result: Result) -> list[Path]:
+    """The models that a command wrote and kept."""
+    if isinstance(result, Compression):
+        return [] if result.failures else [Path(result.output)]
+    return [Path(point.output) for point in result.points if point.output] if isinstance(result, Sweep) else []
 
 
 def _digest(path: Path) -> str:
