@@ -236,3 +236,19 @@ def test_what_the_option_may_be() -> None:
     for bad in ("", "x", 5, {"x": 5}, {1: (1,)}, {"x": (True,)}):
         with pytest.raises(OptionError, match="input_shape"):
             InputOptions(input_shape=bad)
+
+
+def test_an_input_without_axes_is_called_one_value(run, tmp_path: Path) -> None:
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N, 4] x, float scale) => (float[N, 2] y)'
+        " <float[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}, float[2, 2] v = {1, 2, 3, 4}>"
+        " { s = Mul(x, scale)  h = MatMul(s, w)  r = Relu(h)  y = MatMul(r, v) }"
+    )
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    code, out, _ = run("inspect", tmp_path / "model.onnx", "--report", tmp_path / "page.html")
+    assert code == 0
+    for text in (out, (tmp_path / "page.html").read_text()):
+        assert "scale (one value), fixed" in " ".join(text.split())
+        assert "scale:" not in text
+    with pytest.raises(OptionError, match=r"no input 'z'; its inputs are x:N,4, scale \(one value\)"):
+        onnxmerge.inspect(model, input_shape={"z": (1, 4)})

@@ -15,6 +15,7 @@ from onnxmerge.execution.size_hints import size_hints
 from onnxmerge.execution.tensor_specs import TensorSpec, input_specs
 from onnxmerge.onnxio.validation import read_checked
 from onnxmerge.options import InputOptions
+from onnxmerge.results.execution import size_text
 
 
 def given_shapes(model: Path, options: InputOptions) -> GivenShapes:
@@ -55,10 +56,12 @@ def given_shapes(model: Path, options: InputOptions) -> GivenShapes:
 def checked_shapes(given: Mapping[str, tuple[int, ...]], specs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
     """The option `input_shape` by the names of the model's inputs. OptionError where it does not fit them."""
     by_name = {spec.name: spec for spec in specs}
-    inputs = ", ".join(_text(spec.name, spec.dims) for spec in specs) or "none"
+    inputs = ", ".join(size_text(spec.name, spec.dims) for spec in specs) or "none"
     if "" in given and len(specs) != 1:
-        example = _text(specs[0].name if specs else "NAME", given[""])
-        raise OptionError(f"`input_shape` {_text('', given[''])} needs the name of an input, as in {example}; they are {inputs}")
+        example = size_text(specs[0].name if specs else "NAME", given[""])
+        raise OptionError(
+            f"`input_shape` {size_text('', given[''])} needs the name of an input, as in {example}; they are {inputs}"
+        )
     found = {name or specs[0].name: shape for name, shape in given.items()}
     if len(found) < len(given):
         raise OptionError(f"`input_shape` is given twice for the input {specs[0].name!r}: drop one of the two")
@@ -68,12 +71,12 @@ def checked_shapes(given: Mapping[str, tuple[int, ...]], specs: Sequence[TensorS
         dims = by_name[name].dims
         if len(shape) != len(dims):
             raise OptionError(
-                f"`input_shape` {_text(name, shape)} has {len(shape)} sizes, needed are {len(dims)}: {_text(name, dims)}"
+                f"`input_shape` {size_text(name, shape)} has {len(shape)} sizes, needed are {len(dims)}: {size_text(name, dims)}"
             )
         for axis, (dim, size) in enumerate(zip(dims, shape, strict=True)):
             if isinstance(dim, int) and dim != size:
                 fixed = f"the model fixes axis {axis} to {dim}"
-                raise OptionError(f"`input_shape` {_text(name, shape)} does not fit {_text(name, dims)}: {fixed}")
+                raise OptionError(f"`input_shape` {size_text(name, shape)} does not fit {size_text(name, dims)}: {fixed}")
     return found
 
 
@@ -86,8 +89,3 @@ def first_runs_of_pair(
     shapes = {each.name: each.shape for each in first.inputs}
     given = GivenShapes(shapes, dict.fromkeys(shapes, "reference"), values=given.values)
     return first, first_observations(candidate, label=str(candidate), max_memory=max_memory, given=given)
-
-
-def _text(name: str, dims: Sequence[int | str | None]) -> str:
-    sizes = ",".join("?" if dim is None else str(dim) for dim in dims)
-    return f"{name}:{sizes}" if name else sizes

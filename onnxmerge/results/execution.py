@@ -1,6 +1,6 @@
 """Where and how models ran, and on inputs of which sizes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -60,8 +60,16 @@ class InputShape:
 
     @property
     def text(self) -> str:
-        """The size as `input_shape` takes it: "x:1,3,224,224"."""
-        return f"{self.name}:{','.join(map(str, self.shape))}"
+        """The size as `size_text` writes it."""
+        return size_text(self.name, self.shape)
+
+
+def size_text(name: str, dims: Sequence[int | str | None]) -> str:
+    """The size of an input as `input_shape` takes it, "x:1,3,224,224"; axes without a size as "?", no axes as "c (one value)"."""
+    if not dims:
+        return f"{name} (one value)".lstrip()
+    sizes = ",".join("?" if dim is None else str(dim) for dim in dims)
+    return f"{name}:{sizes}" if name else sizes
 
 
 def chosen_sizes(inputs: Iterable[InputShape]) -> list[str]:
