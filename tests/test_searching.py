@@ -289,6 +289,26 @@ def test_small_maps_take_more_inputs(
     assert inputs_needed(analysed) == max(expected, min(1000, 16 * width * 9 // extent**2))
 
 
+@pytest.mark.parametrize("batch", ["N", "3"])
+@pytest.mark.parametrize("length", [2, 32])
+def test_rows_of_all_inputs_in_one_axis_are_as_many_samples(batch: str, length: int, tmp_path: Path) -> None:
+    """A dense layer of (inputs * length, width) gives as many samples an input as one of (inputs, length, width)."""
+    width, wide, draw = 64, 1000, np.random.default_rng(0).normal
+    ends = {
+        "rows": "r = Reshape(x, rows) a = Gemm(r, first, b) c = Relu(a) d = Gemm(c, second) y = Reshape(d, back)",
+        "three": "p = MatMul(x, first) a = Add(p, b) c = Relu(a) y = MatMul(c, second)",
+    }
+    needed = []
+    for end in ends.values():
+        model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+            g (float[{batch}, {length}, {width}] x) => (float[{batch}, {length}, {width}] y)
+            <int64[2] rows = {{-1, {width}}}, int64[3] back = {{-1, {length}, {width}}}> {{ {end} }}""")
+        for name, shape in (("first", (width, wide)), ("b", (wide,)), ("second", (wide, width))):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(draw(size=shape)), name))
+        needed.append(inputs_needed(analyse_model(written(model, tmp_path))))
+    assert needed[0] == needed[1] >= (500 if length == 2 else 384)
+
+
 # latency
 
 

@@ -21,6 +21,7 @@ from onnxmerge.data.synthetic import image_range_of
 from onnxmerge.execution.first_run import batch_that_fits
 from onnxmerge.execution.input_sizes import GivenShapes, with_given_sizes
 from onnxmerge.execution.sessions import Session, open_session
+from onnxmerge.execution.tensor_specs import input_specs
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions
 from onnxmerge.results.fidelity import MIN_CHECK_INPUTS
@@ -139,13 +140,19 @@ def oversampling(analysed: AnalysedModel) -> int:
     return 1 if token_sweeps(analysed) else OVERSAMPLING
 
 
+def inputs_analysed(analysed: AnalysedModel) -> int:
+    """How many inputs the run has that gave the shapes; axis 0 of a tensor may count more than these, as (inputs * tokens, n)."""
+    known = batching(input_specs(analysed.model.proto), analysed.shapes)
+    return max((analysed.shapes[name][0] for name in known.batched), default=1)
+
+
 def inputs_needed(analysed: AnalysedModel) -> int:
     """How many synthetic inputs give every consumer enough samples for its unknowns, within the bounds stated above."""
     if first_layers.dense_first_layer(analysed.channels) is not None:
         return DENSE_CALIBRATION_INPUTS
-    most = 0.0  # unknowns for each sample that an input gives
+    most, inputs = 0.0, inputs_analysed(analysed)  # unknowns for each sample that an input gives
     for consumer in [consumer for group in analysed.channels.groups for consumer in group.consumers]:
-        samples = math.prod(analysed.shapes[consumer.key][1:]) / consumer.layer.out_ids.size
+        samples = math.prod(analysed.shapes[consumer.key]) / consumer.layer.out_ids.size / inputs
         most = max(most, consumer.layer.inputs_per_group * consumer.layer.kernel_size / max(samples, 1.0))
     if token_sweeps(analysed):
         return math.ceil(min(max(WINDOWS, sample_counts.MINIMUM * most), MAX_CALIBRATION_INPUTS))

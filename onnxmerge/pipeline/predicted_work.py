@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from onnxmerge.algorithms.sample_counts import enough_samples
 from onnxmerge.data.first_layers import dense_first_layer
-from onnxmerge.data.selection import CHECK_INPUTS, affordable, inputs_needed, oversampling, token_sweeps
+from onnxmerge.data.selection import CHECK_INPUTS, affordable, inputs_analysed, inputs_needed, oversampling, token_sweeps
 from onnxmerge.evaluation.benchmark import DEFAULT_EFFORT, TRIAL_EFFORT
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.pipeline.candidate_builder import QUICK_COST
@@ -108,8 +108,7 @@ def _work(analysed: AnalysedModel, options: CompressOptions) -> tuple[float, flo
     made = affordable((tensor.name for tensor in analysed.model.graph.inputs), shapes)
     inputs = options.inputs.samples or min(inputs_needed(analysed), made // oversampling(analysed))
     outputs = [shapes[tensor.name] for node in analysed.model.graph.nodes for tensor in node.outputs if tensor.name in shapes]
-    batch = max((shapes[tensor.name][0] for tensor in analysed.model.graph.inputs if shapes.get(tensor.name)), default=1)
-    elements = sum(math.prod(shape) for shape in outputs) / max(batch, 1)
+    elements = sum(math.prod(shape) for shape in outputs) / max(inputs_analysed(analysed), 1)
     run = inputs * (analysed.size.macs * SECONDS_PER_MAC + elements * SECONDS_PER_ELEMENT)
     layers = SECONDS_PER_LAYER * len(channels.layers)
     products = 0.0
