@@ -44,9 +44,10 @@ def weight():
     return np.random.default_rng(1).standard_normal((4, 8)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("size", "at_once"), [(1, 1 << 24), (7, 1 << 24), (50, 1 << 24), (50, 30)])
+@pytest.mark.parametrize(("size", "at_once"), [(1, 1 << 15), (7, 1 << 15), (50, 1 << 15), (50, 30), (7, 15)])
 def test_the_documented_formulas(inputs, weight, size, at_once, monkeypatch):
-    monkeypatch.setattr("onnxmerge.evaluation.fidelity.COMPARED_AT_ONCE", at_once)
+    monkeypatch.setattr("onnxmerge.evaluation.fidelity.DECIDED_AT_ONCE", at_once)
+    monkeypatch.setattr("onnxmerge.evaluation.output_metrics.BLOCK_NUMBERS", at_once)
     other = weight + 1.5 * np.random.default_rng(2).standard_normal(weight.shape).astype(np.float32)
     found = compare(linear(weight), linear(other), batches(inputs, size), "noise")
     output = found.outputs[0]

@@ -130,9 +130,9 @@ def compare_outputs(
     return tuple(accumulated.result() for accumulated in moments.values()), inputs
 
 
-COMPARED_AT_ONCE = 1 << 24
-"""Numbers of an output that are compared at once, in some 17 arrays of them, a gigabyte: 32 predictions of 128 tokens out of
-50,000 are 205 million."""
+DECIDED_AT_ONCE = 1 << 24
+"""Numbers of an output whose decisions are compared at once, in some ten arrays of them, a gigabyte: 32 predictions of 128 tokens
+out of 50,000 are 205 million."""
 
 
 @dataclass
@@ -188,12 +188,10 @@ def _add(accumulated: OutputMoments, expected: np.ndarray, found: np.ndarray, si
     if not whole:
         expected, found = expected[np.newaxis], found[np.newaxis]
     scores = whole and looks_like_scores(expected)
-    step = max(1, COMPARED_AT_ONCE // max(1, expected[:1].size))
-    for start in range(0, max(1, len(expected)), step):
-        some, others = expected[start : start + step], found[start : start + step]
-        accumulated.add(some, others, first + start, scores=scores)
-        if whole:
-            accumulated.decisions.add(some, others)
+    accumulated.add(expected, found, first, scores=scores)
+    step = max(1, DECIDED_AT_ONCE // max(1, expected[:1].size))
+    for start in range(0, len(expected), step) if whole else ():
+        accumulated.decisions.add(expected[start : start + step], found[start : start + step])
 
 
 def _classes(outputs: Outputs, size: int, label: str) -> tuple[np.ndarray, float]:

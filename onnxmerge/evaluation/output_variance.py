@@ -21,24 +21,26 @@ class Variance:
     deviations: np.ndarray
     errors: np.ndarray
 
-    def add(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """values and valid are (samples, elements); elements that are not valid hold zero.
+    def add(self, values: np.ndarray, differences: np.ndarray, valid: np.ndarray, part: slice) -> np.ndarray:
+        """Of some elements: all arrays are (samples, these elements); those that are not valid hold zero.
 
         Returns
         -------
         ndarray of shape (samples,)
             The squared deviation of each sample from the mean so far.
         """
-        count = valid.sum(axis=0)
+        count, before = valid.sum(axis=0), self.count[part]
         mean = values.sum(axis=0) / np.maximum(count, 1)
         deviations = np.where(valid, values - mean, 0.0)
-        total = self.count + count
-        shift = (mean - self.mean) * (count > 0)
+        total = before + count
+        shift = (mean - self.mean[part]) * (count > 0)
         share = count / np.maximum(total, 1)
-        self.deviations = self.deviations + (deviations**2).sum(axis=0) + shift**2 * self.count * share
-        self.mean = self.mean + shift * share
-        self.count = total
-        return np.asarray((np.where(valid, values - self.mean, 0.0) ** 2).sum(axis=1))
+        self.errors[part] += np.einsum("se,se->e", differences, differences)
+        self.deviations[part] += np.einsum("se,se->e", deviations, deviations) + shift**2 * before * share
+        self.mean[part] += shift * share
+        self.count[part] = total
+        deviations = np.where(valid, values - self.mean[part], 0.0)
+        return np.asarray(np.einsum("se,se->s", deviations, deviations))
 
     @property
     def squares(self) -> float:
