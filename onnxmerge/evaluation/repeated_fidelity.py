@@ -1,6 +1,6 @@
 """Fidelity of many candidates on the same inputs, for which the reference is run once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +8,8 @@ from pathlib import Path
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import BATCH
 from onnxmerge.evaluation.fidelity import Outputs, as_array, compare_outputs
-from onnxmerge.execution.sessions import ModelSource, Session, open_session
+from onnxmerge.execution.few_positions import opened_at_few_positions
+from onnxmerge.execution.sessions import ModelSource, Session
 from onnxmerge.execution.tensor_specs import batch_size
 from onnxmerge.results import OutputFidelity
 
@@ -27,19 +28,22 @@ class RepeatedFidelity:
         The model's file.
     threads : int or None
         Threads of ONNX Runtime; None for all processors.
+    steps : mapping of str to int
+        Outputs that are compared at every so many-th position only, see `position_steps`.
     """
 
     reference: Path
     threads: int | None
+    steps: Mapping[str, int] = field(default_factory=dict)
     _held: dict[tuple[object, bytes], Outputs] = field(default_factory=dict)
 
     @cached_property
     def _session(self) -> Session:
-        return open_session(self.reference, optimise=True, threads=self.threads)
+        return opened_at_few_positions(self.reference, "the reference", self.steps, self.threads)
 
     def outputs(self, candidate: ModelSource, inputs: Inputs) -> tuple[OutputFidelity, ...]:
         """Of all outputs of a candidate."""
-        session = open_session(candidate, optimise=True, threads=self.threads)
+        session = opened_at_few_positions(candidate, "the model", self.steps, self.threads)
         return compare_outputs(self._runs(session, inputs), self._session.output_names, synthetic=inputs.synthetic)[0]
 
     def worst(self, candidate: ModelSource, inputs: Inputs) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto
 
+from onnxmerge.execution.few_positions import at_few_positions
 from onnxmerge.execution.sessions import Session, open_session
 from onnxmerge.execution.submodel import submodel
 from onnxmerge.execution.tensor_store import TensorStore, Value
@@ -143,20 +144,26 @@ class LayerwiseRun:
         names = [spec.name for spec in session.inputs]
         return session.run({name: extra[name] if name in extra else _as_feed(self.tensors.get(batch, name)) for name in names})
 
-    def session_to_outputs(self, extra_inputs: Mapping[str, np.ndarray]) -> Session:
+    def session_to_outputs(self, extra_inputs: Mapping[str, np.ndarray], steps: Mapping[str, int] | None = None) -> Session:
         """From the position to the graph outputs that are still to come.
 
-        extra_inputs: by name, with an example, the initializers that become inputs.
+        extra_inputs: by name, with an example, the initializers that become inputs; steps: see `at_few_positions`.
         """
         ahead = {name for group in self.nodes[self.position :] for node in group for name in node.output}
         outputs = [output.name for output in self.model.graph.output if output.name in ahead]
-        return self._session(len(self.nodes), outputs, extra_inputs)
+        return self._session(len(self.nodes), outputs, extra_inputs, steps)
 
     def session_of_node(self, index: int) -> Session:
         """The nodes at an index, from the tensors that are available at the position to the last of their outputs."""
         return self._session(index + 1, [name for node in self.nodes[index] for name in node.output if name][-1:])
 
-    def _session(self, stop: int, outputs: list[str], extra_inputs: Mapping[str, np.ndarray] | None = None) -> Session:
+    def _session(
+        self,
+        stop: int,
+        outputs: list[str],
+        extra_inputs: Mapping[str, np.ndarray] | None = None,
+        steps: Mapping[str, int] | None = None,
+    ) -> Session:
         """The nodes before an index that lead from available tensors and constants to the outputs."""
         chosen: list[NodeProto] = []
         needed = set(outputs)
@@ -166,7 +173,13 @@ class LayerwiseRun:
                 needed |= {name for name in tensors_read(node) if name not in self.available}
         read = [name for node in chosen for name in sorted(tensors_read(node)) if name in self.available]
         inputs = {name: self.tensors.get(0, name) for name in read}
-        part = submodel(self.model, chosen[::-1], {**inputs, **(extra_inputs or {})}, outputs, self.constants)
+        inputs |= extra_inputs or {}
+        nodes = chosen[::-1]
+        if steps:
+            ranks = {tensor.name: len(tensor.dims) for tensor in self.model.graph.initializer}
+            ranks |= {name: np.ndim(value) for values in (self.constants, inputs) for name, value in values.items()}
+            nodes, outputs = at_few_positions(nodes, outputs, ranks, steps)
+        part = submodel(self.model, nodes, inputs, outputs, self.constants)
         label = "a part of the model"
         return open_session(part, optimise=True, threads=self.threads, label=label, folder=self.folder, arena=False)
 

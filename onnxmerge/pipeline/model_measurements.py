@@ -8,6 +8,7 @@ from pathlib import Path
 
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.evaluation.repeated_fidelity import RepeatedFidelity
+from onnxmerge.execution.few_positions import position_steps
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.options import Progress
@@ -90,8 +91,14 @@ class ModelMeasurements:
 
     @cached_property
     def fidelity(self) -> RepeatedFidelity:
-        """Compares candidates with the reference, which is run once on the same inputs."""
-        return RepeatedFidelity(self.reference, self.options.runtime.threads)
+        """Compares candidates with the reference, which is run once on the same inputs.
+
+        On the user's inputs at all positions: of a sequence the decision that changes most counts then.
+        """
+        model = self.analysed.model
+        outputs = [tensor.name for tensor in model.graph.outputs] if self.solving.synthetic else []
+        steps = position_steps(self.analysed.shapes, outputs, model.opset)
+        return RepeatedFidelity(self.reference, self.options.runtime.threads, steps)
 
 
 @dataclass(frozen=True)

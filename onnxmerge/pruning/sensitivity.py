@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxmerge.evaluation.fidelity import compare_outputs
+from onnxmerge.execution.few_positions import position_steps
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.execution.tensor_specs import Feeds, batch_size
 from onnxmerge.graph.channel_groups import ChannelGroup
@@ -99,12 +100,14 @@ def measure_sensitivities(
     batches = _first_batches(statistics.inputs.batches(count), count)
     sizes = [batch_size(feeds) for feeds in batches]
     run = context.new_run(statistics.reference.matched, batches)
-    outputs = run.session_to_outputs({})
+    facts = context.channels.facts
+    steps = position_steps(facts.shapes, [tensor.name for tensor in facts.model.graph.outputs], facts.model.opset)
+    outputs = run.session_to_outputs({}, steps)
     expected = [run.run_session(outputs, batch) for batch in range(len(batches))]
     sensitivities: dict[str, tuple[Sensitivity, ...]] = {group.name: () for group in groups}
     for number, group in enumerate(read):
         run.run_until(first[group.name])
-        rest = _RestOfModel(statistics, group, run, sizes, expected)
+        rest = _RestOfModel(statistics, group, run, sizes, expected, steps)
         counts = _levels(group, shares, options)
         levels = [(share, kept, best_removal(statistics, group, kept, options)) for kept, share in counts.items()]
         sensitivities[group.name] = tuple(Sensitivity(share, kept, rest.loss(removal)) for share, kept, removal in levels)
@@ -176,6 +179,8 @@ class _RestOfModel:
         Number of inputs in each of its batches.
     expected : sequence of mapping of str to ndarray
         For each of them the outputs of the whole model.
+    steps : mapping of str to int
+        Which outputs these have at every so many-th position only, see `position_steps`.
     """
 
     def __init__(
@@ -185,6 +190,7 @@ class _RestOfModel:
         run: LayerwiseRun,
         sizes: Sequence[int],
         expected: Sequence[Mapping[str, Any]],
+        steps: Mapping[str, int],
     ) -> None:
         self.channels, self.reference = statistics.context.channels, statistics.reference
         self.run, self.sizes, self.expected = run, sizes, expected
@@ -200,7 +206,7 @@ class _RestOfModel:
             same = full_replacement(layer, all_inputs, kept_weights(layer, all_inputs), np.zeros(1))
             replace_layer(run, layer, same, self.own_bias[layer.key])
             constants |= self._constants(layer, same)
-        self.session = run.session_to_outputs(constants)
+        self.session = run.session_to_outputs(constants, steps)
 
     def loss(self, removal: Removal) -> float:
         """1 - fidelity of the output that suffers most from a removal."""
