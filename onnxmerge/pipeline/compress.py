@@ -5,7 +5,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from onnx import ModelProto
 
@@ -26,7 +26,7 @@ from onnxmerge.onnxio.side_files import check_output_file, would_overwrite
 from onnxmerge.options import PlannedGroup, Progress, PruningOptions
 from onnxmerge.options.keywords import takes
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
-from onnxmerge.pipeline.candidates import Candidate, with_savings
+from onnxmerge.pipeline.candidates import Candidate, SearchResult, with_savings
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.compression_warnings import odd_widths, warnings_of
 from onnxmerge.pipeline.model_measurements import ModelMeasurements, SharedWork
@@ -43,6 +43,15 @@ from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.kept_counts import kept_counts
 from onnxmerge.results import Compression, Fidelity, LatencyComparison, Size
 from onnxmerge.results.execution import chosen_sizes
+
+
+class Checked(NamedTuple):
+    """What a candidate was found to be: the thresholds that are missed, and how it is written all the same."""
+
+    fidelity: Fidelity | None
+    latency: LatencyComparison | None
+    missed: list[str]
+    cure: str
 
 
 @takes(*PARTS)
@@ -130,61 +139,81 @@ def compress_file(
     """`compress` for a file, with its options sorted. shared: what other points of a sweep have done."""
     started, limit = time.perf_counter(), limit or TimeLimit(options.pruning.time_limit)
     options = replace(options, pruning=options.pruning.sized())
-    provider_of(options.runtime)  # refused before any work where it does not work here
-    check_output_file(output, "the output", {})
-    if output.exists() and would_overwrite(output, model) and not in_place:
-        raise OptionError(f"the output {output} is the model itself: name another file, or replace it with `in_place`")
-    shapes = given_shapes(model, options.inputs)
-    limits = options.runtime.max_memory, shapes, options.pruning.whole_heads
-    analysed = with_streams(model, analyse_model(model, *limits), options) if shared is None else shared.analysed
+    asked = options.pruning
+    _check_paths(model, output, options, in_place=in_place)
+    analysed = _analysed(model, options) if shared is None else shared.analysed
     if not analysed.channels.groups:
         raise ModelError(_nothing_to_remove(model, analysed))
     weight_files = sorted(external_files(analysed.model))
     check_nothing_is_lost(model, output, saved_plan, weight_files, options)
     model_sha256 = fingerprint(model, weight_files)
-    asked = options.pruning
-    options = replace(options, pruning=_with_plan_read(options.pruning, model_sha256, analysed))
-    kept_counts(prunable_groups(analysed.channels, options.pruning)[0], options.pruning)  # refuses a plan before any work
+    options = replace(options, pruning=_with_plan_read(asked, model_sha256, analysed))
+    groups = prunable_groups(analysed.channels, options.pruning)[0]
+    kept_counts(groups, options.pruning)  # refuses a plan before any work
     tell = _progress(progress, analysed, options) if shared is None else shared.progress
     with fixed_threads(1):  # the same bytes whatever the number of threads
         measured = (shared or SharedWork(analysed, tell)).measurements(options, partial(_measured, model, options, executor))
         found = search(CandidateBuilder(measured, options, limit))
         tell("checking", 0.0)
-        fidelity, latency, missed, cure = _check(model, analysed.size, found.candidate, measured.checking, options)
+        checked = _check(model, analysed.size, found.candidate, measured.checking, options)
         metadata = {}
-        if options.provenance and not missed:
-            on_cpu = _on_cpu(model, found.candidate, measured.checking, options, fidelity)
+        if options.provenance and not checked.missed:
+            on_cpu = _on_cpu(model, found.candidate, measured.checking, options, checked.fidelity)
             metadata = provenance_of(asked, options.inputs, model_sha256, measured.checking, on_cpu)
         tell("checking", 1.0)
     if fingerprint(model, weight_files) != model_sha256:  # weights of large files are read from them up to the end
         raise ModelError(f"{model} was changed while it was read, so nothing was written: run again")
-    warnings = warnings_of(found, analysed.size, fidelity, latency, measured.checking, options)
-    warnings += () if fidelity is None else tuple(unseen_bodies(analysed, found.candidate.model, measured.checking))
-    if not missed:
+    if not checked.missed:
         save(replace(found.candidate.model, metadata=metadata), output)
-    if not missed and saved_plan is not None:
-        groups = prunable_groups(analysed.channels, options.pruning)[0]
-        write_plan(saved_plan, model, model_sha256, groups, _plan_of(found.candidate, options.pruning))
-    result = Compression(
-        model=str(model),
-        output=str(output),
+        if saved_plan is not None:
+            write_plan(saved_plan, model, model_sha256, groups, _plan_of(found.candidate, options.pruning))
+    result = replace(_compression(analysed, found, checked, measured, options), model=str(model), output=str(output))
+    if checked.missed:
+        told = f"{'; '.join(checked.missed)} (nothing was written; {checked.cure})"
+        raise VerificationError(told, replace(result, seconds=time.perf_counter() - started))
+    after = replace(found.candidate.size, file_bytes=stored_bytes(output))
+    return replace(result, after=after, seconds=time.perf_counter() - started)
+
+
+def _check_paths(model: Path, output: Path, options: CompressOptions, *, in_place: bool) -> None:
+    """Refuse before any work what cannot be run or written here."""
+    provider_of(options.runtime)
+    check_output_file(output, "the output", {})
+    if output.exists() and would_overwrite(output, model) and not in_place:
+        raise OptionError(f"the output {output} is the model itself: name another file, or replace it with `in_place`")
+
+
+def _analysed(model: Path, options: CompressOptions) -> AnalysedModel:
+    """The model as it is compressed."""
+    limits = options.runtime.max_memory, given_shapes(model, options.inputs), options.pruning.whole_heads
+    return with_streams(model, analyse_model(model, *limits), options)
+
+
+def _compression(
+    analysed: AnalysedModel, found: SearchResult, checked: Checked, measured: ModelMeasurements, options: CompressOptions
+) -> Compression:
+    """What was done, but for the files and the time that it took."""
+    candidate, checking, fidelity = found.candidate, measured.checking, checked.fidelity
+    warnings = warnings_of(found, analysed.size, fidelity, checked.latency, checking, options)
+    unseen = () if fidelity is None else tuple(unseen_bodies(analysed, candidate.model, checking))
+    is_run = options.verify or not options.pruning.uses_weights_only
+    return Compression(
+        model="",
+        output="",
         before=analysed.size,
-        after=found.candidate.size if missed else replace(found.candidate.size, file_bytes=stored_bytes(output)),
-        groups=with_savings(analysed, found.candidate.groups, found.candidate.kept),
-        refusals=found.candidate.refusals,
+        after=candidate.size,
+        groups=with_savings(analysed, candidate.groups, candidate.kept),
+        refusals=candidate.refusals,
         fidelity=fidelity,
-        latency=latency,
-        warnings=(*chosen_sizes(analysed.inputs), *warnings),
-        seconds=time.perf_counter() - started,
+        latency=checked.latency,
+        warnings=(*chosen_sizes(analysed.inputs), *warnings, *unseen),
+        seconds=0.0,
         seed=options.inputs.seed,
         versions=versions(),
-        inputs=measured.checking.noted(analysed.inputs) if options.verify or not asked.uses_weights_only else analysed.inputs,
+        inputs=checking.noted(analysed.inputs) if is_run else analysed.inputs,
         simplifications=analysed.simplifications,
-        failures=tuple(missed),
+        failures=tuple(checked.missed),
     )
-    if missed:
-        raise VerificationError(f"{'; '.join(missed)} (nothing was written; {cure})", result)
-    return result
 
 
 def _progress(progress: Progress | None, analysed: AnalysedModel, options: CompressOptions) -> Progress:
@@ -214,16 +243,8 @@ def _with_plan_read(pruning: PruningOptions, model_sha256: str, analysed: Analys
     return replace(pruning, plan=plan.groups, method=plan.method if pruning.method == "auto" else pruning.method)
 
 
-def _check(
-    model: Path, original: Size, candidate: Candidate, checking: Inputs, options: CompressOptions
-) -> tuple[Fidelity | None, LatencyComparison | None, list[str], str]:
-    """Its size, outputs (without optimisation) and speed against the model's; timed for longer where a latency was asked for.
-
-    Returns
-    -------
-    tuple
-        The fidelity, the latency, the thresholds that are missed, and how the result is written all the same.
-    """
+def _check(model: Path, original: Size, candidate: Candidate, checking: Inputs, options: CompressOptions) -> Checked:
+    """Its size, outputs (without optimisation) and speed against the model's; timed for longer where a latency was asked for."""
     runtime, content, thresholds = options.runtime, candidate.content, options.thresholds
     missed = missed_sizes(original, candidate.size, thresholds)
     fidelity, latency, cure = None, None, "without these thresholds it is written"
@@ -237,7 +258,7 @@ def _check(
         latency = time_pair(model, content, checking, runtime, effort=effort, seed=options.inputs.seed)
         latency = explained(latency, original.macs, candidate.size.macs, odd_widths(candidate, options))
         missed += missed_speedup(latency, thresholds.min_speedup)
-    return fidelity, latency, missed, cure
+    return Checked(fidelity, latency, missed, cure)
 
 
 def _on_cpu(
