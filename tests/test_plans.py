@@ -249,7 +249,7 @@ PLACES = {
     "plan and rounding": (("o.onnx", "--plan", "plan.json", "--round-to", "4"), "nothing to round"),
     "ratio and target": (("o.onnx", "--ratio", "0.5", "--target", "macs=0.5"), "drop one of the two"),
     "fidelity and target": (("o.onnx", "--fidelity", "0.9", "--target", "macs=0.5"), "drop one of the two"),
-    "target of words": (("o.onnx", "--target", "macs"), "such as macs=0.5, not 'macs'"),
+    "target of words": (("o.onnx", "--target", "macs"), "such as macs=0.5 or macs=50%, not 'macs'"),
     "target of nothing known": (("o.onnx", "--target", "size=0.5"), "one of params, macs, latency"),
     "target above 1": (("o.onnx", "--target", "macs=1.5"), "above 0 and at most 1"),
     "target 0": (("o.onnx", "--target", "macs=0"), "above 0 and at most 1"),
