@@ -8,12 +8,13 @@ command line shows it as --round-to.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from onnxmerge.errors import OptionError
-from onnxmerge.options.checks import CHECKS, READ_FROM_TEXT, SINGLE_VALUES, as_text, input_shapes, is_whole
+from onnxmerge.options.checked_options import CheckedOptions as CheckedOptions
+from onnxmerge.options.checks import is_whole
 from onnxmerge.options.planned_group import PlannedGroup as PlannedGroup
 
 if TYPE_CHECKING:  # the command line reads this module for --help, which must not wait for numpy
@@ -39,27 +40,6 @@ EXPECTED = "expected to take about"
 
 def silent(stage: str, share: float) -> None:
     """A `Progress` that shows nothing."""
-
-
-class CheckedOptions:
-    """Options whose values are read from text where they are given as text, then checked against `CHECKS`."""
-
-    part: ClassVar[str]
-    """The keyword by which a verb takes a whole object of the class."""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):  # type: ignore[arg-type]  # all subclasses are dataclasses
-            value = getattr(self, field.name)
-            if field.name == "input_shape":
-                value = input_shapes(value)
-            elif isinstance(value, str) and field.name in READ_FROM_TEXT:
-                value = READ_FROM_TEXT[field.name](value)
-            if isinstance(value, SINGLE_VALUES.get(field.name, ())):
-                value = (value,)
-            object.__setattr__(self, field.name, value)
-            check = CHECKS.get(field.name)
-            if check is not None and value is not None and not check.accepts(value):
-                raise OptionError(f"`{field.name}` must be {check.needed}, not {as_text(value)}")
 
 
 @dataclass(frozen=True, kw_only=True)
