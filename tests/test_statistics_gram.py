@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from running import analysed, built, run
 from topologies import TOPOLOGIES
@@ -139,6 +141,16 @@ def test_drawn_positions_are_as_likely_as_each_other() -> None:
     for batch in range(600):
         seen[drawn_positions((3, 5), batch)] += 1
     assert 20 < seen.min() <= seen.max() < 65
+
+
+@settings(max_examples=30, deadline=None)
+@given(samples=st.integers(1, 1 << 24), extents=st.lists(st.integers(1, 80), min_size=1, max_size=3), batches=st.integers(1, 30))
+def test_every_row_and_column_is_seen(samples: int, extents: list[int], batches: int) -> None:
+    """Those beside the padding are like no others, so that no thinning may leave them out, by chance or always."""
+    steps = thinning(samples, 10, extents, batches)
+    for axis, extent in enumerate(extents):
+        seen = {at for batch in range(batches) for at in range(extent)[drawn_positions(steps, batch)[axis]]}
+        assert seen == set(range(extent))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -407,6 +419,7 @@ def test_many_samples_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(unfold_module, "enough_samples", lambda unknowns: max(60, unknowns))
     monkeypatch.setattr(unfold_module, "drawn_positions", lambda steps, batch: tuple(slice(0, None, step) for step in steps))
     monkeypatch.setattr(sums_module, "drawn_positions", unfold_module.drawn_positions)
+    monkeypatch.setattr(sums_module, "thinning", lambda *positions_and_batches: thinning(*positions_and_batches[:3], 9))
     at = standing("resize-scales", "out", tmp_path, thin=(3, 3))
     kept = kept_of(at.layer)
     (found,) = covariances_at(at, kept)
@@ -430,4 +443,4 @@ def test_many_samples_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_thinning_leaves_enough_and_takes_odd_steps(
     samples: int, unknowns: int, extents: tuple[int, ...], steps: tuple[int, ...]
 ) -> None:
-    assert thinning(samples, unknowns, extents) == steps
+    assert thinning(samples, unknowns, extents, 9) == steps

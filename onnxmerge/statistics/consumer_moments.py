@@ -78,7 +78,7 @@ def channel_covariance(run: LayerwiseRun, layer: Layer) -> Covariance:
     space = run.tensor(0, layer.source).shape[2:] if layer.layout.startswith("conv") else ()
     values = sum(run.tensor(number, layer.source).size for number in range(run.batch_count))
     samples = places * values // layer.in_ids.size
-    steps = thinning(samples, count, space) if space else (_row_step(samples, count),)
+    steps = thinning(samples, count, space, run.batch_count) if space else (_row_step(samples, count),)
 
     def rows_of_batch(number: int) -> np.ndarray:
         x, positions = np.asarray(run.tensor(number, layer.source)), drawn_positions(steps, number)
@@ -139,7 +139,8 @@ class ConsumerSamples:
         if layer.layout == "conv":
             self.window = window_of(layer.node.attrs, source.shape, layer.kernel_shape, output_shape)
             inputs = sum(len(run.tensor(number, layer.source)) for number in range(run.batch_count))
-            self.steps = thinning(inputs * int(np.prod(self.window.extents)), self.unknowns, self.window.extents)
+            positions = inputs * int(np.prod(self.window.extents))
+            self.steps = thinning(positions, self.unknowns, self.window.extents, run.batch_count)
         else:
             values = sum(run.tensor(number, layer.source).size for number in range(run.batch_count))
             self.steps = (_row_step(values // kept.size, self.unknowns),)

@@ -146,15 +146,25 @@ def window_of(
 
 @lru_cache(1 << 12)
 def drawn_positions(steps: tuple[int, ...], batch: int) -> Positions:
-    """Every so many-th position along each axis, from an offset that is drawn for each batch."""
-    offsets = np.random.default_rng(batch).integers(0, steps)
-    return tuple(slice(int(offset), None, step) for offset, step in zip(offsets, steps, strict=True))
+    """Every so many-th position along each axis, from offsets of which as many batches as a step has positions draw each once.
+
+    Where each batch drew its own, 8 batches in steps of 5 saw one row in six never. What a network of sound gave for its lowest
+    pitch, beside the padding, was off by three times its standard deviation then.
+    """
+    return tuple(slice(_order(axis, step, batch // step)[batch % step], None, step) for axis, step in enumerate(steps))
 
 
-def thinning(samples: int, unknowns: int, extents: Sequence[int]) -> tuple[int, ...]:
+@lru_cache(1 << 12)
+def _order(axis: int, step: int, turn: int) -> list[int]:
+    """In which order the offsets are taken."""
+    return np.random.default_rng((axis, step, turn)).permutation(step).tolist()
+
+
+def thinning(samples: int, unknowns: int, extents: Sequence[int], batches: int) -> tuple[int, ...]:
     """Every how many-th output position of a convolution is enough; see `sample_counts.enough_samples`.
 
-    Steps are odd: behind an upsampling by two, every second position would be of one kind.
+    Steps are odd: behind an upsampling by two, every second position would be of one kind. None is larger than the number of
+    batches, so that every row and column is seen: those beside the padding are like no others.
 
     Parameters
     ----------
@@ -164,6 +174,8 @@ def thinning(samples: int, unknowns: int, extents: Sequence[int]) -> tuple[int, 
         Inputs of one patch.
     extents : sequence of int
         Output positions along each spatial axis; at least four of them stay.
+    batches : int
+        Number of batches, each of which has other positions.
 
     Returns
     -------
@@ -172,7 +184,7 @@ def thinning(samples: int, unknowns: int, extents: Sequence[int]) -> tuple[int, 
 
     Examples
     --------
-    >>> thinning(500_000, 144, (32, 32))
+    >>> thinning(500_000, 144, (32, 32), 8)
     (7, 7)
     """
     enough = enough_samples(unknowns)
@@ -180,7 +192,7 @@ def thinning(samples: int, unknowns: int, extents: Sequence[int]) -> tuple[int, 
     while extents:
         axis = min(range(len(extents)), key=lambda a: (steps[a], a))
         remaining = samples / (np.prod(steps) // steps[axis] * (steps[axis] + 2))
-        if remaining < enough or steps[axis] + 2 > extents[axis] // 4:
+        if remaining < enough or steps[axis] + 2 > min(extents[axis] // 4, batches):
             break
         steps[axis] += 2
     return tuple(steps)
