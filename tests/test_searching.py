@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from running import built, written
 from test_targets import PRUNE
 from topologies import TOPOLOGIES
@@ -24,9 +27,12 @@ from onnxmerge.options import EXPECTED, InputOptions, PruningOptions, RuntimeOpt
 from onnxmerge.pipeline import fidelity_search, predicted_work
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pipeline.compress_options import CompressOptions
+from onnxmerge.pipeline.fidelity_search import _search
 from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
 from onnxmerge.pipeline.progress import Stage, overall, tell_expected
 from onnxmerge.pipeline.sweep import sweep
+from onnxmerge.pipeline.time_limit import TimeLimit
+from onnxmerge.pruning.budget import Allocation
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.kept_counts import fast_multiple
 from onnxmerge.results import LatencyComparison, LatencySummary
@@ -112,6 +118,37 @@ def test_a_search_ends_where_predictions_are_hopeless(tmp_path: Path, monkeypatc
     monkeypatch.setattr(fidelity_search._Best, "measure", failing)
     compress(written(built(TOPOLOGIES["residual-two-blocks"]), tmp_path), tmp_path / "o.onnx", fidelity=0.9, round_to=1, **FAST)
     assert len(tried) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    losses=st.lists(st.sampled_from([0.1, 2.0, 3.0, 6.0, 50.0]), min_size=1, max_size=40),
+    prediction=st.floats(0.01, 100.0),
+    saved=st.floats(0.0001, 0.5),
+)
+def test_no_full_candidate_where_the_least_removal_fails_by_far(losses: list[float], prediction: float, saved: float) -> None:
+    """Only there, and only where it was predicted; whatever comes first, the least removal is tried third at the latest."""
+    losses, count = sorted(losses, reverse=True), len(losses)
+    front = [Allocation({"at": at}, 1.0 - saved * (1.0 - at / count), prediction * (1.0 - at / count)) for at in range(count + 1)]
+    tried: list[int] = []
+
+    class Best(fidelity_search._Best):
+        def measure(self, builder: Any, index: int, candidate: Any, quickly: bool = False) -> float:
+            tried.append(index)
+            self.count += 1
+            return losses[index]
+
+    builder, best, search = SimpleNamespace(quick_loss=1.0, quick_candidate=id, limit=TimeLimit()), Best(), _search(front, 1.0)
+    assert not fidelity_search._search_quickly(builder, search, front, best)  # type: ignore[arg-type]
+    worth = [at for at in range(count) if front[at].share <= 1.0 - fidelity_search.WORTH_REMOVING]
+    assert not set(tried) - set(worth)
+    if best.is_hopeless:
+        assert tried[-1] == worth[-1]
+        assert min(losses[worth[-1]], front[worth[-1]].loss) > fidelity_search.FAR
+    elif worth and tried and prediction / count > fidelity_search.FAR < min(losses[at] for at in worth):
+        raise AssertionError(tried)
+    if worth and losses[worth[-1]] > fidelity_search.FAR:
+        assert len(tried) <= 3
 
 
 # multiples

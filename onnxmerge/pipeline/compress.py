@@ -11,7 +11,7 @@ from onnx import ModelProto
 
 from onnxmerge.data.given_shapes import given_shapes
 from onnxmerge.data.inputs import Inputs
-from onnxmerge.data.selection import calibration_and_check_inputs
+from onnxmerge.data.selection import BATCH, calibration_and_check_inputs
 from onnxmerge.errors import ModelError, OptionError, VerificationError
 from onnxmerge.evaluation.benchmark import CONFIRMING_EFFORT, explained, time_pair
 from onnxmerge.evaluation.fidelity import fidelity_of
@@ -154,12 +154,13 @@ def compress_file(
     with fixed_threads(1):  # the same bytes whatever the number of threads
         measured = (shared or SharedWork(analysed, tell)).measurements(options, partial(_measured, model, options, executor))
         found = search(CandidateBuilder(measured, options, limit))
+        checking = measured.checking if found.candidate.kept else measured.checking.first(BATCH)  # the whole model, rewritten
         tell("checking", 0.0)
-        checked = _check(model, analysed.size, found.candidate, measured.checking, options)
+        checked = _check(model, analysed.size, found.candidate, checking, options)
         metadata = {}
         if options.provenance and not checked.missed:
-            on_cpu = _on_cpu(model, found.candidate, measured.checking, options, checked.fidelity)
-            metadata = provenance_of(asked, options.inputs, model_sha256, measured.checking, on_cpu)
+            on_cpu = _on_cpu(model, found.candidate, checking, options, checked.fidelity)
+            metadata = provenance_of(asked, options.inputs, model_sha256, checking, on_cpu)
         tell("checking", 1.0)
     if fingerprint(model, weight_files) != model_sha256:  # weights of large files are read from them up to the end
         raise ModelError(f"{model} was changed while it was read, so nothing was written: run again")
@@ -167,7 +168,7 @@ def compress_file(
         save(replace(found.candidate.model, metadata=metadata), output)
         if saved_plan is not None:
             write_plan(saved_plan, model, model_sha256, groups, _plan_of(found.candidate, options.pruning))
-    result = replace(_compression(analysed, found, checked, measured, options), model=str(model), output=str(output))
+    result = replace(_compression(analysed, found, checked, checking, options), model=str(model), output=str(output))
     if checked.missed:
         told = f"{'; '.join(checked.missed)} (nothing was written; {checked.cure})"
         raise VerificationError(told, replace(result, seconds=time.perf_counter() - started))
@@ -190,10 +191,10 @@ def _analysed(model: Path, options: CompressOptions) -> AnalysedModel:
 
 
 def _compression(
-    analysed: AnalysedModel, found: SearchResult, checked: Checked, measured: ModelMeasurements, options: CompressOptions
+    analysed: AnalysedModel, found: SearchResult, checked: Checked, checking: Inputs, options: CompressOptions
 ) -> Compression:
     """What was done, but for the files and the time that it took."""
-    candidate, checking, fidelity = found.candidate, measured.checking, checked.fidelity
+    candidate, fidelity = found.candidate, checked.fidelity
     warnings = warnings_of(found, analysed.size, fidelity, checked.latency, checking, options)
     unseen = () if fidelity is None else tuple(unseen_bodies(analysed, candidate.model, checking))
     is_run = options.verify or not options.pruning.uses_weights_only

@@ -22,6 +22,14 @@ WORTH_A_TRIAL, WORTH_REMOVING, HOPELESS = 0.02, 0.005, 0.01
 one while none passes, must; and the share of the allowed loss below which a prediction that fails ends the search. Some networks
 lose more than is allowed by any removal, and would take candidate after candidate to find that out."""
 
+FAR = 3.0
+"""Multiple of the allowed loss from which on a candidate that fails is no near miss. Where of the least removal worth having both
+the prediction and a quick candidate are as far off, no full one is built: a quick one of a classifier with one group lost 8
+times what is allowed, in 3 CPU seconds, where the full one took 18 to lose 7."""
+
+MINIMIZED = {"latency": "predicted time", "macs": "MACs", "params": "parameters"}
+"""What `minimize` spends least of, in words."""
+
 WILL_FAIL = 1.5
 """Expected share of the allowed loss from which on nothing is built, where one candidate passes and others tell what to expect:
 of a ResNet-56 two candidates in six, 14 of 47 CPU seconds."""
@@ -65,7 +73,10 @@ def smallest_with_fidelity(builder: CandidateBuilder) -> SearchResult:
     allocations = _allocations(builder, allowed)
     search, quick, full = _search(allocations, allowed), _Best(), _Best()
     is_cut = builder.quick_loss != 1.0 and _search_quickly(builder, search, allocations, quick)
-    is_cut = is_cut or _search_in_full(builder, search, allocations, full, 0 if quick.count else QUICK_TRIALS)
+    if not is_cut and not quick.is_hopeless:
+        if quick.count:
+            search.restart()
+        is_cut = _search_in_full(builder, search, allocations, full, 0 if quick.count else QUICK_TRIALS)
     if not is_cut and full.passing is None:
         whole = {group.name: group.size for group in builder.groups}
         result = builder.candidate(allocations[-1].counts)  # without channels that nobody reads, or that seemed to be of no use
@@ -73,14 +84,16 @@ def smallest_with_fidelity(builder: CandidateBuilder) -> SearchResult:
             result = builder.pruned_candidate(whole)
         closest = full.closest or quick.closest
         asked = asked_of(builder.pruning, closest.outputs if closest else ())
-        return SearchResult(result, (f"no smaller model was found that keeps {asked}",))
+        found = f"no smaller model was found that keeps {asked}"
+        if closest is not None:
+            quantity = MINIMIZED[builder.pruning.minimize or "latency"]
+            saved = 1.0 - allocations[closest.index].share
+            found += f": the closest, with {saved:.1%} less {quantity}, keeps {kept_by(closest.outputs)}"
+        return SearchResult(result, (found,))
     best = full.passing or quick.passing or full.closest or quick.closest
     assert best is not None
-    count, least = quick.count + full.count, min(output.fidelity for output in best.outputs)
-    changes = [output.changed_decisions for output in best.outputs if output.changed_decisions is not None]
-    decided = f" and changes {max(changes):.1%} of the decisions" if changes else ""
     asked = asked_of(builder.pruning, best.outputs)
-    reached = f"the best of {count} keeps a fidelity of {least:.4f}{decided}, and {asked} was asked for"
+    reached = f"the best of {quick.count + full.count} keeps {kept_by(best.outputs)}, and {asked} was asked for"
     return SearchResult(best.candidate, (builder.limit.warning(reached),) if is_cut else ())
 
 
@@ -96,11 +109,15 @@ class _Measured:
 
 @dataclass
 class _Best:
-    """Of `count` candidates the smallest that loses no more than is allowed, and the one that loses least."""
+    """Of `count` candidates the smallest that loses no more than is allowed, and the one that loses least.
+
+    is_hopeless: whether no candidate is expected to pass.
+    """
 
     count: int = 0
     passing: _Measured | None = None
     closest: _Measured | None = None
+    is_hopeless: bool = False
 
     def measure(self, builder: CandidateBuilder, index: int, candidate: Candidate, quickly: bool = False) -> float:
         """The candidate's loss; quickly: on fewer inputs."""
@@ -115,15 +132,21 @@ class _Best:
 
 
 def _search_quickly(builder: CandidateBuilder, search: MonotoneSearch, allocations: list[Allocation], best: _Best) -> bool:
-    """Narrow the search down. Whether the time limit ends it here: there is none left for a full candidate."""
+    """Narrow the search down. Whether the time limit ends it here: there is none left for a full candidate.
+
+    After two candidates that are far off the one of the least removal worth having tells whether there is any.
+    """
+    loss, least = 0.0, _least_worth_removing(allocations)
     while best.count < QUICK_TRIALS and (index := _worth_building(search, allocations, WORTH_REMOVING)) is not None:
         if builder.limit.is_over() and best.count:
             return True
+        if loss > FAR and best.count > 1 and search.passing > least:
+            index = least
         loss = best.measure(builder, index, builder.quick_candidate(allocations[index].counts), True) / builder.quick_loss
         search.record(index, loss)
         if QUICK_CLOSE <= loss <= 1.0:
             break
-    search.restart()
+    best.is_hopeless = search.failing >= least >= 0 and min(loss, search.predicted[search.failing]) > FAR
     return best.count > 0 and builder.limit.is_over(1.0 / QUICK_COST)
 
 
@@ -142,6 +165,12 @@ def _search_in_full(
     return False
 
 
+def _least_worth_removing(allocations: Sequence[Allocation]) -> int:
+    """Index of the last allocation that saves `WORTH_REMOVING`; -1 for none."""
+    most = (1.0 - WORTH_REMOVING) * allocations[-1].share
+    return sum(each.share <= most for each in allocations) - 1
+
+
 def _worth_building(
     search: MonotoneSearch, allocations: list[Allocation], least: float, was_searched: bool = False
 ) -> int | None:
@@ -158,6 +187,15 @@ def _worth_building(
     least = WORTH_REMOVING if none_passes else least
     passing = allocations[search.passing].share
     return index if passing - allocations[index].share >= least * passing else None
+
+
+def kept_by(outputs: Sequence[OutputFidelity]) -> str:
+    """What outputs keep, in the words of `asked_of`."""
+    rows = [output.worst_row_fidelity for output in outputs if output.rows and not output.has_decisions]
+    worst = f" ({min(rows):.4f} in the worst row)" if rows else ""
+    changes = [output.changed_decisions for output in outputs if output.changed_decisions is not None]
+    decided = f" and changes {max(changes):.1%} of the decisions" if changes else ""
+    return f"a fidelity of {min(output.fidelity for output in outputs):.4f}{worst}{decided}"
 
 
 def asked_of(pruning: PruningOptions, outputs: Sequence[OutputFidelity]) -> str:
