@@ -157,7 +157,7 @@ def drawn_positions(steps: tuple[int, ...], batch: int) -> Positions:
 @lru_cache(1 << 12)
 def _order(axis: int, step: int, turn: int) -> list[int]:
     """In which order the offsets are taken."""
-    return np.random.default_rng((axis, step, turn)).permutation(step).tolist()
+    return list(map(int, np.random.default_rng((axis, step, turn)).permutation(step)))
 
 
 def thinning(samples: int, unknowns: int, extents: Sequence[int], batches: int) -> tuple[int, ...]:
