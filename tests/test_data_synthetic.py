@@ -1,14 +1,16 @@
 """Synthetic inputs: what the model is fed with where no data is given."""
 
 from importlib.util import module_from_spec, spec_from_file_location
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from input_feeds import CIFAR, IMAGE, SHARED, needs_shared, shapes_of, spec, synthesise, whole
 
 from onnxmerge.data import synthetic
+from onnxmerge.data.balance import balanced
 from onnxmerge.data.batching import Batching, batching
-from onnxmerge.data.inputs import synthetic_inputs
+from onnxmerge.data.inputs import Inputs, synthetic_inputs
 from onnxmerge.data.synthetic import ImageRange, dead_leaves
 from onnxmerge.errors import InputError, OptionError
 from onnxmerge.execution.tensor_specs import TensorSpec
@@ -322,3 +324,20 @@ def test_ids_and_pixels_of_whole_numbers_assume_nothing():
 )
 def test_sources_say_what_the_inputs_are(inputs, source):
     assert inputs.description == source
+
+
+@pytest.mark.parametrize(("first_other", "ran"), [(None, 40), (39, 96), (60, 40), (0, 96)])
+def test_as_many_again_are_made_only_where_the_classes_differ(first_other: int | None, ran: int) -> None:
+    """Chosen evenly over the classes then; where all that are needed are put into one class, they are taken as they are."""
+    labels, runs = np.zeros(96, np.int64), list[int]()
+    if first_other is not None:
+        labels[first_other : first_other + 10] = 2
+
+    def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        runs.append(len(feeds["x"]))
+        return {"scores": np.eye(3, dtype=np.float32)[labels[feeds["x"]]]}
+
+    inputs = Inputs(96, "", None, np.arange(96), lambda indices: {"x": indices})
+    chosen = balanced(inputs, SimpleNamespace(run=run), 40, 8)  # type: ignore[arg-type]
+    assert (chosen.count, sum(runs)) == (40, ran)
+    assert np.count_nonzero(labels[chosen.indices]) == (10 if ran == 96 else 0)

@@ -48,22 +48,25 @@ def balanced(inputs: Inputs, session: Session, count: int, batch: int, tell: Cal
     Returns
     -------
     Inputs
-        `count` of them. The first ones where the model has no class scores, or where it takes only whole batches of several,
-        whose number is then rounded up.
+        `count` of them. The first ones where the model has no class scores, where these put it into one class, and where it
+        takes only whole batches of several, whose number is then rounded up.
     """
     if inputs.count <= count:
         return inputs
     if inputs.batch_size not in (None, 1):
         return inputs.subset(np.arange(-(-count // inputs.batch_size) * inputs.batch_size), "the first ones")
-    classes = []
+    classes = list[np.ndarray]()
     for feeds in inputs.batches(batch):
         outputs = session.run(feeds)
         scores = next((value for value in outputs.values() if isinstance(value, np.ndarray) and looks_like_scores(value)), None)
         if scores is None:
             return inputs.subset(np.arange(count), "the first ones")
         classes.append(scores.reshape(len(scores), -1).argmax(1))
+        seen = sum(map(len, classes))
         if tell is not None:
-            tell(sum(map(len, classes)) / inputs.count)
+            tell(seen / inputs.count)
+        if seen >= count and all((each == classes[0][0]).all() for each in classes):
+            return inputs.subset(np.arange(count), "the first ones")  # as many again would hardly hold another class
     return inputs.subset(_even_positions(np.concatenate(classes), count), "balanced over predicted classes")
 
 
