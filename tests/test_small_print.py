@@ -1,16 +1,20 @@
 """What a review found: few calibration inputs, nothing to shrink, pinned channels in multiples, files that must stay."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper, parser
 
 import onnxmerge
 from onnxmerge import compress
 from onnxmerge.cli import app as cli
 from onnxmerge.data.selection import calibration_and_check_inputs, inputs_for
 from onnxmerge.errors import OptionError
+from onnxmerge.evaluation import benchmark
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.options import DEFAULT_FIDELITY, InputOptions, PruningOptions, RuntimeOptions
@@ -87,3 +91,35 @@ def test_a_report_does_not_overwrite_weights_beside_the_model(tmp_path, capsys):
 def test_paths_may_be_text(tmp_path):
     found = onnxmerge.verify(str(MLP), str(MLP))
     assert (found.fidelity.worst.fidelity, found.failures, found.passed) == (1.0, (), True)
+
+
+LISTING = (
+    '<ir_version: 8, opset_import: ["": 17]> g (float[N, 16] x) => (int64[2, FOUND] y)'
+    " { h = MatMul(x, w)  r = Relu(h)  s = MatMul(r, v)  m = Greater(s, zero)  y = NonZero(m) }"
+)
+
+
+def test_a_model_that_lists_what_it_found_has_a_report_with_sizes_and_times(run, tmp_path: Path, monkeypatch) -> None:
+    """How close it stayed cannot be measured, which every report says; without removing anything it can."""
+    monkeypatch.setattr(benchmark, "DEFAULT_EFFORT", benchmark.TimingEffort(0.1, 2, 5))
+    model, rng = parser.parse_model(LISTING), np.random.default_rng(0)
+    stored = {"w": rng.normal(size=(16, 32)), "v": rng.normal(size=(32, 4)), "zero": np.zeros(())}
+    model.graph.initializer.extend(numpy_helper.from_array(value.astype(np.float32), name) for name, value in stored.items())
+    onnx.save(model, tmp_path / "model.onnx")
+    pages = {kind: tmp_path / f"page.{kind}" for kind in ("json", "html", "md")}
+    arguments = ["compress", tmp_path / "model.onnx", tmp_path / "small.onnx", "--ratio", "0.5", "--method", "prune"]
+    code, out, err = run(*arguments, "--samples", "32", *(word for page in pages.values() for word in ("--report", page)))
+    assert code == 1
+    assert err.startswith("onnxmerge: verification failed: how close output 'y' stayed could not be measured")
+    assert not (tmp_path / "small.onnx").exists()
+    assert " ".join(out.split()).count("closeness not measured") == 1
+    for text in (out, pages["html"].read_text(), pages["md"].read_text()):
+        assert "not measured" in text
+        assert "latency" in text
+        assert not re.search(r"\binf\b", text)
+    found = json.loads(pages["json"].read_text())
+    assert found["after"]["macs"] < found["before"]["macs"]
+    assert found["latency"]["reference"]["median_ms"] > 0
+    assert "lists what was found" in found["fidelity"]["outputs"][0]["unmeasured"]
+    result = onnxmerge.compress(model, tmp_path / "small.onnx", fidelity=0.9, samples=32, bench=False)
+    assert result.fidelity.worst.unmeasured == ""

@@ -19,6 +19,7 @@ def with_examples(fidelity: Fidelity, inputs: Inputs) -> Fidelity:
     """
     worst = fidelity.worst
     chosen = {"worst": (worst.worst_input, worst.relative_l2_worst), "median": (worst.median_input, worst.relative_l2_median)}
+    chosen = {} if worst.unmeasured else chosen
     examples = tuple(
         ExampleInput(which, inputs.name_of(position), error, picture_of(inputs, position))
         for which, (position, error) in chosen.items()

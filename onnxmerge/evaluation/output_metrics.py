@@ -23,6 +23,7 @@ _ROUNDING_UNITS, _CONSTANT_UNITS, _CONSTANT = 16.0, 1024.0, 1e-4
 BLOCK_NUMBERS = 1 << 15
 """Numbers that are compared at once, so that the arrays that they take stay in the processor's cache: a third of the time of
 16 million at once, and a tenth of their memory."""
+NO_VALUES = "it has no values for any of the inputs, so that nothing was compared"
 QUANTILES = np.arange(21) / 20  # of the errors of single inputs
 
 
@@ -84,6 +85,8 @@ class OutputMoments:
         How many decisions change.
     synthetic : bool
         Whether the inputs were made without data.
+    unmeasured : str
+        Why the output cannot be compared, as a clause; empty where it can.
     """
 
     name: str
@@ -104,6 +107,7 @@ class OutputMoments:
     top5: int | None = None
     decisions: ChangedDecisions = field(default_factory=ChangedDecisions)
     synthetic: bool = False
+    unmeasured: str = ""
 
     def add(self, reference: np.ndarray, candidate: np.ndarray, first: int, *, scores: bool) -> None:
         """Add arrays (samples, ...) of one shape, of inputs of which the first has the number `first`."""
@@ -245,6 +249,7 @@ class OutputMoments:
             worst_row_fidelity=float(rows.min(initial=1.0)),
             variation=math.sqrt(self._over_inputs / self.energy) if self.variances and self.energy > 0.0 else 1.0,
             has_one_decision=self.decisions.are_all_the_same(self.samples),
+            unmeasured=self.unmeasured or ("" if self.compared or self.left_out else NO_VALUES),
             median_input=self.relative_l2.input_with(quantiles[len(quantiles) // 2]) if quantiles else 0,
             relative_l2_quantiles=quantiles,
         )

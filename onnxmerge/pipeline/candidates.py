@@ -1,6 +1,6 @@
 """A decision carried out: the rewritten model, run once, and what became of every group."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.flat_bodies import with_bodies_back
 from onnxmerge.graph.rewrite import Removal, Replacement, rewrite
 from onnxmerge.graph.savings import savings_of
+from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.model_files import serialise, stored_bytes
 from onnxmerge.pruning.decision import PruningDecision
@@ -175,11 +176,21 @@ def _rewritten(
 def _observed(content: ModelSource, analysed: AnalysedModel, reference: Observations) -> Observations:
     """A run on inputs of the reference's sizes. ModelError where an output has another shape than there."""
     observed = observe(content, analysed.random_feeds(reference), label="the compressed model")
+    fed = {dim for tensor in analysed.model.graph.inputs for dim in tensor.shape or ()}
     for tensor in analysed.model.graph.outputs:
         before, after = reference.get(tensor.name), observed.get(tensor.name)
-        if before is not None and (after is None or after.shape != before.shape):
+        if before is not None and (after is None or not _fits(before.shape, after.shape, tensor, fed)):
             raise ModelError(f"output {tensor.name} would change its shape from {before.shape} to {after and after.shape}")
     return observed
+
+
+def _fits(before: tuple[int, ...], after: tuple[int, ...], tensor: gs.Tensor, fed: Container[int | str | None]) -> bool:
+    """Whether an output has the sizes that it had, but for open ones that no input has: these may count what was found."""
+    declared = [*(tensor.shape or ()), *[""] * len(before)]
+    return len(before) == len(after) and all(
+        own == other or (isinstance(dim, str) and dim not in ("", *fed))
+        for own, other, dim in zip(before, after, declared, strict=False)
+    )
 
 
 def whole_group(group: ChannelGroup) -> GroupResult:

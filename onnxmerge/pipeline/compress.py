@@ -254,7 +254,8 @@ def _check(model: Path, original: Size, candidate: Candidate, checking: Inputs, 
         missed_outputs = missed_thresholds(fidelity, thresholds)
         cure = "`verify=False` keeps the result all the same" if missed_outputs and not missed else cure
         missed += missed_outputs
-    if options.verify and options.bench and (not missed or thresholds.min_speedup is not None):
+    is_unknown = fidelity is not None and any(output.unmeasured for output in fidelity.outputs)  # its speed still helps
+    if options.verify and options.bench and (not missed or is_unknown or thresholds.min_speedup is not None):
         effort = CONFIRMING_EFFORT if options.pruning.is_latency_target else None
         latency = time_pair(model, content, checking, runtime, effort=effort, seed=options.inputs.seed)
         latency = explained(latency, original.macs, candidate.size.macs, odd_widths(candidate, options))

@@ -25,7 +25,7 @@ MAX_LAYER_ROWS = 12  # nodes in a table of deviations; the JSON document has all
 _NAME_WIDTH = 36  # characters of an output's name in a header
 _DASH = "-"  # where there is no value
 _MEASURES: list[tuple[str, str, bool, Callable[[OutputFidelity], str]]] = [
-    ("fidelity", "fidelity", False, lambda output: closeness(output.fidelity)),
+    ("fidelity", "fidelity", False, lambda output: "not measured" if output.unmeasured else closeness(output.fidelity)),
     ("95 % interval", "", True, lambda o: _interval(o.fidelity_low, o.fidelity_high, closeness)),
     ("SQNR", "SQNR", False, lambda output: decibels(output.sqnr_db)),
     ("cosine, mean", "cosine", False, lambda output: closeness(output.cosine_mean)),
@@ -131,7 +131,10 @@ def output_columns(outputs: Sequence[OutputFidelity]) -> list[Column]:
 
 def _by_measure(outputs: Sequence[OutputFidelity]) -> dict[str, list[str]]:
     """Each measure and its value for each output."""
-    table = {measure: [text(output) for output in outputs] for measure, _, _, text in _MEASURES}
+    table = {
+        measure: [_DASH if each.unmeasured and measure != "fidelity" else text(each) for each in outputs]
+        for measure, _, _, text in _MEASURES
+    }
     return {measure: cells for measure, cells in table.items() if set(cells) != {_DASH}}
 
 

@@ -109,6 +109,8 @@ def _fidelity_text(fidelity: Fidelity) -> str:
     On real inputs a user can count the best classes that change, toss-ups among them: that count stands beside.
     """
     output, decided = fidelity.worst, fidelity.most_changed
+    if output.unmeasured:
+        return "closeness not measured"
     interval = _interval(output.fidelity_low, output.fidelity_high, closeness)
     constant = "outputs further off than a constant: " * (output.fidelity < 0)
     text = f"{constant}fidelity {closeness(output.fidelity)}{interval}"

@@ -59,6 +59,8 @@ class OutputFidelity:
         a fidelity below 0.5 of their own; 0 for vectors.
     worst_row_fidelity : float
         The least fidelity of a row; 1 where there are none.
+    unmeasured : str
+        Why it could not be compared, as a clause; empty where it was. Its fidelity is minus infinity then.
     has_one_decision : bool
         Whether the reference's best class was the same for all inputs, so that no change of decisions can be told.
     changed_decisions : float or None
@@ -100,6 +102,7 @@ class OutputFidelity:
     rows: int = 0
     lost_rows: int = 0
     worst_row_fidelity: float = 1.0
+    unmeasured: str = ""
     median_input: int = 0
     relative_l2_quantiles: tuple[float, ...] = ()
 
@@ -122,7 +125,7 @@ class OutputFidelity:
             return f"output '{self.name}' of the reference holds NaN or infinity: {self.left_out:,} of {total:,} values"
         if not self.finite:
             return f"output '{self.name}' holds NaN or infinity"
-        return "" if self.compared else f"output '{self.name}' has no values for any of the inputs: nothing was compared"
+        return f"how close output '{self.name}' stayed could not be measured: {self.unmeasured}" if self.unmeasured else ""
 
 
 @dataclass(frozen=True)
