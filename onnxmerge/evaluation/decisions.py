@@ -19,12 +19,16 @@ best classes, of inputs or steps, that change there, `SYNTHETIC_SHARE` is expect
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from onnxmerge.data.balance import looks_like_scores
+from onnxmerge.evaluation.output_kinds import FEATURES, IDS
 from onnxmerge.evaluation.ratio_interval import interval_factor
 
+UNIT_TOLERANCE = 1e-3
+"""How far a length may be from 1."""
 SUM_TOLERANCE = 0.01
 """How far probabilities may sum up from 1: that of float16, and of exporters that add a small number before a logarithm."""
 SYNTHETIC_SHARE = 0.25
@@ -58,8 +62,12 @@ class ChangedDecisions:
         Whether the output holds probabilities for all of them, and not scores before a softmax.
     has_negative : bool
         Whether a number is below 0, as scores before a softmax are for some class of some input, and sizes and positions are not.
-    best : set of int
+    have_unit_length : bool
+        Whether all vectors have the length 1, as features for a search by cosine do.
+    best : set
         The reference's best classes.
+    holds : str
+        What the graph tells of it, see `output_kinds`.
     """
 
     samples: int = 0
@@ -69,10 +77,27 @@ class ChangedDecisions:
     beside: float = 0.0
     has_probabilities: bool = True
     has_negative: bool = False
-    best: set[int] = field(default_factory=set)
+    have_unit_length: bool = True
+    best: set[Any] = field(default_factory=set)
+    holds: str = ""
 
     def add(self, reference: np.ndarray, candidate: np.ndarray) -> None:
         """Add arrays (samples, ...) of one shape; those that hold no classes are left out, and then `share` is None."""
+        if self.holds == IDS:
+            self._add_ids(reference, candidate)
+        elif self.holds != FEATURES:
+            self._add_scores(reference, candidate)
+
+    def _add_ids(self, reference: np.ndarray, candidate: np.ndarray) -> None:
+        """Classes, one for each input."""
+        if reference[:1].size == 1:
+            different = (reference != candidate).reshape(len(reference)).astype(np.float64)
+            self.samples += len(reference)
+            self.changed.append(different)
+            self.flipped += float(different.sum())
+            self.best.update(np.unique(reference).tolist())
+
+    def _add_scores(self, reference: np.ndarray, candidate: np.ndarray) -> None:
         has_probabilities = _are_probabilities(reference)
         if not len(reference) or not (has_probabilities or looks_like_scores(reference)) or not np.isfinite(reference).all():
             return
@@ -82,6 +107,7 @@ class ChangedDecisions:
         p, q = (array.astype(np.float64).reshape(steps) for array in (reference, candidate))
         usable = np.asarray(np.isfinite(q).all(axis=2))
         q = np.where(usable[..., np.newaxis], q, 0.0)
+        self.have_unit_length &= bool((np.abs(np.linalg.norm(p, axis=2) - 1.0) <= UNIT_TOLERANCE).all())
         if not has_probabilities:
             p, q = _softmax(p), _softmax(q)
         order = np.argpartition(p, -2, axis=2)[..., -2:]
@@ -113,8 +139,21 @@ class ChangedDecisions:
         """Whether so many inputs, several of them, had decisions, and all of them the same one."""
         return samples > 1 and self._are_decisions(samples) and len(self.best) == 1
 
+    @property
+    def are_features(self) -> bool:
+        """Whether they are no classes for certain, as the graph says or vectors of length 1 that are no probabilities."""
+        return self.holds == FEATURES or (self.samples > 0 and self.have_unit_length and not self.has_probabilities)
+
+    def content(self, samples: int) -> str:
+        """What `OutputFidelity.holds` says of so many inputs."""
+        if self.holds == IDS or self.are_features:
+            return self.holds or FEATURES
+        kind = "probabilities" if self.has_probabilities else "scores"
+        return kind if self._are_decisions(samples) else ""
+
     def _are_decisions(self, samples: int) -> bool:
-        is_sure = self.has_probabilities or (self.has_negative and self.leads >= LEAST_LEAD * self.samples)
+        are_scores = self.has_negative and not self.are_features and self.leads >= LEAST_LEAD * self.samples
+        is_sure = self.has_probabilities or are_scores
         return 0 < samples == self.samples and is_sure and self.beside <= BESIDE * samples
 
 

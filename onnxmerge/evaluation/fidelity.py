@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,16 @@ from onnxmerge.data.balance import looks_like_scores
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import BATCH
 from onnxmerge.errors import InputError, VerificationError
+from onnxmerge.evaluation.decisions import ChangedDecisions
 from onnxmerge.evaluation.examples import with_examples
+from onnxmerge.evaluation.output_kinds import output_kinds
 from onnxmerge.evaluation.output_metrics import OutputMoments
 from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.processor import processor_name
 from onnxmerge.execution.providers import CPU, Provider
 from onnxmerge.execution.recorded_session import recorded
 from onnxmerge.execution.sessions import ModelSource, Session, label_of, open_session
+from onnxmerge.execution.shapes import read_graph
 from onnxmerge.execution.tensor_specs import Feeds, batch_size
 from onnxmerge.onnxio.finite import is_finite
 from onnxmerge.results import Accuracy, Fidelity, OutputFidelity
@@ -34,6 +38,7 @@ def compare(
     labels: np.ndarray | None = None,
     *,
     synthetic: bool = False,
+    kinds: Mapping[str, str] = MappingProxyType({}),
 ) -> Fidelity:
     """Run both models once on the same batches and measure every output.
 
@@ -49,13 +54,15 @@ def compare(
         Class numbers; then the accuracy of both models is measured in the same runs.
     synthetic : bool
         Whether the inputs were made without data.
+    kinds : Mapping[str, str]
+        `output_kinds` of the reference.
 
     Returns
     -------
     Fidelity
         An output whose axis 0 is not the batch counts as one sample a batch. Sequences and maps of numbers are compared as one
-        array; strings by equality, where fidelity and cosine are the share of inputs that are equal. An output whose shape or
-        type differs is `unmeasured`.
+        array; strings and ids by equality, where fidelity and cosine are the share of them that is equal. An output whose
+        shape or type differs is `unmeasured`.
 
     Raises
     ------
@@ -76,7 +83,7 @@ def compare(
                 label_counts.add(size, expected, found)
             yield size, expected, found
 
-    outputs, inputs = compare_outputs(runs(), reference.output_names, synthetic=synthetic)
+    outputs, inputs = compare_outputs(runs(), reference.output_names, synthetic=synthetic, kinds=kinds)
     accuracy = None if label_counts is None else label_counts.accuracy()
     return Fidelity(
         outputs,
@@ -97,12 +104,17 @@ def fidelity_of(
     opened = partial(open_session, provider=provider, optimise=False, threads=threads)
     first = recorded(opened(reference, label=label_of(reference, "the reference")), inputs.batches(BATCH))
     second = opened(candidate, label=label_of(candidate, "the candidate"))
-    fidelity = compare(first, second, inputs.batches(BATCH), inputs.description, synthetic=inputs.synthetic)
+    kinds = output_kinds(read_graph(reference, first.label))
+    fidelity = compare(first, second, inputs.batches(BATCH), inputs.description, synthetic=inputs.synthetic, kinds=kinds)
     return with_examples(fidelity, inputs)
 
 
 def compare_outputs(
-    runs: Iterable[tuple[int, Outputs, Outputs]], names: Sequence[str], *, synthetic: bool = False
+    runs: Iterable[tuple[int, Outputs, Outputs]],
+    names: Sequence[str],
+    *,
+    synthetic: bool = False,
+    kinds: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[tuple[OutputFidelity, ...], int]:
     """As `compare`, for outputs at hand.
 
@@ -114,13 +126,17 @@ def compare_outputs(
         The outputs to compare.
     synthetic : bool
         Whether the inputs were made without data.
+    kinds : Mapping[str, str]
+        `output_kinds` of the reference.
 
     Returns
     -------
     tuple of OutputFidelity, int
         One for each name, and the number of inputs.
     """
-    moments = {name: OutputMoments(name, synthetic=synthetic) for name in names}
+    moments = {
+        name: OutputMoments(name, synthetic=synthetic, decisions=ChangedDecisions(holds=kinds.get(name, ""))) for name in names
+    }
     inputs = 0
     for size, expected, found in runs:
         for name, accumulated in moments.items():
@@ -205,6 +221,7 @@ def _add(accumulated: OutputMoments, expected: np.ndarray, found: np.ndarray, si
     step = max(1, DECIDED_AT_ONCE // max(1, expected[:1].size))
     for start in range(0, len(expected), step) if whole else ():
         accumulated.decisions.add(expected[start : start + step], found[start : start + step])
+        accumulated.neighbours.add(expected[start : start + step], found[start : start + step])
 
 
 def _classes(outputs: Outputs, size: int, label: str) -> tuple[np.ndarray, float]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxmerge.evaluation.decisions import ChangedDecisions
+from onnxmerge.evaluation.neighbours import Neighbours
+from onnxmerge.evaluation.output_kinds import IDS
 from onnxmerge.evaluation.output_variance import Variance
 from onnxmerge.evaluation.ratio_interval import interval_factor
 from onnxmerge.results import OutputFidelity
@@ -82,7 +84,9 @@ class OutputMoments:
     scored_samples, top1, top5 : int
         Inputs with class scores, and how often the candidate's best class is the reference's best or one of its best five.
     decisions : ChangedDecisions
-        How many decisions change.
+        How many decisions change; it knows what the graph tells of the output.
+    neighbours : Neighbours
+        Whether vectors keep their nearest ones.
     synthetic : bool
         Whether the inputs were made without data.
     unmeasured : str
@@ -106,6 +110,7 @@ class OutputMoments:
     top1: int = 0
     top5: int | None = None
     decisions: ChangedDecisions = field(default_factory=ChangedDecisions)
+    neighbours: Neighbours = field(default_factory=Neighbours)
     synthetic: bool = False
     unmeasured: str = ""
 
@@ -115,6 +120,8 @@ class OutputMoments:
             return
         self.samples += len(reference)
         if reference.dtype.kind not in "biuf":
+            self.decisions.holds = IDS
+        if self.decisions.holds == IDS:
             self._add_equality(reference, candidate, first)
             return
         shape = reference.shape[1:]
@@ -158,8 +165,13 @@ class OutputMoments:
         return not_finite
 
     def _add_equality(self, reference: np.ndarray, candidate: np.ndarray, first: int) -> None:
-        unequal = (reference != candidate).reshape(len(reference), -1).any(axis=1).astype(np.float64)
+        different = (reference != candidate).reshape(len(reference), -1)
+        unequal = different.sum(axis=1) / max(1, different.shape[1])
         self.compared += len(reference) if reference.size else 0
+        self.by_input.append((unequal, np.ones(len(unequal))))
+        if different.shape[1] == 1:
+            self.scored_samples += len(reference)
+            self.top1 += int(np.sum(~different))
         self.error += float(unequal.sum())
         self.energy += len(reference)
         self.max_abs_error = max(self.max_abs_error, float(unequal.max()))
@@ -222,7 +234,9 @@ class OutputMoments:
         (low, high), decided = self._interval(fidelity), self.decisions.interval(self.samples, synthetic=self.synthetic)
         unexplained = 1.0 - fidelity
         # A batch of one hides that axis 0 is not the batch; the others show it.
-        scored = 0 < self.scored_samples == self.samples
+        scored = 0 < self.scored_samples == self.samples and not self.decisions.are_features
+        changed = self.decisions.share(self.samples, synthetic=self.synthetic)
+        holds = self.decisions.content(self.samples)
         return OutputFidelity(
             name=self.name,
             fidelity=fidelity,
@@ -241,9 +255,11 @@ class OutputMoments:
             fidelity_low=low,
             fidelity_high=high,
             is_constant=self._is_constant,
-            changed_decisions=self.decisions.share(self.samples, synthetic=self.synthetic),
+            changed_decisions=changed,
             changed_decisions_low=decided[0],
             changed_decisions_high=decided[1],
+            holds=holds,
+            neighbours_kept=self.neighbours.kept() if holds in ("", "features") else None,
             rows=len(rows),
             lost_rows=int(np.count_nonzero(rows < ROW_FIDELITY)),
             worst_row_fidelity=float(rows.min(initial=1.0)),

@@ -8,8 +8,10 @@ from pathlib import Path
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import BATCH
 from onnxmerge.evaluation.fidelity import Outputs, as_array, compare_outputs
+from onnxmerge.evaluation.output_kinds import output_kinds
 from onnxmerge.execution.few_positions import opened_at_few_positions
 from onnxmerge.execution.sessions import ModelSource, Session
+from onnxmerge.execution.shapes import read_graph
 from onnxmerge.execution.tensor_specs import batch_size
 from onnxmerge.results import OutputFidelity
 
@@ -41,10 +43,15 @@ class RepeatedFidelity:
     def _session(self) -> Session:
         return opened_at_few_positions(self.reference, "the reference", self.steps, self.threads)
 
+    @cached_property
+    def _kinds(self) -> Mapping[str, str]:
+        return output_kinds(read_graph(self.reference, str(self.reference)))
+
     def outputs(self, candidate: ModelSource, inputs: Inputs) -> tuple[OutputFidelity, ...]:
         """Of all outputs of a candidate."""
         session = opened_at_few_positions(candidate, "the model", self.steps, self.threads)
-        return compare_outputs(self._runs(session, inputs), self._session.output_names, synthetic=inputs.synthetic)[0]
+        runs, names = self._runs(session, inputs), self._session.output_names
+        return compare_outputs(runs, names, synthetic=inputs.synthetic, kinds=self._kinds)[0]
 
     def worst(self, candidate: ModelSource, inputs: Inputs) -> float:
         """Fidelity of the output of a candidate that suffers most."""

@@ -17,6 +17,7 @@ from onnxmerge.evaluation.examples import with_examples
 from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.evaluation.layer_checks import compare_some_layers, fits_in_memory, layer_failures
 from onnxmerge.evaluation.node_views import read_graph_view
+from onnxmerge.evaluation.output_kinds import output_kinds
 from onnxmerge.evaluation.thresholds import failures_of, missed_sizes
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import Session, open_pair
@@ -110,7 +111,8 @@ def _verify_files(
     same_channel_counts = graphs[0].layers == graphs[1].layers
     check_layers = not same_channel_counts and not thresholds.outputs_given and fits_in_memory(shapes)
     layer_comparison = compare_some_layers(reference, candidate, inputs, shapes) if layers or check_layers else None
-    fidelity = compare(*pair, inputs.batches(BATCH), inputs.description, classes, synthetic=inputs.synthetic)
+    told = {"synthetic": inputs.synthetic, "kinds": output_kinds(graphs[0].proto)}
+    fidelity = compare(*pair, inputs.batches(BATCH), inputs.description, classes, **told)
     shown = layer_comparison if layers else None
     fidelity = replace(fidelity, same_channel_counts=same_channel_counts, layer_comparison=shown)
     if worst_file is not None:

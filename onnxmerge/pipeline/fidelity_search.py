@@ -83,7 +83,7 @@ def smallest_with_fidelity(builder: CandidateBuilder) -> SearchResult:
         if allocations[-1].counts != whole and loss_of(builder.outputs_of(result), builder.pruning) > 1.0:
             result = builder.pruned_candidate(whole)
         closest = full.closest or quick.closest
-        asked = asked_of(builder.pruning, closest.outputs if closest else ())
+        asked = asked_of(builder.pruning, closest.outputs if closest else builder.outputs_of(result, quickly=True))
         found = f"no smaller model was found that keeps {asked}"
         if closest is not None:
             quantity = MINIMIZED[builder.pruning.minimize or "latency"]

@@ -37,6 +37,7 @@ _MEASURES: list[tuple[str, str, bool, Callable[[OutputFidelity], str]]] = [
     ("same best class", "top-1", False, lambda output: _or_dash(output.top1_agreement, percent)),
     ("changed decisions", "changed", False, lambda output: _or_dash(output.changed_decisions, two_digits)),
     ("their 95 % interval", "", True, lambda o: _interval(o.changed_decisions_low, o.changed_decisions_high, two_digits)),
+    ("nearest kept", "nearest", False, lambda output: _or_dash(output.neighbours_kept, percent)),
     ("best class in top 5", "top-5", True, lambda output: _or_dash(output.top5_agreement, percent)),
 ]
 """Measure, its header in a narrow table ("": not in it), whether its column there is optional, and its text."""

@@ -92,7 +92,8 @@ def _fidelity(fidelity: Fidelity | None) -> str:
         return ""
     errors = f"\n\n{_text(_errors(fidelity))}" if fidelity.examples and fidelity.worst.relative_l2_quantiles else ""
     accuracy = "" if fidelity.accuracy is None else f"\n\n{_text(sentences.accuracy_line(fidelity.accuracy))}"
-    return f"Outputs compared:\n\n{_table(columns.output_columns(fidelity.outputs))}{errors}{accuracy}"
+    contents = "".join(f"\n\n{_text(line)}" for line in sentences.content_lines(fidelity))
+    return f"Outputs compared:\n\n{_table(columns.output_columns(fidelity.outputs))}{errors}{contents}{accuracy}"
 
 
 def _errors(fidelity: Fidelity) -> str:

@@ -44,6 +44,13 @@ _ORIGINS = {
     "graph": "as the graph tells",
     "chosen": "chosen",
 }
+_CONTENTS = {
+    "scores": "taken for scores before a softmax, whose best classes count as decisions (`fidelity` alone counts none)",
+    "ids": "ids or texts, of which fidelity and cosine are the share that is equal",
+    "features": "features and no classes, so that no decisions are counted: fidelity, and the nearest inputs kept, judge them",
+    "": "no classes for certain, so that no decisions are counted: fidelity, and the nearest inputs kept, judge them",
+}
+"""What an output holds -> what is told of it; of probabilities, and of what is no vector, nothing need be."""
 _SETTINGS = {"use_tf32": "TF32", "enable_cuda_graph": "CUDA graph", "trt_cuda_graph_enable": "CUDA graph"}
 
 
@@ -108,6 +115,17 @@ def inputs_lines(inputs: Sequence[InputShape]) -> list[str]:
 def fidelity_title(fidelity: Fidelity) -> str:
     """What was compared and on how many inputs."""
     return f"Outputs compared with the reference's, on {counted(fidelity.input_count, 'input')}"
+
+
+def content_lines(fidelity: Fidelity) -> list[str]:
+    """What outputs were taken to hold where that decides how they are judged, a line for each kind."""
+    names: dict[str, list[str]] = {}
+    for output in fidelity.outputs:
+        names.setdefault(output.holds if output.holds or output.neighbours_kept is not None else "numbers", []).append(
+            output.name
+        )
+    told = {kind: as_command_line(text) for kind, text in _CONTENTS.items() if kind in names}
+    return [f"{listed(names[kind], MAX_NODES, NODE_WIDTH)}: {text}" for kind, text in told.items()]
 
 
 def accuracy_line(accuracy: Accuracy) -> str:

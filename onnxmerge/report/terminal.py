@@ -150,6 +150,7 @@ def _fidelity(console: Console, fidelity: results.Fidelity) -> None:
     console.print(fitted(table, console.width))
     _line(console, f"inputs: {printable(fidelity.input_description)}; {fidelity.provider}", "dim")
     _execution(console, fidelity.execution, fidelity.provider)
+    _lines(console, sentences.content_lines(fidelity), "dim")
     if fidelity.accuracy is not None:
         _line(console, sentences.accuracy_line(fidelity.accuracy))
     if fidelity.layer_comparison is not None:

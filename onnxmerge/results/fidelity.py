@@ -59,8 +59,13 @@ class OutputFidelity:
         a fidelity below 0.5 of their own; 0 for vectors.
     worst_row_fidelity : float
         The least fidelity of a row; 1 where there are none.
+    holds : str
+        "probabilities", "scores" (before a softmax), "ids" (or texts: fidelity and cosine are the share of them that is equal),
+        "features" (no classes for certain), or "" where it is not known what it holds.
+    neighbours_kept : float or None
+        Of at least 16 vectors without classes the share whose nearest other one, by cosine, is in the candidate's five nearest.
     unmeasured : str
-        Why it could not be compared, as a clause; empty where it was. Its fidelity is minus infinity then.
+        Why it could not be compared, as a clause; its fidelity is minus infinity then. Empty where it was.
     has_one_decision : bool
         Whether the reference's best class was the same for all inputs, so that no change of decisions can be told.
     changed_decisions : float or None
@@ -102,6 +107,8 @@ class OutputFidelity:
     rows: int = 0
     lost_rows: int = 0
     worst_row_fidelity: float = 1.0
+    holds: str = ""
+    neighbours_kept: float | None = None
     unmeasured: str = ""
     median_input: int = 0
     relative_l2_quantiles: tuple[float, ...] = ()
