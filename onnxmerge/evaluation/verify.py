@@ -111,8 +111,8 @@ def _verify_files(
     same_channel_counts = graphs[0].layers == graphs[1].layers
     check_layers = not same_channel_counts and not thresholds.outputs_given and fits_in_memory(shapes)
     layer_comparison = compare_some_layers(reference, candidate, inputs, shapes) if layers or check_layers else None
-    told = {"synthetic": inputs.synthetic, "kinds": output_kinds(graphs[0].proto)}
-    fidelity = compare(*pair, inputs.batches(BATCH), inputs.description, classes, **told)
+    kinds, batches = output_kinds(graphs[0].proto), inputs.batches(BATCH)
+    fidelity = compare(*pair, batches, inputs.description, classes, synthetic=inputs.synthetic, kinds=kinds)
     shown = layer_comparison if layers else None
     fidelity = replace(fidelity, same_channel_counts=same_channel_counts, layer_comparison=shown)
     if worst_file is not None:

@@ -188,7 +188,7 @@ def _fits(before: tuple[int, ...], after: tuple[int, ...], tensor: gs.Tensor, fe
     """Whether an output has the sizes that it had, but for open ones that no input has: these may count what was found."""
     declared = [*(tensor.shape or ()), *[""] * len(before)]
     return len(before) == len(after) and all(
-        own == other or (isinstance(dim, str) and dim not in ("", *fed))
+        own == other or (isinstance(dim, str) and dim != "" and dim not in fed)
         for own, other, dim in zip(before, after, declared, strict=False)
     )
 
