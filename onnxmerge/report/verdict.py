@@ -78,7 +78,7 @@ def _compression(result: Compression) -> Verdict:
     is_slower = latency is not None and latency.verdict == "slower"
     claim = _sentence([speed, size, close, untimed] if is_slower and is_smaller else [size, speed, close, untimed])
     if result.failures:
-        return Verdict(f"{_failed(result.failures)}; {claim}", _basis(fidelity, latency), tone="bad")
+        return Verdict(f"{_failed(result.failures)}; {claim[:1].lower()}{claim[1:]}", _basis(fidelity, latency), tone="bad")
     is_doubtful = fidelity is not None and _is_doubtful(fidelity)
     is_measured = latency is None or latency.verdict == "faster"
     is_bad = is_slower or result.after.file_bytes > result.before.file_bytes
@@ -110,7 +110,7 @@ def _fidelity_text(fidelity: Fidelity) -> str:
     """
     output, decided = fidelity.worst, fidelity.most_changed
     if output.unmeasured:
-        return "closeness not measured"
+        return ""  # which fails, and the failure says it
     interval = _interval(output.fidelity_low, output.fidelity_high, closeness)
     constant = "outputs further off than a constant: " * (output.fidelity < 0)
     text = f"{constant}fidelity {closeness(output.fidelity)}{interval}"
@@ -145,7 +145,7 @@ def _is_doubtful(fidelity: Fidelity) -> bool:
 
 def _verification(result: Verification) -> Verdict:
     sizes = [_size_text(result.before, result.after)[0]] if result.before and result.after else []
-    claim = ", ".join([_fidelity_text(result.fidelity), *sizes])
+    claim = ", ".join(filter(None, [_fidelity_text(result.fidelity), *sizes]))
     if result.passed and result.fidelity.worst.fidelity < 0:
         advice = _sentences(["give `min_fidelity` to have such a model fail"])
         return Verdict(f"No threshold was missed, but {claim}", _basis(result.fidelity, None), advice, "warn")
