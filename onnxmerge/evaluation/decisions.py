@@ -91,7 +91,7 @@ class ChangedDecisions:
     def _add_ids(self, reference: np.ndarray, candidate: np.ndarray) -> None:
         """Classes, one for each input."""
         if reference[:1].size == 1:
-            different = (reference != candidate).reshape(len(reference)).astype(np.float64)
+            different = (reference != candidate).astype(np.float64).ravel()
             self.samples += len(reference)
             self.changed.append(different)
             self.flipped += float(different.sum())

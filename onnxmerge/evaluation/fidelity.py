@@ -220,8 +220,9 @@ def _add(accumulated: OutputMoments, expected: np.ndarray, found: np.ndarray, si
     accumulated.add(expected, found, first, scores=scores)
     step = max(1, DECIDED_AT_ONCE // max(1, expected[:1].size))
     for start in range(0, len(expected), step) if whole else ():
-        accumulated.decisions.add(expected[start : start + step], found[start : start + step])
-        accumulated.neighbours.add(expected[start : start + step], found[start : start + step])
+        some, others = expected[start : start + step], found[start : start + step]
+        accumulated.decisions.add(some, others)
+        accumulated.neighbours.add(some, others)
 
 
 def _classes(outputs: Outputs, size: int, label: str) -> tuple[np.ndarray, float]:

@@ -235,7 +235,6 @@ class OutputMoments:
         unexplained = 1.0 - fidelity
         # A batch of one hides that axis 0 is not the batch; the others show it.
         scored = 0 < self.scored_samples == self.samples and not self.decisions.are_features
-        changed = self.decisions.share(self.samples, synthetic=self.synthetic)
         holds = self.decisions.content(self.samples)
         return OutputFidelity(
             name=self.name,
@@ -255,7 +254,7 @@ class OutputMoments:
             fidelity_low=low,
             fidelity_high=high,
             is_constant=self._is_constant,
-            changed_decisions=changed,
+            changed_decisions=self.decisions.share(self.samples, synthetic=self.synthetic),
             changed_decisions_low=decided[0],
             changed_decisions_high=decided[1],
             holds=holds,

@@ -26,9 +26,9 @@ MEANINGS = {
     "95 % interval": "of the fidelity, for other inputs of the same kind",
     "worst input": "index, from 0, of the input with the largest relative L2: look at it",
     "same best class": "share of the inputs",
-    "nearest kept": "share of inputs whose nearest other input, by cosine, is among the candidate's five nearest",
     "changed decisions": "expected share, each weighed by how far the reference's best class led; of synthetic inputs a quarter",
     "their 95 % interval": "of the changed decisions, for other inputs of the same kind",
+    "nearest kept": "share of inputs whose nearest other input, by cosine, is among the candidate's five nearest",
 }
 """What the rows of a table of measures hold."""
 
