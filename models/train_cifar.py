@@ -1,43 +1,31 @@
 """Train four small image classifiers of different kinds on CIFAR-10 and export them to this folder.
 
-    pip install .[training,images]
+    pip install .[training]
     python models/train_cifar.py all    # trains, exports, measures; prints the rows of the README table
     python models/train_cifar.py vit --epochs 2 --threads 4 --data DIR --output DIR --checkpoints
 
-DIR of --data holds cifar10_jpeg_train.npz (`jpeg`: all files one after the other, `offsets`, `labels`) and
-cifar10_jpeg_test.npz (`images` uint8 (n, 3, 32, 32), `labels`). The test images choose nothing: the last weights are the
+DIR of --data holds CIFAR-10 as downloaded, or cifar10_jpeg_train.npz (`jpeg`: all files one after the other, `offsets`, `labels`)
+and cifar10_jpeg_test.npz (`images` uint8 (n, 3, 32, 32), `labels`). The test images choose nothing: the last weights are the
 ones exported. Fixed seeds give the same weights again on the same machine, PyTorch release and number of threads.
 """
 
 import argparse
-import copy
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from io import BytesIO
-from itertools import pairwise
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
-import onnx
-import onnxruntime
 import torch
-from PIL import Image
+from image_data import DATASETS, DataError, Images, load
+from image_training import Network, check, export, sizes, trained
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
 FOLDER = Path(__file__).resolve().parent
-DATA = FOLDER.parents[1] / "shared" / "data"
-SEED = 0
-MEAN = (0.4914, 0.4822, 0.4465)  # red, green, blue, of pixel / 255
-STD = (0.2023, 0.1994, 0.2010)
-BATCH = 128
-PADDING = 4  # pixels by which a random crop may move the image
-TOLERANCE = 1e-4  # largest difference of a class score between PyTorch and ONNX Runtime
+IMAGES = FOLDER.parents[1] / "shared" / "data"
+DATA = DATASETS["cifar10"]
 
 
 def convolve(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, act: nn.Module | None = None) -> nn.Module:
@@ -47,9 +35,9 @@ def convolve(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: in
     return nn.Sequential(OrderedDict(layers if act is None else {**layers, "act": act}))
 
 
-def classifier(features: dict[str, nn.Module], channels: int) -> nn.Sequential:
-    """The features, mean over space, ten class scores."""
-    head = {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "classifier": nn.Linear(channels, 10)}
+def classifier(features: dict[str, nn.Module], channels: int, classes: int = 10) -> nn.Sequential:
+    """The features, mean over space, class scores."""
+    head = {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "classifier": nn.Linear(channels, classes)}
     return nn.Sequential(OrderedDict({**features, **head}))
 
 
@@ -151,137 +139,49 @@ def densenet() -> nn.Module:
     return classifier(features, channels)
 
 
-class Images(NamedTuple):
-    """images (n, 3, 32, 32) uint8 and labels (n,) int64."""
-
-    images: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class Network:
-    """How to build, train (AdamW, one-cycle learning rate) and export one network."""
-
-    build: Callable[[], nn.Module]
-    epochs: int
-    learning_rate: float
-    keeps_batch_normalization: bool
-    words: str
+def adam(rate: float) -> Callable[..., torch.optim.Optimizer]:
+    """AdamW up to this learning rate."""
+    return partial(torch.optim.AdamW, lr=rate, weight_decay=0.05)
 
 
 NETWORKS = {
-    "mobilenetv2": Network(mobilenetv2, 9, 5e-3, True, "inverted residuals, depthwise, ReLU6; BatchNormalization kept"),
-    "vit": Network(VisionTransformer, 14, 2e-3, False, "patches, learned positions, LayerNorm, 4 heads, GELU, mean over tokens"),
-    "densenet": Network(densenet, 4, 5e-3, True, "dense blocks with Concat, BatchNormalization before ReLU, kept"),
-    "efficientnet": Network(efficientnet, 5, 5e-3, False, "MBConv with SiLU, squeeze-and-excite; BatchNormalization folded"),
+    "mobilenetv2": Network(mobilenetv2, 9, adam(5e-3), 128, "inverted residuals, depthwise, ReLU6; BatchNormalization kept"),
+    "vit": Network(
+        VisionTransformer, 14, adam(2e-3), 128, "patches, learned positions, LayerNorm, 4 heads, GELU, mean over tokens", False
+    ),
+    "densenet": Network(densenet, 4, adam(5e-3), 128, "dense blocks with Concat, BatchNormalization before ReLU, kept"),
+    "efficientnet": Network(
+        efficientnet, 5, adam(5e-3), 128, "MBConv with SiLU, squeeze-and-excite; BatchNormalization folded", False
+    ),
 }
 
 
-def load(folder: Path) -> tuple[Images, Images]:
-    """(training, test); the JPEG files of the former are decoded."""
-    with np.load(folder / "cifar10_jpeg_train.npz", allow_pickle=False) as archive:
-        files, offsets, labels = archive["jpeg"].tobytes(), archive["offsets"], archive["labels"]
-    decoded = [np.asarray(Image.open(BytesIO(files[begin:end])).convert("RGB")) for begin, end in pairwise(offsets)]
-    with np.load(folder / "cifar10_jpeg_test.npz", allow_pickle=False) as archive:
-        test = Images(torch.from_numpy(archive["images"]), torch.from_numpy(archive["labels"].astype(np.int64)))
-    return Images(torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2), torch.from_numpy(labels.astype(np.int64))), test
-
-
-def to_inputs(images: Tensor) -> Tensor:
-    """(n, 3, 32, 32) uint8 -> float32 model inputs, (pixel / 255 - MEAN) / STD."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
-    return (images.float() / 255 - mean) / std
-
-
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image of (n, 3, 32, 32) mirrored or not and moved by up to PADDING pixels; the border is reflected. uint8 stays."""
-    n, _, height, width = images.shape
-    padded = functional.pad(images.float(), [PADDING] * 4, mode="reflect").to(torch.uint8)
-    shift = torch.randint(0, 2 * PADDING + 1, (2, n, 1), generator=generator)
-    mirrored = torch.rand(n, 1, generator=generator) < 0.5
-    rows = shift[0] + torch.arange(height)
-    columns = shift[1] + torch.where(mirrored, torch.arange(width).flip(0), torch.arange(width))
-    crops = padded[torch.arange(n).view(n, 1, 1), :, rows[:, :, None], columns[:, None, :]]
-    return crops.permute(0, 3, 1, 2)  # channels last in memory, which is what the CPU convolutions want
-
-
-def train(network: Network, data: Images, epochs: int) -> Iterator[tuple[nn.Module, float]]:
-    """After each epoch (the network in training mode, mean loss of the epoch)."""
-    torch.manual_seed(SEED)
-    generator = torch.Generator().manual_seed(SEED)
-    model = network.build().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=network.learning_rate, weight_decay=0.05)
-    batches = len(data.labels) // BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, network.learning_rate, total_steps=epochs * batches, pct_start=0.2)
-    for _ in range(epochs):
-        total = 0.0
-        for batch in torch.randperm(len(data.labels), generator=generator)[: batches * BATCH].view(batches, BATCH):
-            scores = model(to_inputs(augment(data.images[batch], generator)))
-            loss = functional.cross_entropy(scores, data.labels[batch], label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.item()
-        yield model, total / batches
-
-
-def export(model: nn.Module, path: Path, keep_batch_normalization: bool) -> None:
-    """Write opset 17, IR 8, dynamic batch; PyTorch folds BatchNormalization unless told to keep it."""
-    kept: dict[str, Any] = {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
-    torch.onnx.export(
-        copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format),
-        (torch.zeros(1, 3, 32, 32),),
-        str(path),
-        dynamo=False,
-        opset_version=17,
-        input_names=["x"],
-        output_names=["y"],
-        dynamic_axes={"x": {0: "batch"}, "y": {0: "batch"}},
-        **(kept if keep_batch_normalization else {}),
-    )
-
-
-def check(path: Path, model: nn.Module, images: Tensor) -> Tensor:
-    """Class scores (n, 10) of the file by ONNX Runtime; raises unless PyTorch gives the same within TOLERANCE."""
-    onnx.checker.check_model(onnx.load(path), full_check=True)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    x = to_inputs(images).contiguous()
-    scores = torch.from_numpy(session.run(["y"], {"x": x.numpy()})[0])
-    difference = float((scores - copy.deepcopy(model).eval()(x).detach()).abs().max())
-    print(f"{path.name}: largest difference of PyTorch and ONNX Runtime {difference:.1e} in {len(x)} images", flush=True)
-    if not difference < TOLERANCE:
-        raise RuntimeError(f"{path}: scores differ by {difference}, more than {TOLERANCE}")
-    return scores
-
-
 def table_row(path: Path, network: Network, model: nn.Module, accuracy: float, epochs: int, cpu_minutes: float) -> str:
-    """The row of the README table for one file: trained parameters, MACs of convolutions and matrix products for one image."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        copy.deepcopy(model).eval()(torch.zeros(1, 3, 32, 32))
-    sizes = f"{sum(p.numel() for p in model.parameters()):,} | {counter.get_total_flops() // 2:,} | {path.stat().st_size:,}"
+    """The row of the README table for one file."""
+    parameters, macs = sizes(model, DATA)
     options = "`training=PRESERVE, do_constant_folding=False`" if network.keeps_batch_normalization else "default options"
-    return f"| `{path.name}` | {network.words} | {sizes} | {accuracy:.1f} % | {epochs} | {cpu_minutes:.1f} | {options} |"
+    measured = f"{parameters:,} | {macs:,} | {path.stat().st_size:,} | {accuracy:.1f} % | {epochs} | {cpu_minutes:.1f}"
+    return f"| `{path.name}` | {network.words} | {measured} | {options} |"
 
 
 def make(name: str, training: Images, test: Images, options: argparse.Namespace) -> None:
     """Train, export and check one network; print its row of the README table."""
     network, path = NETWORKS[name], options.output / f"cifar-{name}.onnx"
     epochs, begin = options.epochs or network.epochs, time.process_time()
-    for epoch, (trained, loss) in enumerate(train(network, training, epochs), 1):
-        model, minutes = trained, (time.process_time() - begin) / 60
+    for epoch, (model, loss) in enumerate(trained(network, DATA, training, epochs), 1):
+        minutes = (time.process_time() - begin) / 60
         print(f"{name}: epoch {epoch} of {epochs}, loss {loss:.3f}, {minutes:.1f} CPU minutes", flush=True)
         if options.checkpoints and epoch < epochs:
-            export(model, path.with_suffix(".unfinished.onnx"), network.keeps_batch_normalization)
-    export(model, path, network.keeps_batch_normalization)
-    right = check(path, model, test.images).argmax(1) == test.labels
-    print(table_row(path, network, model, 100.0 * float(right.double().mean()), epochs, minutes), flush=True)
+            export(model, path.with_suffix(".unfinished.onnx"), DATA, network.keeps_batch_normalization)
+    export(model, path, DATA, network.keeps_batch_normalization)
+    right = check(path, model, DATA, test.images).argmax(1) == test.labels
+    print(table_row(path, network, model, 100.0 * float(right.mean()), epochs, minutes), flush=True)
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=[*NETWORKS, "all"])
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the CIFAR-10 images")
+    parser.add_argument("--data", type=Path, default=IMAGES, help="folder of the CIFAR-10 images")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the exported files")
     parser.add_argument("--epochs", type=int, help="instead of each network's own number")
     parser.add_argument("--threads", type=int, default=1)
@@ -289,7 +189,10 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
-    training, test = load(options.data)
+    try:
+        training, test = load("cifar10", options.data)
+    except DataError as error:
+        parser.error(str(error))
     for name in NETWORKS if options.network == "all" else [options.network]:
         make(name, training, test, options)
 
