@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 TOOLS := $(VENV)/tools-installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# demo, verify_models, cuda and transcript have targets of their own, digits and networks are modules
-BENCHMARKS = $(filter-out $(addprefix benchmarks/,demo.py verify_models.py cuda.py transcript.py digits.py networks.py),$(sort $(wildcard benchmarks/*.py)))
+# demo, verify_models, cuda and transcript have targets of their own, the last four are modules
+NO_BENCHMARKS := demo.py verify_models.py cuda.py transcript.py digits.py networks.py trained_networks.py results.py
+BENCHMARKS = $(filter-out $(addprefix benchmarks/,$(NO_BENCHMARKS)),$(sort $(wildcard benchmarks/*.py)))
 
 # Where it is set, as in many containers, each of the hundreds of processes that tests start would compile the program again
 unexport PYTHONDONTWRITEBYTECODE
@@ -25,7 +26,7 @@ help:
 	@echo 'make fuzz     thousands of random graphs, each against an oracle; prints how a failing one is reproduced'
 	@echo 'make lint     ruff, mypy --strict, imports one way'
 	@echo 'make verify   compress, verify and time every model in models/; fails where one is slower'
-	@echo 'make bench    the benchmarks; what compressing costs alone: make bench-cost'
+	@echo 'make bench    the benchmarks, which go on where they stopped; what compressing costs alone: make bench-cost'
 	@echo 'make cuda     outputs and speed on CUDA, in at most ten minutes'
 	@echo 'make package  build the wheel and the source distribution, and check what they hold'
 	@echo 'make readme   write the transcripts in README.md and docs/ afresh'

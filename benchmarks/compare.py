@@ -3,8 +3,9 @@
     python benchmarks/compare.py [--only PART[,PART]] [--again]
 
 Every row that is done stands in benchmarks/results/compare.json with its settings, versions and processor; a row that is there is
-not made again without --again. The tables of benchmarks/RESULTS.md and the plots are written from that file alone. Needs
-../shared and `pip install onnxmerge[rivals]`; a method that cannot run says why. --only takes rows whose model, share or method
+not made again without --again. The tables of benchmarks/RESULTS.md and the plots are written from that file alone. Networks are
+those of ../shared and models/, and those that models/train_paper.py trains; one that is absent has a row that says how it is
+made. Needs `pip install onnxmerge[rivals]`; a method that cannot run says why. --only takes rows whose model, share or method
 holds one of the parts; --tables writes the tables and the plots afresh.
 """
 
@@ -25,24 +26,20 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import onnxruntime
-from accuracy import SHARED
 from digits import ROOT
+from results import FOLDER, Row, measured_here, save, write_block
 from rivals.cases import CASES, Case, NotRun, widths
 from rivals.methods import METHODS, Method
-from rivals.tables import Row, headline, plots, rendered
-from speed import write_block
+from rivals.tables import headline, plots, rendered
+from trained_networks import Trained
 
-import onnxmerge
 from onnxmerge import RuntimeOptions
 from onnxmerge.evaluation.latency import compare_latency
-from onnxmerge.execution.processor import processor_name
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import open_pair
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.report.progress import progress_bar
 
-FOLDER = ROOT / "benchmarks" / "results"
 FOUND = FOLDER / "compare.json"
 README = ROOT / "README.md"
 TIME_LIMIT = 1200  # seconds of one row
@@ -58,21 +55,19 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="make rows that are there once more")
     parser.add_argument("--tables", action="store_true", help="write the tables and the plots alone")
     arguments = parser.parse_args()
-    if not SHARED.is_dir() and not arguments.tables:
-        print(f"skipped: {SHARED} with the real models and images is absent")
-        return
     found = read()
     wanted = [
         (case, method)
         for case in CASES
         for method in METHODS
-        if any(part in case.path.stem for part in method.models)
+        if method.is_for(case)
         and any(part in f"{case.path.stem} {case.share} {method.name}" for part in arguments.only.split(","))
     ]
     try:
         if not arguments.tables:
             _make(found, wanted, again=arguments.again)
     finally:  # interrupted too: the tables are those of the file
+        save(FOUND, ordered(found))
         write_block("compare", rendered(ordered(found)))
         write_block("headline", headline(ordered(found)), README)
         for model, text in plots(ordered(found)).items():
@@ -81,13 +76,18 @@ def main() -> None:
 
 def _make(found: dict[str, Any], wanted: list[tuple[Case, Method]], *, again: bool) -> None:
     """Make the rows that are missing and write each into the file."""
+    wanted = [(case, method) for case, method in wanted if case.is_needed]
+    for path, network in {case.path: case.network for case, _ in wanted if not case.is_present}.items():
+        made_by = f"; {network.command}" if isinstance(network, Trained) else ""
+        print(f"not run: {path} or its images are absent{made_by}", flush=True)
+    wanted = [(case, method) for case, method in wanted if case.is_present]
     with progress_bar() as progress, tempfile.TemporaryDirectory() as folder:
         for number, (case, method) in enumerate(wanted):
             progress(f"{case.path.stem} {case.share} {method.name}", number / len(wanted))
             if again or found["rows"].get(key(case, method), {"again": True}).get("again"):
                 _refer(found, case)
                 found["rows"][key(case, method)] = row = _row(case, method, Path(folder) / "out.onnx")
-                _save(found)
+                save(FOUND, ordered(found))
                 print(_told(row), flush=True)
 
 
@@ -98,9 +98,13 @@ def read() -> dict[str, Any]:
 
 
 def ordered(found: dict[str, Any]) -> dict[str, Any]:
-    """The same as in the file, rows in the order of the cases and methods; rows of methods that are no more are left out."""
+    """Rows in the order of the cases and methods (those of earlier methods go), and what makes the networks that are absent."""
     keys = [key(case, method) for case in CASES for method in METHODS]
-    return {**found, "rows": [found["rows"][each] for each in keys if each in found["rows"]]}
+    rows = [found["rows"][each] for each in keys if each in found["rows"]]
+    references = {row["model"]: found["references"][row["model"]] for row in rows}
+    networks = [case.network for case in CASES if case.instead_of is None and case.path.stem not in references]
+    absent = {network.model: network.command for network in networks if isinstance(network, Trained)}
+    return {"references": references, "absent": absent, "rows": rows}
 
 
 def key(case: Case, method: Method) -> str:
@@ -110,13 +114,6 @@ def key(case: Case, method: Method) -> str:
 
 def _key_of(row: Row) -> str:
     return " | ".join((row["model"], row["share"], row["method"], row["chooser"], str(row["calibration"])))
-
-
-def _save(found: dict[str, Any]) -> None:
-    FOLDER.mkdir(exist_ok=True)
-    partial = FOUND.with_suffix(".partial")
-    partial.write_text(json.dumps(ordered(found), indent=1) + "\n", encoding="utf-8")
-    partial.replace(FOUND)
 
 
 def _refer(found: dict[str, Any], case: Case) -> None:
@@ -152,8 +149,7 @@ def _row(case: Case, method: Method, target: Path) -> Row:
         "macs_left": round(size.macs / before.macs, 5),
         "same_widths": sorted(widths(target)) == _expected_widths(case, target.with_name("prune.onnx")),
         **_latency(case, target),
-        "versions": _versions(method),
-        "processor": processor_name(gpu=False),
+        **measured_here(_versions(method)),
     }
 
 
@@ -172,9 +168,8 @@ def _latency(case: Case, target: Path) -> dict[str, Any]:
 
 
 def _versions(method: Method) -> dict[str, str]:
-    versions = {"onnxmerge": onnxmerge.__version__, "onnxruntime": onnxruntime.__version__}
     names = (*PACKAGES, *(DISTRIBUTIONS.get(each, each) for each in method.needs))
-    return versions | {name: metadata.version(name) for name in names}
+    return {name: metadata.version(name) for name in names}
 
 
 def _in_child(step: str, case: Case, method: Method, settings: dict[str, Any], target: Path) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """What compressing costs: CPU seconds as multiples of one pass over the same inputs, and peak memory as multiples of the model's
 size, against depth, width, input size, number of inputs and number of groups, for a ratio, the default and a sweep.
 
-    python benchmarks/cost.py [--full] [--write]
+    python benchmarks/cost.py [--full] [--only PART[,PART]] [--again]
 
 Each run is a process of its own, on one thread, with random weights and without timing. Every axis has a fitted exponent: 1 says
 that twice the depth takes twice as long. Without --full about four minutes on one core; --full adds a larger value to each axis,
-a network of ResNet-50's size, and models of 1 and 3 GB. `--write` puts the tables into benchmarks/RESULTS.md. Exits 1 where CPU
-time grows too fast.
+a network of ResNet-50's size, and models of 1 and 3 GB. --only takes runs whose command, axis or value holds one of the parts.
+Every run that is done stands in results/cost.json and is not made again without --again; the tables of RESULTS.md are written
+from that file. Exits 1 where CPU time grows too fast.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +31,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import onnx
 from networks import chain, resnet50, wide_perceptrons
-from speed import table, write_block
+from results import Results, Row, conditions, measured_here, table
 
 import onnxmerge
-from onnxmerge.execution.processor import processor_name
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.onnxio.model_files import stored_bytes
+from onnxmerge.report.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ AXES: dict[str, tuple[int, ...]] = {
 COMMANDS: dict[str, dict[str, Any]] = {"ratio": {"ratio": 0.5}, "default": {}, "sweep": {"targets": "macs=0.75,0.5,0.25"}}
 LARGE: dict[str, dict[str, Any]] = {each: {"ratio": 0.3, "method": each} for each in ("prune", "merge")}
 """For models of 1 and 3 GB, with --full; memory without that of a pass."""
+KEY = ("command", "depth", "width", "extent", "inputs", "groups", "blocks")
 STEEPEST = {"depth": 1.5, "width": 3.2, "extent": 2.3, "inputs": 1.3, "groups": 1.3}
 """Greatest exponent of CPU seconds: products of samples grow with the third power of the width, pixels with the second of the
 extent."""
@@ -106,60 +110,87 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
-def measured(command: str, case: Case, known: dict[tuple[str, Case], dict[str, float]]) -> dict[str, float]:
+def measured(command: str, case: Case) -> Row:
     """`child` in a process of its own."""
-    if (command, case) not in known:
-        words = [sys.executable, __file__, "--child", command, *map(str, astuple(case))]
-        known[command, case] = json.loads(
-            subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-        )
-    return known[command, case]
+    words = [sys.executable, __file__, "--child", command, *map(str, astuple(case))]
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return {name: float(f"{value:.4g}") for name, value in found.items()} | measured_here({})
 
 
-def row(command: str, axis: str, value: str, found: dict[str, float]) -> tuple[str, ...]:
-    passes, sizes = found["seconds"] / found["pass"], found["mib"] / found["model"]
-    return command, axis, value, f"{found['seconds']:.1f}", f"{passes:.0f}", f"{found['mib']:.0f}", f"{sizes:.3g}"
+def runs() -> Iterator[tuple[str, str, str, Case, bool]]:
+    """Every run: command, axis, value, the case, and whether it takes --full."""
+    for command in COMMANDS:
+        for axis, values in AXES.items():
+            for value in values:
+                case = replace(Case(), **{axis: value})
+                case = replace(case, groups=case.depth - 1) if axis == "depth" else case
+                yield command, axis, str(value), case, axis != "groups" and value == values[-1]
+        yield command, "ResNet-50's size", "224 x 224", Case(0, 0, 224, 64, 0), True
+    for command in LARGE:
+        for blocks in (4, 12):
+            yield command, "wide perceptrons", f"{blocks} blocks", Case(0, 0, 0, 256, 0, blocks), True
 
 
-def exponent(values: list[int], quantity: list[float]) -> float:
-    """The slope of a line through the logarithms."""
-    return float(np.polyfit(np.log(values), np.log(np.maximum(quantity, 1e-3)), 1)[0])
+def key(command: str, case: Case) -> tuple[Any, ...]:
+    """What tells a row from others; several axes share a run."""
+    return (command, *astuple(case))
+
+
+def rendered(rows: list[Row]) -> str:
+    """The tables of RESULTS.md."""
+    known = {tuple(row[name] for name in KEY): row for row in rows}
+    told = [
+        (command, axis, value, known[key(command, case)])
+        for command, axis, value, case, _ in runs()
+        if key(command, case) in known
+    ]
+    fits = [(command, axis, *(f"{slope:.2f}" for slope in slopes)) for (command, axis), slopes in exponents(rows).items()]
+    headers = ("command", "axis", "value", "CPU seconds", "in passes", "MiB", "in model sizes")
+    axes = table(("command", "axis", "exponent of CPU seconds", "of memory"), 2, fits)
+    return "\n".join([conditions(rows, "1 thread"), "", *axes, "", *table(headers, 2, [_cells(*each) for each in told])])
+
+
+def _cells(command: str, axis: str, value: str, row: Row) -> tuple[str, ...]:
+    passes, sizes = row["seconds"] / row["pass"], row["mib"] / row["model"]
+    size = f", {row['model'] / 1024:.3g} GiB" if axis == "wide perceptrons" else ""
+    return command, axis, value + size, f"{row['seconds']:.1f}", f"{passes:.0f}", f"{row['mib']:.0f}", f"{sizes:.3g}"
+
+
+def exponents(rows: list[Row]) -> dict[tuple[str, str], tuple[float, float]]:
+    """By command and axis: the slopes of lines through the logarithms of CPU seconds and of memory."""
+    known = {tuple(row[name] for name in KEY): row for row in rows}
+    points: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    for command, axis, value, case, _ in runs():
+        row = known.get(key(command, case))
+        if row is not None and axis in AXES:
+            points.setdefault((command, axis), []).append((float(value), row["seconds"], max(row["mib"], 1e-3)))
+    logs = {which: np.log(found).T for which, found in points.items() if len(found) > 1}
+    return {which: (_slope(x, seconds), _slope(x, mib)) for which, (x, seconds, mib) in logs.items()}
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.polyfit(x, y, 1)[0])
 
 
 def main() -> int:
     """Exit code 1 where CPU time grows faster than `STEEPEST`."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--only", default="", metavar="PART[,PART]")
+    parser.add_argument("--again", action="store_true", help="make runs that are there once more")
     options = parser.parse_args()
-    known: dict[tuple[str, Case], dict[str, float]] = {}
-    rows, fits, good = list[tuple[str, ...]](), list[tuple[str, ...]](), True
-    for command in COMMANDS:
-        for axis, every in AXES.items():
-            values = list(every if options.full or axis == "groups" else every[:-1])
-            cases = [replace(Case(), **{axis: value}) for value in values]
-            cases = [replace(case, groups=case.depth - 1) if axis == "depth" else case for case in cases]
-            found = [measured(command, case, known) for case in cases]
-            rows += [row(command, axis, str(value), each) for value, each in zip(values, found, strict=True)]
-            seconds, mib = (exponent(values, [each[what] for each in found]) for what in ("seconds", "mib"))
-            fits.append((command, axis, f"{seconds:.2f}", f"{mib:.2f}"))
-            good &= seconds <= STEEPEST[axis]
-            print(*rows[-len(values) :], fits[-1], sep="\n", flush=True)
-        if options.full:
-            large = measured(command, Case(0, 0, 224, 64, 0), known)
-            rows.append(row(command, "ResNet-50's size", "224 x 224", large))
-            print(rows[-1], flush=True)
-    for command, blocks in [(command, blocks) for command in LARGE for blocks in (4, 12) if options.full]:
-        found_large = measured(command, Case(0, 0, 0, 256, 0, blocks), known)
-        rows.append(row(command, "wide perceptrons", f"{blocks} blocks, {found_large['model'] / 1024:.3g} GiB", found_large))
-        print(rows[-1], flush=True)
-    place = f"{processor_name(gpu=False)}, 1 thread; onnxmerge {onnxmerge.__version__}."
-    lines = table(("command", "axis", "exponent of CPU seconds", "of memory"), 2, fits)
-    headers = ("command", "axis", "value", "CPU seconds", "in passes", "MiB", "in model sizes")
-    text = "\n".join([place, "", *lines, "", *table(headers, 2, rows)])
-    if options.write:
-        write_block("cost", text)
-    return int(not good)
+    found, parts = Results("cost", KEY, again=options.again), options.only.split(",")
+    wanted = {
+        key(command, case): (command, axis, value, case)
+        for command, axis, value, case, full in runs()
+        if (options.full or not full) and any(part in f"{command} {axis} {value}" for part in parts)
+    }
+    with progress_bar() as progress, found.told(rendered):
+        for number, (which, (command, axis, value, case)) in enumerate(wanted.items()):
+            progress(f"{command} {axis} {value}", number / len(wanted))
+            print(*_cells(command, axis, value, found.row(*which, make=partial(measured, command, case))), sep=" | ", flush=True)
+    return int(any(seconds > STEEPEST[axis] for (_, axis), (seconds, _) in exponents(found.rows).items()))
 
 
 if __name__ == "__main__":

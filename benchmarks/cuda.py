@@ -18,7 +18,8 @@ import onnx
 import onnxruntime
 from digits import MODELS, ROOT
 from networks import resnet50
-from speed import SHARED, table
+from results import table
+from trained_networks import SHARED
 
 import onnxmerge
 from onnxmerge.data.selection import inputs_for
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 def _models() -> Iterator[Path]:
-    yield from (*sorted(MODELS.glob("*.onnx")), *sorted(SHARED.glob("*.onnx")))
+    yield from (*sorted(MODELS.glob("*.onnx")), *sorted((SHARED / "models").glob("*.onnx")))
     large = FOLDER / "resnet50-random.onnx"
     onnx.save(resnet50(), large)
     yield large

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from accuracy import SHARED
 from digits import MODELS
+from trained_networks import SHARED
 
 from onnxmerge.errors import OnnxMergeError
 from onnxmerge.execution.processor import channel_block

@@ -7,25 +7,21 @@ import compare
 import numpy as np
 import onnx
 import pytest
-from accuracy import CIFAR, Network
 from onnx import TensorProto, helper, numpy_helper
 from rivals import folding, restoration
 from rivals.activations import Moments
-from rivals.cases import Case, absorbed, outputs, widths
-from rivals.tables import headline, plots, rendered
+from rivals.cases import CASES, Case, absorbed, outputs, widths
+from rivals.tables import headline, plots
+from trained_networks import CIFAR, TRAINED, Network, Trained
 
 from onnxmerge.graph.merge_validity import PreActivations
 from onnxmerge.graph.rewrite import Removal
 
-RESULTS = Path(compare.__file__).with_name("RESULTS.md")
 
-
-def test_tables_and_plots_are_written_from_the_file():
+def test_the_headline_and_the_plots_are_written_from_the_file():
     found = compare.ordered(compare.read())
-    (block,) = re.findall(r"<!-- compare -->\n(.*?)\n<!-- end of compare -->", RESULTS.read_text(encoding="utf-8"), re.DOTALL)
-    assert block == rendered(found), "python benchmarks/compare.py --tables writes it anew"
     (block,) = re.findall(r"<!-- headline -->\n(.*?)\n<!-- end of headline -->", compare.README.read_text("utf-8"), re.DOTALL)
-    assert block == headline(found)
+    assert block == headline(found), "python benchmarks/compare.py --tables writes it anew"
     drawn = plots(found)
     assert {path.name for path in compare.FOLDER.glob("*.svg")} == {f"compare-{model}.svg" for model in drawn}
     for model, text in drawn.items():
@@ -37,6 +33,24 @@ def test_every_row_says_what_it_was_or_why_it_is_none():
     assert rows
     for row in rows:
         assert ("reason" in row) != ({"accuracy", "settings", "versions", "processor", "cpu_seconds"} <= row.keys())
+
+
+def test_a_network_that_is_absent_is_told_with_the_command_that_makes_it():
+    found = {"references": {}, "rows": {}}
+    absent = compare.ordered(found)["absent"]
+    assert absent["wrn-40-4-cifar100"] == "python models/train_paper.py wrn-40-4 --dataset cifar100 --data FOLDER"
+    assert {"wrn-40-4-cifar10", "vgg-16-cifar100", "resnet-56-cifar100"} < absent.keys()
+    assert "models/paper/wrn-40-4-cifar10.onnx is absent" in headline(compare.ordered(found))
+
+
+def test_a_trained_network_stands_in_for_one_beside_the_project_alone_where_that_is_absent(tmp_path):
+    cases = {case.path.stem: case for case in CASES}
+    shared, own = cases["resnet56-cifar10"], cases["resnet-56-cifar10-folded"]
+    assert own.network.path.parent == TRAINED
+    assert isinstance(own.network, Trained)
+    assert own.network.command.endswith("resnet-56 --dataset cifar10 --fold --data FOLDER")
+    assert own.instead_of is shared.network
+    assert own.is_needed != shared.path.exists()
 
 
 def test_lbyl_is_exact_for_combinations_of_kept_channels():

@@ -1,5 +1,6 @@
 """The commands of README.md and docs/ run, what they name exists, transcripts and generated pages are what the program says."""
 
+import json
 import os
 import re
 import shlex
@@ -224,11 +225,12 @@ MEASURED = {
 
 
 def test_the_table_of_the_readme_is_what_was_measured():
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in (ROOT / "benchmarks" / "RESULTS.md").read_text().splitlines()
-    ]
-    found = {row[0]: row for row in rows if len(row) > 8 and row[1] == row[2] == "default" and row[6] == "1"}
+    rows = json.loads((ROOT / "benchmarks" / "results" / "speed-cpu.json").read_text(encoding="utf-8"))
+    found = {row["model"]: row for row in rows if (row["asked"], row["batch"], row["threads"]) == ("default", 1, 1)}
     told = [line.split("|")[1:-1] for line in PAGES["README.md"].splitlines() if line.startswith("| ")]
     table = {name.strip(): [value.strip() for value in values] for name, *values in told if len(values) == 3}
     table.pop("network")
-    assert table == {name: [found[model][9], *found[model][5].split(" -> ")] for name, model in MEASURED.items()}
+    measured = {name: found[model] for name, model in MEASURED.items()}
+    assert table == {
+        name: [f"{row['speedup']:.2f}", *(f"{right:.1f}" for right in row["right"])] for name, row in measured.items()
+    }

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from accuracy import CIFAR, LENET, PAPER_WIDTHS, RESNET, TEXT, VGG, Network
 from digits import MODELS
+from trained_networks import CIFAR, FOLDED, LENET, PAPER_WIDTHS, RESNET, TEXT, VGG, Network, trained
 
 from onnxmerge import PruningOptions
 from onnxmerge.evaluation.node_views import read_graph_view
@@ -49,6 +49,8 @@ class Case:
         Options of the program that name the groups.
     folder : Path or None
         Where the model is, if not beside the project.
+    instead_of : Network or None
+        The network beside the project in whose place this one is measured where that one is absent.
     """
 
     network: Network
@@ -56,6 +58,17 @@ class Case:
     ratio: float | None
     scope: Mapping[str, Any]
     folder: Path | None = None
+    instead_of: Network | None = None
+
+    @property
+    def is_present(self) -> bool:
+        """Whether the model and its images are at hand."""
+        return self.path.exists() and self.network.has_images
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether no network that goes before it is at hand."""
+        return self.instead_of is None or not self.instead_of.path.exists()
 
     @property
     def path(self) -> Path:
@@ -141,16 +154,30 @@ def widths(model: ModelSource) -> list[tuple[int, ...]]:
 
 def _cases() -> list[Case]:
     def uniform(network: Network, ratios: tuple[float, ...], **rest: Any) -> list[Case]:
-        folder, what = rest.pop("folder", None), rest.pop("what", "")
-        return [Case(network, f"{ratio:.0%}{what}", ratio, rest, folder) for ratio in ratios]
+        of_case = {name: rest.pop(name) for name in ("folder", "instead_of") if name in rest}
+        what = rest.pop("what", "")
+        return [Case(network, f"{ratio:.0%}{what}", ratio, rest, **of_case) for ratio in ratios]
 
-    transformer = Network("cifar-vit", VGG.images, CIFAR)
+    transformer, ratios = Network("cifar-vit", VGG.images, CIFAR), (0.3, 0.5, 0.7)
+    convolutions = {"exclude": ("/classifier*",)}
+    lenet, vgg, resnet = trained("lenet-300-100", "fashion-mnist"), trained("vgg-16", "cifar10"), trained("resnet-56", "cifar10")
     return [
         *uniform(LENET, (0.5, 0.7, 0.8)),
-        Case(VGG, "the paper's", None, {"exclude": ("/classifier*",)}),
-        *uniform(VGG, (0.3, 0.5, 0.7), exclude=("/classifier*",)),
-        *uniform(RESNET, (0.3, 0.5, 0.7), scope="chains"),
-        *uniform(transformer, (0.3, 0.5, 0.7), include=("*/fc1/*",), folder=MODELS),
+        *uniform(lenet, (0.5, 0.7, 0.8), instead_of=LENET),
+        Case(VGG, "the paper's", None, convolutions),
+        *uniform(VGG, ratios, **convolutions),
+        Case(vgg, "the paper's", None, convolutions, instead_of=VGG),
+        *uniform(vgg, ratios, **convolutions, instead_of=VGG),
+        *uniform(RESNET, ratios, scope="chains"),
+        *uniform(FOLDED, ratios, scope="chains"),
+        *uniform(resnet, ratios, scope="chains", instead_of=RESNET),
+        *uniform(trained("resnet-56", "cifar10", folded=True), ratios, scope="chains", instead_of=FOLDED),
+        *uniform(trained("wrn-40-4", "cifar10"), ratios, scope="chains"),
+        Case(trained("vgg-16", "cifar100"), "the paper's", None, convolutions),
+        *uniform(trained("vgg-16", "cifar100"), ratios, **convolutions),
+        *uniform(trained("resnet-56", "cifar100"), ratios, scope="chains"),
+        *uniform(trained("wrn-40-4", "cifar100"), ratios, scope="chains"),
+        *uniform(transformer, ratios, include=("*/fc1/*",), folder=MODELS),
         *uniform(transformer, (0.3, 0.5), what=" and attention", folder=MODELS),
         *uniform(TEXT, (0.3, 0.5), folder=MODELS),
     ]

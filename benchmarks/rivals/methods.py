@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,7 +44,7 @@ class Method:
     needs : tuple of str
         Optional packages.
     models : tuple of str
-        Parts of the names of the models that it is for; all by default.
+        Regular expressions, one of which the name of a model that it is for contains; all by default.
     """
 
     name: str
@@ -54,6 +55,10 @@ class Method:
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     models: tuple[str, ...] = ("",)
+
+    def is_for(self, case: Case) -> bool:
+        """Whether the case has a row of it."""
+        return any(re.search(part, case.path.stem) for part in self.models)
 
     def settings(self) -> list[dict[str, Any]]:
         """All combinations of the grid."""
@@ -102,7 +107,7 @@ RIDGES = (1e-4, 1e-3, 1e-2)
 METHODS = (
     *(_of_program("prune", 0, norm, method="prune", criterion=norm) for norm in ("l1-norm", "l2-norm")),
     *(_of_program("merge", 0, norm, method="merge", criterion=norm) for norm in ("l1-norm", "l2-norm", "l2-gm")),
-    _of_program("auto", 0, "reconstruction or norm", ("lenet", "vit", "llama"), method="auto"),
+    _of_program("auto", 0, "reconstruction or norm", ("lenet", "vit", "llama", "cifar10$", "folded"), method="auto"),
     _of_program("reconstruct", 0, method="reconstruct"),
     *(_of_program("reconstruct", count, method="reconstruct") for count in (64, 500, 1000)),
     Method(

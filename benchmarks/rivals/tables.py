@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import median
 from typing import Any
 
-from speed import table
+from results import Row, conditions, table
 
 from rivals.plots import AXES, chart
 
-Row = dict[str, Any]
 HEADERS = ("method", "channels chosen by", "images")
 COSTS = ("model", "removed", "method", "channels chosen by", "images", "parameters left", "MACs left")
 MEASURED = ("CPU seconds", "MiB", "latency", "95 % interval")
+ABSENT = "models/paper/{}.onnx is absent"
+EQUAL = """Speed at equal accuracy: the time of a call with 16 inputs over the original's, of the fastest result of each method
+that is faster than the original and loses at most so many points of accuracy (and what it removed). Times are medians over all
+results with as many MACs, whose layers have the same widths. CPU seconds and MiB are those of making that
+result, or where there is none, of the first share:"""
+COST = "What each row cost, and what became of the size and the time of a call with 16 inputs:"
+LOST = (1.0, 2.0, 5.0)  # points of accuracy within which the fastest result of a method is looked for
 COMPARED = 500  # calibration images of ours beside rivals that see some
 
 
 def rendered(found: dict[str, Any]) -> str:
     """The text for RESULTS.md."""
     rows: list[Row] = found["rows"]
-    parts = [_conditions(rows), "", *_margins(rows)]
+    parts = [conditions(rows, "1 thread"), "", *_margins(found)]
     for model, facts in found["references"].items():
         own = [row for row in rows if row["model"] == model]
         if own:
             parts += ["", *_of_model(model, facts, own)]
     done = [row for row in rows if "accuracy" in row]
     costs = [(*_names(row), *_costs(row)) for row in done]
-    return "\n".join([*parts, "", "What each row cost, and what became of the size and the time of a call with 16 inputs:", "",
-                      *table((*COSTS, *MEASURED), 5, costs)])  # fmt: skip
+    for model, command in found["absent"].items():
+        parts += ["", f"**{model}**: not run: {ABSENT.format(model)}; `{command}` makes it."]
+    return "\n".join([*parts, "", EQUAL, "", *_at_equal_accuracy(found), "", COST, "", *table((*COSTS, *MEASURED), 5, costs)])
 
 
 def headline(found: dict[str, Any]) -> str:
     """The table for README.md: half of the channels of every group gone."""
-    rows = [row for row in found["rows"] if row["share"].startswith("50%")]
-    return "\n".join(_margins(rows))
+    return "\n".join(_margins({**found, "rows": [row for row in found["rows"] if row["share"].startswith("50%")]}))
 
 
 def plots(found: dict[str, Any]) -> dict[str, str]:
     """By model its SVG file; of each family of methods the best one."""
     drawn = {}
     for model, facts in found["references"].items():
-        rows = [row for row in found["rows"] if row["model"] == model and "accuracy" in row]
+        rows = _timed(found, model)
         best: dict[tuple[str, str], Row] = {}
         for row in rows:
             key = row["family"], row["share"]
@@ -59,17 +66,37 @@ def is_ours(row: Row) -> bool:
     return bool(row["family"].startswith("onnxmerge"))
 
 
-def _conditions(rows: Iterable[Row]) -> str:
-    versions: dict[str, str] = {}
-    processors = dict.fromkeys(row["processor"] for row in rows if "processor" in row)
-    for row in rows:
-        versions |= row.get("versions", {})
-    listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-    return f"{' and '.join(processors)}, 1 thread; {listed}."
+def _at_equal_accuracy(found: dict[str, Any]) -> list[str]:
+    lines = []
+    for model, facts in found["references"].items():
+        done = _timed(found, model)
+        for family in dict.fromkeys(row["family"] for row in done):
+            own = [row for row in done if row["family"] == family]
+            fastest = [_fastest(own, facts["accuracy"] - lost) for lost in LOST]
+            made = next((row for row in fastest if row), own[0])
+            cells = [f"{row['time_left']:.2f} ({row['share']})" if row else "-" for row in fastest]
+            lines.append((model, family, *cells, f"{made['cpu_seconds']:.1f}", f"{made['memory_mib']:.0f}"))
+    headers = ("model", "method", *(f"at most {lost:g} lost" for lost in LOST), "CPU seconds", "MiB")
+    return table(headers, 2, lines)
 
 
-def _margins(rows: list[Row]) -> list[str]:
+def _fastest(rows: list[Row], accuracy: float) -> Row | None:
+    good = [row for row in rows if row["accuracy"] >= accuracy and row["time_left"] < 1.0]
+    return min(good, key=lambda row: float(row["time_left"]), default=None)
+
+
+def _timed(found: dict[str, Any], model: str) -> list[Row]:
+    """The results for a model, with the median latency of those of equal widths."""
+    done = [row for row in found["rows"] if row["model"] == model and "accuracy" in row]
+    same: dict[float, list[float]] = {}
+    for row in done:
+        same.setdefault(row["macs_left"], []).append(row["latency_ratio"])
+    return [{**row, "time_left": median(same[row["macs_left"]])} for row in done]
+
+
+def _margins(found: dict[str, Any]) -> list[str]:
     """For every case the program and the best rival, with equal widths and equally many images or none."""
+    rows: list[Row] = found["rows"]
     cases = dict.fromkeys((row["model"], row["share"]) for row in rows)
     lines = []
     for case in cases:
@@ -82,6 +109,7 @@ def _margins(rows: list[Row]) -> list[str]:
             cells.append(f"{ours[0]['accuracy']:.2f}" if ours else "-")
             cells.append(f"{best['accuracy']:.2f}, {best['method']}" if best else "-")
         lines.append((*case, *cells))
+    lines += [(model, "-", f"not run: {ABSENT.format(model)}", "-", "-", "-") for model in found["absent"]]
     headers = (
         "model",
         "removed",
