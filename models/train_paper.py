@@ -1,7 +1,7 @@
 """Train the networks of the neuron merging paper and export them where `benchmarks/compare.py` finds them (models/paper).
 
     pip install .[training]
-    python models/train_paper.py wrn-40-4 --dataset cifar100 --data FOLDER    # minutes on a GPU; says how long before it begins
+    python models/train_paper.py wrn-40-4 --dataset cifar100 --data FOLDER    # says how long it takes before it begins
     python models/train_paper.py resnet-56 --data FOLDER --fold --epochs 60 --device cpu --threads 8 --output FOLDER
     python models/train_paper.py vgg-16 --data FOLDER --estimate              # says how long it would take, and ends
 
