@@ -10,7 +10,7 @@ from onnx import parser
 from onnxmerge import bench, compress, verify
 from onnxmerge.data import inputs as inputs_module
 from onnxmerge.data import synthetic
-from onnxmerge.data.first_layers import input_properties
+from onnxmerge.data.first_layers import dense_first_layer, input_properties, trained_mean, with_first_layer_noise
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
@@ -105,3 +105,35 @@ def test_calibration_inputs_may_be_arrays(tmp_path, named):
     ids = np.arange(15).reshape(3, 5)
     path = written(EMBEDDING, tmp_path)
     assert verify(path, path, calibration={"ids": ids} if named else ids, provider="cpu").fidelity.input_count == 3
+
+
+DENSE = {
+    "Gemm": "h = Gemm<transB=1>(x, a, c)",
+    "MatMul and Add": "t = Transpose(a)  m = MatMul(x, t)  h = Add(c, m)",
+    "no bias": "t = Transpose(a)  h = MatMul(x, t)",
+}
+
+
+@pytest.mark.parametrize("first", DENSE, ids=str)
+def test_a_dense_first_layer_tells_the_mean_that_it_was_trained_on(first, tmp_path):
+    rng = np.random.default_rng(1)
+    mean, errors = rng.normal(size=12), -rng.exponential(size=(60, 400))
+    samples = mean + 0.5 * rng.normal(size=(400, 12))
+    graph = f"{{ {DENSE[first]}  r = Relu(h)  y = MatMul(r, b) }}"
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> g (float[N,12] x) => (float[N,4] y)
+    <float[60,12] a, float[60] c, float[60,4] b> {graph}"""
+    path = written(text, tmp_path, a=errors @ samples, c=errors.sum(1))
+    analysed = analyse_model(path)
+    inputs = inputs_for(open_session(path, optimise=False), analysed.shapes, InputOptions(), 2000)
+    shaped = with_first_layer_noise(inputs, *dense_first_layer(analysed.channels), seed=0)
+    values = np.concatenate([feeds["x"] for feeds in shaped.batches(500)])
+    expected = 0.0 if first == "no bias" else mean
+    assert np.abs(values[::2].mean(0) - expected).max() < 0.15  # moved
+    assert np.abs(values[1::2].mean(0) - expected).max() < 0.15  # noise
+
+
+def test_random_weights_tell_no_mean():
+    rng = np.random.default_rng(0)
+    found = [trained_mean(rng.normal(size=(200, 50)), rng.normal(size=200), 0.5) for _ in range(20)]
+    assert np.sqrt(np.square(np.array(found) - 0.5).mean()) < 0.2
+    np.testing.assert_array_equal(trained_mean(np.zeros((3, 2)), np.ones(3), 0.5), [0.5, 0.5])
