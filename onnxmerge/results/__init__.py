@@ -7,8 +7,9 @@ The JSON Schemas in docs/schemas are made from the docstrings of these classes.
 from onnxmerge.results.compression import Compression, GroupResult, Inspection, Sweep, SweepPoint
 from onnxmerge.results.examples import ExampleInput
 from onnxmerge.results.execution import Execution, InputShape
-from onnxmerge.results.fidelity import Accuracy, Fidelity, LayerComparison, NodeDeviation, OutputFidelity, Verification
+from onnxmerge.results.fidelity import Accuracy, Fidelity, OutputFidelity, Verification
 from onnxmerge.results.latency import Benchmark, LatencyComparison, LatencySummary
+from onnxmerge.results.layer_comparison import LayerComparison, NodeDeviation
 from onnxmerge.results.size import Size
 
 # fmt: off
