@@ -319,3 +319,11 @@ def test_what_was_asked_for_is_told_where_no_candidate_was_worth_building(
     monkeypatch.setattr(fidelity_search, "_worth_building", lambda *_, **__: None)
     result = compress(content_model(CONTENTS["a name"][0]), tmp_path / "o.onnx", bench=False, samples=32)
     assert "no smaller model was found that keeps a fidelity of 0.97" in result.warnings
+
+
+def test_vectors_of_several_lengths_have_no_neighbours() -> None:
+    """Such as sounds, one in a call."""
+    parts = [RNG.standard_normal((1, 100 + number)) for number in range(20)]
+    (found,), _ = compare_outputs([(1, {"y": part}, {"y": part}) for part in parts], ["y"])
+    assert found.neighbours_kept is None
+    assert found.fidelity == 1.0

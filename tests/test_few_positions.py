@@ -72,7 +72,7 @@ def test_what_computes_position_by_position_computes_no_others(end: str) -> None
     model = model_with(ENDS[end])
     ranks = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
     nodes, outputs = at_few_positions(model.graph.node, [output.name for output in model.graph.output], ranks, {"y": 3})
-    few = {"h//few", "z//few", outputs[0]}
+    few = {"h//few/y", "z//few/y", outputs[0]}
     while found := {name for node in nodes if node.op_type != "Slice" and few & set(node.input) for name in node.output} - few:
         few |= found
     assert sum(node.op_type not in ("Slice", "Constant") and node.output[0] in few for node in nodes) == BY_THEMSELVES.get(end, 0)
@@ -81,6 +81,17 @@ def test_what_computes_position_by_position_computes_no_others(end: str) -> None
 
 def test_few_ids_and_long_sequences_of_classes_are_compared_whole() -> None:
     whole = {"bytes": (1, 128, 256), "anchors": (1, 25200, 85), "features": (4, 1 << 21), "short": (2, 8, 1 << 20)}
-    shapes = {"text": (1, 128, 50257), **whole}
-    assert position_steps(shapes, shapes, 17) == {"text": 7}
-    assert position_steps(shapes, shapes, 9) == {}
+    shapes = {"ids": (1, 128), "text": (1, 128, 50257), "heat maps": (1, 84, 33600), **whole}
+    assert position_steps(shapes, ["ids"], shapes, 17) == {"text": 5}
+    assert position_steps(shapes, ["ids"], shapes, 9) == {}
+    assert position_steps(shapes, ["text"], shapes, 17) == {}
+
+
+def test_two_outputs_of_one_tensor_are_both_compared_at_few_positions() -> None:
+    model = model_with("y = MatMul(h, W)  z = Softmax<axis = -1>(y)")
+    x = np.random.default_rng(1).normal(size=(3, LENGTH, WIDTH)).astype(np.float32)
+    source = model.SerializeToString()
+    whole = open_session(source, optimise=False, threads=1).run({"x": x})
+    few = opened_at_few_positions(source, "the model", {"y": 3, "z": 5}, 1).run({"x": x})
+    for found, expected, step in zip(few.values(), whole.values(), (3, 5), strict=True):
+        np.testing.assert_allclose(found, expected[:, step // 2 :: step], rtol=1e-5, atol=1e-6)

@@ -25,6 +25,8 @@ class Neighbours:
     def add(self, reference: np.ndarray, candidate: np.ndarray) -> None:
         """Add arrays (samples, ...) of one shape; those that hold no vectors are left out."""
         shape = reference.shape[1:]
+        if self.reference and reference[:1].size != self.reference[0][:1].size:  # of other lengths, such as sounds
+            self.held = HELD_NUMBERS + 1
         if reference.dtype.kind != "f" or not shape or max(shape) < LEAST_LENGTH or max(shape) != reference[:1].size:
             return
         if self.held + reference.size <= HELD_NUMBERS:
@@ -34,7 +36,7 @@ class Neighbours:
 
     def kept(self) -> float | None:
         """Share of the inputs whose nearest other input, by cosine, is among the candidate's `NEAREST`; None of too few."""
-        if sum(map(len, self.reference)) < LEAST_INPUTS:
+        if sum(map(len, self.reference)) < LEAST_INPUTS or self.held > HELD_NUMBERS:
             return None
         before, after = (_cosines(np.concatenate(rows)) for rows in (self.reference, self.candidate))
         nearest = before.argmax(axis=1)

@@ -2,7 +2,7 @@
 
 Only what is certain counts: taken for features, class scores would lose more than they may, since their decisions go uncounted.
 A classifier ends in a layer with weights, in a softmax or a sigmoid, or in a Relu and a mean over positions (SqueezeNet); no
-other activation and no normalisation comes last in one.
+other activation and no normalisation of each input comes last in one (a BatchNormalization does, in binary networks).
 """
 
 import re
@@ -16,7 +16,7 @@ ID_SOURCES = frozenset(
 )
 """Operators that write ids, and which of their outputs holds them."""
 FEATURE_SOURCES = frozenset(
-    {"LpNormalization", "BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization"}
+    {"LpNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization"}
     | {"RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
     | {"LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "HardSwish", "Swish", "Mish", "QuickGelu"}
 )
@@ -29,6 +29,9 @@ FEATURE_NAMES = frozenset(
     | {"hidden", "pooler"}
 )
 """Words of the names that exporters give outputs of features: image_embeds, last_hidden_state, pooler_output."""
+
+SCORE_NAMES = frozenset({"logit", "logits", "class", "classes", "score", "scores", "prob", "probs"})
+"""Words of names beside which those of features say nothing: hidden_class, feature_logits."""
 
 
 def output_kinds(proto: ModelProto) -> Mapping[str, str]:
@@ -55,7 +58,9 @@ def _kind(name: str, producers: Producers) -> str:
     if node is not None and (node.op_type, position) in ID_SOURCES:
         return IDS
     words = re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
-    if "/" not in name and not FEATURE_NAMES.isdisjoint(words):  # a path is that of a node, which may lie in a part called so
+    if (
+        "/" not in name and not FEATURE_NAMES.isdisjoint(words) and SCORE_NAMES.isdisjoint(words)
+    ):  # a path is that of a node, which may lie in a part called so
         return FEATURES
     node, _ = _origin(name, producers, MOVES | MEANS)
     return FEATURES if node is not None and (node.op_type in FEATURE_SOURCES or _is_gated(node, producers)) else ""

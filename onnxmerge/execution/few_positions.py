@@ -25,13 +25,19 @@ BY_NUMBER, BY_OPERAND, BY_ROW = ("Cast", "Identity", "Tanh"), ("Add", "Sub", "Mu
 """Operators that compute each position by itself: of one operand, of another one with a number for each id, over the ids."""
 
 
-def position_steps(shapes: Mapping[str, Sequence[int]], outputs: Iterable[str], opset: int) -> dict[str, int]:
+def position_steps(
+    shapes: Mapping[str, Sequence[int]], id_inputs: Iterable[str], outputs: Iterable[str], opset: int
+) -> dict[str, int]:
     """Every how many-th position is compared, of outputs (batch, length, ids) of many ids; others are compared whole.
+
+    Only where inputs (batch, length) hold ids: the second axis of a detector's (batch, 84, 33600) is no position.
 
     Parameters
     ----------
     shapes : mapping of str to sequence of int
         Of tensors in a run.
+    id_inputs : iterable of str
+        Names of the graph inputs of whole numbers.
     outputs : iterable of str
         Names of the graph outputs.
     opset : int
@@ -39,13 +45,15 @@ def position_steps(shapes: Mapping[str, Sequence[int]], outputs: Iterable[str], 
 
     Examples
     --------
-    >>> position_steps({"logits": (1, 128, 50257), "hidden": (1, 128, 384)}, ["logits", "hidden"], 17)
-    {'logits': 7}
+    >>> shapes = {"ids": (1, 128), "logits": (1, 128, 50257), "hidden": (1, 128, 384)}
+    >>> position_steps(shapes, ["ids"], ["logits", "hidden"], 17)
+    {'logits': 5}
     """
+    lengths = {shapes[name][1] for name in id_inputs if len(shapes.get(name, ())) == 2}
     known = {name: shapes[name] for name in outputs if len(shapes.get(name, ())) == 3 and opset >= SLICE_OPSET}
-    many = {name: (length, ids) for name, (_, length, ids) in known.items() if ids > length}
+    many = {name: (length, ids) for name, (_, length, ids) in known.items() if ids > length and length in lengths}
     steps = {name: min(length * ids // COMPARED_NUMBERS, length // LEAST_POSITIONS) for name, (length, ids) in many.items()}
-    return {name: step | 1 for name, step in steps.items() if step > 1}
+    return {name: (step - 1) | 1 for name, step in steps.items() if step > 2}
 
 
 def at_few_positions(
@@ -80,11 +88,11 @@ def at_few_positions(
         source, first = output, len(result)
         while source in at and readers[source] == 1 and (read := _read_by_position(result[at[source]], known)):
             source, first, node = read, at[source], NodeProto.FromString(result[at[source]].SerializeToString())
-            node.input[:] = [_few(name) if name == read else name for name in node.input]
-            node.output[:] = map(_few, node.output)
+            node.input[:] = [_few(name, output) if name == read else name for name in node.input]
+            node.output[:] = [_few(name, output) for name in node.output]
             result[first] = node
-        result[first:first] = _sliced(source, step)
-        names[output] = _few(output)
+        result[first:first] = _sliced(source, step, _few(source, output))
+        names[output] = _few(output, output)
     return result, list(names.values())
 
 
@@ -104,8 +112,9 @@ def opened_at_few_positions(model: ModelSource, name: str, steps: Mapping[str, i
     return open_session(content, optimise=True, threads=threads, label=label_of(model, name), folder=folder)
 
 
-def _few(name: str) -> str:
-    return f"{name}//few"
+def _few(name: str, output: str) -> str:
+    """Of a tensor that is computed for an output: two outputs may come from one tensor, each at positions of its own."""
+    return f"{name}//few/{output}"
 
 
 def _with_ranks_of_constants(nodes: Iterable[NodeProto], ranks: Mapping[str, int]) -> dict[str, int]:
@@ -139,9 +148,8 @@ def _read_by_position(node: NodeProto, ranks: Mapping[str, int]) -> str | None:
     return None
 
 
-def _sliced(source: str, step: int) -> list[NodeProto]:
-    """Every step-th position of (batch, length, n)."""
-    few = _few(source)
+def _sliced(source: str, step: int, few: str) -> list[NodeProto]:
+    """Every step-th position of (batch, length, n), written to `few`."""
     numbers = {f"{few}/first": step // 2, f"{few}/end": np.iinfo(np.int64).max, f"{few}/axis": 1, f"{few}/step": step}
     tensors = [numpy_helper.from_array(np.array([value], np.int64), name) for name, value in numbers.items()]
     constants = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in tensors]

@@ -190,7 +190,9 @@ def _worth_building(
 
 
 def kept_by(outputs: Sequence[OutputFidelity]) -> str:
-    """What outputs keep, in the words of `asked_of`."""
+    """What outputs keep, in the words of `asked_of`; or why that is not known."""
+    if defects := [output.defect for output in outputs if output.defect]:
+        return f"no fidelity that can be measured ({defects[0]})"
     rows = [output.worst_row_fidelity for output in outputs if output.rows and not output.has_decisions]
     worst = f" ({min(rows):.4f} in the worst row)" if rows else ""
     changes = [output.changed_decisions for output in outputs if output.changed_decisions is not None]

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.evaluation.repeated_fidelity import RepeatedFidelity
 from onnxmerge.execution.few_positions import position_steps
@@ -97,7 +99,8 @@ class ModelMeasurements:
         """
         model = self.analysed.model
         outputs = [tensor.name for tensor in model.graph.outputs] if self.solving.synthetic else []
-        steps = position_steps(self.analysed.shapes, outputs, model.opset)
+        ids = [tensor.name for tensor in model.graph.inputs if tensor.dtype in (np.int32, np.int64)]
+        steps = position_steps(self.analysed.shapes, ids, outputs, model.opset)
         return RepeatedFidelity(self.reference, self.options.runtime.threads, steps)
 
 

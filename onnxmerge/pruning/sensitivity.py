@@ -101,7 +101,9 @@ def measure_sensitivities(
     sizes = [batch_size(feeds) for feeds in batches]
     run = context.new_run(statistics.reference.matched, batches)
     facts = context.channels.facts
-    steps = position_steps(facts.shapes, [tensor.name for tensor in facts.model.graph.outputs], facts.model.opset)
+    graph = facts.model.graph
+    ids = [tensor.name for tensor in graph.inputs if tensor.dtype in (np.int32, np.int64)]
+    steps = position_steps(facts.shapes, ids, [tensor.name for tensor in graph.outputs], facts.model.opset)
     outputs = run.session_to_outputs({}, steps)
     expected = [run.run_session(outputs, batch) for batch in range(len(batches))]
     sensitivities: dict[str, tuple[Sensitivity, ...]] = {group.name: () for group in groups}

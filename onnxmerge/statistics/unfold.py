@@ -146,7 +146,9 @@ def window_of(
 
 @lru_cache(1 << 12)
 def drawn_positions(steps: tuple[int, ...], batch: int) -> Positions:
-    """Every so many-th position along each axis, from offsets of which as many batches as a step has positions draw each once.
+    """Every so many-th position along each axis, from an offset that differs from batch to batch.
+
+    Of `step` batches, counted from 0, each has another one.
 
     Where each batch drew its own, 8 batches in steps of 5 saw one row in six never. What a network of sound gave for its lowest
     pitch, beside the padding, was off by three times its standard deviation then.
