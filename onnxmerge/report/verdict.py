@@ -132,7 +132,7 @@ def _advice(result: Compression, is_smaller: bool) -> str:
         return _sentences(["most of what makes the outputs differ from input to input is lost: let more stay"])
     if not is_smaller and fidelity is not None and "synthetic" in fidelity.input_description:
         believed = "and the figures can be believed: `calibration=DIR`"
-        return _sentences([f"with {USEFUL_INPUTS} inputs of yours more can go, {believed}"])
+        return _sentences([f"with {USEFUL_INPUTS} inputs of yours more may go, {believed}"])
     if not is_smaller:
         return "" if result.groups else _sentences(["the reasons are listed by layer"])
     return _sentences(() if latency is None else latency.likely_reasons[:1])
