@@ -118,7 +118,7 @@ def dense_first_layer(channels: Channels) -> tuple[str, np.ndarray, np.ndarray] 
         is_input = any(source is tensor for tensor in channels.model.graph.inputs)
         is_float = source.dtype in (np.float16, np.float32, np.float64, TensorProto.BFLOAT16)
         if is_input and is_float and shape is not None and int(np.prod(shape[1:])) == weight.shape[1]:
-            return str(source.name), weight.astype(np.float64), _bias(channels, layer)
+            return str(source.name), weight, _bias(channels, layer)
     return None
 
 
@@ -180,6 +180,7 @@ def with_first_layer_noise(inputs: Inputs, name: str, weight: np.ndarray, bias: 
     weight, bias : (out, in), (out,) of the dense layer that reads it
     seed : of the noise
     """
+    weight = weight.astype(np.float64)  # here, since nothing holds a copy of large weights where no inputs are made
     _, scales, directions = np.linalg.svd(weight, full_matrices=False)
     first = inputs.take(inputs.indices[:64])
     others, is_only_input = first[name].astype(np.float64), inputs.by_row and len(first) == 1

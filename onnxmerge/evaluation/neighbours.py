@@ -10,8 +10,8 @@ NEAREST = 5
 """Among so many nearest of the candidate the reference's nearest one counts as kept. Whether the nearest one stays the nearest
 says little of what a search finds: of images of digits 39 % did in a network whose neighbours told the class as well as before.
 """
-HELD_NUMBERS = 1 << 22
-"""Numbers of vectors that are held, 16 MiB of each model: 256 inputs of 16,384."""
+HELD_NUMBERS = 1 << 20
+"""Numbers of vectors that are held, 4 MiB of each model: 256 inputs of 4,096; comparing them takes a few times that."""
 
 
 @dataclass
