@@ -58,9 +58,8 @@ def _kind(name: str, producers: Producers) -> str:
     if node is not None and (node.op_type, position) in ID_SOURCES:
         return IDS
     words = re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
-    if (
-        "/" not in name and not FEATURE_NAMES.isdisjoint(words) and SCORE_NAMES.isdisjoint(words)
-    ):  # a path is that of a node, which may lie in a part called so
+    is_path = "/" in name  # that of a node, which may lie in a part called so
+    if not is_path and not FEATURE_NAMES.isdisjoint(words) and SCORE_NAMES.isdisjoint(words):
         return FEATURES
     node, _ = _origin(name, producers, MOVES | MEANS)
     return FEATURES if node is not None and (node.op_type in FEATURE_SOURCES or _is_gated(node, producers)) else ""

@@ -11,6 +11,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
 from onnxmerge.execution.sessions import ModelSource, Session, label_of, open_session, path_of
+from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.traversal import tensors_read
 from onnxmerge.onnxio.wire_format import read_model
 
@@ -25,9 +26,7 @@ BY_NUMBER, BY_OPERAND, BY_ROW = ("Cast", "Identity", "Tanh"), ("Add", "Sub", "Mu
 """Operators that compute each position by itself: of one operand, of another one with a number for each id, over the ids."""
 
 
-def position_steps(
-    shapes: Mapping[str, Sequence[int]], id_inputs: Iterable[str], outputs: Iterable[str], opset: int
-) -> dict[str, int]:
+def position_steps(shapes: Mapping[str, Sequence[int]], ids: Iterable[str], outputs: Iterable[str], opset: int) -> dict[str, int]:
     """Every how many-th position is compared, of outputs (batch, length, ids) of many ids; others are compared whole.
 
     Only where inputs (batch, length) hold ids: the second axis of a detector's (batch, 84, 33600) is no position.
@@ -36,8 +35,8 @@ def position_steps(
     ----------
     shapes : mapping of str to sequence of int
         Of tensors in a run.
-    id_inputs : iterable of str
-        Names of the graph inputs of whole numbers.
+    ids : iterable of str
+        Names of the graph inputs that may hold ids, see `id_inputs`.
     outputs : iterable of str
         Names of the graph outputs.
     opset : int
@@ -49,11 +48,16 @@ def position_steps(
     >>> position_steps(shapes, ["ids"], ["logits", "hidden"], 17)
     {'logits': 5}
     """
-    lengths = {shapes[name][1] for name in id_inputs if len(shapes.get(name, ())) == 2}
+    lengths = {shapes[name][1] for name in ids if len(shapes.get(name, ())) == 2}
     known = {name: shapes[name] for name in outputs if len(shapes.get(name, ())) == 3 and opset >= SLICE_OPSET}
     many = {name: (length, ids) for name, (_, length, ids) in known.items() if ids > length and length in lengths}
     steps = {name: min(length * ids // COMPARED_NUMBERS, length // LEAST_POSITIONS) for name, (length, ids) in many.items()}
     return {name: (step - 1) | 1 for name, step in steps.items() if step > 2}
+
+
+def id_inputs(graph: gs.Graph) -> list[str]:
+    """Names of the inputs of a graph that may hold ids."""
+    return [tensor.name for tensor in graph.inputs if tensor.dtype in (np.int32, np.int64)]
 
 
 def at_few_positions(

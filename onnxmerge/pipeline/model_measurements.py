@@ -6,11 +6,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.evaluation.repeated_fidelity import RepeatedFidelity
-from onnxmerge.execution.few_positions import position_steps
+from onnxmerge.execution.few_positions import id_inputs, position_steps
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.options import Progress
@@ -99,8 +97,7 @@ class ModelMeasurements:
         """
         model = self.analysed.model
         outputs = [tensor.name for tensor in model.graph.outputs] if self.solving.synthetic else []
-        ids = [tensor.name for tensor in model.graph.inputs if tensor.dtype in (np.int32, np.int64)]
-        steps = position_steps(self.analysed.shapes, ids, outputs, model.opset)
+        steps = position_steps(self.analysed.shapes, id_inputs(model.graph), outputs, model.opset)
         return RepeatedFidelity(self.reference, self.options.runtime.threads, steps)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxmerge.evaluation.fidelity import compare_outputs
-from onnxmerge.execution.few_positions import position_steps
+from onnxmerge.execution.few_positions import id_inputs, position_steps
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.execution.tensor_specs import Feeds, batch_size
 from onnxmerge.graph.channel_groups import ChannelGroup
@@ -102,8 +102,7 @@ def measure_sensitivities(
     run = context.new_run(statistics.reference.matched, batches)
     facts = context.channels.facts
     graph = facts.model.graph
-    ids = [tensor.name for tensor in graph.inputs if tensor.dtype in (np.int32, np.int64)]
-    steps = position_steps(facts.shapes, ids, [tensor.name for tensor in graph.outputs], facts.model.opset)
+    steps = position_steps(facts.shapes, id_inputs(graph), [tensor.name for tensor in graph.outputs], facts.model.opset)
     outputs = run.session_to_outputs({}, steps)
     expected = [run.run_session(outputs, batch) for batch in range(len(batches))]
     sensitivities: dict[str, tuple[Sensitivity, ...]] = {group.name: () for group in groups}
