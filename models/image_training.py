@@ -114,12 +114,12 @@ def seconds_of_training(network: Network, data: DataSet, images: Images, epochs:
     return (time.perf_counter() - started) / TIMED * epochs * (len(images.labels) // network.batch)
 
 
-def export(model: nn.Module, path: Path, data: DataSet, keep_batch_normalization: bool) -> None:
-    """Write opset 17, IR 8, dynamic batch; PyTorch folds BatchNormalization unless told to keep it."""
+def export(model: nn.Module, path: Path, example: Tensor, keep_batch_normalization: bool) -> None:
+    """Write opset 17, IR 8, dynamic batch; PyTorch folds BatchNormalization unless told to keep it. example: one input."""
     kept: dict[str, Any] = {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
     torch.onnx.export(
         on_cpu(model),
-        (zero_input(data),),
+        (example,),
         str(path),
         dynamo=False,
         opset_version=17,

@@ -10,7 +10,6 @@ the ones exported. One thread and fixed seeds give the same weights again on the
 """
 
 import argparse
-import copy
 import hashlib
 import json
 import math
@@ -26,6 +25,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from image_training import export
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -227,24 +227,6 @@ def train(network: Network, digits: Digits) -> nn.Module:
     return model.eval()
 
 
-def export(model: nn.Module, path: Path, keep_batch_normalization: bool) -> None:
-    """Write opset 17, IR 8, dynamic batch; PyTorch folds BatchNormalization unless told to keep it."""
-    options = {}
-    if keep_batch_normalization:
-        options = {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
-    torch.onnx.export(
-        copy.deepcopy(model),
-        (torch.zeros(1, 1, 8, 8),),
-        str(path),
-        dynamo=False,
-        opset_version=17,
-        input_names=["x"],
-        output_names=["y"],
-        dynamic_axes={"x": {0: "batch"}, "y": {0: "batch"}},
-        **options,
-    )
-
-
 def accuracy_percent(path: Path, digits: Digits) -> float:
     """Share of right answers, by ONNX Runtime on the CPU, in percent to two places."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -326,7 +308,7 @@ def make(names: list[str], training: Digits, test: Digits) -> None:
     for name in names:
         model = train(NETWORKS[name], training)
         for file, kept, words in NETWORKS[name].files:
-            export(model, FOLDER / file, kept)
+            export(model, FOLDER / file, torch.zeros(1, 1, 8, 8), kept)
             entries[file] = describe(FOLDER / file, kept, words, name, test)
             print(f"{file}: {entries[file]['accuracy_percent']:.2f} % of {len(test.labels)} test images")
     order = [file for network in NETWORKS.values() for file, _, _ in network.files]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from image_data import DATASETS, DataError, Images, load
-from image_training import Network, check, export, sizes, trained
+from image_training import Network, check, export, sizes, trained, zero_input
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -172,8 +172,8 @@ def make(name: str, training: Images, test: Images, options: argparse.Namespace)
         minutes = (time.process_time() - begin) / 60
         print(f"{name}: epoch {epoch} of {epochs}, loss {loss:.3f}, {minutes:.1f} CPU minutes", flush=True)
         if options.checkpoints and epoch < epochs:
-            export(model, path.with_suffix(".unfinished.onnx"), DATA, network.keeps_batch_normalization)
-    export(model, path, DATA, network.keeps_batch_normalization)
+            export(model, path.with_suffix(".unfinished.onnx"), zero_input(DATA), network.keeps_batch_normalization)
+    export(model, path, zero_input(DATA), network.keeps_batch_normalization)
     right = check(path, model, DATA, test.images).argmax(1) == test.labels
     print(table_row(path, network, model, 100.0 * float(right.mean()), epochs, minutes), flush=True)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from image_data import DATASETS, DataError, DataSet, Images, load
-from image_training import Network, check, export, seconds_of_training, sizes, trained
+from image_training import Network, check, export, seconds_of_training, sizes, trained, zero_input
 from torch import Tensor, nn
 from torch.nn import functional
 from train_cifar import IMAGES, classifier, convolve
@@ -140,7 +140,7 @@ def make(name: str, training: Images, test: Images, options: argparse.Namespace)
     options.output.mkdir(parents=True, exist_ok=True)
     for ending in ("", "-folded") if options.fold else ("",):
         path = options.output / f"{name}-{options.dataset}{ending}.onnx"
-        export(model, path, data, keep_batch_normalization=not ending)
+        export(model, path, zero_input(data), keep_batch_normalization=not ending)
         right = 100.0 * float((check(path, model, data, test.images).argmax(1) == test.labels).mean())
         write_images(path.with_suffix(".npz"), data, training, test)
         size = "{:,} parameters, {:,} MACs".format(*sizes(model, data))
