@@ -207,8 +207,8 @@ def _filled(
             at = int(np.searchsorted(curve.counts, counts[group]))
             if at + 1 == len(curve.counts):
                 continue
-            costs = [each.along(counts, group, curve.counts[at:]) for each in (cost, spent)]
-            dearer, weighed = (each[1:] - each[0] for each in costs)
+            costs = [each.along(counts, group, curve.counts[at:]) for each in ((cost,) if spent is cost else (cost, spent))]
+            dearer, weighed = costs[0][1:] - costs[0][0], costs[-1][1:] - costs[-1][0]
             gain = (curve.loss[at] - curve.loss[at + 1 :]) / np.maximum(weighed, TINY)
             gain = np.where(dearer <= free, gain, -1.0)
             largest = int(np.argmax(gain))
