@@ -131,7 +131,7 @@ def _print(show: Callable[[Console], None]) -> None:
         return
     with console.capture() as captured:
         show(console)
-    click.echo("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()), nl=False)
+    console.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
 def _written(result: Result) -> list[Path]:
