@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ from running import built, written
 from topologies import TOPOLOGIES, Topology
 
 from onnxmerge.algorithms.bilinear_cost import Cost
+from onnxmerge.data import selection
 from onnxmerge.errors import Refusal
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.graph.channel_groups import ChannelGroup
@@ -30,7 +31,7 @@ from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.kept_counts import kept_count
 from onnxmerge.results import Compression
 
-pytestmark = pytest.mark.usefixtures("harmless_models")
+pytestmark = pytest.mark.usefixtures("harmless_models", "few_inputs")
 
 SHRINKING = [each for each in TOPOLOGIES.values() if each.runnable and any((each.removable | each.at_most).values())]
 # Nothing can be removed there, though the row allows it.
@@ -40,6 +41,14 @@ ROWS = [pytest.param(each, id=each.id) for each in SHRINKING if each.id not in W
 SPLIT_IN_TWO = {"bias-shared-through-identity", "bn-parameters-shared"}
 PRUNE = PruningOptions(ratio=0.0, method="prune")
 SHARE = 0.6
+
+
+@pytest.fixture(scope="module")
+def few_inputs() -> Iterator[None]:
+    """Sensitivities are measured on few inputs: sizes are met whatever they say."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "CHECK_INPUTS", 16)
+        yield
 
 
 def pruned(analysed: AnalysedModel, counts: Mapping[str, int]) -> Candidate:
