@@ -46,6 +46,16 @@ def analysed(model: onnx.ModelProto, folder: Path) -> AnalysedModel:
     return analyse_model(written(model, folder, "analysed.onnx"))
 
 
+_ANALYSED: dict[str, AnalysedModel] = {}
+
+
+def analysed_topology(topology: Topology, folder: Path) -> AnalysedModel:
+    """The analysis of a topology's model, made once in a process: rewriting leaves it as it is (test_rewrite.py)."""
+    if topology.id not in _ANALYSED:
+        _ANALYSED[topology.id] = analysed(built(topology), folder)
+    return _ANALYSED[topology.id]
+
+
 def with_replaced(model: onnx.ModelProto, replaced: dict[int, Replaced]) -> onnx.ModelProto:
     """The model with nodes of the same outputs in the place of its own, and the constants that they read."""
     changed = onnx.ModelProto.FromString(model.SerializeToString())

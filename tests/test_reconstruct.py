@@ -20,6 +20,7 @@ from test_statistics_gram import dense
 from topologies import TOPOLOGIES, Topology, feeds_of
 from topologies.net import Net
 
+from onnxmerge.data.balance import held
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import ModelError
@@ -85,7 +86,7 @@ def model_of(layerwise_run: LayerwiseRun) -> onnx.ModelProto:
 
 def check_inputs(source: Path, samples: int = SAMPLES) -> Inputs:
     session = open_session(source, optimise=False, threads=1)
-    return inputs_for(session, shapes_of(observe_twice(source).first), InputOptions(samples=samples, seed=5))
+    return held(inputs_for(session, shapes_of(observe_twice(source).first), InputOptions(samples=samples, seed=5)))
 
 
 def fidelity(source: Path, target: Path, inputs: Inputs) -> float:
