@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 from topologies import Topology
+from topologies.net import Net
 
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.statistics.reference_run import Replaced
@@ -39,6 +40,16 @@ def written(model: onnx.ModelProto, folder: Path, name: str = "model.onnx") -> P
     path = folder / name
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def chain(folder: Path, widths: tuple[int, ...] = (40, 40, 40)) -> Path:
+    """The file of a perceptron with hidden layers of these widths."""
+    net = Net(np.random.default_rng(0))
+    y, before = net.input("x", 16), 16
+    for number, width in enumerate(widths):
+        y, before = net.relu(net.gemm(y, f"fc_{number}", before, width)), width
+    net.output(net.gemm(y, "out", before, 4), 4)
+    return written(net.model(), folder)
 
 
 def analysed(model: onnx.ModelProto, folder: Path) -> AnalysedModel:

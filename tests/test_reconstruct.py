@@ -12,11 +12,11 @@ from typing import ClassVar
 import numpy as np
 import onnx
 import pytest
+from dense_samples import dense
 from onnx import helper, numpy_helper
 from running import analysed, built, relative_error, run, tolerance_of, weights_of, with_replaced, written
 from test_execution_layerwise import sequence_model
 from test_merge_exactness import BY_HAND, cases, duplicated, group_of
-from test_statistics_gram import dense
 from topologies import TOPOLOGIES, Topology, feeds_of
 from topologies.net import Net
 
