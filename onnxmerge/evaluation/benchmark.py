@@ -52,6 +52,8 @@ TRIAL_EFFORT = TimingEffort(1.5, 16, 8)  # of the many models that a search for 
 CONFIRMING_EFFORT = TimingEffort(8.0, 48, 20)
 SHORT_CALL_MS = 0.2
 """Latency below which a call is mostly the overhead of entering ONNX Runtime and of starting its operators."""
+WIDE_INTERVAL = 1.5
+"""Ratio of the ends of a speed-up's interval above which the machine was busy: on quiet ones it is below 1.1."""
 LEAST_SAVING = 0.005
 """Share of the MACs below which nothing was saved that could become time."""
 
@@ -158,7 +160,16 @@ def explained(latency: LatencyComparison, before: int | None, after: int | None,
         latency = replace(latency, macs_ratio=ratio, realised_saving=realised)
     if latency.verdict == "faster":
         return latency
-    return replace(latency, likely_reasons=tuple(filter(None, (odd_widths, *_reasons_of_the_call(latency)))))
+    reasons = (_busy_machine(latency), odd_widths, *_reasons_of_the_call(latency))
+    return replace(latency, likely_reasons=tuple(filter(None, reasons)))
+
+
+def _busy_machine(latency: LatencyComparison) -> str:
+    """Where calls of one model differ so much that little can be told."""
+    low, high = latency.speedup_interval
+    if latency.verdict != "not measurable" or high <= WIDE_INTERVAL * low:
+        return ""
+    return "calls of one and the same model took times too different to tell: let nothing else run, and time again"
 
 
 def _reasons_of_the_call(latency: LatencyComparison) -> list[str]:

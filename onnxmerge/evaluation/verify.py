@@ -1,5 +1,6 @@
 """`verify`: how close the outputs of one file are to another's."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from onnxmerge.evaluation.output_kinds import output_kinds
 from onnxmerge.evaluation.thresholds import failures_of, missed_sizes
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import Session, open_pair
+from onnxmerge.execution.tensor_specs import Feeds, batch_size
 from onnxmerge.graph.analysed_model import shapes_of, size_of_file
 from onnxmerge.onnxio.finite import weights_not_finite
 from onnxmerge.onnxio.model_files import as_file, model_name, weight_files
 from onnxmerge.onnxio.side_files import check_output_file
 from onnxmerge.onnxio.stored_provenance import stored_provenance
-from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
+from onnxmerge.options import InputOptions, Progress, RuntimeOptions, Thresholds, silent
 from onnxmerge.options.keywords import options_of, takes
 from onnxmerge.results import Size, Verification
 from onnxmerge.results.execution import chosen_sizes
@@ -41,6 +43,7 @@ def verify(
     labels: str | Path | None = None,
     layers: bool = False,
     save_worst: str | Path | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Verification:
     """Compare the outputs of one model with those of another on the same inputs.
@@ -58,6 +61,8 @@ def verify(
         Whether the models are compared layer by layer too.
     save_worst : str, Path or None
         .npz file for the input that differs most.
+    progress : Progress or None
+        Called with the name of a stage and the share of the work that is done.
     **options
         Fields of `InputOptions`, `RuntimeOptions` and `Thresholds`, or such objects as `inputs`, `runtime` and `thresholds`.
 
@@ -83,7 +88,7 @@ def verify(
         raise OptionError("`verify` times nothing, so that it cannot hold `min_speedup`: `bench` does")
     label_file, worst_file = (None if each is None else Path(each) for each in (labels, save_worst))
     with as_file(reference) as first, as_file(candidate) as second:
-        result = _verify_files(first, second, label_file, layers, worst_file, *parts)
+        result = _verify_files(first, second, label_file, layers, worst_file, progress or silent, *parts)
         return replace(result, reference=model_name(reference), candidate=model_name(candidate))
 
 
@@ -93,11 +98,13 @@ def _verify_files(
     label_file: Path | None,
     layers: bool,
     worst_file: Path | None,
+    progress: Progress,
     given: InputOptions,
     runtime: RuntimeOptions,
     thresholds: Thresholds,
 ) -> Verification:
     _check_files(reference, candidate, given, label_file, worst_file)
+    progress("reading the models", 0.0)
     provider = provider_of(runtime)
     runs, candidate_runs = first_runs_of_pair(reference, candidate, given, runtime.max_memory)
     shapes = shapes_of(runs.first)
@@ -111,7 +118,7 @@ def _verify_files(
     same_channel_counts = graphs[0].layers == graphs[1].layers
     check_layers = not same_channel_counts and not thresholds.outputs_given and fits_in_memory(shapes)
     layer_comparison = compare_some_layers(reference, candidate, inputs, shapes) if layers or check_layers else None
-    kinds, batches = output_kinds(graphs[0].proto), inputs.batches(BATCH)
+    kinds, batches = output_kinds(graphs[0].proto), _told(inputs, progress)
     fidelity = compare(*pair, batches, inputs.description, classes, synthetic=inputs.synthetic, kinds=kinds)
     shown = layer_comparison if layers else None
     fidelity = replace(fidelity, same_channel_counts=same_channel_counts, layer_comparison=shown)
@@ -131,6 +138,15 @@ def _verify_files(
         *inputs.warnings(),
     )
     return Verification(str(reference), str(candidate), fidelity, failures, before, after, inputs.noted(runs.inputs), warnings)
+
+
+def _told(inputs: Inputs, progress: Progress) -> Iterator[Feeds]:
+    """The batches of the inputs, and what share of them has been compared."""
+    done = 0
+    for feeds in inputs.batches(BATCH):
+        progress("comparing outputs", done / inputs.count)
+        yield feeds
+        done += batch_size(feeds)
 
 
 def _check_types(reference: Session, candidate: Session) -> None:
