@@ -251,8 +251,9 @@ def test_a_model_that_is_slower_says_why(models):
     for name, channels in (("odd", 61), ("same", 128)):
         onnx.save(convolutions(channels), models / f"{name}.onnx")
     slow = replace(SLOWER, batch_size=1, macs_ratio=None)
-    assert benchmark._odd_widths(models / "whole.onnx", models / "half.onnx") == ""
-    assert "1 of 1 convolutions that shrank" in (odd := benchmark._odd_widths(models / "whole.onnx", models / "odd.onnx"))
+    whole, half, few = (onnx.load(models / f"{name}.onnx") for name in ("whole", "half", "odd"))
+    assert benchmark._odd_widths(whole, half) == ""
+    assert "1 of 1 convolutions that shrank" in (odd := benchmark._odd_widths(whole, few))
     assert benchmark.explained(slow, 100, 50, odd).likely_reasons == (odd,)
     assert benchmark.explained(slow, 100, 100).likely_reasons == ("no MACs were saved",)
     assert benchmark.explained(LATENCY, 100, 50, odd).likely_reasons == ()

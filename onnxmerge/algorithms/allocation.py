@@ -222,21 +222,24 @@ def _filled(
 def _exchanged(curves: Sequence[Curve], cost: Cost | WeightedCost, budget: float, counts: Integers) -> Integers:
     """Every two groups at the best of all their counts that fit, again and again: where counts are few, steps miss some."""
     counts = counts.copy()
+    places = [int(np.searchsorted(curve.counts, count)) for curve, count in zip(curves, counts, strict=True)]
+    losses = [[float(loss) for loss in curve.loss] for curve in curves]
     for _ in range(ROUNDS):
-        before = total_loss(curves, counts)
+        chosen = [own[place] for own, place in zip(losses, places, strict=True)]
+        before = sum(chosen)
         for one, other in permutations(range(len(curves)), 2):
-            best, step = total_loss(curves, counts), counts
-            for count in curves[one].counts:
-                tried = counts.copy()
+            best, step = sum(chosen), (places[one], places[other])
+            tried, lost = counts.copy(), chosen.copy()
+            for place, count in enumerate(curves[one].counts):
                 tried[one] = count
                 costs = cost.along(tried, other, curves[other].counts)
-                free = budget - cost.total(tried) + costs[int(np.searchsorted(curves[other].counts, counts[other]))]
-                fitting = np.flatnonzero(costs <= free)
+                fitting = np.flatnonzero(costs <= budget - cost.total(tried) + costs[places[other]])
                 if len(fitting):  # of those the largest loses least
-                    tried[other] = curves[other].counts[fitting[-1]]
-                    if (loss := total_loss(curves, tried)) < best:
-                        best, step = loss, tried
-            counts = step
-        if total_loss(curves, counts) >= before:
+                    lost[one], lost[other] = losses[one][place], losses[other][fitting[-1]]
+                    if (loss := sum(lost)) < best:
+                        best, step = loss, (place, int(fitting[-1]))
+            for group, place in zip((one, other), step, strict=True):
+                places[group], counts[group], chosen[group] = place, curves[group].counts[place], losses[group][place]
+        if sum(chosen) >= before:
             break
     return counts

@@ -3,7 +3,7 @@ columns of those that it reads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -198,3 +198,36 @@ class WeightedCost:
     def neighbours(self) -> list[list[int]]:
         """As `Cost.neighbours`."""
         return [sorted(set().union(*each)) for each in zip(*(part.neighbours for _, part in self.parts), strict=True)]
+
+
+def summed(parts: Iterable[tuple[float, Cost | WeightedCost]]) -> WeightedCost:
+    """As `WeightedCost` of the parts, with one part for all costs whose blocks are filled up alike: several times as fast.
+
+    Examples
+    --------
+    >>> one = Cost(np.array([1.0]), np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
+    >>> both = summed([(0.5, one), (2.0, WeightedCost(((1.0, one),)))])
+    >>> len(both.parts), both.total([5])
+    (1, 12.5)
+    """
+    alike: dict[object, list[tuple[float, Cost]]] = {}
+    flat = list(_flat(parts))
+    for weight, cost in flat:
+        classes = None if cost.classes is None else tuple(map(id, cost.classes))
+        alike.setdefault((cost.block, cost.remainders, cost.inner, classes), []).append((weight, cost))
+    found = []
+    for costs in alike.values():
+        weights = np.concatenate([weight * cost.weight for weight, cost in costs])
+        rows, columns = (np.vstack([getattr(cost, side) for _, cost in costs]) for side in ("rows", "columns"))
+        used = weights != 0.0
+        if used.any():
+            found.append((1.0, replace(costs[0][1], weight=weights[used], rows=rows[used], columns=columns[used])))
+    return WeightedCost(tuple(found or flat[:1]))
+
+
+def _flat(parts: Iterable[tuple[float, Cost | WeightedCost]]) -> Iterator[tuple[float, Cost]]:
+    for weight, part in parts:
+        if isinstance(part, Cost):
+            yield weight, part
+        else:
+            yield from ((weight * inner, cost) for inner, cost in _flat(part.parts))

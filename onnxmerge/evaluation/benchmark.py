@@ -14,7 +14,7 @@ from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import OptionError
 from onnxmerge.evaluation.latency import compare_latency
-from onnxmerge.evaluation.node_views import read_graph_view
+from onnxmerge.evaluation.node_views import graph_view
 from onnxmerge.evaluation.thresholds import missed_speedup
 from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.processor import SMALLEST_BLOCK, processor_name
@@ -22,6 +22,7 @@ from onnxmerge.execution.providers import CPU, provider_of
 from onnxmerge.execution.sessions import ModelSource, open_pair
 from onnxmerge.graph.analysed_model import shapes_of, size_of_file
 from onnxmerge.onnxio.model_files import as_file, model_name
+from onnxmerge.onnxio.validation import read_checked
 from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of, takes
 from onnxmerge.results import Benchmark, LatencyComparison
@@ -126,17 +127,21 @@ def benchmark(
     """`bench_batches` for files, with its options sorted. Raises InputError where the model takes another batch size."""
     batches = [batch or runtime.batch for batch in batches]
     provider = provider_of(runtime)
-    runs, candidate_runs = first_runs_of_pair(reference, candidate, options, runtime.max_memory)
+    files = reference, candidate
+    protos = [read_checked(file) for file in files]
+    pair_of_runs = first_runs_of_pair(*files, protos, options, runtime.max_memory)
+    runs = pair_of_runs[0]
     shapes = shapes_of(runs.first)
     session, _ = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     count = max(2, *(batch or 1 for batch in batches))
-    inputs = inputs_for(session, shapes, options, count, properties_of_file(reference), fresh=True)
+    inputs = inputs_for(session, shapes, options, count, properties_of_file(reference, protos[0]), fresh=True)
     for batch in batches:
         check_batch(reference, inputs.batch_size, batch, shapes)
-    sizes = [size_of_file(*each, runtime.max_memory) for each in ((reference, runs), (candidate, candidate_runs))]
+    sizes = [size_of_file(*each, runtime.max_memory) for each in zip(files, protos, pair_of_runs, strict=True)]
     before, after = (None if each is None else each.macs for each in sizes)
+    odd_widths = _odd_widths(*protos)
+    del protos  # two models, beside those that are timed
     found = [time_pair(reference, candidate, inputs, runtime, batch, seed=options.seed) for batch in batches]
-    odd_widths = _odd_widths(reference, candidate)
     timed = tuple(replace(explained(each, before, after, odd_widths), inputs=runs.inputs) for each in found)
     return Benchmark(str(reference), str(candidate), timed, runs.inputs)
 
@@ -183,7 +188,7 @@ def _reasons_of_the_call(latency: LatencyComparison) -> list[str]:
     return ["calls this short are mostly overhead: time larger batches with `batch`"] if is_short else []
 
 
-def _odd_widths(reference: Path, candidate: Path) -> str:
+def _odd_widths(reference: ModelProto, candidate: ModelProto) -> str:
     """Convolutions that lost channels and write a number of them that is no multiple of their processor's smallest block."""
     widths = (_widths(model) for model in (reference, candidate))
     shrunk = [after for before, after in zip(*widths, strict=False) if after < before]
@@ -191,9 +196,9 @@ def _odd_widths(reference: Path, candidate: Path) -> str:
     return f"{odd} of {len(shrunk)} convolutions that shrank write no multiple of {SMALLEST_BLOCK} channels" if odd else ""
 
 
-def _widths(model: Path) -> list[int]:
+def _widths(model: ModelProto) -> list[int]:
     """Output channels of every convolution whose weight is stored as it is read."""
-    layers = read_graph_view(model, str(model)).layers
+    layers = graph_view(model, None).layers
     return [shapes[0][0] for operator, shapes in layers if operator == "Conv" and shapes and shapes[0]]
 
 

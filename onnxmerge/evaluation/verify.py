@@ -17,7 +17,7 @@ from onnxmerge.errors import ModelError, OptionError, VerificationError
 from onnxmerge.evaluation.examples import with_examples
 from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.evaluation.layer_checks import compare_some_layers, fits_in_memory, layer_failures
-from onnxmerge.evaluation.node_views import read_graph_view
+from onnxmerge.evaluation.node_views import graph_view
 from onnxmerge.evaluation.output_kinds import output_kinds
 from onnxmerge.evaluation.thresholds import failures_of, missed_sizes
 from onnxmerge.execution.providers import provider_of
@@ -28,6 +28,7 @@ from onnxmerge.onnxio.finite import weights_not_finite
 from onnxmerge.onnxio.model_files import as_file, model_name, weight_files
 from onnxmerge.onnxio.side_files import check_output_file
 from onnxmerge.onnxio.stored_provenance import stored_provenance
+from onnxmerge.onnxio.validation import read_checked
 from onnxmerge.options import InputOptions, Progress, RuntimeOptions, Thresholds, silent
 from onnxmerge.options.keywords import options_of, takes
 from onnxmerge.results import Size, Verification
@@ -106,13 +107,16 @@ def _verify_files(
     _check_files(reference, candidate, given, label_file, worst_file)
     progress("reading the models", 0.0)
     provider = provider_of(runtime)
-    runs, candidate_runs = first_runs_of_pair(reference, candidate, given, runtime.max_memory)
+    files = reference, candidate
+    protos = [read_checked(file) for file in files]
+    pair_of_runs = first_runs_of_pair(*files, protos, given, runtime.max_memory)
+    runs = pair_of_runs[0]
     shapes = shapes_of(runs.first)
     pair = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     _check_types(*pair)
-    before, after = (size_of_file(*each, runtime.max_memory) for each in ((reference, runs), (candidate, candidate_runs)))
-    graphs = [read_graph_view(model, str(model)) for model in (reference, candidate)]
-    properties = properties_of_file(reference)
+    before, after = (size_of_file(*each, runtime.max_memory) for each in zip(files, protos, pair_of_runs, strict=True))
+    graphs = [graph_view(proto, file.parent) for proto, file in zip(protos, files, strict=True)]
+    properties = properties_of_file(reference, protos[0])
     inputs = inputs_for(pair[0], shapes, given, properties=properties, max_memory=runtime.max_memory, fresh=True)
     classes = None if label_file is None else read_labels(label_file, inputs)
     same_channel_counts = graphs[0].layers == graphs[1].layers
