@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 from topologies import Topology
+from topologies.net import Net
 
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.statistics.reference_run import Replaced
@@ -41,9 +42,29 @@ def written(model: onnx.ModelProto, folder: Path, name: str = "model.onnx") -> P
     return path
 
 
+def chain(folder: Path, widths: tuple[int, ...] = (40, 40, 40)) -> Path:
+    """The file of a perceptron with hidden layers of these widths."""
+    net = Net(np.random.default_rng(0))
+    y, before = net.input("x", 16), 16
+    for number, width in enumerate(widths):
+        y, before = net.relu(net.gemm(y, f"fc_{number}", before, width)), width
+    net.output(net.gemm(y, "out", before, 4), 4)
+    return written(net.model(), folder)
+
+
 def analysed(model: onnx.ModelProto, folder: Path) -> AnalysedModel:
     """The analysis of a model from memory."""
     return analyse_model(written(model, folder, "analysed.onnx"))
+
+
+_ANALYSED: dict[str, AnalysedModel] = {}
+
+
+def analysed_topology(topology: Topology, folder: Path) -> AnalysedModel:
+    """The analysis of a topology's model, made once in a process: rewriting leaves it as it is (test_rewrite.py)."""
+    if topology.id not in _ANALYSED:
+        _ANALYSED[topology.id] = analysed(built(topology), folder)
+    return _ANALYSED[topology.id]
 
 
 def with_replaced(model: onnx.ModelProto, replaced: dict[int, Replaced]) -> onnx.ModelProto:

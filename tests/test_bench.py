@@ -251,8 +251,16 @@ def test_a_model_that_is_slower_says_why(models):
     for name, channels in (("odd", 61), ("same", 128)):
         onnx.save(convolutions(channels), models / f"{name}.onnx")
     slow = replace(SLOWER, batch_size=1, macs_ratio=None)
-    assert benchmark._odd_widths(models / "whole.onnx", models / "half.onnx") == ""
-    assert "1 of 1 convolutions that shrank" in (odd := benchmark._odd_widths(models / "whole.onnx", models / "odd.onnx"))
+    whole, half, few = (onnx.load(models / f"{name}.onnx") for name in ("whole", "half", "odd"))
+    assert benchmark._odd_widths(whole, half) == ""
+    assert "1 of 1 convolutions that shrank" in (odd := benchmark._odd_widths(whole, few))
     assert benchmark.explained(slow, 100, 50, odd).likely_reasons == (odd,)
     assert benchmark.explained(slow, 100, 100).likely_reasons == ("no MACs were saved",)
     assert benchmark.explained(LATENCY, 100, 50, odd).likely_reasons == ()
+
+
+def test_calls_that_differ_too_much_to_tell_are_said_to():
+    busy = replace(LATENCY, latency_ratio=1.0, latency_ratio_low=1 / 6.06, latency_ratio_high=1 / 0.13)
+    assert "let nothing else run" in benchmark.explained(busy, 100, 40).likely_reasons[0]
+    sure = replace(busy, latency_ratio_low=0.99, latency_ratio_high=1.01)
+    assert "let nothing else run" not in " ".join(benchmark.explained(sure, 100, 40).likely_reasons)

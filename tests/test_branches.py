@@ -78,6 +78,7 @@ SEEDS = (0, 4, 10, 13, 17, 21, 24, 26, 28, 34, 57, 79, 82, 93, 30_000, 30_001, 3
 """Of random graphs that had branches when this was written."""
 
 
+@pytest.mark.usefixtures("harmless_models")
 def test_branches_of_random_graphs(tmp_path: Path) -> None:
     """Each branch alone, and all of them, give what zeros would give."""
     found = 0

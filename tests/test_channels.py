@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from running import LAYERS, analysed, built, run, weights_of
+from running import LAYERS, analysed, analysed_topology, built, run, weights_of
 from topologies import TOPOLOGIES, Topology, feeds_of
 from topologies.net import Net
 
@@ -36,8 +36,7 @@ def free_channels(channels: Channels) -> dict[str, int]:
 
 @pytest.mark.parametrize("topology", ROWS)
 def test_channels_ties_and_reasons(topology: Topology, tmp_path: Path) -> None:
-    model = built(topology)
-    channels = analysed(model, tmp_path).channels
+    channels = analysed_topology(topology, tmp_path).channels
     free, names = free_channels(channels), [{link.name for link in group.producers} for group in channels.groups]
     expected = {name: free.get(name, 0) for name in topology.removable}
     assert expected == topology.removable
@@ -53,7 +52,7 @@ def test_channels_ties_and_reasons(topology: Topology, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("topology", ROWS)
 def test_merging_is_accepted_where_it_is_valid(topology: Topology, tmp_path: Path) -> None:
-    channels = analysed(built(topology), tmp_path).channels
+    channels = analysed_topology(topology, tmp_path).channels
     refused = [found for group in channels.groups if isinstance(found := pre_activations(channels, group), Refusal)]
     assert topology.merge is not True or not refused
     assert topology.merge is not False or len(refused) == len(channels.groups) > 0
@@ -63,7 +62,7 @@ def test_merging_is_accepted_where_it_is_valid(topology: Topology, tmp_path: Pat
 @pytest.mark.parametrize("topology", ROWS)
 def test_every_layer_can_shrink_or_has_a_reason(topology: Topology, tmp_path: Path) -> None:
     model = built(topology)
-    channels = analysed(model, tmp_path).channels
+    channels = analysed_topology(topology, tmp_path).channels
     touched = {link.name for group in channels.groups for link in (*group.producers, *group.consumers)}
     touched |= {name for group in channels.groups for name in group.layer_names}
     constants = weights_of(model).keys()

@@ -17,6 +17,8 @@ from onnxmerge.execution.shapes import observe
 from onnxmerge.graph.symbolic_shapes import STATIC
 from onnxmerge.pipeline.compress import compress
 
+pytestmark = pytest.mark.usefixtures("harmless_models")
+
 HEAD = """<ir_version: 8, opset_import: ["": 17]>
 g (float[N,3,H,W] x, bool flag) => (float[N,4,A,B] y)
 <int64[1] k1 = {1}, int64[1] k2 = {2}, int64[1] k5 = {5}, int64[1] k8 = {8}, int64[1] k16 = {16}, int64[1] last = {-1},

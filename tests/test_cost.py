@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from test_searching import chain
+from running import chain
 
 from onnxmerge import compress, sweep
 from onnxmerge.data.balance import held

@@ -263,6 +263,8 @@ def test_split_holds_a_part_out(fixed, count, held_out, expected):
     rest, held = inputs.split(held_out, seed=0)
     assert (rest.count, held.count) == (count - expected, expected)
     assert held.description == f"{expected} of {inputs.description}"
+    assert held.first(1).description.endswith(f" of {inputs.description}")
+    assert held.first(1).description.count(" of ") == 1
     rows = {name: {row.tobytes() for row in whole(part)["x"]} for name, part in (("all", inputs), ("rest", rest), ("held", held))}
     assert len(rows["rest"]) + len(rows["held"]) == len(rows["all"])
     assert rows["rest"] | rows["held"] == rows["all"]

@@ -1,5 +1,6 @@
 """Changed decisions: the measure against its formula and against what a user counts, and the searches that hold it."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.compression_warnings import _no_decisions
 from onnxmerge.pipeline.fidelity_search import asked_of, loss_of
 from onnxmerge.results import Fidelity, OutputFidelity
-from onnxmerge.results.fidelity_warnings import constant_outputs, lost_parts
+from onnxmerge.results.fidelity_warnings import constant_outputs, lost_parts, unsure_decisions
 
 DIGITS = np.load(Path(__file__).parents[1] / "models" / "digits.npz")
 INPUTS = ((DIGITS["images"][:128] / 255.0 - 0.3054) / 0.3758).astype(np.float32)
@@ -53,19 +54,45 @@ def test_the_formula(batch: int) -> None:
         assert changed(reference, candidate, batch=batch, synthetic=True) == pytest.approx(SYNTHETIC_SHARE * flips)
 
 
-def test_the_interval_covers_what_other_inputs_give() -> None:
-    scores = 4.0 * RNG.standard_normal((400 * 64, 6))
+@pytest.mark.parametrize(("sureness", "widest"), [(4.0, 2.0), (40.0, 10.0)], ids=["doubtful", "nearly all sure"])
+def test_the_interval_covers_what_other_inputs_give(sureness: float, widest: float) -> None:
+    scores = sureness * RNG.standard_normal((400 * 64, 6))
     p, q = softmax(scores), softmax(scores + RNG.standard_normal(scores.shape))
-    true, covered = changed(p, q, batch=len(p)), []
+    true, covered, highest = changed(p, q, batch=len(p)), [], []
     assert true is not None
     for start in range(0, len(p), 64):
         sums = ChangedDecisions()
         sums.add(p[start : start + 64], q[start : start + 64])
         low, high = sums.interval(64, synthetic=False)
         assert low is not None
-        covered.append(low <= true <= high)  # type: ignore[operator]
-    assert 0.9 < np.mean(covered) < 0.99
+        assert high is not None
+        covered.append(low <= true <= high)
+        highest.append(high)
+    assert np.mean(covered) > 0.9
+    assert np.median(highest) < widest * true
     assert sums.interval(64, synthetic=True) == (None, None)
+
+
+def test_ids_that_all_stay_may_change_on_other_inputs() -> None:
+    """As many as would be missed by chance once in forty times, the rule of Clopper and Pearson."""
+    sums = ChangedDecisions(holds="ids")
+    sums.add(np.arange(38) % 5, np.arange(38) % 5)
+    low, high = sums.interval(38, synthetic=False)
+    assert low == 0.0
+    assert high == pytest.approx(1 - 0.025 ** (1 / 38), rel=0.1)
+    assert ChangedDecisions().interval(38, synthetic=False) == (None, None)
+
+
+def test_few_inputs_of_a_sure_classifier_cannot_tell_that_few_decisions_change() -> None:
+    """One network changed 0.4 % on 38 inputs, nearly all of them sure, and 1.3 % on 300 others."""
+    rng = np.random.default_rng(0)
+    scores = 40.0 * rng.standard_normal((38, 6))
+    values = {"y": softmax(scores)}, {"y": softmax(scores + 0.3 * rng.standard_normal(scores.shape))}
+    fidelity = Fidelity(*compare_outputs([(38, *values)], ["y"]), "38 of 150 calibration inputs", "CPU")
+    (told,) = unsure_decisions(fidelity, 0.02)
+    assert re.search(r"on 38 inputs [01]\.\d% .* up to \d+\.\d%, and 2\.0% was allowed", told)
+    assert not unsure_decisions(fidelity, None)
+    assert not unsure_decisions(fidelity, 0.2)
 
 
 def test_a_sure_decision_counts_and_a_toss_up_hardly() -> None:

@@ -36,12 +36,12 @@ def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 CASES = [
-    pytest.param((name, outside), {**options, "calibration": MODELS / "digits.npz"} if real else options, id=case)
-    for case, name, outside, real, options in (
-        ("weights inside", "digits-resnet-bn.onnx", False, False, {"ratio": 0.3}),
-        ("weights outside", "digits-resnet-bn.onnx", True, False, {"ratio": 0.3}),
-        ("a search for a size", "digits-mobile.onnx", True, False, {"target": "macs=0.7", "round_to": 1}),
-        ("weights alone", "digits-mlp.onnx", True, False, {"ratio": 0.5, "method": "prune"}),
+    pytest.param((name, outside), options, id=case)
+    for case, name, outside, options in (
+        ("weights inside", "digits-resnet-bn.onnx", False, {"ratio": 0.3, "samples": 32}),
+        ("weights outside", "digits-resnet-bn.onnx", True, {"ratio": 0.3, "samples": 32}),
+        ("a search for a size", "digits-mobile.onnx", True, {"target": "macs=0.7", "round_to": 1, "samples": 32}),
+        ("weights alone", "digits-mlp.onnx", True, {"ratio": 0.5, "method": "prune"}),
     )
 ]
 

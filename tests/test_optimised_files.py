@@ -39,6 +39,7 @@ def optimised(model: onnx.ModelProto, folder: Path, level: str) -> onnx.ModelPro
     return onnx.load(folder / f"{level}.onnx")
 
 
+@pytest.mark.usefixtures("harmless_models")
 @pytest.mark.parametrize(("name", "operator"), FUSED.items(), ids=FUSED)
 def test_a_fused_model_shrinks_like_the_model(name: str, operator: str, tmp_path: Path) -> None:
     topology, smaller = TOPOLOGIES[name], []

@@ -13,14 +13,15 @@ from typing import ClassVar
 import numpy as np
 import onnx
 import pytest
+from dense_samples import dense
 from onnx import helper, numpy_helper
 from running import analysed, built, relative_error, run, tolerance_of, weights_of, with_replaced, written
 from test_execution_layerwise import sequence_model
 from test_merge_exactness import BY_HAND, cases, duplicated, group_of
-from test_statistics_gram import dense
 from topologies import TOPOLOGIES, Topology, feeds_of
 from topologies.net import Net
 
+from onnxmerge.data.balance import held
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import ModelError
@@ -89,7 +90,7 @@ def model_of(layerwise_run: LayerwiseRun) -> onnx.ModelProto:
 
 def check_inputs(source: Path, samples: int = SAMPLES) -> Inputs:
     session = open_session(source, optimise=False, threads=1)
-    return inputs_for(session, shapes_of(observe_twice(source).first), InputOptions(samples=samples, seed=5))
+    return held(inputs_for(session, shapes_of(observe_twice(source).first), InputOptions(samples=samples, seed=5)))
 
 
 def fidelity(source: Path, target: Path, inputs: Inputs) -> float:

@@ -16,6 +16,7 @@ from samples import BENCHMARK, COMPRESSION, GROUPS, INSPECTION, LATENCY, LONG, O
 
 from onnxmerge.errors import Reason, refusal
 from onnxmerge.options import EXPECTED
+from onnxmerge.report import progress
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.reasons import reasons
 from onnxmerge.report.tables import Column, fitted, without_common
@@ -293,6 +294,16 @@ def test_progress_without_a_terminal_is_a_line_a_stage():
     lines = stream.getvalue().splitlines()
     assert [line.split(maxsplit=2)[2] for line in lines] == ["0% inputs", "25% solving", "90% checking [1]"]
     assert all(re.match(r"onnxmerge: 0:0\d ", line) for line in lines)
+
+
+def test_a_long_stage_tells_that_it_goes_on_without_a_terminal(monkeypatch):
+    stream, clock = io.StringIO(), iter([0.0, 1.0, 2.0, 17.0, 18.0, 40.0])
+    with progress_bar(Console(file=stream, force_terminal=False), delay_seconds=0.0) as show:
+        monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+        for step in range(6):
+            show("comparing outputs", step / 6)
+        time.sleep(0.02)
+    assert [line.split()[2] for line in stream.getvalue().splitlines()] == ["0%", "50%", "83%"]
 
 
 @pytest.mark.parametrize("settings", [{}, {"quiet": True, "delay_seconds": 0.0}], ids=["short work", "quiet"])

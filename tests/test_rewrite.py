@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from running import PRODUCERS, analysed, built, relative_error, run, tolerance_of, weights_of, written
+from running import PRODUCERS, analysed, analysed_topology, built, relative_error, run, tolerance_of, weights_of, written
 from topologies import TOPOLOGIES, Topology, feeds_of
 
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
@@ -96,8 +96,8 @@ def test_removing_what_nobody_reads_changes_nothing(topology: Topology, tmp_path
 
     Attention has products that read channels: test_attention.py.
     """
-    model, feeds = built(topology), feeds_of(topology)
-    channels = analysed(model, tmp_path).channels
+    feeds = feeds_of(topology)
+    channels = analysed_topology(topology, tmp_path).channels
     groups = channels.groups
     assert groups
     for chosen in [[number] for number in range(len(groups))] + [list(range(len(groups)))] * (len(groups) > 1):

@@ -324,14 +324,17 @@ def test_accuracy(inputs, weight):
 # how sure it is
 
 
-@pytest.mark.parametrize(("count", "batch"), [(24, 24), (64, 16), (24, 1)])
-def test_the_interval_covers_the_fidelity_on_other_inputs(count, batch):
-    """Errors that grow with the input, and a few large ones, as those of networks."""
+@pytest.mark.parametrize(
+    ("count", "batch", "spread", "widest"), [(24, 24, 0.3, 4), (64, 16, 0.3, 2.5), (24, 1, 0.3, 4), (64, 64, 0.8, 10)]
+)
+def test_the_interval_covers_the_fidelity_on_other_inputs(count, batch, spread, widest):
+    """Errors that grow with the input, and a few large ones, as those of networks; with a spread of 0.8 a few have
+    much of the sum."""
     rng = np.random.default_rng(5)
     reference = rng.standard_normal((400 * count, 4)) * np.exp(0.3 * rng.standard_normal((400 * count, 1)))
-    candidate = reference + 0.1 * reference * np.exp(0.3 * rng.standard_normal((400 * count, 1))) * rng.standard_normal((1, 4))
+    candidate = reference + 0.1 * reference * np.exp(spread * rng.standard_normal((400 * count, 1))) * rng.standard_normal((1, 4))
     true = 1 - ((candidate - reference) ** 2).sum() / ((reference - reference.mean(axis=0)) ** 2).sum()
-    covered = []
+    covered, lowest = [], []
     for start in range(0, 400 * count, count):
         moments = OutputMoments("y")
         for first in range(start, start + count, batch):
@@ -339,7 +342,9 @@ def test_the_interval_covers_the_fidelity_on_other_inputs(count, batch):
         found = moments.result()
         assert found.fidelity_low < found.fidelity < found.fidelity_high < 1
         covered.append(found.fidelity_low <= true <= found.fidelity_high)
-    assert 0.88 < np.mean(covered) < 0.99
+        lowest.append(found.fidelity_low)
+    assert np.mean(covered) > 0.92
+    assert 1 - np.median(lowest) < widest * (1 - true)
 
 
 @pytest.mark.parametrize("change", [0.0, np.nan])

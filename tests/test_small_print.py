@@ -13,7 +13,7 @@ import onnxmerge
 from onnxmerge import compress
 from onnxmerge.cli import app as cli
 from onnxmerge.data.selection import calibration_and_check_inputs, inputs_for
-from onnxmerge.errors import OptionError
+from onnxmerge.errors import OptionError, VerificationError
 from onnxmerge.evaluation import benchmark
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
@@ -63,6 +63,27 @@ def test_nothing_is_chosen_to_shrink(tmp_path, asked):
     result = compress(MLP, tmp_path / "o.onnx", exclude=("*",), samples=16, bench=False, **asked)
     assert not result.groups
     assert (result.before.parameters, DEFAULT_FIDELITY) == (result.after.parameters, 0.97)
+
+
+def test_a_model_of_which_nothing_was_removed_is_timed_only_to_hold_a_threshold(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "DEFAULT_EFFORT", benchmark.TimingEffort(0.1, 2, 5))
+    asked = {"exclude": ("*",), "samples": 16, "target": "macs=0.5"}
+    assert compress(MLP, tmp_path / "o.onnx", **asked).latency is None
+    with pytest.raises(VerificationError, match="is below 100x") as missed:
+        compress(MLP, tmp_path / "o.onnx", min_speedup=100, **asked)
+    assert missed.value.result.latency is not None
+
+
+def test_verify_tells_how_far_it_is(tmp_path):
+    told = []
+    onnxmerge.verify(MLP, MLP, calibration=inputs(tmp_path / "x.npy", 96), progress=lambda *step: told.append(step))
+    assert told == [("reading the models", 0.0), *(("comparing outputs", share) for share in (0, 1 / 3, 2 / 3))]
+
+
+def test_lines_in_a_file_have_no_blanks_at_their_ends(run, tmp_path):
+    lines = run("verify", MLP, MLP, "--calibration", inputs(tmp_path / "x.npy", 40))[1].splitlines()
+    assert len(lines) > 10
+    assert not [line for line in lines if line != line.rstrip()]
 
 
 def test_an_output_among_the_calibration_inputs_is_refused(tmp_path):

@@ -1,17 +1,14 @@
-"""Samples of consumers, and their sums, against dense samples made by loops in numpy."""
+"""Sums over the samples of consumers, against dense samples made by loops in numpy."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from dense_samples import CONVOLUTIONS, DENSE, FIRST, LAST, MIDDLE, dense
 from running import analysed, built, run
 from topologies import TOPOLOGIES
 
@@ -21,136 +18,7 @@ from onnxmerge.graph.layers import Layer
 from onnxmerge.statistics import consumer_moments as sums_module
 from onnxmerge.statistics import unfold as unfold_module
 from onnxmerge.statistics.consumer_moments import ConsumerSamples, channel_covariance, moment_sums
-from onnxmerge.statistics.unfold import by_group, drawn_positions, from_groups, patches_of, rows_of, thinning, window_of
-
-
-@dataclass(frozen=True)
-class Case:
-    """A convolution: input (N, channels, *extents), out channels, kernel, groups, attributes, every how many-th output."""
-
-    extents: tuple[int, ...]
-    kernel: tuple[int, ...]
-    attributes: dict[str, object] = field(default_factory=dict)
-    groups: int = 1
-    thin: tuple[int, ...] = ()
-    dtype: str = "float32"
-
-
-CASES = {
-    "1x1": Case((4, 5), (1, 1)),
-    "3x3-padded": Case((5, 6), (3, 3), {"pads": [1, 1, 1, 1]}),
-    "3x3-no-attributes": Case((5, 6), (3, 3)),
-    "5x2": Case((7, 6), (5, 2)),
-    "1d": Case((9,), (3,), {"pads": [1, 1]}),
-    "1d-strided-dilated": Case((14,), (4,), {"strides": [3], "dilations": [2], "pads": [2, 1]}),
-    "3d": Case((4, 3, 5), (2, 3, 2), {"pads": [1, 1, 0, 0, 1, 1], "strides": [2, 1, 2]}),
-    "strides": Case((9, 8), (3, 3), {"strides": [2, 3]}),
-    "strides-padded": Case((8, 8), (3, 3), {"strides": [2, 2], "pads": [1, 1, 1, 1]}),
-    "dilations": Case((9, 10), (3, 2), {"dilations": [2, 3]}),
-    "asymmetric-pads": Case((6, 5), (3, 3), {"pads": [0, 1, 3, 2]}),
-    "strides-dilations-pads": Case((11, 9), (3, 2), {"strides": [2, 2], "dilations": [2, 3], "pads": [2, 0, 1, 3]}),
-    "same-upper-even": Case((7, 8), (3, 4), {"auto_pad": "SAME_UPPER", "strides": [2, 3]}),
-    "same-lower-even": Case((7, 8), (4, 3), {"auto_pad": "SAME_LOWER", "strides": [2, 3]}),
-    "same-upper-stride-beyond-kernel": Case((9, 8), (1, 2), {"auto_pad": "SAME_UPPER", "strides": [3, 3]}),
-    "valid": Case((7, 8), (3, 3), {"auto_pad": "VALID", "strides": [2, 1]}),
-    "groups": Case((5, 5), (3, 3), {"pads": [1, 1, 1, 1]}, groups=3),
-    "groups-1d": Case((7,), (2,), {}, groups=2),
-    "thinned": Case((12, 13), (3, 3), {"pads": [1, 1, 1, 1]}, thin=(2, 3)),
-    "thinned-groups-strides": Case((15, 14), (3, 2), {"strides": [2, 1], "pads": [1, 0, 1, 1]}, groups=2, thin=(3, 2)),
-    "thinned-1d": Case((20,), (3,), {"dilations": [2]}, thin=(4,)),
-    "float16": Case((5, 6), (3, 3), {"pads": [1, 1, 1, 1]}, dtype="float16"),
-}
-INSIDE, OUT = 2, 3  # channels of a group
-
-
-def convolution(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """x, weight, bias and what ONNX Runtime's own Conv makes of them."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, case.groups * INSIDE, *case.extents)).astype(case.dtype)
-    weight = rng.normal(size=(case.groups * OUT, INSIDE, *case.kernel)).astype(case.dtype)
-    bias = rng.normal(size=case.groups * OUT).astype(case.dtype)
-    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], group=case.groups, **case.attributes)
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(case.dtype))
-    infos = [helper.make_tensor_value_info(name, kind, None) for name in "xy"]
-    weights = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
-    graph = helper.make_graph([node], "conv", infos[:1], infos[1:], weights)
-    (y,) = run(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), {"x": x})
-    return x, weight, bias, y
-
-
-def pads_of(case: Case, output: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(before, after) an axis, from the definition in the operator's documentation."""
-    strides, dilations = (case.attributes.get(name, [1] * len(case.kernel)) for name in ("strides", "dilations"))
-    mode, given = case.attributes.get("auto_pad"), case.attributes.get("pads", [0] * 2 * len(case.kernel))
-    pairs = []
-    for axis, (size, kernel) in enumerate(zip(case.extents, case.kernel, strict=True)):
-        needed = max(0, (output[axis] - 1) * strides[axis] + (kernel - 1) * dilations[axis] + 1 - size)
-        small, large = needed // 2, needed - needed // 2
-        explicit = (given[axis], given[axis + len(case.kernel)])
-        pairs.append({"SAME_UPPER": (small, large), "SAME_LOWER": (large, small), "VALID": (0, 0)}.get(mode, explicit))
-    return pairs
-
-
-def im2col(x: np.ndarray, case: Case, output: tuple[int, ...], groups: int) -> np.ndarray:
-    """(groups, N * pixels, positions * channels) by loops over every number."""
-    strides, dilations = (case.attributes.get(name, [1] * len(case.kernel)) for name in ("strides", "dilations"))
-    padded = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *pads_of(case, output)])
-    inside, thin = x.shape[1] // groups, case.thin or (1,) * len(output)
-    result = []
-    for group in range(groups):
-        rows = []
-        for n, *place in itertools.product(range(len(x)), *(range(0, o, t) for o, t in zip(output, thin, strict=True))):
-            row = []
-            for offset in itertools.product(*map(range, case.kernel)):
-                at = tuple(p * s + o * d for p, s, o, d in zip(place, strides, offset, dilations, strict=True))
-                row += [padded[(n, group * inside + channel, *at)] for channel in range(inside)]
-            rows.append(row)
-        result.append(rows)
-    return np.array(result)
-
-
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_patches_and_outputs_are_what_the_convolution_reads_and_writes(case: Case) -> None:
-    x, weight, bias, y = convolution(case)
-    thin = case.thin or (1,) * len(case.extents)
-    window = window_of(case.attributes, x.shape, case.kernel, y.shape)
-    channels = np.arange(case.groups * INSIDE).reshape(case.groups, INSIDE)
-    positions = tuple(slice(0, None, step) for step in thin)
-    patches = patches_of(x, window, channels, positions)
-    view = y[(slice(None), slice(None), *positions)]
-    outputs = by_group(view, case.groups)
-    assert patches.dtype == outputs.dtype == np.float32
-    np.testing.assert_array_equal(from_groups(outputs, view.shape), view)
-    np.testing.assert_array_equal(patches, im2col(x, case, y.shape[2:], case.groups))
-    flat = np.moveaxis(weight.reshape(case.groups, OUT, INSIDE, -1), 2, 3).reshape(case.groups, OUT, -1).astype(np.float64)
-    computed = patches @ flat.swapaxes(1, 2) + bias.reshape(case.groups, 1, OUT)
-    tolerance = 1e-2 if case.dtype == "float16" else 1e-5
-    np.testing.assert_allclose(outputs, computed, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize(
-    ("shape", "axis"), [((4, 5), 1), ((4, 5), 0), ((2, 3, 4), 2), ((2, 3, 4), 1), ((2, 3, 4, 5), 2)], ids=lambda value: str(value)
-)
-def test_rows_put_one_axis_last(shape: tuple[int, ...], axis: int) -> None:
-    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    np.testing.assert_array_equal(rows_of(x, axis), np.moveaxis(x, axis, -1).reshape(-1, shape[axis]))
-
-
-def test_drawn_positions_are_as_likely_as_each_other() -> None:
-    seen = np.zeros((12, 10))
-    for batch in range(600):
-        seen[drawn_positions((3, 5), batch)] += 1
-    assert 20 < seen.min() <= seen.max() < 65
-
-
-@settings(max_examples=30, deadline=None)
-@given(samples=st.integers(1, 1 << 24), extents=st.lists(st.integers(1, 80), min_size=1, max_size=3), batches=st.integers(1, 30))
-def test_every_row_and_column_is_seen(samples: int, extents: list[int], batches: int) -> None:
-    """Those beside the padding are like no others, so that no thinning may leave them out, by chance or always."""
-    steps = thinning(samples, 10, extents, batches)
-    for axis, extent in enumerate(extents):
-        seen = {at for batch in range(batches) for at in range(extent)[drawn_positions(steps, batch)[axis]]}
-        assert seen == set(range(extent))
+from onnxmerge.statistics.unfold import thinning
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -194,42 +62,6 @@ def test_float32_products_leave_the_smallest_eigenvalue_at_zero() -> None:
     assert abs(eigenvalues[0]) < 2e-5 * eigenvalues.mean()
 
 
-# Topology and consumer -> the samples that it reads and writes: x (N, ...) -> (samples, in), y -> (samples, out).
-Rows = Callable[[np.ndarray], np.ndarray]
-LAST, FIRST = (lambda t: t.reshape(-1, t.shape[-1])), (lambda t: t.T)
-MIDDLE: Rows = lambda t: np.concatenate([one.T for one in t])  # noqa: E731
-DENSE: dict[tuple[str, str], tuple[Rows, Rows]] = {
-    ("gemm-relu-gemm-transb0", "fc_b"): (LAST, LAST),
-    ("gemm-relu-gemm-transb0", "out"): (LAST, LAST),
-    ("gemm-relu-gemm-transb1", "fc_b"): (LAST, LAST),
-    ("gemm-relu-gemm-alpha-beta", "fc_b"): (LAST, LAST),
-    ("gemm-relu-gemm-alpha-beta", "out"): (LAST, LAST),
-    ("gemm-transa", "out"): (FIRST, LAST),
-    ("matmul-add-2d", "out"): (LAST, LAST),
-    ("matmul-add-3d", "out"): (LAST, LAST),
-    ("matmul-weight-left", "out"): (MIDDLE, MIDDLE),
-    ("flatten-spatial", "out"): (LAST, LAST),
-    ("flatten-channel-minor", "out"): (LAST, LAST),
-    ("concat-flatten", "out"): (LAST, LAST),
-    ("weight-behind-transpose", "out"): (LAST, LAST),
-}
-CONVOLUTIONS = {
-    ("conv-relu-conv", "out"): ((3, 3), {"pads": [1] * 4}),
-    ("resize-scales", "out"): ((3, 3), {"pads": [1] * 4}),
-    ("silu", "out"): ((3, 3), {"pads": [1] * 4}),
-    ("grouped-conv-output", "out"): ((3, 3), {"pads": [1] * 4}),
-    ("residual-projection", "projection"): ((1, 1), {"strides": [2, 2]}),
-    ("residual-projection", "block_conv1"): ((3, 3), {"strides": [2, 2], "pads": [1] * 4}),
-    ("conv1d", "out"): ((3,), {"pads": [1] * 2}),
-    ("conv3d", "out"): ((3, 3, 3), {"pads": [1] * 6}),
-    ("grouped-conv", "grouped"): ((3, 3), {"pads": [1] * 4}),
-    ("concat-two-producers", "out"): ((3, 3), {"pads": [1] * 4}),
-    ("concat-same-twice", "out"): ((3, 3), {"pads": [1] * 4}),
-    ("channel-shuffle-uneven", "grouped_b"): ((3, 3), {"pads": [1] * 4}),
-    ("float16", "conv_b"): ((3, 3), {"pads": [1] * 4}),
-}
-
-
 @dataclass(frozen=True)
 class Standing:
     """A consumer at which a walk stands, and all of its samples: x (g, samples, d) patches, y (g, samples, out)."""
@@ -261,18 +93,6 @@ def standing(name: str, consumer: str, folder: Path, sizes: tuple[int, ...] = (4
     samples = [dense(name, consumer, layer, thin, *pair) for pair in zip(inputs, targets, strict=True)]
     x, y = (np.concatenate(side, 1) for side in zip(*samples, strict=True))
     return Standing(walk, layer, x, y, targets)
-
-
-def dense(
-    name: str, consumer: str, layer: Layer, thin: tuple[int, ...], x: np.ndarray, y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """All samples of a batch, by the tables above."""
-    if (name, consumer) in DENSE:
-        return tuple(take(value)[None].astype(np.float64) for take, value in zip(DENSE[name, consumer], (x, y), strict=True))
-    kernel, attributes = CONVOLUTIONS[name, consumer]
-    case = Case(x.shape[2:], kernel, attributes, layer.groups, thin)
-    one = Case(y.shape[2:], (1,) * len(kernel), {}, layer.groups, case.thin)
-    return im2col(x, case, y.shape[2:], layer.groups), im2col(y, one, y.shape[2:], layer.groups)
 
 
 CONSUMERS = [pytest.param(*key, id="-".join(key)) for key in (*DENSE, *CONVOLUTIONS)]
@@ -425,22 +245,3 @@ def test_many_samples_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (found,) = covariances_at(at, kept)
     assert found.count == 7 * 6 * 6
     assert_covariances(found, at.x[0][:, places(at, kept, 0)], at.y[0])
-
-
-@pytest.mark.parametrize(
-    ("samples", "unknowns", "extents", "steps"),
-    [
-        (1 << 13, 10, (32, 32), (1, 1)),
-        (3 << 13, 10, (32, 32), (3, 1)),
-        (9 << 13, 10, (32, 32), (3, 3)),
-        (15 << 13, 10, (32, 32), (5, 3)),
-        (9 << 13, 1 << 11, (32, 32), (1, 1)),
-        (1 << 30, 10, (12, 11), (3, 1)),
-        (9 << 13, 10, (64,), (9,)),
-        (1 << 20, 10, (), ()),
-    ],
-)
-def test_thinning_leaves_enough_and_takes_odd_steps(
-    samples: int, unknowns: int, extents: tuple[int, ...], steps: tuple[int, ...]
-) -> None:
-    assert thinning(samples, unknowns, extents, 9) == steps

@@ -12,6 +12,7 @@ from rich.console import Console
 from samples import BENCHMARK, COMPRESSION, FIDELITY, INSPECTION, LATENCY, OUTPUT, PROVENANCE, SLOWER, SWEEP, VERIFICATION
 from test_runtime_latency import FEEDS, FakeClock, FakeSession
 
+from onnxmerge.errors import Reason, refusal
 from onnxmerge.evaluation import latency as timing
 from onnxmerge.evaluation.benchmark import explained
 from onnxmerge.report.columns import batch_columns, latency_columns, sweep_columns
@@ -91,6 +92,7 @@ MANY = replace(SLOWER, batch_size=1, likely_reasons=("3 of 4 groups keep odd cou
 SLOW = replace(COMPRESSION, latency=MANY)
 UNCLEAR = replace(COMPRESSION, latency=replace(LATENCY, latency_ratio_high=1.01))
 NOTHING = replace(COMPRESSION, after=SIZE, groups=())
+WHOLE = replace(NOTHING, fidelity=REAL, refusals=(refusal("conv", Reason.ALL_KEPT),))
 HARDLY = replace(COMPRESSION, after=Size(25_400_000, 4_080_000_000, 102_000_000))
 SIZED = replace(VERIFICATION, before=SIZE, after=COMPRESSION.after)
 VERDICTS = {
@@ -102,6 +104,7 @@ VERDICTS = {
     "grew": (replace(COMPRESSION, after=Size(1, 1, 10**9)), "bad", r"^The file grew from 102.4 MB to 1.0 GB, "),
     "nothing": (NOTHING, "warn", r"^Nothing was removed, .*threads\. With 64 inputs of yours more may go, .* DIR\.$"),
     "nothing, real inputs": (replace(NOTHING, fidelity=REAL), "warn", r"threads\. The reasons are listed by layer\.$"),
+    "nothing that is worth it": (WHOLE, "warn", r"threads\. What is asked for leaves .*, more goes: --fidelity 0\.9\.$"),
     "hardly": (HARDLY, "warn", r"^Hardly smaller, by 0.6%.* With 64 inputs of yours more may go, .*: --calibration DIR\.$"),
     "slower and not smaller": (replace(NOTHING, latency=MANY), "bad", r"^Nothing was removed, slower: "),
     "doubtful": (replace(COMPRESSION, fidelity=DOUBTFUL), "warn", r"fidelity 0.3000.*: let more stay\.$"),

@@ -16,6 +16,8 @@ from running import LAYERS, run, weights_of
 from onnxmerge.pipeline.compress import compress
 from onnxmerge.pipeline.inspect import inspect
 
+pytestmark = pytest.mark.usefixtures("harmless_models")
+
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 LARGE = {"light_bvlc_alexnet", "light_densenet121", "light_resnet50", "light_vgg19", "light_zfnet512"}
 # Layers that stay as they are: after LRN in AlexNet, Inception v1 and ZFNet; ShuffleNet joins its grouped convolutions in ways

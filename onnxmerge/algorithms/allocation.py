@@ -207,8 +207,8 @@ def _filled(
             at = int(np.searchsorted(curve.counts, counts[group]))
             if at + 1 == len(curve.counts):
                 continue
-            costs = [each.along(counts, group, curve.counts[at:]) for each in (cost, spent)]
-            dearer, weighed = (each[1:] - each[0] for each in costs)
+            costs = [each.along(counts, group, curve.counts[at:]) for each in ((cost,) if spent is cost else (cost, spent))]
+            dearer, weighed = costs[0][1:] - costs[0][0], costs[-1][1:] - costs[-1][0]
             gain = (curve.loss[at] - curve.loss[at + 1 :]) / np.maximum(weighed, TINY)
             gain = np.where(dearer <= free, gain, -1.0)
             largest = int(np.argmax(gain))
@@ -222,21 +222,24 @@ def _filled(
 def _exchanged(curves: Sequence[Curve], cost: Cost | WeightedCost, budget: float, counts: Integers) -> Integers:
     """Every two groups at the best of all their counts that fit, again and again: where counts are few, steps miss some."""
     counts = counts.copy()
+    places = [int(np.searchsorted(curve.counts, count)) for curve, count in zip(curves, counts, strict=True)]
+    losses = [[float(loss) for loss in curve.loss] for curve in curves]
     for _ in range(ROUNDS):
-        before = total_loss(curves, counts)
+        chosen = [own[place] for own, place in zip(losses, places, strict=True)]
+        before = sum(chosen)
         for one, other in permutations(range(len(curves)), 2):
-            best, step = total_loss(curves, counts), counts
-            for count in curves[one].counts:
-                tried = counts.copy()
+            best, step = sum(chosen), (places[one], places[other])
+            tried, lost = counts.copy(), chosen.copy()
+            for place, count in enumerate(curves[one].counts):
                 tried[one] = count
                 costs = cost.along(tried, other, curves[other].counts)
-                free = budget - cost.total(tried) + costs[int(np.searchsorted(curves[other].counts, counts[other]))]
-                fitting = np.flatnonzero(costs <= free)
+                fitting = np.flatnonzero(costs <= budget - cost.total(tried) + costs[places[other]])
                 if len(fitting):  # of those the largest loses least
-                    tried[other] = curves[other].counts[fitting[-1]]
-                    if (loss := total_loss(curves, tried)) < best:
-                        best, step = loss, tried
-            counts = step
-        if total_loss(curves, counts) >= before:
+                    lost[one], lost[other] = losses[one][place], losses[other][fitting[-1]]
+                    if (loss := sum(lost)) < best:
+                        best, step = loss, (place, int(fitting[-1]))
+            for group, place in zip((one, other), step, strict=True):
+                places[group], counts[group], chosen[group] = place, curves[group].counts[place], losses[group][place]
+        if sum(chosen) >= before:
             break
     return counts

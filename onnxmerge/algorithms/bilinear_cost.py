@@ -3,15 +3,18 @@ columns of those that it reads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+
+ONE = np.ones(1)
 
 ROUNDING = 1e-9
 """Share of a block that sums of fractions may be off."""
@@ -27,6 +30,16 @@ def with_remainder(channels: Floats, block: int, remainders: Sequence[float]) ->
     """
     left = np.round(channels / block).astype(np.int64) % len(remainders)
     return np.asarray(channels + block * np.asarray(remainders)[left], np.float64)
+
+
+class _Touched(NamedTuple):
+    """Where the classes of a group stand, and the terms that they touch: their indices, their weight and both of their sides."""
+
+    own: slice
+    terms: Integers
+    weight: Floats
+    rows: Floats
+    columns: Floats
 
 
 @dataclass(frozen=True)
@@ -91,16 +104,16 @@ class Cost:
         -------
         ndarray of shape (c,)
         """
-        own, touched = self._terms[group]
         if group in self._gone(counts):
             return np.zeros(len(np.asarray(candidates)))
+        own, _, weight, *sides = self._terms[group]
         present = np.array(counts)
         present[group] = max(1, present[group])  # its inner groups are there
         extended = self._extended(present)
         extended[own] = 0.0
-        rows, columns, kept = self.rows[touched], self.columns[touched], self._kept(group, candidates)
-        written, read = (self._filled(side @ extended + kept @ side[:, own].T) for side in (rows, columns))
-        found = np.asarray((self._with_remainder(written) * read) @ self.weight[touched], np.float64)
+        kept = self._kept(group, candidates)
+        written, read = (self._filled(side @ extended + kept @ side[:, own].T) for side in sides)
+        found = np.asarray((self._with_remainder(written) * read) @ weight, np.float64)
         if group in dict(self.inner) and not np.asarray(candidates).all():
             emptied = np.array(counts)
             emptied[group] = 0
@@ -110,6 +123,8 @@ class Cost:
 
     def _gone(self, counts: ArrayLike) -> set[int]:
         """The groups that go with others."""
+        if not self.inner:
+            return set()
         kept = np.asarray(counts)
         return {each for outer, inner in self.inner if kept[outer] == 0 for each in inner}
 
@@ -123,19 +138,21 @@ class Cost:
     @cached_property
     def neighbours(self) -> list[list[int]]:
         """For each group those that share a term with it, itself too: where a change of its count changes what steps save."""
-        terms = [set(touched.tolist()) for _, touched in self._terms]
+        terms = [set(touched.terms.tolist()) for touched in self._terms]
         for outer, inner in self.inner:  # all that the inner ones share with others changes with the outer one
             terms[outer] = terms[outer].union(*(terms[each] for each in inner))
         return [[other for other, shared in enumerate(terms) if shared & own] or [group] for group, own in enumerate(terms)]
 
     @cached_property
-    def _terms(self) -> list[tuple[slice, Integers]]:
-        """For each group where its classes stand, and the terms that they touch."""
+    def _terms(self) -> list[_Touched]:
+        """For each group."""
         widths = [1] * (self.rows.shape[1] - 1) if self.classes is None else [table.shape[1] for table in self.classes]
         ends = np.cumsum(widths)
         own = [slice(int(end) - width, int(end)) for end, width in zip(ends, widths, strict=True)]
         used = (self.rows != 0.0) | (self.columns != 0.0)
-        return [(columns, np.flatnonzero(used[:, columns].any(1))) for columns in own]
+        touched = [np.flatnonzero(used[:, columns].any(1)) for columns in own]
+        sides = self.weight, self.rows, self.columns
+        return [_Touched(columns, terms, *(side[terms] for side in sides)) for columns, terms in zip(own, touched, strict=True)]
 
     def _kept(self, group: int, counts: ArrayLike) -> Floats:
         """(c, own classes) channels of each class for counts (c,) of a group."""
@@ -144,10 +161,11 @@ class Cost:
 
     def _extended(self, counts: ArrayLike) -> Floats:
         kept = np.array(counts, np.int64)
-        kept[list(self._gone(kept))] = 0
-        if self.classes is not None:
-            kept = np.concatenate([table[count] for table, count in zip(self.classes, kept.tolist(), strict=True)])
-        return np.append(kept, 1.0)
+        if gone := self._gone(kept):
+            kept[list(gone)] = 0
+        if self.classes is None:
+            return np.concatenate([kept, ONE])
+        return np.concatenate([*(table[count] for table, count in zip(self.classes, kept.tolist(), strict=True)), ONE])
 
 
 @dataclass(frozen=True)
@@ -180,3 +198,36 @@ class WeightedCost:
     def neighbours(self) -> list[list[int]]:
         """As `Cost.neighbours`."""
         return [sorted(set().union(*each)) for each in zip(*(part.neighbours for _, part in self.parts), strict=True)]
+
+
+def summed(parts: Iterable[tuple[float, Cost | WeightedCost]]) -> WeightedCost:
+    """As `WeightedCost` of the parts, with one part for all costs whose blocks are filled up alike: several times as fast.
+
+    Examples
+    --------
+    >>> one = Cost(np.array([1.0]), np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
+    >>> both = summed([(0.5, one), (2.0, WeightedCost(((1.0, one),)))])
+    >>> len(both.parts), both.total([5])
+    (1, 12.5)
+    """
+    alike: dict[object, list[tuple[float, Cost]]] = {}
+    flat = list(_flat(parts))
+    for weight, cost in flat:
+        classes = None if cost.classes is None else tuple(map(id, cost.classes))
+        alike.setdefault((cost.block, cost.remainders, cost.inner, classes), []).append((weight, cost))
+    found = []
+    for costs in alike.values():
+        weights = np.concatenate([weight * cost.weight for weight, cost in costs])
+        rows, columns = (np.vstack([getattr(cost, side) for _, cost in costs]) for side in ("rows", "columns"))
+        used = weights != 0.0
+        if used.any():
+            found.append((1.0, replace(costs[0][1], weight=weights[used], rows=rows[used], columns=columns[used])))
+    return WeightedCost(tuple(found or flat[:1]))
+
+
+def _flat(parts: Iterable[tuple[float, Cost | WeightedCost]]) -> Iterator[tuple[float, Cost]]:
+    for weight, part in parts:
+        if isinstance(part, Cost):
+            yield weight, part
+        else:
+            yield from ((weight * inner, cost) for inner, cost in _flat(part.parts))

@@ -133,8 +133,7 @@ def verify_command(reference: Path, candidate: Path, **options: Any) -> None:
 
     shown = Output.taken_from(options, [reference, candidate], reference=reference, candidate=candidate)
     with shown.progress() as progress:
-        progress("comparing outputs", 0.0)
-        result = onnxmerge.verify(reference, candidate, **_given(options))
+        result = onnxmerge.verify(reference, candidate, progress=progress, **_given(options))
     shown.show(result)
     if not result.passed:
         raise VerificationError("; ".join(result.failures))

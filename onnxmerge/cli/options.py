@@ -11,7 +11,7 @@ import click
 
 from onnxmerge.cli.configuration import contradicting, taken
 from onnxmerge.errors import InputError, OptionError
-from onnxmerge.options import DEFAULT_CHANGED_DECISIONS, DEFAULT_TARGETS
+from onnxmerge.options import DECIDED_FIDELITY, DEFAULT_CHANGED_DECISIONS, DEFAULT_FIDELITY, DEFAULT_TARGETS
 from onnxmerge.options.checks import COLORS, CRITERION_NAMES, CUDNN_SEARCHES, FITS, METHOD_NAMES, PROVIDERS, SCOPES, TARGETS
 
 Decorator = Callable[[Any], Any]
@@ -237,9 +237,16 @@ SIZE = section(
         "--max-changed-decisions",
         str,
         "X",
-        f"Greatest share of best classes expected to change: 0.02 or 2%.  [default: {DEFAULT_CHANGED_DECISIONS:g}]",
+        "Greatest share of best classes expected to change, each counted by how sure the model was of it: 0.02 or 2%."
+        f"  [default: {DEFAULT_CHANGED_DECISIONS:g}]",
     ),
-    _option("--fidelity", str, "F", "Least share of the worst output's variance to keep, in its place or beside it: 0.9 or 90%."),
+    _option(
+        "--fidelity",
+        str,
+        "F",
+        "Least share of every output's variance that is kept: 0.9 or 90%; alone it counts no decisions.  [default:"
+        f" {DECIDED_FIDELITY:g} of outputs with best classes, {DEFAULT_FIDELITY:g} of others]",
+    ),
     MINIMIZE,
     _option("--target", str, "K=V", "Share of params, macs or latency that may remain: macs=0.5 or macs=50%."),
     _option("--ratio", str, "R", "Share of every group's channels that is removed, 0 <= R < 1: 0.5 or 50%."),

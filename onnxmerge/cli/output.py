@@ -112,7 +112,7 @@ class Output:
         if self.as_json:
             click.echo(json_text(result, provenance))
         elif not self.quiet:
-            _SHOWN_BY[type(result)](Console(), result)
+            _print(lambda console: _SHOWN_BY[type(result)](console, result))
             if provenance.defaults:
                 click.echo(f"options: {printable(provenance.defaults)}")
         for report in self.reports:
@@ -120,7 +120,18 @@ class Output:
             if not self.as_json and not self.quiet:
                 click.echo(f"wrote {printable(str(report))}")
         if not self.as_json:
-            show_verdict(Console(), result)
+            _print(lambda console: show_verdict(console, result))
+
+
+def _print(show: Callable[[Console], None]) -> None:
+    """What a function shows; in a file lines have no blanks at their ends, to which tables are filled up."""
+    console = Console()
+    if console.is_terminal:
+        show(console)
+        return
+    with console.capture() as captured:
+        show(console)
+    console.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
 def _written(result: Result) -> list[Path]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto
+from onnx import ModelProto, TensorProto
 
 from onnxmerge.data.feed_sources import Indices
 from onnxmerge.data.inputs import Inputs
@@ -15,7 +15,7 @@ from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio import surgeon as gs
-from onnxmerge.onnxio.model_files import load
+from onnxmerge.onnxio.model import from_proto
 
 AMPLITUDE = 0.5
 """Root mean square of the first layer's noise divided by the standard deviation of the other inputs."""
@@ -64,10 +64,10 @@ def input_properties(facts: TensorFacts) -> InputProperties:
     return properties
 
 
-def properties_of_file(path: Path) -> InputProperties:
-    """The same of a file; nothing of a model that runs but cannot be analysed."""
+def properties_of_file(path: Path, proto: ModelProto) -> InputProperties:
+    """The same of a file and what `read_checked` read from it; nothing of a model that runs but cannot be analysed."""
     try:
-        return input_properties(TensorFacts(load(path), {}))
+        return input_properties(TensorFacts(from_proto(proto, path), {}))
     except ModelError:
         return InputProperties()
 

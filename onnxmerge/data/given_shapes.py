@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from onnx import ModelProto
+
 from onnxmerge.data.batching import batching
 from onnxmerge.data.images import image_reading_of
 from onnxmerge.data.inputs import calibration_inputs
@@ -18,7 +20,7 @@ from onnxmerge.options import InputOptions
 from onnxmerge.results.execution import size_text
 
 
-def given_shapes(model: Path, options: InputOptions) -> GivenShapes:
+def given_shapes(model: Path, options: InputOptions, proto: ModelProto | None = None) -> GivenShapes:
     """What the options say of the sizes of a model's inputs; images of a folder are scaled to the sizes of `input_shape`.
 
     Parameters
@@ -27,6 +29,8 @@ def given_shapes(model: Path, options: InputOptions) -> GivenShapes:
         An ONNX file.
     options : InputOptions
         The user's.
+    proto : ModelProto or None
+        What `read_checked` read from the file, where that is at hand.
 
     Raises
     ------
@@ -37,7 +41,7 @@ def given_shapes(model: Path, options: InputOptions) -> GivenShapes:
     """
     if options.input_shape is None and options.calibration is None:
         return NOTHING_GIVEN
-    proto = read_checked(model)
+    proto = proto or read_checked(model)
     specs = input_specs(proto)
     shapes: dict[str, tuple[int | None, ...]] = dict(checked_shapes(options.input_shape or {}, specs))
     given = GivenShapes(shapes, dict.fromkeys(shapes, "given"))
@@ -81,11 +85,14 @@ def checked_shapes(given: Mapping[str, tuple[int, ...]], specs: Sequence[TensorS
 
 
 def first_runs_of_pair(
-    reference: Path, candidate: Path, options: InputOptions, max_memory: int | None
+    reference: Path, candidate: Path, protos: Sequence[ModelProto], options: InputOptions, max_memory: int | None
 ) -> tuple[FirstRuns, FirstRuns]:
-    """The first runs of two models on inputs of the same sizes: those of the reference. Errors are those of `given_shapes`."""
-    given = given_shapes(reference, options)
-    first = first_observations(reference, label=str(reference), max_memory=max_memory, given=given)
+    """The first runs of two models on inputs of the same sizes: those of the reference. Errors are those of `given_shapes`.
+
+    protos: what `read_checked` read from the two files.
+    """
+    given = given_shapes(reference, options, protos[0])
+    first = first_observations(reference, protos[0], label=str(reference), max_memory=max_memory, given=given)
     shapes = {each.name: each.shape for each in first.inputs}
     given = GivenShapes(shapes, dict.fromkeys(shapes, "reference"), values=given.values)
-    return first, first_observations(candidate, label=str(candidate), max_memory=max_memory, given=given)
+    return first, first_observations(candidate, protos[1], label=str(candidate), max_memory=max_memory, given=given)

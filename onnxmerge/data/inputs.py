@@ -32,6 +32,7 @@ class Inputs:
     ----------
     count : number of inputs
     description : what they are, for reports
+    whole : of a part, the description of what it is a part of, and not of the parts between
     batch_size : the only batch size that the model takes, None for any
     indices : (count,) of these inputs among all that `take` gives
     take : gives the feeds of an array of indices
@@ -58,6 +59,7 @@ class Inputs:
     assumed: Mapping[str, str] = field(default_factory=dict)
     unknown_ids: tuple[str, ...] = ()
     names: Sequence[str] = field(default=(), repr=False, compare=False)
+    whole: str = ""
 
     @property
     def synthetic(self) -> bool:
@@ -149,11 +151,12 @@ class Inputs:
 
     def subset(self, positions: Indices, how: str) -> Inputs:
         """Only the inputs at these positions; `how` they were chosen goes into the description."""
-        part = self._part(self.indices[positions])
-        return replace(part, description=f"{len(positions)} ({how}) of {self.description}")
+        return self._part(self.indices[positions], f" ({how})")
 
-    def _part(self, indices: Indices) -> Inputs:
-        return replace(self, count=len(indices), description=f"{len(indices)} of {self.description}", indices=indices)
+    def _part(self, indices: Indices, how: str = "") -> Inputs:
+        whole = self.whole or self.description
+        description = f"{len(indices)}{how} of {whole}"
+        return replace(self, count=len(indices), description=description, indices=indices, whole=whole)
 
 
 def synthetic_inputs(

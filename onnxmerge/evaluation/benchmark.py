@@ -14,7 +14,7 @@ from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import OptionError
 from onnxmerge.evaluation.latency import compare_latency
-from onnxmerge.evaluation.node_views import read_graph_view
+from onnxmerge.evaluation.node_views import graph_view
 from onnxmerge.evaluation.thresholds import missed_speedup
 from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.processor import SMALLEST_BLOCK, processor_name
@@ -22,6 +22,7 @@ from onnxmerge.execution.providers import CPU, provider_of
 from onnxmerge.execution.sessions import ModelSource, open_pair
 from onnxmerge.graph.analysed_model import shapes_of, size_of_file
 from onnxmerge.onnxio.model_files import as_file, model_name
+from onnxmerge.onnxio.validation import read_checked
 from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of, takes
 from onnxmerge.results import Benchmark, LatencyComparison
@@ -52,6 +53,8 @@ TRIAL_EFFORT = TimingEffort(1.5, 16, 8)  # of the many models that a search for 
 CONFIRMING_EFFORT = TimingEffort(8.0, 48, 20)
 SHORT_CALL_MS = 0.2
 """Latency below which a call is mostly the overhead of entering ONNX Runtime and of starting its operators."""
+WIDE_INTERVAL = 1.5
+"""Ratio of the ends of a speed-up's interval above which the machine was busy: on quiet ones it is below 1.1."""
 LEAST_SAVING = 0.005
 """Share of the MACs below which nothing was saved that could become time."""
 
@@ -124,17 +127,21 @@ def benchmark(
     """`bench_batches` for files, with its options sorted. Raises InputError where the model takes another batch size."""
     batches = [batch or runtime.batch for batch in batches]
     provider = provider_of(runtime)
-    runs, candidate_runs = first_runs_of_pair(reference, candidate, options, runtime.max_memory)
+    files = reference, candidate
+    protos = [read_checked(file) for file in files]
+    pair_of_runs = first_runs_of_pair(*files, protos, options, runtime.max_memory)
+    runs = pair_of_runs[0]
     shapes = shapes_of(runs.first)
     session, _ = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     count = max(2, *(batch or 1 for batch in batches))
-    inputs = inputs_for(session, shapes, options, count, properties_of_file(reference), fresh=True)
+    inputs = inputs_for(session, shapes, options, count, properties_of_file(reference, protos[0]), fresh=True)
     for batch in batches:
         check_batch(reference, inputs.batch_size, batch, shapes)
-    sizes = [size_of_file(*each, runtime.max_memory) for each in ((reference, runs), (candidate, candidate_runs))]
+    sizes = [size_of_file(*each, runtime.max_memory) for each in zip(files, protos, pair_of_runs, strict=True)]
     before, after = (None if each is None else each.macs for each in sizes)
+    odd_widths = _odd_widths(*protos)
+    del protos  # two models, beside those that are timed
     found = [time_pair(reference, candidate, inputs, runtime, batch, seed=options.seed) for batch in batches]
-    odd_widths = _odd_widths(reference, candidate)
     timed = tuple(replace(explained(each, before, after, odd_widths), inputs=runs.inputs) for each in found)
     return Benchmark(str(reference), str(candidate), timed, runs.inputs)
 
@@ -158,7 +165,16 @@ def explained(latency: LatencyComparison, before: int | None, after: int | None,
         latency = replace(latency, macs_ratio=ratio, realised_saving=realised)
     if latency.verdict == "faster":
         return latency
-    return replace(latency, likely_reasons=tuple(filter(None, (odd_widths, *_reasons_of_the_call(latency)))))
+    reasons = (_busy_machine(latency), odd_widths, *_reasons_of_the_call(latency))
+    return replace(latency, likely_reasons=tuple(filter(None, reasons)))
+
+
+def _busy_machine(latency: LatencyComparison) -> str:
+    """Where calls of one model differ so much that little can be told."""
+    low, high = latency.speedup_interval
+    if latency.verdict != "not measurable" or high <= WIDE_INTERVAL * low:
+        return ""
+    return "calls of one and the same model took times too different to tell: let nothing else run, and time again"
 
 
 def _reasons_of_the_call(latency: LatencyComparison) -> list[str]:
@@ -172,7 +188,7 @@ def _reasons_of_the_call(latency: LatencyComparison) -> list[str]:
     return ["calls this short are mostly overhead: time larger batches with `batch`"] if is_short else []
 
 
-def _odd_widths(reference: Path, candidate: Path) -> str:
+def _odd_widths(reference: ModelProto, candidate: ModelProto) -> str:
     """Convolutions that lost channels and write a number of them that is no multiple of their processor's smallest block."""
     widths = (_widths(model) for model in (reference, candidate))
     shrunk = [after for before, after in zip(*widths, strict=False) if after < before]
@@ -180,9 +196,9 @@ def _odd_widths(reference: Path, candidate: Path) -> str:
     return f"{odd} of {len(shrunk)} convolutions that shrank write no multiple of {SMALLEST_BLOCK} channels" if odd else ""
 
 
-def _widths(model: Path) -> list[int]:
+def _widths(model: ModelProto) -> list[int]:
     """Output channels of every convolution whose weight is stored as it is read."""
-    layers = read_graph_view(model, str(model)).layers
+    layers = graph_view(model, None).layers
     return [shapes[0][0] for operator, shapes in layers if operator == "Conv" and shapes and shapes[0]]
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from onnxmerge.data.balance import looks_like_scores
 from onnxmerge.evaluation.output_kinds import FEATURES, IDS
-from onnxmerge.evaluation.ratio_interval import interval_factor
+from onnxmerge.evaluation.ratio_interval import ratio_interval
 
 UNIT_TOLERANCE = 1e-3
 """How far a length may be from 1."""
@@ -132,8 +132,10 @@ class ChangedDecisions:
     def interval(self, samples: int, *, synthetic: bool) -> tuple[float, float] | tuple[None, None]:
         """95 % interval of `share` for other inputs of the same kind; None of synthetic ones, whose kind is what is unsure."""
         share = self.share(samples, synthetic=synthetic)
-        factor = None if share is None or synthetic else interval_factor(np.concatenate(self.changed), np.ones(samples))
-        return (None, None) if share is None or factor is None else (share / factor, min(share * factor, 1.0))
+        if share is None or synthetic:
+            return None, None
+        ends = ratio_interval(np.concatenate(self.changed), np.ones(samples), share, counted=self.holds == IDS)
+        return (None, None) if ends is None else ends
 
     def are_all_the_same(self, samples: int) -> bool:
         """Whether so many inputs, several of them, had decisions, and all of them the same one."""

@@ -82,7 +82,11 @@ class GraphView:
 
 def read_graph_view(model: ModelSource, label: str) -> GraphView:
     """Read a model without its external data; `label` is what errors call it. Raises ModelError."""
-    proto = read_graph(model, label)
+    return graph_view(read_graph(model, label), model.parent if isinstance(model, Path) else None)
+
+
+def graph_view(proto: onnx.ModelProto, folder: Path | None) -> GraphView:
+    """The main graph of a model; folder: where its external data is."""
     stored = {tensor.name for tensor in (*proto.graph.initializer, *(each.values for each in proto.graph.sparse_initializer))}
     varying = {value.name for value in proto.graph.input} - stored
     nodes = []
@@ -97,7 +101,7 @@ def read_graph_view(model: ModelSource, label: str) -> GraphView:
         varying.update(outputs)
         name = node.name or f"{node.op_type}({next(iter(node.output), '')})"
         nodes.append(NodeView(name, node.op_type, outputs, dynamic_inputs, constants, _attributes(node)))
-    return GraphView(tuple(nodes), proto, model.parent if isinstance(model, Path) else None)
+    return GraphView(tuple(nodes), proto, folder)
 
 
 def _layers_in_bodies(graph: onnx.GraphProto, around: Mapping[str, Shape]) -> Iterator[tuple[str, tuple[Shape, ...]]]:

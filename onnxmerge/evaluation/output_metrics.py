@@ -15,7 +15,7 @@ from onnxmerge.evaluation.decisions import ChangedDecisions
 from onnxmerge.evaluation.neighbours import Neighbours
 from onnxmerge.evaluation.output_kinds import IDS
 from onnxmerge.evaluation.output_variance import Variance
-from onnxmerge.evaluation.ratio_interval import interval_factor
+from onnxmerge.evaluation.ratio_interval import ratio_interval
 from onnxmerge.results import OutputFidelity
 from onnxmerge.results.fidelity import ROW_FIDELITY
 
@@ -202,11 +202,11 @@ class OutputMoments:
     def _interval(self, fidelity: float) -> tuple[float, float] | tuple[None, None]:
         """95 % interval of the fidelity for other inputs of the same kind, None where it is not known."""
         unexplained = 1.0 - fidelity
-        if not self.by_input or not 0.0 < unexplained < math.inf:
+        if not self.by_input or not 0.0 <= unexplained < math.inf:
             return None, None
         errors, deviations = (np.concatenate(each) for each in zip(*self.by_input, strict=True))
-        factor = interval_factor(errors, deviations)
-        return (None, None) if factor is None else (1.0 - unexplained * factor, 1.0 - unexplained / factor)
+        ends = ratio_interval(errors, deviations, unexplained, counted=self.decisions.holds == IDS)
+        return (None, None) if ends is None else (1.0 - ends[1], 1.0 - ends[0])
 
     @property
     def _over_inputs(self) -> float:
@@ -231,6 +231,8 @@ class OutputMoments:
         rows = np.concatenate(parts) if parts and self.finite else np.zeros(0)
         fidelity = self._explained_variance()
         errors, distances, quantiles = self.relative_l2.values, self.cosine_distance.values, self.relative_l2.quantiles
+        if not self.relative_l2.by_batch:  # nothing was compared, which is not to be taken for equal
+            errors, distances = np.array([np.inf]), np.ones(1)
         (low, high), decided = self._interval(fidelity), self.decisions.interval(self.samples, synthetic=self.synthetic)
         unexplained = 1.0 - fidelity
         # A batch of one hides that axis 0 is not the batch; the others show it.

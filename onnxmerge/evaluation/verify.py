@@ -1,5 +1,6 @@
 """`verify`: how close the outputs of one file are to another's."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,19 @@ from onnxmerge.errors import ModelError, OptionError, VerificationError
 from onnxmerge.evaluation.examples import with_examples
 from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.evaluation.layer_checks import compare_some_layers, fits_in_memory, layer_failures
-from onnxmerge.evaluation.node_views import read_graph_view
+from onnxmerge.evaluation.node_views import graph_view
 from onnxmerge.evaluation.output_kinds import output_kinds
 from onnxmerge.evaluation.thresholds import failures_of, missed_sizes
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import Session, open_pair
+from onnxmerge.execution.tensor_specs import Feeds, batch_size
 from onnxmerge.graph.analysed_model import shapes_of, size_of_file
 from onnxmerge.onnxio.finite import weights_not_finite
 from onnxmerge.onnxio.model_files import as_file, model_name, weight_files
 from onnxmerge.onnxio.side_files import check_output_file
 from onnxmerge.onnxio.stored_provenance import stored_provenance
-from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
+from onnxmerge.onnxio.validation import read_checked
+from onnxmerge.options import InputOptions, Progress, RuntimeOptions, Thresholds, silent
 from onnxmerge.options.keywords import options_of, takes
 from onnxmerge.results import Size, Verification
 from onnxmerge.results.execution import chosen_sizes
@@ -41,6 +44,7 @@ def verify(
     labels: str | Path | None = None,
     layers: bool = False,
     save_worst: str | Path | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Verification:
     """Compare the outputs of one model with those of another on the same inputs.
@@ -58,6 +62,8 @@ def verify(
         Whether the models are compared layer by layer too.
     save_worst : str, Path or None
         .npz file for the input that differs most.
+    progress : Progress or None
+        Called with the name of a stage and the share of the work that is done.
     **options
         Fields of `InputOptions`, `RuntimeOptions` and `Thresholds`, or such objects as `inputs`, `runtime` and `thresholds`.
 
@@ -83,7 +89,7 @@ def verify(
         raise OptionError("`verify` times nothing, so that it cannot hold `min_speedup`: `bench` does")
     label_file, worst_file = (None if each is None else Path(each) for each in (labels, save_worst))
     with as_file(reference) as first, as_file(candidate) as second:
-        result = _verify_files(first, second, label_file, layers, worst_file, *parts)
+        result = _verify_files(first, second, label_file, layers, worst_file, progress or silent, *parts)
         return replace(result, reference=model_name(reference), candidate=model_name(candidate))
 
 
@@ -93,25 +99,30 @@ def _verify_files(
     label_file: Path | None,
     layers: bool,
     worst_file: Path | None,
+    progress: Progress,
     given: InputOptions,
     runtime: RuntimeOptions,
     thresholds: Thresholds,
 ) -> Verification:
     _check_files(reference, candidate, given, label_file, worst_file)
+    progress("reading the models", 0.0)
     provider = provider_of(runtime)
-    runs, candidate_runs = first_runs_of_pair(reference, candidate, given, runtime.max_memory)
+    files = reference, candidate
+    protos = [read_checked(file) for file in files]
+    pair_of_runs = first_runs_of_pair(*files, protos, given, runtime.max_memory)
+    runs = pair_of_runs[0]
     shapes = shapes_of(runs.first)
     pair = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     _check_types(*pair)
-    before, after = (size_of_file(*each, runtime.max_memory) for each in ((reference, runs), (candidate, candidate_runs)))
-    graphs = [read_graph_view(model, str(model)) for model in (reference, candidate)]
-    properties = properties_of_file(reference)
+    before, after = (size_of_file(*each, runtime.max_memory) for each in zip(files, protos, pair_of_runs, strict=True))
+    graphs = [graph_view(proto, file.parent) for proto, file in zip(protos, files, strict=True)]
+    properties = properties_of_file(reference, protos[0])
     inputs = inputs_for(pair[0], shapes, given, properties=properties, max_memory=runtime.max_memory, fresh=True)
     classes = None if label_file is None else read_labels(label_file, inputs)
     same_channel_counts = graphs[0].layers == graphs[1].layers
     check_layers = not same_channel_counts and not thresholds.outputs_given and fits_in_memory(shapes)
     layer_comparison = compare_some_layers(reference, candidate, inputs, shapes) if layers or check_layers else None
-    kinds, batches = output_kinds(graphs[0].proto), inputs.batches(BATCH)
+    kinds, batches = output_kinds(graphs[0].proto), _told(inputs, progress)
     fidelity = compare(*pair, batches, inputs.description, classes, synthetic=inputs.synthetic, kinds=kinds)
     shown = layer_comparison if layers else None
     fidelity = replace(fidelity, same_channel_counts=same_channel_counts, layer_comparison=shown)
@@ -131,6 +142,15 @@ def _verify_files(
         *inputs.warnings(),
     )
     return Verification(str(reference), str(candidate), fidelity, failures, before, after, inputs.noted(runs.inputs), warnings)
+
+
+def _told(inputs: Inputs, progress: Progress) -> Iterator[Feeds]:
+    """The batches of the inputs, and what share of them has been compared."""
+    done = 0
+    for feeds in inputs.batches(BATCH):
+        progress("comparing outputs", done / inputs.count)
+        yield feeds
+        done += batch_size(feeds)
 
 
 def _check_types(reference: Session, candidate: Session) -> None:

@@ -6,8 +6,11 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
-from threadpoolctl import threadpool_limits
+import numpy as np  # noqa: F401  loads the library whose threads are counted
+from threadpoolctl import ThreadpoolController
 
 
 def default_threads() -> int:
@@ -15,6 +18,12 @@ def default_threads() -> int:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # OpenMP takes a list, one number a level
     return min(usable, int(asked[:9])) if asked.isdecimal() and int(asked[:9]) else usable
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """The library that numpy computes with; to find it, all libraries of the process are read, which takes a millisecond."""
+    return ThreadpoolController().select(user_api="blas")
 
 
 class _BlasThreads:
@@ -28,13 +37,13 @@ class _BlasThreads:
         self._held = threading.local()  # `count`: the number that this thread is using
         self._users = 0
         self._count = 0
-        self._first: threadpool_limits | None = None
+        self._first: Any = None  # of threadpoolctl, which has no types
 
     @contextmanager
     def limited_to(self, count: int) -> Iterator[None]:
         held = getattr(self._held, "count", None)
         if held is not None and held != count:  # within a use of its own thread, which cannot end before this one
-            with threadpool_limits(count, user_api="blas"):
+            with _blas().limit(limits=count):
                 yield
             return
         limits = self._enter(count)
@@ -45,17 +54,17 @@ class _BlasThreads:
             self._held.count = held
             self._leave(limits)
 
-    def _enter(self, count: int) -> threadpool_limits:
+    def _enter(self, count: int) -> Any:
         with self._changed:
             self._changed.wait_for(lambda: not self._users or self._count == count)
-            limits = threadpool_limits(count, user_api="blas")
+            limits = _blas().limit(limits=count)
             _let_others_set()
             if not self._users:
                 self._first, self._count = limits, count
             self._users += 1
             return limits
 
-    def _leave(self, limits: threadpool_limits) -> None:
+    def _leave(self, limits: Any) -> None:
         with self._changed:
             self._users -= 1
             if limits is not self._first:
@@ -68,7 +77,7 @@ class _BlasThreads:
 
 def _let_others_set() -> None:
     """threadpoolctl reserves OpenBLAS for the thread that last set its number, until a `with` block of that thread ends."""
-    with threadpool_limits(None, user_api="blas"):
+    with _blas().limit(limits=None):
         pass
 
 

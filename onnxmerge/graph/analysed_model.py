@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx.inliner
 from ml_dtypes import bfloat16
+from onnx import ModelProto
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxmerge.errors import ModelError, one_line
@@ -106,9 +107,10 @@ def analyse_model(
     ModelError
         The file is no valid model, the model does not run, or a weight holds NaN or infinity.
     """
-    model, runs = _loaded_and_run(path, max_memory, given, None)
+    stored = load(path)
+    model, runs = _flat_and_run(stored, path, max_memory, given, None)
     whole = with_bodies_back(model)
-    size = size_of(whole, shapes_of(runs.first), stored_bytes(path))
+    size = size_of(whole, shapes_of(runs.first), stored_bytes(path, stored.proto))
     simpler = simplified(model, runs.first)
     model, bodies_are_out, observed = simpler.model, whole is not model, simpler.observed(runs.first)
     observed_otherwise = None if runs.second is None else simpler.observed(runs.second)
@@ -128,12 +130,14 @@ def analyse_model(
     return AnalysedModel(model, channels, observed, size, observed_otherwise, runs.inputs, simpler.texts)
 
 
-def _loaded_and_run(path: Path, max_memory: int | None, given: GivenShapes, known: FirstRuns | None) -> tuple[Model, FirstRuns]:
+def _flat_and_run(
+    model: Model, path: Path, max_memory: int | None, given: GivenShapes, known: FirstRuns | None
+) -> tuple[Model, FirstRuns]:
     """A model without functions, bodies and layers that ONNX Runtime has fused, and what was observed of it.
 
-    known: what was observed of the file, None where it is to be run.
+    path: its file, as messages call it; known: what was observed of that, None where it is to be run.
     """
-    model, source = load(path), path
+    source = path
     if model.proto.functions:
         model = _inlined(model)
         temporary = TemporaryModel(model)
@@ -172,13 +176,15 @@ def _inlined(model: Model) -> Model:
         raise ModelError(f"{model.path}: its functions cannot be inlined: {one_line(error)}") from error
 
 
-def size_of_file(path: Path, runs: FirstRuns, max_memory: int | None = None) -> Size | None:
+def size_of_file(path: Path, proto: ModelProto, runs: FirstRuns, max_memory: int | None = None) -> Size | None:
     """Size of a file for the sizes of its first run, the same that `analyse_model` finds; None where it cannot be analysed.
 
     Parameters
     ----------
     path : Path
         An ONNX file.
+    proto : ModelProto
+        What `read_checked` read from it.
     runs : FirstRuns
         What was observed of it.
     max_memory : int, optional
@@ -187,8 +193,9 @@ def size_of_file(path: Path, runs: FirstRuns, max_memory: int | None = None) -> 
     shapes = {each.name: each.shape for each in runs.inputs}
     values = {name: value.tolist() for name in shapes if (value := runs.first[name].value) is not None}
     try:
-        found, inner = _loaded_and_run(path, max_memory, GivenShapes(shapes, runs.origins, values=values), runs)
-        return size_of(with_bodies_back(found), shapes_of(inner.first), stored_bytes(path))
+        given = GivenShapes(shapes, runs.origins, values=values)
+        found, inner = _flat_and_run(from_proto(proto, path), path, max_memory, given, runs)
+        return size_of(with_bodies_back(found), shapes_of(inner.first), stored_bytes(path, proto))
     except ModelError:
         return None
 

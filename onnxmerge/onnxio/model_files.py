@@ -157,12 +157,12 @@ def serialise(model: Model) -> bytes | TemporaryModel:
     return export(model).SerializeToString() if fits_one_message(model, for_trial=True) else TemporaryModel(model)
 
 
-def stored_bytes(model: bytes | Path | TemporaryModel) -> int:
-    """Size of a model in bytes: of its file, and of its weights in other files."""
+def stored_bytes(model: bytes | Path | TemporaryModel, proto: ModelProto | None = None) -> int:
+    """Size of a model in bytes: of its file, and of its weights in other files; proto: what the file holds, if at hand."""
     if isinstance(model, bytes):
         return len(model)
     path = model if isinstance(model, Path) else model.path
-    return path.stat().st_size + external_bytes(read_model(path), path)
+    return path.stat().st_size + external_bytes(read_model(path) if proto is None else proto, path)
 
 
 def _temporary_folder() -> WorkFolder:

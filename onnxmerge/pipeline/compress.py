@@ -41,7 +41,7 @@ from onnxmerge.pipeline.time_limit import TimeLimit
 from onnxmerge.pipeline.unseen_bodies import unseen_bodies
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.kept_counts import kept_counts
-from onnxmerge.results import Compression, Fidelity, LatencyComparison, Size
+from onnxmerge.results import Compression, Fidelity, LatencyComparison
 from onnxmerge.results.execution import chosen_sizes
 
 
@@ -156,7 +156,7 @@ def compress_file(
         found = search(CandidateBuilder(measured, options, limit))
         checking = measured.checking if found.candidate.kept else measured.checking.first(BATCH)  # the whole model, rewritten
         tell("checking", 0.0)
-        checked = _check(model, analysed.size, found.candidate, checking, options)
+        checked = _check(model, analysed, found.candidate, checking, options)
         metadata = {}
         if options.provenance and not checked.missed:
             on_cpu = _on_cpu(model, found.candidate, checking, options, checked.fidelity)
@@ -244,9 +244,12 @@ def _with_plan_read(pruning: PruningOptions, model_sha256: str, analysed: Analys
     return replace(pruning, plan=plan.groups, method=plan.method if pruning.method == "auto" else pruning.method)
 
 
-def _check(model: Path, original: Size, candidate: Candidate, checking: Inputs, options: CompressOptions) -> Checked:
-    """Its size, outputs (without optimisation) and speed against the model's; timed for longer where a latency was asked for."""
-    runtime, content, thresholds = options.runtime, candidate.content, options.thresholds
+def _check(model: Path, analysed: AnalysedModel, candidate: Candidate, checking: Inputs, options: CompressOptions) -> Checked:
+    """Its size, outputs (without optimisation) and speed against the model's; timed for longer where a latency was asked for.
+
+    A model of which nothing was removed takes the time that it took, and is timed only where a threshold asks for it.
+    """
+    runtime, content, thresholds, original = options.runtime, candidate.content, options.thresholds, analysed.size
     missed = missed_sizes(original, candidate.size, thresholds)
     fidelity, latency, cure = None, None, "without these thresholds it is written"
     if options.verify:
@@ -254,8 +257,10 @@ def _check(model: Path, original: Size, candidate: Candidate, checking: Inputs, 
         missed_outputs = missed_thresholds(fidelity, thresholds)
         cure = "`verify=False` keeps the result all the same" if missed_outputs and not missed else cure
         missed += missed_outputs
+    is_changed = bool(candidate.kept or analysed.simplifications)
     is_unknown = fidelity is not None and any(output.unmeasured for output in fidelity.outputs)  # its speed still helps
-    if options.verify and options.bench and (not missed or is_unknown or thresholds.min_speedup is not None):
+    has_use = is_changed and (not missed or is_unknown)
+    if options.verify and options.bench and (has_use or thresholds.min_speedup is not None):
         effort = CONFIRMING_EFFORT if options.pruning.is_latency_target else None
         latency = time_pair(model, content, checking, runtime, effort=effort, seed=options.inputs.seed)
         latency = explained(latency, original.macs, candidate.size.macs, odd_widths(candidate, options))

@@ -12,7 +12,7 @@ from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.latency_search import LATENCY_TOLERANCE
 from onnxmerge.pruning.kept_counts import fast_multiple
 from onnxmerge.results import Fidelity, LatencyComparison, Size
-from onnxmerge.results.fidelity_warnings import constant_outputs, few_inputs, lost_parts
+from onnxmerge.results.fidelity_warnings import constant_outputs, few_inputs, lost_parts, unsure_decisions
 
 LITTLE = 0.02
 """Share of a model that is next to nothing: no runtime is measurably faster without it."""
@@ -41,12 +41,15 @@ def warnings_of(
     options : CompressOptions
         What was asked for.
     """
+    outputs = () if fidelity is None else (*lost_parts(fidelity), *_no_decisions(fidelity, options), *constant_outputs(fidelity))
+    most = options.pruning.max_changed_decisions
     return (
         *found.warnings,
         *_next_to_nothing(found, original),
         *_missed_latency(found, latency, options),
         *_few_inputs(checking, options),
-        *(() if fidelity is None else (*lost_parts(fidelity), *_no_decisions(fidelity, options), *constant_outputs(fidelity))),
+        *outputs,
+        *(() if fidelity is None or not found.candidate.kept else unsure_decisions(fidelity, most)),
         *checking.warnings(),
         *_limited_weights(found.candidate.model),
     )

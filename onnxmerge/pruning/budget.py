@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from onnxmerge.algorithms.allocation import Curve, allocate, loss_curve, pareto_front, total_loss
-from onnxmerge.algorithms.bilinear_cost import Cost, WeightedCost
+from onnxmerge.algorithms.bilinear_cost import Cost, WeightedCost, summed
 from onnxmerge.algorithms.criteria import CRITERIA
 from onnxmerge.errors import Refusal
 from onnxmerge.execution.processor import channel_block
@@ -103,9 +104,8 @@ class Budget:
     def _fast_counts(self, curves: Sequence[Curve], quantity: str, share: float) -> np.ndarray:
         """Counts within a share of the quantity that minimise loss * predicted time ** `TIME_WORTH`, see `FREE_LOSS`."""
         cost, time = self.costs[quantity], self.costs["latency"]
-        mixed = [WeightedCost(((1.0 - weight, cost), (weight, time))) for weight in TIME_WEIGHTS]
         plain = allocate(curves, cost, share)
-        tried = [plain, *(allocate(curves, cost, share, spent) for spent in mixed)]
+        tried = [plain, *(allocate(curves, cost, share, spent) for spent in self._mixed[quantity])]
         tried = [counts for counts in tried if cost.total(counts) >= CLOSE_TO_BUDGET * cost.total(plain)]
         rated = [(max(total_loss(curves, counts), FREE_LOSS), counts) for counts in tried]
         most = MOST_LOSS * rated[0][0]
@@ -124,6 +124,13 @@ class Budget:
             if not front or each.loss < front[-1].loss:
                 front.append(each)
         return front
+
+    @cached_property
+    def _mixed(self) -> dict[str, list[WeightedCost]]:
+        """Each cost mixed with predicted time, by `TIME_WEIGHTS`."""
+        time = self.costs["latency"]
+        weights = [(1.0 - weight, weight) for weight in TIME_WEIGHTS]
+        return {name: [summed(((own, cost), (other, time))) for own, other in weights] for name, cost in self.costs.items()}
 
     def _allocation(self, counts: np.ndarray, quantity: str) -> Allocation:
         counts = counts.copy()
@@ -170,11 +177,10 @@ def budget_of(
         if quantity == "params" and not options.uses_weights_only:
             terms = terms.plus(bias_terms(channels, groups, classes))
         cost = Cost(terms.weight / whole, terms.rows, terms.columns, kept, inner=inner_groups(groups))
-        costs[quantity] = WeightedCost(((1.0, cost), (1.0 / whole, join_cost(channels, groups, classes, quantity, kept))))
+        costs[quantity] = summed(((1.0, cost), (1.0 / whole, join_cost(channels, groups, classes, quantity, kept))))
     time = time_cost(channels, groups, classes, analysed.shapes, kept, channel_block(), repeats)
     whole = time.total(sizes)
-    time = WeightedCost(tuple((weight / whole, part) for weight, part in time.parts))
-    latency = WeightedCost(((1.0 - 2.0 * SIZE_WEIGHT, time), *((SIZE_WEIGHT, size) for size in costs.values())))
+    latency = summed((((1.0 - 2.0 * SIZE_WEIGHT) / whole, time), *((SIZE_WEIGHT, size) for size in costs.values())))
     return Budget(tuple(groups), curves, {**costs, "latency": latency})
 
 

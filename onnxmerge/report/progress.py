@@ -21,6 +21,10 @@ STEPS = 10
 """Lines that are written on the way to the end with `verbose`, beside one for each stage."""
 
 
+SILENT_SECONDS = 15.0
+"""After so long the stage that goes on writes a line again, where there is no terminal."""
+
+
 @contextmanager
 def progress_bar(
     console: Console | None = None,
@@ -32,7 +36,7 @@ def progress_bar(
     """A function that takes the name of the stage and the share done, and shows them.
 
     A bar is drawn when that function is called, never by a clock, which would disturb latencies that are being measured; it
-    vanishes at the end. Where there is no terminal, each stage is a line with the time since the start.
+    vanishes at the end. Where there is no terminal, each stage is a line with the time since the start, and a long one several.
 
     Parameters
     ----------
@@ -69,17 +73,17 @@ class _Log:
 
     def __init__(self, console: Console, steps: int) -> None:
         self._console, self._steps, self._started = console, steps, time.monotonic()
-        self._shown, self._held, self._begun = ("", 0), list[str](), False
+        self._shown, self._held, self._begun, self._told_at = ("", 0), list[str](), False, self._started
         self._lock = threading.Lock()
 
     def tell(self, stage: str, share: float) -> None:
-        """Write a line where the stage, or a whole step of the work, is a new one."""
-        now = (stage, int(share * self._steps + 1e-9))
+        """Write a line where the stage, or a whole step of the work, is a new one, and where the last line is long ago."""
+        now, clock = (stage, int(share * self._steps + 1e-9)), time.monotonic()
         with self._lock:
-            if now == self._shown:
+            if now == self._shown and clock - self._told_at < SILENT_SECONDS:
                 return
-            self._shown = now
-            minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+            self._shown, self._told_at = now, clock
+            minutes, seconds = divmod(int(clock - self._started), 60)
             self._held.append(f"onnxmerge: {minutes}:{seconds:02d} {share:4.0%} {as_command_line(stage)}")
             if self._begun:
                 self._flush()

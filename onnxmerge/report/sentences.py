@@ -32,6 +32,8 @@ SAVED = "params, MACs, time: share of the model that the group saves, time as pr
 SAVABLE = "params, MACs, time: share of the model that the group can save at most, time as predicted for a CPU"
 ERROR = "error: share of its consumers' output variance lost to it"
 PRUNED = "pruned: the same with the method prune"
+CHANGED = "changed decisions: best classes expected to change, a toss-up of the model's counting little and a sure one fully"
+CHANGED_ON_SYNTHETIC = "changed decisions: expected on real inputs, a quarter of the best classes that change on synthetic ones"
 MAX_NODES = 6  # names of nodes in one line
 NODE_WIDTH, LAYER_WIDTH = 36, 60  # characters of a name in a list, and of one alone
 MARKS = {"slower": "!", "not measurable": "?"}
@@ -118,14 +120,17 @@ def fidelity_title(fidelity: Fidelity) -> str:
 
 
 def content_lines(fidelity: Fidelity) -> list[str]:
-    """What outputs were taken to hold where that decides how they are judged, a line for each kind."""
+    """What outputs were taken to hold where that decides how they are judged, a line for each kind, and how decisions count."""
     names: dict[str, list[str]] = {}
     for output in fidelity.outputs:
         names.setdefault(output.holds if output.holds or output.neighbours_kept is not None else "numbers", []).append(
             output.name
         )
     told = {kind: as_command_line(text) for kind, text in _CONTENTS.items() if kind in names}
-    return [f"{listed(names[kind], MAX_NODES, NODE_WIDTH)}: {text}" for kind, text in told.items()]
+    lines = [f"{listed(names[kind], MAX_NODES, NODE_WIDTH)}: {text}" for kind, text in told.items()]
+    if fidelity.most_changed is None:
+        return lines
+    return [*lines, CHANGED_ON_SYNTHETIC if "synthetic" in fidelity.input_description else CHANGED]
 
 
 def accuracy_line(accuracy: Accuracy) -> str:

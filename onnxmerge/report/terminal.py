@@ -42,7 +42,8 @@ def show_compression(console: Console, result: results.Compression) -> None:
     console.print(fitted(columns.size_columns(result), console.width))
     _lines(console, [*sentences.inputs_lines(result.inputs), *result.simplifications], "dim")
     if result.latency is not None:
-        _latency(console, result.latency)
+        told = () if result.fidelity is None else sentences.execution_lines(result.fidelity.execution)
+        _latency(console, result.latency, told)
     _warnings(console, map(as_command_line, result.warnings))
     if not result.failures:
         _written(console, f"{result.output} in {result.seconds:.1f} s")
@@ -170,13 +171,14 @@ def _layers(console: Console, layers: results.LayerComparison) -> None:
     _line(console, sentences.first_deviation_line(layers), style)
 
 
-def _latency(console: Console, latency: results.LatencyComparison) -> None:
+def _latency(console: Console, latency: results.LatencyComparison, told: Sequence[str] = ()) -> None:
+    """told: lines on the execution that have been printed."""
     _lines(console, [sentences.savings_line(latency), *sentences.timing_lines(latency)], "dim")
-    _execution(console, latency.execution, latency.provider)
+    _execution(console, latency.execution, latency.provider, told)
 
 
-def _execution(console: Console, execution: results.Execution | None, provider: str) -> None:
-    _lines(console, sentences.execution_lines(execution), "dim")
+def _execution(console: Console, execution: results.Execution | None, provider: str, told: Sequence[str] = ()) -> None:
+    _lines(console, [line for line in sentences.execution_lines(execution) if line not in told], "dim")
     _lines(console, sentences.other_provider_lines(execution, provider), "yellow")
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from onnxmerge.errors import Reason
 from onnxmerge.report.sentences import sweep_title, total_line
 from onnxmerge.report.wording import closeness, counted, file_size, percent, printable, shortened, two_digits
 from onnxmerge.results import (
@@ -130,12 +131,20 @@ def _advice(result: Compression, is_smaller: bool) -> str:
     latency, fidelity = result.latency, result.fidelity
     if is_smaller and fidelity is not None and _is_doubtful(fidelity):
         return _sentences(["most of what makes the outputs differ from input to input is lost: let more stay"])
-    if not is_smaller and fidelity is not None and "synthetic" in fidelity.input_description:
-        believed = "and the figures can be believed: `calibration=DIR`"
-        return _sentences([f"with {USEFUL_INPUTS} inputs of yours more may go, {believed}"])
     if not is_smaller:
-        return "" if result.groups else _sentences(["the reasons are listed by layer"])
+        return _sentences(_cures(result))
     return _sentences(() if latency is None else latency.likely_reasons[:1])
+
+
+def _cures(result: Compression) -> list[str]:
+    """What lets more go."""
+    cures = []
+    if result.fidelity is not None and "synthetic" in result.fidelity.input_description:
+        believed = "and the figures can be believed: `calibration=DIR`"
+        cures.append(f"with {USEFUL_INPUTS} inputs of yours more may go, {believed}")
+    if any(refusal.reason is Reason.ALL_KEPT for refusal in result.refusals):
+        cures.append("what is asked for leaves all of it whole; where the outputs may differ more, more goes: `fidelity=0.9`")
+    return cures or ([] if result.groups else ["the reasons are listed by layer"])
 
 
 def _is_doubtful(fidelity: Fidelity) -> bool:

@@ -7,12 +7,28 @@ LEAST_VARIATION = 0.01
 models 50 have 0.017 and more there, those of image classifiers 0.26; a two-class network that was useless at a fidelity of 0.97
 has 0.006, and 0.19 on photographs."""
 
+UNSURE = 2.0
+"""Multiple of the allowed changed decisions up to which the end of their interval is no news: it is beyond the limit itself
+wherever a search has gone up to that, and from about 180 inputs on within the double of 2 %."""
+
 
 def few_inputs(count: int, description: str) -> list[str]:
     """A warning where a fidelity rests on fewer than `MIN_CHECK_INPUTS`."""
     if count >= MIN_CHECK_INPUTS:
         return []
     return [f"the fidelity rests on {description}, which is too few to rely on: give `calibration` with 100 inputs or more"]
+
+
+def unsure_decisions(fidelity: Fidelity, most: float | None) -> list[str]:
+    """A warning where the inputs cannot tell whether more than twice `most` of the decisions change; None for no limit."""
+    decided = fidelity.most_changed
+    if most is None or decided is None or decided.changed_decisions is None or decided.changed_decisions_high is None:
+        return []
+    if decided.changed_decisions_high <= UNSURE * most:
+        return []
+    told = f"on {fidelity.input_count} inputs {decided.changed_decisions:.1%} of the decisions are expected to change"
+    may = f"on others it may be up to {decided.changed_decisions_high:.1%}, and {most:.1%} was allowed"
+    return [f"{told}, {may}: give more inputs, or compare on some hundreds of others with `onnxmerge verify` before you deploy"]
 
 
 def lost_parts(fidelity: Fidelity) -> list[str]:
