@@ -32,7 +32,7 @@ BLOCK_INPUTS, BLOCK_SAMPLES = 16, 1024
 BLOCKS_BYTES = 1 << 27
 """Memory for the blocks of a consumer, 128 MiB: there are fewer where they would take more."""
 
-SAMPLES = 3.0
+SAMPLES = 2.0
 """How many times the samples of a least squares a step is taken from, see `enough_samples`; rows of the producer share them."""
 
 MOMENT_SAMPLES = 2
@@ -74,6 +74,8 @@ class PairWeights:
         Which inputs of the producer, rows of it, and outputs of the consumer are kept.
     output_scale : ndarray of shape (kept outputs,)
         What errors of the outputs are multiplied with.
+    moves_bias : bool
+        Whether the producer's bias may change.
     """
 
     producer: Affine
@@ -82,6 +84,7 @@ class PairWeights:
     rows: NDArray[np.int64]
     outputs: NDArray[np.int64]
     output_scale: Singles
+    moves_bias: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,9 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Block:
-    """inputs (samples of p, i + 1): patches of u, and ones. slope (N, *positions of p, k): f'(p). read (samples of y, d): of x.
+    """inputs (samples of p, i + 1): patches of u, and ones for the bias, or zeros. slope (N, *positions of p, k): f'(p).
 
-    residual (samples of y, outputs): scaled; active: 1 where it counts.
+    read (samples of y, d): patches of x. residual (samples of y, outputs): scaled; active: 1 where it counts.
     """
 
     inputs: Singles
@@ -252,7 +255,7 @@ class ProducerSamples:
         missing = np.moveaxis(self._residual(batch, view, current)[:, kept.outputs], 1, -1).reshape(len(read), -1)
         missing = missing.astype(np.float32) * kept.output_scale
         slope = self._slope(kept.producer.outputs(patches).reshape(*shape, -1))
-        patches = np.concatenate([patches, np.ones((len(patches), 1), np.float32)], 1)
+        patches = np.concatenate([patches, np.full((len(patches), 1), kept.moves_bias, np.float32)], 1)
         return _Block(patches, slope, read, missing, (missing != 0).astype(np.float32), window)
 
     def _place(self, u: tuple[int, ...], x: tuple[int, ...], number: int) -> _Place:
