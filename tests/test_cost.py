@@ -28,7 +28,7 @@ from onnxmerge.pruning.sensitivity import measure_sensitivities
 
 MODEL, INPUTS = "digits-resnet.onnx", 48
 PASSES = {
-    "ratio": ({"ratio": 0.5}, 7.2),
+    "ratio": ({"ratio": 0.5}, 7.5),
     "prune": ({"ratio": 0.5, "method": "prune"}, 0.2),
     "size": ({"target": "macs=0.5"}, 10.5),
     "fidelity": ({"fidelity": 0.9}, 36),
