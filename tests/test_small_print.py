@@ -80,6 +80,20 @@ def test_verify_tells_how_far_it_is(tmp_path):
     assert told == [("reading the models", 0.0), *(("comparing outputs", share) for share in (0, 1 / 3, 2 / 3))]
 
 
+def test_a_quiet_command_still_warns(run, tmp_path):
+    code, out, err = run("verify", MLP, MLP, "--calibration", inputs(tmp_path / "x.npy", 4), "--mean", "0.5", "-q")
+    assert code == 0
+    assert out.strip().startswith("Passed: ")
+    assert "warning: the fidelity rests on 4 calibration inputs" in err
+    assert "warning: --mean, --std and --input-range are for image files and uint8 pixels" in err
+
+
+def test_models_in_the_wrong_order_are_told(tmp_path):
+    compress(MLP, tmp_path / "o.onnx", ratio=0.5, method="prune", verify=False)
+    swapped = [onnxmerge.verify(*pair, samples=4) for pair in ((MLP, tmp_path / "o.onnx"), (tmp_path / "o.onnx", MLP))]
+    assert [sum("were the two exchanged?" in warning for warning in each.warnings) for each in swapped] == [0, 1]
+
+
 def test_lines_in_a_file_have_no_blanks_at_their_ends(run, tmp_path):
     lines = run("verify", MLP, MLP, "--calibration", inputs(tmp_path / "x.npy", 40))[1].splitlines()
     assert len(lines) > 10

@@ -237,7 +237,7 @@ SIZE = section(
         "--max-changed-decisions",
         str,
         "X",
-        "Greatest share of best classes expected to change, each counted by how sure the model was of it: 0.02 or 2%."
+        "Greatest share of best classes expected to change, each counted by how far it leads: 0.02 or 2%."
         f"  [default: {DEFAULT_CHANGED_DECISIONS:g}]",
     ),
     _option(

@@ -27,7 +27,7 @@ from onnxmerge.report.terminal import (
     show_verdict,
     show_verification,
 )
-from onnxmerge.report.wording import printable
+from onnxmerge.report.wording import as_command_line, printable
 from onnxmerge.report.writing import check_reports, write_report
 from onnxmerge.results import Benchmark, Compression, Inspection, Sweep, Verification
 
@@ -119,6 +119,9 @@ class Output:
             write_report(result, report, provenance)
             if not self.as_json and not self.quiet:
                 click.echo(f"wrote {printable(str(report))}")
+        if self.quiet and not self.as_json:
+            for warning in result.warnings if isinstance(result, Compression | Verification) else ():
+                click.echo(f"onnxmerge: warning: {printable(as_command_line(warning))}", err=True)
         if not self.as_json:
             _print(lambda console: show_verdict(console, result))
 

@@ -44,6 +44,7 @@ class Inputs:
     names : names of the files of all inputs that `take` gives, where each has one
     assumed : what synthetic values are, by model input; see `Sampler.assumed`
     unknown_ids : model inputs of integers of which nothing says how large they are, so that nothing but 0 and 1 is fed
+    range_unused : whether the user said how pixels become values, and none of the inputs are pixels
     """
 
     count: int
@@ -60,6 +61,7 @@ class Inputs:
     unknown_ids: tuple[str, ...] = ()
     names: Sequence[str] = field(default=(), repr=False, compare=False)
     whole: str = ""
+    range_unused: bool = False
 
     @property
     def synthetic(self) -> bool:
@@ -80,7 +82,11 @@ class Inputs:
         return tuple(replace(each, assumed=self.assumed.get(each.name, "")) for each in shapes)
 
     def warnings(self) -> list[str]:
-        """What is doubtful about inputs that were made without data."""
+        """What is doubtful about them."""
+        if self.range_unused:
+            return [
+                "`mean`, `std` and `input_range` are for image files and uint8 pixels, and other values were used as they are"
+            ]
         if not self.unknown_ids:
             return []
         names = ", ".join(self.unknown_ids)
@@ -264,7 +270,9 @@ def calibration_inputs(
 
     pixels = {each: source.pixels for each, source in sources.items() if source.pixels}
     names = next((source.names for source in sources.values() if source.names), ())
-    return Inputs(count, description, model_batching.size, np.arange(count), take, total, pixels=pixels, names=names)
+    unused = image_range is not None and not pixels
+    made = Inputs(count, description, model_batching.size, np.arange(count), take, total, pixels=pixels, names=names)
+    return replace(made, range_unused=unused)
 
 
 def _whole(shape: tuple[int, ...], run: int) -> Indices:

@@ -137,6 +137,7 @@ def _verify_files(
         *chosen_sizes(runs.inputs),
         *few_inputs(inputs.count, inputs.description),
         *_seen_inputs(graphs[1].proto, inputs),
+        *_larger(before, after),
         *lost_parts(fidelity),
         *constant_outputs(fidelity),
         *inputs.warnings(),
@@ -167,6 +168,13 @@ def _seen_inputs(candidate: ModelProto, inputs: Inputs) -> list[str]:
     if known is None or inputs.synthetic or inputs.digest() != known:
         return []
     return ["the candidate was solved on most of these inputs, so that it comes out better than on others: give others"]
+
+
+def _larger(before: Size | None, after: Size | None) -> list[str]:
+    """A warning where the two models seem to be given in the wrong order."""
+    if before is None or after is None or after.parameters <= before.parameters or after.macs <= before.macs:
+        return []
+    return ["the candidate is larger than the reference: were the two exchanged?"]
 
 
 def _missed_sizes(before: Size | None, after: Size | None, thresholds: Thresholds) -> tuple[str, ...]:

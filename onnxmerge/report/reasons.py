@@ -66,7 +66,7 @@ def reasons(refusals: Iterable[Refusal]) -> list[SharedReason]:
 
 def notes(groups: Iterable[GroupResult]) -> list[SharedReason]:
     """Notes on groups, those with the same text together."""
-    return _together((group.name, group.note, "") for group in groups if group.note)
+    return _together((group.name, as_command_line(group.note), "") for group in groups if group.note)
 
 
 def _together(found: Iterable[tuple[str, str, str]]) -> list[SharedReason]:

@@ -108,7 +108,7 @@ def _groups(console: Console, groups: Sequence[results.GroupResult], *, compress
         _line(console, title, "yellow")
         console.print()
         return
-    note = Column("note", [printable(group.note) for group in groups], left=True)
+    note = Column("note", [printable(as_command_line(group.note)) for group in groups], left=True)
     table, common = without_common(columns.group_columns(groups, compressed=compressed))
     inline = any(group.note for group in groups) and fits([*table, note], console.width)
     _line(console, f"{title}{', all: ' * bool(common)}{common}", "bold")

@@ -19,7 +19,8 @@ from onnxmerge.results import (
 
 HARDLY_SMALLER = 0.02  # share of the parameters and of the MACs below which a model is not called smaller
 DOUBTFUL_FIDELITY = 0.5  # below it less than half of an output's variance is explained
-USEFUL_INPUTS = 64  # half of them are held back where a fidelity is searched: as many as make it reliable
+USEFUL_INPUTS = 100  # of which enough are held back where a fidelity is searched
+MADE_UP = "synthetic inputs can mislead: compare on real ones with `onnxmerge verify` before you use it"
 _NAME_WIDTH = 40  # characters of the name of a processor
 
 
@@ -127,13 +128,15 @@ def _interval(low: float | None, high: float | None, text: Callable[[float], str
 
 
 def _advice(result: Compression, is_smaller: bool) -> str:
-    """The one thing to do next that matters most: outputs that are far off, then inputs, then speed."""
+    """The one thing to do next that matters most: for outputs that are far off, what stays whole, speed, made-up inputs."""
     latency, fidelity = result.latency, result.fidelity
     if is_smaller and fidelity is not None and _is_doubtful(fidelity):
         return _sentences(["most of what makes the outputs differ from input to input is lost: let more stay"])
     if not is_smaller:
         return _sentences(_cures(result))
-    return _sentences(() if latency is None else latency.likely_reasons[:1])
+    slow = () if latency is None else latency.likely_reasons[:1]
+    made_up = fidelity is not None and "synthetic" in fidelity.input_description
+    return _sentences(slow or ([MADE_UP] if made_up else []))
 
 
 def _cures(result: Compression) -> list[str]:
@@ -143,7 +146,7 @@ def _cures(result: Compression) -> list[str]:
         believed = "and the figures can be believed: `calibration=DIR`"
         cures.append(f"with {USEFUL_INPUTS} inputs of yours more may go, {believed}")
     if any(refusal.reason is Reason.ALL_KEPT for refusal in result.refusals):
-        cures.append("what is asked for leaves all of it whole; where the outputs may differ more, more goes: `fidelity=0.9`")
+        cures.append("nothing smaller keeps what is asked for; where the outputs may differ more, more goes: `fidelity=0.9`")
     return cures or ([] if result.groups else ["the reasons are listed by layer"])
 
 
@@ -154,7 +157,9 @@ def _is_doubtful(fidelity: Fidelity) -> bool:
 
 def _verification(result: Verification) -> Verdict:
     sizes = [_size_text(result.before, result.after)[0]] if result.before and result.after else []
-    claim = ", ".join(filter(None, [_fidelity_text(result.fidelity), *sizes]))
+    accuracy = result.fidelity.accuracy
+    right = [] if accuracy is None else [f"right before {percent(accuracy.reference, 2)}, after {percent(accuracy.candidate, 2)}"]
+    claim = ", ".join(filter(None, [_fidelity_text(result.fidelity), *right, *sizes]))
     if result.passed and result.fidelity.worst.fidelity < 0:
         advice = _sentences(["give `min_fidelity` to have such a model fail"])
         return Verdict(f"No threshold was missed, but {claim}", _basis(result.fidelity, None), advice, "warn")
