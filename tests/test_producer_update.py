@@ -161,6 +161,7 @@ PATHS: dict[str, tuple[Callable[[], onnx.ModelProto], bool]] = {
     "scale of each channel": (lambda: convolutions(lambda net, x: net.op("Mul", x, net.const("s", net.small(8, 1, 1)))), True),
     "scale of each position": (lambda: convolutions(lambda net, x: net.op("Mul", x, net.const("s", net.small(12, 12)))), False),
     "overlapping pooling": (lambda: convolutions(partial(pooled, kernel_shape=[3, 3])), False),
+    "padding that some outputs read alone": (lambda: convolutions(Net.relu, kernel=1, pads=[0, 10, 0, 10]), False),
     "average pooling": (
         lambda: convolutions(lambda net, x: net.op("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])),
         False,
@@ -188,6 +189,12 @@ def test_another_reader_bars_a_path(tmp_path: Path) -> None:
 
     channels = analysed(convolutions(read_twice), tmp_path).channels
     assert elementwise_path(channels, *channels.layers[:2]) is None
+
+
+def test_outputs_that_read_padding_alone_are_no_obstacle(tmp_path: Path) -> None:
+    model = convolutions(Net.relu, kernel=1, pads=[10, 10, 10, 10])
+    result = compress(written(model, tmp_path), tmp_path / "out.onnx", ratio=0.5, **FAST)
+    assert len(result.groups) == 2
 
 
 @pytest.fixture

@@ -347,3 +347,11 @@ def test_progress_is_shown_when_it_takes_longer():
             show("solving", step / 50 - 0.5)
     assert "solving" in stream.getvalue()
     assert "100 %" in stream.getvalue()
+
+
+def test_ascii_shows_every_line_in_ascii():
+    """An encoding without arrows, as of files under LANG=C, where they would be written as codes."""
+    buffer = io.TextIOWrapper(io.BytesIO(), "ascii")
+    show_compression(Console(file=buffer, width=100), COMPRESSION)
+    buffer.flush()
+    assert f"{COMPRESSION.model} -> {COMPRESSION.output}" in buffer.buffer.getvalue().decode("ascii")

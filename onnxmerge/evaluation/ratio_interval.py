@@ -51,8 +51,8 @@ def ratio_interval(errors: np.ndarray, sizes: np.ndarray, ratio: float, *, count
     True
     """
     count, total = len(errors), float(errors.sum())
-    if count < 2 or not math.isfinite(total) or not math.isfinite(ratio) or (total == 0.0 and not counted):
-        return None
+    if count < 2 or not math.isfinite(total) or not math.isfinite(ratio) or (min(total, ratio) == 0.0 and not counted):
+        return None  # errors with a ratio of 0 are rounding, too small to be told from none
     errors = errors * (ratio * count / total) if total > 0.0 else errors
     sizes = sizes * (count / sizes.sum()) if sizes.any() else np.ones(count)
     error_sums, size_sums, unseen_weights = _weighted_sums(errors, sizes)

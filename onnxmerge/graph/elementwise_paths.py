@@ -71,7 +71,16 @@ def elementwise_path(channels: Channels, producer: Layer, consumer: Layer) -> El
 
 
 def _is_plain(layer: Layer) -> bool:
-    return layer.is_linear and layer.has_patches and layer.groups == 1
+    return layer.is_linear and layer.has_patches and layer.groups == 1 and (layer.layout != "conv" or _reads_everywhere(layer))
+
+
+def _reads_everywhere(layer: Layer) -> bool:
+    """Whether every output of a convolution reads some input, and none padding alone."""
+    kernel, attributes = layer.kernel_shape, layer.node.attrs
+    if attributes.get("auto_pad", "NOTSET") != "NOTSET":
+        return True
+    reach = [(extent - 1) * apart for extent, apart in zip(kernel, attributes.get("dilations", (1,) * len(kernel)), strict=True)]
+    return all(pad <= most for pad, most in zip(attributes.get("pads", (0,) * 2 * len(kernel)), 2 * reach, strict=True))
 
 
 def _is_read_by(channels: Channels, tensor: gs.Tensor, nodes: set[int]) -> bool:

@@ -37,8 +37,9 @@ def show_compression(console: Console, result: results.Compression) -> None:
     if result.fidelity is not None:
         _fidelity(console, result.fidelity)
         console.print()
-    half = (console.width - 3) // 2
-    _line(console, f"{shortened(result.model, half)} → {shortened(result.output, half)}", "bold")
+    arrow = " -> " if console.options.ascii_only else " → "
+    half = (console.width - len(arrow)) // 2
+    _line(console, f"{shortened(result.model, half)}{arrow}{shortened(result.output, half)}", "bold")
     console.print(fitted(columns.size_columns(result), console.width))
     _lines(console, [*sentences.inputs_lines(result.inputs), *result.simplifications], "dim")
     if result.latency is not None:
