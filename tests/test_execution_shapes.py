@@ -111,6 +111,13 @@ def test_no_size_runs():
         observe_twice(parsed(NEVER).SerializeToString())
 
 
+def test_a_setting_that_was_guessed_is_named_where_nothing_runs():
+    """A model for one sampling rate, as a single integer that no size can give."""
+    text = "g (float[N,4] x, int64 rate) => (float[A] y) <int64[1] a = {0}> { r = Unsqueeze(rate, a)  y = Reshape(x, r) }"
+    with pytest.raises(ModelError, match=r"rate was set to 1: inputs of yours as `calibration`"):
+        observe_twice(parsed(text).SerializeToString())
+
+
 @pytest.mark.parametrize("content", [b"junk", None], ids=["junk", "absent"])
 def test_an_unreadable_file(tmp_path, content):
     path = tmp_path / "model.onnx"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,7 +33,7 @@ from onnxmerge.graph.analysed_model import analyse_model, shapes_of
 from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.options import InputOptions, PruningOptions, silent
 from onnxmerge.pipeline.compress import compress
-from onnxmerge.pruning import solve_consumers as solving_module
+from onnxmerge.pruning import layer_update as solving_module
 from onnxmerge.pruning.decision import decide
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.kept_counts import kept_counts
@@ -52,6 +53,9 @@ WHOLE = {"shared-weight-one-in-output", "weight-also-read-as-data"}
 # Stored statistics of BatchNormalization are random numbers there, far from those of any inputs. What is fitted to the matched
 # reference is worth less in the reference as it is stored, but never less than pruning.
 NORMALISED = {each.id for each in SHRINKING if any(node.op_type == "BatchNormalization" for node in built(each).graph.node)}
+
+
+CONSUMERS_ALONE = partial(reference_module.RunContext, updates_producers=False)
 
 
 class Recorder(LayerwiseRun):
@@ -246,8 +250,9 @@ SINGLE = [
 def test_one_consumer_gets_what_lstsq_finds(
     name: str, producer: str, consumer: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calibration inputs, no ridge: against np.linalg.lstsq on all samples, with a column of ones for the bias."""
+    """Calibration inputs, no ridge, consumers alone: np.linalg.lstsq on all samples, with a column of ones for the bias."""
     monkeypatch.setattr(solving_module, "RIDGE", 1e-9)
+    monkeypatch.setattr(reference_module, "RunContext", CONSUMERS_ALONE)
     topology, model = TOPOLOGIES[name], built(TOPOLOGIES[name])
     source = written(model, tmp_path)
     rng = np.random.default_rng(4)
@@ -423,6 +428,7 @@ def test_behind_a_join_a_consumer_repairs_what_the_skip_lost(tmp_path: Path, mon
     shrunk(source, target, "reconstruct", ratio=0.8, include=("fc_a",), samples=512)
     assert fidelity(source, target, inputs) > 0.999
     monkeypatch.setattr(reference_module, "downstream_affine_of", alone)
+    monkeypatch.setattr(reference_module, "RunContext", CONSUMERS_ALONE)
     shrunk(source, target, "reconstruct", ratio=0.8, include=("fc_a",), samples=512)
     assert fidelity(source, target, inputs) < 0.95
 

@@ -47,7 +47,7 @@ def cut(warnings: tuple[str, ...]) -> list[str]:
     [
         (5, ["quick_candidate"]),
         (25, ["quick_candidate", "quick_candidate"]),
-        (115, ["quick_candidate", "quick_candidate", "candidate"]),
+        (115, ["quick_candidate", "quick_candidate", "quick_candidate", "candidate"]),
     ],
 )
 def test_a_fidelity_search_ends_with_the_best_so_far(limit: float, expected: list[str], built: list[str], tmp_path: Path) -> None:

@@ -154,6 +154,19 @@ class RidgeSystem:
         self.weight = weight * scale[:, None]
         return self.weight, target.mean_y - self.weight @ target.mean_x
 
+    def residual(self, target: Covariance) -> Floats:
+        """(o,) variance of y - V s for the weight V that was found last; its part that a ridge leaves in counts too."""
+        crossed = np.einsum("od,do->o", self.weight, target.xy)
+        explained = 2.0 * crossed - np.einsum("od,do->o", self.weight, self._product)
+        return np.asarray(np.maximum(target.variance_y - explained, 0.0))
+
+    def regression(self, crossed: Floats) -> Floats:
+        """(d, o) the weight, transposed, of a least squares without a prior; crossed (d, o): cov(s, y) of other targets y."""
+        found = np.zeros_like(crossed)
+        if self._factor is not None:
+            found[self._live] = self._factor.solve(crossed[self._live])
+        return found
+
     def _factorise(self, gradient: Floats, target: Covariance) -> None:
         """Choose the ridge and factor A + ridge mean(diag A) I; gradient (live d, o) of the prior."""
         unknowns, ridge = self.weight.shape[1], self._ridge

@@ -113,6 +113,28 @@ class LayerwiseRun:
         self.constants = {**self.constants, **constants}
         self._constant_names.update(constants)
 
+    def hold(self, name: str, index: int) -> None:
+        """Keep a tensor, also one that is still to come, until the run has passed the node at an index."""
+        self._last_reader[name] = max(self._last_reader.get(name, -1), index)
+        if name in self.available:
+            self.available[name] = self._last_reader[name]
+
+    def revise_node(
+        self, index: int, nodes: Sequence[NodeProto], constants: Mapping[str, np.ndarray], path: tuple[str, str]
+    ) -> None:
+        """Put other nodes in the place of one that has been run, and compute again what it leads to.
+
+        index, nodes, constants: as `replace_node` has them; path: an available tensor that the node reads, and the only
+        available one that depends on it.
+        """
+        self.nodes[index] = list(nodes)
+        self.constants = {**self.constants, **constants}
+        self._constant_names.update(constants)
+        source, output = path
+        session = self.session_between({source: self.tensor(0, source)}, output)
+        for batch in range(self.batch_count):
+            self.tensors.put(batch, output, self.run_session(session, batch)[output])
+
     def run_until(self, index: int, keep: str = "") -> None:
         """Run the nodes before an index, and keep what nodes from there on read; and one tensor more, up to the next call."""
         if index <= self.position:
@@ -153,6 +175,10 @@ class LayerwiseRun:
         outputs = [output.name for output in self.model.graph.output if output.name in ahead]
         return self._session(len(self.nodes), outputs, extra_inputs, steps)
 
+    def session_between(self, sources: Mapping[str, np.ndarray], output: str) -> Session:
+        """From some tensors, each with an example, to one that nodes before the position give."""
+        return self._session(self.position, [output], sources=sources)
+
     def session_of_node(self, index: int) -> Session:
         """The nodes at an index, from the tensors that are available at the position to the last of their outputs."""
         return self._session(index + 1, [name for node in self.nodes[index] for name in node.output if name][-1:])
@@ -163,16 +189,18 @@ class LayerwiseRun:
         outputs: list[str],
         extra_inputs: Mapping[str, np.ndarray] | None = None,
         steps: Mapping[str, int] | None = None,
+        sources: Mapping[str, np.ndarray] | None = None,
     ) -> Session:
-        """The nodes before an index that lead from available tensors and constants to the outputs."""
+        """The nodes before an index that lead from available tensors, or from `sources`, and constants to the outputs."""
+        available = self.available if sources is None else sources
         chosen: list[NodeProto] = []
         needed = set(outputs)
         for node in reversed([node for group in self.nodes[:stop] for node in group]):
             if needed & set(node.output):
                 chosen.append(node)
-                needed |= {name for name in tensors_read(node) if name not in self.available}
-        read = [name for node in chosen for name in sorted(tensors_read(node)) if name in self.available]
-        inputs = {name: self.tensors.get(0, name) for name in read}
+                needed |= {name for name in tensors_read(node) if name not in available}
+        read = [name for node in chosen for name in sorted(tensors_read(node)) if name in available]
+        inputs = {name: self.tensors.get(0, name) if sources is None else sources[name] for name in read}
         inputs |= extra_inputs or {}
         nodes = chosen[::-1]
         if steps:

@@ -159,7 +159,7 @@ def observe_twice(
             break
     if not ran:
         alone = len(trials) == 1 and not given.shapes
-        raise reason if alone and reason is not None else ModelError(_never_runs(trials, given, reason))
+        raise reason if alone and reason is not None else ModelError(_never_runs(session.inputs, trials, given, reason))
     trial, first = next((each for each in ran if agrees(session.inputs, declared, each[1])), ran[0])
     second = _observe_otherwise(session, trial.shapes, seed, allowed, given)
     others = None if second is None else {spec.name: second[spec.name].shape for spec in session.inputs}
@@ -182,12 +182,16 @@ def agrees(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], observed
     return True
 
 
-def _never_runs(trials: Sequence[Trial], given: GivenShapes, reason: ModelError | None) -> str:
+def _never_runs(inputs: Sequence[TensorSpec], trials: Sequence[Trial], given: GivenShapes, reason: ModelError | None) -> str:
+    settings = ", ".join(spec.name for spec in inputs if spec.is_setting and spec.name not in given.values)
+    reason_told = (
+        f"{reason}; {settings} was set to 1: inputs of yours as `calibration` give what it takes" if settings else reason
+    )
     if given.shapes:
         sizes = ", ".join(InputShape(name, shape, "").text for name, shape in trials[0].shapes.items())
         whose = {"reference": "of the reference's sizes", "calibration": "of the sizes of the calibration inputs"}
-        return f"with inputs {whose.get(next(iter(given.origins.values())), 'of the sizes given')}, {sizes}: {reason}"
-    return f"no input size tried makes it run ({len(trials)} were tried; give yours with `input_shape`): {reason}"
+        return f"with inputs {whose.get(next(iter(given.origins.values())), 'of the sizes given')}, {sizes}: {reason_told}"
+    return f"no input size tried makes it run ({len(trials)} were tried; give yours with `input_shape`): {reason_told}"
 
 
 def _observe_otherwise(session: Session, first: Shapes, seed: int, allowed: Allowed, given: GivenShapes) -> Observations | None:

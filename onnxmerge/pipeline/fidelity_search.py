@@ -84,7 +84,10 @@ def smallest_with_fidelity(builder: CandidateBuilder) -> SearchResult:
             result = builder.pruned_candidate(whole)
         closest = full.closest or quick.closest
         asked = asked_of(builder.pruning, closest.outputs if closest else builder.outputs_of(result, quickly=True))
-        found = f"no smaller model was found that keeps {asked}"
+        none = (
+            "beside channels of no use nothing was found that may go and" if result.groups else "no smaller model was found that"
+        )
+        found = f"{none} keeps {asked}"
         if closest is not None:
             quantity = MINIMIZED[builder.pruning.minimize or "latency"]
             saved = 1.0 - allocations[closest.index].share

@@ -164,6 +164,10 @@ class ConsumerSamples:
             parts.append(from_groups(found, (found.shape[1] // math.prod(space), bias.size, *space)))
         return np.concatenate(parts)
 
+    def forget(self) -> None:
+        """Free the memory of samples that are kept for other targets; they are made anew."""
+        self._held.clear()
+
     def covariances(self, targets: Targets, with_xx: bool = True) -> list[Covariance]:
         """Covariances with target outputs, for each group of a grouped convolution; inputs (kernel position, kept input).
 

@@ -44,7 +44,10 @@ LOWEST_VARIANCE = 1e-4  # of the stored one: a channel that synthetic inputs lea
 
 @dataclass(frozen=True)
 class RunContext:
-    """What both walks need: the exported model, where its nodes stand, and what it is run on."""
+    """What both walks need: the exported model, where its nodes stand, and what it is run on.
+
+    updates_producers: whether kept rows of producers change too, or consumers alone.
+    """
 
     channels: Channels
     model: ModelProto
@@ -55,6 +58,7 @@ class RunContext:
     folder: Path  # where external data of the model is
     weights: Mapping[str, np.ndarray]  # by name, those that the layers of `channels` hold; the model lacks them
     progress: Progress
+    updates_producers: bool = True
 
     @cached_property
     def node_index(self) -> dict[str, int]:

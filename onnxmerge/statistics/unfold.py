@@ -6,6 +6,8 @@ patch, as zeros. Where positions are more than enough, every so many-th one is t
 position is as likely as any other.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +42,26 @@ class Window:
     before: tuple[int, ...]
     after: tuple[int, ...]
     extents: tuple[int, ...]
+
+    def block(self, outputs: Positions, input_extents: Sequence[int]) -> tuple[Positions, Window]:
+        """The part of the input that neighbouring outputs read, and the window of it.
+
+        Parameters
+        ----------
+        outputs : tuple of slice
+            Outputs from start to stop along each spatial axis.
+        input_extents : sequence of int
+            Of the whole input.
+        """
+        inputs, before, after = [], [], []
+        for axis, (each, extent) in enumerate(zip(outputs, input_extents, strict=True)):
+            first = each.start * self.strides[axis] - self.before[axis]
+            stop = (each.stop - 1) * self.strides[axis] - self.before[axis] + (self.kernel[axis] - 1) * self.dilations[axis] + 1
+            inputs.append(slice(max(first, 0), min(stop, extent)))
+            before.append(max(-first, 0))
+            after.append(max(stop - extent, 0))
+        extents = tuple(each.stop - each.start for each in outputs)
+        return tuple(inputs), Window(self.kernel, self.strides, self.dilations, tuple(before), tuple(after), extents)
 
 
 def rows_of(tensor: np.ndarray, axis: int) -> NDArray[np.float32]:
@@ -89,6 +111,36 @@ def patches_of(x: np.ndarray, window: Window, channels: NDArray[np.int64], posit
         piece = padded[(slice(None), slice(None), *bounds)]
         patches[..., number, :] = np.moveaxis(piece.reshape(len(x), groups, count, *piece.shape[2:]), (1, 2), (0, -1))
     return patches.reshape(groups, -1, patches.shape[-2] * count)
+
+
+def folded(patches: NDArray[np.float32], window: Window, shape: Sequence[int]) -> NDArray[np.float32]:
+    """The adjoint of `patches_of` without groups: what patches hold of each position, summed (col2im).
+
+    Parameters
+    ----------
+    patches : ndarray of shape (samples, kernel positions * channels)
+        For all outputs of the window.
+    window : Window
+        What the convolution reads.
+    shape : sequence of int
+        Shape (N, channels, *spatial) of the input.
+
+    Returns
+    -------
+    ndarray of that shape
+    """
+    count, channels, *space = shape
+    split = patches.reshape(count, *window.extents, -1, channels)
+    reached = zip(space, window.before, window.after, strict=True)
+    padded = np.zeros((count, *[extent + before + after for extent, before, after in reached], channels), np.float32)
+    for number, offset in enumerate(np.ndindex(*window.kernel)):
+        bounds = tuple(
+            slice(at * dilation, at * dilation + (extent - 1) * stride + 1, stride)
+            for extent, stride, at, dilation in zip(window.extents, window.strides, offset, window.dilations, strict=True)
+        )
+        padded[(slice(None), *bounds)] += split[..., number, :]
+    inner = (slice(before, before + extent) for before, extent in zip(window.before, space, strict=True))
+    return np.moveaxis(padded[(slice(None), *inner)], -1, 1)
 
 
 def by_group(view: np.ndarray, groups: int) -> NDArray[np.float32]:
@@ -142,6 +194,20 @@ def window_of(
     elif mode == "VALID":
         pads = [0] * 2 * axes
     return Window(tuple(kernel), strides, dilations, tuple(pads[:axes]), tuple(pads[axes:]), extents)
+
+
+def output_extents(attributes: Mapping[str, Any], input_shape: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
+    """Output positions of a Conv along each spatial axis, as the operator's documentation defines them.
+
+    attributes, input_shape, kernel: as `window_of` has them.
+    """
+    axes = len(kernel)
+    strides = attributes.get("strides", [1] * axes)
+    if str(attributes.get("auto_pad", "NOTSET")).startswith("SAME"):
+        return tuple(-(-extent // stride) for extent, stride in zip(input_shape[2:], strides, strict=True))
+    window = window_of(attributes, input_shape, kernel, (1, 1, *[1] * axes))
+    reached = zip(input_shape[2:], window.before, window.after, window.kernel, window.strides, window.dilations, strict=True)
+    return tuple((n + before + after - (k - 1) * apart - 1) // step + 1 for n, before, after, k, step, apart in reached)
 
 
 @lru_cache(1 << 12)

@@ -1,0 +1,161 @@
+"""The kept rows of producers, changed so that their consumers give more nearly what they should.
+
+The least squares of `solve_consumers` change what reads the kept channels and leave these as training made them. Here a
+Gauss-Newton step changes them too, for what the consumer still misses; then it is solved again, and if that measures no smaller
+error the step is taken back. Searches do it for quick candidates as well.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxmerge.algorithms.gauss_newton import KroneckerFactors, conjugate_step
+from onnxmerge.algorithms.least_squares import OVERLAPPING_RIDGE, RIDGE, RidgeSystem
+from onnxmerge.execution.layerwise import LayerwiseRun
+from onnxmerge.graph.channel_groups import ChannelGroup
+from onnxmerge.graph.elementwise_paths import ElementwisePath, elementwise_path
+from onnxmerge.graph.rewrite import Removal, Replacement
+from onnxmerge.onnxio.edits import in_range
+from onnxmerge.pruning.consumer_update import bias_of, kept_weights, replacement_nodes
+from onnxmerge.statistics.producer_samples import Affine, Floats, PairWeights, ProducerSamples, Residual
+from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext
+
+DIRECTIONS = 3
+"""Conjugate directions of a step: ten gave no more."""
+
+LEAST_FALL = 0.01
+"""Share of what is missed that a step must be expected to save: each costs another least squares."""
+
+
+@dataclass(frozen=True)
+class ConsumerSolution:
+    """A consumer as it has been solved.
+
+    Attributes
+    ----------
+    weight : ndarray of shape (out, kept inputs, kernel size)
+        Its weight.
+    bias : ndarray of shape (out,)
+        Its bias, its own included.
+    output_scale : ndarray of shape (out,)
+        What errors of the outputs are multiplied with.
+    system : RidgeSystem
+        Its least squares.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    output_scale: np.ndarray
+    system: RidgeSystem
+
+
+def updated_pairs(
+    context: RunContext, statistics: ReferenceStatistics, removals: Sequence[Removal], excluded: Collection[str]
+) -> dict[str, ElementwisePath]:
+    """By key of the consumer, the pairs of which the producer may change: one of each in a group that shrinks.
+
+    excluded: keys of layers that other rules decide about.
+    """
+    if not context.updates_producers:
+        return {}
+    left_out = {*excluded, *statistics.too_wide, *statistics.shared_weight_keys}
+    found = {}
+    for removal in removals:
+        path = _path_of(context, removal.group) if removal.method == "reconstruct" and len(removal.kept) else None
+        if path is not None and not left_out & {path.producer.key, path.consumer.key} and path.consumer.key in statistics.layers:
+            found[path.consumer.key] = path
+    return found
+
+
+def _path_of(context: RunContext, group: ChannelGroup) -> ElementwisePath | None:
+    """From the only producer of a group to its only consumer, where these write and read the same channels."""
+    if len(group.producers) != 1 or len(group.consumers) != 1:
+        return None
+    producer, consumer = group.producers[0].layer, group.consumers[0].layer
+    is_plain = np.array_equal(producer.out_ids, consumer.in_ids) and {producer.key, consumer.key} <= context.node_index.keys()
+    return None if not is_plain else elementwise_path(context.channels, producer, consumer)
+
+
+def producer_step(
+    context: RunContext,
+    run: LayerwiseRun,
+    path: ElementwisePath,
+    before: Replacement | None,
+    consumer: ConsumerSolution,
+    kept: np.ndarray,
+    residual: Residual,
+) -> Replacement | None:
+    """New rows of a producer.
+
+    Parameters
+    ----------
+    context : RunContext
+        The model.
+    run : LayerwiseRun
+        The compressed model, standing at the consumer; what the producer reads is still there.
+    path : ElementwisePath
+        Between the two.
+    before : Replacement or None
+        What the producer has been replaced by; None for its own weight.
+    consumer : ConsumerSolution
+        The consumer as it has been solved for `before`.
+    kept : ndarray of shape (number of ids,), bool
+        The channels that stay.
+    residual : callable
+        What the consumer's outputs miss.
+
+    Returns
+    -------
+    Replacement or None
+        None where less than `LEAST_FALL` would be saved.
+    """
+    producer, current = path.producer, before or Replacement(path.producer.stored_weight)
+    inputs, rows, outputs = (
+        np.flatnonzero(kept[ids.reshape(-1)]) for ids in (producer.in_ids, producer.out_ids, path.consumer.out_ids)
+    )
+    (weight,) = kept_weights(producer, kept[producer.in_ids], current.weight)
+    bias = bias_of(context.channels, producer) + (0.0 if current.bias is None else current.bias)
+    scale = consumer.output_scale[outputs].astype(np.float32)
+    pair = PairWeights(_affine(weight[rows], bias[rows]), _affine(consumer.weight, consumer.bias), inputs, rows, outputs, scale)
+    samples = ProducerSamples(run, path, pair, residual, consumer.system)
+    missed = samples.square_sum()
+    step, fall = _step(samples)
+    if not np.isfinite(step).all() or not fall > LEAST_FALL * missed:
+        return None
+    new = producer.canonical(current.weight).astype(np.float64)
+    change = step[:, :-1].reshape(len(rows), producer.kernel_size, len(inputs)).transpose(0, 2, 1)
+    new[0][np.ix_(rows, inputs)] += change / producer.alpha
+    added = np.zeros(producer.out_ids.size) if current.bias is None else current.bias + np.zeros(producer.out_ids.size)
+    added[rows] += step[:, -1]
+    return Replacement(in_range(producer.stored(new), producer.stored_weight.dtype), added)
+
+
+def _step(samples: ProducerSamples) -> tuple[Floats, float]:
+    """The change (k, i + 1) of rows and biases, and by how much what is missed falls to first order.
+
+    The ridge is that of the least squares, relative to the mean curvature.
+    """
+    inputs, outputs = samples.second_moments()
+    curvature = float(np.trace(inputs) / len(inputs) * np.trace(outputs) / len(outputs))
+    ridge = max(RIDGE, OVERLAPPING_RIDGE * len(inputs) / samples.count) * curvature
+
+    def product(direction: Floats) -> tuple[float, Callable[[], Floats]]:
+        change = samples.change(direction)
+        square = sum(float(np.vdot(each, each)) for each in change)
+        return square + ridge * float(np.vdot(direction, direction)), lambda: samples.gradient(change) + ridge * direction
+
+    gradient = samples.gradient(samples.residuals())
+    return conjugate_step(gradient, product, KroneckerFactors(inputs, outputs).solve, DIRECTIONS)
+
+
+def revise_producer(run: LayerwiseRun, path: ElementwisePath, replacement: Replacement, own_bias: np.ndarray) -> None:
+    """Put new rows of a producer into a run that stands at its consumer; own_bias: `bias_of` the producer."""
+    index = run.node_index[path.producer.key]
+    nodes, constants = replacement_nodes(run.model.graph.node[index], path.producer, replacement, own_bias)
+    run.revise_node(index, nodes, constants, (path.producer.source, path.consumer.source))
+
+
+def _affine(weight: np.ndarray, bias: np.ndarray) -> Affine:
+    """weight (out, inputs, kernel size), bias (out,)."""
+    return Affine(np.moveaxis(weight, 1, 2).reshape(len(weight), -1).astype(np.float32), bias.astype(np.float32))

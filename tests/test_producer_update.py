@@ -1,0 +1,312 @@
+"""Kept rows of producers: the Gauss-Newton step against dense algebra, its linear maps against networks, what it brings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from running import analysed, weights_of, written
+from topologies.net import Net
+
+from onnxmerge import compress
+from onnxmerge.algorithms.gauss_newton import KroneckerFactors, conjugate_step
+from onnxmerge.execution.sessions import open_session
+from onnxmerge.graph.elementwise_paths import elementwise_path
+from onnxmerge.graph.rewrite import Replacement
+from onnxmerge.pruning import layer_update, producer_update
+from onnxmerge.statistics import producer_samples as samples_module
+from onnxmerge.statistics import reference_run as reference_module
+from onnxmerge.statistics.producer_samples import ProducerSamples
+from onnxmerge.statistics.unfold import folded, output_extents, patches_of, window_of
+
+CONSUMERS_ALONE = partial(reference_module.RunContext, updates_producers=False)
+
+
+def spd(rng: np.random.Generator, n: int) -> np.ndarray:
+    half = rng.normal(size=(n, 2 * n))
+    return half @ half.T / n
+
+
+def products(hessian: np.ndarray, shape: tuple[int, int]) -> Callable:
+    """What `conjugate_step` asks for, from a dense matrix."""
+
+    def product(v: np.ndarray) -> tuple[float, Callable[[], np.ndarray]]:
+        changed = (hessian @ v.reshape(-1)).reshape(shape)
+        return float(np.vdot(v, changed)), lambda: changed
+
+    return product
+
+
+@pytest.mark.parametrize("damping", [0.0, 1e-2, 1.0])
+def test_many_directions_end_in_the_dense_least_squares(damping: float) -> None:
+    """|r - J d|^2 + ridge |d|^2 over 3 x 4 unknowns, whatever the preconditioner."""
+    rng, shape = np.random.default_rng(0), (3, 4)
+    jacobian, missing, ridge = rng.normal(size=(40, 12)), rng.normal(size=40), 0.3
+    factors = KroneckerFactors(spd(rng, 4), spd(rng, 3), damping)
+    gradient = (jacobian.T @ missing).reshape(shape)
+    hessian = jacobian.T @ jacobian + ridge * np.eye(12)
+    step, fall = conjugate_step(gradient, products(hessian, shape), factors.solve, 40)  # rounding takes conjugacy away
+    stacked = np.concatenate([jacobian, np.sqrt(ridge) * np.eye(12)]), np.concatenate([missing, np.zeros(12)])
+    best, (left, *_), *_ = np.linalg.lstsq(*stacked, rcond=None)
+    np.testing.assert_allclose(step.reshape(-1), best, atol=1e-8)
+    assert missing @ missing - fall == pytest.approx(left, rel=1e-9)
+
+
+def test_one_direction_is_enough_where_the_curvature_is_a_kronecker_product() -> None:
+    rng = np.random.default_rng(1)
+    inputs, outputs, gradient = spd(rng, 5), spd(rng, 3), rng.normal(size=(3, 5))
+    factors = KroneckerFactors(inputs.copy(), outputs.copy(), damping=0.0)
+    step, _ = conjugate_step(gradient, products(np.kron(outputs, inputs), (3, 5)), factors.solve, 1)
+    np.testing.assert_allclose(step, np.linalg.solve(outputs, gradient) @ np.linalg.inv(inputs), rtol=1e-8)
+
+
+@pytest.mark.parametrize("directions", [1, 2, 5])
+def test_every_direction_falls_further_and_by_as_much_as_is_said(directions: int) -> None:
+    rng = np.random.default_rng(2)
+    hessian, gradient = spd(rng, 12), rng.normal(size=(3, 4))
+    falls = []
+    for count in (directions, directions + 1):
+        step, fall = conjugate_step(gradient, products(hessian, (3, 4)), np.copy, count)
+        flat = step.reshape(-1)
+        assert fall == pytest.approx(2 * flat @ gradient.reshape(-1) - flat @ hessian @ flat, rel=1e-9)
+        falls.append(fall)
+    assert 0 < falls[0] < falls[1]
+
+
+@pytest.mark.parametrize("curvature", [0.0, np.nan])
+def test_without_curvature_or_gradient_nothing_moves(curvature: float) -> None:
+    gradient = np.ones((2, 2))
+    for given in (gradient, 0.0 * gradient):
+        step, fall = conjugate_step(given, lambda v: (curvature, v.copy), np.copy, 3)
+        assert not step.any()
+        assert fall == 0.0
+
+
+WINDOWS = {
+    "plain": ({}, (6, 7), (3, 3)),
+    "padded": ({"pads": [1, 1, 1, 1]}, (6, 7), (3, 3)),
+    "strides": ({"pads": [1, 0, 1, 2], "strides": [2, 3]}, (9, 8), (3, 2)),
+    "dilations": ({"pads": [2, 2, 2, 2], "dilations": [2, 2]}, (8, 8), (3, 3)),
+    "same upper": ({"auto_pad": "SAME_UPPER", "strides": [2, 2]}, (7, 8), (3, 3)),
+    "one axis": ({"pads": [1, 1]}, (9,), (3,)),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_folding_is_the_adjoint_of_unfolding_and_blocks_are_parts(name: str) -> None:
+    attributes, space, kernel = WINDOWS[name]
+    rng, shape = np.random.default_rng(3), (2, 3, *space)
+    x = rng.normal(size=shape).astype(np.float32)
+    extents = output_extents(attributes, shape, kernel)
+    spec = {**attributes, "auto_pad": attributes.get("auto_pad", "NOTSET")}
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=kernel, **spec)
+    graph = onnx.helper.make_graph(
+        [node],
+        "conv",
+        [onnx.helper.make_tensor_value_info("x", 1, shape)],
+        [onnx.helper.make_tensor_value_info("y", 1, None)],
+        [onnx.numpy_helper.from_array(np.ones((1, 3, *kernel), np.float32), "w")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    (y,) = open_session(model.SerializeToString(), optimise=False, threads=1).run({"x": x}).values()
+    assert y.shape[2:] == extents
+    window, every = window_of(attributes, shape, kernel, y.shape), tuple(slice(0, None, 1) for _ in kernel)
+    patches = patches_of(x, window, np.arange(3)[np.newaxis], every)[0]
+    other = rng.normal(size=patches.shape).astype(np.float32)
+    assert np.vdot(patches, other) == pytest.approx(np.vdot(x, folded(other, window, shape)), rel=1e-4)
+    taken = tuple(slice(extent // 3, extent - extent // 4) for extent in extents)
+    inputs, part = window.block(taken, space)
+    found = patches_of(x[(slice(None), slice(None), *inputs)], part, np.arange(3)[np.newaxis], every)[0]
+    whole = patches.reshape(2, *extents, -1)[(slice(None), *taken)]
+    np.testing.assert_array_equal(found.reshape(whole.shape), whole)
+
+
+def convolutions(between: Callable[[Net, str], str], **attributes: object) -> onnx.ModelProto:
+    """conv_a, what is between, conv_b and a layer more."""
+    net = Net(np.random.default_rng(0))
+    x = net.conv(net.input("x", 3, 12, 12), "conv_a", 3, 8)
+    y = net.conv(between(net, x), "conv_b", 8, 10, **attributes)
+    net.output(net.conv(net.relu(y), "out", 10, 4, kernel=1), 4, "h", "w")
+    return net.model()
+
+
+def dense(between: Callable[[Net, str], str]) -> onnx.ModelProto:
+    """The same of matrix products, fc_a and fc_b."""
+    net = Net(np.random.default_rng(0))
+    y = net.gemm(between(net, net.gemm(net.input("x", 12), "fc_a", 12, 8)), "fc_b", 8, 10)
+    net.output(net.gemm(net.relu(y), "out", 10, 4), 4)
+    return net.model()
+
+
+def pooled(net: Net, x: str, **more: object) -> str:
+    return net.op("MaxPool", net.relu(x), **{"kernel_shape": [2, 2], "strides": [2, 2], **more})
+
+
+def silu(net: Net, x: str) -> str:
+    return net.op("Mul", x, net.op("Sigmoid", x))
+
+
+PATHS: dict[str, tuple[Callable[[], onnx.ModelProto], bool]] = {
+    "relu": (lambda: convolutions(Net.relu), True),
+    "nothing": (lambda: convolutions(lambda net, x: x), True),
+    "bn, relu": (lambda: convolutions(lambda net, x: net.relu(net.batch_norm(x, "bn", 8))), True),
+    "silu": (lambda: convolutions(silu), True),
+    "max pooling": (lambda: convolutions(pooled), True),
+    "strides": (lambda: convolutions(Net.relu, strides=[2, 2]), True),
+    "dense": (lambda: dense(Net.relu), True),
+    "scale of each channel": (lambda: convolutions(lambda net, x: net.op("Mul", x, net.const("s", net.small(8, 1, 1)))), True),
+    "scale of each position": (lambda: convolutions(lambda net, x: net.op("Mul", x, net.const("s", net.small(12, 12)))), False),
+    "overlapping pooling": (lambda: convolutions(partial(pooled, kernel_shape=[3, 3])), False),
+    "average pooling": (
+        lambda: convolutions(lambda net, x: net.op("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])),
+        False,
+    ),
+    "softmax": (lambda: convolutions(lambda net, x: net.op("Softmax", x, axis=1)), False),
+    "another computed value": (
+        lambda: convolutions(lambda net, x: net.op("Add", x, net.op("ReduceMean", x, axes=[1], keepdims=1))),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_what_is_an_elementwise_path(name: str, tmp_path: Path) -> None:
+    make, is_one = PATHS[name]
+    channels = analysed(make(), tmp_path).channels
+    producer, consumer = channels.layers[:2]
+    assert (elementwise_path(channels, producer, consumer) is not None) == is_one
+
+
+def test_another_reader_bars_a_path(tmp_path: Path) -> None:
+    def read_twice(net: Net, x: str) -> str:
+        net.output(net.op("GlobalAveragePool", x), 8, 1, 1)
+        return net.relu(x)
+
+    channels = analysed(convolutions(read_twice), tmp_path).channels
+    assert elementwise_path(channels, *channels.layers[:2]) is None
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ProducerSamples, tuple]]:
+    """The samples of all producers that were updated, with what they were made of, residuals all one."""
+    found: list[tuple[ProducerSamples, tuple]] = []
+
+    class Seen(ProducerSamples):
+        def __init__(self, run, path, weights, residual, system):  # type: ignore[no-untyped-def]
+            self.reached: list[np.ndarray] = []
+
+            def recorded(batch, view, current):  # type: ignore[no-untyped-def]
+                self.reached.append(np.moveaxis(current[:, weights.outputs], 1, -1).reshape(-1, len(weights.outputs)))
+                return np.ones_like(current)
+
+            super().__init__(run, path, weights, recorded, system)
+            found.append((self, (run, path, weights, residual, system)))
+
+    monkeypatch.setattr(producer_update, "ProducerSamples", Seen)
+    return found
+
+
+MOVED = [name for name, (_, is_one) in PATHS.items() if is_one]
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_outputs_change_as_the_network_does(name: str, seen: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """J d against the network with V + t d for a small t; J^T is the adjoint of J."""
+    monkeypatch.setattr(samples_module, "DIFFERENCE", 1e-4)
+    monkeypatch.setattr(producer_update, "producer_step", partial(check_moves, seen, producer_update.producer_step))
+    monkeypatch.setattr(layer_update, "producer_step", producer_update.producer_step)
+    include = ("fc_a",) if name == "dense" else ("conv_a",)
+    compress(written(PATHS[name][0](), tmp_path), tmp_path / "out.onnx", include=include, ratio=0.5, **FAST)
+    assert seen
+
+
+FAST = {"method": "reconstruct", "samples": 64, "verify": False, "threads": 1, "round_to": 1}
+
+
+def check_moves(seen: list, original: Callable, context, run, path, before, *others):  # type: ignore[no-untyped-def]
+    """Stands in the place of `producer_step`."""
+    result = original(context, run, path, before, *others)
+    samples, (_, _, weights, *_) = seen[0]
+    rng = np.random.default_rng(0)
+    k, inputs = weights.producer.weight.shape
+    step = rng.normal(size=(k, inputs + 1))
+    moved = [samples._forward(block, step.T.astype(np.float32)) for block in samples._blocks]
+    outputs = [rng.normal(size=each.shape).astype(np.float32) for each in moved]
+    there = sum(float(np.vdot(*pair)) for pair in zip(outputs, samples._beyond_consumer(list(moved)), strict=True))
+    back = float(np.vdot(samples.gradient(samples._beyond_consumer(list(outputs))), step))
+    assert there == pytest.approx(back, rel=1e-3)
+    small = 1e-4
+    changed = Replacement(*moved_producer(path, before, weights, small * step))
+    own_bias = producer_update.bias_of(context.channels, path.producer)
+    producer_update.revise_producer(run, path, changed, own_bias)
+    after = producer_update.ProducerSamples(*seen[0][1])
+    producer_update.revise_producer(run, path, before or Replacement(path.producer.stored_weight), own_bias)
+    found = (np.concatenate(after.reached) - np.concatenate(samples.reached)) / small
+    expected = np.concatenate(moved) / weights.output_scale
+    assert np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected)
+    return result
+
+
+def moved_producer(path, before, weights, step):  # type: ignore[no-untyped-def]
+    """Weight and bias of a producer with a step (kept rows, kept inputs and 1)."""
+    layer, current = path.producer, before or Replacement(path.producer.stored_weight)
+    new = layer.canonical(current.weight).astype(np.float64)
+    parts = step[:, :-1].reshape(len(step), layer.kernel_size, -1).transpose(0, 2, 1)
+    new[0][np.ix_(weights.rows, weights.inputs)] += parts
+    added = np.zeros(layer.out_ids.size) if current.bias is None else current.bias + np.zeros(layer.out_ids.size)
+    added[weights.rows] += step[:, -1]
+    return layer.stored(new).astype(np.float32), added
+
+
+def fidelity_of(source: Path, target: Path, rng: np.random.Generator) -> float:
+    sessions = [open_session(path, optimise=False, threads=1) for path in (source, target)]
+    shape = [256, *(extent for extent in sessions[0].inputs[0].dims[1:])]
+    feeds = {"x": rng.normal(size=shape).astype(np.float32)}
+    reference, found = (next(iter(session.run(feeds).values())) for session in sessions)
+    return 1 - float(np.square(reference - found).sum() / np.square(reference - reference.mean(0)).sum())
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_unseen_inputs_lose_less(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, calibration = written(PATHS[name][0](), tmp_path), tmp_path / "given.npy"
+    shape = (12,) if name == "dense" else (3, 12, 12)
+    np.save(calibration, np.random.default_rng(5).normal(size=(512, *shape)).astype(np.float32))
+    found = []
+    for made in (reference_module.RunContext, CONSUMERS_ALONE):
+        monkeypatch.setattr(reference_module, "RunContext", made)
+        options = {**FAST, "samples": 512, "calibration": calibration}
+        compress(source, tmp_path / "out.onnx", ratio=0.5, **options)
+        found.append(fidelity_of(source, tmp_path / "out.onnx", np.random.default_rng(6)))
+    assert 1 - found[0] < 0.97 * (1 - found[1])
+
+
+def test_a_step_that_measures_worse_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is the one of consumers alone, to the byte."""
+    source, written_files, tried = written(PATHS["bn, relu"][0](), tmp_path), [], []
+
+    def spoilt(context, run, path, before, *others):  # type: ignore[no-untyped-def]
+        tried.append(path)
+        return Replacement(0.1 * np.random.default_rng(0).normal(size=path.producer.stored_weight.shape).astype(np.float32))
+
+    monkeypatch.setattr(layer_update, "producer_step", spoilt)
+    for made in (reference_module.RunContext, CONSUMERS_ALONE):
+        monkeypatch.setattr(reference_module, "RunContext", made)
+        compress(source, tmp_path / "out.onnx", ratio=0.5, provenance=False, **FAST)
+        written_files.append((tmp_path / "out.onnx").read_bytes())
+    assert tried
+    assert written_files[0] == written_files[1]
+
+
+@pytest.mark.parametrize("method", ["prune", "merge"])
+def test_other_methods_leave_producers_alone(method: str, tmp_path: Path) -> None:
+    """Rows of what stays are those of the file, one by one."""
+    model = PATHS["relu"][0]()
+    compress(written(model, tmp_path), tmp_path / "out.onnx", include=("conv_a",), ratio=0.5, **{**FAST, "method": method})
+    before, after = (weights_of(each) for each in (model, onnx.load(tmp_path / "out.onnx")))
+    rows = {row.tobytes() for row in before["conv_a_w"]}
+    small = next(value for value in after.values() if value.shape == (4, 3, 3, 3))
+    assert all(row.tobytes() in rows for row in small)
