@@ -28,10 +28,10 @@ from onnxmerge.pruning.sensitivity import measure_sensitivities
 
 MODEL, INPUTS = "digits-resnet.onnx", 48
 PASSES = {
-    "ratio": ({"ratio": 0.5}, 7.2),
+    "ratio": ({"ratio": 0.5}, 7.5),
     "prune": ({"ratio": 0.5, "method": "prune"}, 0.2),
     "size": ({"target": "macs=0.5"}, 10.5),
-    "fidelity": ({"fidelity": 0.9}, 42),
+    "fidelity": ({"fidelity": 0.9}, 36),
 }
 POINT = 15
 """Passes of a further point of a sweep, of which eleven are the check, on 256 inputs."""

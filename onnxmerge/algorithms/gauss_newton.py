@@ -34,7 +34,7 @@ class KroneckerFactors:
 
     Examples
     --------
-    >>> KroneckerFactors(np.diag([2.0, 4.0]), np.eye(1), damping=0.0).solve(np.array([[2.0, 2.0]])).tolist()
+    >>> KroneckerFactors(np.diag([2.0, 4.0]), np.eye(1), damping=0.0).solve(np.array([[2.0, 2.0]])).round(6).tolist()
     [[1.0, 0.5]]
     """
 

@@ -16,7 +16,7 @@ QUICK_TRIALS, FULL_TRIALS, RESCUE_TRIALS = 6, 4, 4
 """Candidates that are built at most: quick ones to narrow the search down, then full ones, and more while none of them passes."""
 GOAL, QUICK_CLOSE = 0.866, 0.75
 """Shares of the allowed loss: what is aimed at, so that a candidate that loses a little more than expected still passes, and
-what a quick candidate must lose to be close enough."""
+what a quick candidate must lose to be close enough. A full one that passes with as much as is aimed at ends the search."""
 WORTH_A_TRIAL, WORTH_REMOVING, HOPELESS = 0.02, 0.005, 0.01
 """Least share of the predicted time, MACs or parameters that another candidate must be expected to save, and that a quick one, or
 one while none passes, must; and the share of the allowed loss below which a prediction that fails ends the search. Some networks
@@ -164,7 +164,10 @@ def _search_in_full(
             return False
         if builder.limit.is_over() and best.count:
             return True
-        search.record(index, best.measure(builder, index, builder.candidate(allocations[index].counts)))
+        loss = best.measure(builder, index, builder.candidate(allocations[index].counts))
+        search.record(index, loss)
+        if GOAL <= loss <= 1.0:
+            return False
     return False
 
 

@@ -20,6 +20,8 @@ SECONDS_PER_PRODUCT = 1 / 1e10
 """Of least squares: a sample times two of its unknowns."""
 SECONDS_PER_LAYER = 0.01
 """Of every layer that is looked at, for sessions and small arrays."""
+UPDATED_PRODUCERS = 1.1
+"""What changing rows of producers adds to a candidate where all consumers have one producer each, as a share of its work."""
 SECONDS_PER_NUMBER, SECONDS_PER_DENSE_NUMBER = 1.2e-7, 3e-7
 """Of making synthetic inputs, and those of a network whose first layer is dense, half of which are noise shaped by it."""
 OPTIMISED, UNOPTIMISED = 0.7, 1.5
@@ -111,9 +113,12 @@ def _work(analysed: AnalysedModel, options: CompressOptions) -> tuple[float, flo
     elements = sum(math.prod(shape) for shape in outputs) / max(inputs_analysed(analysed), 1)
     run = inputs * (analysed.size.macs * SECONDS_PER_MAC + elements * SECONDS_PER_ELEMENT)
     layers = SECONDS_PER_LAYER * len(channels.layers)
-    products = 0.0
+    products = updated = 0.0
+    pairs = {group.consumers[0].key for group in channels.groups if len(group.producers) == len(group.consumers) == 1}
     for layer in channels.layers:
         if layer.has_patches and layer.in_ids.any():
             unknowns, positions = layer.inputs_per_group * layer.kernel_size, math.prod(shapes[layer.key][2:])
-            products += layer.groups * min(enough_samples(unknowns), inputs * positions) * float(unknowns) ** 2
-    return run, 4.0 * run + 2.0 * layers + 2.0 * products * SECONDS_PER_PRODUCT, layers, inputs
+            own = layer.groups * min(enough_samples(unknowns), inputs * positions) * float(unknowns) ** 2
+            products, updated = products + own, updated + own * (layer.key in pairs)
+    solving = 4.0 * run + 2.0 * layers + 2.0 * products * SECONDS_PER_PRODUCT
+    return run, solving * (1.0 + UPDATED_PRODUCERS * updated / max(products, 1.0)), layers, inputs

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxmerge.algorithms.gauss_newton import KroneckerFactors, conjugate_step
-from onnxmerge.algorithms.least_squares import OVERLAPPING_RIDGE, RIDGE, RidgeSystem
+from onnxmerge.algorithms.least_squares import OVERLAPPING_RIDGE, RIDGE, RidgeSystem, fits_in_memory
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.elementwise_paths import ElementwisePath, elementwise_path
+from onnxmerge.graph.nodes import has_input
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.onnxio.edits import in_range
 from onnxmerge.pruning.consumer_update import bias_of, kept_weights, replacement_nodes
@@ -73,8 +74,11 @@ def _path_of(context: RunContext, group: ChannelGroup) -> ElementwisePath | None
     if len(group.producers) != 1 or len(group.consumers) != 1:
         return None
     producer, consumer = group.producers[0].layer, group.consumers[0].layer
-    is_plain = np.array_equal(producer.out_ids, consumer.in_ids) and {producer.key, consumer.key} <= context.node_index.keys()
-    return None if not is_plain else elementwise_path(context.channels, producer, consumer)
+    if not np.array_equal(producer.out_ids, consumer.in_ids) or not {producer.key, consumer.key} <= context.node_index.keys():
+        return None
+    if producer.is_filled or not fits_in_memory(producer.inputs_per_group * producer.kernel_size):
+        return None
+    return elementwise_path(context.channels, producer, consumer)
 
 
 def producer_step(
@@ -117,7 +121,9 @@ def producer_step(
     (weight,) = kept_weights(producer, kept[producer.in_ids], current.weight)
     bias = bias_of(context.channels, producer) + (0.0 if current.bias is None else current.bias)
     scale = consumer.output_scale[outputs].astype(np.float32)
-    pair = PairWeights(_affine(weight[rows], bias[rows]), _affine(consumer.weight, consumer.bias), inputs, rows, outputs, scale)
+    has_bias = current.bias is not None or (producer.takes_bias and has_input(producer.node, 2))  # sizes foresee no other one
+    weights = _affine(weight[rows], bias[rows]), _affine(consumer.weight, consumer.bias)
+    pair = PairWeights(*weights, inputs, rows, outputs, scale, has_bias)
     samples = ProducerSamples(run, path, pair, residual, consumer.system)
     missed = samples.square_sum()
     step, fall = _step(samples)
@@ -126,9 +132,9 @@ def producer_step(
     new = producer.canonical(current.weight).astype(np.float64)
     change = step[:, :-1].reshape(len(rows), producer.kernel_size, len(inputs)).transpose(0, 2, 1)
     new[0][np.ix_(rows, inputs)] += change / producer.alpha
-    added = np.zeros(producer.out_ids.size) if current.bias is None else current.bias + np.zeros(producer.out_ids.size)
+    added = (0.0 if current.bias is None else current.bias) + np.zeros(producer.out_ids.size)
     added[rows] += step[:, -1]
-    return Replacement(in_range(producer.stored(new), producer.stored_weight.dtype), added)
+    return Replacement(in_range(producer.stored(new), producer.stored_weight.dtype), added if has_bias else None)
 
 
 def _step(samples: ProducerSamples) -> tuple[Floats, float]:

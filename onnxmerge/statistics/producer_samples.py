@@ -21,10 +21,8 @@ from onnxmerge.algorithms.least_squares import RidgeSystem
 from onnxmerge.algorithms.sample_counts import enough_samples
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.elementwise_paths import ElementwisePath
-from onnxmerge.statistics.unfold import Positions, Window, folded, output_extents, patches_of, rows_of, window_of
-
-BLOCK_EXTENT = 8
-"""Output positions of a block along each spatial axis: 8 x 8 behind a kernel of 3 x 3 need 10 x 10 of the producer's."""
+from onnxmerge.statistics.blocks import BLOCK_EXTENT, by_window, drawn_block, every_position, repeated
+from onnxmerge.statistics.unfold import Window, folded, patches_of, rows_of
 
 BLOCK_INPUTS, BLOCK_SAMPLES = 16, 1024
 """Inputs of the model of which a block has the same positions; more, within a batch, where it has less samples than that."""
@@ -32,7 +30,7 @@ BLOCK_INPUTS, BLOCK_SAMPLES = 16, 1024
 BLOCKS_BYTES = 1 << 27
 """Memory for the blocks of a consumer, 128 MiB: there are fewer where they would take more."""
 
-SAMPLES = 3.0
+SAMPLES = 2.0
 """How many times the samples of a least squares a step is taken from, see `enough_samples`; rows of the producer share them."""
 
 MOMENT_SAMPLES = 2
@@ -74,6 +72,8 @@ class PairWeights:
         Which inputs of the producer, rows of it, and outputs of the consumer are kept.
     output_scale : ndarray of shape (kept outputs,)
         What errors of the outputs are multiplied with.
+    moves_bias : bool
+        Whether the producer's bias may change.
     """
 
     producer: Affine
@@ -82,24 +82,14 @@ class PairWeights:
     rows: NDArray[np.int64]
     outputs: NDArray[np.int64]
     output_scale: Singles
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Windows of producer and consumer in a block, and its positions of u, x and y; nothing of it for matrix products."""
-
-    first: Window
-    second: Window
-    u: Positions
-    x: Positions
-    y: Positions
+    moves_bias: bool = True
 
 
 @dataclass(frozen=True)
 class _Block:
-    """inputs (samples of p, i + 1): patches of u, and ones. slope (N, *positions of p, k): f'(p). read (samples of y, d): of x.
+    """inputs (samples of p, i + 1): patches of u, and ones for the bias, or zeros. slope (N, *positions of p, k): f'(p).
 
-    residual (samples of y, outputs): scaled; active: 1 where it counts.
+    read (samples of y, d): patches of x. residual (samples of y, outputs): scaled; active: 1 where it counts.
     """
 
     inputs: Singles
@@ -177,8 +167,8 @@ class ProducerSamples:
     def _forward(self, block: _Block, step: Singles) -> Singles:
         moved = (block.inputs @ step).reshape(block.slope.shape) * block.slope
         if block.window is not None:
-            moved = np.moveaxis(_by_window(moved, self._path.pool, np.sum), -1, 1)
-            (moved,) = patches_of(moved, block.window, np.arange(moved.shape[1])[np.newaxis], _whole(block.window))
+            moved = np.moveaxis(by_window(moved, self._path.pool, np.sum), -1, 1)
+            (moved,) = patches_of(moved, block.window, np.arange(moved.shape[1])[np.newaxis], every_position(block.window))
         return np.asarray(np.multiply(moved @ self._flat.T, block.active))
 
     def _backward(self, block: _Block, outputs: Singles) -> Floats:
@@ -187,7 +177,7 @@ class ProducerSamples:
             count, *space, k = block.slope.shape
             pool = self._path.pool or (1,) * len(space)
             shape = count, k, *(extent // each for extent, each in zip(space, pool, strict=True))
-            units = _repeated(np.moveaxis(folded(units, block.window, shape), 1, -1), self._path.pool)
+            units = repeated(np.moveaxis(folded(units, block.window, shape), 1, -1), self._path.pool)
         units = units.reshape(block.slope.shape) * block.slope
         return _product(units.reshape(-1, units.shape[-1]), block.inputs)
 
@@ -233,43 +223,27 @@ class ProducerSamples:
     def _block(self, batch: int, inputs: slice, number: int) -> _Block:
         path, kept = self._path, self._weights
         u, x = (np.asarray(self._run.tensor(batch, layer.source)[inputs]) for layer in (path.producer, path.consumer))
-        place = self._place(u.shape, x.shape, number) if path.consumer.layout == "conv" else None
+        place = drawn_block(path, u.shape, x.shape, number) if path.consumer.layout == "conv" else None
         window = None if place is None else place.second
         if place is None:
             patches, read = (rows_of(values, values.ndim - 1)[:, own] for values, own in ((u, kept.inputs), (x, kept.rows)))
             shape: tuple[int, ...] = (len(patches),)
         else:
-            patches = _patches(u, place.first, kept.inputs, place.u)
-            read, shape = _patches(x, place.second, kept.rows, place.x), (len(u), *place.first.extents)
+            patches = place.first_patches(u, kept.inputs)
+            read, shape = place.second_patches(x, kept.rows), (len(u), *place.first.extents)
         current = kept.consumer.outputs(read)
 
         def view(tensor: np.ndarray) -> np.ndarray:
             own = np.asarray(tensor[inputs])
-            return rows_of(own, path.consumer.output_axis) if place is None else own[(slice(None), slice(None), *place.y)]
+            return rows_of(own, path.consumer.output_axis) if place is None else own[(slice(None), slice(None), *place.outputs)]
 
         if place is not None:
             current = np.moveaxis(current.reshape(len(u), *place.second.extents, -1), -1, 1)
         missing = np.moveaxis(self._residual(batch, view, current)[:, kept.outputs], 1, -1).reshape(len(read), -1)
         missing = missing.astype(np.float32) * kept.output_scale
         slope = self._slope(kept.producer.outputs(patches).reshape(*shape, -1))
-        patches = np.concatenate([patches, np.ones((len(patches), 1), np.float32)], 1)
+        patches = np.concatenate([patches, np.full((len(patches), 1), kept.moves_bias, np.float32)], 1)
         return _Block(patches, slope, read, missing, (missing != 0).astype(np.float32), window)
-
-    def _place(self, u: tuple[int, ...], x: tuple[int, ...], number: int) -> _Place:
-        """A block at random, for u and x of these shapes."""
-        whole = []
-        for layer, shape in ((self._path.producer, u), (self._path.consumer, x)):
-            extents = output_extents(layer.node.attrs, shape, layer.kernel_shape)
-            whole.append(window_of(layer.node.attrs, shape, layer.kernel_shape, (1, 1, *extents)))
-        rng = np.random.default_rng(number)
-        starts = [int(rng.integers(max(1, extent - BLOCK_EXTENT + 1))) for extent in whole[1].extents]
-        stops = [min(start + BLOCK_EXTENT, extent) for start, extent in zip(starts, whole[1].extents, strict=True)]
-        of_y = tuple(map(slice, starts, stops))
-        of_x, second = whole[1].block(of_y, x[2:])
-        pool = self._path.pool or (1,) * len(of_x)
-        of_p = tuple(slice(each.start * extent, each.stop * extent) for each, extent in zip(of_x, pool, strict=True))
-        of_u, first = whole[0].block(of_p, u[2:])
-        return _Place(first, second, of_u, of_x, of_y)
 
     def _slope(self, p: Singles) -> Singles:
         """f'(p) (N, *space, k); behind a pooling 0 but for the largest values of its windows."""
@@ -280,32 +254,8 @@ class ProducerSamples:
         step = np.moveaxis(np.subtract(further, rows, dtype=np.float32), 1, -1)
         slope: Singles = np.divide(changed - values, step, out=np.zeros(p.shape, np.float32), where=step > 0)
         if self._path.pool:
-            slope *= values == _repeated(_by_window(values, self._path.pool, np.max), self._path.pool)
+            slope *= values == repeated(by_window(values, self._path.pool, np.max), self._path.pool)
         return slope
-
-
-def _patches(values: np.ndarray, window: Window, channels: NDArray[np.int64], positions: Positions) -> Singles:
-    """Of some positions of a tensor (N, channels, *spatial), all that a window of them has."""
-    (found,) = patches_of(values[(slice(None), slice(None), *positions)], window, channels[np.newaxis], _whole(window))
-    return np.asarray(found, np.float32)
-
-
-def _whole(window: Window) -> Positions:
-    return tuple(slice(0, None, 1) for _ in window.kernel)
-
-
-def _by_window(values: np.ndarray, pool: Sequence[int], reduce: Callable[..., np.ndarray]) -> np.ndarray:
-    """One value for each window of a pooling, of (N, *space, channels)."""
-    for axis, extent in enumerate(pool, 1):
-        values = reduce(values.reshape(*values.shape[:axis], -1, extent, *values.shape[axis + 1 :]), axis=axis + 1)
-    return values
-
-
-def _repeated(values: np.ndarray, pool: Sequence[int]) -> np.ndarray:
-    """Each value for all positions of its window."""
-    for axis, extent in enumerate(pool, 1):
-        values = np.repeat(values, extent, axis)
-    return values
 
 
 def _total(parts: Iterable[Floats]) -> Floats:
