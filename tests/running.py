@@ -11,11 +11,23 @@ from onnx import numpy_helper
 from topologies import Topology
 from topologies.net import Net
 
-from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
+from onnxmerge.data.balance import held
+from onnxmerge.data.inputs import Inputs
+from onnxmerge.data.selection import inputs_for
+from onnxmerge.evaluation.fidelity import compare
+from onnxmerge.execution.sessions import open_session
+from onnxmerge.execution.shapes import observe_twice
+from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model, shapes_of
+from onnxmerge.options import InputOptions
+from onnxmerge.pipeline.compress import compress
+from onnxmerge.results import Compression
 from onnxmerge.statistics.reference_run import Replaced
 
 PRODUCERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"}
 LAYERS = PRODUCERS | {"LSTM", "GRU", "RNN", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
+SAMPLES = 64
+"""Inputs that reconstruction is solved on, and checked on, where a test says nothing else."""
+FAST = {"samples": SAMPLES, "verify": False, "threads": 1}
 
 
 def run(model: onnx.ModelProto | Path, feeds: dict[str, np.ndarray], extra: tuple[str, ...] = ()) -> list[np.ndarray]:
@@ -96,3 +108,20 @@ def relative_error(reference: list[np.ndarray], outputs: list[np.ndarray]) -> fl
 def tolerance_of(topology: Topology, single: float) -> float:
     """`single` for float32, what half precision allows for float16."""
     return 5e-3 if topology.dtype == "float16" else single
+
+
+def check_inputs(source: Path, samples: int = SAMPLES) -> Inputs:
+    """Synthetic inputs that nothing is solved on."""
+    session = open_session(source, optimise=False, threads=1)
+    return held(inputs_for(session, shapes_of(observe_twice(source).first), InputOptions(samples=samples, seed=5)))
+
+
+def fidelity(source: Path, target: Path, inputs: Inputs) -> float:
+    """Of the worst output of one file to another's."""
+    pair = [open_session(path, optimise=False, threads=1) for path in (source, target)]
+    return compare(pair[0], pair[1], inputs.batches(32), "").worst.fidelity
+
+
+def shrunk(source: Path, target: Path, method: str, **options: object) -> Compression:
+    """`compress` with options that make it quick."""
+    return compress(source, target, method=method, **{**FAST, **options})

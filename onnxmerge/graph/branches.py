@@ -29,8 +29,8 @@ _KEEP_RANK = JOINS | {
 def with_branches(channels: Channels) -> Channels:
     """The same channels, with the branch of each group that has one (`ChannelGroup.branch`)."""
     groups, taken = [], set[str]()
-    for group in channels.groups:
-        branch = _branch_of(channels, group)
+    for group, carriers in zip(channels.groups, _carriers(channels), strict=True):
+        branch = _branch_of(channels, group, carriers)
         if branch is None or branch.joins & taken:  # where two constants meet, nothing would have the whole shape
             groups.append(group)
         else:
@@ -39,7 +39,20 @@ def with_branches(channels: Channels) -> Channels:
     return replace(channels, groups=tuple(groups))
 
 
-def _branch_of(channels: Channels, group: ChannelGroup) -> Branch | None:
+def _carriers(channels: Channels) -> list[set[str]]:
+    """For each group the names of the tensors that hold channels of it."""
+    group_of_id = np.full(channels.id_count, -1)
+    for number, group in enumerate(channels.groups):
+        group_of_id[group.channel_ids] = number
+    found = [set[str]() for _ in channels.groups]
+    for name, ids in channels.tensor_ids.items():
+        for number in np.unique(group_of_id[ids]).tolist():
+            if number >= 0:
+                found[number].add(name)
+    return found
+
+
+def _branch_of(channels: Channels, group: ChannelGroup, carriers: set[str]) -> Branch | None:
     layers = [consumer.layer for consumer in group.consumers]
     if group.products or not group.removable.all() or not all(_reads_nothing_else(channels, group, each) for each in layers):
         return None
@@ -48,9 +61,9 @@ def _branch_of(channels: Channels, group: ChannelGroup) -> Branch | None:
     ends = [layer for layer in layers if id(layer.node) in needed]
     others = [node for node in nodes if id(node) in needed and all(node is not layer.node for layer in ends)]
     joins = _joins(channels, ends, others)
-    belongs = ~channels.kept_mask([(group, np.zeros(0, np.int64))])
-    if not joins or any(belongs[channels.ids(tensor)].any() for node in others for tensor in (*node.inputs, *node.outputs)):
+    if not joins or any(tensor.name in carriers for node in others for tensor in (*node.inputs, *node.outputs)):
         return None
+    belongs = ~channels.kept_mask([(group, np.zeros(0, np.int64))])
     alone = frozenset(node_key(node) for node in nodes if id(node) not in needed)
     inner = [each for each in channels.groups if each is not group and _is_within(each, alone)]
     belongs[np.concatenate([np.zeros(0, np.int64), *(each.channel_ids for each in inner)])] = True

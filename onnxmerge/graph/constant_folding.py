@@ -36,9 +36,10 @@ _CANNOT_COMPUTE = (ValueError, TypeError, IndexError, ArithmeticError, MemoryErr
 # Number of a computation and of its output: two tensors with the same identity hold the same numbers.
 Identity = tuple[int, int]
 Values = dict[str, tuple[Identity, np.ndarray]]
+Varying = dict[int, gs.Tensor]
 
 
-def constant_value(model: Model, tensor: gs.Tensor) -> np.ndarray | None:
+def constant_value(model: Model, tensor: gs.Tensor, varying: Varying | None = None) -> np.ndarray | None:
     """The value of a tensor that depends on nothing but the file.
 
     Parameters
@@ -47,6 +48,9 @@ def constant_value(model: Model, tensor: gs.Tensor) -> np.ndarray | None:
         The model.
     tensor : Tensor
         A tensor of its graph.
+    varying : dict of int to Tensor, optional
+        Tensors that depend on a graph input or cannot be followed, by their `id`; those that are found are added. Without it each
+        tensor is followed to the graph's inputs anew. What is edited must not make such a tensor constant.
 
     Returns
     -------
@@ -68,7 +72,7 @@ def constant_value(model: Model, tensor: gs.Tensor) -> np.ndarray | None:
     """
     if isinstance(tensor, gs.Constant):
         return _value(model, gs.stored_values(tensor))
-    nodes = _computed_by(tensor) if tensor.name else None
+    nodes = _computed_by(tensor, {} if varying is None else varying) if tensor.name else None
     if nodes is None:
         return None
     if model.folded_bytes > LIMIT_BYTES:
@@ -87,8 +91,11 @@ def _value(model: Model, values: gs.StoredValues) -> np.ndarray:
     return dense_array_of(values, model.folder) if isinstance(values, SparseTensorProto) else array_of(values, model.folder)
 
 
-def _computed_by(tensor: gs.Tensor) -> list[gs.Node] | None:
-    """The nodes that compute the tensor, in order; None as soon as one cannot be folded or reads a graph input."""
+def _computed_by(tensor: gs.Tensor, varying: Varying) -> list[gs.Node] | None:
+    """The nodes that compute the tensor, in order; None as soon as one cannot be folded or reads a graph input.
+
+    Then the tensors on the way there are added to `varying`.
+    """
     ordered: list[gs.Node] = []
     started: set[int] = set()
     stack: list[tuple[gs.Tensor, bool]] = [(tensor, False)]
@@ -96,14 +103,13 @@ def _computed_by(tensor: gs.Tensor) -> list[gs.Node] | None:
         current, done = stack.pop()
         if isinstance(current, gs.Constant) or not current.name:
             continue
-        if len(current.inputs) != 1:
+        node = current.inputs[0] if len(current.inputs) == 1 else None
+        if id(current) in varying or node is None or node.op not in FOLDABLE or not is_standard(node):
+            varying.update((id(each), each) for each, is_begun in (*stack, (current, True)) if is_begun)
             return None
-        node = current.inputs[0]
         if done:
             ordered.append(node)
         elif id(node) not in started:
-            if node.op not in FOLDABLE or not is_standard(node):
-                return None
             started.add(id(node))
             stack.append((current, True))
             stack.extend((source, False) for source in node.inputs)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxmerge.graph.constant_folding import constant_value
+from onnxmerge.graph.constant_folding import Varying, constant_value
 from onnxmerge.graph.nodes import is_standard
 from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.model import Model
@@ -28,6 +28,7 @@ class NumberNodes:
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        self._varying: Varying = {}  # what is edited leaves what depends on the inputs as dependent as it was
         inputs = model.proto.graph.input if model.proto.ir_version >= _FIRST_IR else ()
         self._given = {tensor.name for tensor in inputs}  # initializers among them are defaults, callers may give other values
         self._kept = {tensor.name for tensor in model.graph.outputs}
@@ -56,7 +57,7 @@ class NumberNodes:
 
     def constant(self, tensor: gs.Tensor) -> np.ndarray | None:
         """The value of a tensor that depends on nothing but the file."""
-        return None if tensor.name in self._given else constant_value(self._model, tensor)
+        return None if tensor.name in self._given else constant_value(self._model, tensor, self._varying)
 
     def number(self, tensor: gs.Tensor) -> float | None:
         """The value of a constant of one element that the file stores."""

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from onnxmerge.graph.constant_folding import constant_value
+from onnxmerge.graph.constant_folding import Varying, constant_value
 from onnxmerge.graph.nodes import has_input
 from onnxmerge.graph.symbolic_shapes import STATIC, SymbolicShapes
 from onnxmerge.onnxio import surgeon as gs
@@ -36,6 +36,7 @@ class TensorFacts:
     shapes: Shapes
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
     other_shapes: Shapes | None = None
+    _varying: Varying = field(default_factory=dict, init=False, repr=False)
 
     def shape(self, tensor: gs.Tensor) -> tuple[int, ...] | None:
         """Concrete shape in the first run, or of a constant; None where it is not known."""
@@ -46,7 +47,7 @@ class TensorFacts:
 
     def constant(self, tensor: gs.Tensor) -> np.ndarray | None:
         """The value of a tensor that depends on nothing but the file; None for every other."""
-        return constant_value(self.model, tensor) if tensor.name else None
+        return constant_value(self.model, tensor, self._varying) if tensor.name else None
 
     def value(self, tensor: gs.Tensor) -> np.ndarray | None:
         """A constant, or a small integer tensor as the first run computed it; None for every other."""
