@@ -73,6 +73,21 @@ def test_the_interval_covers_what_other_inputs_give(sureness: float, widest: flo
     assert sums.interval(64, synthetic=True) == (None, None)
 
 
+def test_the_interval_covers_rare_inputs_that_break() -> None:
+    """Of a sure classifier that hardly changes but for 3 % of the inputs, which few dozen inputs may not hold at all."""
+    rng, count = np.random.default_rng(0), 38
+    classes, breaks = rng.integers(0, 6, 400 * count), rng.random(400 * count) < 0.03
+    p = softmax(25.0 * np.eye(6)[classes])
+    q = softmax(25.0 * np.eye(6)[(classes + breaks) % 6] + 0.05 * rng.standard_normal(p.shape))
+    true, covered = changed(p, q, batch=len(p)), []
+    for start in range(0, len(p), count):
+        sums = ChangedDecisions()
+        sums.add(p[start : start + count], q[start : start + count])
+        low, high = sums.interval(count, synthetic=False)
+        covered.append(low <= true <= high)  # type: ignore[operator]
+    assert np.mean(covered) > 0.94
+
+
 def test_ids_that_all_stay_may_change_on_other_inputs() -> None:
     """As many as would be missed by chance once in forty times, the rule of Clopper and Pearson."""
     sums = ChangedDecisions(holds="ids")

@@ -134,7 +134,7 @@ class ChangedDecisions:
         share = self.share(samples, synthetic=synthetic)
         if share is None or synthetic:
             return None, None
-        ends = ratio_interval(np.concatenate(self.changed), np.ones(samples), share, counted=self.holds == IDS)
+        ends = ratio_interval(np.concatenate(self.changed), np.ones(samples), share, is_share=True, counted=self.holds == IDS)
         return (None, None) if ends is None else ends
 
     def are_all_the_same(self, samples: int) -> bool:

@@ -205,7 +205,8 @@ class OutputMoments:
         if not self.by_input or not 0.0 <= unexplained < math.inf:
             return None, None
         errors, deviations = (np.concatenate(each) for each in zip(*self.by_input, strict=True))
-        ends = ratio_interval(errors, deviations, unexplained, counted=self.decisions.holds == IDS)
+        holds = self.decisions.content(self.samples)
+        ends = ratio_interval(errors, deviations, unexplained, is_share=holds == "probabilities", counted=holds == IDS)
         return (None, None) if ends is None else (1.0 - ends[1], 1.0 - ends[0])
 
     @property

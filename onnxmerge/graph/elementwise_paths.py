@@ -103,6 +103,7 @@ def _is_elementwise(channels: Channels, node: gs.Node, output: gs.Tensor, produc
         node.op not in _ELEMENTWISE
         or not is_standard(node)
         or node.attrs.get("training_mode", 0)
+        or (node.op == "Dropout" and len(node.inputs) > 2)  # it may be told to drop
         or output is not node.outputs[0]
     ):
         return False
