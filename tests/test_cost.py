@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.layer_statistics import layer_statistics_of
 from onnxmerge.pruning.sensitivity import PASSES as SENSITIVITY_PASSES
 from onnxmerge.pruning.sensitivity import measure_sensitivities
+from onnxmerge.statistics import reference_run
+from onnxmerge.statistics.reference_run import RunContext
 
 MODEL, INPUTS = "digits-resnet.onnx", 48
 PASSES = {
@@ -33,6 +35,8 @@ PASSES = {
     "size": ({"target": "macs=0.5"}, 10.5),
     "fidelity": ({"fidelity": 0.9}, 36),
 }
+PRODUCERS = 0.5
+"""Passes of a candidate that changes of producers add."""
 POINT = 15
 """Passes of a further point of a sweep, of which eleven are the check, on 256 inputs."""
 
@@ -66,10 +70,29 @@ def passes(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[],
 
 @pytest.mark.parametrize(("options", "most"), PASSES.values(), ids=PASSES.keys())
 def test_passes_of_a_command(
-    options: dict[str, Any], most: float, models_folder: Path, tmp_path: Path, passes: Callable[[], float]
+    options: dict[str, Any],
+    most: float,
+    models_folder: Path,
+    tmp_path: Path,
+    passes: Callable[[], float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Of consumers alone; what changes of producers add is below."""
+    monkeypatch.setattr(reference_run, "RunContext", partial(reference_run.RunContext, updates_producers=False))
     compress(models_folder / MODEL, tmp_path / "out.onnx", **options, samples=INPUTS, verify=False, threads=1)
     assert passes() <= most, passes()
+
+
+def test_changes_of_producers_add_a_part_of_a_pass(
+    models_folder: Path, tmp_path: Path, passes: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each layer whose rows change is run once more, or twice where the change is taken back."""
+    taken = [0.0]
+    for is_updated in (True, False):
+        monkeypatch.setattr(reference_run, "RunContext", partial(RunContext, updates_producers=is_updated))
+        compress(models_folder / MODEL, tmp_path / "out.onnx", ratio=0.5, samples=INPUTS, verify=False, threads=1)
+        taken.append(passes() - sum(taken))
+    assert 0.0 < taken[1] - taken[2] <= PRODUCERS, taken
 
 
 @pytest.mark.parametrize("groups", [8, 40])

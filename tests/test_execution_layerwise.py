@@ -266,3 +266,26 @@ def test_shallow_first_puts_the_projection_before_the_branch_it_is_added_to() ->
     shallow_first(model)
     names = [node.name for node in model.graph.node]
     assert names.index("projection") < names.index("block_conv2")
+
+
+def test_a_revised_node_is_run_again_up_to_what_depends_on_it() -> None:
+    """And what it reads is held until then, no longer."""
+    model, batches = model_and_batches("conv-relu-conv")
+    first, last = model.graph.node[0], next(at for at, node in enumerate(model.graph.node) if node.name == "out")
+    node = onnx.NodeProto.FromString(first.SerializeToString())
+    old = next(numpy_helper.to_array(each) for each in model.graph.initializer if each.name == node.input[1])
+    changed = onnx.ModelProto.FromString(model.SerializeToString())
+    node.input[1] = changed.graph.node[0].input[1] = "new"
+    changed.graph.initializer.append(numpy_helper.from_array(-old, "new"))
+    expected = all_tensors(changed, batches)
+
+    layerwise = LayerwiseRun(model, batches)
+    layerwise.hold(first.input[0], last)
+    layerwise.run_until(last)
+    path = first.input[0], model.graph.node[last].input[0]
+    layerwise.revise_node(0, [node], {"new": -old}, path)
+    assert set(path) == set(layerwise.available)
+    for number in range(2):
+        assert_same(layerwise.tensor(number, path[1]), expected[number][path[1]])
+    layerwise.run_until(last + 1)
+    assert first.input[0] not in layerwise.available

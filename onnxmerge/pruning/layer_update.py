@@ -33,8 +33,9 @@ View = Callable[[np.ndarray], np.ndarray]
 REFIT_RIDGE = 1e-2
 """Ridge for layers that lose no input: ten times `RIDGE`, so that they stay closer to the weights that training gave them."""
 
-NEGLIGIBLE = 1e-6
-"""A share of the variance that is missed below this is rounding, which no row of a producer makes good."""
+LEAST_MISSED = 0.02
+"""Share of the variance that a consumer must miss for its producer to change. VGG-16 without 30 % of its channels, which misses
+less nearly everywhere, took 2.3 times as long with changes of all producers, and kept 0.7 points more."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class LayerUpdate:
         if not layer.has_patches or not self.kept.any() or not fits_in_memory(int(self.kept[0].sum()) * layer.kernel_size):
             return self._with_means_kept(mixed)
         solution = self._solution(mixed)
-        if path is not None and solution.error > NEGLIGIBLE:
+        if path is not None and solution.error > LEAST_MISSED:
             solution = self._with_producer(solution, mixed, path, producer)
         weights, bias = self._solved_before_relu(solution) if self.downstream.has_relu else (solution.weights, solution.bias)
         return self._replace(weights, bias - self.own_bias)
