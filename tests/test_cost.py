@@ -70,15 +70,8 @@ def passes(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[],
 
 @pytest.mark.parametrize(("options", "most"), PASSES.values(), ids=PASSES.keys())
 def test_passes_of_a_command(
-    options: dict[str, Any],
-    most: float,
-    models_folder: Path,
-    tmp_path: Path,
-    passes: Callable[[], float],
-    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any], most: float, models_folder: Path, tmp_path: Path, passes: Callable[[], float]
 ) -> None:
-    """Of consumers alone; what changes of producers add is below."""
-    monkeypatch.setattr(reference_run, "RunContext", partial(reference_run.RunContext, updates_producers=False))
     compress(models_folder / MODEL, tmp_path / "out.onnx", **options, samples=INPUTS, verify=False, threads=1)
     assert passes() <= most, passes()
 
