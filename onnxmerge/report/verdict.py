@@ -108,12 +108,14 @@ def _size_text(before: Size, after: Size) -> tuple[str, bool]:
 def _fidelity_text(fidelity: Fidelity) -> str:
     """`fidelity 0.9876 [0.9812, 0.9920], changed decisions 1.2% [0.7%, 2.1%]`; a fidelity below 0 in words.
 
-    On real inputs a user can count the best classes that change, toss-ups among them: that count stands beside.
+    On real inputs a user can count the best classes that change, toss-ups among them: that count stands beside. Synthetic inputs
+    are no draw of the user's, so that their interval, which tables have, would be taken for more than it is.
     """
     output, decided = fidelity.worst, fidelity.most_changed
+    made_up = "synthetic" in fidelity.input_description
     if output.unmeasured:
         return ""  # which fails, and the failure says it
-    interval = _interval(output.fidelity_low, output.fidelity_high, closeness)
+    interval = "" if made_up else _interval(output.fidelity_low, output.fidelity_high, closeness)
     constant = "outputs further off than a constant: " * (output.fidelity < 0)
     text = f"{constant}fidelity {closeness(output.fidelity)}{interval}"
     if decided is None or decided.changed_decisions is None:
