@@ -74,6 +74,12 @@ def test_a_model_of_which_nothing_was_removed_is_timed_only_to_hold_a_threshold(
     assert missed.value.result.latency is not None
 
 
+@pytest.mark.parametrize(("count", "told"), [(2, "too few to hold some out"), (64, "")])
+def test_inputs_that_are_solved_and_checked_on_are_told(tmp_path, count, told):
+    result = compress(MLP, tmp_path / "o.onnx", calibration=inputs(tmp_path / "x.npy", count), ratio=0.5, bench=False)
+    assert [told] * bool(told) == [told for warning in result.warnings if "solved on, which flatters it" in warning]
+
+
 def test_verify_tells_how_far_it_is(tmp_path):
     told = []
     onnxmerge.verify(MLP, MLP, calibration=inputs(tmp_path / "x.npy", 96), progress=lambda *step: told.append(step))

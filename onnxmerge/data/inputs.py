@@ -44,6 +44,7 @@ class Inputs:
     names : names of the files of all inputs that `take` gives, where each has one
     assumed : what synthetic values are, by model input; see `Sampler.assumed`
     unknown_ids : model inputs of integers of which nothing says how large they are, so that nothing but 0 and 1 is fed
+    is_solved_on : whether a model is checked on the very inputs that it is solved on
     range_unused : whether the user said how pixels become values, and none of the inputs are pixels
     """
 
@@ -62,6 +63,7 @@ class Inputs:
     names: Sequence[str] = field(default=(), repr=False, compare=False)
     whole: str = ""
     range_unused: bool = False
+    is_solved_on: bool = False
 
     @property
     def synthetic(self) -> bool:
@@ -83,15 +85,18 @@ class Inputs:
 
     def warnings(self) -> list[str]:
         """What is doubtful about them."""
+        found = []
+        if self.is_solved_on:
+            one_call = f"they are one call of {self.batch_size}; a state that counts inputs on another axis than 0 takes 1 there"
+            why = one_call if self.batch_size and self.batch_size > 1 else "there are too few to hold some out"
+            found.append(f"the result is checked on the inputs that it was solved on, which flatters it ({why}): give more")
         if self.range_unused:
-            return [
-                "`mean`, `std` and `input_range` are for image files and uint8 pixels, and other values were used as they are"
-            ]
-        if not self.unknown_ids:
-            return []
-        names = ", ".join(self.unknown_ids)
-        unknown = f"nothing in the model says how large the numbers of {names} may be"
-        return [f"{unknown}, so that nothing but 0 and 1 was fed: give `calibration`"]
+            unused = "`mean`, `std` and `input_range` are for image files and uint8 pixels"
+            found.append(f"{unused}, and other values were used as they are")
+        if self.unknown_ids:
+            unknown = f"nothing in the model says how large the numbers of {', '.join(self.unknown_ids)} may be"
+            found.append(f"{unknown}, so that nothing but 0 and 1 was fed: give `calibration`")
+        return found
 
     def number_of(self, position: int) -> int:
         """Index of the input at a position among all that the user gave; synthetic ones count from 0 anew."""

@@ -96,7 +96,8 @@ def calibration_and_check_inputs(
         return given, given
     step = given.batch_size or 1
     if given.count < (2 * step if searched else max(MIN_INPUTS_TO_SPLIT, 2 * step)):
-        return given, replace(given, description=f"{given.description}, the same that the model was pruned on")
+        same = f"{given.description}, the same that the model was pruned on"
+        return given, replace(given, description=same, is_solved_on=checked)
     most = given.count * (LARGEST_SHARE_SEARCHED if searched else LARGEST_SHARE)
     share = HELD_OUT_SHARE_SEARCHED if searched else HELD_OUT_SHARE
     held_out = max(given.count * share, float(min(MIN_CHECK_INPUTS, most // 1)))
