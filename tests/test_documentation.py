@@ -215,7 +215,8 @@ def test_the_transcript_of_the_readme_is_a_part_of_it():
 MEASURED = {
     "VGG-16": "vgg16-cifar10-bn",
     "LeNet-300-100": "lenet-300-100",
-    "ResNet-56": "resnet56-cifar10",
+    "ResNet-56, BatchNormalization folded": "resnet56-cifar10",
+    "ResNet-56": "resnet56-cifar10-bn",
     "DenseNet-like": "cifar-densenet",
     "EfficientNet-like": "cifar-efficientnet",
     "ViT-like": "cifar-vit",
