@@ -15,7 +15,9 @@ from topologies.net import Net
 from onnxmerge import compress
 from onnxmerge.algorithms.gauss_newton import KroneckerFactors, conjugate_step
 from onnxmerge.execution.sessions import open_session
-from onnxmerge.graph.elementwise_paths import elementwise_path
+from onnxmerge.graph.elementwise_paths import DIFFERENTIABLE, elementwise_path
+from onnxmerge.graph.operators import elementwise
+from onnxmerge.graph.operators.table import OPERATORS
 from onnxmerge.graph.rewrite import Replacement
 from onnxmerge.pruning import layer_update, producer_update
 from onnxmerge.statistics import producer_samples as samples_module
@@ -317,3 +319,9 @@ def test_other_methods_leave_producers_alone(method: str, tmp_path: Path) -> Non
     rows = {row.tobytes() for row in before["conv_a_w"]}
     small = next(value for value in after.values() if value.shape == (4, 3, 3, 3))
     assert all(row.tobytes() in rows for row in small)
+
+
+def test_operators_of_a_path_keep_every_channel_where_it_is() -> None:
+    """As the operator table says; what BatchNormalization may hold is looked at."""
+    kinds = {elementwise.unary, elementwise.join}
+    assert [name for name in DIFFERENTIABLE if OPERATORS[name].propagate not in kinds] == ["BatchNormalization"]

@@ -89,7 +89,9 @@ def conjugate_step(
     direction = precondition(remaining)
     slope = float(np.vdot(remaining, direction))
     for number in range(directions):
-        curvature, changed = product(direction) if slope > 0.0 else (0.0, direction.copy)
+        if not slope > 0.0:
+            break
+        curvature, changed = product(direction)
         if not curvature > 0.0:
             break
         length = slope / curvature

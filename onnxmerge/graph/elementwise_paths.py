@@ -9,11 +9,11 @@ from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.nodes import is_standard
 from onnxmerge.onnxio import surgeon as gs
 
-_ELEMENTWISE = frozenset(
+DIFFERENTIABLE = frozenset(
     {"BatchNormalization", "Identity", "Dropout", "Relu", "LeakyRelu", "PRelu", "Clip", "Elu", "Selu", "Celu", "Sigmoid"}
     | {"HardSigmoid", "HardSwish", "Swish", "Mish", "Gelu", "Tanh", "Softplus", "Softsign", "Erf", "Add", "Sub", "Mul", "Div"}
 )
-"""Operators with a derivative nearly everywhere; those that join take constants, or other values of the path."""
+"""Elementwise operators with a derivative nearly everywhere; those that join take constants, or other values of the path."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ def _side_by_side(node: gs.Node) -> tuple[int, ...]:
 def _is_elementwise(channels: Channels, node: gs.Node, output: gs.Tensor, producer: Layer) -> bool:
     """Whether a node computes every value from one of each of its inputs, with constants that depend on the channel alone."""
     if (
-        node.op not in _ELEMENTWISE
+        node.op not in DIFFERENTIABLE
         or not is_standard(node)
         or node.attrs.get("training_mode", 0)
         or (node.op == "Dropout" and len(node.inputs) > 2)  # it may be told to drop

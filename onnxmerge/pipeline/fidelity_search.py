@@ -167,7 +167,7 @@ def _search_in_full(
         loss = best.measure(builder, index, builder.candidate(allocations[index].counts))
         search.record(index, loss)
         if GOAL <= loss <= 1.0:
-            return False
+            break
     return False
 
 

@@ -1,6 +1,6 @@
 """The update of one layer: solved against the reference's outputs, and the rows of its only producer with it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,12 +24,11 @@ from onnxmerge.pruning.consumer_update import (
 )
 from onnxmerge.pruning.producer_update import ConsumerSolution, producer_step, revise_producer
 from onnxmerge.statistics.consumer_moments import ConsumerSamples
+from onnxmerge.statistics.producer_samples import View
 from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext
 
 Runs = tuple[LayerwiseRun, LayerwiseRun]
 """The reference, which has run the layer, and the compressed model, which has not."""
-View = Callable[[np.ndarray], np.ndarray]
-"""Tensor shaped like a layer's output -> the part of it that is looked at."""
 REFIT_RIDGE = 1e-2
 """Ridge for layers that lose no input: ten times `RIDGE`, so that they stay closer to the weights that training gave them."""
 

@@ -42,6 +42,7 @@ DIFFERENCE = 2.0**-5
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 View = Callable[[np.ndarray], np.ndarray]
+"""Tensor shaped like a layer's output -> the part of it that is looked at."""
 Residual = Callable[[int, View, np.ndarray], np.ndarray]
 """Number of a batch, view of a tensor shaped like the consumer's output, and its output there -> what is missing."""
 
