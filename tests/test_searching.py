@@ -180,7 +180,7 @@ def test_what_multiples_of_8_do_not_come_close_to_takes_finer_ones(widths: tuple
     share = float(target.partition("=")[2])
     reached = result.after.macs / result.before.macs if "macs" in target else result.after.parameters / result.before.parameters
     assert 0.9 * share <= reached <= share
-    assert not [warning for warning in result.warnings if "cannot be reached" in warning]
+    assert not result.unreached
 
 
 @pytest.mark.usefixtures("multiples_of_8")

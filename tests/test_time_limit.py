@@ -1,4 +1,4 @@
-"""A time limit gives the best result so far and says so; by a clock that moves when a candidate is built."""
+"""A time limit gives the best result so far that keeps what was asked for, or none; by a clock that moves with candidates."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,10 @@ import pytest
 
 from onnxmerge import compress, sweep
 from onnxmerge.cli import app as cli
-from onnxmerge.errors import OptionError
+from onnxmerge.errors import OptionError, VerificationError
 from onnxmerge.options import PruningOptions
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
+from onnxmerge.report.verdict import verdict_of
 
 MLP = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
 SETTINGS = {"threads": 1, "bench": False}
@@ -43,21 +44,67 @@ def cut(warnings: tuple[str, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"),
+    ("limit", "fidelity", "expected"),
     [
-        (5, ["quick_candidate"]),
-        (25, ["quick_candidate", "quick_candidate"]),
-        (115, ["quick_candidate", "quick_candidate", "quick_candidate", "candidate"]),
+        (5, 0.5, ["quick_candidate"]),
+        (175, 0.9, ["quick_candidate", "quick_candidate", "quick_candidate", "candidate", "candidate"]),
     ],
 )
-def test_a_fidelity_search_ends_with_the_best_so_far(limit: float, expected: list[str], built: list[str], tmp_path: Path) -> None:
-    result = compress(MLP, tmp_path / "o.onnx", fidelity=0.9, samples=256, time_limit=limit, **SETTINGS)
+def test_a_fidelity_search_ends_with_the_best_so_far(
+    limit: float, fidelity: float, expected: list[str], built: list[str], tmp_path: Path
+) -> None:
+    result = compress(MLP, tmp_path / "o.onnx", fidelity=fidelity, samples=256, time_limit=limit, **SETTINGS)
     assert built == expected
     (warning,) = cut(result.warnings)
     assert result.fidelity is not None
+    assert result.fidelity.worst.fidelity >= fidelity
     assert f"{limit} s cut the search short: the best of {len(built)} keeps" in warning
-    assert "0.9 was asked for" in warning
+    assert f"{fidelity} was asked for" in warning
     assert result.after.parameters < result.before.parameters
+
+
+MISSED = {
+    "fidelity": {"fidelity": 0.97},
+    "two candidates": {"fidelity": 0.9, "time_limit": 25},
+    "one of them in full": {"fidelity": 0.9, "time_limit": 115},
+    "decisions": {"max_changed_decisions": "1%"},
+    "decisions by default": {},
+    "both": {"fidelity": 0.5, "max_changed_decisions": 0.01},
+}
+
+
+@pytest.mark.parametrize("asked", MISSED.values(), ids=MISSED)
+def test_what_the_outputs_must_keep_is_a_bound(asked: dict[str, Any], built: list[str], tmp_path: Path) -> None:
+    """Where no candidate has kept it by then nothing is written, unless nothing is to be checked."""
+    given = {"samples": 256, "time_limit": 5, **SETTINGS, **asked}
+    with pytest.raises(VerificationError, match=r"was asked for \(nothing was written; more time may find") as told:
+        compress(MLP, tmp_path / "o.onnx", **given)
+    assert not list(tmp_path.iterdir())
+    assert told.value.result.failures == tuple(cut(told.value.result.failures))
+    assert not cut(told.value.result.warnings)
+    result = compress(MLP, tmp_path / "o.onnx", verify=False, **given)
+    assert cut(result.warnings)
+    assert (tmp_path / "o.onnx").exists()
+
+
+def test_the_command_ends_with_exit_code_1(built: list[str], run: Any, tmp_path: Path) -> None:
+    given = "--fidelity", "0.97", "--time-limit", "5s", "--samples", "256", "--no-bench"
+    code, out, err = run("compress", MLP, tmp_path / "o.onnx", *given)
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("onnxmerge: verification failed: the time limit of 5 s cut the search short: the best of 1 keeps")
+    assert " Failed: the time limit of 5 s cut the search short: the best of 1 keeps a fidelity of" in " ".join(out.split())
+
+
+def test_a_point_of_a_sweep_that_keeps_too_little_is_none(built: list[str]) -> None:
+    result = sweep(MLP, "fidelity=0.97", samples=256, time_limit="5s", **SETTINGS)
+    assert result.points[0].after is None
+    assert "a fidelity of 0.97 was asked for" in result.points[0].failure
+
+
+def test_a_size_that_was_asked_for_is_an_aim(built: list[str], tmp_path: Path) -> None:
+    result = compress(MLP, tmp_path / "o.onnx", target="macs=0.001", samples=32, **SETTINGS)
+    assert "macs=0.001 cannot be reached: at least" in result.unreached
+    assert verdict_of(result).text.startswith(f"Target missed: {result.unreached}; smaller by")
 
 
 def test_enough_time_changes_nothing(built: list[str], tmp_path: Path) -> None:

@@ -72,11 +72,17 @@ class SearchResult:
         What the user should know of the search.
     latency_ratio : float or None
         Its latency over the reference's, None where it was not measured.
+    missed : str
+        That its outputs keep less than was asked for, as a sentence; empty where they keep it.
+    unreached : str
+        That it has not the size that was asked for, as a sentence; empty where it has.
     """
 
     candidate: Candidate
     warnings: tuple[str, ...] = ()
     latency_ratio: float | None = None
+    missed: str = ""
+    unreached: str = ""
 
 
 def candidate_of(analysed: AnalysedModel, decision: PruningDecision) -> Candidate:

@@ -28,7 +28,7 @@ from onnxmerge.options.keywords import takes
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
 from onnxmerge.pipeline.candidates import Candidate, SearchResult, with_savings
 from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
-from onnxmerge.pipeline.compression_warnings import odd_widths, warnings_of
+from onnxmerge.pipeline.compression_warnings import odd_widths, unreached_target, warnings_of
 from onnxmerge.pipeline.model_measurements import ModelMeasurements, SharedWork
 from onnxmerge.pipeline.output_paths import check_nothing_is_lost
 from onnxmerge.pipeline.plan_files import PlanFile, fingerprint, read_plan, write_plan
@@ -156,7 +156,7 @@ def compress_file(
         found = search(CandidateBuilder(measured, options, limit))
         checking = measured.checking if found.candidate.kept else measured.checking.first(BATCH)  # the whole model, rewritten
         tell("checking", 0.0)
-        checked = _check(model, analysed, found.candidate, checking, options)
+        checked = _check(model, analysed, found, checking, options)
         metadata = {}
         if options.provenance and not checked.missed:
             on_cpu = _on_cpu(model, found.candidate, checking, options, checked.fidelity)
@@ -195,7 +195,7 @@ def _compression(
 ) -> Compression:
     """What was done, but for the files and the time that it took."""
     candidate, fidelity = found.candidate, checked.fidelity
-    warnings = warnings_of(found, analysed.size, fidelity, checked.latency, checking, options)
+    warnings = warnings_of(found, analysed.size, fidelity, checking, options)
     unseen = () if fidelity is None else tuple(unseen_bodies(analysed, candidate.model, checking))
     is_run = options.verify or not options.pruning.uses_weights_only
     return Compression(
@@ -214,6 +214,7 @@ def _compression(
         inputs=checking.noted(analysed.inputs) if is_run else analysed.inputs,
         simplifications=analysed.simplifications,
         failures=tuple(checked.missed),
+        unreached=unreached_target(found, checked.latency, options),
     )
 
 
@@ -244,19 +245,22 @@ def _with_plan_read(pruning: PruningOptions, model_sha256: str, analysed: Analys
     return replace(pruning, plan=plan.groups, method=plan.method if pruning.method == "auto" else pruning.method)
 
 
-def _check(model: Path, analysed: AnalysedModel, candidate: Candidate, checking: Inputs, options: CompressOptions) -> Checked:
+def _check(model: Path, analysed: AnalysedModel, found: SearchResult, checking: Inputs, options: CompressOptions) -> Checked:
     """Its size, outputs (without optimisation) and speed against the model's; timed for longer where a latency was asked for.
 
     A model of which nothing was removed takes the time that it took, and is timed only where a threshold asks for it.
     """
-    runtime, content, thresholds, original = options.runtime, candidate.content, options.thresholds, analysed.size
+    candidate, runtime, thresholds, original = found.candidate, options.runtime, options.thresholds, analysed.size
+    content = candidate.content
     missed = missed_sizes(original, candidate.size, thresholds)
     fidelity, latency, cure = None, None, "without these thresholds it is written"
     if options.verify:
         fidelity = fidelity_of(model, content, checking, provider_of(runtime), runtime.threads)
         missed_outputs = missed_thresholds(fidelity, thresholds)
-        cure = "`verify=False` keeps the result all the same" if missed_outputs and not missed else cure
-        missed += missed_outputs
+        if (missed_outputs or found.missed) and not missed:
+            cure = "`verify=False` keeps the result all the same"
+            cure = f"more time may find a model that keeps it, and {cure}" if found.missed else cure
+        missed += [*([found.missed] if found.missed else []), *missed_outputs]
     is_changed = bool(candidate.kept or analysed.simplifications)
     is_unknown = fidelity is not None and any(output.unmeasured for output in fidelity.outputs)  # its speed still helps
     has_use = is_changed and (not missed or is_unknown)

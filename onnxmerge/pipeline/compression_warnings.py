@@ -19,14 +19,9 @@ LITTLE = 0.02
 
 
 def warnings_of(
-    found: SearchResult,
-    original: Size,
-    fidelity: Fidelity | None,
-    latency: LatencyComparison | None,
-    checking: Inputs,
-    options: CompressOptions,
+    found: SearchResult, original: Size, fidelity: Fidelity | None, checking: Inputs, options: CompressOptions
 ) -> tuple[str, ...]:
-    """All warnings of a compression; what its figures say, that it is slower or far off, the verdict of a report says.
+    """All warnings of a compression; what its figures say, that it is slower, larger or far off, the verdict of a report says.
 
     Parameters
     ----------
@@ -34,7 +29,7 @@ def warnings_of(
         The result, with the warnings of the search.
     original : Size
         Of the model before.
-    fidelity, latency : Fidelity or None, LatencyComparison or None
+    fidelity : Fidelity or None
         What was measured of it, None where it was not.
     checking : Inputs
         Inputs it was measured on.
@@ -45,8 +40,8 @@ def warnings_of(
     most = options.pruning.max_changed_decisions
     return (
         *found.warnings,
+        *([found.missed] if found.missed and not options.verify else []),
         *_next_to_nothing(found, original),
-        *_missed_latency(found, latency, options),
         *_few_inputs(checking, options),
         *outputs,
         *(() if fidelity is None or not found.candidate.kept else unsure_decisions(fidelity, most)),
@@ -85,12 +80,13 @@ def _limited_weights(model: Model) -> list[str]:
     return [f"{limited[0]} would hold larger numbers than float16 has, 65504 at most: compress the model in float32"]
 
 
-def _missed_latency(found: SearchResult, latency: LatencyComparison | None, options: CompressOptions) -> list[str]:
+def unreached_target(found: SearchResult, latency: LatencyComparison | None, options: CompressOptions) -> str:
+    """That a model has another size, or latency, than was asked for, as a sentence; empty where it has that."""
     kind, share = options.pruning.target or ("", 0.0)
     ratio = found.latency_ratio if latency is None else latency.latency_ratio
     if kind != "latency" or ratio is None or abs(ratio / share - 1.0) <= LATENCY_TOLERANCE:
-        return []
-    return [f"latency={share:g} was not reached within {LATENCY_TOLERANCE:.0%}: it takes {ratio:.2f} of the time"]
+        return found.unreached
+    return f"latency={share:g} was not reached within {LATENCY_TOLERANCE:.0%}: it takes {ratio:.2f} of the time"
 
 
 def _few_inputs(checking: Inputs, options: CompressOptions) -> list[str]:

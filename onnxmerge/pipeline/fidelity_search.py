@@ -66,8 +66,8 @@ def smallest_with_fidelity(builder: CandidateBuilder) -> SearchResult:
     Returns
     -------
     SearchResult
-        With a warning where a time limit cut the search: then the closest candidate where none passes; elsewhere the whole model
-        then.
+        The whole model where no candidate passes. Where a time limit cut the search, with a warning, and where none had passed by
+        then, the closest one as `missed`.
     """
     allowed = 1.0 - (builder.pruning.fidelity or DEFAULT_FIDELITY)
     allocations = _allocations(builder, allowed)
@@ -95,9 +95,14 @@ def smallest_with_fidelity(builder: CandidateBuilder) -> SearchResult:
         return SearchResult(result, (found,))
     best = full.passing or quick.passing or full.closest or quick.closest
     assert best is not None
-    asked = asked_of(builder.pruning, best.outputs)
-    reached = f"the best of {quick.count + full.count} keeps {kept_by(best.outputs)}, and {asked} was asked for"
-    return SearchResult(best.candidate, (builder.limit.warning(reached),) if is_cut else ())
+    if not is_cut:
+        return SearchResult(best.candidate)
+    outputs = builder.outputs_of(best.candidate)  # on all inputs, which a quick candidate was not measured on
+    asked = asked_of(builder.pruning, outputs)
+    reached = f"the best of {quick.count + full.count} keeps {kept_by(outputs)}, and {asked} was asked for"
+    told = builder.limit.warning(reached)
+    is_kept = loss_of(outputs, builder.pruning) <= 1.0
+    return SearchResult(best.candidate, (told,)) if is_kept else SearchResult(best.candidate, missed=told)
 
 
 @dataclass(frozen=True)

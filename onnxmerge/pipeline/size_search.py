@@ -36,16 +36,16 @@ def largest_within_size(builder: CandidateBuilder, kind: str, share: float) -> S
     Returns
     -------
     SearchResult
-        The smallest candidate, with a warning, where none has so little.
+        The smallest candidate, as `unreached`, where none has so little.
     """
     best: tuple[float, Candidate] | None = None
-    cut: tuple[str, ...] = ()
+    cut = ""
     adjusted, tried = share, list[ChannelCounts]()
     multiple, allocation = _coarsest(builder, kind, share, multiple_for(builder, kind, share))
     smallest = builder.budget.counts_for(kind, 0.0, multiple).counts
     for _ in range(SIZE_TRIALS):
         if builder.limit.is_over() and best is not None:
-            cut = (builder.limit.warning(f"{best[0]:.1%} of the {kind} are left"),)
+            cut = builder.limit.warning(f"{best[0]:.1%} of the {kind} are left, and {kind}={share:g} was asked for")
             break
         tried.append(allocation.counts)
         candidate = builder.candidate(allocation.counts)
@@ -72,8 +72,11 @@ def largest_within_size(builder: CandidateBuilder, kind: str, share: float) -> S
             best = min(best, (candidate.remaining_share(kind, builder.analysed.size), candidate), key=lambda each: each[0])
     reached, candidate = best
     limit = f" in multiples of {multiple or HARDWARE_MULTIPLE}" if multiple != 1 else ""
-    missed = (f"{kind}={share:g} cannot be reached{limit}: at least {reached:.1%} must stay",) if reached > share else ()
-    return SearchResult(candidate, cut or missed)
+    if reached > share:
+        return SearchResult(
+            candidate, unreached=cut or f"{kind}={share:g} cannot be reached{limit}: at least {reached:.1%} must stay"
+        )
+    return SearchResult(candidate, (cut,) if cut else ())
 
 
 def _coarsest(builder: CandidateBuilder, kind: str, share: float, multiple: int | None) -> tuple[int | None, Allocation]:

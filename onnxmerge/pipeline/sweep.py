@@ -240,6 +240,6 @@ def _point(target: str, outcome: PointOutcome, latency: LatencyComparison | None
         top1_agreement=result.fidelity.worst.top1_agreement,
         latency=latency,
         kept_by_group={group.name: group.kept for group in result.groups},
-        warnings=(*result.warnings, *warnings),
+        warnings=(*filter(None, [result.unreached]), *result.warnings, *warnings),
         output="" if output is None else str(output),
     )

@@ -84,8 +84,10 @@ def _compression(result: Compression) -> Verdict:
     is_doubtful = fidelity is not None and _is_doubtful(fidelity)
     is_measured = latency is None or latency.verdict == "faster"
     is_bad = is_slower or result.after.file_bytes > result.before.file_bytes
-    is_less = is_doubtful or not is_measured or not is_smaller
+    is_less = bool(result.unreached) or is_doubtful or not is_measured or not is_smaller
     tone = "bad" if is_bad else "warn" if is_less else "good" if latency else ""
+    if result.unreached:
+        claim = f"Target missed: {result.unreached}; {claim[:1].lower()}{claim[1:]}"
     return Verdict(claim, _basis(fidelity, latency), _advice(result, is_smaller), tone)
 
 

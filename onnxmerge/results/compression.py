@@ -123,7 +123,10 @@ class Compression:
     simplifications : list of str
         What was rewritten or folded without changing what the model computes, a line each.
     failures : list of str
-        Thresholds that were missed, NaN, infinity and other defects, a line each. Empty where the model was written.
+        What was missed of thresholds and of what the outputs must keep, NaN, infinity and other defects, a line each. Empty where
+        the model was written.
+    unreached : str
+        That the target of parameters, MACs or latency was not met, as a clause; empty where it was, or there is none.
     """
 
     model: str
@@ -141,6 +144,7 @@ class Compression:
     inputs: tuple[InputShape, ...] = ()
     simplifications: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+    unreached: str = ""
 
 
 @dataclass(frozen=True)
