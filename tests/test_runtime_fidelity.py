@@ -14,7 +14,7 @@ from onnxmerge.evaluation.thresholds import missed_thresholds
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.options import Thresholds
 from onnxmerge.report.documents import as_json
-from onnxmerge.results import Accuracy, Fidelity, OutputFidelity
+from onnxmerge.results import Accuracy
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 LINEAR = "g (float[N,4] x) => (float[N,K] y) { y = MatMul(x, w) }"
@@ -272,38 +272,6 @@ def test_scores_with_spatial_axes(inputs, weight):
 
 def test_maps_become_rows():
     assert as_array([{"b": 2.0, "a": 1.0}, {"a": 3.0, "b": 4.0}]).tolist() == [[1, 2], [3, 4]]
-
-
-def output(name, fidelity=0.9, cosine=0.95, top1=None, relative=0.3, finite=True):
-    return OutputFidelity(name, fidelity, 10.0, relative, relative, cosine, cosine, 0.1, 0, top1, None, finite, 10, 0)
-
-
-THRESHOLDS = {
-    "none": ({}, []),
-    "all hold": ({"min_fidelity": 0.9, "min_cosine": 0.8, "min_top1_agreement": 0.5, "max_relative_l2": 0.3}, []),
-    "fidelity": ({"min_fidelity": 0.91}, ["output 'a': fidelity 0.9 is below 0.91"]),
-    "cosine of the worst": ({"min_cosine": 0.9}, ["output 'b': mean cosine 0.8 is below 0.9"]),
-    "top1": ({"min_top1_agreement": 0.7}, ["output 'b': top-1 agreement 0.5 is below 0.7"]),
-    "relative": ({"max_relative_l2": 0.2}, ["output 'a': mean relative L2 0.3 is above 0.2"]),
-}
-
-
-@pytest.mark.parametrize(("limits", "lines"), THRESHOLDS.values(), ids=THRESHOLDS.keys())
-def test_thresholds(limits, lines):
-    fidelity = Fidelity((output("a"), output("b", 0.95, 0.8, 0.5, 0.1)), 1, "", "")
-    assert missed_thresholds(fidelity, Thresholds(**limits)) == lines
-
-
-@pytest.mark.parametrize("limit", ["min_fidelity", "min_cosine"])
-def test_nan_holds_no_threshold(limit):
-    nan = float("nan")
-    assert missed_thresholds(Fidelity((output("a", nan, nan),), 1, "", ""), Thresholds(**{limit: -10.0}))
-
-
-def test_top1_without_class_scores():
-    assert missed_thresholds(Fidelity((output("a"),), 1, "", ""), Thresholds(min_top1_agreement=0.5)) == [
-        "top-1 agreement cannot be checked: no output looks like class scores"
-    ]
 
 
 LABELLED = Accuracy(pytest.approx(0.9), pytest.approx(0.9))

@@ -22,7 +22,7 @@ from onnxmerge.report.sentences import savings_line, speedup_text
 from onnxmerge.report.terminal import show_sweep, show_verdict
 from onnxmerge.report.verdict import speed_text, verdict_of
 from onnxmerge.report.wording import as_command_line
-from onnxmerge.results import Accuracy, LatencyComparison, Size
+from onnxmerge.results import Accuracy, LatencyComparison, Size, ThresholdCheck
 
 WORDS = ("faster", "slower", "not measurable")
 
@@ -129,6 +129,45 @@ VERDICTS = {
     "not compared": (replace(COMPRESSION, fidelity=None, latency=None), "", r"MACs, neither compared nor timed\.$"),
     "not timed": (replace(COMPRESSION, latency=None), "", r"fidelity 0.9876, not timed; on"),
     "verified": (SIZED, "good", r"^Passed: fidelity 0.9876, smaller by 51.7%"),
+    "asked for": (
+        replace(SIZED, thresholds=(ThresholdCheck("fidelity", 0.98764, 0.95, True), ThresholdCheck("MACs", 0.302, 0.625, False))),
+        "good",
+        r"^Passed: fidelity 0.9876 \(at least 0.95\), 30.2% of the MACs left \(at most 62.5%\), smaller by",
+    ),
+    "asked for by default": (
+        replace(VERIFICATION, thresholds=(ThresholdCheck("mean cosine", 0.9912, 0.9, True, is_default=True),)),
+        "good",
+        r"^Passed: fidelity 0.9876, mean cosine 0.9912 \(at least 0.9 by default\); on",
+    ),
+    "only rounding may differ": (
+        replace(VERIFICATION, thresholds=(ThresholdCheck("mean relative L2", 2.1e-7, 1e-4, False, is_default=True),)),
+        "good",
+        r"mean relative L2 2.1e-07 \(at most 0.0001 by default\); on",
+    ),
+    "asked for of a compression": (
+        replace(
+            COMPRESSION,
+            thresholds=(ThresholdCheck("top-1 agreement", 0.953, 0.9, True),),
+            latency=replace(LATENCY, min_speedup=1.2),
+        ),
+        "good",
+        r"^Smaller by .*, 1.50x as fast .* \(at least 1.2x\), fidelity 0.9876, top-1 agreement 95.3% \(at least 90%\); on",
+    ),
+    "asked for of a benchmark": (
+        replace(BENCHMARK, batches=(replace(LATENCY, min_speedup=1.2),)),
+        "good",
+        r"^1.50x as fast \[1.45, 1.54\] \(at least 1.2x\), with 50",
+    ),
+    "missed": (
+        replace(VERIFICATION, failures=("it is",), thresholds=(ThresholdCheck("fidelity", 0.98764, 0.99, True),)),
+        "bad",
+        r"^Failed: it is; fidelity 0.9876; on",
+    ),
+    "target missed": (
+        replace(COMPRESSION, unreached="macs=0.1 cannot be reached: at least 30.2% must stay"),
+        "warn",
+        r"^Target missed: macs=0.1 cannot be reached: at least 30.2% must stay; smaller by 51.7%",
+    ),
     "passed far off": (
         replace(VERIFICATION, fidelity=FAR_OFF.fidelity),
         "warn",

@@ -117,7 +117,8 @@ def bench_batches(
         raise OptionError("`bench` measures time only: of the thresholds it takes `min_speedup`, and `verify` the others")
     with as_file(reference) as first, as_file(candidate) as second:
         result = benchmark(first, second, inputs, runtime, batches)
-        held = tuple(replace(each, failures=tuple(missed_speedup(each, limits.min_speedup))) for each in result.batches)
+        least = limits.min_speedup
+        held = tuple(replace(each, failures=tuple(missed_speedup(each, least)), min_speedup=least) for each in result.batches)
         return replace(result, reference=model_name(reference), candidate=model_name(candidate), batches=held)
 
 

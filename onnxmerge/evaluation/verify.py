@@ -19,7 +19,7 @@ from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.evaluation.layer_checks import compare_some_layers, fits_in_memory, layer_failures
 from onnxmerge.evaluation.node_views import graph_view
 from onnxmerge.evaluation.output_kinds import output_kinds
-from onnxmerge.evaluation.thresholds import failures_of, missed_sizes
+from onnxmerge.evaluation.thresholds import asked_of_outputs, missed_sizes, size_checks
 from onnxmerge.execution.providers import provider_of
 from onnxmerge.execution.sessions import Session, open_pair
 from onnxmerge.execution.tensor_specs import Feeds, batch_size
@@ -31,7 +31,7 @@ from onnxmerge.onnxio.stored_provenance import stored_provenance
 from onnxmerge.onnxio.validation import read_checked
 from onnxmerge.options import InputOptions, Progress, RuntimeOptions, Thresholds, silent
 from onnxmerge.options.keywords import options_of, takes
-from onnxmerge.results import Size, Verification
+from onnxmerge.results import Fidelity, Size, ThresholdCheck, Verification
 from onnxmerge.results.execution import chosen_sizes
 from onnxmerge.results.fidelity_warnings import constant_outputs, few_inputs, lost_parts
 
@@ -131,18 +131,25 @@ def _verify_files(
     fidelity = with_examples(fidelity, inputs)
     of_reference = (f"in the reference {place}" for place in weights_not_finite(graphs[0].proto, reference.parent))
     not_finite = (*of_reference, *weights_not_finite(graphs[1].proto, candidate.parent))
-    failures = (*not_finite, *failures_of(fidelity, thresholds, graphs[1].float_types), *layer_failures(layer_comparison))
-    failures += _missed_sizes(before, after, thresholds)
-    warnings = (
-        *chosen_sizes(runs.inputs),
-        *few_inputs(inputs.count, inputs.description),
-        *_seen_inputs(graphs[1].proto, inputs),
-        *_larger(before, after),
-        *lost_parts(fidelity),
-        *constant_outputs(fidelity),
-        *inputs.warnings(),
+    of_outputs, missed = asked_of_outputs(fidelity, thresholds, graphs[1].float_types)
+    of_size, too_large = _asked_of_size(before, after, thresholds)
+    return Verification(
+        str(reference),
+        str(candidate),
+        fidelity,
+        failures=(*not_finite, *missed, *layer_failures(layer_comparison), *too_large),
+        before=before,
+        after=after,
+        inputs=inputs.noted(runs.inputs),
+        warnings=(*chosen_sizes(runs.inputs), *_warnings(fidelity, inputs, graphs[1].proto), *_larger(before, after)),
+        thresholds=(*of_outputs, *of_size),
     )
-    return Verification(str(reference), str(candidate), fidelity, failures, before, after, inputs.noted(runs.inputs), warnings)
+
+
+def _warnings(fidelity: Fidelity, inputs: Inputs, candidate: ModelProto) -> tuple[str, ...]:
+    """What to know before relying on the fidelity."""
+    few, seen = few_inputs(inputs.count, inputs.description), _seen_inputs(candidate, inputs)
+    return (*few, *seen, *lost_parts(fidelity), *constant_outputs(fidelity), *inputs.warnings())
 
 
 def _told(inputs: Inputs, progress: Progress) -> Iterator[Feeds]:
@@ -177,12 +184,13 @@ def _larger(before: Size | None, after: Size | None) -> list[str]:
     return ["the candidate is larger than the reference: were the two exchanged?"]
 
 
-def _missed_sizes(before: Size | None, after: Size | None, thresholds: Thresholds) -> tuple[str, ...]:
+def _asked_of_size(before: Size | None, after: Size | None, thresholds: Thresholds) -> tuple[list[ThresholdCheck], list[str]]:
+    """The thresholds of the size, and a sentence for every one that is missed."""
     if before is not None and after is not None:
-        return tuple(missed_sizes(before, after, thresholds))
+        return size_checks(before, after, thresholds), missed_sizes(before, after, thresholds)
     if thresholds.sizes_given:
         raise ModelError("one of the models cannot be analysed, so that no threshold of its size can be held")
-    return ()
+    return [], []
 
 
 def _check_files(reference: Path, candidate: Path, given: InputOptions, labels: Path | None, worst: Path | None) -> None:

@@ -15,7 +15,7 @@ from onnxmerge.data.selection import BATCH, calibration_and_check_inputs
 from onnxmerge.errors import ModelError, OptionError, VerificationError
 from onnxmerge.evaluation.benchmark import CONFIRMING_EFFORT, explained, time_pair
 from onnxmerge.evaluation.fidelity import fidelity_of
-from onnxmerge.evaluation.thresholds import missed_sizes, missed_speedup, missed_thresholds
+from onnxmerge.evaluation.thresholds import missed_sizes, missed_speedup, missed_thresholds, output_checks, size_checks
 from onnxmerge.execution.providers import CPU, provider_of
 from onnxmerge.execution.threads import fixed_threads
 from onnxmerge.execution.versions import versions
@@ -194,9 +194,10 @@ def _compression(
     analysed: AnalysedModel, found: SearchResult, checked: Checked, checking: Inputs, options: CompressOptions
 ) -> Compression:
     """What was done, but for the files and the time that it took."""
-    candidate, fidelity = found.candidate, checked.fidelity
+    candidate, fidelity, limits = found.candidate, checked.fidelity, options.thresholds
     warnings = warnings_of(found, analysed.size, fidelity, checking, options)
     unseen = () if fidelity is None else tuple(unseen_bodies(analysed, candidate.model, checking))
+    of_outputs = [] if fidelity is None else output_checks(fidelity, limits)
     is_run = options.verify or not options.pruning.uses_weights_only
     return Compression(
         model="",
@@ -215,6 +216,7 @@ def _compression(
         simplifications=analysed.simplifications,
         failures=tuple(checked.missed),
         unreached=unreached_target(found, checked.latency, options),
+        thresholds=(*of_outputs, *size_checks(analysed.size, candidate.size, limits)),
     )
 
 
@@ -269,6 +271,7 @@ def _check(model: Path, analysed: AnalysedModel, found: SearchResult, checking: 
         latency = time_pair(model, content, checking, runtime, effort=effort, seed=options.inputs.seed)
         latency = explained(latency, original.macs, candidate.size.macs, odd_widths(candidate, options))
         missed += missed_speedup(latency, thresholds.min_speedup)
+        latency = replace(latency, min_speedup=thresholds.min_speedup)
     return Checked(fidelity, latency, missed, cure)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from onnxmerge.errors import Reason
 from onnxmerge.report.sentences import sweep_title, total_line
-from onnxmerge.report.wording import closeness, counted, file_size, percent, printable, shortened, two_digits
+from onnxmerge.report.wording import closeness, counted, file_size, magnitude, percent, printable, shortened, two_digits
 from onnxmerge.results import (
     Benchmark,
     Compression,
@@ -14,6 +14,7 @@ from onnxmerge.results import (
     LatencyComparison,
     Size,
     Sweep,
+    ThresholdCheck,
     Verification,
 )
 
@@ -22,6 +23,15 @@ DOUBTFUL_FIDELITY = 0.5  # below it less than half of an output's variance is ex
 USEFUL_INPUTS = 100  # of which enough are held back where a fidelity is searched
 MADE_UP = "synthetic inputs can mislead: compare on real ones with `onnxmerge verify` before you use it"
 _NAME_WIDTH = 40  # characters of the name of a processor
+_PER_CENT = ("top-1 agreement", "parameters", "MACs")
+_MEASURED: dict[str, Callable[[float], str]] = {
+    "mean cosine": lambda value: f"mean cosine {closeness(value)}",
+    "mean relative L2": lambda value: f"mean relative L2 {magnitude(value)}",
+    "top-1 agreement": lambda value: f"top-1 agreement {percent(value)}",
+    "parameters": lambda value: f"{percent(value)} of the parameters left",
+    "MACs": lambda value: f"{percent(value)} of the MACs left",
+}
+"""Measure of a threshold, but the fidelity, which every verdict tells -> what was measured, in words."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +75,16 @@ def verdict_of(result: Inspection | Compression | Verification | Benchmark | Swe
 def speed_text(latency: LatencyComparison) -> str:
     """`1.50x as fast [1.45, 1.54]`, or that it is slower, or that no difference could be measured."""
     low, high = latency.speedup_interval
-    interval = f"[{low:.2f}, {high:.2f}]"
+    interval = f"[{low:.2f}, {high:.2f}]{_least_speedup(latency)}"
     if latency.verdict == "not measurable":
         return f"no measurable difference in speed {interval}"
     return f"{'slower: ' * (latency.verdict == 'slower')}{latency.speedup:.2f}x as fast {interval}"
+
+
+def _least_speedup(latency: LatencyComparison) -> str:
+    """` (at least 1.2x)` where that was asked for and kept."""
+    least = latency.min_speedup
+    return "" if least is None or latency.speedup < least else f" (at least {least:g}x)"
 
 
 def _compression(result: Compression) -> Verdict:
@@ -76,7 +92,8 @@ def _compression(result: Compression) -> Verdict:
     size, is_smaller = _size_text(result.before, result.after)
     speed = "" if latency is None else speed_text(latency)
     untimed = "" if latency is not None else "neither compared nor timed" if fidelity is None else "not timed"
-    close = "" if fidelity is None else _fidelity_text(fidelity)
+    close = "" if fidelity is None else _fidelity_text(fidelity, result.thresholds)
+    close = ", ".join(filter(None, [close, *_held(result.thresholds)]))
     is_slower = latency is not None and latency.verdict == "slower"
     claim = _sentence([speed, size, close, untimed] if is_slower and is_smaller else [size, speed, close, untimed])
     if result.failures:
@@ -107,8 +124,10 @@ def _size_text(before: Size, after: Size) -> tuple[str, bool]:
     return f"smaller by {text}", True
 
 
-def _fidelity_text(fidelity: Fidelity) -> str:
+def _fidelity_text(fidelity: Fidelity, checks: Iterable[ThresholdCheck] = ()) -> str:
     """`fidelity 0.9876 [0.9812, 0.9920], changed decisions 1.2% [0.7%, 2.1%]`; a fidelity below 0 in words.
+
+    Where its threshold is among the checks it stands behind it.
 
     On real inputs a user can count the best classes that change, toss-ups among them: that count stands beside. Synthetic inputs
     are no draw of the user's, so that their interval, which tables have, would be taken for more than it is.
@@ -119,12 +138,25 @@ def _fidelity_text(fidelity: Fidelity) -> str:
         return ""  # which fails, and the failure says it
     interval = "" if made_up else _interval(output.fidelity_low, output.fidelity_high, closeness)
     constant = "outputs further off than a constant: " * (output.fidelity < 0)
-    text = f"{constant}fidelity {closeness(output.fidelity)}{interval}"
+    asked = "".join(f" {_limit(check)}" for check in checks if check.measure == "fidelity" and check.passes)
+    text = f"{constant}fidelity {closeness(output.fidelity)}{interval}{asked}"
     if decided is None or decided.changed_decisions is None:
         return text
     known = _interval(decided.changed_decisions_low, decided.changed_decisions_high, two_digits)
     same = f", same best class {percent(decided.top1_agreement)}" if known and decided.top1_agreement is not None else ""
     return f"{text}, changed decisions {two_digits(decided.changed_decisions)}{known}{same}"
+
+
+def _held(checks: Iterable[ThresholdCheck]) -> list[str]:
+    """`mean cosine 0.9912 (at least 0.9 by default)` for every threshold that is kept but that of the fidelity."""
+    kept = [(check, check.value) for check in checks if check.passes and check.measure in _MEASURED and check.value is not None]
+    return [f"{_MEASURED[check.measure](value)} {_limit(check)}" for check, value in kept]
+
+
+def _limit(check: ThresholdCheck) -> str:
+    """`(at least 0.9 by default)`."""
+    limit = f"{100 * check.limit:g}%" if check.measure in _PER_CENT else f"{check.limit:g}"
+    return f"(at {'least' if check.is_least else 'most'} {limit}{' by default' * check.is_default})"
 
 
 def _interval(low: float | None, high: float | None, text: Callable[[float], str]) -> str:
@@ -163,7 +195,8 @@ def _verification(result: Verification) -> Verdict:
     sizes = [_size_text(result.before, result.after)[0]] if result.before and result.after else []
     accuracy = result.fidelity.accuracy
     right = [] if accuracy is None else [f"right before {percent(accuracy.reference, 2)}, after {percent(accuracy.candidate, 2)}"]
-    claim = ", ".join(filter(None, [_fidelity_text(result.fidelity), *right, *sizes]))
+    close = _fidelity_text(result.fidelity, result.thresholds)
+    claim = ", ".join(filter(None, [close, *_held(result.thresholds), *right, *sizes]))
     if result.passed and result.fidelity.worst.fidelity < 0:
         advice = _sentences(["give `min_fidelity` to have such a model fail"])
         return Verdict(f"No threshold was missed, but {claim}", _basis(result.fidelity, None), advice, "warn")
@@ -187,7 +220,7 @@ def _benchmark(result: Benchmark) -> Verdict:
         return Verdict(_failed(failures), _place(first), advice, "bad")
     if len(batches) == 1:
         return Verdict(_sentence([speed_text(first), macs]), _basis(None, first), advice, tone)
-    claim = f"{_each_batch(batches)}{' ' * bool(macs)}{macs}"
+    claim = f"{_each_batch(batches)}{' ' * bool(macs)}{macs}{_least_speedup(first)}"
     return Verdict(claim, _place(first), advice, tone)
 
 

@@ -11,11 +11,12 @@ from onnxmerge.results.fidelity import Accuracy, Fidelity, OutputFidelity, Verif
 from onnxmerge.results.latency import Benchmark, LatencyComparison, LatencySummary
 from onnxmerge.results.layer_comparison import LayerComparison, NodeDeviation
 from onnxmerge.results.size import Size
+from onnxmerge.results.threshold_check import ThresholdCheck
 
 # fmt: off
 __all__ = [
     "Accuracy", "Benchmark", "Compression", "ExampleInput", "Execution", "Fidelity", "GroupResult", "InputShape", "Inspection",
     "LatencyComparison", "LatencySummary", "LayerComparison", "NodeDeviation", "OutputFidelity", "Size",
-    "Sweep", "SweepPoint", "Verification",
+    "Sweep", "SweepPoint", "ThresholdCheck", "Verification",
 ]
 # fmt: on

@@ -8,6 +8,7 @@ from onnxmerge.results.execution import InputShape
 from onnxmerge.results.fidelity import Fidelity
 from onnxmerge.results.latency import LatencyComparison
 from onnxmerge.results.size import Size
+from onnxmerge.results.threshold_check import ThresholdCheck
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class Compression:
         the model was written.
     unreached : str
         That the target of parameters, MACs or latency was not met, as a clause; empty where it was, or there is none.
+    thresholds : list of ThresholdCheck
+        The thresholds of outputs and size that were given, beside what was measured.
     """
 
     model: str
@@ -145,6 +148,7 @@ class Compression:
     simplifications: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
     unreached: str = ""
+    thresholds: tuple[ThresholdCheck, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from onnxmerge.results.examples import ExampleInput
 from onnxmerge.results.execution import Execution, InputShape
 from onnxmerge.results.layer_comparison import LayerComparison
 from onnxmerge.results.size import Size
+from onnxmerge.results.threshold_check import ThresholdCheck
 
 MIN_CHECK_INPUTS = 32
 """Inputs below which a fidelity says little: two candidates at 0.964 and 0.904 on 6 inputs had 0.899 and 0.954 on 32."""
@@ -226,6 +227,8 @@ class Verification:
         Sizes of the model's inputs on which the outputs were compared, and where they come from.
     warnings : list of str
         What to know before relying on the figures, a line each.
+    thresholds : list of ThresholdCheck
+        What was asked for, beside what was measured: the user's thresholds, of the outputs the default one where none is given.
     """
 
     reference: str
@@ -236,6 +239,7 @@ class Verification:
     after: Size | None = None
     inputs: tuple[InputShape, ...] = ()
     warnings: tuple[str, ...] = ()
+    thresholds: tuple[ThresholdCheck, ...] = ()
 
     @property
     def passed(self) -> bool:

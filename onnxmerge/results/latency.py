@@ -70,6 +70,8 @@ class LatencyComparison:
         Why the candidate is likely not faster, a line each; empty where it is, or where nothing is known.
     failures : list of str
         Thresholds that were missed, a line each.
+    min_speedup : float or None
+        The least speed-up that was asked for; None for none.
     inputs : list of InputShape
         As in the result of `bench`; empty in results that say the sizes themselves.
     """
@@ -92,6 +94,7 @@ class LatencyComparison:
     processor: str = ""
     likely_reasons: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+    min_speedup: float | None = None
     inputs: tuple[InputShape, ...] = ()
 
     @property
