@@ -27,7 +27,7 @@ __all__ = [
     "InputOptions", "PlannedGroup", "PruningOptions", "RuntimeOptions", "Thresholds",
     "Accuracy", "Benchmark", "Compression", "ExampleInput", "Execution", "Fidelity", "GroupResult", "InputShape", "Inspection",
     "LatencyComparison", "LatencySummary", "LayerComparison", "NodeDeviation", "OutputFidelity", "Size", "Sweep", "SweepPoint",
-    "Verification",
+    "ThresholdCheck", "Verification",
     "InputError", "ModelError", "OnnxMergeError", "OptionError", "ProviderError", "Reason", "Refusal", "VerificationError",
     "__version__",
 ]

@@ -25,6 +25,20 @@ class OptionError(OnnxMergeError):
     """An option's value is out of range, or options contradict each other."""
 
 
+class UnusedOptionError(OptionError):
+    """An option has no effect beside the others.
+
+    Attributes
+    ----------
+    option : str
+        Its name.
+    """
+
+    def __init__(self, message: str, option: str) -> None:
+        super().__init__(message)
+        self.option = option
+
+
 class InputError(OnnxMergeError):
     """Calibration data, labels or synthetic inputs do not fit the model's inputs."""
 

@@ -36,7 +36,7 @@ def test_help_of_every_command(run, command):
     assert all(argument in out for argument in COMMANDS[command])
     assert max(map(len, out.splitlines())) <= 120
     sections = re.findall(r"^(\w.*):$", out, re.MULTILINE)
-    assert sections[-2:] == ["CUDA", "Examples"]
+    assert sections[-2:] == ["Output" if command == "inspect" else "CUDA", "Examples"]
     examples = re.findall(r"^  onnxmerge (.*)$", out, re.MULTILINE)
     assert len(examples) == 3
     for example in examples:

@@ -123,7 +123,6 @@ def test_a_result_is_found_however_short_the_time(built: list[str], tmp_path: Pa
     timed = compress(MLP, tmp_path / "o.onnx", target="latency=0.5", method="prune", time_limit=1e-3, **SETTINGS)
     assert timed.groups
     assert built == ["candidate", "measure_latency", "measure_latency", "candidate"]
-    compress(MLP, tmp_path / "o.onnx", ratio=0.5, samples=32, time_limit=1e-3, **SETTINGS)
 
 
 def test_a_sweep_begins_no_further_point(built: list[str]) -> None:

@@ -22,7 +22,7 @@ from onnxmerge.errors import OptionError, VerificationError
     ),
 )
 @click.argument("model", type=FILE)
-@combined(opt.GROUPS, opt.SENSITIVITY, opt.METHOD, opt.INPUTS, opt.RUNNING, opt.OUTPUT, opt.CUDA)
+@combined(opt.GROUPS, opt.SENSITIVITY, opt.METHOD, opt.INPUTS, opt.RUNNING_ON_CPU, opt.OUTPUT)
 def inspect_command(model: Path, **options: Any) -> None:
     """List the channel groups of MODEL, what shrinks with each of them, and why other layers must stay whole.
 

@@ -75,6 +75,11 @@ def contradicting(context: click.Context, refused: str) -> list[str]:
     return list(dict.fromkeys(name for name in named if typed and _is_of_file(context, name)))
 
 
+def without_effect(context: click.Context, option: str) -> list[str]:
+    """An option that was found to have no effect, where the file holds it, for all commands perhaps: there it is no mistake."""
+    return [option] if option in context.params and _is_of_file(context, option) else []
+
+
 def _is_of_file(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP
 

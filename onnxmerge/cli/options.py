@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from onnxmerge.cli.configuration import contradicting, taken
-from onnxmerge.errors import InputError, OptionError
+from onnxmerge.cli.configuration import contradicting, taken, without_effect
+from onnxmerge.errors import InputError, OptionError, UnusedOptionError
 from onnxmerge.options import DECIDED_FIDELITY, DEFAULT_CHANGED_DECISIONS, DEFAULT_FIDELITY, DEFAULT_TARGETS
 from onnxmerge.options.checks import COLORS, CRITERION_NAMES, CUDNN_SEARCHES, FITS, METHOD_NAMES, PROVIDERS, SCOPES, TARGETS
 
@@ -87,13 +87,18 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """What is typed puts aside what a file says against it; other refusals name the options of the file, a likely reason."""
+        """What is typed puts aside what a file says against it, and a file may hold options that have no effect.
+
+        Other refusals name the options of the file, a likely reason.
+        """
         try:
             return super().invoke(ctx)
         except (InputError, OptionError) as error:
-            if aside := contradicting(ctx, str(error)):
+            unused = without_effect(ctx, error.option) if isinstance(error, UnusedOptionError) else []
+            if aside := contradicting(ctx, str(error)) or unused:
                 if ctx.params["verbose"]:
-                    click.echo(f"onnxmerge: put aside for what was typed: {taken(ctx, aside)}", err=True)
+                    why = "without effect here" if aside is unused else "for what was typed"
+                    click.echo(f"onnxmerge: put aside {why}: {taken(ctx, aside)}", err=True)
                 kept = {name: value for name, value in (ctx.default_map or {}).items() if name not in aside}
                 with self.make_context(ctx.info_name, ctx.meta[__name__], ctx.parent, default_map=kept) as again:
                     return self.invoke(again)
@@ -175,12 +180,16 @@ INPUTS = section(
     _option("--samples", int, "N", "Number of synthetic inputs, or most calibration inputs.  [default: by the layers, or all]"),
     _option("--seed", int, "S", "Seed of the random generator: the same seed gives the same bytes.", 0),
 )
-RUNNING = section(
-    "Running the models",
-    _choice("--provider", PROVIDERS, "Execution provider; auto takes CUDA where it works, else the CPU.", "auto"),
+_ON_CPU = (
     _option("--threads", int, "N", "Threads of one operator.  [default: all processors, or OMP_NUM_THREADS if less]"),
     _option("--max-memory", str, "SIZE", "Memory that the first run of a model may take.  [default: 2GB, or twice the model]"),
 )
+RUNNING = section(
+    "Running the models",
+    _choice("--provider", PROVIDERS, "Execution provider; auto takes CUDA where it works, else the CPU.", "auto"),
+    *_ON_CPU,
+)
+RUNNING_ON_CPU = section("Running the models", *_ON_CPU)
 _CUDA = (
     _flag("--tf32/--no-tf32", None, "Arithmetic in TF32.  [default: for timing, not for comparing]"),
     _choice("--cudnn-search", CUDNN_SEARCHES, "Search of cuDNN for its algorithms.  [default: exhaustive]"),
@@ -192,7 +201,7 @@ CUDA_TIMING = section(
 BATCH = _option("--batch", int, "N", "Inputs in one call where models are timed.  [default: 1]")
 BATCHES = _option("--batch", batch_sizes, "N[,N]", "Inputs in one call, or several numbers to time in turn.  [default: 1]")
 MIN_SPEEDUP = _option("--min-speedup", float, "X", "Least speed-up: 1.2 is 1.2 times as fast.  [default: none]")
-BENCH = _flag("--bench/--no-bench", True, "Timing of each result against MODEL.")
+BENCH = _flag("--bench/--no-bench", None, "Timing of each result against MODEL.  [default: bench]")
 THRESHOLDS = combined(
     _option("--min-fidelity", str, "F", "Least fidelity of the worst output, 0.9 or 90%.  [default: none]"),
     _option("--min-cosine", float, "C", "Least mean cosine similarity.  [default: none]"),

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from onnxmerge.cli.configuration import taken
+from onnxmerge.errors import OptionError
 from onnxmerge.execution.versions import versions
 from onnxmerge.onnxio.model_files import weight_files
 from onnxmerge.onnxio.side_files import would_overwrite
@@ -90,6 +91,8 @@ class Output:
         files = {what: given[name] for name, what in _FILE_NAMES.items() if name in given}
         weights = {what: path for model in models if reports for what, path in weight_files(model).items()}
         check_reports(reports, {**weights, **files})
+        if options["quiet"] and options["verbose"]:
+            raise OptionError("`quiet` and `verbose` say how much is told: drop one of the two")
         as_json, output = options.pop("as_json"), arguments.get("output")
         changed = [model for model in models if output is not None and model.is_file() and would_overwrite(output, model)]
         replaced = {f"{path}, replaced": _digest(path) for path in changed if as_json or reports}

@@ -25,6 +25,7 @@ from onnxmerge.onnxio.model_files import as_file, model_name
 from onnxmerge.onnxio.validation import read_checked
 from onnxmerge.options import InputOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of, takes
+from onnxmerge.options.unused import refuse_unread
 from onnxmerge.results import Benchmark, LatencyComparison
 
 
@@ -115,6 +116,7 @@ def bench_batches(
     inputs, runtime, limits = options_of(options, InputOptions, RuntimeOptions, Thresholds)
     if limits.outputs_given or limits.sizes_given:
         raise OptionError("`bench` measures time only: of the thresholds it takes `min_speedup`, and `verify` the others")
+    refuse_unread(inputs)
     with as_file(reference) as first, as_file(candidate) as second:
         result = benchmark(first, second, inputs, runtime, batches)
         least = limits.min_speedup

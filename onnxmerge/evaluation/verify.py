@@ -31,6 +31,7 @@ from onnxmerge.onnxio.stored_provenance import stored_provenance
 from onnxmerge.onnxio.validation import read_checked
 from onnxmerge.options import InputOptions, Progress, RuntimeOptions, Thresholds, silent
 from onnxmerge.options.keywords import options_of, takes
+from onnxmerge.options.unused import TIMING, refuse_unread, refuse_unused
 from onnxmerge.results import Fidelity, Size, ThresholdCheck, Verification
 from onnxmerge.results.execution import chosen_sizes
 from onnxmerge.results.fidelity_warnings import constant_outputs, few_inputs, lost_parts
@@ -87,6 +88,8 @@ def verify(
     parts = options_of(options, InputOptions, RuntimeOptions, Thresholds)
     if parts[2].min_speedup is not None:
         raise OptionError("`verify` times nothing, so that it cannot hold `min_speedup`: `bench` does")
+    refuse_unused([parts[1]], TIMING, "a verification times nothing", "drop it")
+    refuse_unread(parts[0])
     label_file, worst_file = (None if each is None else Path(each) for each in (labels, save_worst))
     with as_file(reference) as first, as_file(candidate) as second:
         result = _verify_files(first, second, label_file, layers, worst_file, progress or silent, *parts)

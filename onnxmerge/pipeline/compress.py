@@ -39,6 +39,7 @@ from onnxmerge.pipeline.search import search
 from onnxmerge.pipeline.streams import with_streams
 from onnxmerge.pipeline.time_limit import TimeLimit
 from onnxmerge.pipeline.unseen_bodies import unseen_bodies
+from onnxmerge.pipeline.unused_options import check_compress_options
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.pruning.kept_counts import kept_counts
 from onnxmerge.results import Compression, Fidelity, LatencyComparison
@@ -60,7 +61,7 @@ def compress(
     output: str | Path,
     *,
     verify: bool = True,
-    bench: bool = True,
+    bench: bool | None = None,
     save_plan: str | Path | None = None,
     in_place: bool = False,
     provenance: bool = True,
@@ -78,8 +79,8 @@ def compress(
         Where the smaller model is written; it appears whole or not at all.
     verify : bool
         Whether the outputs are compared with the model's before anything is written.
-    bench : bool
-        Whether both models are timed, after they were compared.
+    bench : bool or None
+        Whether both models are timed, after they were compared; None where they are compared.
     save_plan : str, Path or None
         Where to write which channels of which group stayed, for the option `plan`.
     in_place : bool
@@ -116,6 +117,7 @@ def compress(
     True
     """
     given = CompressOptions.from_keywords(options, verify=verify, bench=bench, provenance=provenance)
+    check_compress_options(given)
     saved_plan = None if save_plan is None else Path(save_plan)
     with as_file(model) as path:
         result = compress_file(

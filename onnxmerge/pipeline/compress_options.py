@@ -46,9 +46,11 @@ class CompressOptions:
 
     @classmethod
     def from_keywords(
-        cls, keywords: Mapping[str, Any], *, verify: bool = True, bench: bool = True, provenance: bool = True
+        cls, keywords: Mapping[str, Any], *, verify: bool = True, bench: bool | None = None, provenance: bool = True
     ) -> CompressOptions:
-        """From the keywords of a verb, see `options_of`."""
+        """From the keywords of a verb, see `options_of`; bench None: where the outputs are compared."""
+        if bench and not verify:
+            raise OptionError("`verify=False` compares nothing, and what is not compared is not timed by `bench=True`: drop one")
         pruning, inputs, runtime, thresholds = options_of(keywords, *PARTS)
         return cls(
             pruning=pruning,
@@ -56,7 +58,7 @@ class CompressOptions:
             runtime=runtime,
             thresholds=thresholds,
             verify=verify,
-            bench=bench,
+            bench=verify if bench is None else bench,
             provenance=provenance,
         )
 

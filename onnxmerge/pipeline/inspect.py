@@ -20,6 +20,7 @@ from onnxmerge.pipeline.model_measurements import ModelMeasurements
 from onnxmerge.pipeline.predicted_work import inspect_stages
 from onnxmerge.pipeline.progress import overall, tell_expected
 from onnxmerge.pipeline.streams import with_streams
+from onnxmerge.pipeline.unused_options import check_inspect_options
 from onnxmerge.pruning.group_selection import selected_groups
 from onnxmerge.pruning.sensitivity import measure_sensitivities
 from onnxmerge.results import Inspection
@@ -40,8 +41,8 @@ def inspect(
     progress : Progress or None
         Called with the name of a stage and the share of the work that is done.
     **options
-        As for `compress`; `scope`, `include` and `exclude` choose among the groups, the others say how the sensitivity is
-        measured.
+        `scope`, `whole_heads`, `include` and `exclude` choose among the groups, `calibration` and `input_shape` give sizes;
+        those of methods and inputs say how sensitivities are measured. Others of `compress` are refused.
 
     Returns
     -------
@@ -61,6 +62,7 @@ def inspect(
     [256, 128]
     """
     given = CompressOptions.from_keywords(options)
+    check_inspect_options(given, sensitivity=sensitivity)
     with as_file(model) as path:
         return replace(_inspect_file(path, given, sensitivity, progress), model=model_name(model))
 

@@ -32,6 +32,7 @@ from onnxmerge.pipeline.streams import with_streams
 from onnxmerge.pipeline.sweep_point import PointOutcome, PointTask, compress_point
 from onnxmerge.pipeline.sweep_targets import Target, options_by_target
 from onnxmerge.pipeline.time_limit import TimeLimit
+from onnxmerge.pipeline.unused_options import check_sweep_options
 from onnxmerge.pruning.group_selection import prunable_groups
 from onnxmerge.results import LatencyComparison, Sweep, SweepPoint
 
@@ -95,6 +96,7 @@ def sweep(
     _check_workers(executor, jobs)
     common = _common_options(CompressOptions.from_keywords(options, bench=bench, provenance=provenance))
     by_target = options_by_target(common, targets)
+    check_sweep_options(common, by_target.values(), is_kept=folder is not None)
     with as_file(model) as path, fixed_threads(1):
         place = None if folder is None else Path(folder)
         result = _sweep_file(path, by_target, common, place, executor, jobs, progress or silent)
