@@ -15,7 +15,7 @@ import onnxmerge
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.sentences import speedup_text
 from onnxmerge.report.tables import Column, fitted
-from onnxmerge.report.terminal import show_compression, show_verdict
+from onnxmerge.report.terminal import print_shown, show_compression, show_verdict
 from onnxmerge.report.wording import counted, file_size, milliseconds, percent
 from onnxmerge.results import Compression, LatencyComparison
 
@@ -32,26 +32,26 @@ def main() -> None:
     model = known[arguments.model]
     source, target = Path(os.path.relpath(model.path)), Path(os.path.relpath(ROOT / "build" / "demo" / model.path.name))
     target.parent.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    console.print(Text(f"$ {_command(model, source, target, arguments.target)}\n", style="bold"))
+    command = Text(f"$ {_command(model, source, target, arguments.target)}\n", style="bold")
+    print_shown(lambda console: console.print(command))
     with progress_bar() as progress:
         result = onnxmerge.compress(
             source, target, target=arguments.target, round_to=8, bench=False, progress=progress, **model.pixels
         )
-    show_compression(console, result)
-    show_verdict(console, result)
+    print_shown(lambda console: show_compression(console, result))
+    print_shown(lambda console: show_verdict(console, result))
     with progress_bar() as progress:
         progress("timing both models", 0.0)
         latencies = [onnxmerge.bench(model.path, target, batch=batch, **model.pixels) for batch in (1, BATCH)]
     accuracies = digits_accuracy(model, model.path), digits_accuracy(model, target)
+    print_shown(lambda console: _show_judgement(console, latencies[0], _table(result, latencies, accuracies)))
+
+
+def _show_judgement(console: Console, timed: LatencyComparison, table: list[Column]) -> None:
     console.print(Text(f"\nOn {FACTS['data']['test_images']} real labelled digits that neither saw", style="bold"))
-    console.print(fitted(_table(result, latencies, accuracies), console.width))
-    console.print(
-        Text(
-            f"timed on {latencies[0].provider}, {counted(latencies[0].threads, 'thread')}; [low, high]: 95 % interval",
-            style="dim",
-        )
-    )
+    console.print(fitted(table, console.width))
+    how = f"timed on {timed.provider}, {counted(timed.threads, 'thread')}; [low, high]: 95 % interval"
+    console.print(Text(how, style="dim"))
 
 
 def _command(model: DigitsModel, source: Path, target: Path, budget: str) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from digits import MODELS, ROOT, digits_accuracy, models
-from rich.console import Console
 from rich.text import Text
 
 import onnxmerge
@@ -19,6 +18,7 @@ from onnxmerge.execution.providers import resolve_provider
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.sentences import speedup_text
 from onnxmerge.report.tables import Column, fitted
+from onnxmerge.report.terminal import print_shown
 from onnxmerge.report.wording import closeness, percent
 from onnxmerge.results import LatencyComparison
 
@@ -49,10 +49,9 @@ def main() -> None:
         Column(header, cells, name=header == "model", left=header in ("model", "on", ""))
         for header, cells in zip(HEADERS, zip(*rows, strict=True), strict=True)
     ]
-    console = Console()
     asked = "default options" if arguments.ratio is None else f"--ratio {arguments.ratio}"
-    console.print(Text(f"{asked}: what is left of parameters and MACs; accuracy on real digits", style="bold"))
-    console.print(fitted(columns, console.width))
+    title = Text(f"{asked}: what is left of parameters and MACs; accuracy on real digits", style="bold")
+    print_shown(lambda console: console.print(title, fitted(columns, console.width), sep="\n"))
     failures = [f"{row[0]}: {row[-1]}" for row in rows if row[-1] != "ok"]
     sys.exit("\n".join(failures) or 0)
 

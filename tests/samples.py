@@ -99,7 +99,17 @@ PROVENANCE = Provenance(
 VERIFICATION = Verification("in.onnx", "out.onnx", FIDELITY)
 POINTS = (
     SweepPoint(
-        "macs=0.75", Size(19_200_000, 3_050_000_000, 76_900_000), 0.9812, 0.953, LATENCY, {LONG: 700}, (), "out/in-macs-0.75.onnx"
+        "macs=0.75",
+        Size(19_200_000, 3_050_000_000, 76_900_000),
+        0.9812,
+        0.953,
+        LATENCY,
+        {LONG: 700},
+        (),
+        "out/in-macs-0.75.onnx",
+        fidelity_low=0.9743,
+        fidelity_high=0.9868,
+        changed_decisions=0.017,
     ),
     SweepPoint(
         "macs=0.5",
@@ -109,6 +119,11 @@ POINTS = (
         replace(LATENCY, latency_ratio=0.5),
         {LONG: 512},
         (),
+        fidelity_low=0.8954,
+        fidelity_high=0.9271,
+        changed_decisions=0.052,
+        changed_decisions_low=0.031,
+        changed_decisions_high=0.083,
     ),
     SweepPoint("macs=0.25", Size(6_000_000, 1_000_000_000, 24_000_000), -3.2, 0.25, None, {LONG: 99}, ("it drifted",)),
     SweepPoint("macs=0.01", None, None, None, None, {}, (), failure="at least 3 % must stay"),

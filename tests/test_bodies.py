@@ -207,7 +207,7 @@ def test_an_integer_of_the_calibration_inputs_decides_which_body_runs_first(tmp_
 def test_without_data_the_body_that_is_solved_is_the_one_that_is_compared(inputs: str, tmp_path: Path) -> None:
     """Of a setting the first run and all synthetic inputs hold one value; a constant that moves into a body is no change."""
     model = model_of(TEXTS["apart"].replace("float[N, 4] x, bool c", inputs))
-    result = onnxmerge.compress(model, tmp_path / "small.onnx", method="prune", ratio=1 / 3, round_to=1, bench=False, threshold=0)
+    result = onnxmerge.compress(model, tmp_path / "small.onnx", method="prune", ratio=1 / 3, round_to=1, bench=False)
     assert [group.name for group in result.groups] == ["h1"]
     assert result.fidelity is not None
     assert result.fidelity.worst.fidelity < 1

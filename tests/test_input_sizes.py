@@ -151,7 +151,8 @@ def test_every_command_takes_and_names_the_sizes(command: str, image_file: Path,
     }
     solved = ["--method", "prune"] if command in ("compress", "sweep") else []
     report, page = tmp_path / "report.json", tmp_path / "report.html"
-    arguments = [command, *paths.get(command, [image_file, image_file]), *quick.get(command, []), *solved, "--samples", "8"]
+    samples = [] if command == "inspect" else ["--samples", "8"]
+    arguments = [command, *paths.get(command, [image_file, image_file]), *quick.get(command, []), *solved, *samples]
     code, out, err = run(*arguments, "--input-shape", "x:1,3,20,44", "--report", report, "--report", page)
     assert code == 0, err
     assert "x:1,3,20,44, given" in out
@@ -198,7 +199,20 @@ def test_reports_say_how_images_became_inputs(command: str, image_file: Path, ru
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
     reports = [tmp_path / f"report.{suffix}" for suffix in ("html", "md", "json")]
     models = [image_file] if command == "inspect" else [image_file, image_file]
-    given = ["--calibration", tmp_path, "--input-shape", "1,3,16,24", "--fit", "letterbox", "--color", "bgr", "--std", "0.5"]
+    measured = ["--sensitivity"] if command == "inspect" else []
+    given = [
+        *measured,
+        "--calibration",
+        tmp_path,
+        "--input-shape",
+        "1,3,16,24",
+        "--fit",
+        "letterbox",
+        "--color",
+        "bgr",
+        "--std",
+        "0.5",
+    ]
     code, out, err = run(command, *models, *given, *(word for report in reports for word in ("--report", report)))
     assert code == 0, err
     line = "letterboxed with 114 to 16 x 24 (height x width), BGR, range 0 to 1, mean 0, std 0.5"

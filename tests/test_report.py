@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
-from samples import BENCHMARK, COMPRESSION, GROUPS, INSPECTION, LATENCY, LONG, OUTPUT, SWEEP, VERIFICATION, verification
+from samples import BENCHMARK, COMPRESSION, GROUPS, INSPECTION, LATENCY, LONG, OUTPUT, SWEEP, VARIANTS, VERIFICATION, verification
 
 from onnxmerge.errors import Reason, refusal
 from onnxmerge.options import EXPECTED
@@ -89,6 +89,21 @@ def test_sweep_shows_every_figure_whole(width):
     assert "[0.83, 2.00]" in text
     table = text.partition("how close")[2].partition("inputs:")[0]
     assert "…" not in table
+    assert ("1.7%" in table) == ("5.2%" in table) == (width > 60)
+    assert ("[0.8954, 0.9271]" in table) == ("[3.1%, 8.3%]" in table) == (width >= 140)
+
+
+def test_an_untimed_sweep_has_intervals_of_what_is_close():
+    text = " ".join(text_of(show_sweep, VARIANTS["untimed"], 80).split())
+    assert "0.9812 [0.9743, 0.9868] 1.7%" in text
+    assert "0.9123 [0.8954, 0.9271] 5.2% [3.1%, 8.3%]" in text
+    assert "[low, high]: 95 % interval changed decisions: expected on real inputs" in text
+
+
+def test_what_all_points_of_a_sweep_have_is_said_once():
+    same = replace(SWEEP, points=tuple(replace(point, top1_agreement=1.0, latency=None) for point in SWEEP.points[:2]))
+    text = " ".join(text_of(show_sweep, same, 200).split())
+    assert "and how close; all: same best class 100.0% target params" in text
 
 
 @WIDTHS

@@ -137,6 +137,7 @@ SAID = {
         ["macs=0.01: no model: at least 3 % must stay", "macs=0.25: it drifted", "out/ in-macs-0.75.onnx", "95.3%"],
     ),
     "curves": ("sweep", ["macs=0.5: 49.9% left, fidelity 0.9123", "2.00x [1.45, 1.54]", "256 synthetic images", "seed 7"]),
+    "intervals": ("sweep", ["0.9123 [0.8954, 0.9271]", "5.2% [3.1%, 8.3%]", "[low, high]: 95 % interval", "changed decisions"]),
 }
 
 

@@ -19,7 +19,8 @@ from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.options import DEFAULT_FIDELITY, InputOptions, PruningOptions, RuntimeOptions
 
-MODELS = Path(__file__).resolve().parents[1] / "models"
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ROOT / "models"
 MLP = MODELS / "digits-mlp.onnx"
 
 
@@ -104,6 +105,12 @@ def test_lines_in_a_file_have_no_blanks_at_their_ends(run, tmp_path):
     lines = run("verify", MLP, MLP, "--calibration", inputs(tmp_path / "x.npy", 40))[1].splitlines()
     assert len(lines) > 10
     assert not [line for line in lines if line != line.rstrip()]
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_scripts_print_as_the_command_does(script: Path) -> None:
+    """By `print_shown`, which leaves no blanks at the ends of lines in a file."""
+    assert "Console()" not in script.read_text(encoding="utf-8")
 
 
 def test_an_output_among_the_calibration_inputs_is_refused(tmp_path):

@@ -89,8 +89,16 @@ class Ends:
 
 
 UNUSED: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
-    "batch, not timed": (onnxmerge.compress, {"bench": False, "batch": 4}, "`bench=False` times nothing, so that `batch`"),
-    "batch, not verified": (onnxmerge.compress, {"verify": False, "batch": 4}, "`verify=False` times nothing, so that `batch`"),
+    "batch, not timed": (
+        onnxmerge.compress,
+        {"ratio": 0.5, "bench": False, "batch": 4},
+        "`bench=False` times nothing, so that `batch`",
+    ),
+    "batch, not verified": (
+        onnxmerge.compress,
+        {"ratio": 0.5, "verify": False, "batch": 4},
+        "`verify=False` times nothing, so that `batch`",
+    ),
     "CUDA graph": (onnxmerge.compress, {"bench": False, "cuda_graph": True}, "`bench=False` times nothing, so that `cuda_graph`"),
     "threshold of merging": (onnxmerge.compress, {"method": "prune", "threshold": 0.5}, "`method=prune` merges nothing, so that"),
     "weight of merging": (
@@ -127,7 +135,7 @@ UNUSED: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     "images of bench": (onnxmerge.bench, {"color": "bgr"}, "no images are read, so that `color` has no effect"),
     "batch of a sweep": (
         onnxmerge.sweep,
-        {"bench": False, "batch": 4},
+        {"targets": "ratio=0.5,0.3", "bench": False, "batch": 4},
         "`bench=False` times nothing, so that `batch` has no effect",
     ),
     "provenance of nothing": (
@@ -151,6 +159,7 @@ def test_what_has_no_effect_is_refused_before_any_work(
 USED: dict[str, tuple[str, ...]] = {
     "batch of a latency": ("--target", "latency=0.9", "--no-bench", "--batch", "4", "--method", "prune"),
     "batch of multiples": ("--ratio", "0.5", "--round-to", "measured", "--no-verify", "--batch", "4", "--method", "prune"),
+    "batch of predicted time": ("--target", "macs=0.9", "--no-bench", "--batch", "4", "--method", "prune"),
     "threshold of auto": ("--ratio", "0.5", "--threshold", "0.5", "--no-bench"),
     "criterion of auto": ("--ratio", "0.5", "--criterion", "reconstruction", "--no-bench"),
     "time limit": ("--target", "macs=0.5", "--time-limit", "1h", "--no-bench", "--method", "prune"),
@@ -169,7 +178,7 @@ COMMANDS = {
         "--no-verify compares nothing, and what is not compared is not timed by --bench: drop one",
     ),
     "batch": (
-        ("compress", MODEL, "o.onnx", "--batch", "8", "--no-bench"),
+        ("compress", MODEL, "o.onnx", "--ratio", "0.5", "--batch", "8", "--no-bench"),
         "--no-bench times nothing, so that --batch has no effect: drop one of the two",
     ),
     "no sensitivity": (

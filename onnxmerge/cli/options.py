@@ -198,7 +198,7 @@ CUDA = section(CUDA_SECTION, *_CUDA)
 CUDA_TIMING = section(
     CUDA_SECTION, *_CUDA, click.option("--cuda-graph", is_flag=True, help="Replays of a CUDA graph are timed; needs CUDA.")
 )
-BATCH = _option("--batch", int, "N", "Inputs in one call where models are timed.  [default: 1]")
+BATCH = _option("--batch", int, "N", "Inputs in one call where models are timed, or time predicted.  [default: 1]")
 BATCHES = _option("--batch", batch_sizes, "N[,N]", "Inputs in one call, or several numbers to time in turn.  [default: 1]")
 MIN_SPEEDUP = _option("--min-speedup", float, "X", "Least speed-up: 1.2 is 1.2 times as fast.  [default: none]")
 BENCH = _flag("--bench/--no-bench", None, "Timing of each result against MODEL.  [default: bench]")

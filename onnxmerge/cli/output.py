@@ -21,6 +21,7 @@ from onnxmerge.options import Progress
 from onnxmerge.report.documents import Provenance, Result, json_text
 from onnxmerge.report.progress import progress_bar
 from onnxmerge.report.terminal import (
+    print_shown,
     show_benchmark,
     show_compression,
     show_inspection,
@@ -115,7 +116,7 @@ class Output:
         if self.as_json:
             click.echo(json_text(result, provenance))
         elif not self.quiet:
-            _print(lambda console: _SHOWN_BY[type(result)](console, result))
+            print_shown(lambda console: _SHOWN_BY[type(result)](console, result))
             if provenance.defaults:
                 click.echo(f"options: {printable(provenance.defaults)}")
         for report in self.reports:
@@ -126,18 +127,7 @@ class Output:
             for warning in result.warnings if isinstance(result, Compression | Verification) else ():
                 click.echo(f"onnxmerge: warning: {printable(as_command_line(warning))}", err=True)
         if not self.as_json:
-            _print(lambda console: show_verdict(console, result))
-
-
-def _print(show: Callable[[Console], None]) -> None:
-    """What a function shows; in a file lines have no blanks at their ends, to which tables are filled up."""
-    console = Console()
-    if console.is_terminal:
-        show(console)
-        return
-    with console.capture() as captured:
-        show(console)
-    console.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+            print_shown(lambda console: show_verdict(console, result))
 
 
 def _written(result: Result) -> list[Path]:

@@ -221,7 +221,8 @@ class RuntimeOptions(CheckedOptions):
     threads : int or None
         Threads of one operator; None for all processors that this process may use, or OMP_NUM_THREADS where that is less.
     batch : int or None
-        Inputs in one call where models are timed; None for 1, or for the number that the model or `input_shape` says.
+        Inputs in one call where models are timed, or their time is predicted; None for 1, or for the number that the model or
+        `input_shape` says.
     tf32 : bool or None
         Whether CUDA computes in TF32; None for yes where models are timed and no where outputs are compared.
     cudnn_search : str or None

@@ -235,11 +235,17 @@ def _point(target: str, outcome: PointOutcome, latency: LatencyComparison | None
     here = versions()
     other = [f"{name} {version}" for name, version in result.versions.items() if here.get(name) != version and name != "system"]
     warnings = [f"made with {', '.join(other)}, other than here: the bytes may differ"] if other else []
+    worst, decided = result.fidelity.worst, result.fidelity.most_changed
     return SweepPoint(
         target=target,
         after=result.after,
-        fidelity=result.fidelity.worst.fidelity,
-        top1_agreement=result.fidelity.worst.top1_agreement,
+        fidelity=worst.fidelity,
+        fidelity_low=worst.fidelity_low,
+        fidelity_high=worst.fidelity_high,
+        top1_agreement=worst.top1_agreement,
+        changed_decisions=None if decided is None else decided.changed_decisions,
+        changed_decisions_low=None if decided is None else decided.changed_decisions_low,
+        changed_decisions_high=None if decided is None else decided.changed_decisions_high,
         latency=latency,
         kept_by_group={group.name: group.kept for group in result.groups},
         warnings=(*filter(None, [result.unreached]), *result.warnings, *warnings),

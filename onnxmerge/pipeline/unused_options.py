@@ -19,11 +19,13 @@ ELSEWHERE = (*TIMING, "provider", "tf32", "cudnn_search")
 def check_compress_options(options: CompressOptions) -> None:
     """Raise UnusedOptionError for an option of `compress` without effect."""
     pruning, parts = options.pruning, (options.pruning, options.inputs, options.runtime)
+    off = "verify=False" if not options.verify else "bench=False"
     if not is_timed(options):
-        off = "verify=False" if not options.verify else "bench=False"
-        refuse_unused(parts, TIMING, f"`{off}` times nothing")
+        refuse_unused(parts, ["cuda_graph"], f"`{off}` times nothing")
     for given in ("ratio", "plan"):
         if getattr(pruning, given) is not None:
+            if not is_timed(options):  # elsewhere time is predicted for that batch
+                refuse_unused(parts, ["batch"], f"`{off}` times nothing")
             refuse_unused(parts, ["time_limit"], f"`{given}` says how small at once, and nothing is searched")
             if pruning.uses_weights_only and not options.verify:
                 refuse_unused(parts, READING, f"`verify=False` with method {pruning.method} runs no inputs")
@@ -33,8 +35,11 @@ def check_compress_options(options: CompressOptions) -> None:
 
 def check_sweep_options(options: CompressOptions, points: Iterable[CompressOptions], *, is_kept: bool) -> None:
     """Raise UnusedOptionError for an option of `sweep` without effect; is_kept: whether the models are."""
+    points = list(points)
     if not any(is_timed(each) for each in (options, *points)):
-        refuse_unused([options.runtime], TIMING, "`bench=False` times nothing")
+        refuse_unused([options.runtime], ["cuda_graph"], "`bench=False` times nothing")
+        if all(each.pruning.ratio is not None for each in points):
+            refuse_unused([options.runtime], ["batch"], "`bench=False` times nothing")
     if not (options.provenance or is_kept):
         raise UnusedOptionError(
             "`provenance=False` is for models that are kept, and none is: name a folder, or drop it", "provenance"

@@ -18,11 +18,21 @@ from onnxmerge.report.wording import (
     told_apart,
     two_digits,
 )
-from onnxmerge.results import Compression, GroupResult, LatencyComparison, LayerComparison, OutputFidelity, Size, Sweep
+from onnxmerge.results import (
+    Compression,
+    GroupResult,
+    LatencyComparison,
+    LayerComparison,
+    OutputFidelity,
+    Size,
+    Sweep,
+    SweepPoint,
+)
 
 MAX_OUTPUT_COLUMNS = 3  # as many fit beside the names of the measures in 80 characters; more outputs get a row each
 MAX_LAYER_ROWS = 12  # nodes in a table of deviations; the JSON document has all
 _NAME_WIDTH = 36  # characters of an output's name in a header
+CHANGED_NARROW = "changed"  # header of the changed decisions in a narrow table
 _DASH = "-"  # where there is no value
 _MEASURES: list[tuple[str, str, bool, Callable[[OutputFidelity], str]]] = [
     ("fidelity", "fidelity", False, lambda output: "not measured" if output.unmeasured else closeness(output.fidelity)),
@@ -193,7 +203,10 @@ def deviation_columns(layers: LayerComparison) -> list[Column]:
 
 
 def sweep_columns(sweep: Sweep, *, narrow: bool = False) -> list[Column]:
-    """A row for each target: what is left of the model, how close and how fast it is; narrow: with marks for slower ones."""
+    """A row for each target: what is left of the model, how close and how fast it is.
+
+    Narrow: the intervals are those of speeds alone, and marks stand for slower ones.
+    """
     points, before = sweep.points, sweep.before
     sizes = [point.after for point in points]
     columns = [
@@ -201,8 +214,16 @@ def sweep_columns(sweep: Sweep, *, narrow: bool = False) -> list[Column]:
         Column("params", [_DASH if size is None else share_left(before.parameters, size.parameters) for size in sizes]),
         Column("MACs", [_DASH if size is None else share_left(before.macs, size.macs) for size in sizes]),
         Column("file", [_DASH if size is None else file_size(size.file_bytes) for size in sizes], optional=True),
-        Column("fidelity", [_or_dash(point.fidelity, closeness) for point in points]),
+        Column(
+            "fidelity", [_or_dash(point.fidelity, closeness) + _bounds(point, "fidelity", closeness, narrow) for point in points]
+        ),
     ]
+    if any(point.changed_decisions is not None for point in points):
+        changed = [
+            _or_dash(point.changed_decisions, two_digits) + _bounds(point, "changed_decisions", two_digits, narrow)
+            for point in points
+        ]
+        columns.append(Column(CHANGED_NARROW if narrow else "changed decisions", changed))
     if any(point.top1_agreement is not None for point in points):
         agreements = [_or_dash(point.top1_agreement, percent) for point in points]
         columns.append(Column("same best class", agreements, optional=True))
@@ -211,6 +232,12 @@ def sweep_columns(sweep: Sweep, *, narrow: bool = False) -> list[Column]:
         speedups = [_DASH if point.latency is None else text(point.latency) for point in points]
         columns.append(Column("as fast", speedups, tones=_tones([point.latency for point in points])))
     return columns
+
+
+def _bounds(point: SweepPoint, measure: str, text: Callable[[float], str], narrow: bool) -> str:
+    """` [0.9812, 0.9920]`, the 95 % interval of a measure of a point; empty where there is none, or no room."""
+    low, high = getattr(point, f"{measure}_low"), getattr(point, f"{measure}_high")
+    return "" if narrow or low is None or high is None else f" [{text(low)}, {text(high)}]"
 
 
 def _interval(low: float | None, high: float | None, text: Callable[[float], str]) -> str:

@@ -78,6 +78,7 @@ def _environment() -> Environment:
         "without_common": without_common,
     }
     environment.filters |= {"shortened": shortened, "percent": percent, "rows": Column.rows, "unbroken": _unbroken}
+    environment.filters["interval_below"] = _interval_below
     return environment
 
 
@@ -89,6 +90,12 @@ def _execution_facts(measured: Sequence[Fidelity | LatencyComparison]) -> list[s
 def _unbroken(text: str) -> Markup:
     """Text in which no line ends inside an option, behind the hyphens of --mean, or inside an interval [1.45, 1.54]."""
     return Markup(re.sub(r"(--[a-z][a-z0-9-]*|\[[\d., -]+\])", r'<span class="unbroken">\1</span>', str(escape(_plain(text)))))
+
+
+def _interval_below(text: str) -> Markup:
+    """A cell such as `0.9812 [0.9743, 0.9868]` with the interval in a second line."""
+    value, space, interval = _plain(text).partition(" [")
+    return Markup("{}<small>[{}</small>").format(value, interval) if space else Markup("{}").format(value)
 
 
 def _plain(value: Any) -> Any:

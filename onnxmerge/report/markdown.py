@@ -57,8 +57,9 @@ def _body(result: Result) -> Iterable[str]:
     else:
         yield _warnings(sentences.sweep_warnings(result))
         yield _picture(text_curve(result))
-        yield _table(columns.sweep_columns(result))
-        yield _text(sentences.sweep_timing_line(result) or "")
+        table, common = without_common(columns.sweep_columns(result))
+        yield _table(table)
+        yield _text("; ".join([*([f"all: {common}"] if common else []), *sentences.sweep_lines(result)]))
     if isinstance(result, Compression | Inspection):
         yield _untouched(result)
 

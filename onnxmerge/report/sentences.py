@@ -36,6 +36,7 @@ CHANGED = (
     "changed decisions: best classes expected to change, each counted by how far the reference's best class leads its second"
 )
 CHANGED_ON_SYNTHETIC = "changed decisions: expected on real inputs, a quarter of the best classes that change on synthetic ones"
+INTERVAL = "[low, high]: 95 % interval"
 MORE_THAN_MACS = 1.5
 """Share of the saving that is expected from the MACs above which something else saved most of the time."""
 MAX_NODES = 6  # names of nodes in one line
@@ -237,14 +238,19 @@ def sweep_warnings(sweep: Sweep) -> list[str]:
     return [warning if len(names) == every > 1 else f"{', '.join(names)}: {warning}" for warning, names in targets.items()]
 
 
-def sweep_timing_line(sweep: Sweep, *, narrow: bool = False) -> str | None:
-    """How latencies were measured, and what `MARKS` mean where the table has them; None where none were."""
+def sweep_lines(sweep: Sweep, *, narrow: bool = False) -> list[str]:
+    """How latencies were measured, and what the table of a sweep holds; narrow: with `MARKS`, and intervals of speeds alone."""
     timed = next((point.latency for point in sweep.points if point.latency is not None), None)
-    if timed is None:
-        return None
-    how = f"batch {timed.batch_size}, {timed.provider}, {counted(timed.threads, 'thread')}"
-    marks = "".join(f"; {mark} {verdict}" for verdict, mark in MARKS.items()) if narrow else ""
-    return f"timed against the original model: {how}; [low, high]: 95 % interval{marks}"
+    lines = []
+    if timed is not None:
+        how = f"batch {timed.batch_size}, {timed.provider}, {counted(timed.threads, 'thread')}"
+        marks = "".join(f"; {mark} {verdict}" for verdict, mark in MARKS.items()) if narrow else ""
+        lines.append(f"timed against the original model: {how}; {INTERVAL}{marks}")
+    elif not narrow and any(point.fidelity_low is not None for point in sweep.points):
+        lines.append(INTERVAL)
+    if any(point.changed_decisions is not None for point in sweep.points):
+        lines.append(CHANGED_ON_SYNTHETIC if "synthetic" in sweep.input_description else CHANGED)
+    return lines
 
 
 def _setting(name: str, value: str) -> str:

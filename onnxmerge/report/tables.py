@@ -61,8 +61,9 @@ def fits(columns: Sequence[Column], width: int) -> bool:
 
 
 def without_common(columns: Sequence[Column]) -> tuple[list[Column], str]:
-    """The columns that tell rows apart, and in words what all rows have in common: "method reconstruct"."""
-    common = [column for column in columns if not column.name and len(column.cells) > 1 and len(set(column.cells)) == 1]
+    """The columns that tell rows apart, or warn, and in words what all rows have in common: "method reconstruct"."""
+    several = [column for column in columns if not column.name and len(column.cells) > 1]
+    common = [column for column in several if len(set(column.cells)) == 1 and not any(column.tones)]
     said = [f"{column.header} {column.cells[0]}" for column in common if column.header and column.cells[0] not in ("", "-")]
     return [column for column in columns if column not in common], ", ".join(said)
 

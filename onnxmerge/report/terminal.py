@@ -1,6 +1,6 @@
 """Results on a terminal, in its width. What matters most comes last, where the eye is when a command ends."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
 from rich.padding import Padding
@@ -18,6 +18,17 @@ from onnxmerge.results.execution import chosen_sizes
 
 MAX_NAMES = 6  # of one reason; --json and --report list more
 _NAME_WIDTH = 36  # characters of a name in a list
+
+
+def print_shown(show: Callable[[Console], None]) -> None:
+    """Print what a function shows; in a file lines have no blanks at their ends, to which tables are filled up."""
+    console = Console()
+    if console.is_terminal:
+        show(console)
+        return
+    with console.capture() as captured:
+        show(console)
+    console.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
 def show_inspection(console: Console, result: results.Inspection) -> None:
@@ -78,16 +89,24 @@ def show_sweep(console: Console, result: results.Sweep) -> None:
     _line(console, sentences.size_line(result.before))
     _lines(console, sentences.inputs_lines(result.inputs), "dim")
     console.print()
-    _line(console, f"{sentences.sweep_title(result)}: what is left, and how close", "bold")
-    needed = [column for column in columns.sweep_columns(result) if not column.optional]
-    narrow = not fits(needed, console.width)
-    console.print(fitted(columns.sweep_columns(result, narrow=narrow), console.width))
+    table, common = without_common(columns.sweep_columns(result))
+    narrow = not _fits_without_optional(table, console.width)
+    if narrow:
+        table, common = without_common(columns.sweep_columns(result, narrow=True))
+        if not _fits_without_optional(table, console.width):
+            table = [column for column in table if column.header != columns.CHANGED_NARROW]
+    _line(console, f"{sentences.sweep_title(result)}: what is left, and how close{'; all: ' * bool(common)}{common}", "bold")
+    console.print(fitted(table, console.width))
     inputs = f"inputs: {printable(result.input_description)}" if result.input_description else None
-    _lines(console, [inputs, sentences.sweep_timing_line(result, narrow=narrow)], "dim")
+    _lines(console, [inputs, *sentences.sweep_lines(result, narrow=narrow)], "dim")
     _warnings(console, map(as_command_line, sentences.sweep_warnings(result)))
     for point in result.points:
         if point.output:
             _written(console, point.output)
+
+
+def _fits_without_optional(table: Sequence[Column], width: int) -> bool:
+    return fits([column for column in table if not column.optional], width)
 
 
 def show_verdict(console: Console, result: Result) -> None:

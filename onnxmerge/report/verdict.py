@@ -14,6 +14,7 @@ from onnxmerge.results import (
     LatencyComparison,
     Size,
     Sweep,
+    SweepPoint,
     ThresholdCheck,
     Verification,
 )
@@ -241,8 +242,19 @@ def _sweep(result: Sweep) -> Verdict:
         need = "both faster than the original and close to it" if timed is not None else "close to the original"
         return Verdict(f"{title}, none of them {need}{marked}", basis, tone="warn")
     speed = "" if best.latency is None else speed_text(best.latency)
-    what = ", ".join(filter(None, [_size_text(result.before, best.after)[0], speed, f"fidelity {closeness(best.fidelity)}"]))
+    size, close = _size_text(result.before, best.after)[0], _point_text(best, made_up="synthetic" in result.input_description)
+    what = ", ".join(filter(None, [size, speed, close]))
     return Verdict(f"{title}; take {best.target}: {what}{marked}", basis, tone="" if slower else "good")
+
+
+def _point_text(point: SweepPoint, *, made_up: bool) -> str:
+    """As `_fidelity_text`, of a point of a sweep."""
+    interval = "" if made_up else _interval(point.fidelity_low, point.fidelity_high, closeness)
+    text = f"fidelity {closeness(point.fidelity or 0.0)}{interval}"
+    if point.changed_decisions is None:
+        return text
+    known = _interval(point.changed_decisions_low, point.changed_decisions_high, two_digits)
+    return f"{text}, changed decisions {two_digits(point.changed_decisions)}{known}"
 
 
 def _inspection(result: Inspection) -> Verdict:

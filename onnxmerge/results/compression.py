@@ -173,6 +173,10 @@ class SweepPoint:
         Path of the compressed model; empty where it was not written.
     failure : str
         Why there is no model; empty where there is one.
+    fidelity_low, fidelity_high : float or None
+        Ends of the 95 % interval of `fidelity`; None as in `OutputFidelity`.
+    changed_decisions, changed_decisions_low, changed_decisions_high : float or None
+        Of the output with the most changed decisions, and its 95 % interval; None as in `OutputFidelity`.
     """
 
     target: str
@@ -184,6 +188,11 @@ class SweepPoint:
     warnings: tuple[str, ...]
     output: str = ""
     failure: str = ""
+    fidelity_low: float | None = None
+    fidelity_high: float | None = None
+    changed_decisions: float | None = None
+    changed_decisions_low: float | None = None
+    changed_decisions_high: float | None = None
 
     @property
     def is_close(self) -> bool:
