@@ -81,17 +81,7 @@ def eliminate(
     >>> found.order.tolist(), found.cost.round(3).tolist()
     ([0, 1, 2], [0.0, 0.308, 1.0])
     """
-    products: dict[int, list[Floats]] = {}
-    read: dict[int, ArrayLike] = {}
-    states: list[RepairedCosts | UnrepairedCosts] = []
-    for covariance, product in consumers:
-        if covariance is None:
-            states.append(UnrepairedCosts(product))
-        else:
-            read[id(covariance)] = covariance
-            products.setdefault(id(covariance), []).append(product)
-    states += [RepairedCosts(read[key], each, damping) for key, each in products.items()]
-    n = len(consumers[0][1])
+    states, n = _removal_costs(consumers, damping), len(consumers[0][1])
     allowed = np.ones(n, bool) if removable is None else np.array(removable, bool)
     turns = _Turns(allowed, np.zeros(n, np.int64) if conv_groups is None else np.asarray(conv_groups))
     channels, alive = np.arange(n), np.ones(n, bool)
@@ -115,6 +105,20 @@ def eliminate(
                     state.forget(np.flatnonzero(alive))
                 channels, alive = channels[alive], np.ones(int(alive.sum()), bool)
     return Elimination(np.array(order, np.int64), np.cumsum(np.array(cost, np.float64)))
+
+
+def _removal_costs(consumers: Sequence[tuple[ArrayLike | None, Floats]], damping: float) -> list[RepairedCosts | UnrepairedCosts]:
+    """What removals cost: consumers that read one covariance share its inverse."""
+    products: dict[int, list[Floats]] = {}
+    read: dict[int, ArrayLike] = {}
+    costs: list[RepairedCosts | UnrepairedCosts] = []
+    for covariance, product in consumers:
+        if covariance is None:
+            costs.append(UnrepairedCosts(product))
+        else:
+            read[id(covariance)] = covariance
+            products.setdefault(id(covariance), []).append(product)
+    return costs + [RepairedCosts(read[key], each, damping) for key, each in products.items()]
 
 
 def eliminate_independent(score: ArrayLike, removable: ArrayLike, conv_groups: ArrayLike) -> Elimination:

@@ -46,16 +46,12 @@ def compare(
     ----------
     reference, candidate : Session
         The two models.
-    batches : Iterable[Feeds]
-        Feeds whose axis 0 counts inputs.
-    description : str
-        What the inputs are, for the report.
+    batches, description : Iterable[Feeds], str
+        Feeds whose axis 0 counts inputs, and what these are, for the report.
     labels : ndarray of shape (inputs,), int, or None
         Class numbers; then the accuracy of both models is measured in the same runs.
-    synthetic : bool
-        Whether the inputs were made without data.
-    kinds : Mapping[str, str]
-        `output_kinds` of the reference.
+    synthetic, kinds : bool, Mapping[str, str]
+        Whether the inputs were made without data, and `output_kinds` of the reference.
 
     Returns
     -------
@@ -66,10 +62,8 @@ def compare(
 
     Raises
     ------
-    VerificationError
-        The name or place of an output changed.
-    InputError
-        There is no batch, or the labels do not fit the inputs or the outputs.
+    VerificationError, InputError
+        The name or place of an output changed; there is no batch, or the labels do not fit the inputs or the outputs.
     """
     _check_names(reference, candidate)
     not_finite: set[str] = set()

@@ -49,25 +49,17 @@ def compare_latency(
 ) -> LatencyComparison:
     """Measure the latency of two models in pairs of calls, in random order, over rounds of freshly opened sessions.
 
-    Takes up to three times `seconds` where opening sessions or `min_runs` need it, and fewer rounds where they would need more.
-    No run is left out.
+    Takes up to three times `seconds` where opening sessions or `min_runs` need it, and fewer rounds where these need more. No run
+    is left out.
 
     Parameters
     ----------
-    reference, candidate : Session
-        Opened alike.
-    feeds : mapping
-        Inputs of one call.
-    seconds : float
-        Time to measure for.
-    min_runs : int
-        Least number of calls of each model.
-    rounds : int
-        Number of times that the sessions are opened afresh.
-    seed : int
-        Of the order of calls and of the bootstrap.
-    clock : callable
-        Gives the time in seconds.
+    reference, candidate, feeds : Session, Session, mapping
+        Opened alike, and the inputs of one call.
+    seconds, min_runs : float, int
+        Time to measure for, and least number of calls of each model.
+    rounds, seed, clock : int, int, callable
+        How often the sessions are opened afresh; of the order of calls and of the bootstrap; gives the time in seconds.
 
     Returns
     -------
@@ -77,7 +69,7 @@ def compare_latency(
     Raises
     ------
     ProviderError
-        Where the sessions run on different execution providers or with different numbers of threads.
+        Where the sessions run on different execution providers or numbers of threads.
     """
     if (reference.provider.name, reference.threads) != (candidate.provider.name, candidate.threads):
         sides = " and ".join(f"{side.provider.name} with {side.threads} threads" for side in (reference, candidate))
@@ -87,8 +79,7 @@ def compare_latency(
     measured, warm_up = _rounds((reference, candidate), feeds, seconds, min_runs, max(rounds, 1), generator, clock)
     ratio, low, high = ratio_interval(measured, generator)
     times = shifted_to(ratio, np.concatenate(measured))
-    before, after = _summary(times[:, 0]), _summary(times[:, 1])
-    batch = batch_size(feeds)
+    before, after, batch = _summary(times[:, 0]), _summary(times[:, 1]), batch_size(feeds)
     return LatencyComparison(
         reference=before,
         candidate=after,

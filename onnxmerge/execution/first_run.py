@@ -50,10 +50,8 @@ def first_observations(
 
     Parameters
     ----------
-    model : Path
-        An ONNX file.
-    proto : ModelProto, optional
-        What `read_checked` read from it, where that is at hand.
+    model, proto : Path, ModelProto, optional
+        An ONNX file, and what `read_checked` read from it, where that is at hand.
     label : str
         What errors call the model.
     max_memory : int, optional

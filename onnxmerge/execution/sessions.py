@@ -54,6 +54,17 @@ class Session:
         Gives the same session afresh.
     in_float32 : bool
         Whether bfloat16 is computed in float32, since the execution provider lacks kernels of it.
+
+    Examples
+    --------
+    >>> from onnx import parser
+    >>> model = parser.parse_model('''<ir_version: 8, opset_import: ["": 17]>
+    ...     g (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }''')
+    >>> session = open_session(model.SerializeToString(), optimise=False, threads=1)
+    >>> session.inputs[0].dims
+    ('N', 2)
+    >>> session.run({"x": np.ones((1, 2), np.float32)})["y"].tolist()
+    [[4.0, 6.0]]
     """
 
     label: str
@@ -168,10 +179,8 @@ def open_session(
         set before the process starts, turns it off.
     optimise : bool
         With ONNX Runtime's optimisations, for speed, or without any, for outputs that are compared.
-    threads : int, optional
-        Of one operator; by default every CPU that this process may use.
-    label : str, optional
-        What errors call the model; by default its path.
+    threads, label : int, str, optional
+        Threads of one operator, by default every CPU that this process may use; what errors call the model, by default its path.
     folder : Path, optional
         Where the external data of a model in memory is.
     arena : bool
@@ -181,49 +190,40 @@ def open_session(
 
     Raises
     ------
-    ModelError
-        Where ONNX Runtime refuses the model.
-    ProviderError
-        Where the session landed on another provider.
-
-    Examples
-    --------
-    >>> from onnx import parser
-    >>> model = parser.parse_model('''<ir_version: 8, opset_import: ["": 17]>
-    ...     g (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }''')
-    >>> session = open_session(model.SerializeToString(), optimise=False, threads=1)
-    >>> session.inputs[0].dims
-    ('N', 2)
-    >>> session.run({"x": np.ones((1, 2), np.float32)})["y"].tolist()
-    [[4.0, 6.0]]
+    ModelError, ProviderError
+        Where ONNX Runtime refuses the model; where the session landed on another provider.
     """
     label = label or (str(model) if isinstance(model, Path) else "the model")
     threads = threads or default_threads()
-    source: bytes | str = model if isinstance(model, bytes) else str(path_of(model))
     release_pages()
-    if not isinstance(model, bytes):
-        source, folder = _large_as_bytes(path_of(model), label)
+    source, folder = (model, folder) if isinstance(model, bytes) else _large_as_bytes(path_of(model), label)
     prepack = optimise if prepack is None else prepack
     options, providers = session_options(optimise, threads, folder, arena, prepack), provider_list(provider, optimise)
-    again = partial(open_session, provider=provider, optimise=optimise, threads=threads, label=label)
-    again = partial(again, arena=arena, prepack=prepack)
+    again = partial(
+        open_session, provider=provider, optimise=optimise, threads=threads, label=label, arena=arena, prepack=prepack
+    )
     try:
         handle = onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions have no common root
-        session = _without_bfloat16(again, model, folder, is_computed=False)
-        if session is not None:
+        if session := _without_bfloat16(again, model, folder, is_computed=False):
             return session
         raise ModelError(f"{label} cannot be opened by ONNX Runtime: {runtime_message(error)}") from error
     if any(argument.type == BFLOAT16 for argument in (*handle.get_inputs(), *handle.get_outputs())):
         del handle
-        session = _without_bfloat16(again, model, folder, is_computed=True)
-        if session is not None:
+        if session := _without_bfloat16(again, model, folder, is_computed=True):
             return session
+    return _landed_session(label, provider, threads, handle, partial(again, model, folder=folder))
+
+
+def _landed_session(
+    label: str, provider: Provider, threads: int, handle: onnxruntime.InferenceSession, again: Callable[[], Session]
+) -> Session:
+    """The session, where it is on the provider that was asked for. ProviderError elsewhere."""
     landed = handle.get_providers()[0]
     if landed != provider.name:
         raise ProviderError(f"{label} was to run on {provider.name} but landed on {landed}; use `provider` cpu to accept that")
     inputs, outputs = tuple(map(spec_of, handle.get_inputs())), tuple(map(spec_of, handle.get_outputs()))
-    return Session(label, provider, threads, inputs, outputs, handle, partial(again, model, folder=folder))
+    return Session(label, provider, threads, inputs, outputs, handle, again)
 
 
 def _without_bfloat16(

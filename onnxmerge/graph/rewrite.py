@@ -114,45 +114,84 @@ def rewrite(channels: Channels, removals: Sequence[Removal], replacements: Mappi
     >>> [list(tensor.dims) for tensor in export(small).graph.initializer]
     [[2, 2], [2, 2]]
     """
+    return _carried_out(channels, _decided(channels, removals, replacements))
+
+
+@dataclass(frozen=True, eq=False)
+class _Decided:
+    """What becomes of a model, told by its own nodes.
+
+    Attributes
+    ----------
+    kept : KeptChannels
+        The channels that stay.
+    layers, constant : list of Layer
+        Those that stay, and those that read channels of which none stays.
+    replacements : Mapping[str, Replacement]
+        New numbers by key of the layer.
+    parameters : list of (ChannelParameter, ndarray)
+        New values of parameters that hold a number for each channel.
+    edits : list of (Node, NodeEdit)
+        Of nodes that hold channel counts or positions.
+    folded : list of Node
+        Joins with channels of which none stays.
+    """
+
+    kept: KeptChannels
+    layers: list[Layer]
+    constant: list[Layer]
+    replacements: Mapping[str, Replacement]
+    parameters: list[tuple[ChannelParameter, np.ndarray]]
+    edits: list[tuple[gs.Node, NodeEdit]]
+    folded: list[gs.Node]
+
+
+def _decided(channels: Channels, removals: Sequence[Removal], replacements: Mapping[str, Replacement]) -> _Decided:
+    """What `rewrite` does, but for the weights, which are made one at a time."""
     kept = KeptChannels(channels, channels.kept_mask((removal.group, removal.kept) for removal in removals))
-    branches = emptied_branches(removals)
-    gone = gone_nodes(removals)
+    branches, gone = emptied_branches(removals), gone_nodes(removals)
     filled = {layer.key for layer in channels.layers if layer.is_filled}
-    replacements = {key: each for key, each in replacements.items() if key not in filled}
     constant = {each.key: each.layer for group, _ in branches for each in group.consumers if each.key not in gone}
-    layers = [layer for layer in channels.layers if layer.key not in gone and layer.key not in constant]
-    weights = ((layer, _new_weight(layer, kept, replacements)) for layer in layers)  # one at a time
-    parameters = [
-        (each[0], _new_parameter(each, kept)) for each in channels.parameters_by_input() if node_key(each[0].node) not in gone
-    ]
-    edits = list(_node_edits(kept, gone))
-    model = fresh_copy(channels.model)
+    staying = (each for each in channels.parameters_by_input() if node_key(each[0].node) not in gone)
+    values = ((each[0], _new_parameter(each, kept)) for each in staying)
+    joins = frozenset[str]().union(*(branch.joins for _, branch in branches)) - gone
+    return _Decided(
+        kept,
+        layers=[layer for layer in channels.layers if layer.key not in gone and layer.key not in constant],
+        constant=list(constant.values()),
+        replacements={key: each for key, each in replacements.items() if key not in filled},
+        parameters=[(parameter, value) for parameter, value in values if value is not None],
+        edits=list(_node_edits(kept, gone)),
+        folded=[node for node in channels.model.graph.nodes if node_key(node) in joins],
+    )
+
+
+def _carried_out(channels: Channels, decided: _Decided) -> Model:
+    """The rewritten copy of the model."""
+    model, kept = fresh_copy(channels.model), decided.kept
     copies = {id(old): new for old, new in zip(channels.model.graph.nodes, model.graph.nodes, strict=True)}
     editor = GraphEditor(model)
-    for layer, weight in weights:
+    for layer in decided.layers:
+        weight = _new_weight(layer, kept, decided.replacements)
         if weight is not None:
             is_shared = layer.key in channels.shared_weight_keys
             editor.set_input(copies[id(layer.node)], layer.weight_input, weight, is_shared)
-    for parameter, value in parameters:
-        if value is None:
-            continue
+    for parameter, value in decided.parameters:
         node = copies[id(parameter.node)]
         editor.set_input(node, parameter.input_index, value)
         if parameter.is_depthwise:
             node.attrs["group"] = len(value) // _depth_multiplier(parameter)
     _keep_means(editor, copies, kept)
-    for node, edit in edits:
+    for node, edit in decided.edits:
         editor.apply(copies[id(node)], edit)
-    for layer in layers:
-        replacement = replacements.get(layer.key)
+    for layer in decided.layers:
+        replacement = decided.replacements.get(layer.key)
         if replacement is not None and replacement.bias is not None:
             editor.add_bias(copies[id(layer.node)], layer, replacement.bias[kept.mask(layer.out_ids.reshape(-1))])
-    for key, layer in constant.items():
-        _write_constant(editor, copies[id(layer.node)], layer, kept, replacements.get(key))
-    joins = frozenset[str]().union(*(branch.joins for _, branch in branches))
-    for node in channels.model.graph.nodes:
-        if node_key(node) in joins - gone:
-            editor.fold_join(copies[id(node)])
+    for layer in decided.constant:
+        _write_constant(editor, copies[id(layer.node)], layer, kept, decided.replacements.get(layer.key))
+    for node in decided.folded:
+        editor.fold_join(copies[id(node)])
     pack_attentions(model)
     remove_unused_nodes(model)
     return model

@@ -73,27 +73,22 @@ def compress(
 
     Parameters
     ----------
-    model : str, Path or ModelProto
-        Path of the model, or the model itself.
-    output : str or Path
-        Where the smaller model is written; it appears whole or not at all.
-    verify : bool
-        Whether the outputs are compared with the model's before anything is written.
-    bench : bool or None
-        Whether both models are timed, after they were compared; None where they are compared.
+    model, output : str, Path or ModelProto, str or Path
+        The model or its path, and where the smaller one is written, which appears whole or not at all.
+    verify, bench : bool, bool or None
+        Whether the outputs are compared with the model's before anything is written, and both models timed then; None: where
+        they are compared.
     save_plan : str, Path or None
         Where to write which channels of which group stayed, for the option `plan`.
-    in_place : bool
-        Whether the output may be the model's own file, which is then replaced.
-    provenance : bool
-        Whether the metadata of the output says how it was made: version, options, digest of the model, fidelity.
+    in_place, provenance : bool
+        Whether the output may be the model's own file, which is then replaced, and whether its metadata says how it was made:
+        version, options, digest of the model, fidelity.
     progress : Progress or None
         Called with the name of a stage and the share of the work that is done.
     executor : Executor or None
         Takes the statistics of a large calibration set, shard by shard; workers read the model by its path.
     **options
-        Fields of `PruningOptions`, `InputOptions`, `RuntimeOptions` and `Thresholds`, or such objects as `pruning`,
-        `inputs`, `runtime` and `thresholds`.
+        Fields of `PruningOptions`, `InputOptions`, `RuntimeOptions` and `Thresholds`, or such objects by their `part`.
 
     Returns
     -------
@@ -102,19 +97,15 @@ def compress(
 
     Raises
     ------
-    ModelError, OptionError, InputError, ProviderError
-        Where the user can act.
-    VerificationError
-        Where the result misses a threshold; nothing is written then, and `result` of the error is what was measured.
+    ModelError, OptionError, InputError, ProviderError, VerificationError
+        Where the user can act; the last, whose `result` is what was measured, where that misses what was asked for.
 
     Examples
     --------
     >>> import onnxmerge
     >>> result = onnxmerge.compress("model.onnx", "smaller.onnx", target="macs=0.5", bench=False)
-    >>> result.after.macs <= 0.5 * result.before.macs
-    True
-    >>> result.fidelity.worst.fidelity > 0.5
-    True
+    >>> result.after.macs <= 0.5 * result.before.macs, result.fidelity.worst.fidelity > 0.5
+    (True, True)
     """
     given = CompressOptions.from_keywords(options, verify=verify, bench=bench, provenance=provenance)
     check_compress_options(given)

@@ -53,20 +53,16 @@ def sweep(
     """Compress a model once for each target, independently of the others.
 
     The models are the same bytes wherever they are made on the same kind of processor. Only targets that are found by timing
-    (latency, and all with `round_to="measured"`) differ from run to run; they are made in this process, as are all latencies
-    measured here.
+    (latency, and all with `round_to="measured"`) differ from run to run; they are made, and all latencies measured, here.
 
     Parameters
     ----------
     model : str, Path or ModelProto
         Path of the model, or the model itself.
     targets : str or Sequence[str | Target]
-        "macs=0.75,0.5,params=0.5", or a list of such texts or of pairs ("macs", 0.75); beside the kinds of the option
-        `target` also "fidelity=0.95" and "ratio=0.5".
-    bench : bool
-        Whether each result is timed against the model.
-    provenance : bool
-        Whether the metadata of each model says how it was made.
+        "macs=0.75,0.5,params=0.5", or a list of such texts or of pairs ("macs", 0.75); also of "fidelity" and "ratio".
+    bench, provenance : bool
+        Whether each result is timed against the model, and whether its metadata says how it was made.
     folder : str, Path or None
         Where the models are kept; None where they are not.
     executor, jobs : Executor or None, int or None
@@ -74,7 +70,7 @@ def sweep(
     progress : Progress or None
         Called with the name of a stage and the share of the work that is done.
     **options
-        As for `compress`, but for those that say how small the model becomes; `minimize` is that of targets of fidelity.
+        As for `compress`, but for those that say how small; `minimize` is that of targets of fidelity.
 
     Returns
     -------
@@ -97,8 +93,8 @@ def sweep(
     common = _common_options(CompressOptions.from_keywords(options, bench=bench, provenance=provenance))
     by_target = options_by_target(common, targets)
     check_sweep_options(common, by_target.values(), is_kept=folder is not None)
+    place = None if folder is None else Path(folder)
     with as_file(model) as path, fixed_threads(1):
-        place = None if folder is None else Path(folder)
         result = _sweep_file(path, by_target, common, place, executor, jobs, progress or silent)
     return replace(result, model=model_name(model))
 
