@@ -310,6 +310,24 @@ def test_a_step_that_measures_worse_is_taken_back(tmp_path: Path, monkeypatch: p
     assert written_files[0] == written_files[1]
 
 
+def test_dear_steps_must_be_worth_more() -> None:
+    bounds = [producer_update.least_missed(unknowns) for unknowns in (90, 400, 1000, 3000, 4000, 6000)]
+    assert bounds == sorted(bounds)
+    assert bounds[0] < 1e-4
+    assert bounds[-1] == producer_update.LEAST_MISSED
+    few, many = (producer_update.least_missed(unknowns) for unknowns in (2100, 2100 * 1.1))
+    assert many / few == pytest.approx(1.1**2, rel=1e-9)
+
+
+@pytest.mark.parametrize("bound", [0.0, 1.0])
+def test_nothing_is_tried_where_less_is_missed(bound: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(layer_update, "least_missed", lambda unknowns: bound)
+    monkeypatch.setattr(layer_update, "producer_step", lambda *others: tried.append(others))
+    compress(written(PATHS["relu"][0](), tmp_path), tmp_path / "out.onnx", ratio=0.5, **FAST)
+    assert bool(tried) == (bound < 1.0)
+
+
 @pytest.mark.parametrize("method", ["prune", "merge"])
 def test_other_methods_leave_producers_alone(method: str, tmp_path: Path) -> None:
     """Rows of what stays are those of the file, one by one."""

@@ -22,7 +22,7 @@ from onnxmerge.pruning.consumer_update import (
     mixed_weights,
     replace_layer,
 )
-from onnxmerge.pruning.producer_update import ConsumerSolution, producer_step, revise_producer
+from onnxmerge.pruning.producer_update import ConsumerSolution, least_missed, producer_step, revise_producer
 from onnxmerge.statistics.consumer_moments import ConsumerSamples
 from onnxmerge.statistics.producer_samples import View
 from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext
@@ -31,10 +31,6 @@ Runs = tuple[LayerwiseRun, LayerwiseRun]
 """The reference, which has run the layer, and the compressed model, which has not."""
 REFIT_RIDGE = 1e-2
 """Ridge for layers that lose no input: ten times `RIDGE`, so that they stay closer to the weights that training gave them."""
-
-LEAST_MISSED = 0.02
-"""Share of the variance that a consumer must miss for its producer to change. VGG-16 without 30 % of its channels, which misses
-less nearly everywhere, took 2.3 times as long with changes of all producers, and kept 0.7 points more."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ class LayerUpdate:
         if not layer.has_patches or not self.kept.any() or not fits_in_memory(int(self.kept[0].sum()) * layer.kernel_size):
             return self._with_means_kept(mixed)
         solution = self._solution(mixed)
-        if path is not None and solution.error > LEAST_MISSED:
+        if path is not None and solution.error > least_missed(solution.samples.unknowns):
             solution = self._with_producer(solution, mixed, path, producer)
         weights, bias = self._solved_before_relu(solution) if self.downstream.has_relu else (solution.weights, solution.bias)
         return self._replace(weights, bias - self.own_bias)

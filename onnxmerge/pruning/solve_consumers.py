@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Removal, Replacement, gone_nodes
 from onnxmerge.onnxio.traversal import tensors_read
@@ -15,7 +16,7 @@ from onnxmerge.pruning.consumer_update import bias_of, remove_states, replace_la
 from onnxmerge.pruning.layer_update import LayerUpdate
 from onnxmerge.pruning.masked_means import mask_means, mean_masks, means_over
 from onnxmerge.pruning.producer_update import updated_pairs
-from onnxmerge.pruning.product_update import output_mixes
+from onnxmerge.pruning.product_update import OutputMix, output_mixes
 from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext
 
 
@@ -51,20 +52,10 @@ def solve_consumers(
     """
     kept = context.channels.kept_mask((removal.group, removal.kept) for removal in removals)
     mixes = output_mixes(context.channels, removals, statistics.products)
-    known = {**statistics.layers, **{key: mix.layer for key, mix in mixes.items()}}
-    layers = sorted(known.values(), key=lambda layer: context.node_index[layer.key])
-    first = next((at for at, layer in enumerate(layers) if layer.key in mixes or not kept[layer.in_ids].all()), len(layers))
-    gone = gone_nodes(removals)
-    layers = [layer for layer in layers[first:] if layer.key in mixes or _is_updated(context, statistics, layer, kept)]
-    changed = {layer.key for layer in layers if layer.key in mixes or not kept[layer.in_ids].all()}
-    affected = _affected(context, statistics, changed) - gone
-    layers = [layer for layer in layers if layer.key in affected]
+    layers = _layers_to_update(context, statistics, removals, kept, mixes)
     if not layers:
         return {}
-    runs = context.new_run(statistics.matched), context.new_run(statistics.matched)
-    remove_states(runs[1], context.channels, kept, [layer for layer in context.channels.layers if not kept[layer.out_ids].all()])
-    masked = means_over(context.channels, (removal.group for removal in removals))
-    mask_means(runs[1], mean_masks(context.channels, kept, masked))
+    runs = context.new_run(statistics.matched), _compressed_run(context, statistics, removals, kept)
     replacements: dict[str, Replacement] = {}
     pairs = updated_pairs(context, statistics, removals, {*unsolved, *mixes})
     for key, path in pairs.items():
@@ -88,6 +79,34 @@ def solve_consumers(
             replacements[layer.key] = replacement
         context.progress("reconstruction", (number + 1) / len(layers))
     return replacements
+
+
+def _layers_to_update(
+    context: RunContext,
+    statistics: ReferenceStatistics,
+    removals: Sequence[Removal],
+    kept: np.ndarray,
+    mixes: Mapping[str, OutputMix],
+) -> list[Layer]:
+    """In the order of the graph, those that lose inputs, mix their outputs, or read what has changed."""
+    known = {**statistics.layers, **{key: mix.layer for key, mix in mixes.items()}}
+    layers = sorted(known.values(), key=lambda layer: context.node_index[layer.key])
+    first = next((at for at, layer in enumerate(layers) if layer.key in mixes or not kept[layer.in_ids].all()), len(layers))
+    layers = [layer for layer in layers[first:] if layer.key in mixes or _is_updated(context, statistics, layer, kept)]
+    changed = {layer.key for layer in layers if layer.key in mixes or not kept[layer.in_ids].all()}
+    affected = _affected(context, statistics, changed) - gone_nodes(removals)
+    return [layer for layer in layers if layer.key in affected]
+
+
+def _compressed_run(
+    context: RunContext, statistics: ReferenceStatistics, removals: Sequence[Removal], kept: np.ndarray
+) -> LayerwiseRun:
+    """The model before its first node, without states of removed channels, and with means over kept channels alone."""
+    run = context.new_run(statistics.matched)
+    remove_states(run, context.channels, kept, [layer for layer in context.channels.layers if not kept[layer.out_ids].all()])
+    masked = means_over(context.channels, (removal.group for removal in removals))
+    mask_means(run, mean_masks(context.channels, kept, masked))
+    return run
 
 
 def _is_updated(context: RunContext, statistics: ReferenceStatistics, layer: Layer, kept: np.ndarray) -> bool:
