@@ -246,7 +246,8 @@ def sweep_lines(sweep: Sweep, *, narrow: bool = False) -> list[str]:
     lines = []
     if timed is not None:
         how = f"batch {timed.batch_size}, {timed.provider}, {counted(timed.threads, 'thread')}"
-        marks = "".join(f"; {mark} {verdict}" for verdict, mark in MARKS.items()) if narrow else ""
+        found = {point.latency.verdict for point in sweep.points if point.latency is not None} if narrow else set()
+        marks = "".join(f"; {mark} {verdict}" for verdict, mark in MARKS.items() if verdict in found)
         lines.append(f"timed against the original model: {how}; {INTERVAL}{marks}")
     elif not narrow and any(point.fidelity_low is not None for point in sweep.points):
         lines.append(INTERVAL)
