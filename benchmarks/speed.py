@@ -110,10 +110,12 @@ def _network(path: Path) -> Network | None:
     return network if network is not None and network.has_images else None
 
 
-def _asked(way: str) -> dict[str, Any]:
-    """Options of the program."""
+def _asked(way: str, batch: int) -> dict[str, Any]:
+    """Options of the program; the time of a batch is predicted where more than a ratio is asked for."""
     name, _, value = way.partition("=")
-    return {} if way == "default" else {"ratio": float(value)} if name == "ratio" else {"target": way}
+    if name == "ratio":
+        return {"ratio": float(value)}
+    return {"batch": batch} if way == "default" else {"batch": batch, "target": way}
 
 
 def _measure(path: Path, way: str, batch: int, options: dict[str, Any], provider: Provider) -> Callable[[str], Row]:
@@ -123,7 +125,7 @@ def _measure(path: Path, way: str, batch: int, options: dict[str, Any], provider
     @cache
     def made() -> Row:
         inputs = {"samples": IMAGES} if network is None else {"calibration": network.inputs("calibration", IMAGES)}
-        result = onnxmerge.compress(path, smaller, batch=batch, bench=False, **_asked(way), **inputs, **options)
+        result = onnxmerge.compress(path, smaller, bench=False, **_asked(way, batch), **inputs, **options)
         fidelity = None if result.fidelity is None else round(result.fidelity.worst.fidelity, 5)
         right = None if network is None else [round(network.accuracy(each), 3) for each in (path, smaller)]
         return {"fidelity": fidelity, "right": right}

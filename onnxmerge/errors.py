@@ -168,7 +168,7 @@ class Refusal:
     obstacle : str
         Name of the node or tensor that stands in the way, where it is another than `where`.
     parameters_share : float
-        Share of the model's parameters that the node reads, 0 to 1.
+        Share of the model's parameters that the node reads, 0 to 1; what several such nodes read in equal parts.
     """
 
     where: str

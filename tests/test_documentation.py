@@ -18,6 +18,8 @@ from write_options import options_page
 
 import onnxmerge
 from onnxmerge.cli import app as cli
+from onnxmerge.evaluation.ratio_interval import ratio_interval
+from onnxmerge.options import DEFAULT_CHANGED_DECISIONS, DEFAULT_FIDELITY
 from onnxmerge.options.checks import METHOD_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -235,3 +237,27 @@ def test_the_table_of_the_readme_is_what_was_measured():
     assert table == {
         name: [f"{row['speedup']:.2f}", *(f"{right:.1f}" for right in row["right"])] for name, row in measured.items()
     }
+
+
+def test_what_is_said_of_changed_decisions_is_what_was_measured():
+    """docs/size.md tells the same rows in a sentence, speeds to two or three digits."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "speed-cpu.json").read_text(encoding="utf-8"))
+    found = {row["model"]: row for row in rows if (row["asked"], row["batch"], row["threads"]) == ("default", 1, 1)}
+    sentence = re.search(r"With 128 unlabelled images\s.*?\.\s+How far", PAGES["size.md"], re.DOTALL)[0]
+    numbers = r"(\d\.\d+) times[^(]*?\((\d+\.\d)[^,]*, (\d+\.\d)"
+    told = [tuple(each) for each in re.findall(numbers, " ".join(sentence.split()))]
+    order = ("VGG-16", "ResNet-56, BatchNormalization folded", "ResNet-56", "LeNet-300-100", "DenseNet-like", "EfficientNet-like")
+    measured = [found[MEASURED[name]] for name in (*order, "MobileNetV2-like", "ViT-like")]
+    assert len(told) == len(measured)
+    for (speed, *right), row in zip(told, measured, strict=True):
+        assert f"{row['speedup']:.{len(speed) - 2}f}" == speed
+        assert [f"{each:.1f}" for each in row["right"]] == right
+
+
+def test_the_readme_tells_the_defaults():
+    text = " ".join(PAGES["README.md"].split())
+    assert f"changes at most {100 * DEFAULT_CHANGED_DECISIONS:g} % of its decisions" in text
+    assert f"keeps a *fidelity* of {DEFAULT_FIDELITY:g} where outputs hold none" in text
+    most = ratio_interval(np.full(38, 1e-6), np.ones(38), 1e-6, is_share=True)[1]
+    assert 0.09 < most < 0.1  # "of 38 held-out inputs no figure can tell that fewer than one in ten others change"
+    assert "of 38 held-out inputs no figure can tell that fewer than one in ten others change" in text

@@ -33,3 +33,22 @@ def test_next_to_nothing_removed_is_warned_of(tmp_path: Path) -> None:
     first = inspect(model).refusals[0]
     assert first.text == "Softmax mixes channels"
     assert first.parameters_share > 0.6
+
+
+SHARED_WEIGHT = """<ir_version: 8, opset_import: ["": 17]>
+g (float[N, 4, 8] x) => (float[N, 4] y)
+{
+  a = MatMul(x, w)
+  b = MatMul(a, w)
+  c = MatMul(b, w)
+  y = ReduceSum<keepdims = 0>(c, axes)
+}"""
+
+
+def test_what_several_layers_read_is_counted_once(tmp_path: Path) -> None:
+    model = parser.parse_model(SHARED_WEIGHT)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((8, 8), np.float32), "w"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2]), "axes"))
+    found = inspect(model).refusals
+    assert {"a", "b", "c"} <= {each.where for each in found}
+    assert sum(each.parameters_share for each in found) == pytest.approx(1.0)

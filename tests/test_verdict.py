@@ -151,7 +151,7 @@ VERDICTS = {
             latency=replace(LATENCY, min_speedup=1.2),
         ),
         "good",
-        r"^Smaller by .*, 1.50x as fast .* \(at least 1.2x\), fidelity 0.9876, top-1 agreement 95.3% \(at least 90%\); on",
+        r"^Smaller by .*, 1.50x as fast .* \(at least 1.2x\), fidelity 0.9876, same best class 95.3% \(at least 90%\); on",
     ),
     "asked for of a benchmark": (
         replace(BENCHMARK, batches=(replace(LATENCY, min_speedup=1.2),)),

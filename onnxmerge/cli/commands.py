@@ -26,7 +26,8 @@ from onnxmerge.errors import OptionError, VerificationError
 def inspect_command(model: Path, **options: Any) -> None:
     """List the channel groups of MODEL, what shrinks with each of them, and why other layers must stay whole.
 
-    --scope, --include and --exclude choose among the groups. The other options say how --sensitivity measures, always on the CPU.
+    --scope, --whole-heads, --include and --exclude choose among the groups, --calibration and --input-shape give sizes. The other
+    options say how --sensitivity measures, always on the CPU.
     """
     from onnxmerge.cli.output import Output
 

@@ -237,7 +237,10 @@ GROUPS = section(
 )
 MINIMIZE = _choice("--minimize", TARGETS, "What the smallest model that passes has the least of.  [default: latency]")
 _TIME_LIMIT = _option(
-    "--time-limit", str, "TIME", "Time after which the best found is taken: 300 (seconds), 90s, 5m, 1h.  [default: none]"
+    "--time-limit",
+    str,
+    "TIME",
+    "Time after which the best found that keeps what is asked is taken: 300 (s), 90s, 5m, 1h.  [default: none]",
 )
 _ROUND_TO = _option("--round-to", str, "N", "Multiple of channels kept; auto: 8 or less; measured: the fastest.  [default: auto]")
 SIZE = section(

@@ -66,10 +66,10 @@ def total_parameters(model: Model) -> int:
     return sum(parameter_count(values) for values in {id(values): values for values in stored}.values())
 
 
-def node_parameters(facts: TensorFacts, node: gs.Node) -> int:
-    """Numbers in the constants that one node reads, but shapes and indices."""
-    values = [facts.constant(tensor) for tensor in node.inputs]
-    return sum(parameter_count(value) for value in values if value is not None)
+def input_parameters(facts: TensorFacts, node: gs.Node) -> dict[str, int]:
+    """Numbers in the constants that one node reads, but shapes and indices, by name of the tensor."""
+    values = {tensor.name: facts.constant(tensor) for tensor in node.inputs}
+    return {name: parameter_count(value) for name, value in values.items() if value is not None}
 
 
 def parameter_count(values: gs.StoredValues) -> int:

@@ -148,10 +148,12 @@ def _sweep_file(
         points = []
         for target in tasks:
             outcome = outcomes[target]
-            shared.progress("timing", 0.0)
+            if common.bench:
+                shared.progress("timing", 0.0)
             latency = _latency(model, outputs[target], common, outcome)
             points.append(_point(target, outcome, latency, None if folder is None else outputs[target]))
-        shared.progress("timing", 1.0)
+        if common.bench:
+            shared.progress("timing", 1.0)
     fidelities = (outcome.result.fidelity for outcome in (outcomes[target] for target in tasks) if outcome.result is not None)
     description = next((fidelity.input_description for fidelity in fidelities if fidelity is not None), "")
     inputs = next((each.result.inputs for each in outcomes.values() if each.result is not None), analysed.inputs)

@@ -16,7 +16,7 @@ REFUSAL_FIELDS = {
     "code": 'The reason as a word for programs: "mixes-channels".',
     "text": "The reason in words.",
     "obstacle": "Node or tensor that prevents the removal, where it is another than `where`; empty elsewhere.",
-    "parameters_share": "Share of the model's parameters that the node reads, 0 to 1.",
+    "parameters_share": "Share of the model's parameters that the node reads, 0 to 1; of what several read, equal parts.",
 }
 """Fields of a refusal in JSON and what they hold; its reason and details, which they are made from, are left out."""
 

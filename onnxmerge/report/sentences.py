@@ -25,6 +25,7 @@ from onnxmerge.results import (
     Size,
     Sweep,
 )
+from onnxmerge.results.execution import size_text
 
 NOTES = "Notes on these groups"
 LATENCY = "Latency of one call, both models in turn"
@@ -108,8 +109,9 @@ def provenance_line(provenance: Mapping[str, str]) -> str | None:
 
 def inputs_lines(inputs: Sequence[InputShape]) -> list[str]:
     """The sizes of a model's inputs that figures hold for and where they come from, and what their values are."""
-    texts = [f"{printable(each.text)}, {_ORIGINS[each.origin]}" for each in inputs]
-    sizes = [f"for inputs of the sizes {listed(texts, MAX_NODES, LAYER_WIDTH)}"] if texts else []
+    texts = [f"{size_text(shortened(each.name, NODE_WIDTH), each.shape)}, {_ORIGINS[each.origin]}" for each in inputs]
+    more = f" and {len(texts) - MAX_NODES} more" if len(texts) > MAX_NODES else ""
+    sizes = [f"for inputs of the sizes {', '.join(texts[:MAX_NODES])}{more}"] if texts else []
     made_up: dict[str, list[str]] = {}
     for each in inputs:
         made_up.setdefault(as_command_line(each.assumed), []).append(each.name)
@@ -244,7 +246,8 @@ def sweep_lines(sweep: Sweep, *, narrow: bool = False) -> list[str]:
     lines = []
     if timed is not None:
         how = f"batch {timed.batch_size}, {timed.provider}, {counted(timed.threads, 'thread')}"
-        marks = "".join(f"; {mark} {verdict}" for verdict, mark in MARKS.items()) if narrow else ""
+        found = {point.latency.verdict for point in sweep.points if point.latency is not None} if narrow else set()
+        marks = "".join(f"; {mark} {verdict}" for verdict, mark in MARKS.items() if verdict in found)
         lines.append(f"timed against the original model: {how}; {INTERVAL}{marks}")
     elif not narrow and any(point.fidelity_low is not None for point in sweep.points):
         lines.append(INTERVAL)

@@ -1,6 +1,6 @@
 """One sentence about a result: how much smaller, how much faster or slower, how close, measured on what, and what to do next."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from onnxmerge.errors import Reason
@@ -28,7 +28,7 @@ _PER_CENT = ("top-1 agreement", "parameters", "MACs")
 _MEASURED: dict[str, Callable[[float], str]] = {
     "mean cosine": lambda value: f"mean cosine {closeness(value)}",
     "mean relative L2": lambda value: f"mean relative L2 {magnitude(value)}",
-    "top-1 agreement": lambda value: f"top-1 agreement {percent(value)}",
+    "top-1 agreement": lambda value: f"same best class {percent(value)}",
     "parameters": lambda value: f"{percent(value)} of the parameters left",
     "MACs": lambda value: f"{percent(value)} of the MACs left",
 }
@@ -125,7 +125,7 @@ def _size_text(before: Size, after: Size) -> tuple[str, bool]:
     return f"smaller by {text}", True
 
 
-def _fidelity_text(fidelity: Fidelity, checks: Iterable[ThresholdCheck] = ()) -> str:
+def _fidelity_text(fidelity: Fidelity, checks: Sequence[ThresholdCheck] = ()) -> str:
     """`fidelity 0.9876 [0.9812, 0.9920], changed decisions 1.2% [0.7%, 2.1%]`; a fidelity below 0 in words.
 
     Where its threshold is among the checks it stands behind it.
@@ -144,7 +144,8 @@ def _fidelity_text(fidelity: Fidelity, checks: Iterable[ThresholdCheck] = ()) ->
     if decided is None or decided.changed_decisions is None:
         return text
     known = _interval(decided.changed_decisions_low, decided.changed_decisions_high, two_digits)
-    same = f", same best class {percent(decided.top1_agreement)}" if known and decided.top1_agreement is not None else ""
+    is_told = not known or decided.top1_agreement is None or any(check.measure == "top-1 agreement" for check in checks)
+    same = "" if is_told else f", same best class {percent(decided.top1_agreement or 0.0)}"
     return f"{text}, changed decisions {two_digits(decided.changed_decisions)}{known}{same}"
 
 

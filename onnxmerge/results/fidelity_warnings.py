@@ -35,7 +35,7 @@ def lost_parts(fidelity: Fidelity) -> list[str]:
     """A warning that names outputs of which rows are lost that count little in the fidelity."""
     lost = [each for each in fidelity.outputs if each.lost_rows and each.fidelity >= ROW_FIDELITY and not each.has_decisions]
     told = ", ".join(f"{each.lost_rows} of the {each.rows} rows of '{each.name}'" for each in lost)
-    what = "which its fidelity does not show: rows count there by how much they vary, so that scores hardly count beside boxes"
+    what = "which its fidelity does not show: rows count there by how much they vary, as scores hardly do beside boxes"
     return [f"more than half of what {told} tell is lost, {what}: try the result before you use it"] if lost else []
 
 
