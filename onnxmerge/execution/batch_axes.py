@@ -40,14 +40,12 @@ class Call:
         values = {name: str(value).lower() for name, value in self.settings.items()}
         return {name: f"{value} assumed, as the graph tells: `calibration` gives others" for name, value in values.items()}
 
-    def described(self, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-        """The inputs or outputs with one name for the batch wherever it is, and with the values of settings."""
-        symbol = batch_symbol(specs, self.axes) or SYMBOL
+    def described(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] = ()) -> tuple[TensorSpec, ...]:
+        """The inputs, or else the outputs, with the inputs' name for the batch wherever it is, and with the values of settings."""
+        symbol = batch_symbol(inputs, self.axes) or SYMBOL
         return tuple(
-            replace(
-                spec, dims=_named(spec.dims, self.axes.get(spec.name), symbol), setting=self.settings.get(spec.name, spec.setting)
-            )
-            for spec in specs
+            replace(spec, dims=_named(spec.dims, self.axes.get(spec.name), symbol), setting=self.settings.get(spec.name))
+            for spec in outputs or inputs
         )
 
 

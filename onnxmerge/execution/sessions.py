@@ -73,7 +73,7 @@ class Session:
 
     def called(self, call: Call) -> Session:
         """The same session, that says of its inputs and outputs which axes are the batch, and what settings are."""
-        return replace(self, inputs=call.described(self.inputs), outputs=call.described(self.outputs))
+        return replace(self, inputs=call.described(self.inputs), outputs=call.described(self.inputs, self.outputs))
 
     def run(self, feeds: Feeds) -> dict[str, Any]:
         """Every output by name.

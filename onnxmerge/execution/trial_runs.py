@@ -198,7 +198,8 @@ class _Trials:
 
     def _observe(self, inputs: Sequence[TensorSpec], shapes: Shapes, given: GivenShapes) -> Observations:
         self.allowed(inputs, shapes)
-        values = {spec.name: np.array(given.values[spec.name], spec.dtype) for spec in inputs if spec.name in given.values}
+        known = (spec for spec in inputs if spec.name in given.values)
+        values = {spec.name: np.full(shapes[spec.name], given.values[spec.name], spec.dtype) for spec in known}
         return observed(self.session, example_feeds(inputs, shapes, self.seed) | values)
 
 
