@@ -1,4 +1,4 @@
-"""Models whose inputs do not all have the batch on axis 0, such as recurrent ones: they are split, counted and compared along it."""
+"""Models with the batch on another axis than 0, such as recurrent ones: they are split, counted and compared along it."""
 
 from __future__ import annotations
 
@@ -110,6 +110,14 @@ def test_it_comes_out_as_with_the_batch_on_axis_0(signature: str, method: str, t
             assert getattr(one, name) == pytest.approx(getattr(same, name), rel=1e-4)
     outputs = run(tmp_path / "a.onnx", feeds), run(tmp_path / "b.onnx", turned)
     np.testing.assert_allclose(outputs[0][1], outputs[1][1].swapaxes(0, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize(("signature", "nodes"), [("named", ON_AXIS_1), ("not named", ON_AXIS_1), ("not named", FREE)], ids=str)
+def test_states_that_may_be_fed_back_are_named(signature: str, nodes: str, tmp_path: Path) -> None:
+    model = recurrent(SIGNATURES[signature], nodes)
+    result = onnxmerge.compress(model, tmp_path / "small.onnx", method="prune", ratio=0.5, bench=False)
+    for told in (result, onnxmerge.verify(model, tmp_path / "small.onnx", min_cosine=-1.0)):
+        assert any("last as state goes into the next call" in text for text in told.warnings) is (nodes is ON_AXIS_1)
 
 
 @pytest.mark.parametrize("axis", ["state", "x"])

@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxmerge.data.batching import Shapes, batching
 from onnxmerge.data.calibration import array_sources, file_sources
+from onnxmerge.data.fed_back import single_calls
 from onnxmerge.data.feed_sources import FeedSource, Indices, layout_of
 from onnxmerge.data.images import ImageReading
 from onnxmerge.data.synthetic import ImageRange
@@ -47,6 +48,7 @@ class Inputs:
     assumed : what synthetic values are, by model input; see `Sampler.assumed`
     unknown_ids : model inputs of integers of which nothing says how large they are, so that nothing but 0 and 1 is fed
     untold_settings : settings, such as a sampling rate, that the program set to 1, since nothing says what they may be
+    states : inputs that look like states, and the outputs that may be fed back to them; see `fed_back`
     is_solved_on : whether a model is checked on the very inputs that it is solved on
     range_unused : whether the user said how pixels become values, and none of the inputs are pixels
     """
@@ -66,6 +68,7 @@ class Inputs:
     assumed: Mapping[str, str] = field(default_factory=dict)
     unknown_ids: tuple[str, ...] = ()
     untold_settings: tuple[str, ...] = ()
+    states: Mapping[str, str] = field(default_factory=dict)
     names: Sequence[str] = field(default=(), repr=False, compare=False)
     whole: str = ""
     range_unused: bool = False
@@ -105,6 +108,7 @@ class Inputs:
         if self.untold_settings:
             untold = f"nothing in the model says what {', '.join(self.untold_settings)} may be"
             found.append(f"{untold}, so that it was set to 1: give `calibration`")
+        found.extend(single_calls(self.states))
         return found
 
     def number_of(self, position: int) -> int:

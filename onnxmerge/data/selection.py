@@ -12,6 +12,7 @@ from onnxmerge.algorithms import sample_counts
 from onnxmerge.data import first_layers
 from onnxmerge.data.balance import balanced, held
 from onnxmerge.data.batching import batching, check_batch
+from onnxmerge.data.fed_back import fed_back
 from onnxmerge.data.first_layers import InputProperties
 from onnxmerge.data.given_shapes import checked_shapes
 from onnxmerge.data.images import image_reading_of
@@ -207,7 +208,8 @@ def inputs_for(
     inputs = _inputs_for(session, shapes, options, count, properties or InputProperties())
     if fresh and inputs.synthetic:
         inputs = replace(inputs, indices=inputs.indices + FRESH, description=f"{inputs.description}, others than compress draws")
-    return replace(inputs, largest_batch=batch_that_fits(shapes, inputs.feeds_with(0), max_memory))
+    states = fed_back(session.inputs, session.outputs, shapes, {**inputs.axes, **inputs.output_axes})
+    return replace(inputs, states=states, largest_batch=batch_that_fits(shapes, inputs.feeds_with(0), max_memory))
 
 
 def affordable(names: Iterable[str], shapes: Shapes) -> int:

@@ -41,7 +41,7 @@ class Call:
         return {name: f"{value} assumed, as the graph tells: `calibration` gives others" for name, value in values.items()}
 
     def described(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] = ()) -> tuple[TensorSpec, ...]:
-        """The inputs, or else the outputs, with the inputs' name for the batch wherever it is, and with the values of settings."""
+        """The inputs, or else the outputs, with the inputs' name for the batch, and with the values of settings."""
         symbol = batch_symbol(inputs, self.axes) or SYMBOL
         return tuple(
             replace(spec, dims=_named(spec.dims, self.axes.get(spec.name), symbol), setting=self.settings.get(spec.name))
