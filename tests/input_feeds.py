@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxmerge.data.inputs import calibration_inputs, synthetic_inputs
+from onnxmerge.data.inputs import calibration_inputs
 from onnxmerge.data.synthetic import ImageRange
+from onnxmerge.data.synthetic_inputs import synthetic_inputs
 from onnxmerge.execution.tensor_specs import TensorSpec
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -16,7 +16,7 @@ from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.execution.sessions import open_session
-from onnxmerge.execution.shapes import observe_twice
+from onnxmerge.execution.trial_runs import observe_twice
 from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model, shapes_of
 from onnxmerge.options import InputOptions
 from onnxmerge.pipeline.compress import compress

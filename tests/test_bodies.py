@@ -193,7 +193,8 @@ def test_bodies_that_cannot_be_taken_out_have_a_reason(
 
 
 def test_an_integer_of_the_calibration_inputs_decides_which_body_runs_first(tmp_path: Path) -> None:
-    text = "g (float[N, 4] x, int64 rate) => (float[N, 4] y) { c = Equal(rate, two) y = If(c)"
+    text = "g (float[N, 4] x, int64 rate) => (float[N, 4] y) { four = Mul(two, two) t2 = Mul(rate, two) c = Equal(t2, four)"
+    text += " y = If(c)"
     text += f" <then_branch = t () => (float[N, 4] a) {{ {mlp('x', 'a')} }},"
     text += " else_branch = e () => (float[N, 4] a) { bad = Reshape(x, two) a = Identity(bad) }> }"
     path = written(model_of(text), tmp_path)

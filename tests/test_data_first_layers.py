@@ -8,8 +8,7 @@ import pytest
 from onnx import parser
 
 from onnxmerge import bench, compress, verify
-from onnxmerge.data import inputs as inputs_module
-from onnxmerge.data import synthetic
+from onnxmerge.data import synthetic, synthetic_inputs
 from onnxmerge.data.first_layers import dense_first_layer, input_properties, trained_mean, with_first_layer_noise
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.execution.sessions import open_session
@@ -86,7 +85,7 @@ g (int64[N,5] ids) => (float[N,4] y)
 def test_all_commands_draw_ids_from_the_range_that_the_graph_knows(text, tmp_path, monkeypatch):
     path, drawn = written(text, tmp_path), []
     made = synthetic.sampler
-    monkeypatch.setattr(inputs_module, "sampler", lambda *given: (drawn.append(given[-1]), made(*given))[1])
+    monkeypatch.setattr(synthetic_inputs, "sampler", lambda *given: (drawn.append(given[-1]), made(*given))[1])
     found = verify(path, path, provider="cpu", samples=40)
     bench(path, path, provider="cpu", threads=1)
     compress(path, tmp_path / "small.onnx", ratio=0.25, bench=False, samples=40)

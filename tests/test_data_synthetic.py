@@ -11,10 +11,11 @@ from onnxmerge.data import synthetic
 from onnxmerge.data.balance import balanced
 from onnxmerge.data.batching import Batching, batching
 from onnxmerge.data.dead_leaves import dead_leaves
-from onnxmerge.data.inputs import Inputs, synthetic_inputs
+from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.synthetic import ImageRange
+from onnxmerge.data.synthetic_inputs import synthetic_inputs
 from onnxmerge.errors import InputError, OptionError
-from onnxmerge.execution.tensor_specs import TensorSpec
+from onnxmerge.execution.tensor_specs import TensorSpec, batch_size
 
 
 def generators(count, seed=0):
@@ -194,36 +195,39 @@ def test_inputs_that_are_no_tensors_are_refused():
 # Batches
 
 BATCHING = {
-    "dynamic": ([IMAGE, spec("y", ("N", 4))], {"x", "y"}, None),
-    "unknown": ([spec("x", (None, 4)), spec("y", (None, 4))], {"x", "y"}, None),
-    "fixed at 4": ([spec("x", (4, 3, 8, 8)), spec("y", (4, 2))], {"x", "y"}, 4),
-    "fixed, no common extent": ([spec("x", (1, 3, 8, 8)), spec("y", (5,))], set(), 1),
-    "scalar beside": ([IMAGE, spec("ratio", ())], {"x"}, None),
-    "scalar only": ([spec("ratio", ())], set(), 1),
-    "fixed beside": ([IMAGE, spec("size", (2,), "int64")], {"x"}, None),
-    "another name": ([IMAGE, spec("boxes", ("K", 4))], {"x"}, None),
-    "name on another axis": ([spec("x", ("N", 4)), spec("pairs", ("N", "N"))], {"x", "pairs"}, 2),
-    "no name, states beside": ([spec("x", (None, 4)), spec("state", (2, None, 8))], {"x"}, 2),
-    "name in a formula": ([spec("x", ("N", 4)), spec("past", ("N * 12", 4))], {"x"}, 2),
+    "dynamic": ([IMAGE, spec("y", ("N", 4))], {"x": 0, "y": 0}, None),
+    "unknown": ([spec("x", (None, 4)), spec("y", (None, 4))], {"x": 0, "y": 0}, None),
+    "fixed at 4": ([spec("x", (4, 3, 8, 8)), spec("y", (4, 2))], {"x": 0, "y": 0}, 4),
+    "fixed, no common extent": ([spec("x", (1, 3, 8, 8)), spec("y", (5,))], {}, 1),
+    "fixed at 1 on two axes": ([spec("x", (1, 6)), spec("state", (2, 1, 4))], {"x": 0, "state": 1}, 1),
+    "scalar beside": ([IMAGE, spec("ratio", ())], {"x": 0}, None),
+    "scalar only": ([spec("ratio", ())], {}, 1),
+    "fixed beside": ([IMAGE, spec("size", (2,), "int64")], {"x": 0}, None),
+    "another name": ([IMAGE, spec("boxes", ("K", 4))], {"x": 0}, None),
+    "name twice": ([spec("x", ("N", 4)), spec("pairs", ("N", "N"))], {"x": 0, "pairs": 0}, 2),
+    "name on another axis": ([spec("state", (3, "N", 4)), spec("x", ("N", 4))], {"x": 0, "state": 1}, None),
+    "a name that says so": ([spec("x", ("T", "batch", 4)), spec("n", ("batch",))], {"x": 1, "n": 0}, None),
+    "no name, states beside": ([spec("x", (None, 4)), spec("state", (2, None, 8))], {"x": 0}, None),
+    "name in a formula": ([spec("x", ("N", 4)), spec("past", ("N * 12", 4))], {"x": 0}, 2),
 }
 
 
-@pytest.mark.parametrize(("specs", "batched", "size"), BATCHING.values(), ids=BATCHING)
-def test_batching_is_read_from_the_first_axes(specs, batched, size):
-    assert batching(specs, shapes_of(specs)) == Batching(frozenset(batched), size)
+@pytest.mark.parametrize(("specs", "axes", "size"), BATCHING.values(), ids=BATCHING)
+def test_batching_is_read_from_names_and_sizes(specs, axes, size):
+    assert batching(specs, shapes_of(specs)) == Batching(axes, size)
 
 
-@pytest.mark.parametrize(("specs", "batched", "size"), BATCHING.values(), ids=BATCHING)
-def test_synthetic_feeds_have_the_shapes_of_a_run(specs, batched, size):
+@pytest.mark.parametrize(("specs", "axes", "size"), BATCHING.values(), ids=BATCHING)
+def test_synthetic_feeds_have_the_shapes_of_a_run(specs, axes, size):
     shapes = shapes_of(specs)
     inputs = synthetic_inputs(specs, shapes, 5, 0)
     assert inputs.count == (5 if size is None else -(-5 // size) * size)
     sizes = []
     for feeds in inputs.batches(3):
-        sizes.append(len(feeds[specs[0].name]) if batched else 1)
+        sizes.append(batch_size(feeds, axes) if axes else 1)
         for each in specs:
-            expected = (sizes[-1], *shapes[each.name][1:]) if each.name in batched else shapes[each.name]
-            assert feeds[each.name].shape == expected
+            at, expected = axes.get(each.name), shapes[each.name]
+            assert feeds[each.name].shape == (expected if at is None else (*expected[:at], sizes[-1], *expected[at + 1 :]))
     assert sizes == ([3, 2] if size is None else [size] * (inputs.count // size))
 
 

@@ -9,8 +9,9 @@ from onnxmerge.errors import InputError, ModelError
 from onnxmerge.execution import shapes
 from onnxmerge.execution.example_feeds import dynamic_axes, example_feeds, example_shapes
 from onnxmerge.execution.sessions import open_session
-from onnxmerge.execution.shapes import observe, observe_twice
+from onnxmerge.execution.shapes import observe
 from onnxmerge.execution.tensor_specs import TensorSpec
+from onnxmerge.execution.trial_runs import observe_twice
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 CONV = """g (float[N,3,H,W] x) => (float[N,4] y) <float[4,3,3,3] w> {

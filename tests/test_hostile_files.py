@@ -24,10 +24,10 @@ from onnxmerge.execution.first_run import batch_that_fits, first_observations
 from onnxmerge.execution.input_sizes import NOTHING_GIVEN, first_trials
 from onnxmerge.execution.limited_process import ProcessFailure, answer_of
 from onnxmerge.execution.sessions import open_session
-from onnxmerge.execution.shapes import observe_twice
 from onnxmerge.execution.size_hints import size_hints
 from onnxmerge.execution.static_cost import StaticCost
 from onnxmerge.execution.tensor_specs import input_specs
+from onnxmerge.execution.trial_runs import observe_twice
 from onnxmerge.onnxio.validation import read_checked
 from onnxmerge.options import InputOptions, RuntimeOptions
 

@@ -25,10 +25,12 @@ def held(inputs: Inputs) -> Inputs:
     def take(indices: Indices) -> dict[str, np.ndarray]:
         missing = np.array([index for index in indices.tolist() if index not in rows], np.int64)
         if not len(missing):
-            return {name: np.stack([rows[index][name] for index in indices.tolist()]) for name in rows[int(indices[0])]}
+            found = [rows[index] for index in indices.tolist()]
+            return {name: np.stack([each[name] for each in found], inputs.axes.get(name, 0)) for name in found[0]}
         feeds = inputs.take(indices)
-        if (len(rows) + len(missing)) * sum(value[0].nbytes for value in feeds.values()) <= HELD_BYTES:
-            rows.update({index: {name: value[at] for name, value in feeds.items()} for at, index in enumerate(indices.tolist())})
+        if (len(rows) + len(missing)) * sum(value.nbytes for value in feeds.values()) <= HELD_BYTES * len(indices):
+            for at, index in enumerate(indices.tolist()):
+                rows[index] = {name: value.take(at, inputs.axes.get(name, 0)) for name, value in feeds.items()}
         return feeds
 
     return replace(inputs, take=take)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxmerge.errors import InputError
+from onnxmerge.execution.batch_axes import Axes, batch_axes
 from onnxmerge.execution.tensor_specs import TensorSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -20,38 +21,42 @@ class Batching:
 
     Attributes
     ----------
-    batched : names of the model inputs whose axis 0 is the batch; the others are given whole
+    axes : the batch's axis of the model inputs that have one; the others are given whole
     size : the only batch size that the model takes, None for any
     """
 
-    batched: frozenset[str]
+    axes: Axes
     size: int | None
 
 
 def batching(specs: Sequence[TensorSpec], shapes: Shapes) -> Batching:
     """Which axes of a model's inputs are the batch, and its size.
 
-    A dynamic axis 0 is the batch, of any size; inputs whose axis 0 is fixed or has another name are given whole. Where the
-    batch's name is part of other axes too, or neither has a name (states of a recurrent layer, [2, ?, 128]), it keeps its size of
-    the run. Where all axes 0 are fixed, their common size is the
-    batch size; without a common size every call is one input.
+    The batch is dynamic, of any size, where `batch_axes` finds it; inputs without it are given whole. Where its name is part of
+    other axes too, it keeps its size of the run. Where all axes 0 are fixed, their common size is the batch size. Without one
+    every call is one input, on the axis of size 1 where each input has one, as [1, 512] and [2, 1, 128].
 
     Parameters
     ----------
-    specs : the model's inputs
+    specs : the model's inputs, as `Call.described` gives them where the model has been run
     shapes : shape of every input in one run
     """
-    leading = [spec for spec in specs if spec.dims]
-    dynamic = [spec for spec in leading if not isinstance(spec.dims[0], int)]
-    if not dynamic:
-        sizes = {shapes[spec.name][0] for spec in leading}
-        return Batching(frozenset(spec.name for spec in leading), sizes.pop()) if len(sizes) == 1 else Batching(frozenset(), 1)
-    name = next((spec.dims[0] for spec in dynamic if spec.dims[0]), None)
-    batched = [spec for spec in dynamic if spec.dims[0] in (None, name)]
-    names = [spec.dims[0] for spec in dynamic if spec not in batched] + [dim for spec in specs for dim in spec.dims[1:]]
-    tied = any(isinstance(dim, str) and name in re.findall(r"\w+", dim) for dim in names)
-    tied |= name is None and any(None in spec.dims[1:] for spec in leading if spec not in dynamic)
-    return Batching(frozenset(spec.name for spec in batched), shapes[batched[0].name][0] if tied else None)
+    axes = batch_axes(specs)
+    if not axes:
+        return _fixed([spec for spec in specs if spec.dims], shapes)
+    name, axis = next(iter(axes.items()))
+    others = [dim for spec in specs for number, dim in enumerate(spec.dims) if number != axes.get(spec.name)]
+    symbol = next((spec.dims[axes[spec.name]] for spec in specs if spec.name in axes and spec.dims[axes[spec.name]]), None)
+    tied = any(isinstance(dim, str) and symbol in re.findall(r"\w+", dim) for dim in others)
+    return Batching(axes, shapes[name][axis] if tied else None)
+
+
+def _fixed(leading: Sequence[TensorSpec], shapes: Shapes) -> Batching:
+    sizes = {shapes[spec.name][0] for spec in leading}
+    if len(sizes) == 1:
+        return Batching(dict.fromkeys((spec.name for spec in leading), 0), sizes.pop())
+    is_told = all(1 in spec.dims for spec in leading)
+    return Batching({spec.name: spec.dims.index(1) for spec in leading} if is_told else {}, 1)
 
 
 def check_batch(model: Path, batch_size: int | None, batch: int | None, shapes: Shapes) -> None:

@@ -18,6 +18,7 @@ from onnxmerge.data.images import SUFFIXES, ImageReading, image_files, image_row
 from onnxmerge.data.npy_files import Header, npz_headers, open_npy, open_npz
 from onnxmerge.data.token_files import jsonl_records, takes_tokens, token_sources
 from onnxmerge.errors import InputError
+from onnxmerge.execution.batch_axes import without_axis
 
 NEEDED = "a .npz, .npy or .jsonl file, or a folder of images, .npy or .npz files,"
 """Forms in which inputs may be given, for messages."""
@@ -118,7 +119,7 @@ def _folder(path: Path, layouts: Sequence[InputLayout], reading: ImageReading | 
     if archives and takes_tokens(layouts):
         return token_sources([record for file in archives for record in _records(file, layouts)], layouts, path)
     for layout in layouts if archives else [_only(layouts, path)]:
-        if not layout.batched:
+        if layout.axis is None:
             needed = f"{layout.requirement}, where no axis counts inputs: a .npy or .npz file is needed"
             raise InputError(f"{path} is a folder, but {needed}")
     if images:
@@ -145,14 +146,16 @@ def _array_files(
     files: Sequence[Path], layout: InputLayout, layouts: Sequence[InputLayout], reading: ImageReading | None
 ) -> FeedSource:
     """.npy or .npz files of one input each, without the batch axis, or of several, with it; all of one shape and dtype."""
-    counts = []
+    counts, axis = [], layout.axis or 0
     first = _rows(files[0], layout, layouts, reading)
+    shape = without_axis(first.shape, axis)
     for file in files:
         rows = _rows(file, layout, layouts, reading)
-        if (rows.shape[1:], rows.dtype) != (first.shape[1:], first.dtype):
-            expected = f"{first.dtype} {first.shape[1:]} as in {files[0].name}"
-            raise InputError(f"{file} holds inputs of {rows.dtype} {rows.shape[1:]}: {expected} is needed")
-        counts.append(len(rows))
+        found = without_axis(rows.shape, axis)
+        if (found, rows.dtype) != (shape, first.dtype):
+            expected = f"{first.dtype} {shape} as in {files[0].name}"
+            raise InputError(f"{file} holds inputs of {rows.dtype} {found}: {expected} is needed")
+        counts.append(rows.shape[axis])
     starts = list(accumulate(counts, initial=0))
 
     def row(index: int) -> np.ndarray:
@@ -161,18 +164,19 @@ def _array_files(
         return source.take(np.array([index - starts[number]]))
 
     pixels = _source(first, layout, str(files[0]), reading).pixels
-    return FeedSource(starts[-1], lambda indices: np.concatenate([row(int(index)) for index in indices]), pixels)
+    return FeedSource(starts[-1], lambda indices: np.concatenate([row(int(index)) for index in indices], axis), pixels)
 
 
 def _rows(file: Path, layout: InputLayout, layouts: Sequence[InputLayout], reading: ImageReading | None) -> np.ndarray:
-    """(n, *row) of a file; one input without a batch axis gets it. Raises InputError where neither matches."""
+    """The rows of a file; one input without the axis of the batch gets it. Raises InputError where neither matches."""
     if file.suffix.lower() == ".npz":
         (array,) = open_npz(file, [_member(npz_headers(file), layout, len(layouts) == 1, file)])
     else:
         array = open_npy(file)
     if reading is not None and array.dtype == np.uint8:  # of any size
         return array if array.ndim > len(layout.dims) else array[np.newaxis]
-    if layout_conversion((1, *array.shape), array.dtype, layout):
-        return array[np.newaxis]
+    one = np.expand_dims(array, layout.axis or 0) if array.ndim >= (layout.axis or 0) else array
+    if layout_conversion(one.shape, array.dtype, layout):
+        return one
     array_source(array, layout, str(file))
     return array

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnxmerge.data.synthetic import ImageRange
 from onnxmerge.data.synthetic_kinds import channels_last
 from onnxmerge.errors import InputError
+from onnxmerge.execution.batch_axes import Axes, without_axis
 from onnxmerge.execution.tensor_specs import TensorSpec
 
 Dims = tuple[int | str | None, ...]
@@ -48,8 +49,8 @@ class InputLayout:
     Attributes
     ----------
     spec : the input's name, dtype and dims
-    dims : of one row where axis 0 is the batch, else of the whole input
-    batched : whether axis 0 is the batch
+    dims : of one row where an axis is the batch, else of the whole input
+    axis : which axis is the batch; None where the input is given whole
     per_run : whether an array with one more axis in front holds the whole input of one call after the other
     channels : number of channels, 1 without a channel axis
     channels_last : whether the channels are on the last axis
@@ -58,7 +59,7 @@ class InputLayout:
 
     spec: TensorSpec
     dims: Dims
-    batched: bool
+    axis: int | None
     per_run: bool
     channels: int
     channels_last: bool
@@ -71,26 +72,31 @@ class InputLayout:
         return f"input {self.spec.name!r} needs {self.spec.dtype} ({dims})"
 
 
-def layout_of(spec: TensorSpec, shape: tuple[int, ...], batched: frozenset[str], image_range: ImageRange | None) -> InputLayout:
-    """The layout of an input that had this shape in one run; `batched` names the inputs whose axis 0 is the batch."""
+def layout_of(spec: TensorSpec, shape: tuple[int, ...], axes: Axes, per_run: bool, image_range: ImageRange | None) -> InputLayout:
+    """The layout of an input that had this shape in one run; axes: the batch's by input, of those that have it."""
     dims, last = list(spec.dims), channels_last(shape)
     axis = len(shape) - 1 if last else 1
     channels = shape[axis] if len(shape) > 2 else 1
     if len(shape) > 3:  # of three axes the middle one may be a number of tokens
         dims[axis] = channels
-    is_batched = spec.name in batched
-    row = tuple(dims[1:] if is_batched else dims)
-    return InputLayout(spec, row, is_batched, not batched, channels, last, image_range or ImageRange())
+    at = axes.get(spec.name)
+    row = tuple(dims) if at is None else (*dims[:at], *dims[at + 1 :])
+    return InputLayout(spec, row, at, per_run, channels, last, image_range or ImageRange())
 
 
 def layout_conversion(shape: tuple[int, ...], dtype: np.dtype, layout: InputLayout) -> Conversion | None:
     """What brings an array of this shape and dtype to the layout, row by row; None where the array does not match it."""
     if dtype.kind not in _ACCEPTED.get(layout.spec.dtype.kind, ""):
         return None
-    if layout.batched:
-        return _row_conversion(shape[1:], dtype, layout) if shape else None
-    whole = _matches(shape, layout.dims) or (layout.per_run and _matches(shape[1:], layout.dims))
-    return _unchanged if whole else None
+    if layout.axis is not None:
+        return _row_conversion(without_axis(shape, layout.axis), dtype, layout) if len(shape) > layout.axis else None
+    return _unchanged if _matches(shape, layout.dims) or _is_of_calls(shape, layout) else None
+
+
+def _is_of_calls(shape: tuple[int, ...], layout: InputLayout) -> bool:
+    """Whether an array holds the whole input of one call after the other."""
+    is_one_each = layout.axis is None or shape[layout.axis + 1 : layout.axis + 2] == (1,)
+    return layout.per_run and is_one_each and _matches(shape[1:], layout.spec.dims)
 
 
 def array_source(array: np.ndarray, layout: InputLayout, name: str) -> FeedSource:
@@ -98,7 +104,7 @@ def array_source(array: np.ndarray, layout: InputLayout, name: str) -> FeedSourc
 
     Parameters
     ----------
-    array : (n, *row), or the whole input where no axis of it is the batch
+    array : rows, n on the axis of the batch, or the whole input where no axis of it is the batch
     layout : what the input needs
     name : what errors call the array
 
@@ -108,18 +114,27 @@ def array_source(array: np.ndarray, layout: InputLayout, name: str) -> FeedSourc
         Where the array does not match the layout or holds no rows; on taking rows, for values that `to_dtype` refuses.
     """
     conversion = layout_conversion(array.shape, array.dtype, layout)
+    if conversion is None and layout.axis is not None and _is_of_calls(array.shape, layout):
+        array = np.moveaxis(np.squeeze(array, layout.axis + 1), 0, layout.axis)
+        conversion = layout_conversion(array.shape, array.dtype, layout)
     if conversion is None:
         are_images = array.dtype == np.uint8 and array.ndim in (3, 4) and len(layout.dims) == 3
         cure = "; `fit` brings images to that size" if are_images else ""
         raise InputError(f"{name} does not fit: {layout.requirement}, found {array.dtype} {array.shape}{cure}")
-    if not layout.batched and _matches(array.shape, layout.dims):
+    if layout.axis is None and _matches(array.shape, layout.dims):
         value = to_dtype(array, layout, name)
         return FeedSource(None, lambda indices: value)
-    if not len(array):
+    axis = layout.axis or 0
+    rows = np.moveaxis(array, axis, 0)
+    if not len(rows):
         raise InputError(f"{name} holds no inputs: its shape is {array.shape}")
-    if layout.batched:
+    if layout.axis is not None:
         pixels = layout.image_range.text if array.dtype == np.uint8 and layout.spec.dtype.kind == "f" else ""
-        return FeedSource(len(array), lambda indices: to_dtype(conversion(array[indices]), layout, name), pixels)
+
+        def take(indices: Indices) -> np.ndarray:
+            return np.ascontiguousarray(np.moveaxis(to_dtype(conversion(rows[indices]), layout, name), 0, axis))
+
+        return FeedSource(len(rows), take, pixels)
     return FeedSource(len(array), lambda indices: to_dtype(array[int(indices[0])], layout, name))
 
 

@@ -11,6 +11,7 @@ from onnx import ModelProto, TensorProto
 from onnxmerge.data.feed_sources import Indices
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.errors import ModelError
+from onnxmerge.execution.batch_axes import without_axis
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.tensor_facts import TensorFacts
@@ -182,7 +183,7 @@ def with_first_layer_noise(inputs: Inputs, name: str, weight: np.ndarray, bias: 
     """
     weight = weight.astype(np.float64)  # here, since nothing holds a copy of large weights where no inputs are made
     _, scales, directions = np.linalg.svd(weight, full_matrices=False)
-    first = inputs.take(inputs.indices[:64])
+    first, axis = inputs.take(inputs.indices[:64]), inputs.axes.get(name, 0)
     others, is_only_input = first[name].astype(np.float64), inputs.by_row and len(first) == 1
     amplitude = AMPLITUDE * float(others.std()) * np.sqrt(weight.shape[1]) / max(float(np.linalg.norm(scales)), 1e-30)
     factor, assumed = amplitude * scales[:, None] * directions, float(others.mean())
@@ -194,10 +195,11 @@ def with_first_layer_noise(inputs: Inputs, name: str, weight: np.ndarray, bias: 
         feeds = inputs.take(indices[made]) if made.any() else {}
         value = np.empty((len(indices), len(mean)))
         if name in feeds:
-            value[made] = feeds[name].reshape(-1, len(mean)) + (mean - assumed)
+            value[made] = np.moveaxis(feeds[name], axis, 0).reshape(-1, len(mean)) + (mean - assumed)
         for row in np.flatnonzero(is_noise):
             noise = np.random.default_rng([seed, int(indices[row])]).standard_normal(len(factor))
             value[row] = mean + noise @ factor
-        return {**feeds, name: value.reshape(-1, *first[name].shape[1:]).astype(first[name].dtype)}
+        rows = value.reshape(-1, *without_axis(first[name].shape, axis)).astype(first[name].dtype)
+        return {**feeds, name: np.ascontiguousarray(np.moveaxis(rows, 0, axis))}
 
     return replace(inputs, take=take, description=f"{inputs.description}, half of them noise shaped by the first layer")

@@ -5,16 +5,15 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from onnxmerge.data.batching import batching
 from onnxmerge.data.images import image_reading_of
 from onnxmerge.data.inputs import calibration_inputs
 from onnxmerge.data.synthetic import image_range_of
 from onnxmerge.errors import OptionError
 from onnxmerge.execution.first_run import first_observations
 from onnxmerge.execution.input_sizes import NOTHING_GIVEN, GivenShapes, first_trials, with_given_sizes
-from onnxmerge.execution.shapes import FirstRuns
 from onnxmerge.execution.size_hints import size_hints
 from onnxmerge.execution.tensor_specs import TensorSpec, input_specs
+from onnxmerge.execution.trial_runs import FirstRuns
 from onnxmerge.onnxio.validation import read_checked
 from onnxmerge.options import InputOptions
 from onnxmerge.results.execution import size_text
@@ -51,10 +50,10 @@ def given_shapes(model: Path, options: InputOptions, proto: ModelProto | None = 
     likely = first_trials(specs, size_hints(proto), given)[0].shapes
     inputs = calibration_inputs(options.calibration, sized, likely, image_range_of(options), image_reading_of(options))
     feeds = inputs.feeds_with(0)
-    batched = batching(specs, likely).batched
-    found = {name: (None, *value.shape[1:]) if name in batched else value.shape for name, value in feeds.items()}
-    values = {name: value.tolist() for name, value in feeds.items() if name not in batched and value.dtype.kind in "iub"}
-    return GivenShapes({**found, **shapes}, {**dict.fromkeys(found, "calibration"), **given.origins}, inputs.pixels, values)
+    found = {name: value.shape for name, value in feeds.items()}
+    values = {name: value.tolist() for name, value in feeds.items() if name not in inputs.axes and value.dtype.kind in "iub"}
+    origins = {**dict.fromkeys(found, "calibration"), **given.origins}
+    return GivenShapes({**found, **shapes}, origins, inputs.pixels, values).without_batch(inputs.axes)
 
 
 def checked_shapes(given: Mapping[str, tuple[int, ...]], specs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
@@ -94,5 +93,5 @@ def first_runs_of_pair(
     given = given_shapes(reference, options, protos[0])
     first = first_observations(reference, protos[0], label=str(reference), max_memory=max_memory, given=given)
     shapes = {each.name: each.shape for each in first.inputs}
-    given = GivenShapes(shapes, dict.fromkeys(shapes, "reference"), values=given.values)
+    given = GivenShapes(shapes, dict.fromkeys(shapes, "reference"), values={**first.call.settings, **given.values})
     return first, first_observations(candidate, protos[1], label=str(candidate), max_memory=max_memory, given=given)

@@ -80,7 +80,7 @@ def _images(
     name: str,
 ) -> FeedSource:
     mode = _MODES.get(layout.channels)
-    if len(layout.dims) != 3 or mode is None or layout.spec.dtype.kind not in "fiu":
+    if len(layout.dims) != 3 or layout.axis not in (0, None) or mode is None or layout.spec.dtype.kind not in "fiu":
         needed = "images need (N, C, H, W) or (N, H, W, C) with 1 or 3 channels"
         raise InputError(f"{name} holds images, but {layout.requirement}: {needed}")
     spatial = layout.dims[:-1] if layout.channels_last else layout.dims[1:]

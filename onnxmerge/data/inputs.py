@@ -12,11 +12,12 @@ import numpy as np
 
 from onnxmerge.data.batching import Shapes, batching
 from onnxmerge.data.calibration import array_sources, file_sources
-from onnxmerge.data.feed_sources import Indices, layout_of
+from onnxmerge.data.fed_back import single_calls
+from onnxmerge.data.feed_sources import FeedSource, Indices, layout_of
 from onnxmerge.data.images import ImageReading
-from onnxmerge.data.synthetic import UNKNOWN_IDS, ImageRange, Sampler, sampler
-from onnxmerge.data.synthetic_kinds import MADE_OF
+from onnxmerge.data.synthetic import ImageRange
 from onnxmerge.errors import InputError
+from onnxmerge.execution.batch_axes import Axes
 from onnxmerge.execution.tensor_specs import TensorSpec
 from onnxmerge.results import InputShape
 
@@ -38,12 +39,16 @@ class Inputs:
     take : gives the feeds of an array of indices
     total : number of inputs that the user gave, these and others; 0 for synthetic inputs
     largest_batch : most inputs in a batch, so that a run has its place in memory
-    by_row : whether axis 0 of every feed has one row for each input, which depends on that input alone
+    axes : the batch's axis of the model inputs that have one
+    output_axes : the same of the model's outputs, as far as it is known
+    by_row : whether every feed has one row for each input on the axis of the batch, which depends on that input alone
     call_size : number of inputs in one call where models are timed, unless something else is asked for
     pixels : how the pixels of the user's images become values, by model input that takes some
     names : names of the files of all inputs that `take` gives, where each has one
     assumed : what synthetic values are, by model input; see `Sampler.assumed`
     unknown_ids : model inputs of integers of which nothing says how large they are, so that nothing but 0 and 1 is fed
+    untold_settings : settings, such as a sampling rate, that the program set to 1, since nothing says what they may be
+    states : inputs that look like states, and the outputs that may be fed back to them; see `fed_back`
     is_solved_on : whether a model is checked on the very inputs that it is solved on
     range_unused : whether the user said how pixels become values, and none of the inputs are pixels
     """
@@ -55,11 +60,15 @@ class Inputs:
     take: Callable[[Indices], dict[str, np.ndarray]] = field(repr=False, compare=False)
     total: int = 0
     largest_batch: int = sys.maxsize
+    axes: Axes = field(default_factory=dict)
+    output_axes: Axes = field(default_factory=dict)
     by_row: bool = False
     call_size: int = 1
     pixels: Mapping[str, str] = field(default_factory=dict)
     assumed: Mapping[str, str] = field(default_factory=dict)
     unknown_ids: tuple[str, ...] = ()
+    untold_settings: tuple[str, ...] = ()
+    states: Mapping[str, str] = field(default_factory=dict)
     names: Sequence[str] = field(default=(), repr=False, compare=False)
     whole: str = ""
     range_unused: bool = False
@@ -81,13 +90,13 @@ class Inputs:
 
     def noted(self, shapes: Iterable[InputShape]) -> tuple[InputShape, ...]:
         """The sizes of the model's inputs, for a report, with what these synthetic ones are."""
-        return tuple(replace(each, assumed=self.assumed.get(each.name, "")) for each in shapes)
+        return tuple(replace(each, assumed=self.assumed.get(each.name, each.assumed)) for each in shapes)
 
     def warnings(self) -> list[str]:
         """What is doubtful about them."""
         found = []
         if self.is_solved_on:
-            one_call = f"they are one call of {self.batch_size}; a state that counts inputs on another axis than 0 takes 1 there"
+            one_call = f"they are one call of {self.batch_size}"
             why = one_call if self.batch_size and self.batch_size > 1 else "there are too few to hold some out"
             found.append(f"the result is checked on the inputs that it was solved on, which flatters it ({why}): give more")
         if self.range_unused:
@@ -96,6 +105,10 @@ class Inputs:
         if self.unknown_ids:
             unknown = f"nothing in the model says how large the numbers of {', '.join(self.unknown_ids)} may be"
             found.append(f"{unknown}, so that nothing but 0 and 1 was fed: give `calibration`")
+        if self.untold_settings:
+            untold = f"nothing in the model says what {', '.join(self.untold_settings)} may be"
+            found.append(f"{untold}, so that it was set to 1: give `calibration`")
+        found.extend(single_calls(self.states))
         return found
 
     def number_of(self, position: int) -> int:
@@ -170,61 +183,6 @@ class Inputs:
         return replace(self, count=len(indices), description=description, indices=indices, whole=whole)
 
 
-def synthetic_inputs(
-    specs: Sequence[TensorSpec],
-    shapes: Shapes,
-    count: int,
-    seed: int,
-    image_range: ImageRange | None = None,
-    id_limits: Mapping[str, int] | None = None,
-) -> Inputs:
-    """Make inputs without data.
-
-    Values of row i of the model's k-th input come from a generator of their own, SeedSequence(seed, spawn_key=(k, i)).
-
-    Parameters
-    ----------
-    specs : the model's inputs
-    shapes : shape of every input in one run
-    count : number of inputs, rounded up to whole batches
-    seed : of the random numbers
-    image_range : how pixels become values; None for images of zero mean and unit variance, as networks for normalised images
-        expect them
-    id_limits : exclusive upper bound of integers by input; 2 for others
-
-    Raises
-    ------
-    InputError
-        For no inputs, and for model inputs that are no tensors.
-    """
-    model_batching = batching(specs, shapes)
-    if count < 1:
-        raise InputError(f"{count} synthetic inputs: at least 1 is needed")
-    rounded = -(-count // model_batching.size) * model_batching.size if model_batching.size else count
-    limits = id_limits or {}
-    samplers = {spec.name: sampler(spec, shapes[spec.name], image_range, limits.get(spec.name)) for spec in specs}
-
-    def take(indices: Indices) -> dict[str, np.ndarray]:
-        feeds = {}
-        for position, spec in enumerate(specs):
-            whole = spec.name not in model_batching.batched
-            if whole and spec.is_setting and spec.name not in limits:  # the same to solve and to check on, and in the first run
-                feeds[spec.name] = np.ones(shapes[spec.name], spec.dtype)
-                continue
-            rows = _whole(shapes[spec.name], int(indices[0]) if model_batching.size else 0) if whole else indices
-            seeds = [np.random.SeedSequence(seed, spawn_key=(position, int(row))) for row in rows]
-            drawn = samplers[spec.name].draw([np.random.default_rng(each) for each in seeds])
-            feeds[spec.name] = drawn.reshape(shapes[spec.name]) if whole else drawn
-        return feeds
-
-    description = f"{rounded} synthetic {_kinds(samplers)} (seed {seed})"
-    by_row = model_batching.size is None and len(model_batching.batched) == len(specs)
-    unknown = tuple(name for name, each in samplers.items() if each.kind == UNKNOWN_IDS)
-    assumed = {name: each.assumed for name, each in samplers.items()}
-    made = Inputs(rounded, description, model_batching.size, np.arange(rounded), take, by_row=by_row)
-    return replace(made, assumed=assumed, unknown_ids=unknown)
-
-
 def calibration_inputs(
     given: str | Path | np.ndarray | Mapping[str, np.ndarray],
     specs: Sequence[TensorSpec],
@@ -248,7 +206,8 @@ def calibration_inputs(
         Where the path is missing or cannot be read, or what it holds is empty or does not match the model's inputs.
     """
     model_batching = batching(specs, shapes)
-    layouts = [layout_of(spec, shapes[spec.name], model_batching.batched, image_range) for spec in specs]
+    axes, per_run = model_batching.axes, model_batching.size == 1
+    layouts = [layout_of(spec, shapes[spec.name], axes, per_run, image_range) for spec in specs]
     if isinstance(given, str | Path):
         path = Path(given)
         name, full_name = path.name or str(path), str(path)
@@ -260,6 +219,9 @@ def calibration_inputs(
         what = "image files or uint8 arrays, and other values are used as they are: drop `fit` and `color`"
         raise InputError(f"`calibration` {full_name} holds no images, that is {what}")
     counts = {each: source.count for each, source in sources.items() if source.count is not None}
+    if max(counts.values(), default=1) > 1:
+        sources = {each: _repeated(source) if source.count == 1 else source for each, source in sources.items()}
+        counts = {each: count for each, count in counts.items() if count > 1}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{count} of {each!r}" for each, count in counts.items())
         raise InputError(f"{full_name} holds {found}: the same number of each input is needed")
@@ -276,16 +238,10 @@ def calibration_inputs(
     pixels = {each: source.pixels for each, source in sources.items() if source.pixels}
     names = next((source.names for source in sources.values() if source.names), ())
     unused = image_range is not None and not pixels
-    made = Inputs(count, description, model_batching.size, np.arange(count), take, total, pixels=pixels, names=names)
+    made = Inputs(count, description, model_batching.size, np.arange(count), take, total, axes=axes, pixels=pixels, names=names)
     return replace(made, range_unused=unused)
 
 
-def _whole(shape: tuple[int, ...], run: int) -> Indices:
-    """The rows that make up an input that is given whole to the run of this number."""
-    size = shape[0] if shape else 1
-    return np.arange(run * size, (run + 1) * size)
-
-
-def _kinds(samplers: Mapping[str, Sampler]) -> str:
-    kinds = list(dict.fromkeys(each.kind for each in samplers.values()))
-    return kinds[0] if len(kinds) == 1 and kinds[0] in MADE_OF and kinds != ["noise"] else f"inputs: {', '.join(kinds)}"
+def _repeated(source: FeedSource) -> FeedSource:
+    """One row for every input, such as a state to start from."""
+    return replace(source, count=None, take=lambda indices: source.take(np.zeros_like(indices)))

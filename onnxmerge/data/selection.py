@@ -12,12 +12,15 @@ from onnxmerge.algorithms import sample_counts
 from onnxmerge.data import first_layers
 from onnxmerge.data.balance import balanced, held
 from onnxmerge.data.batching import batching, check_batch
+from onnxmerge.data.fed_back import fed_back
 from onnxmerge.data.first_layers import InputProperties
 from onnxmerge.data.given_shapes import checked_shapes
 from onnxmerge.data.images import image_reading_of
-from onnxmerge.data.inputs import Inputs, calibration_inputs, synthetic_inputs
+from onnxmerge.data.inputs import Inputs, calibration_inputs
 from onnxmerge.data.next_tokens import WINDOWS, looks_back_only, predicted_input, sweeps_for, with_predicted_tokens
 from onnxmerge.data.synthetic import image_range_of
+from onnxmerge.data.synthetic_inputs import synthetic_inputs
+from onnxmerge.execution.batch_axes import batch_symbol, named_axes
 from onnxmerge.execution.first_run import batch_that_fits
 from onnxmerge.execution.input_sizes import GivenShapes, with_given_sizes
 from onnxmerge.execution.sessions import Session, open_session
@@ -86,7 +89,9 @@ def calibration_and_check_inputs(
         Where the inputs are too few or do not match the model, or the model does not take the batch that is to be timed.
     """
     is_run = not pruning.uses_weights_only  # elsewhere it only says what the inputs are
-    session = open_session(source, optimise=True, threads=runtime.threads, label=str(source), prepack=is_run)
+    session = open_session(source, optimise=True, threads=runtime.threads, label=str(source), prepack=is_run).called(
+        analysed.call
+    )
     check_batch(source, batching(session.inputs, analysed.shapes).size, runtime.batch, analysed.shapes)
     if options.calibration is None:
         return _synthetic(session, analysed, options, runtime.max_memory, pruning.uses_weights_only, tell)
@@ -143,8 +148,8 @@ def oversampling(analysed: AnalysedModel) -> int:
 
 def inputs_analysed(analysed: AnalysedModel) -> int:
     """How many inputs the run has that gave the shapes; axis 0 of a tensor may count more than these, as (inputs * tokens, n)."""
-    known = batching(input_specs(analysed.model.proto), analysed.shapes)
-    return max((analysed.shapes[name][0] for name in known.batched), default=1)
+    known = batching(analysed.call.described(input_specs(analysed.model.proto)), analysed.shapes)
+    return max((analysed.shapes[name][axis] for name, axis in known.axes.items()), default=1)
 
 
 def inputs_needed(analysed: AnalysedModel) -> int:
@@ -175,7 +180,7 @@ def inputs_for(
     Parameters
     ----------
     session : Session
-        The model.
+        The model, `called` as its first runs showed.
     shapes : Mapping[str, tuple[int, ...]]
         Shape of every tensor in one run.
     options : InputOptions
@@ -203,7 +208,8 @@ def inputs_for(
     inputs = _inputs_for(session, shapes, options, count, properties or InputProperties())
     if fresh and inputs.synthetic:
         inputs = replace(inputs, indices=inputs.indices + FRESH, description=f"{inputs.description}, others than compress draws")
-    return replace(inputs, largest_batch=batch_that_fits(shapes, inputs.feeds_with(0), max_memory))
+    states = fed_back(session.inputs, session.outputs, shapes, {**inputs.axes, **inputs.output_axes})
+    return replace(inputs, states=states, largest_batch=batch_that_fits(shapes, inputs.feeds_with(0), max_memory))
 
 
 def affordable(names: Iterable[str], shapes: Shapes) -> int:
@@ -215,13 +221,14 @@ def _inputs_for(
     session: Session, shapes: Shapes, options: InputOptions, count: int | None, properties: InputProperties
 ) -> Inputs:
     image_range, specs, call_size = image_range_of(options), session.inputs, 1
+    output_axes = named_axes(session.outputs, batch_symbol(specs, batching(specs, shapes).axes))
     if options.input_shape is not None:
         sizes = checked_shapes(options.input_shape, specs)
         specs = tuple(with_given_sizes(specs, GivenShapes(sizes)))
-        call_size = max((sizes[name][0] for name in batching(specs, shapes).batched & sizes.keys()), default=1)
+        call_size = max((sizes[name][axis] for name, axis in batching(specs, shapes).axes.items() if name in sizes), default=1)
     if options.calibration is not None:
         given = calibration_inputs(options.calibration, specs, shapes, image_range, image_reading_of(options))
-        given = replace(given, call_size=call_size)
+        given = replace(given, call_size=call_size, output_axes=output_axes)
         if options.samples is None or given.count <= options.samples or given.batch_size is not None:
             return given
         return given.subset(np.linspace(0, given.count - 1, options.samples).astype(np.int64), "evenly chosen")
@@ -232,7 +239,7 @@ def _inputs_for(
     count = count or (CHECK_INPUTS if tokens is None else WINDOWS)
     if not options.samples:
         count = min(count, affordable((spec.name for spec in session.inputs), shapes))
-    inputs = replace(made(count=options.samples or count), call_size=call_size)
+    inputs = replace(made(count=options.samples or count), call_size=call_size, output_axes=output_axes)
     if tokens is not None:
         return with_predicted_tokens(inputs, session, tokens, sweeps_for(properties.id_limits[tokens]), options.seed)
     return inputs if image_range is not None else first_layers.scaled_for_batchnorm(inputs, properties)

@@ -18,7 +18,8 @@ def picture_of(inputs: Inputs, position: int) -> str:
     """The input at a position as a PNG in base64, of the first model input that takes images; empty where none does."""
     row = position % (inputs.batch_size or 1)
     for name, value in inputs.feeds_with(position).items():
-        pixels = pixels_of(value[row]) if value.ndim == 4 and row < len(value) else None
+        axis = inputs.axes.get(name, 0)
+        pixels = pixels_of(value.take(row, axis)) if value.ndim == 4 and row < value.shape[axis] else None
         if pixels is not None:
             is_bgr = "BGR" in inputs.pixels.get(name, "")
             return _png(pixels[..., ::-1] if is_bgr else pixels)

@@ -22,7 +22,7 @@ Record = Mapping[str, np.ndarray]
 
 def takes_tokens(layouts: Sequence[InputLayout]) -> bool:
     """Whether all inputs are integers or booleans (N, T)."""
-    return all(each.batched and len(each.dims) == 1 and each.spec.dtype.kind in "iub" for each in layouts)
+    return all(each.axis == 0 and len(each.dims) == 1 and each.spec.dtype.kind in "iub" for each in layouts)
 
 
 def jsonl_records(path: Path, layouts: Sequence[InputLayout]) -> list[Record]:

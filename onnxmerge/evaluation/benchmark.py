@@ -137,7 +137,7 @@ def benchmark(
     shapes = shapes_of(runs.first)
     session, _ = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
     count = max(2, *(batch or 1 for batch in batches))
-    inputs = inputs_for(session, shapes, options, count, properties_of_file(reference, protos[0]), fresh=True)
+    inputs = inputs_for(session.called(runs.call), shapes, options, count, properties_of_file(reference, protos[0]), fresh=True)
     for batch in batches:
         check_batch(reference, inputs.batch_size, batch, shapes)
     sizes = [size_of_file(*each, runtime.max_memory) for each in zip(files, protos, pair_of_runs, strict=True)]
@@ -219,5 +219,5 @@ def time_pair(
     provider = replace(provider, settings=replace(provider.settings, cuda_graph=runtime.cuda_graph))
     pair = open_pair(reference, candidate, provider, optimise=True, threads=runtime.threads)
     feeds = inputs.repeated(batch or runtime.batch or inputs.call_size)
-    found = compare_latency(*pair, feeds, **asdict(effort or DEFAULT_EFFORT), seed=seed)
+    found = compare_latency(*pair, feeds, axes=inputs.axes, **asdict(effort or DEFAULT_EFFORT), seed=seed)
     return replace(found, execution=execution_of(*pair), processor=processor_name(gpu=provider.name != CPU.name))

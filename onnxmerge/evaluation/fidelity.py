@@ -16,6 +16,7 @@ from onnxmerge.evaluation.decisions import ChangedDecisions
 from onnxmerge.evaluation.examples import with_examples
 from onnxmerge.evaluation.output_kinds import output_kinds
 from onnxmerge.evaluation.output_metrics import OutputMoments
+from onnxmerge.execution.batch_axes import Axes
 from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.processor import processor_name
 from onnxmerge.execution.providers import CPU, Provider
@@ -37,6 +38,7 @@ def compare(
     description: str,
     labels: np.ndarray | None = None,
     *,
+    axes: tuple[Axes, Axes] = ({}, {}),
     synthetic: bool = False,
     kinds: Mapping[str, str] = MappingProxyType({}),
 ) -> Fidelity:
@@ -47,16 +49,18 @@ def compare(
     reference, candidate : Session
         The two models.
     batches, description : Iterable[Feeds], str
-        Feeds whose axis 0 counts inputs, and what these are, for the report.
+        Feeds of some inputs each, and what these are, for the report.
     labels : ndarray of shape (inputs,), int, or None
         Class numbers; then the accuracy of both models is measured in the same runs.
+    axes : tuple of Mapping[str, int]
+        The batch's axis by input, and by output; axis 0 of those that are not named.
     synthetic, kinds : bool, Mapping[str, str]
         Whether the inputs were made without data, and `output_kinds` of the reference.
 
     Returns
     -------
     Fidelity
-        An output whose axis 0 is not the batch counts as one sample a batch. Sequences and maps of numbers are compared as one
+        An output without the batch counts as one sample a batch. Sequences and maps of numbers are compared as one
         array; strings and ids by equality, where fidelity and cosine are the share of them that is equal. An output whose
         shape or type differs is `unmeasured`.
 
@@ -71,7 +75,8 @@ def compare(
 
     def runs() -> Iterator[tuple[int, Outputs, Outputs]]:
         for feeds in batches:
-            size, expected, found = batch_size(feeds), reference.run(feeds), candidate.run(feeds)
+            size = batch_size(feeds, axes[0])
+            expected, found = (batch_first(session.run(feeds), axes[1]) for session in (reference, candidate))
             not_finite.update(name for name, value in feeds.items() if not is_finite(value))
             if label_counts is not None:
                 label_counts.add(size, expected, found)
@@ -99,13 +104,15 @@ def fidelity_of(
     first = recorded(opened(reference, label=label_of(reference, "the reference")), inputs.batches(BATCH))
     second = opened(candidate, label=label_of(candidate, "the candidate"))
     kinds = output_kinds(read_graph(reference, first.label))
-    fidelity = compare(first, second, inputs.batches(BATCH), inputs.description, synthetic=inputs.synthetic, kinds=kinds)
-    return with_examples(fidelity, inputs)
+    batches, axes = inputs.batches(BATCH), (inputs.axes, inputs.output_axes)
+    found = compare(first, second, batches, inputs.description, axes=axes, synthetic=inputs.synthetic, kinds=kinds)
+    return with_examples(found, inputs)
 
 
 def compare_outputs(
     runs: Iterable[tuple[int, Outputs, Outputs]],
     names: Sequence[str],
+    axes: Axes = MappingProxyType({}),
     *,
     synthetic: bool = False,
     kinds: Mapping[str, str] = MappingProxyType({}),
@@ -118,6 +125,8 @@ def compare_outputs(
         For each batch the number of inputs, the reference's outputs and the candidate's, by name.
     names : Sequence[str]
         The outputs to compare.
+    axes : Mapping[str, int]
+        The batch's axis by output; axis 0 of those that are not named.
     synthetic : bool
         Whether the inputs were made without data.
     kinds : Mapping[str, str]
@@ -132,7 +141,8 @@ def compare_outputs(
         name: OutputMoments(name, synthetic=synthetic, decisions=ChangedDecisions(holds=kinds.get(name, ""))) for name in names
     }
     inputs = 0
-    for size, expected, found in runs:
+    for size, *both in runs:
+        expected, found = (batch_first(outputs, axes) for outputs in both)
         for name, accumulated in moments.items():
             arrays = as_array(expected[name]), as_array(found[name])
             why = accumulated.unmeasured or _difference(*arrays)
@@ -177,6 +187,12 @@ class _LabelCount:
             raise InputError(f"{len(self.labels)} labels do not fit {self.seen} inputs: one label for each input is needed")
         before, after = (count / self.seen for count in self.correct)
         return Accuracy(before, after)
+
+
+def batch_first(outputs: Outputs, axes: Axes) -> Outputs:
+    """The outputs with the batch on axis 0; axes: which it is by output."""
+    moved = {name: axis for name, axis in axes.items() if axis and np.ndim(outputs.get(name, 0)) > axis}
+    return {**outputs, **{name: np.moveaxis(outputs[name], axis, 0) for name, axis in moved.items()}}
 
 
 def as_array(value: Any) -> np.ndarray:

@@ -11,11 +11,13 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
 
 from onnxmerge.errors import ModelError, ProviderError
+from onnxmerge.execution.batch_axes import Axes
 from onnxmerge.execution.sessions import Session
 from onnxmerge.execution.tensor_specs import Feeds, batch_size
 from onnxmerge.results import LatencyComparison, LatencySummary
@@ -41,6 +43,7 @@ def compare_latency(
     candidate: Session,
     feeds: Feeds,
     *,
+    axes: Axes = MappingProxyType({}),
     seconds: float = 5.0,
     min_runs: int = 20,
     rounds: int = ROUNDS,
@@ -56,6 +59,8 @@ def compare_latency(
     ----------
     reference, candidate, feeds : Session, Session, mapping
         Opened alike, and the inputs of one call.
+    axes : mapping of str to int
+        The batch's axis by input, as `batch_size` takes them.
     seconds, min_runs : float, int
         Time to measure for, and least number of calls of each model.
     rounds, seed, clock : int, int, callable
@@ -79,7 +84,7 @@ def compare_latency(
     measured, warm_up = _rounds((reference, candidate), feeds, seconds, min_runs, max(rounds, 1), generator, clock)
     ratio, low, high = ratio_interval(measured, generator)
     times = shifted_to(ratio, np.concatenate(measured))
-    before, after, batch = _summary(times[:, 0]), _summary(times[:, 1]), batch_size(feeds)
+    before, after, batch = _summary(times[:, 0]), _summary(times[:, 1]), batch_size(feeds, axes)
     return LatencyComparison(
         reference=before,
         candidate=after,

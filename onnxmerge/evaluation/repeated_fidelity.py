@@ -51,7 +51,7 @@ class RepeatedFidelity:
         """Of all outputs of a candidate."""
         session = opened_at_few_positions(candidate, "the model", self.steps, self.threads)
         runs, names = self._runs(session, inputs), self._session.output_names
-        return compare_outputs(runs, names, synthetic=inputs.synthetic, kinds=self._kinds)[0]
+        return compare_outputs(runs, names, inputs.output_axes, synthetic=inputs.synthetic, kinds=self._kinds)[0]
 
     def worst(self, candidate: ModelSource, inputs: Inputs) -> float:
         """Fidelity of the output of a candidate that suffers most."""
@@ -63,4 +63,4 @@ class RepeatedFidelity:
             expected = self._held[key] if key in self._held else self._session.run(feeds)
             if sum(as_array(value).nbytes for each in self._held.values() for value in each.values()) < HELD_BYTES:
                 self._held[key] = expected
-            yield batch_size(feeds), expected, candidate.run(feeds)
+            yield batch_size(feeds, inputs.axes), expected, candidate.run(feeds)

@@ -115,18 +115,19 @@ def _verify_files(
     pair_of_runs = first_runs_of_pair(*files, protos, given, runtime.max_memory)
     runs = pair_of_runs[0]
     shapes = shapes_of(runs.first)
-    pair = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
-    _check_types(*pair)
+    first, second = open_pair(reference, candidate, provider, optimise=False, threads=runtime.threads)
+    _check_types(first, second)
     before, after = (size_of_file(*each, runtime.max_memory) for each in zip(files, protos, pair_of_runs, strict=True))
     graphs = [graph_view(proto, file.parent) for proto, file in zip(protos, files, strict=True)]
     properties = properties_of_file(reference, protos[0])
-    inputs = inputs_for(pair[0], shapes, given, properties=properties, max_memory=runtime.max_memory, fresh=True)
+    inputs = inputs_for(first.called(runs.call), shapes, given, properties=properties, max_memory=runtime.max_memory, fresh=True)
     classes = None if label_file is None else read_labels(label_file, inputs)
     same_channel_counts = graphs[0].layers == graphs[1].layers
     check_layers = not same_channel_counts and not thresholds.outputs_given and fits_in_memory(shapes)
     layer_comparison = compare_some_layers(reference, candidate, inputs, shapes) if layers or check_layers else None
     kinds, batches = output_kinds(graphs[0].proto), _told(inputs, progress)
-    fidelity = compare(*pair, batches, inputs.description, classes, synthetic=inputs.synthetic, kinds=kinds)
+    axes = inputs.axes, inputs.output_axes
+    fidelity = compare(first, second, batches, inputs.description, classes, axes=axes, synthetic=inputs.synthetic, kinds=kinds)
     shown = layer_comparison if layers else None
     fidelity = replace(fidelity, same_channel_counts=same_channel_counts, layer_comparison=shown)
     if worst_file is not None:
@@ -161,7 +162,7 @@ def _told(inputs: Inputs, progress: Progress) -> Iterator[Feeds]:
     for feeds in inputs.batches(BATCH):
         progress("comparing outputs", done / inputs.count)
         yield feeds
-        done += batch_size(feeds)
+        done += batch_size(feeds, inputs.axes)
 
 
 def _check_types(reference: Session, candidate: Session) -> None:

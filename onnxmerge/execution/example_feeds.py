@@ -56,12 +56,10 @@ def example_shapes(inputs: Sequence[TensorSpec], sizes: Mapping[Axis, int]) -> d
 
 
 def example_feeds(inputs: Sequence[TensorSpec], shapes: Shapes, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random inputs of these shapes by name, settings 1; `seed` is that of the values."""
+    """Random inputs of these shapes by name, settings as they are described; `seed` is that of the values."""
     generator = np.random.default_rng(seed)
     return {
-        spec.name: np.ones(shapes[spec.name], spec.dtype)
-        if spec.is_setting
-        else random_values(generator, shapes[spec.name], spec.dtype)
+        spec.name: spec.set_to(shapes[spec.name]) if spec.is_setting else random_values(generator, shapes[spec.name], spec.dtype)
         for spec in inputs
     }
 

@@ -13,13 +13,15 @@ import onnx
 from onnx import ModelProto
 
 from onnxmerge.errors import InputError, ModelError
+from onnxmerge.execution.batch_axes import Call
 from onnxmerge.execution.input_sizes import NOTHING_GIVEN, GivenShapes, first_trials
 from onnxmerge.execution.limited_process import ProcessFailure, answer_of, limit_own_memory
 from onnxmerge.execution.sessions import open_session
-from onnxmerge.execution.shapes import FirstRuns, Observation, observe_twice
+from onnxmerge.execution.shapes import Observation
 from onnxmerge.execution.size_hints import size_hints
 from onnxmerge.execution.static_cost import StaticCost
 from onnxmerge.execution.tensor_specs import Feeds, TensorSpec, input_specs
+from onnxmerge.execution.trial_runs import FirstRuns, observe_twice
 from onnxmerge.onnxio.export import export_without_weights
 from onnxmerge.onnxio.external_data import byte_count, external_bytes, is_external
 from onnxmerge.onnxio.model_files import load
@@ -95,7 +97,7 @@ def first_observations(
         None if each is None else {name: _observation(*value) for name, value in each.items()} for each in answer["runs"]
     )
     assert first is not None
-    return FirstRuns(first, second, answer["origins"], given.pixels)
+    return FirstRuns(first, second, answer["origins"], given.pixels, Call(*answer["call"]))
 
 
 def batch_that_fits(shapes: Mapping[str, tuple[int, ...]], feeds: Feeds, max_memory: int | None = None) -> int:
@@ -126,12 +128,12 @@ def main(memory_bytes: int, mapped_bytes: int, model: Path, label: str, given: G
     limit_own_memory(memory_bytes + mapped_bytes)
     answer: dict[str, Any]
     try:
-        *runs, origins, _ = observe_twice(model, label=label, allowed=allowed, given=given)
+        *runs, origins, _, call = observe_twice(model, label=label, allowed=allowed, given=given)
         open_session(model, optimise=True, prepack=False, label=label)  # folds constants
         with contextlib.suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError):
             onnx.shape_inference.infer_shapes(export_without_weights(load(model)), data_prop=True)  # as export does
         written = [None if run is None else {name: _as_json(each) for name, each in run.items()} for run in runs]
-        answer = {"runs": written, "origins": origins}
+        answer = {"runs": written, "origins": origins, "call": [call.axes, call.settings]}
     except (ModelError, InputError) as error:
         answer = {"error": str(error)}
     except MemoryError:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxmerge.execution.batch_axes import Axes, batch_axes, without_axis
 from onnxmerge.execution.example_feeds import Axis, Shapes, axes_of, dynamic_axes, example_shapes
 from onnxmerge.execution.size_hints import SizeHints
 from onnxmerge.execution.tensor_specs import TensorSpec
@@ -48,6 +49,16 @@ class GivenShapes:
     pixels: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
 
+    def without_batch(self, axes: Axes) -> GivenShapes:
+        """Without how many calibration inputs there are: that is no size of one call."""
+        counted = {name: axis for name, axis in axes.items() if self.origins.get(name) == "calibration"}
+        open_at = {
+            name: (*shape[: counted[name]], None, *shape[counted[name] + 1 :])
+            for name, shape in self.shapes.items()
+            if name in counted
+        }
+        return replace(self, shapes={**self.shapes, **open_at})
+
 
 NOTHING_GIVEN = GivenShapes()
 
@@ -86,8 +97,8 @@ def first_trials(inputs: Sequence[TensorSpec], hints: SizeHints, given: GivenSha
     InputError
         For an input that is not a tensor.
     """
-    axes, known = dynamic_axes(inputs), _given_sizes(inputs, given)
-    uses = {axis: _use(*place) for axis, place in axes.items()}
+    axes, known, batches = dynamic_axes(inputs), _given_sizes(inputs, given), batch_axes(inputs)
+    uses = {axis: _use(*place, batches) for axis, place in axes.items()}
     choices = _choices({uses[axis] for axis in axes.keys() - known.keys()}, hints)
     unhinted = [each for each in choices if not each[0] or len(each[0]) > 2]
     trials: dict[object, Trial] = {}
@@ -104,11 +115,11 @@ def other_shapes(inputs: Sequence[TensorSpec], first: Shapes) -> Iterator[dict[s
 
     Height and width are apart before they are alike, and cheap sizes come before those that are near the first ones.
     """
-    axes = dynamic_axes(inputs)
+    axes, batches = dynamic_axes(inputs), batch_axes(inputs)
     size = {axis: first[spec.name][number] for axis, (spec, number) in axes.items()}
-    batch = {axis: 1 if size[axis] == 2 else 2 for axis, (_, number) in axes.items() if number == 0}
+    batch = {axis: 1 if size[axis] == 2 else 2 for axis, place in axes.items() if _is_batch(*place, batches)}
     others = [axis for axis in axes if axis not in batch]
-    without_channels = [axis for axis in others if _use(*axes[axis]) != "channels"]
+    without_channels = [axis for axis in others if _use(*axes[axis], batches) != "channels"]
     for changing, skew in ((others, SKEW), (without_channels, SKEW), (without_channels, 0)):
         changed = [sizes for sizes in _changed(changing, size, skew) if 0 not in sizes.values()]
         distinct = [size | sizes for sizes in changed if all(sizes[axis] != size[axis] for axis in changing)]
@@ -134,12 +145,13 @@ def origins_of(inputs: Sequence[TensorSpec], trial: Trial, other: Shapes | None,
 
     other: shapes of another run that succeeded; sizes of which none other runs are said by the graph.
     """
-    axes, known = dynamic_axes(inputs), _given_sizes(inputs, given)
-    batches = {axis for axis, (_, number) in axes.items() if number == 0}
+    axes, known, batch = dynamic_axes(inputs), _given_sizes(inputs, given), batch_axes(inputs)
+    batches = {axis for axis, place in axes.items() if _is_batch(*place, batch)}
     origins = {}
     for spec in inputs:
         own = axes_of(spec, axes)
-        unchanged = other is None or other[spec.name][1:] == trial.shapes[spec.name][1:]
+        at = batch.get(spec.name, 0)
+        unchanged = other is None or without_axis(other[spec.name], at) == without_axis(trial.shapes[spec.name], at)
         if own and spec.name in given.shapes and (own - batches or None not in given.shapes[spec.name]):
             origins[spec.name] = given.origins[spec.name]
         elif own <= batches:
@@ -172,15 +184,22 @@ def _choices(uses: set[str], hints: SizeHints) -> list[tuple[dict[str, int], boo
     return choices + (alike if uses - {"batch"} else [])
 
 
-def _use(spec: TensorSpec, number: int) -> str:
+def _is_batch(spec: TensorSpec, number: int, batches: Axes) -> bool:
+    """Whether an axis counts inputs, or is an axis 0 that may: that of an input without a batch."""
+    return number == batches.get(spec.name, 0)
+
+
+def _use(spec: TensorSpec, number: int, batches: Axes) -> str:
     """What an axis counts, a key of `SIZES`, "channels", or "" where that is not known."""
     dims, rank = spec.dims, len(spec.dims)
     name, symbol = spec.name.lower(), str(dims[number]).lower()
     is_image = rank == 4 and spec.dtype.kind in "fu" and spec.dtype != np.dtype(np.uint32)
-    if number == 0:
+    if _is_batch(spec, number, batches):
         return "batch"
     if "mask" in name or (spec.dtype.kind != "f" and not is_image) or (rank > 2 and re.search("seq|len|past|tok", symbol)):
         return "tokens"
+    if number == 0:
+        return "frames"
     if rank < 4:
         return "samples" if rank == 2 or dims[3 - number] == 1 else "frames"
     if rank == 5:
@@ -203,13 +222,13 @@ def _use_in_image(dims: tuple[int | str | None, ...], number: int) -> str:
 
 
 def with_given_sizes(inputs: Sequence[TensorSpec], given: GivenShapes) -> list[TensorSpec]:
-    """The inputs with given sizes for their dynamic axes, but for axis 0, whose name says what the batch is."""
-    known = _given_sizes(inputs, given)
+    """The inputs with given sizes for their dynamic axes, but for the batch, which counts inputs."""
+    known, batches = _given_sizes(inputs, given), batch_axes(inputs)
 
     def sized(spec: TensorSpec, number: int, dim: int | str | None) -> int | str | None:
         shape = given.shapes.get(spec.name, ())
         own = shape[number] if len(shape) == len(spec.dims) else known.get(dim) if isinstance(dim, str) else None
-        return dim if number == 0 or isinstance(dim, int) or own is None else own
+        return dim if _is_batch(spec, number, batches) or isinstance(dim, int) or own is None else own
 
     return [replace(spec, dims=tuple(sized(spec, *each) for each in enumerate(spec.dims))) for spec in inputs]
 

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from onnxmerge.errors import ModelError, ProviderError
+from onnxmerge.execution.batch_axes import Call
 from onnxmerge.execution.messages import runtime_message
 from onnxmerge.execution.providers import CPU, Provider
 from onnxmerge.execution.session_options import provider_list, session_options
@@ -80,6 +81,10 @@ class Session:
     def output_names(self) -> tuple[str, ...]:
         """In the model's order."""
         return tuple(output.name for output in self.outputs)
+
+    def called(self, call: Call) -> Session:
+        """The same session, that says of its inputs and outputs which axes are the batch, and what settings are."""
+        return replace(self, inputs=call.described(self.inputs), outputs=call.described(self.inputs, self.outputs))
 
     def run(self, feeds: Feeds) -> dict[str, Any]:
         """Every output by name.

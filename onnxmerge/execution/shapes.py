@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnx
 
 from onnxmerge.errors import ModelError
-from onnxmerge.execution.example_feeds import Shapes, example_feeds
-from onnxmerge.execution.input_sizes import NOTHING_GIVEN, GivenShapes, Trial, first_trials, origins_of, other_shapes
 from onnxmerge.execution.messages import runtime_message
 from onnxmerge.execution.sessions import ModelSource, Session, open_session, path_of
-from onnxmerge.execution.size_hints import size_hints
-from onnxmerge.execution.tensor_specs import Feeds, TensorSpec
+from onnxmerge.execution.tensor_specs import Feeds
 from onnxmerge.onnxio.wire_format import read_model
-from onnxmerge.results import InputShape
 
 VALUE_LIMIT = 64  # elements: shapes, indices and axes have at most a few of them
-MOST_DISAGREEING = 6  # runs whose outputs have other shapes than declared, before the first of them is taken
 
 
 @dataclass(frozen=True)
@@ -44,40 +38,6 @@ class Observation:
 
 
 Observations = dict[str, Observation]
-Allowed = Callable[[Sequence[TensorSpec], Mapping[str, tuple[int, ...]]], None]
-
-
-class FirstRuns(NamedTuple):
-    """What a model's first runs showed.
-
-    Attributes
-    ----------
-    first : dict of str to Observation
-        Of a run with the sizes on which everything is counted, checked and timed.
-    second : dict of str to Observation or None
-        Of a run with others: what differs is dynamic. The batch, or the other sizes, stay the same where only so it runs; None
-        where no input is dynamic or no second run succeeds.
-    origins : dict of str to str
-        By input where its sizes come from, see `origins_of`.
-    pixels : Mapping of str to str
-        By input how the pixels of the user's images become its values.
-    """
-
-    first: Observations
-    second: Observations | None
-    origins: dict[str, str]
-    pixels: Mapping[str, str]
-
-    @property
-    def inputs(self) -> tuple[InputShape, ...]:
-        """The sizes of the first run, for reports."""
-        return tuple(
-            InputShape(name, self.first[name].shape, origin, self.pixels.get(name, "")) for name, origin in self.origins.items()
-        )
-
-
-def anything_goes(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Inputs of any size are allowed."""
 
 
 def observe(model: ModelSource, feeds: Feeds, *, label: str | None = None, folder: Path | None = None) -> Observations:
@@ -113,104 +73,11 @@ def observe(model: ModelSource, feeds: Feeds, *, label: str | None = None, folde
     >>> seen["r"].shape, seen["y"].value.tolist()
     ((3, 2), [3, 2])
     """
-    return _observe(open_with_all_outputs(model, label, folder), feeds)
+    return observed(open_with_all_outputs(model, label, folder), feeds)
 
 
-def observe_twice(
-    model: ModelSource,
-    *,
-    given: GivenShapes = NOTHING_GIVEN,
-    seed: int = 0,
-    label: str | None = None,
-    folder: Path | None = None,
-    allowed: Allowed = anything_goes,
-) -> FirstRuns:
-    """Two runs on random inputs: the first of `first_trials` that runs and gives outputs of the shapes declared, then another.
-
-    Of a model that nobody has run before use `first_run.first_observations`.
-
-    Parameters
-    ----------
-    given : GivenShapes
-        Sizes that are not to be chosen.
-    seed : int
-        Of the inputs. The others are those of `observe`.
-    allowed : callable
-        Called with the inputs before their values are made; a ModelError of it counts as one of the model's.
-
-    Raises
-    ------
-    ModelError
-        Where no first run succeeds, with the reason of the first try.
-    """
-    proto = read_graph(model, _label(model, label))
-    session = _opened(proto, model, label, folder)
-    trials = first_trials(session.inputs, size_hints(proto), given)
-    declared = [spec for spec in session.outputs if spec.name in {output.name for output in proto.graph.output}]
-    ran: list[tuple[Trial, Observations]] = []
-    reason = None
-    for trial in trials:
-        try:
-            ran.append((trial, _observe(session, _feeds(session, trial.shapes, seed, allowed, given))))
-        except ModelError as error:
-            reason = reason or error
-            continue
-        if agrees(session.inputs, declared, ran[-1][1]) or len(ran) == MOST_DISAGREEING:
-            break
-    if not ran:
-        alone = len(trials) == 1 and not given.shapes
-        raise reason if alone and reason is not None else ModelError(_never_runs(session.inputs, trials, given, reason))
-    trial, first = next((each for each in ran if agrees(session.inputs, declared, each[1])), ran[0])
-    second = _observe_otherwise(session, trial.shapes, seed, allowed, given)
-    others = None if second is None else {spec.name: second[spec.name].shape for spec in session.inputs}
-    return FirstRuns(first, second, origins_of(session.inputs, trial, others, given), given.pixels)
-
-
-def agrees(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], observed: Observations) -> bool:
-    """Whether the outputs had the sizes that are declared: numbers, and names that the inputs have too."""
-    sizes: dict[int | str | None, set[int]] = {}
-    for spec in inputs:
-        for dim, size in zip(spec.dims, observed[spec.name].shape, strict=True):
-            sizes.setdefault(dim, set()).add(size)
-    for spec in outputs:
-        shape = observed[spec.name].shape
-        if len(shape) == len(spec.dims) and any(
-            size not in ({dim} if isinstance(dim, int) else sizes.get(dim or "", {size}))
-            for dim, size in zip(spec.dims, shape, strict=True)
-        ):
-            return False
-    return True
-
-
-def _never_runs(inputs: Sequence[TensorSpec], trials: Sequence[Trial], given: GivenShapes, reason: ModelError | None) -> str:
-    settings = ", ".join(spec.name for spec in inputs if spec.is_setting and spec.name not in given.values)
-    reason_told = (
-        f"{reason}; {settings} was set to 1: inputs of yours as `calibration` give what it takes" if settings else reason
-    )
-    if given.shapes:
-        sizes = ", ".join(InputShape(name, shape, "").text for name, shape in trials[0].shapes.items())
-        whose = {"reference": "of the reference's sizes", "calibration": "of the sizes of the calibration inputs"}
-        return f"with inputs {whose.get(next(iter(given.origins.values())), 'of the sizes given')}, {sizes}: {reason_told}"
-    return f"no input size tried makes it run ({len(trials)} were tried; give yours with `input_shape`): {reason_told}"
-
-
-def _observe_otherwise(session: Session, first: Shapes, seed: int, allowed: Allowed, given: GivenShapes) -> Observations | None:
-    """A run with other sizes than those of the first, with as much changed as the model allows."""
-    for shapes in other_shapes(session.inputs, first):
-        try:
-            return _observe(session, _feeds(session, shapes, seed, allowed, given))
-        except ModelError:
-            continue
-    return None
-
-
-def _feeds(session: Session, shapes: Shapes, seed: int, allowed: Allowed, given: GivenShapes) -> Feeds:
-    allowed(session.inputs, shapes)
-    values = {spec.name: np.array(given.values[spec.name], spec.dtype) for spec in session.inputs if spec.name in given.values}
-    return example_feeds(session.inputs, shapes, seed) | values
-
-
-def _observe(session: Session, feeds: Feeds) -> Observations:
+def observed(session: Session, feeds: Feeds) -> Observations:
+    """What `observe` gives, of a session that has every tensor as an output."""
     values = {**feeds, **session.run(feeds)}
     return {name: _observation(value) for name, value in values.items() if isinstance(value, np.ndarray)}
 
@@ -226,11 +93,12 @@ def open_with_all_outputs(model: ModelSource, label: str | None, folder: Path | 
     Weights in external files stay there: only the graph is read and written. Types are left to ONNX Runtime to infer. The
     parameters and errors are those of `observe`.
     """
-    return _opened(read_graph(model, _label(model, label)), model, label, folder)
+    return opened_with_outputs(read_graph(model, label_of_source(model, label)), model, label, folder)
 
 
-def _opened(proto: onnx.ModelProto, model: ModelSource, label: str | None, folder: Path | None) -> Session:
-    label = _label(model, label)
+def opened_with_outputs(proto: onnx.ModelProto, model: ModelSource, label: str | None, folder: Path | None) -> Session:
+    """`open_with_all_outputs` of a model that has been read."""
+    label = label_of_source(model, label)
     folder = folder if isinstance(model, bytes) else path_of(model).parent
     computed = [name for node in proto.graph.node for name in node.output if name]
 
@@ -246,7 +114,8 @@ def _opened(proto: onnx.ModelProto, model: ModelSource, label: str | None, folde
     return replace(session, outputs=readable)
 
 
-def _label(model: ModelSource, label: str | None) -> str:
+def label_of_source(model: ModelSource, label: str | None) -> str:
+    """What errors call a model: by default its path."""
     return label or (str(model) if isinstance(model, Path) else "the model")
 
 

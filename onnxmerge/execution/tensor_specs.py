@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -33,12 +35,15 @@ class TensorSpec:
         Of the values; object for strings, and for everything that is not a tensor; float32 for bfloat16.
     dims : tuple of (int, str or None)
         By axis its size, the name of a symbolic one, None for an unknown one.
+    setting : int, bool or None
+        What a setting is where its value is made up; None where nothing tells, and then it is 1.
     """
 
     name: str
     type: str
     dtype: np.dtype
     dims: tuple[int | str | None, ...]
+    setting: Any = None
 
     @property
     def shape(self) -> tuple[int | None, ...]:
@@ -52,9 +57,13 @@ class TensorSpec:
 
     @property
     def is_setting(self) -> bool:
-        """Whether it is one integer or boolean, such as a sampling rate: it is 1 wherever its value is made up."""
+        """Whether it is one integer or boolean, such as a sampling rate: the same wherever its value is made up."""
         is_single = all(dim == 1 for dim in self.dims)
         return self.is_tensor and self.dtype.kind in "iub" and is_single
+
+    def set_to(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The value of a setting where it is made up."""
+        return np.full(shape, 1 if self.setting is None else self.setting, self.dtype)
 
 
 def spec_of(argument: onnxruntime.NodeArg) -> TensorSpec:
@@ -71,9 +80,14 @@ def _dtype_of(type_text: str) -> np.dtype:
     return helper.tensor_dtype_to_np_dtype(TensorProto.DataType.Value(name))
 
 
-def batch_size(feeds: Feeds) -> int:
-    """The commonest size of axis 0, the first of them where several are as common; 1 without any."""
-    sizes = [len(value) for value in feeds.values() if np.ndim(value)]
+def batch_size(feeds: Feeds, axes: Mapping[str, int] = MappingProxyType({})) -> int:
+    """How many inputs the feeds of one call are.
+
+    axes: the batch's axis by input, of those that have one. Where none is known it is the commonest size of axis 0, the first of
+    them where several are as common; 1 without any.
+    """
+    known = [value.shape[axes[name]] for name, value in feeds.items() if name in axes]
+    sizes = known or [len(value) for value in feeds.values() if np.ndim(value)]
     return max(sizes, key=sizes.count, default=1)
 
 

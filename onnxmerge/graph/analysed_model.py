@@ -1,6 +1,6 @@
 """A model that is ready to be decided on: its channels, the shapes of its tensors, and what it costs."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,12 @@ from onnx import ModelProto
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxmerge.errors import ModelError, one_line
+from onnxmerge.execution.batch_axes import Call
 from onnxmerge.execution.example_feeds import random_values
 from onnxmerge.execution.first_run import first_observations
 from onnxmerge.execution.input_sizes import NOTHING_GIVEN, GivenShapes
-from onnxmerge.execution.shapes import FirstRuns, Observations
+from onnxmerge.execution.shapes import Observations
+from onnxmerge.execution.trial_runs import FirstRuns
 from onnxmerge.graph.channel_analysis import analyse_channels
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.cost import total_macs, total_parameters
@@ -52,6 +54,8 @@ class AnalysedModel:
         Sizes of the inputs in the first of these runs, and where they come from.
     simplifications : tuple of str
         What was simplified, a line each.
+    call : Call
+        Which axes are the batch, and the values of settings.
     """
 
     model: Model
@@ -61,6 +65,7 @@ class AnalysedModel:
     observed_otherwise: Observations | None = None
     inputs: tuple[InputShape, ...] = ()
     simplifications: tuple[str, ...] = ()
+    call: Call = field(default_factory=Call)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -127,7 +132,7 @@ def analyse_model(
         raise ModelError(f"{path}: {not_finite[0]}; export the model anew")
     refusals = most_important_first(channels.facts, channels.refusals, size.parameters)
     channels = replace(channels, refusals=refusals)
-    return AnalysedModel(model, channels, observed, size, observed_otherwise, runs.inputs, simpler.texts)
+    return AnalysedModel(model, channels, observed, size, observed_otherwise, runs.inputs, simpler.texts, runs.call)
 
 
 def _flat_and_run(
@@ -162,8 +167,13 @@ def _flat_and_run(
         temporary = TemporaryModel(model)
         runs = first_observations(temporary.path, model.proto, label=path.name, max_memory=max_memory, given=given)
 
+    shapes = {each.name: each.shape for each in runs.inputs}  # of one call that the model takes: bodies may take others
+    settled = GivenShapes(shapes, dict.fromkeys(shapes, "reference"), values={**runs.call.settings, **given.values})
+
     def run(file: Path, flat: Model) -> FirstRuns:
-        return first_observations(file, flat.proto, label=path.name, max_memory=max_memory, given=given)
+        found = first_observations(file, flat.proto, label=path.name, max_memory=max_memory, given=settled)
+        call = replace(found.call, settings=runs.call.settings)
+        return found._replace(origins=runs.origins, pixels=runs.pixels, call=call)
 
     return with_bodies_out(model, run) or (model, runs)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from onnx import ModelProto, numpy_helper
 
 from onnxmerge.errors import ModelError
-from onnxmerge.execution.shapes import FirstRuns, Observations
+from onnxmerge.execution.shapes import Observations
 from onnxmerge.execution.tensor_specs import input_specs
+from onnxmerge.execution.trial_runs import FirstRuns
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.cost import MACS
 from onnxmerge.onnxio.bodies import (

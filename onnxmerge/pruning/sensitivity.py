@@ -98,7 +98,7 @@ def measure_sensitivities(
     read = sorted((group for group in groups if _updated(group)), key=lambda group: first[group.name])
     shares, count = _affordable(statistics, read, list(first.values()), all_shares)
     batches = _first_batches(statistics.inputs.batches(count), count)
-    sizes = [batch_size(feeds) for feeds in batches]
+    sizes = [batch_size(feeds, statistics.inputs.axes) for feeds in batches]
     run = context.new_run(statistics.reference.matched, batches)
     facts = context.channels.facts
     graph = facts.model.graph
@@ -194,7 +194,7 @@ class _RestOfModel:
         steps: Mapping[str, int],
     ) -> None:
         self.channels, self.reference = statistics.context.channels, statistics.reference
-        self.run, self.sizes, self.expected = run, sizes, expected
+        self.run, self.sizes, self.expected, self.axes = run, sizes, expected, statistics.inputs.output_axes
         self.layers, self.consumers = _updated(group), {consumer.key for consumer in group.consumers}
         self.own_bias = {layer.key: bias_of(self.channels, layer) for layer in self.layers}
         self.states = [producer.layer for producer in group.producers if not producer.layer.is_linear]
@@ -226,7 +226,7 @@ class _RestOfModel:
             constants |= self._constants(layer, replacement)
         batches = range(self.run.batch_count)
         runs = ((self.sizes[n], self.expected[n], self.run.run_session(self.session, n, constants)) for n in batches)
-        outputs, _ = compare_outputs(runs, self.session.output_names)
+        outputs, _ = compare_outputs(runs, self.session.output_names, self.axes)
         return max(float(np.clip(1.0 - output.fidelity, 0.0, LARGEST_LOSS)) for output in outputs)
 
     def _state_constants(self, kept: np.ndarray) -> dict[str, np.ndarray]:

@@ -64,7 +64,9 @@ def covariances_of(shard: Shard) -> dict[str, Covariance]:
     shapes = given_shapes(shard.source, shard.options)
     analysed = analyse_model(shard.source, shard.runtime.max_memory, shapes, shard.whole_heads)
     session = open_session(shard.source, optimise=True, threads=shard.runtime.threads, label=str(shard.source))
-    given = inputs_for(session, analysed.shapes, replace(shard.options, samples=None), max_memory=shard.runtime.max_memory)
+    given = inputs_for(
+        session.called(analysed.call), analysed.shapes, replace(shard.options, samples=None), max_memory=shard.runtime.max_memory
+    )
     inputs = replace(given, count=len(shard.indices), indices=shard.indices)
     with fixed_threads(1):
         return collect_reference_statistics(run_context_of(analysed, inputs, shard.runtime.threads, silent)).covariances

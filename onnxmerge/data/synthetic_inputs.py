@@ -1,0 +1,96 @@
+"""Inputs made without data for all inputs of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onnxmerge.data.batching import Shapes, batching
+from onnxmerge.data.feed_sources import Indices
+from onnxmerge.data.inputs import Inputs
+from onnxmerge.data.synthetic import UNKNOWN_IDS, ImageRange, Sampler, sampler
+from onnxmerge.data.synthetic_kinds import MADE_OF
+from onnxmerge.errors import InputError
+from onnxmerge.execution.batch_axes import without_axis
+from onnxmerge.execution.tensor_specs import TensorSpec
+
+
+def synthetic_inputs(
+    specs: Sequence[TensorSpec],
+    shapes: Shapes,
+    count: int,
+    seed: int,
+    image_range: ImageRange | None = None,
+    id_limits: Mapping[str, int] | None = None,
+) -> Inputs:
+    """Make inputs without data.
+
+    Values of row i of the model's k-th input come from a generator of their own, SeedSequence(seed, spawn_key=(k, i)).
+
+    Parameters
+    ----------
+    specs : the model's inputs, as `Call.described` gives them where the model has been run
+    shapes : shape of every input in one run
+    count : number of inputs, rounded up to whole batches
+    seed : of the random numbers
+    image_range : how pixels become values; None for images of zero mean and unit variance, as networks for normalised images
+        expect them
+    id_limits : exclusive upper bound of integers by input; 2 for others
+
+    Raises
+    ------
+    InputError
+        For no inputs, and for model inputs that are no tensors.
+    """
+    model_batching = batching(specs, shapes)
+    if count < 1:
+        raise InputError(f"{count} synthetic inputs: at least 1 is needed")
+    rounded = -(-count // model_batching.size) * model_batching.size if model_batching.size else count
+    limits = id_limits or {}
+    axes = model_batching.axes
+    settings = {spec.name for spec in specs if spec.is_setting and spec.name not in axes}  # as in the first run, in every call
+    sampled = {spec.name: _batch_first(shapes[spec.name], axes.get(spec.name, 0)) for spec in specs if spec.name not in settings}
+    samplers = {
+        spec.name: sampler(spec, sampled[spec.name], image_range, limits.get(spec.name))
+        for spec in specs
+        if spec.name not in settings
+    }
+
+    def take(indices: Indices) -> dict[str, np.ndarray]:
+        feeds = {}
+        for position, spec in enumerate(specs):
+            if spec.name in settings:
+                feeds[spec.name] = spec.set_to(shapes[spec.name])
+                continue
+            whole = spec.name not in axes
+            rows = _whole(shapes[spec.name], int(indices[0]) if model_batching.size else 0) if whole else indices
+            seeds = [np.random.SeedSequence(seed, spawn_key=(position, int(row))) for row in rows]
+            drawn = samplers[spec.name].draw([np.random.default_rng(each) for each in seeds])
+            drawn = drawn.reshape(shapes[spec.name]) if whole else np.moveaxis(drawn, 0, axes[spec.name])
+            feeds[spec.name] = np.require(drawn, requirements="C")
+        return feeds
+
+    description = f"{rounded} synthetic {_kinds(samplers)} (seed {seed})"
+    by_row = model_batching.size is None and len(axes) == len(specs)
+    unknown = tuple(name for name, each in samplers.items() if each.kind == UNKNOWN_IDS)
+    assumed = {name: each.assumed for name, each in samplers.items()}
+    made = Inputs(rounded, description, model_batching.size, np.arange(rounded), take, by_row=by_row, axes=axes)
+    untold = tuple(spec.name for spec in specs if spec.name in settings and spec.setting is None)
+    return replace(made, assumed=assumed, unknown_ids=unknown, untold_settings=untold)
+
+
+def _batch_first(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (shape[axis], *without_axis(shape, axis)) if shape else shape
+
+
+def _whole(shape: tuple[int, ...], run: int) -> Indices:
+    """The rows that make up an input that is given whole to the run of this number."""
+    size = shape[0] if shape else 1
+    return np.arange(run * size, (run + 1) * size)
+
+
+def _kinds(samplers: Mapping[str, Sampler]) -> str:
+    kinds = list(dict.fromkeys(each.kind for each in samplers.values()))
+    return kinds[0] if len(kinds) == 1 and kinds[0] in MADE_OF and kinds != ["noise"] else f"inputs: {', '.join(kinds)}"

@@ -1,0 +1,177 @@
+"""Models with the batch on another axis than 0, such as recurrent ones: they are split, counted and compared along it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+from running import run, written
+
+import onnxmerge
+from onnxmerge.data.inputs import Inputs
+from onnxmerge.data.selection import inputs_for
+from onnxmerge.errors import InputError
+from onnxmerge.execution.sessions import open_session
+from onnxmerge.execution.tensor_specs import batch_size
+from onnxmerge.graph.analysed_model import analyse_model
+from onnxmerge.options import InputOptions
+
+HEAD = '<ir_version: 8, opset_import: ["": 17]>'
+STEP = """h = Gather<axis=0>(state, zero)  c = Gather<axis=0>(state, one)  a = MatMul(x, w)  b = MatMul(h, u)  s = Add(a, b)
+    r = Relu(s)  f = MatMul(r, v)  k = Sigmoid(f)  d = Mul(k, c)  m = Tanh(f)  e = Add(d, m)  o = Tanh(e)  y = MatMul(o, p)
+    last = Concat<axis=0>(t1, t2)"""
+ON_AXIS_1 = STEP.replace("last =", "t1 = Unsqueeze(o, first)  t2 = Unsqueeze(e, first)  last =")
+ON_AXIS_0 = ON_AXIS_1.replace("(state,", "(turned,").replace("last =", "back =")
+ON_AXIS_0 = f"turned = Transpose<perm=[1, 0, 2]>(state)  {ON_AXIS_0}  last = Transpose<perm=[1, 0, 2]>(back)"
+FREE = """q = ReduceMean<axes=[0, 1], keepdims=0>(state)  a = MatMul(x, w)  s = Add(a, q8)  r = Relu(s)  f = MatMul(r, v)
+    y = MatMul(f, p)  last = Relu(state)"""
+FREE = FREE.replace("s =", "q8 = MatMul(q, u)  s =")
+WIDTHS = {"w": (5, 16), "u": (6, 16), "v": (16, 6), "p": (6, 3)}
+SIGNATURES = {
+    "named": "g (float[N, 5] x, float[2, N, 6] state) => (float[N, 3] y, float[2, N, 6] last)",
+    "not named": "g (float[?, 5] x, float[2, ?, 6] state) => (float[?, 3] y, float[?, ?, ?] last)",
+    "two names": "g (float[A, 5] x, float[2, B, 6] state) => (float[C, 3] y, float[D, E, 6] last)",
+    "state first": "g (float[2, N, 6] state, float[N, 5] x) => (float[2, N, 6] last, float[N, 3] y)",
+}
+
+
+def recurrent(signature: str, nodes: str = ON_AXIS_1) -> onnx.ModelProto:
+    """A step of a recurrent model: two states (2, N, 6), one of them read through 16 channels."""
+    model, rng = parser.parse_model(f"{HEAD} {signature} {{ {nodes} }}"), np.random.default_rng(0)
+    stored = {name: rng.normal(0, 0.6, shape).astype(np.float32) for name, shape in WIDTHS.items()}
+    stored |= {"zero": np.array(0), "one": np.array(1), "first": np.array([0])}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in stored.items())
+    return model
+
+
+def given(count: int = 60, seed: int = 1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in (("x", (count, 5)), ("state", (2, count, 6)))}
+
+
+def inputs_of(path: Path, calibration: Mapping[str, np.ndarray] | None = None) -> Inputs:
+    analysed = analyse_model(path)
+    session = open_session(path, optimise=False, threads=1).called(analysed.call)
+    return inputs_for(session, analysed.shapes, InputOptions(calibration=calibration, samples=60))
+
+
+@pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
+def test_the_axis_is_found_by_its_name_or_by_runs(signature: str, tmp_path: Path) -> None:
+    call = analyse_model(written(recurrent(signature), tmp_path)).call
+    assert call.axes == {"x": 0, "state": 1, "y": 0, "last": 1}
+
+
+@pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
+def test_an_axis_that_may_have_any_size_is_not_the_batch(signature: str, tmp_path: Path) -> None:
+    """What has the name of the batch is taken at its word."""
+    call = analyse_model(written(recurrent(signature, FREE), tmp_path)).call
+    assert call.axes == ({"x": 0, "state": 1, "y": 0, "last": 1} if "N" in signature else {"x": 0, "y": 0})
+
+
+@pytest.mark.parametrize("size", [1, 7, 60])
+@pytest.mark.parametrize("calibration", [None, given()], ids=["synthetic", "given"])
+@pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
+def test_batches_of_any_size_hold_the_same_inputs(
+    signature: str, calibration: dict[str, np.ndarray] | None, size: int, tmp_path: Path
+) -> None:
+    inputs = inputs_of(written(recurrent(signature), tmp_path), calibration)
+    batches = list(inputs.batches(size))
+    assert (inputs.count, inputs.axes, inputs.output_axes) == (60, {"x": 0, "state": 1}, {"y": 0, "last": 1})
+    assert sum(batch_size(feeds, inputs.axes) for feeds in batches) == 60
+    joined = {name: np.concatenate([feeds[name] for feeds in batches], axis) for name, axis in inputs.axes.items()}
+    expected = calibration or inputs.take(inputs.indices)
+    assert all(np.array_equal(joined[name], expected[name]) for name in joined)
+    _, held_out = inputs.split(0.25, 3)
+    (part,) = held_out.batches(60)
+    assert all(np.array_equal(part[name], expected[name].take(held_out.indices, axis)) for name, axis in inputs.axes.items())
+
+
+@pytest.mark.parametrize("method", ["prune", "reconstruct"])
+@pytest.mark.parametrize("signature", [SIGNATURES["named"], SIGNATURES["not named"]], ids=["named", "not named"])
+def test_it_comes_out_as_with_the_batch_on_axis_0(signature: str, method: str, tmp_path: Path) -> None:
+    """The same model with its states turned around is the same problem."""
+    feeds = given()
+    turned = {"x": feeds["x"], "state": feeds["state"].swapaxes(0, 1)}
+    options = {"method": method, "ratio": 0.5, "bench": False, "round_to": 1}
+    first = onnxmerge.compress(recurrent(signature), tmp_path / "a.onnx", calibration=feeds, **options)
+    other = recurrent("g (float[N, 5] x, float[N, 2, 6] state) => (float[N, 3] y, float[N, 2, 6] last)", ON_AXIS_0)
+    second = onnxmerge.compress(other, tmp_path / "b.onnx", calibration=turned, **options)
+    assert first.fidelity is not None
+    assert second.fidelity is not None
+    assert [group.kept for group in first.groups] == [group.kept for group in second.groups] == [8]
+    assert first.fidelity.input_count == second.fidelity.input_count == {"prune": 60, "reconstruct": 20}[method]
+    for one, same in zip(first.fidelity.outputs, second.fidelity.outputs, strict=True):
+        assert one.fidelity < 0.9999
+        for name in ("fidelity", "fidelity_low", "relative_l2_mean", "relative_l2_worst", "cosine_worst", "worst_input"):
+            assert getattr(one, name) == pytest.approx(getattr(same, name), rel=1e-4)
+    outputs = run(tmp_path / "a.onnx", feeds), run(tmp_path / "b.onnx", turned)
+    np.testing.assert_allclose(outputs[0][1], outputs[1][1].swapaxes(0, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize(("signature", "nodes"), [("named", ON_AXIS_1), ("not named", ON_AXIS_1), ("not named", FREE)], ids=str)
+def test_states_that_may_be_fed_back_are_named(signature: str, nodes: str, tmp_path: Path) -> None:
+    model = recurrent(SIGNATURES[signature], nodes)
+    result = onnxmerge.compress(model, tmp_path / "small.onnx", method="prune", ratio=0.5, bench=False)
+    for told in (result, onnxmerge.verify(model, tmp_path / "small.onnx", min_cosine=-1.0)):
+        assert any("last as state goes into the next call" in text for text in told.warnings) is (nodes is ON_AXIS_1)
+
+
+@pytest.mark.parametrize("axis", ["state", "x"])
+def test_one_row_is_given_for_all(axis: str, tmp_path: Path) -> None:
+    path = written(recurrent(SIGNATURES["not named"]), tmp_path)
+    feeds = given(40)
+    at = 1 if axis == "state" else 0
+    feeds[axis] = feeds[axis].take([0], at)
+    (found,) = inputs_of(path, feeds).batches(60)
+    assert np.array_equal(found[axis], feeds[axis].repeat(40, at))
+    feeds[axis] = given(3)[axis]
+    with pytest.raises(InputError, match="the same number of each input is needed"):
+        inputs_of(path, feeds)
+
+
+def test_a_batch_fixed_at_1_is_split_too(tmp_path: Path) -> None:
+    """Rows on the axes of size 1 are what whole inputs one behind the other are."""
+    path = written(recurrent("g (float[1, 5] x, float[2, 1, 6] state) => (float[1, 3] y, float[2, 1, 6] last)"), tmp_path)
+    rows = given(40)
+    calls = {"x": rows["x"][:, np.newaxis], "state": np.moveaxis(rows["state"], 1, 0)[:, :, np.newaxis]}
+    batches = [list(inputs_of(path, each).batches(8)) for each in (rows, calls)]
+    assert len(batches[0]) == len(batches[1]) == 40
+    for one, other in zip(*batches, strict=True):
+        assert {name: value.shape for name, value in one.items()} == {"x": (1, 5), "state": (2, 1, 6)}
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_files_hold_one_input_or_several(count: int, tmp_path: Path) -> None:
+    path, feeds = written(recurrent(SIGNATURES["named"]), tmp_path), given(24)
+    (tmp_path / "given").mkdir()
+    for number in range(0, 24, count):
+        rows = slice(number, number + count)
+        part = {"x": feeds["x"][rows], "state": feeds["state"][:, rows]}
+        part = {"x": part["x"][0], "state": part["state"][:, 0]} if count == 1 else part
+        np.savez(tmp_path / "given" / f"{number:02}.npz", **part)
+    analysed = analyse_model(path)
+    session = open_session(path, optimise=False, threads=1).called(analysed.call)
+    (found,) = inputs_for(session, analysed.shapes, InputOptions(calibration=tmp_path / "given")).batches(60)
+    assert all(np.array_equal(found[name], feeds[name]) for name in feeds)
+
+
+def test_verify_and_bench_count_along_it(tmp_path: Path) -> None:
+    source, target = written(recurrent(SIGNATURES["not named"]), tmp_path), tmp_path / "small.onnx"
+    onnxmerge.compress(source, target, method="prune", ratio=0.5, round_to=1, verify=False)
+    feeds = given(50, 2)
+    found = onnxmerge.verify(source, target, calibration=feeds, min_cosine=-1.0).fidelity
+    before, after = (run(onnx.load(path), feeds) for path in (source, target))
+    assert found.input_count == 50
+    for output, y, z, axis in zip(found.outputs, before, after, (0, 1), strict=True):
+        y, z = (np.moveaxis(each, axis, 0).reshape(50, -1) for each in (y, z))
+        assert output.fidelity == pytest.approx(1 - ((y - z) ** 2).sum() / ((y - y.mean(0)) ** 2).sum(), rel=1e-4)
+        errors = np.linalg.norm(y - z, axis=1) / np.linalg.norm(y, axis=1)
+        assert output.relative_l2_mean == pytest.approx(errors.mean(), rel=1e-4)
+        assert output.worst_input == errors.argmax()
+    timed = onnxmerge.bench(source, target, calibration=feeds, batch=4, threads=1)
+    assert timed.batch_size == 4
