@@ -12,7 +12,6 @@ import numpy as np
 
 from onnxmerge.data.batching import Shapes, batching
 from onnxmerge.data.calibration import array_sources, file_sources
-from onnxmerge.data.fed_back import single_calls
 from onnxmerge.data.feed_sources import FeedSource, Indices, layout_of
 from onnxmerge.data.images import ImageReading
 from onnxmerge.data.synthetic import ImageRange
@@ -41,7 +40,8 @@ class Inputs:
     largest_batch : most inputs in a batch, so that a run has its place in memory
     axes : the batch's axis of the model inputs that have one
     output_axes : the same of the model's outputs, as far as it is known
-    by_row : whether every feed has one row for each input on the axis of the batch, which depends on that input alone
+    by_row : whether feeds with a batch have one row for each input, which depends on that input alone, and others are the same
+        in every call
     call_size : number of inputs in one call where models are timed, unless something else is asked for
     pixels : how the pixels of the user's images become values, by model input that takes some
     names : names of the files of all inputs that `take` gives, where each has one
@@ -108,7 +108,10 @@ class Inputs:
         if self.untold_settings:
             untold = f"nothing in the model says what {', '.join(self.untold_settings)} may be"
             found.append(f"{untold}, so that it was set to 1: give `calibration`")
-        found.extend(single_calls(self.states))
+        if self.states:
+            pairs = ", ".join(f"{new} as {state}" for state, new in self.states.items())
+            single = f"the figures are of single calls: where {pairs} goes into the next call, as in a stream, errors add up"
+            found.append(f"{single} from call to call, so compare whole sequences before you use it")
         return found
 
     def number_of(self, position: int) -> int:
