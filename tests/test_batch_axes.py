@@ -137,6 +137,20 @@ def test_without_data_states_are_those_that_the_model_computes(batch: str, tmp_p
     assert "state as the model itself computes" in inputs.description
 
 
+@pytest.mark.parametrize("is_shuffled", [False, True])
+def test_calls_of_one_stream_are_held_out_at_its_end(is_shuffled: bool, tmp_path: Path) -> None:
+    """Neighbours are alike: the ones would be solved on, and the others checked on."""
+    model, feeds, state = recurrent(SIGNATURES["not named"]), given(60), np.zeros((2, 1, 6), np.float32)
+    for number in range(60):
+        feeds["state"][:, number : number + 1] = state
+        _, state = run(model, {"x": feeds["x"][number : number + 1], "state": state})
+    order = np.random.default_rng(0).permutation(60) if is_shuffled else np.arange(60)
+    inputs = inputs_of(written(model, tmp_path), {"x": feeds["x"][order], "state": feeds["state"][:, order]})
+    _, held_out = inputs.split(15, 0)
+    assert (held_out.indices.tolist() == list(range(45, 60))) is not is_shuffled
+    assert any("follow one another" in text for text in held_out.warnings()) is not is_shuffled
+
+
 @pytest.mark.parametrize("axis", ["state", "x"])
 def test_one_row_is_given_for_all(axis: str, tmp_path: Path) -> None:
     path = written(recurrent(SIGNATURES["not named"]), tmp_path)

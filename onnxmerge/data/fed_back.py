@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from onnxmerge.execution.batch_axes import Axes, Shapes
 from onnxmerge.execution.sessions import Session
 from onnxmerge.execution.tensor_specs import TensorSpec
 
+COMPARED, SAME = 32, 1e-3
+"""Inputs by which it is told whether calls follow one another, and the relative difference of states that count as the same."""
 CALLS, APART = 8, 1 << 20
 """Calls from zeros to the states that are fed, and numbers between the inputs of one and of the next."""
 
@@ -40,9 +43,8 @@ def fed_back(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], shapes
     found: dict[str, str] = {}
     is_known = any(each.name in axes for each in outputs)
     for spec in (each for each in inputs if each.dtype.kind == "f" and len(shapes.get(each.name, ())) > 1):
-        alike = (
-            each.name for each in outputs if each.name not in found.values() and _are_alike(spec, each, shapes, axes, is_known)
-        )
+        others = (each for each in outputs if each.name not in found.values())
+        alike = (each.name for each in others if _are_alike(spec, each, shapes, axes, is_known))
         if (name := next(alike, None)) is not None:
             found[spec.name] = name
     has_others = any(not spec.is_setting and spec.name not in found for spec in inputs) and len(outputs) > len(found)
@@ -83,3 +85,22 @@ def with_own_states(inputs: Inputs, session: Session, states: Mapping[str, str])
     assumed = {**inputs.assumed, **dict.fromkeys(known, f"what the model computes of {CALLS} other synthetic inputs, from zeros")}
     description = f"{inputs.description}, {', '.join(known)} as the model itself computes"
     return replace(inputs, take=take, assumed=assumed, description=description)
+
+
+def follow_one_another(inputs: Inputs, session: Session, states: Mapping[str, str]) -> bool:
+    """Whether most of the first inputs have the states that the model computes in the call before, as those of one stream."""
+    known = {state: new for state, new in states.items() if state in inputs.axes}
+    count = min(COMPARED, inputs.count)
+    if not known or count < 3:
+        return False
+    seen = []
+    for position in range(count):
+        feeds = inputs.take(inputs.indices[position : position + 1])
+        seen.append((feeds, session.run(feeds)))
+    fed = (all(_is_same(before[new], after[state]) for state, new in known.items()) for (_, before), (after, _) in pairwise(seen))
+    return 2 * sum(fed) > count - 1
+
+
+def _is_same(computed: np.ndarray, fed: np.ndarray) -> bool:
+    size = float(np.linalg.norm(computed))
+    return computed.shape == fed.shape and size > 0.0 and float(np.linalg.norm(computed - fed)) <= SAME * size

@@ -49,6 +49,7 @@ class Inputs:
     unknown_ids : model inputs of integers of which nothing says how large they are, so that nothing but 0 and 1 is fed
     untold_settings : settings, such as a sampling rate, that the program set to 1, since nothing says what they may be
     states : inputs that look like states, and the outputs that may be fed back to them; see `fed_back`
+    in_sequence : whether they are calls that follow one another, of which neighbours are alike
     is_solved_on : whether a model is checked on the very inputs that it is solved on
     range_unused : whether the user said how pixels become values, and none of the inputs are pixels
     """
@@ -69,6 +70,7 @@ class Inputs:
     unknown_ids: tuple[str, ...] = ()
     untold_settings: tuple[str, ...] = ()
     states: Mapping[str, str] = field(default_factory=dict)
+    in_sequence: bool = False
     names: Sequence[str] = field(default=(), repr=False, compare=False)
     whole: str = ""
     range_unused: bool = False
@@ -108,6 +110,8 @@ class Inputs:
         if self.untold_settings:
             untold = f"nothing in the model says what {', '.join(self.untold_settings)} may be"
             found.append(f"{untold}, so that it was set to 1: give `calibration`")
+        if self.in_sequence:
+            found.append("the inputs follow one another as calls of a stream, so that they are alike: give calls of many streams")
         if self.states:
             pairs = ", ".join(f"{new} as {state}" for state, new in self.states.items())
             single = f"the figures are of single calls: where {pairs} goes into the next call, as in a stream, errors add up"
@@ -150,7 +154,7 @@ class Inputs:
         return self.take(self.indices[np.arange(self.batch_size or size) % self.count])
 
     def split(self, held_out: float, seed: int) -> tuple[Inputs, Inputs]:
-        """Hold a random part out.
+        """Hold a random part out, or of inputs in sequence the last part.
 
         Parameters
         ----------
@@ -173,7 +177,8 @@ class Inputs:
         size = held_out * self.count if held_out < 1 else held_out
         number = step * min(max(1, round(size / step)), self.count // step - 1)
         mask = np.zeros(self.count, bool)
-        mask[np.random.default_rng([seed, self.count]).permutation(self.count)[:number]] = True
+        order = np.arange(self.count)[::-1]
+        mask[(order if self.in_sequence else np.random.default_rng([seed, self.count]).permutation(self.count))[:number]] = True
         return self._part(self.indices[~mask]), self._part(self.indices[mask])
 
     def subset(self, positions: Indices, how: str) -> Inputs:

@@ -12,7 +12,7 @@ from onnxmerge.algorithms import sample_counts
 from onnxmerge.data import first_layers
 from onnxmerge.data.balance import balanced, held
 from onnxmerge.data.batching import batching, check_batch
-from onnxmerge.data.fed_back import fed_back, with_own_states
+from onnxmerge.data.fed_back import fed_back, follow_one_another, with_own_states
 from onnxmerge.data.first_layers import InputProperties
 from onnxmerge.data.given_shapes import checked_shapes
 from onnxmerge.data.images import image_reading_of
@@ -230,6 +230,7 @@ def _inputs_for(
     if options.calibration is not None:
         given = calibration_inputs(options.calibration, specs, shapes, image_range, image_reading_of(options))
         given = replace(given, call_size=call_size, output_axes=output_axes, states=states)
+        given = replace(given, in_sequence=given.batch_size in (None, 1) and follow_one_another(given, session, states))
         if options.samples is None or given.count <= options.samples or given.batch_size is not None:
             return given
         return given.subset(np.linspace(0, given.count - 1, options.samples).astype(np.int64), "evenly chosen")
