@@ -85,7 +85,7 @@ g (int64[N,5] ids) => (float[N,4] y)
 def test_all_commands_draw_ids_from_the_range_that_the_graph_knows(text, tmp_path, monkeypatch):
     path, drawn = written(text, tmp_path), []
     made = synthetic.sampler
-    monkeypatch.setattr(synthetic_inputs, "sampler", lambda *given: (drawn.append(given[-1]), made(*given))[1])
+    monkeypatch.setattr(synthetic_inputs, "sampler", lambda *given, **named: (drawn.append(given[-1]), made(*given, **named))[1])
     found = verify(path, path, provider="cpu", samples=40)
     bench(path, path, provider="cpu", threads=1)
     compress(path, tmp_path / "small.onnx", ratio=0.25, bench=False, samples=40)
@@ -136,3 +136,19 @@ def test_random_weights_tell_no_mean():
     found = [trained_mean(rng.normal(size=(200, 50)), rng.normal(size=200), 0.5) for _ in range(20)]
     assert np.sqrt(np.square(np.array(found) - 0.5).mean()) < 0.2
     np.testing.assert_array_equal(trained_mean(np.zeros((3, 2)), np.ones(3), 0.5), [0.5, 0.5])
+
+
+@pytest.mark.parametrize("length", ["L", "320"])
+def test_samples_that_a_convolution_reads_are_sounds_of_many_loudnesses(length, tmp_path):
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> g (float[N,{length}] x) => (float[N,4,M] y)
+    <float[16,1,9] a, float[4,16,3] b, int64[1] one = {{1}}, int64[4] pads = {{0, 4, 0, 4}}>
+    {{ p = Pad<mode="reflect">(x, pads)  u = Unsqueeze(p, one)  c = Conv(u, a)  r = Relu(c)  y = Conv(r, b) }}"""
+    path = written(text, tmp_path)
+    analysed = analyse_model(path)
+    properties = input_properties(analysed.channels.facts)
+    assert properties.sounds == {"x"}
+    inputs = inputs_for(open_session(path, optimise=False), analysed.shapes, InputOptions(), 200, properties)
+    (sounds,) = (feeds["x"] for feeds in inputs.batches(200))
+    loudness = np.log10(np.sqrt((sounds.astype(np.float64) ** 2).mean(1)))
+    assert np.histogram(loudness, [-3.1, -2, -1, 0.1])[0].min() > 45
+    assert "loudnesses" in inputs.assumed["x"]

@@ -21,16 +21,19 @@ def held(inputs: Inputs) -> Inputs:
     if not inputs.by_row:
         return inputs
     rows: dict[int, dict[str, np.ndarray]] = {}
+    whole: dict[str, np.ndarray] = {}
 
     def take(indices: Indices) -> dict[str, np.ndarray]:
         missing = np.array([index for index in indices.tolist() if index not in rows], np.int64)
         if not len(missing):
             found = [rows[index] for index in indices.tolist()]
-            return {name: np.stack([each[name] for each in found], inputs.axes.get(name, 0)) for name in found[0]}
+            return whole | {name: np.stack([each[name] for each in found], inputs.axes.get(name, 0)) for name in found[0]}
         feeds = inputs.take(indices)
         if (len(rows) + len(missing)) * sum(value.nbytes for value in feeds.values()) <= HELD_BYTES * len(indices):
+            whole.update((name, value) for name, value in feeds.items() if inputs.axes and name not in inputs.axes)
+            split = {name: np.moveaxis(value, inputs.axes.get(name, 0), 0) for name, value in feeds.items() if name not in whole}
             for at, index in enumerate(indices.tolist()):
-                rows[index] = {name: value.take(at, inputs.axes.get(name, 0)) for name, value in feeds.items()}
+                rows[index] = {name: value[at].copy() for name, value in split.items()}
         return feeds
 
     return replace(inputs, take=take)

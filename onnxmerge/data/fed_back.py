@@ -1,9 +1,21 @@
 """States that a model computes in one call and reads in the next."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
+import numpy as np
+
+from onnxmerge.data.feed_sources import Indices
+from onnxmerge.data.inputs import Inputs
 from onnxmerge.execution.batch_axes import Axes, Shapes
+from onnxmerge.execution.sessions import Session
 from onnxmerge.execution.tensor_specs import TensorSpec
+
+COMPARED, SAME = 32, 1e-3
+"""Inputs by which it is told whether calls follow one another, and the relative difference of states that count as the same."""
+CALLS, APART = 8, 1 << 20
+"""Calls from zeros to the states that are fed, and numbers between the inputs of one and of the next."""
 
 
 def fed_back(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], shapes: Shapes, axes: Axes) -> dict[str, str]:
@@ -19,7 +31,7 @@ def fed_back(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], shapes
     shapes : Mapping of str to tuple of int
         Of both in a run.
     axes : Mapping of str to int
-        The batch's axis of both.
+        The batch's axis of both; that of outputs is not known where the batch is fixed.
 
     Examples
     --------
@@ -29,26 +41,66 @@ def fed_back(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], shapes
     {'state': 'stateN'}
     """
     found: dict[str, str] = {}
+    is_known = any(each.name in axes for each in outputs)
     for spec in (each for each in inputs if each.dtype.kind == "f" and len(shapes.get(each.name, ())) > 1):
-        alike = (each.name for each in outputs if each.name not in found.values() and _are_alike(spec, each, shapes, axes))
+        others = (each for each in outputs if each.name not in found.values())
+        alike = (each.name for each in others if _are_alike(spec, each, shapes, axes, is_known))
         if (name := next(alike, None)) is not None:
             found[spec.name] = name
     has_others = any(not spec.is_setting and spec.name not in found for spec in inputs) and len(outputs) > len(found)
     return found if has_others else {}
 
 
-def _are_alike(state: TensorSpec, new: TensorSpec, shapes: Shapes, axes: Axes) -> bool:
+def _are_alike(state: TensorSpec, new: TensorSpec, shapes: Shapes, axes: Axes, is_known: bool) -> bool:
     names = state.name.lower(), new.name.lower()
     is_named = names[0] in names[1] or bool(axes.get(state.name))
-    same = shapes.get(state.name) == shapes.get(new.name) and axes.get(state.name) == axes.get(new.name)
-    return is_named and same and state.dtype == new.dtype
+    same_axis = not is_known or axes.get(state.name) == axes.get(new.name)
+    return is_named and same_axis and shapes.get(state.name) == shapes.get(new.name) and state.dtype == new.dtype
 
 
-def single_calls(states: Mapping[str, str]) -> Iterable[str]:
-    """What a fidelity of single calls does not tell, as a warning."""
-    if states:
-        pairs = ", ".join(f"{new} as {state}" for state, new in states.items())
-        yield (
-            f"the figures are of single calls: where {pairs} goes into the next call, as in a stream, errors add up from call to"
-            " call, so compare whole sequences before you use it"
-        )
+def with_own_states(inputs: Inputs, session: Session, states: Mapping[str, str]) -> Inputs:
+    """Synthetic inputs whose states are what a model computes of others, one after the other, from zeros.
+
+    Parameters
+    ----------
+    inputs : Inputs
+        Synthetic, of a model that takes any batch, or one input a call.
+    session : Session
+        The model.
+    states : Mapping of str to str
+        By input that is a state the output that is fed back to it; those without the batch are left as they are.
+    """
+    known = {state: new for state, new in states.items() if state in inputs.axes}
+    if not known or not inputs.by_row:
+        return inputs
+
+    def take(indices: Indices) -> dict[str, np.ndarray]:
+        feeds = inputs.take(indices)
+        own = {state: np.zeros_like(feeds[state]) for state in known}
+        for call in range(1, CALLS + 1):
+            computed = session.run({**inputs.take(indices + call * APART), **own})
+            own = {state: computed[new] for state, new in known.items()}
+        return {**feeds, **own}
+
+    assumed = {**inputs.assumed, **dict.fromkeys(known, f"what the model computes of {CALLS} other synthetic inputs, from zeros")}
+    description = f"{inputs.description}, {', '.join(known)} as the model itself computes"
+    return replace(inputs, take=take, assumed=assumed, description=description)
+
+
+def follow_one_another(inputs: Inputs, session: Session, states: Mapping[str, str]) -> bool:
+    """Whether most of the first inputs have the states that the model computes in the call before, as those of one stream."""
+    known = {state: new for state, new in states.items() if state in inputs.axes}
+    count = min(COMPARED, inputs.count)
+    if not known or count < 3:
+        return False
+    seen = []
+    for position in range(count):
+        feeds = inputs.take(inputs.indices[position : position + 1])
+        seen.append((feeds, session.run(feeds)))
+    fed = (all(_is_same(before[new], after[state]) for state, new in known.items()) for (_, before), (after, _) in pairwise(seen))
+    return 2 * sum(fed) > count - 1
+
+
+def _is_same(computed: np.ndarray, fed: np.ndarray) -> bool:
+    size = float(np.linalg.norm(computed))
+    return computed.shape == fed.shape and size > 0.0 and float(np.linalg.norm(computed - fed)) <= SAME * size

@@ -22,6 +22,7 @@ AMPLITUDE = 0.5
 """Root mean square of the first layer's noise divided by the standard deviation of the other inputs."""
 # Operators that change the shape or the type of a tensor, but none of its values.
 SHAPE_ONLY = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "Dropout")
+PADDING = (*SHAPE_ONLY, "Pad")
 REPEATING = (*SHAPE_ONLY, "Expand", "Tile", "Transpose", "Slice")
 """Operators whose output holds no other values than their input, perhaps at other places."""
 
@@ -33,11 +34,13 @@ class InputProperties:
     Attributes
     ----------
     id_limits : exclusive upper bound of the ids, by input that indexes an embedding or is made one-hot
+    sounds : inputs that a convolution over one axis reads as (N, samples): samples of sound
     mean_and_std : mean and standard deviation (channels,), (channels,) along axis 1, by input of a first BatchNormalization
     """
 
     id_limits: dict[str, int] = field(default_factory=dict)
     mean_and_std: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    sounds: set[str] = field(default_factory=set)
 
 
 def origin(tensor: gs.Tensor, through: Sequence[str] = SHAPE_ONLY) -> gs.Tensor:
@@ -57,6 +60,10 @@ def input_properties(facts: TensorFacts) -> InputProperties:
             name = origin(ids, REPEATING).name
             if name in names:
                 limits[name] = min(limits.get(name, limit), limit)
+        if node.op == "Conv" and (source := origin(node.inputs[0], PADDING)).name in names:
+            weight = facts.constant(node.inputs[1])
+            if len(source.shape or ()) == 2 and weight is not None and weight.ndim == 3 and weight.shape[1] == 1:
+                properties.sounds.add(source.name)
         if node.op == "BatchNormalization" and node.inputs[0].name in names:
             mean, variance = facts.constant(node.inputs[3]), facts.constant(node.inputs[4])
             if mean is not None and variance is not None and mean.ndim == 1:

@@ -12,7 +12,6 @@ import numpy as np
 
 from onnxmerge.data.batching import Shapes, batching
 from onnxmerge.data.calibration import array_sources, file_sources
-from onnxmerge.data.fed_back import single_calls
 from onnxmerge.data.feed_sources import FeedSource, Indices, layout_of
 from onnxmerge.data.images import ImageReading
 from onnxmerge.data.synthetic import ImageRange
@@ -41,7 +40,8 @@ class Inputs:
     largest_batch : most inputs in a batch, so that a run has its place in memory
     axes : the batch's axis of the model inputs that have one
     output_axes : the same of the model's outputs, as far as it is known
-    by_row : whether every feed has one row for each input on the axis of the batch, which depends on that input alone
+    by_row : whether feeds with a batch have one row for each input, which depends on that input alone, and others are the same
+        in every call
     call_size : number of inputs in one call where models are timed, unless something else is asked for
     pixels : how the pixels of the user's images become values, by model input that takes some
     names : names of the files of all inputs that `take` gives, where each has one
@@ -49,6 +49,7 @@ class Inputs:
     unknown_ids : model inputs of integers of which nothing says how large they are, so that nothing but 0 and 1 is fed
     untold_settings : settings, such as a sampling rate, that the program set to 1, since nothing says what they may be
     states : inputs that look like states, and the outputs that may be fed back to them; see `fed_back`
+    in_sequence : whether they are calls that follow one another, of which neighbours are alike
     is_solved_on : whether a model is checked on the very inputs that it is solved on
     range_unused : whether the user said how pixels become values, and none of the inputs are pixels
     """
@@ -69,6 +70,7 @@ class Inputs:
     unknown_ids: tuple[str, ...] = ()
     untold_settings: tuple[str, ...] = ()
     states: Mapping[str, str] = field(default_factory=dict)
+    in_sequence: bool = False
     names: Sequence[str] = field(default=(), repr=False, compare=False)
     whole: str = ""
     range_unused: bool = False
@@ -108,7 +110,12 @@ class Inputs:
         if self.untold_settings:
             untold = f"nothing in the model says what {', '.join(self.untold_settings)} may be"
             found.append(f"{untold}, so that it was set to 1: give `calibration`")
-        found.extend(single_calls(self.states))
+        if self.in_sequence:
+            found.append("the inputs follow one another as calls of a stream, so that they are alike: give calls of many streams")
+        if self.states:
+            pairs = ", ".join(f"{new} as {state}" for state, new in self.states.items())
+            single = f"the figures are of single calls: where {pairs} goes into the next call, as in a stream, errors add up"
+            found.append(f"{single} from call to call, so compare whole sequences before you use it")
         return found
 
     def number_of(self, position: int) -> int:
@@ -147,7 +154,7 @@ class Inputs:
         return self.take(self.indices[np.arange(self.batch_size or size) % self.count])
 
     def split(self, held_out: float, seed: int) -> tuple[Inputs, Inputs]:
-        """Hold a random part out.
+        """Hold a random part out, or of inputs in sequence the last part.
 
         Parameters
         ----------
@@ -170,7 +177,8 @@ class Inputs:
         size = held_out * self.count if held_out < 1 else held_out
         number = step * min(max(1, round(size / step)), self.count // step - 1)
         mask = np.zeros(self.count, bool)
-        mask[np.random.default_rng([seed, self.count]).permutation(self.count)[:number]] = True
+        order = np.arange(self.count)[::-1]
+        mask[(order if self.in_sequence else np.random.default_rng([seed, self.count]).permutation(self.count))[:number]] = True
         return self._part(self.indices[~mask]), self._part(self.indices[mask])
 
     def subset(self, positions: Indices, how: str) -> Inputs:

@@ -12,7 +12,7 @@ from onnxmerge.algorithms import sample_counts
 from onnxmerge.data import first_layers
 from onnxmerge.data.balance import balanced, held
 from onnxmerge.data.batching import batching, check_batch
-from onnxmerge.data.fed_back import fed_back
+from onnxmerge.data.fed_back import fed_back, follow_one_another, with_own_states
 from onnxmerge.data.first_layers import InputProperties
 from onnxmerge.data.given_shapes import checked_shapes
 from onnxmerge.data.images import image_reading_of
@@ -208,8 +208,7 @@ def inputs_for(
     inputs = _inputs_for(session, shapes, options, count, properties or InputProperties())
     if fresh and inputs.synthetic:
         inputs = replace(inputs, indices=inputs.indices + FRESH, description=f"{inputs.description}, others than compress draws")
-    states = fed_back(session.inputs, session.outputs, shapes, {**inputs.axes, **inputs.output_axes})
-    return replace(inputs, states=states, largest_batch=batch_that_fits(shapes, inputs.feeds_with(0), max_memory))
+    return replace(inputs, largest_batch=batch_that_fits(shapes, inputs.feeds_with(0), max_memory))
 
 
 def affordable(names: Iterable[str], shapes: Shapes) -> int:
@@ -221,25 +220,30 @@ def _inputs_for(
     session: Session, shapes: Shapes, options: InputOptions, count: int | None, properties: InputProperties
 ) -> Inputs:
     image_range, specs, call_size = image_range_of(options), session.inputs, 1
-    output_axes = named_axes(session.outputs, batch_symbol(specs, batching(specs, shapes).axes))
+    axes = batching(specs, shapes).axes
+    output_axes = named_axes(session.outputs, batch_symbol(specs, axes))
+    states = fed_back(specs, session.outputs, shapes, {**axes, **output_axes})
     if options.input_shape is not None:
         sizes = checked_shapes(options.input_shape, specs)
         specs = tuple(with_given_sizes(specs, GivenShapes(sizes)))
         call_size = max((sizes[name][axis] for name, axis in batching(specs, shapes).axes.items() if name in sizes), default=1)
     if options.calibration is not None:
         given = calibration_inputs(options.calibration, specs, shapes, image_range, image_reading_of(options))
-        given = replace(given, call_size=call_size, output_axes=output_axes)
+        given = replace(given, call_size=call_size, output_axes=output_axes, states=states)
+        given = replace(given, in_sequence=given.batch_size in (None, 1) and follow_one_another(given, session, states))
         if options.samples is None or given.count <= options.samples or given.batch_size is not None:
             return given
         return given.subset(np.linspace(0, given.count - 1, options.samples).astype(np.int64), "evenly chosen")
     made = partial(synthetic_inputs, specs, shapes, seed=options.seed, image_range=image_range, id_limits=properties.id_limits)
+    made = partial(made, sounds=properties.sounds)
     tokens, one = predicted_input(shapes, properties.id_limits, session.outputs[0].name), made(count=1)
     if tokens is not None and not (one.by_row and looks_back_only(session, one.feeds_with(0), tokens)):
         tokens = None
     count = count or (CHECK_INPUTS if tokens is None else WINDOWS)
     if not options.samples:
         count = min(count, affordable((spec.name for spec in session.inputs), shapes))
-    inputs = replace(made(count=options.samples or count), call_size=call_size, output_axes=output_axes)
+    inputs = replace(made(count=options.samples or count), call_size=call_size, output_axes=output_axes, states=states)
     if tokens is not None:
         return with_predicted_tokens(inputs, session, tokens, sweeps_for(properties.id_limits[tokens]), options.seed)
-    return inputs if image_range is not None else first_layers.scaled_for_batchnorm(inputs, properties)
+    scaled = inputs if image_range is not None else first_layers.scaled_for_batchnorm(inputs, properties)
+    return with_own_states(scaled, session, states)

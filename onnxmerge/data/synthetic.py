@@ -20,6 +20,8 @@ from onnxmerge.options.checks import as_text
 UNKNOWN_IDS = "ids 0 and 1"  # kind of sampler where nothing says how large the ids are
 # Of photographs with pixels in [0, 1], about those of ImageNet
 _PHOTOGRAPH_MEAN, _PHOTOGRAPH_STD = 0.45, 0.25
+QUIETEST = 1e-3
+"""Root mean square of the quietest sounds; of the loudest it is 1, as samples lie between -1 and 1."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,14 @@ class Sampler:
     assumed: str = ""
 
 
-def sampler(spec: TensorSpec, shape: tuple[int, ...], image_range: ImageRange | None = None, limit: int | None = None) -> Sampler:
+def sampler(
+    spec: TensorSpec,
+    shape: tuple[int, ...],
+    image_range: ImageRange | None = None,
+    limit: int | None = None,
+    *,
+    is_sound: bool = False,
+) -> Sampler:
     """The sampler that suits a model input.
 
     Floats (N, C, L), (N, C, H, W), (N, C, D, H, W), channels last where that axis has 1, 3 or 4 and axis 1 has not: dead leaves,
@@ -107,6 +116,7 @@ def sampler(spec: TensorSpec, shape: tuple[int, ...], image_range: ImageRange | 
     shape : its shape in one run; samples have shape[1:]
     image_range : how pixels become values; None for images of zero mean and unit variance
     limit : exclusive upper bound of integers; 2 where unknown
+    is_sound : whether floats (N, samples) are samples of sound
 
     Raises
     ------
@@ -133,6 +143,9 @@ def sampler(spec: TensorSpec, shape: tuple[int, ...], image_range: ImageRange | 
         values = "values 0 to 255" if integers else image_range.text if image_range is not None and rank == 4 else ""
         assumed = described(kind, values, *(["`mean` and `std`, or `input_range`, tell others"] if rank == 4 else []))
         return Sampler(kind, lambda generators: _image_like(generators, spec, shape, image_range), assumed)
+    if is_sound and rank == 2:
+        loudness = f"root mean square {QUIETEST:g} to 1 assumed: `calibration` gives others"
+        return Sampler("sounds", _one_by_one(lambda rng: _sound(rng, sample[0]), spec.dtype), described("sounds", loudness))
     return Sampler("noise", _one_by_one(lambda rng: rng.standard_normal(sample, np.float32), spec.dtype), described("noise"))
 
 
@@ -145,6 +158,11 @@ def _smooth_noise(rng: np.random.Generator, channels: int, length: int) -> Float
     copies = np.where(2 * np.arange(len(amplitude)) == length, 1, 2)
     power = np.sum(copies * amplitude**2) / length
     return np.fft.irfft(spectrum * amplitude / math.sqrt(power or 1.0), length, axis=1).astype(np.float32)
+
+
+def _sound(rng: np.random.Generator, samples: int) -> Floats:
+    """(samples,) smooth noise, whose loudness is as often in one decade as in another."""
+    return np.asarray(_smooth_noise(rng, 1, samples)[0] * np.float32(QUIETEST ** rng.random()))
 
 
 def _image_like(generators: Generators, spec: TensorSpec, shape: tuple[int, ...], image_range: ImageRange | None) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +24,7 @@ def synthetic_inputs(
     seed: int,
     image_range: ImageRange | None = None,
     id_limits: Mapping[str, int] | None = None,
+    sounds: Collection[str] = (),
 ) -> Inputs:
     """Make inputs without data.
 
@@ -38,6 +39,7 @@ def synthetic_inputs(
     image_range : how pixels become values; None for images of zero mean and unit variance, as networks for normalised images
         expect them
     id_limits : exclusive upper bound of integers by input; 2 for others
+    sounds : inputs (N, samples) of sound
 
     Raises
     ------
@@ -53,7 +55,7 @@ def synthetic_inputs(
     settings = {spec.name for spec in specs if spec.is_setting and spec.name not in axes}  # as in the first run, in every call
     sampled = {spec.name: _batch_first(shapes[spec.name], axes.get(spec.name, 0)) for spec in specs if spec.name not in settings}
     samplers = {
-        spec.name: sampler(spec, sampled[spec.name], image_range, limits.get(spec.name))
+        spec.name: sampler(spec, sampled[spec.name], image_range, limits.get(spec.name), is_sound=spec.name in sounds)
         for spec in specs
         if spec.name not in settings
     }
@@ -73,7 +75,8 @@ def synthetic_inputs(
         return feeds
 
     description = f"{rounded} synthetic {_kinds(samplers)} (seed {seed})"
-    by_row = model_batching.size is None and len(axes) == len(specs)
+    is_all = len(axes) + len(settings) == len(specs)
+    by_row = bool(axes) and (model_batching.size is None or (model_batching.size == 1 and is_all))
     unknown = tuple(name for name, each in samplers.items() if each.kind == UNKNOWN_IDS)
     assumed = {name: each.assumed for name, each in samplers.items()}
     made = Inputs(rounded, description, model_batching.size, np.arange(rounded), take, by_row=by_row, axes=axes)

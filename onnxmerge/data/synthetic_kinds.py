@@ -11,6 +11,7 @@ MADE_OF = {
     "maps": "overlapping shapes",
     "signals": "steps and noise",
     "volumes": "overlapping shapes",
+    "sounds": "noise of many loudnesses",
     "noise": "",
 }
 """Kind of float inputs -> what is in them."""
