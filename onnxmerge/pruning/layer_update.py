@@ -79,22 +79,19 @@ class LayerUpdate:
         self.producer: Replacement | None = None
         """What `solve` has found for the rows of the producer; None where they stay."""
 
-    def kept_channels(self, removable: np.ndarray, metric: Callable[[], np.ndarray]) -> np.ndarray | None:
-        """As many input channels as are kept, chosen anew: those with which the targets, as they now are, are missed least.
+    def kept_channels(self, count: int, removable: np.ndarray, metric: Callable[[], np.ndarray]) -> np.ndarray | None:
+        """So many of the input channels: those with which the targets, as they now are, are missed least; None with few samples.
 
-        removable (inputs,): channels that may go. metric: gives (out, r) what errors are multiplied with. None where choosing is
-        too dear, or samples are few. The layer is without groups.
+        removable (inputs,): channels that may go. metric: gives (out, r) what errors are multiplied with.
         """
         layer, every = self.layer, np.ones_like(self.kept)
-        if layer.layout != "conv" or every.size * layer.kernel_size > LARGEST_SELECTION:
-            return None
         shape = self.reference.tensor(0, layer.key).shape
         samples = ConsumerSamples(self.compressed, layer, every, shape)
         (target,) = samples.covariances(lambda batch: self._target(batch, partial(samples.view, batch)))
         if target.count < FEW * samples.unknowns:
             return None
         counted = metric() * self.kept_ids[layer.out_ids.reshape(-1), np.newaxis]
-        return keep_by_patches(target.xx, target.xy @ counted, int(self.kept.sum()), removable)
+        return keep_by_patches(target.xx, target.xy @ counted, count, removable)
 
     def solve(self, path: ElementwisePath | None = None, producer: Replacement | None = None) -> Replacement | None:
         """Solve against the reference's outputs; where a ReLU follows, solve once more for what passes it.
@@ -213,6 +210,11 @@ class LayerUpdate:
         """Put a replacement into the compressed run."""
         replace_layer(self.compressed, self.layer, replacement, self.own_bias)
         return replacement
+
+
+def is_cheap_to_choose(layer: Layer) -> bool:
+    """Whether `LayerUpdate.kept_channels` is worth its price: for a convolution without groups, of few channels."""
+    return layer.layout == "conv" and layer.groups == 1 and layer.in_ids.size * layer.kernel_size <= LARGEST_SELECTION
 
 
 def _solved(

@@ -5,7 +5,7 @@ been solved, and the targets from the reference, so that every consumer makes go
 one layer alone writes what one convolution reads, its channels are chosen once more there, by what this now has to make good.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,7 +18,7 @@ from onnxmerge.graph.rewrite import Removal, Replacement, gone_nodes
 from onnxmerge.onnxio.traversal import tensors_read
 from onnxmerge.pruning.consumer_update import bias_of, remove_states, replace_layer
 from onnxmerge.pruning.layer_statistics import LayerStatistics
-from onnxmerge.pruning.layer_update import LayerUpdate
+from onnxmerge.pruning.layer_update import LayerUpdate, Runs, is_cheap_to_choose
 from onnxmerge.pruning.masked_means import mask_means, mean_masks, means_over
 from onnxmerge.pruning.producer_update import updated_pairs
 from onnxmerge.pruning.product_update import OutputMix, output_mixes
@@ -66,20 +66,19 @@ def solve_consumers(
     runs = context.new_run(statistics.matched), _compressed_run(context, statistics, removals, kept)
     replacements: dict[str, Replacement] = {}
     pairs = updated_pairs(context, statistics, removals, {*unsolved, *mixes})
-    choices = {} if context.synthetic else _choices(removals, pairs, given)
+    choices = {} if context.synthetic else _choices(removals, pairs)
+    for removal in choices.values():
+        kept[removal.group.channel_ids] = True  # they all count until they are chosen, also where a plan says which will be
     for key, path in pairs.items():
         runs[1].hold(path.producer.source, context.node_index[key])
     for number, layer in enumerate(layers):
         index = context.node_index[layer.key]
         runs[0].run_until(index + 1, keep=layer.key)
         runs[1].run_until(index)
+        if layer.key in choices:
+            choices[layer.key] = _chosen(observed, choices[layer.key], layer, kept, runs, given)
         replacement, mix = None, mixes.get(layer.key)
         if layer.key in statistics.layers and _is_updated(context, statistics, layer, kept):
-            if layer.key in choices:
-                choice = LayerUpdate(context, statistics, layer, kept, runs)
-                choices[layer.key] = _chosen_again(
-                    choices[layer.key], choice, partial(observed.output_errors.factor, layer), kept
-                )
             update = LayerUpdate(context, statistics, layer, kept, runs)
             pair = pairs.get(layer.key) if context.updates_producers else None
             before = None if pair is None else replacements.get(pair.producer.key)
@@ -97,26 +96,32 @@ def solve_consumers(
     return [chosen.get(removal.group.name, removal) for removal in removals], replacements
 
 
-def _choices(removals: Sequence[Removal], pairs: Mapping[str, ElementwisePath], given: Collection[str]) -> dict[str, Removal]:
+def _choices(removals: Sequence[Removal], pairs: Mapping[str, ElementwisePath]) -> dict[str, Removal]:
     """By key of the consumer, the removals of `pairs` of which any channels may be chosen: each has one place there."""
     found = {}
     for removal in removals:
         group = removal.group
-        keys = [consumer.key for consumer in group.consumers if consumer.key in pairs]
-        alike = (group.merge_classes == group.merge_classes[0]).all()
-        if keys and alike and group.name not in given and np.array_equal(pairs[keys[0]].consumer.in_ids[0], group.channel_ids):
-            found[keys[0]] = removal
+        consumer = next((pairs[each.key].consumer for each in group.consumers if each.key in pairs), None)
+        if consumer is None or not is_cheap_to_choose(consumer) or not np.array_equal(consumer.in_ids[0], group.channel_ids):
+            continue
+        if (group.merge_classes == group.merge_classes[0]).all():
+            found[consumer.key] = removal
     return found
 
 
-def _chosen_again(removal: Removal, update: LayerUpdate, metric: Callable[[], np.ndarray], kept: np.ndarray) -> Removal:
-    """A removal with the channels that the consumer needs most, now that its inputs are known; `kept` is changed accordingly."""
-    channels = update.kept_channels(removal.group.removable, metric)
-    if channels is None:
-        return removal
-    kept[removal.group.channel_ids] = False
-    kept[removal.group.channel_ids[channels]] = True
-    return replace(removal, kept=channels)
+def _chosen(
+    observed: LayerStatistics, removal: Removal, layer: Layer, kept: np.ndarray, runs: Runs, given: Collection[str]
+) -> Removal:
+    """The removal with the channels that the consumer needs most, now that its inputs are known; `kept` is changed so."""
+    group = removal.group
+    if group.name not in given:
+        update = LayerUpdate(observed.context, observed.reference, layer, kept, runs)
+        metric = partial(observed.output_errors.factor, layer)
+        channels = update.kept_channels(len(removal.kept), group.removable, metric)
+        removal = removal if channels is None else replace(removal, kept=channels)
+    kept[group.channel_ids] = False
+    kept[group.channel_ids[removal.kept]] = True
+    return removal
 
 
 def _layers_to_update(
