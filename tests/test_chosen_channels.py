@@ -50,7 +50,7 @@ def test_what_neighbouring_positions_hold_leaves(tmp_path: Path, calibration: Pa
 def sequence() -> onnx.ModelProto:
     """Every convolution but the last is the producer of one pair, all but the first the consumer of one."""
     net = Net(np.random.default_rng(0))
-    y, widths = net.input("x", 3, *SPACE), (3, 8, 8, 8, 4)
+    y, widths = net.input("x", 3, *SPACE), (3, 12, 12, 12, 12, 4)
     for number, (read, wrote) in enumerate(pairwise(widths)):
         y = net.conv(y if number == 0 else net.relu(y), f"conv_{number}", read, wrote)
     net.output(y, 4, *SPACE)
