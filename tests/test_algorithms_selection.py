@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from onnxmerge.algorithms.elimination import eliminate, kept_after, weight_products
+from onnxmerge.algorithms.patch_elimination import keep_by_patches
 from onnxmerge.algorithms.removal_costs import BLOCK
 from onnxmerge.algorithms.symmetric import BLOCK as BLOCK_COLUMNS
 from onnxmerge.algorithms.symmetric import PANEL, Cholesky, invert, row_of, shrunk
@@ -45,6 +46,32 @@ def test_follows_the_greedy_definition(count):
     np.testing.assert_array_equal(elimination.order[:8], order)
     np.testing.assert_allclose(elimination.cost[:8], cost, rtol=1e-6, atol=1e-9)
     assert elimination.cost[-1] == pytest.approx(1.0, abs=1e-6)
+
+
+def missed(covariance, crossed, unknowns):
+    """What the least squares of some unknowns leaves of the targets, up to their variance."""
+    return -np.trace(crossed[unknowns].T @ np.linalg.solve(covariance[np.ix_(unknowns, unknowns)], crossed[unknowns]))
+
+
+@pytest.mark.parametrize("positions", [1, 3])
+def test_whole_channels_go_by_what_all_of_their_positions_save(positions):
+    """Of patches (position, channel), for targets that these do not give exactly."""
+    rng, n = np.random.default_rng(2), 7
+    x = samples(5, 400, positions * n)
+    y = x @ rng.normal(size=(positions * n, 4)) + 3.0 * rng.normal(size=(400, 4))
+    joint = covariance_of(np.c_[x, y])
+    covariance, crossed, kept = joint[: len(joint) - 4, :-4], joint[:-4, -4:], list(range(n))
+    for _ in range(4):
+        left = [[k for k in kept if k != i] for i in kept]
+        kept = min(left, key=lambda each: missed(covariance, crossed, np.add.outer(n * np.arange(positions), each).ravel()))
+        found = keep_by_patches(covariance.copy(), crossed, len(kept), [True] * n, ridge=0.0)
+        np.testing.assert_array_equal(found, kept)
+
+
+def test_patches_keep_what_may_not_go():
+    x, removable = samples(8, 50, 6), np.array([True, False, True, True, False, True])
+    assert {1, 4} <= set(keep_by_patches(covariance_of(x), np.zeros((6, 2)), 3, removable).tolist())
+    assert keep_by_patches(covariance_of(x), np.zeros((6, 2)), 0, removable).tolist() == [1, 4]
 
 
 def test_blocked_downdates_give_the_exact_cost():

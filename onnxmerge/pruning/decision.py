@@ -10,6 +10,7 @@ from onnxmerge.graph.merge_validity import pre_activations
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.options import PruningOptions
 from onnxmerge.pruning.group_selection import prunable_groups
+from onnxmerge.pruning.importance import are_given
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.masked_means import means_over
 from onnxmerge.pruning.merge import absorbed
@@ -77,7 +78,8 @@ def decide(
     best = (best_removal(statistics, group, counts[group.name], options) for group in shrinking)
     removals = [_told(analysed.channels, removal) for removal in best]
     statistics.forget_expected_errors()
-    return PruningDecision(tuple(removals), _replacements(statistics, removals), tuple(refusals))
+    removals, replacements = _solved(statistics, removals, options)
+    return PruningDecision(tuple(removals), replacements, tuple(refusals))
 
 
 def _told(channels: Channels, removal: Removal) -> Removal:
@@ -96,10 +98,14 @@ def _reason_to_stay_whole(channels: Channels, group: ChannelGroup, options: Prun
     return refusal("", Reason.ALL_KEPT) if options.ratio is None else refusal("", Reason.RATIO_TOO_SMALL, ratio=options.ratio)
 
 
-def _replacements(statistics: LayerStatistics, removals: Sequence[Removal]) -> dict[str, Replacement]:
-    """New weights of all consumers: solved, but those of groups that no consumer is solved for."""
+def _solved(
+    statistics: LayerStatistics, removals: Sequence[Removal], options: PruningOptions
+) -> tuple[list[Removal], dict[str, Replacement]]:
+    """The removals, and new weights of all consumers: solved, but those of groups that no consumer is solved for."""
     merged = absorbed(removals)
     solved = {each.key for removal in removals if removal.method == "reconstruct" for each in removal.group.consumers}
     unsolved = {each.key for removal in removals for each in removal.group.consumers} - solved
     unsolved -= statistics.reference.too_wide.keys()  # their means are kept
-    return solve_consumers(statistics.context, statistics.reference, removals, {key: merged.get(key) for key in unsolved})
+    replaced = {key: merged.get(key) for key in unsolved}
+    given = {removal.group.name for removal in removals if are_given(removal.group, options)}
+    return solve_consumers(statistics, removals, replaced, given)

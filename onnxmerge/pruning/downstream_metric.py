@@ -67,6 +67,19 @@ class OutputErrorMetric:
                 _add(total, np.ix_(rows, rows), products, rows)
         return total, np.concatenate(factors) if factors else None
 
+    def factor(self, layer: Layer) -> np.ndarray:
+        """(out, r): what errors in the layer's own outputs are multiplied with, so that their squares add up to the metric's."""
+        metric, factor = self.metric(layer)
+        total = np.zeros((layer.out_ids.size,) * 2) if metric is None else metric
+        if factor is not None:
+            total += factor.T @ factor
+        elif metric is None:
+            total += np.eye(len(total))
+        values, vectors = np.linalg.eigh(total)
+        scale = self._downstream[layer.key].scale
+        found: np.ndarray = vectors * np.sqrt(np.maximum(values, 0.0))
+        return found if scale is None else scale[:, np.newaxis] * found
+
     def _readers(self, ids: np.ndarray) -> list[int]:
         """Which layers read any of these channels, in their order."""
         return sorted({number for channel_id in set(ids.tolist()) for number in self._read_by.get(channel_id, ())})

@@ -30,6 +30,11 @@ def planned_channels(group: ChannelGroup, options: PruningOptions) -> np.ndarray
     return None if planned is None or planned.kept_channels is None else np.array(sorted(planned.kept_channels), np.int64)
 
 
+def are_given(group: ChannelGroup, options: PruningOptions) -> bool:
+    """Whether a plan or a criterion of weights says which channels stay, whatever is lost without the others."""
+    return options.criterion in CRITERIA or planned_channels(group, options) is not None
+
+
 def kept_channels(group: ChannelGroup, count: int, options: PruningOptions, elimination: Elimination | None = None) -> np.ndarray:
     """Indices of the channels that stay.
 

@@ -1,6 +1,6 @@
 """The update of one layer: solved against the reference's outputs, and the rows of its only producer with it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,6 +9,8 @@ import numpy as np
 from onnxmerge.algorithms.adjusted_targets import adjusted_target
 from onnxmerge.algorithms.least_squares import RIDGE, RidgeSystem, fits_in_memory
 from onnxmerge.algorithms.moments import Covariance
+from onnxmerge.algorithms.patch_elimination import keep_by_patches
+from onnxmerge.algorithms.sample_counts import FEW
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.graph.elementwise_paths import ElementwisePath
@@ -31,6 +33,10 @@ Runs = tuple[LayerwiseRun, LayerwiseRun]
 """The reference, which has run the layer, and the compressed model, which has not."""
 REFIT_RIDGE = 1e-2
 """Ridge for layers that lose no input: ten times `RIDGE`, so that they stay closer to the weights that training gave them."""
+
+LARGEST_SELECTION = 1152
+"""Unknowns of all channels together up to which they are chosen again, 128 channels of 3 x 3: their price grows with the third
+power. A VGG-16 without 70 % of its channels took 167 CPU seconds in the place of 22 when all were."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,20 @@ class LayerUpdate:
         self.own_bias = bias_of(context.channels, layer)
         self.producer: Replacement | None = None
         """What `solve` has found for the rows of the producer; None where they stay."""
+
+    def kept_channels(self, count: int, removable: np.ndarray, metric: Callable[[], np.ndarray]) -> np.ndarray | None:
+        """So many of the input channels: those with which the targets, as they now are, are missed least; None with few samples.
+
+        removable (inputs,): channels that may go. metric: gives (out, r) what errors are multiplied with.
+        """
+        layer, every = self.layer, np.ones_like(self.kept)
+        shape = self.reference.tensor(0, layer.key).shape
+        samples = ConsumerSamples(self.compressed, layer, every, shape)
+        (target,) = samples.covariances(lambda batch: self._target(batch, partial(samples.view, batch)))
+        if target.count < FEW * samples.unknowns:
+            return None
+        counted = metric() * self.kept_ids[layer.out_ids.reshape(-1), np.newaxis]
+        return keep_by_patches(target.xx, target.xy @ counted, count, removable)
 
     def solve(self, path: ElementwisePath | None = None, producer: Replacement | None = None) -> Replacement | None:
         """Solve against the reference's outputs; where a ReLU follows, solve once more for what passes it.
@@ -190,6 +210,11 @@ class LayerUpdate:
         """Put a replacement into the compressed run."""
         replace_layer(self.compressed, self.layer, replacement, self.own_bias)
         return replacement
+
+
+def is_cheap_to_choose(layer: Layer) -> bool:
+    """Whether `LayerUpdate.kept_channels` is worth its price: for a convolution without groups, of few channels."""
+    return layer.layout == "conv" and layer.groups == 1 and layer.in_ids.size * layer.kernel_size <= LARGEST_SELECTION
 
 
 def _solved(

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from onnxmerge.algorithms.criteria import CRITERIA
 from onnxmerge.errors import Refusal
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels
 from onnxmerge.graph.rewrite import Removal
 from onnxmerge.options import PruningOptions
-from onnxmerge.pruning.importance import kept_channels, planned_channels
+from onnxmerge.pruning.importance import are_given, kept_channels
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.merge import merge
 
@@ -34,8 +33,7 @@ def reconstruct(
     """
     if statistics is None:
         raise ValueError("`reconstruct` needs the statistics of the model's layers")
-    is_ranked_elsewhere = options.criterion in CRITERIA or planned_channels(group, options) is not None
-    elimination = None if is_ranked_elsewhere else statistics.elimination(group)
+    elimination = None if are_given(group, options) else statistics.elimination(group)
     return Removal(group, kept_channels(group, count, options, elimination), "reconstruct")
 
 

@@ -65,8 +65,6 @@ def updated_pairs(
 
     excluded: keys of layers that other rules decide about.
     """
-    if not context.updates_producers:
-        return {}
     left_out = {*excluded, *statistics.too_wide, *statistics.shared_weight_keys}
     found = {}
     for removal in removals:

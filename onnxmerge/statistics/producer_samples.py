@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxmerge.algorithms.least_squares import RidgeSystem
-from onnxmerge.algorithms.sample_counts import enough_samples
+from onnxmerge.algorithms.sample_counts import AMPLE_AT_MOST, enough_samples
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.elementwise_paths import ElementwisePath
 from onnxmerge.statistics.blocks import BLOCK_EXTENT, by_window, drawn_block, every_position, repeated
@@ -30,8 +30,10 @@ BLOCK_INPUTS, BLOCK_SAMPLES = 16, 1024
 BLOCKS_BYTES = 1 << 27
 """Memory for the blocks of a consumer, 128 MiB: there are fewer where they would take more."""
 
-SAMPLES = 2.0
-"""How many times the samples of a least squares a step is taken from, see `enough_samples`; rows of the producer share them."""
+SAMPLES, SAMPLES_PER_UNKNOWN = 2.0, 56.0
+"""How many times the samples of a least squares a step is taken from, see `enough_samples`; and samples for each unknown of a row
+up to `AMPLE_AT_MOST` times the first: with 500 real images ResNet-56 without 70 % of its inner channels explains 0.93 of the
+outputs of the images solved on, 0.81 of others, and from all of their positions, not half, by 0.01 more."""
 
 MOMENT_SAMPLES = 2
 """Samples for each input of a row that its second moments are taken from."""
@@ -208,7 +210,7 @@ class ProducerSamples:
     def _made(self) -> Iterator[_Block]:
         """Blocks from all over the inputs, as many as are enough."""
         unknowns = max(self._flat.shape[1], self._weights.producer.weight.shape[1])
-        needed, room, source = SAMPLES * enough_samples(unknowns), BLOCKS_BYTES, self._path.consumer.source
+        needed, room, source = _enough(unknowns), BLOCKS_BYTES, self._path.consumer.source
         space = self._run.tensor(0, source).shape[2:] if self._path.consumer.layout == "conv" else ()
         size = max(BLOCK_INPUTS, BLOCK_SAMPLES // math.prod(min(extent, BLOCK_EXTENT) for extent in space))
         counts = [len(self._run.tensor(batch, source)) for batch in range(self._run.batch_count)]
@@ -257,6 +259,11 @@ class ProducerSamples:
         if self._path.pool:
             slope *= values == repeated(by_window(values, self._path.pool, np.max), self._path.pool)
         return slope
+
+
+def _enough(unknowns: int) -> float:
+    """Samples that a step is taken from."""
+    return max(SAMPLES * enough_samples(unknowns), min(SAMPLES_PER_UNKNOWN * unknowns, SAMPLES * AMPLE_AT_MOST))
 
 
 def _total(parts: Iterable[Floats]) -> Floats:
