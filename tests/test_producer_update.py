@@ -328,6 +328,29 @@ def test_nothing_is_tried_where_less_is_missed(bound: float, tmp_path: Path, mon
     assert bool(tried) == (bound < 1.0)
 
 
+EXPONENTS = {"relu": (False, 0.25), "bn, relu": (False, 0.5), "average pooling": (False, 0.5), "dense": (True, 0.0)}
+
+
+@pytest.mark.parametrize("name", EXPONENTS)
+def test_variances_are_corrected_less_where_producers_change(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of conv_b or fc_b, which reads what lost channels."""
+    has_data, expected = EXPONENTS[name]
+    found, original = dict[str, float](), layer_update.LayerUpdate.solve
+
+    def solve(update, *others):  # type: ignore[no-untyped-def]
+        result = original(update, *others)
+        found.setdefault(update.layer.key, update.exponent)
+        return result
+
+    monkeypatch.setattr(layer_update.LayerUpdate, "solve", solve)
+    if has_data:
+        np.save(tmp_path / "given.npy", np.random.default_rng(0).normal(size=(64, 12)).astype(np.float32))
+    given = {"calibration": tmp_path / "given.npy"} if has_data else {}
+    options = {**FAST, **given, "include": ("fc_a",) if name == "dense" else ("conv_a",)}
+    compress(written(PATHS[name][0](), tmp_path), tmp_path / "out.onnx", ratio=0.5, **options)
+    assert next(iter(found.values())) == expected
+
+
 @pytest.mark.parametrize("method", ["prune", "merge"])
 def test_other_methods_leave_producers_alone(method: str, tmp_path: Path) -> None:
     """Rows of what stays are those of the file, one by one."""

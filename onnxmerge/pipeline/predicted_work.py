@@ -23,7 +23,7 @@ SECONDS_PER_LAYER = 0.01
 UPDATED_PRODUCERS = 1.1
 """What changing rows of producers adds to a candidate where all consumers have one producer each, as a share of its work."""
 SECONDS_PER_NUMBER, SECONDS_PER_DENSE_NUMBER = 1.2e-7, 3e-7
-"""Of making synthetic inputs, and those of a network whose first layer is dense, half of which are noise shaped by it."""
+"""Of making synthetic inputs, and those of a network whose first layer is dense, a third of which are noise shaped by it."""
 OPTIMISED, UNOPTIMISED = 0.7, 1.5
 """What a run of the whole model takes with ONNX Runtime's optimisations and without any, as shares of one layer by layer."""
 QUICK_RUNS, FULL_RUNS, TIMED_RUNS = 2.0, 1.2, 4.0

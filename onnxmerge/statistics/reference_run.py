@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
+from onnxmerge.algorithms.least_squares import CORRECTION_EXPONENT
 from onnxmerge.algorithms.moments import Covariance
-from onnxmerge.data.first_layers import dense_first_layer
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.errors import InputError
 from onnxmerge.execution.layerwise import LayerwiseRun
@@ -104,9 +104,9 @@ def run_context_of(analysed: AnalysedModel, inputs: Inputs, threads: int | None,
     model = export(analysed.model, weights)
     _count_bodies(model, analysed.observed)
     shallow_first(model)
-    batches, correction_exponent = partial(inputs.batches, size), _correction_exponent(analysed, inputs)
-    synthetic, folder = inputs.synthetic, analysed.model.folder
-    return RunContext(analysed.channels, model, batches, synthetic, correction_exponent, threads, folder, weights, progress)
+    batches, synthetic, folder = partial(inputs.batches, size), inputs.synthetic, analysed.model.folder
+    exponent = CORRECTION_EXPONENT if synthetic else 0.0  # real inputs need none
+    return RunContext(analysed.channels, model, batches, synthetic, exponent, threads, folder, weights, progress)
 
 
 def _count_bodies(model: ModelProto, observed: Observations) -> None:
@@ -114,13 +114,6 @@ def _count_bodies(model: ModelProto, observed: Observations) -> None:
     known = {value.name for value in model.graph.output}
     floats = [name for name in outputs_of_bodies(model) if name in observed and observed[name].dtype.kind == "f"]
     model.graph.output.extend(ValueInfoProto(name=name) for name in floats if name not in known)
-
-
-def _correction_exponent(analysed: AnalysedModel, inputs: Inputs) -> float:
-    """Exponent of the variance correction: real inputs need none, networks that are dense from the start the most."""
-    if not inputs.synthetic:
-        return 0.0
-    return 0.5 if dense_first_layer(analysed.channels) is None else 1.0
 
 
 def collect_reference_statistics(context: RunContext, known: Mapping[str, Covariance] | None = None) -> ReferenceStatistics:
