@@ -135,5 +135,6 @@ class CandidateBuilder:
         if pruned_fidelity <= max(repaired_fidelity, least):
             return candidate
         note = f"pruning alone stays closer: fidelity {pruned_fidelity:.3f}, not {repaired_fidelity:.3f}"
-        groups = tuple(replace(group, note=group.note or note) for group in pruned.groups)
+        reasons = {group.name: group.note for group in candidate.groups if group.method == "prune"}  # why it was not solved
+        groups = tuple(replace(group, note=group.note or reasons.get(group.name) or note) for group in pruned.groups)
         return replace(pruned, only_pruned=True, groups=groups)
