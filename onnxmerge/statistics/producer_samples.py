@@ -30,8 +30,9 @@ BLOCK_INPUTS, BLOCK_SAMPLES = 16, 1024
 BLOCKS_BYTES = 1 << 27
 """Memory for the blocks of a consumer, 128 MiB: there are fewer where they would take more."""
 
-SAMPLES = 2.0
-"""How many times the samples of a least squares a step is taken from, see `enough_samples`; rows of the producer share them."""
+SAMPLES = 4.0
+"""How many times the samples of a least squares a step is taken from, see `enough_samples`; rows of the producer share them. Of
+twelve ResNet-56 (50 and 70 %, folded and not, three draws) eleven keep more than with 2.0, a fidelity of 0.006 on average."""
 
 MOMENT_SAMPLES = 2
 """Samples for each input of a row that its second moments are taken from."""
