@@ -47,7 +47,7 @@ def cut(warnings: tuple[str, ...]) -> list[str]:
     ("limit", "fidelity", "expected"),
     [
         (5, 0.5, ["quick_candidate"]),
-        (175, 0.9, ["quick_candidate", "quick_candidate", "quick_candidate", "candidate", "candidate"]),
+        (25, 0.42, ["quick_candidate", "quick_candidate"]),
     ],
 )
 def test_a_fidelity_search_ends_with_the_best_so_far(
