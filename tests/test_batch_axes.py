@@ -206,3 +206,43 @@ def test_verify_and_bench_count_along_it(tmp_path: Path) -> None:
         assert output.worst_input == errors.argmax()
     timed = onnxmerge.bench(source, target, calibration=feeds, batch=4, threads=1)
     assert timed.batch_size == 4
+
+
+COUNTS = {
+    "counts": ("int64[M] n", "f = Cast<to=1>(n)  q = Unsqueeze(f, last)", (1, 40)),
+    "counts on axis 1": ("int64[2, ?] n", "f = Cast<to=1>(n)  q = Transpose<perm=[1, 0]>(f)", (2, 40)),
+    "a list": ("int64[M] n", "e = Gather<axis=0>(table, n)  q = ReduceMean<axes=[0], keepdims=1>(e)", (1, 7)),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_integers_of_other_axes_are_given(name: str, tmp_path: Path) -> None:
+    """Those of each input, and a list that is the same for all of them."""
+    declared, nodes, shape = COUNTS[name]
+    body = f"{nodes}  z = MatMul(x, w)  t = ReduceSum<keepdims=1>(q, last)  s = Add(z, t)  r = Relu(s)  y = MatMul(r, v)"
+    model = parser.parse_model(f"{HEAD} g (float[N, 5] x, {declared}) => (float[N, 3] y) {{ {body} }}")
+    for key, size in (("w", (5, 16)), ("v", (16, 3)), ("table", (9, 2))):
+        value = np.random.default_rng(0).normal(size=size).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, key))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "last"))
+    counts = np.random.default_rng(1).integers(0, 9, shape)
+    feeds = {"x": given(40)["x"], "n": counts if "axis 1" in name else counts[0]}
+    options = {"calibration": feeds, "bench": False, "round_to": 1}
+    result = onnxmerge.compress(model, tmp_path / "small.onnx", method="prune", ratio=0.5, **options)
+    assert result.fidelity is not None
+    assert result.fidelity.input_count == 40
+    (seen,) = (each.shape for each in result.inputs if each.name == "n")
+    assert seen == {"counts": (1,), "counts on axis 1": (2, 1), "a list": (7,)}[name]
+    assert onnxmerge.verify(model, tmp_path / "small.onnx", calibration=feeds, min_cosine=-1.0).fidelity.input_count == 40
+
+
+@pytest.mark.parametrize("outputs", ["float[40, N] y", "float[40, 3] constant, float[40, N] y"], ids=["turned", "beside others"])
+def test_classes_are_told_along_the_batch(outputs: str, tmp_path: Path) -> None:
+    """Synthetic inputs are chosen by the class scores of each of them."""
+    body = "a = MatMul(x, w)  r = Relu(a)  b = MatMul(r, v)  y = Transpose<perm=[1, 0]>(b)  constant = Identity(c)"
+    model = parser.parse_model(f"{HEAD} g (float[N, 5] x) => ({outputs}) {{ {body} }}")
+    for key, size in (("w", (5, 16)), ("v", (16, 40)), ("c", (40, 3))):
+        value = np.random.default_rng(0).normal(size=size).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, key))
+    result = onnxmerge.compress(model, tmp_path / "small.onnx", ratio=0.5, bench=False)
+    assert [(group.channels, group.kept) for group in result.groups] == [(16, 8)]

@@ -58,6 +58,7 @@ MODELS: dict[str, tuple[str, str, Any]] = {
     "one rate after the other": ("int64 rate", f"c = Equal(rate, sixteen)  {branches('c', WIDE, other_rate(WIDE, FAILING))}", 16),
     "a mask": ("int64 rate", f"c = Equal(rate, eight)  z = Where(c, x, none)  {WIDE.replace('{y}', 'k')}  y = Add(k, z)", 8),
     "a table of one row": ("int64 rate", f"r = Gather<axis=0>(row, rate)  {WIDE.replace('{y}', 'k')}  y = Add(k, r)", 0),
+    "infinity": ("int64 rate", f"f = Cast<to=1>(rate)  c = Less(f, infinity)  {branches('c', WIDE, NARROW)}", None),
     "a flag": ("bool rate", branches("rate", WIDE, NARROW), True),
     "a flag that is better off": ("bool rate", branches("rate", NARROW, WIDE), False),
     "nothing": ("int64 rate", f"f = Cast<to=1>(rate)  {WIDE.replace('{y}', 'k')}  y = Mul(k, f)", None),
@@ -74,6 +75,7 @@ def model_of(name: str) -> onnx.ModelProto:
     stored = {key: rng.normal(0, 0.5, shape).astype(np.float32) for key, shape in shapes.items()}
     numbers = {"sixteen": 16, "eight": 8, "zero": 0, "first": [-1], "bad": [3, 7]}
     stored |= {key: np.array(value) for key, value in numbers.items()} | {"none": np.zeros(4, np.float32)}
+    stored["infinity"] = np.array(np.inf, np.float32)
     model.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in stored.items())
     return model
 
@@ -110,3 +112,15 @@ def test_a_value_that_is_given_counts(tmp_path: Path) -> None:
     result = onnxmerge.compress(path, tmp_path / "small.onnx", ratio=0.5, bench=False, calibration=calibration)
     assert [(group.channels, group.kept) for group in result.groups] == [(8, 4)]
     assert not any(each.assumed for each in result.inputs)
+
+
+def test_a_value_that_is_given_for_each_input_is_not_assumed(tmp_path: Path) -> None:
+    nodes = f"e = Gather<axis=0>(table, step)  k = Add(x, e)  {WIDE.replace('x,', 'k,').replace('{y}', 'y')}"
+    model = parser.parse_model(f"{HEAD} g (float[1, 4] x, int64[1] step) => (float[1, 4] y) {{ {nodes} }}")
+    for key, size in (("v", (4, 32)), ("w", (32, 4)), ("table", (9, 4))):
+        value = np.random.default_rng(0).normal(size=size).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, key))
+    given = {"x": np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32), "step": np.arange(40) % 7}
+    result = onnxmerge.compress(model, tmp_path / "small.onnx", method="prune", ratio=0.5, bench=False, calibration=given)
+    for told in (result, onnxmerge.inspect(model, calibration=given)):
+        assert not any(each.assumed for each in told.inputs)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import onnxmerge
-from onnxmerge.errors import OptionError, UnusedOptionError
+from onnxmerge.errors import InputError, OptionError, UnusedOptionError
 from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions, Thresholds
 
 MODEL = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
@@ -233,3 +234,21 @@ def test_sizes_of_calibration_inputs_are_of_use_to_an_inspection(run: Any, tmp_p
     np.save(tmp_path / "x.npy", np.zeros((8, 1, 8, 8), np.float32))
     code, out, _ = run("inspect", MODEL, "--calibration", tmp_path / "x.npy", "--seed", "3", "--threads", "1")
     assert (code, "of the calibration inputs" in out or "fixed in the model" in out) == (0, True)
+
+
+def test_pixels_of_another_size_give_sizes_with_fit_alone(tmp_path: Path) -> None:
+    """What `fit` is asked for is not refused as without effect."""
+    body = "a = Conv<pads=[1, 1, 1, 1]>(x, k)  b = Relu(a)  c = Conv(b, l)  d = GlobalAveragePool(c)  y = Flatten(d)"
+    head = '<ir_version: 8, opset_import: ["": 17]>'
+    model = onnx.parser.parse_model(f"{head} g (float[N, 3, 16, 16] x) => (float[N, 6] y) {{ {body} }}")
+    for name, shape in (("k", (8, 3, 3, 3)), ("l", (6, 8, 1, 1))):
+        value = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    pixels = np.zeros((4, 3, 20, 20), np.uint8)
+    merged = {"method": "merge", "ratio": 0.5, "verify": False, "calibration": pixels}
+    with pytest.raises(InputError, match="`fit` brings images to that size"):
+        onnxmerge.inspect(model, calibration=pixels)
+    assert onnxmerge.inspect(model, calibration=pixels, fit="crop").groups
+    assert onnxmerge.compress(model, tmp_path / "small.onnx", fit="crop", **merged).groups
+    with pytest.raises(UnusedOptionError, match="`color` has no effect"):
+        onnxmerge.inspect(model, calibration=pixels, color="bgr", fit="crop")

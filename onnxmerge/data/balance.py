@@ -7,7 +7,9 @@ import numpy as np
 
 from onnxmerge.data.feed_sources import Indices
 from onnxmerge.data.inputs import Inputs
+from onnxmerge.execution.batch_axes import batch_first
 from onnxmerge.execution.sessions import Session
+from onnxmerge.execution.tensor_specs import batch_size
 
 HELD_BYTES = 1 << 28
 """Memory for synthetic inputs that are held, 256 MiB: three times what `selection.INPUT_ELEMENTS` float32 numbers take."""
@@ -62,8 +64,9 @@ def balanced(inputs: Inputs, session: Session, count: int, batch: int, tell: Cal
         return inputs.subset(np.arange(-(-count // inputs.batch_size) * inputs.batch_size), "the first ones")
     classes = list[np.ndarray]()
     for feeds in inputs.batches(batch):
-        outputs = session.run(feeds)
-        scores = next((value for value in outputs.values() if isinstance(value, np.ndarray) and looks_like_scores(value)), None)
+        outputs, size = batch_first(session.run(feeds), inputs.output_axes).values(), batch_size(feeds, inputs.axes)
+        arrays = (value for value in outputs if isinstance(value, np.ndarray) and value.shape[:1] == (size,))
+        scores = next(filter(looks_like_scores, arrays), None)
         if scores is None:
             return inputs.subset(np.arange(count), "the first ones")
         classes.append(scores.reshape(len(scores), -1).argmax(1))

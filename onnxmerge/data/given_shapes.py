@@ -51,7 +51,8 @@ def given_shapes(model: Path, options: InputOptions, proto: ModelProto | None = 
     inputs = calibration_inputs(options.calibration, sized, likely, image_range_of(options), image_reading_of(options))
     feeds = inputs.feeds_with(0)
     found = {name: value.shape for name, value in feeds.items()}
-    values = {name: value.tolist() for name, value in feeds.items() if name not in inputs.axes and value.dtype.kind in "iub"}
+    counted = inputs.axes.keys() - {spec.name for spec in specs if spec.is_setting}
+    values = {name: value.tolist() for name, value in feeds.items() if name not in counted and value.dtype.kind in "iub"}
     origins = {**dict.fromkeys(found, "calibration"), **given.origins}
     return GivenShapes({**found, **shapes}, origins, inputs.pixels, values).without_batch(inputs.axes)
 

@@ -16,7 +16,7 @@ from onnxmerge.evaluation.decisions import ChangedDecisions
 from onnxmerge.evaluation.examples import with_examples
 from onnxmerge.evaluation.output_kinds import output_kinds
 from onnxmerge.evaluation.output_metrics import OutputMoments
-from onnxmerge.execution.batch_axes import Axes
+from onnxmerge.execution.batch_axes import Axes, batch_first
 from onnxmerge.execution.placement import execution_of
 from onnxmerge.execution.processor import processor_name
 from onnxmerge.execution.providers import CPU, Provider
@@ -187,12 +187,6 @@ class _LabelCount:
             raise InputError(f"{len(self.labels)} labels do not fit {self.seen} inputs: one label for each input is needed")
         before, after = (count / self.seen for count in self.correct)
         return Accuracy(before, after)
-
-
-def batch_first(outputs: Outputs, axes: Axes) -> Outputs:
-    """The outputs with the batch on axis 0; axes: which it is by output."""
-    moved = {name: axis for name, axis in axes.items() if axis and np.ndim(outputs.get(name, 0)) > axis}
-    return {**outputs, **{name: np.moveaxis(outputs[name], axis, 0) for name, axis in moved.items()}}
 
 
 def as_array(value: Any) -> np.ndarray:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from onnxmerge.execution.tensor_specs import TensorSpec
 
 Axes = Mapping[str, int]
@@ -84,6 +86,12 @@ def batch_axes(specs: Sequence[TensorSpec]) -> dict[str, int]:
         elif spec.dims and spec.dims[0] is None:
             found[spec.name] = 0
     return found
+
+
+def batch_first(outputs: Mapping[str, Any], axes: Axes) -> Mapping[str, Any]:
+    """The outputs with the batch on axis 0; axes: which it is by output."""
+    moved = {name: axis for name, axis in axes.items() if axis and np.ndim(outputs.get(name, 0)) > axis}
+    return {**outputs, **{name: np.moveaxis(outputs[name], axis, 0) for name, axis in moved.items()}}
 
 
 def without_axis(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:

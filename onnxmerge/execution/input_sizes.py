@@ -50,14 +50,15 @@ class GivenShapes:
     values: Mapping[str, Any] = field(default_factory=dict)
 
     def without_batch(self, axes: Axes) -> GivenShapes:
-        """Without how many calibration inputs there are: that is no size of one call."""
+        """Without how many calibration inputs there are: that is no size of one call, and their values are not those of all."""
         counted = {name: axis for name, axis in axes.items() if self.origins.get(name) == "calibration"}
         open_at = {
             name: (*shape[: counted[name]], None, *shape[counted[name] + 1 :])
             for name, shape in self.shapes.items()
             if name in counted
         }
-        return replace(self, shapes={**self.shapes, **open_at})
+        values = {name: value for name, value in self.values.items() if name not in axes or np.size(value) == 1}
+        return replace(self, shapes={**self.shapes, **open_at}, values=values)
 
 
 NOTHING_GIVEN = GivenShapes()

@@ -79,7 +79,8 @@ def _compared(held: set[str], nodes: Sequence[NodeProto], constants: Mapping[str
             tensor = constants[others[0]]
             if math.prod(tensor.dims) <= LARGEST_CONSTANT and not is_external(tensor):
                 values = np.ravel(numpy_helper.to_array(tensor))
-                yield from (int(value) for value in values if value == np.floor(value)) if values.dtype.kind in "iuf" else ()
+                numbers = values[np.isfinite(values)] if values.dtype.kind in "iuf" else values[:0]
+                yield from (int(value) for value in numbers if value == np.floor(value))
         elif node.op_type == "Gather" and node.input[0] in constants and node.input[1] in held:
             yield from range(min(2, *constants[node.input[0]].dims[:1]))[::-1]
 

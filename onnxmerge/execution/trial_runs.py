@@ -198,9 +198,10 @@ class _Trials:
 
     def _observe(self, inputs: Sequence[TensorSpec], shapes: Shapes, given: GivenShapes) -> Observations:
         self.allowed(inputs, shapes)
-        known = (spec for spec in inputs if spec.name in given.values)
-        values = {spec.name: np.full(shapes[spec.name], given.values[spec.name], spec.dtype) for spec in known}
-        return observed(self.session, example_feeds(inputs, shapes, self.seed) | values)
+        values = {name: np.asarray(value) for name, value in given.values.items()}
+        known = {spec.name: values[spec.name].astype(spec.dtype) for spec in inputs if spec.name in values}
+        single = {name: np.full(shapes[name], value.item(), value.dtype) for name, value in known.items() if value.size == 1}
+        return observed(self.session, example_feeds(inputs, shapes, self.seed) | known | single)
 
 
 def agrees(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], observed: Observations) -> bool:

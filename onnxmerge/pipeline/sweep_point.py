@@ -94,5 +94,8 @@ def compress_point(task: PointTask, shared: SharedWork | None = None) -> PointOu
 def _compress_in_place(task: PointTask, shared: SharedWork | None = None) -> PointOutcome:
     try:
         return PointOutcome(compress_file(task.model, task.output, task.options, shared=shared, limit=task.limit))
-    except (ModelError, VerificationError) as error:
+    except VerificationError as error:  # its cures are those of `compress`
+        missed = error.result.failures if isinstance(error.result, Compression) else ()
+        return PointOutcome(None, failure="; ".join(missed) or str(error))
+    except ModelError as error:
         return PointOutcome(None, failure=str(error))

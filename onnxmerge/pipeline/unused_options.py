@@ -12,6 +12,8 @@ SOLVING = ("method", "criterion", *MERGING, "round_to")
 """What `inspect` uses to measure sensitivities alone."""
 OF_RESULTS = (*SIZES, "minimize", "time_limit", *(field.name for field in fields(Thresholds)))
 """What is asked of a smaller model."""
+UNREAD = tuple(name for name in READING if name != "fit")
+"""What matters for the values of inputs alone; without `fit` arrays of pixels give no sizes."""
 ELSEWHERE = (*TIMING, "provider", "tf32", "cudnn_search")
 """How models run on a GPU and are timed."""
 
@@ -28,7 +30,7 @@ def check_compress_options(options: CompressOptions) -> None:
                 refuse_unused(parts, ["batch"], f"`{off}` times nothing")
             refuse_unused(parts, ["time_limit"], f"`{given}` says how small at once, and nothing is searched")
             if pruning.uses_weights_only and not options.verify:
-                refuse_unused(parts, READING, f"`verify=False` with method {pruning.method} runs no inputs")
+                refuse_unused(parts, UNREAD, f"`verify=False` with method {pruning.method} runs no inputs")
     _check_method(pruning)
     refuse_unread(options.inputs)
 
@@ -55,7 +57,7 @@ def check_inspect_options(options: CompressOptions, *, sensitivity: bool) -> Non
     refuse_unused(parts, ELSEWHERE, "an inspection times nothing, and measures on the CPU", "drop it")
     if not sensitivity:
         turned = options.pruning.scope == "stream"  # streams are turned by what inputs make of them
-        names = SOLVING if turned else (*SOLVING, *READING, "samples")
+        names = SOLVING if turned else (*SOLVING, *UNREAD, "samples")
         refuse_unused(parts, names, "no sensitivities are measured", "drop it, or give `sensitivity=True`")
     _check_method(options.pruning)
     refuse_unread(options.inputs)
