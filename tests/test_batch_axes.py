@@ -215,3 +215,16 @@ def test_classes_are_told_along_the_batch(outputs: str, tmp_path: Path) -> None:
         model.graph.initializer.append(numpy_helper.from_array(value, key))
     result = onnxmerge.compress(model, tmp_path / "small.onnx", ratio=0.5, bench=False)
     assert [(group.channels, group.kept) for group in result.groups] == [(16, 8)]
+
+
+def test_a_sequence_in_front_of_the_batch_is_not_read_whole(tmp_path: Path) -> None:
+    """A dense layer that reads one step of (steps, N, features) after the other gives no noise for whole inputs."""
+    body = "a = MatMul(x, w)  r = Relu(a)  b = MatMul(r, v)  y = MatMul(b, p)"
+    model = parser.parse_model(f"{HEAD} g (float[steps, batch, 5] x) => (float[steps, batch, 3] y) {{ {body} }}")
+    for name, shape in WIDTHS.items():
+        value = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    result = onnxmerge.compress(model, tmp_path / "small.onnx", ratio=0.5, bench=False, round_to=1)
+    assert result.fidelity is not None
+    assert result.fidelity.input_count == 256
+    assert onnxmerge.inspect(model, sensitivity=True).groups[0].sensitivity

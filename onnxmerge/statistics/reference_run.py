@@ -120,7 +120,7 @@ def _correction_exponent(analysed: AnalysedModel, inputs: Inputs) -> float:
     """Exponent of the variance correction: real inputs need none, networks that are dense from the start the most."""
     if not inputs.synthetic:
         return 0.0
-    return 0.5 if dense_first_layer(analysed.channels) is None else 1.0
+    return 0.5 if dense_first_layer(analysed.channels, analysed.call.axes) is None else 1.0
 
 
 def collect_reference_statistics(context: RunContext, known: Mapping[str, Covariance] | None = None) -> ReferenceStatistics:
