@@ -228,3 +228,14 @@ def test_a_sequence_in_front_of_the_batch_is_not_read_whole(tmp_path: Path) -> N
     assert result.fidelity is not None
     assert result.fidelity.input_count == 256
     assert onnxmerge.inspect(model, sensitivity=True).groups[0].sensitivity
+
+
+@pytest.mark.parametrize("sizes", [{"x": (3, 5)}, {"state": (2, 3, 6)}], ids=["x", "state"])
+def test_sizes_that_are_given_for_something_else_do_not_hide_it(sizes: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
+    """Five tokens are no five inputs: without them the axis of the state is found."""
+    signature = "g (float[N, 5] x, float[2, ?, 6] state, float[T, 5] tokens) => (float[?, 3] y, float[2, ?, 6] last)"
+    mean = "mean = ReduceMean<axes=[0], keepdims=1>(tokens)  read = Add(x, mean)  a = MatMul(read, w)"
+    model = recurrent(signature, ON_AXIS_1.replace("a = MatMul(x, w)", mean))
+    options = {"input_shape": {"tokens": (7, 5), **sizes}, "method": "prune", "ratio": 0.5, "bench": False}
+    shapes = {each.name: each.shape for each in onnxmerge.compress(model, tmp_path / "small.onnx", **options).inputs}
+    assert shapes == {"x": (3, 5), "state": (2, 3, 6), "tokens": (7, 5)}
