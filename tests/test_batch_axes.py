@@ -239,3 +239,15 @@ def test_sizes_that_are_given_for_something_else_do_not_hide_it(sizes: dict[str,
     options = {"input_shape": {"tokens": (7, 5), **sizes}, "method": "prune", "ratio": 0.5, "bench": False}
     shapes = {each.name: each.shape for each in onnxmerge.compress(model, tmp_path / "small.onnx", **options).inputs}
     assert shapes == {"x": (3, 5), "state": (2, 3, 6), "tokens": (7, 5)}
+
+
+@pytest.mark.parametrize("name", ["2*N", "M"])
+def test_two_rows_for_each_input_are_not_the_batch(name: str, tmp_path: Path) -> None:
+    """Where there are two inputs of the state too, one row is left, which is broadcast: only larger batches tell."""
+    body = "b = Reshape(state, pairs)  q = ReduceMean<axes=[1], keepdims=0>(b)  z = Add(x, q)  s = MatMul(z, w)  r = Relu(s)"
+    model = parser.parse_model(f"{HEAD} g (float[N, 5] x, float[M, 5] state) => (float[N, 6] y) {{ {body}  y = MatMul(r, v) }}")
+    model.graph.input[1].type.tensor_type.shape.dim[0].dim_param = name
+    for key, value in (("w", np.ones((5, 16))), ("v", np.ones((16, 6)))):
+        model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), key))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 2, 5]), "pairs"))
+    assert analyse_model(written(model, tmp_path)).call.axes == {"x": 0, "y": 0}
