@@ -246,3 +246,39 @@ def test_classes_are_told_along_the_batch(outputs: str, tmp_path: Path) -> None:
         model.graph.initializer.append(numpy_helper.from_array(value, key))
     result = onnxmerge.compress(model, tmp_path / "small.onnx", ratio=0.5, bench=False)
     assert [(group.channels, group.kept) for group in result.groups] == [(16, 8)]
+
+
+def test_a_sequence_in_front_of_the_batch_is_not_read_whole(tmp_path: Path) -> None:
+    """A dense layer that reads one step of (steps, N, features) after the other gives no noise for whole inputs."""
+    body = "a = MatMul(x, w)  r = Relu(a)  b = MatMul(r, v)  y = MatMul(b, p)"
+    model = parser.parse_model(f"{HEAD} g (float[steps, batch, 5] x) => (float[steps, batch, 3] y) {{ {body} }}")
+    for name, shape in WIDTHS.items():
+        value = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    result = onnxmerge.compress(model, tmp_path / "small.onnx", ratio=0.5, bench=False, round_to=1)
+    assert result.fidelity is not None
+    assert result.fidelity.input_count == 256
+    assert onnxmerge.inspect(model, sensitivity=True).groups[0].sensitivity
+
+
+@pytest.mark.parametrize("sizes", [{"x": (3, 5)}, {"state": (2, 3, 6)}], ids=["x", "state"])
+def test_sizes_that_are_given_for_something_else_do_not_hide_it(sizes: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
+    """Five tokens are no five inputs: without them the axis of the state is found."""
+    signature = "g (float[N, 5] x, float[2, ?, 6] state, float[T, 5] tokens) => (float[?, 3] y, float[2, ?, 6] last)"
+    mean = "mean = ReduceMean<axes=[0], keepdims=1>(tokens)  read = Add(x, mean)  a = MatMul(read, w)"
+    model = recurrent(signature, ON_AXIS_1.replace("a = MatMul(x, w)", mean))
+    options = {"input_shape": {"tokens": (7, 5), **sizes}, "method": "prune", "ratio": 0.5, "bench": False}
+    shapes = {each.name: each.shape for each in onnxmerge.compress(model, tmp_path / "small.onnx", **options).inputs}
+    assert shapes == {"x": (3, 5), "state": (2, 3, 6), "tokens": (7, 5)}
+
+
+@pytest.mark.parametrize("name", ["2*N", "M"])
+def test_two_rows_for_each_input_are_not_the_batch(name: str, tmp_path: Path) -> None:
+    """Where there are two inputs of the state too, one row is left, which is broadcast: only larger batches tell."""
+    body = "b = Reshape(state, pairs)  q = ReduceMean<axes=[1], keepdims=0>(b)  z = Add(x, q)  s = MatMul(z, w)  r = Relu(s)"
+    model = parser.parse_model(f"{HEAD} g (float[N, 5] x, float[M, 5] state) => (float[N, 6] y) {{ {body}  y = MatMul(r, v) }}")
+    model.graph.input[1].type.tensor_type.shape.dim[0].dim_param = name
+    for key, value in (("w", np.ones((5, 16))), ("v", np.ones((16, 6)))):
+        model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), key))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 2, 5]), "pairs"))
+    assert analyse_model(written(model, tmp_path)).call.axes == {"x": 0, "y": 0}

@@ -12,6 +12,7 @@ import pytest
 from running import chain
 
 from onnxmerge.execution.shapes import observe
+from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.graph.cost import total_macs
 from onnxmerge.onnxio.model import from_proto
 from onnxmerge.pipeline.compress import compress
@@ -125,6 +126,17 @@ def test_a_latency_between_two_multiples_takes_the_next_smaller(tmp_path: Path, 
     assert abs(milliseconds(result.after.macs) / milliseconds(result.before.macs) / 0.8 - 1.0) <= LATENCY_TOLERANCE
     assert {group.kept % 16 for group in result.groups} == {0}
     assert {group.kept % 32 for group in result.groups} != {0}
+
+
+def test_a_model_that_is_faster_than_asked_misses_no_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = chain(tmp_path)
+    whole = analyse_model(source).size.macs
+    monkeypatch.setattr(
+        "onnxmerge.pipeline.candidate_builder.time_pair", fake_time(lambda macs: 820.0 if macs < whole else 1000.0)
+    )
+    result = compress(source, tmp_path / "o.onnx", target=("latency", 0.9), method="prune", **FAST)
+    assert not result.unreached
+    assert "latency=0.9 was asked for, and the closest model found takes 0.82 of the time" in result.warnings
 
 
 def test_latency_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

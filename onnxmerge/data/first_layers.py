@@ -1,6 +1,7 @@
 """What the first layers of a graph say of its inputs: the ids that an embedding knows, the mean and scale that a first
 BatchNormalization expects, and the mean and covariance that a dense layer was fitted to."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from onnx import ModelProto, TensorProto
 from onnxmerge.data.feed_sources import Indices
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.errors import ModelError
-from onnxmerge.execution.batch_axes import without_axis
+from onnxmerge.execution.batch_axes import Axes, without_axis
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.tensor_facts import TensorFacts
@@ -117,8 +118,11 @@ def scaled_for_batchnorm(inputs: Inputs, properties: InputProperties) -> Inputs:
     return replace(inputs, take=take, description=description, assumed=assumed)
 
 
-def dense_first_layer(channels: Channels) -> tuple[str, np.ndarray, np.ndarray] | None:
-    """The graph input that one dense layer reads whole, and that layer's weight (out, in) and bias (out,); None elsewhere."""
+def dense_first_layer(channels: Channels, axes: Axes) -> tuple[str, np.ndarray, np.ndarray] | None:
+    """The graph input that one dense layer reads whole, and that layer's weight (out, in) and bias (out,); None elsewhere.
+
+    axes: the batch's axis by input; axis 0 of those that are not named.
+    """
     for layer in channels.layers:
         if layer.layout not in ("rows", "columns") or layer.in_ids.any():
             continue
@@ -127,7 +131,9 @@ def dense_first_layer(channels: Channels) -> tuple[str, np.ndarray, np.ndarray] 
         weight = layer.canonical(layer.stored_weight)[0, :, :, 0]
         is_input = any(source is tensor for tensor in channels.model.graph.inputs)
         is_float = source.dtype in (np.float16, np.float32, np.float64, TensorProto.BFLOAT16)
-        if is_input and is_float and shape is not None and int(np.prod(shape[1:])) == weight.shape[1]:
+        if not is_input or not is_float or shape is None:
+            continue
+        if math.prod(without_axis(shape, axes.get(str(source.name), 0))) == weight.shape[1]:
             return str(source.name), weight, _bias(channels, layer)
     return None
 

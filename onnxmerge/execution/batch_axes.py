@@ -107,7 +107,7 @@ def _says_batch(dim: int | str | None) -> bool:
 def possible_axes(specs: Sequence[TensorSpec], known: Axes) -> dict[str, int]:
     """By input the axis that may be the batch under another name, or without one: the first dynamic one.
 
-    An axis whose name an input has beside the batch is something else.
+    An axis whose name an input has beside the batch is something else, and so is a formula, such as 2 * N.
     """
     if not known:
         return {}
@@ -115,7 +115,9 @@ def possible_axes(specs: Sequence[TensorSpec], known: Axes) -> dict[str, int]:
     found = {}
     for spec in specs:
         axis = next((number for number, dim in enumerate(spec.dims) if not isinstance(dim, int)), None)
-        if spec.name not in known and axis is not None and spec.dims[axis] not in others:
+        if spec.name in known or axis is None or spec.dims[axis] in others:
+            continue
+        if re.fullmatch(r"[\w.:]+", str(spec.dims[axis])):
             found[spec.name] = axis
     return dict(list(found.items())[:MOST_PROBED])
 
@@ -137,14 +139,14 @@ def tied_axes(
         Whether the model runs on inputs of these shapes.
     """
 
-    def sized(sizes: Mapping[str, int]) -> Shapes:
+    def sized(sizes: Mapping[str, int], batch: int = 2) -> Shapes:
         axes = {**known, **possible}
         return {
-            name: tuple(sizes.get(name, 2) if number == axes.get(name) else size for number, size in enumerate(shape))
+            name: tuple(sizes.get(name, batch) if number == axes.get(name) else size for number, size in enumerate(shape))
             for name, shape in shapes.items()
         }
 
-    if runs(sized(dict.fromkeys(possible, 3))) or not runs(sized({})):
+    if runs(sized(dict.fromkeys(possible, 3))) or not (runs(sized({})) and runs(sized({}, batch=4))):  # 2 may be 1 broadcast
         return {}
     names = {spec.name: spec.dims[possible[spec.name]] or (spec.name,) for spec in specs if spec.name in possible}
     return {

@@ -51,14 +51,15 @@ class GivenShapes:
 
     def without_batch(self, axes: Axes) -> GivenShapes:
         """Without how many calibration inputs there are: that is no size of one call, and their values are not those of all."""
-        counted = {name: axis for name, axis in axes.items() if self.origins.get(name) == "calibration"}
-        open_at = {
-            name: (*shape[: counted[name]], None, *shape[counted[name] + 1 :])
-            for name, shape in self.shapes.items()
-            if name in counted
-        }
+        found = self.opened({name: axis for name, axis in axes.items() if self.origins.get(name) == "calibration"})
         values = {name: value for name, value in self.values.items() if name not in axes or np.size(value) == 1}
-        return replace(self, shapes={**self.shapes, **open_at}, values=values)
+        return replace(found, values=values)
+
+    def opened(self, axes: Axes) -> GivenShapes:
+        """Without the sizes of these axes."""
+        known = {name: axis for name, axis in axes.items() if len(self.shapes.get(name, ())) > axis}
+        open_at = {name: (*self.shapes[name][:axis], None, *self.shapes[name][axis + 1 :]) for name, axis in known.items()}
+        return replace(self, shapes={**self.shapes, **open_at})
 
 
 NOTHING_GIVEN = GivenShapes()

@@ -141,13 +141,14 @@ class _Trials:
         plain = Call(batch_axes(self.session.inputs), settings)
         possible = possible_axes(self.session.inputs, plain.axes)
         if possible:
+            opened = given.opened(possible)  # sizes that were given are no sizes of a batch, unless runs show it
             try:
-                found = self._with(Call({**plain.axes, **possible}, settings), given)
+                found = self._with(Call({**plain.axes, **possible}, settings), opened)
             except ModelError:
                 return self._with(plain, given)
             runs = partial(self._runs, found.inputs, found.given)
             tied = tied_axes(self.session.inputs, possible, plain.axes, found.trial.shapes, runs)
-            if tied == possible:
+            if tied == possible and opened == given:
                 return found
             plain = replace(plain, axes={**plain.axes, **tied})
         return self._with(plain, given)

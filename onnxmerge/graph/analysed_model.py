@@ -172,8 +172,7 @@ def _flat_and_run(
 
     def run(file: Path, flat: Model) -> FirstRuns:
         found = first_observations(file, flat.proto, label=path.name, max_memory=max_memory, given=settled)
-        call = replace(found.call, settings=runs.call.settings)
-        return found._replace(origins=runs.origins, pixels=runs.pixels, call=call)
+        return found._replace(origins=runs.origins, pixels=runs.pixels, call=runs.call)
 
     return with_bodies_out(model, run) or (model, runs)
 

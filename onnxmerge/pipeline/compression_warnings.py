@@ -41,6 +41,7 @@ def warnings_of(
     return (
         *found.warnings,
         *([found.missed] if found.missed and not options.verify else []),
+        *_faster_than_asked(found, options),
         *_next_to_nothing(found, original),
         *_few_inputs(checking, options),
         *outputs,
@@ -81,12 +82,20 @@ def _limited_weights(model: Model) -> list[str]:
 
 
 def unreached_target(found: SearchResult, latency: LatencyComparison | None, options: CompressOptions) -> str:
-    """That a model has another size, or latency, than was asked for, as a sentence; empty where it has that."""
+    """That a model has another size, or takes longer, than was asked for, as a sentence; empty where it has that."""
     kind, share = options.pruning.target or ("", 0.0)
     ratio = found.latency_ratio if latency is None else latency.latency_ratio
-    if kind != "latency" or ratio is None or abs(ratio / share - 1.0) <= LATENCY_TOLERANCE:
+    if kind != "latency" or ratio is None or ratio / share - 1.0 <= LATENCY_TOLERANCE:
         return found.unreached
     return f"latency={share:g} was not reached within {LATENCY_TOLERANCE:.0%}: it takes {ratio:.2f} of the time"
+
+
+def _faster_than_asked(found: SearchResult, options: CompressOptions) -> list[str]:
+    """That more went than was needed, where every model that was timed is far from the latency that was asked for."""
+    kind, share = options.pruning.target or ("", 0.0)
+    if kind != "latency" or found.latency_ratio is None or found.latency_ratio / share - 1.0 >= -LATENCY_TOLERANCE:
+        return []
+    return [f"latency={share:g} was asked for, and the closest model found takes {found.latency_ratio:.2f} of the time"]
 
 
 def _few_inputs(checking: Inputs, options: CompressOptions) -> list[str]:

@@ -227,7 +227,9 @@ def first_deviation_line(layers: LayerComparison) -> str:
 def sweep_title(sweep: Sweep) -> str:
     """How many targets gave a model."""
     made = sum(point.after is not None for point in sweep.points)
-    return f"{made} of {len(sweep.points)} targets gave a model" if made < len(sweep.points) else f"{made} compressed models"
+    return (
+        f"{made} of {len(sweep.points)} targets gave a model" if made < len(sweep.points) else counted(made, "compressed model")
+    )
 
 
 def sweep_warnings(sweep: Sweep) -> list[str]:
