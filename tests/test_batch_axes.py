@@ -12,12 +12,12 @@ from onnx import numpy_helper, parser
 from running import run, written
 
 import onnxmerge
-from onnxmerge.data.fed_back import APART, CALLS
+from onnxmerge.data.fed_back import APART, CALLS, fed_back
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import InputError
 from onnxmerge.execution.sessions import open_session
-from onnxmerge.execution.tensor_specs import batch_size
+from onnxmerge.execution.tensor_specs import TensorSpec, batch_size
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.options import InputOptions
 
@@ -121,6 +121,26 @@ def test_states_that_may_be_fed_back_are_named(signature: str, nodes: str, tmp_p
     result = onnxmerge.compress(model, tmp_path / "small.onnx", method="prune", ratio=0.5, bench=False)
     for told in (result, onnxmerge.verify(model, tmp_path / "small.onnx", min_cosine=-1.0)):
         assert any("last as state goes into the next call" in text for text in told.warnings) is (nodes is ON_AXIS_1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_state"),
+    [
+        ("state", "stateN", True),
+        ("h", "h.out", True),
+        ("cache", "Next_Cache", True),
+        ("x", "x_hat", False),
+        ("x", "recon_x", False),
+        ("x", "max", False),
+        ("x", "y", False),
+    ],
+)
+def test_an_output_that_is_called_otherwise_is_no_state(old: str, new: str, is_state: bool) -> None:
+    """What an autoencoder gives back of an image is no image that it might be fed."""
+    names = (("told", (1, 4)), (old, (1, 3, 8, 8))), (("features", (1, 2)), (new, (1, 3, 8, 8)))
+    inputs, outputs = ([TensorSpec(name, "tensor(float)", np.dtype("f4"), shape) for name, shape in each] for each in names)
+    shapes = {spec.name: spec.dims for spec in (*inputs, *outputs)}
+    assert fed_back(inputs, outputs, shapes, dict.fromkeys(shapes, 0)) == ({old: new} if is_state else {})
 
 
 @pytest.mark.parametrize("batch", ["N", "1"])

@@ -1,5 +1,6 @@
 """States that a model computes in one call and reads in the next."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -16,13 +17,15 @@ COMPARED, SAME = 32, 1e-3
 """Inputs by which it is told whether calls follow one another, and the relative difference of states that count as the same."""
 CALLS, APART = 8, 1 << 20
 """Calls from zeros to the states that are fed, and numbers between the inputs of one and of the next."""
+NEW = frozenset({"", "n", "new", "next", "o", "out", "output", "updated", "last", "final", "present"})
+"""What the name of a new state has beside that of the old one; "x_hat" and "recon_x" are no new "x"."""
 
 
 def fed_back(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], shapes: Shapes, axes: Axes) -> dict[str, str]:
     """By input that looks like a state, the output that may be fed back to it.
 
-    Both have one shape, type and axis of the batch, and the output is called as the input is ("state" and "stateN"), or their
-    batch is not on axis 0, as that of recurrent layers. The model must have another input and another output.
+    Both have one shape, type and axis of the batch, and the output is called as the input is but for words of `NEW` ("state",
+    "stateN"), or their batch is not on axis 0, as that of recurrent layers. The model must have another input and another output.
 
     Parameters
     ----------
@@ -52,8 +55,9 @@ def fed_back(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], shapes
 
 
 def _are_alike(state: TensorSpec, new: TensorSpec, shapes: Shapes, axes: Axes, is_known: bool) -> bool:
-    names = state.name.lower(), new.name.lower()
-    is_named = names[0] in names[1] or bool(axes.get(state.name))
+    before, name, after = new.name.lower().partition(state.name.lower())
+    is_named = bool(name) and {*re.split(r"[\W_]+", f"{before}_{after}")} <= NEW
+    is_named |= bool(axes.get(state.name))
     same_axis = not is_known or axes.get(state.name) == axes.get(new.name)
     return is_named and same_axis and shapes.get(state.name) == shapes.get(new.name) and state.dtype == new.dtype
 
