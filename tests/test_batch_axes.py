@@ -157,6 +157,14 @@ def test_without_data_states_are_those_that_the_model_computes(batch: str, tmp_p
     assert "state as the model itself computes" in inputs.description
 
 
+@pytest.mark.parametrize("batch", ["N", "1"])
+def test_without_data_a_model_with_states_is_solved(batch: str, tmp_path: Path) -> None:
+    """Its first layer reads x whole, so that noise is shaped by it; with a batch of 1 it takes one input a call."""
+    model, options = recurrent(SIGNATURES["named"].replace("N", batch)), {"samples": 40, "ratio": 0.5, "bench": False}
+    result = onnxmerge.compress(model, tmp_path / "small.onnx", round_to=1, method="reconstruct", **options)
+    assert [group.kept for group in result.groups] == [8]
+
+
 @pytest.mark.parametrize("is_shuffled", [False, True])
 def test_calls_of_one_stream_are_held_out_at_its_end(is_shuffled: bool, tmp_path: Path) -> None:
     """Neighbours are alike: the ones would be solved on, and the others checked on."""

@@ -194,8 +194,9 @@ def with_first_layer_noise(inputs: Inputs, name: str, weight: np.ndarray, bias: 
     """
     weight = weight.astype(np.float64)  # here, since nothing holds a copy of large weights where no inputs are made
     _, scales, directions = np.linalg.svd(weight, full_matrices=False)
-    first, axis = inputs.take(inputs.indices[:64]), inputs.axes.get(name, 0)
-    others, is_only_input = first[name].astype(np.float64), inputs.by_row and len(first) == 1
+    calls, axis = list(inputs.first(64 if name in inputs.axes else 1).batches(64)), inputs.axes.get(name, 0)
+    first = np.concatenate([feeds[name] for feeds in calls], axis)
+    others, is_only_input = first.astype(np.float64), inputs.by_row and len(calls[0]) == 1
     amplitude = AMPLITUDE * float(others.std()) * np.sqrt(weight.shape[1]) / max(float(np.linalg.norm(scales)), 1e-30)
     factor, assumed = amplitude * scales[:, None] * directions, float(others.mean())
     moved = trained_mean(weight, bias, assumed) - assumed
@@ -211,7 +212,7 @@ def with_first_layer_noise(inputs: Inputs, name: str, weight: np.ndarray, bias: 
         for row in np.flatnonzero(is_noise):
             noise = np.random.default_rng([seed, int(indices[row])]).standard_normal(len(factor))
             value[row] = mean + noise @ factor
-        rows = value.reshape(-1, *without_axis(first[name].shape, axis)).astype(first[name].dtype)
+        rows = value.reshape(-1, *without_axis(first.shape, axis)).astype(first.dtype)
         return {**feeds, name: np.ascontiguousarray(np.moveaxis(rows, 0, axis))}
 
     return replace(inputs, take=take, description=f"{inputs.description}, a third of them noise shaped by the first layer")
