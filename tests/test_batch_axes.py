@@ -13,6 +13,7 @@ from running import run, written
 
 import onnxmerge
 from onnxmerge.data.fed_back import APART, CALLS, fed_back
+from onnxmerge.data.first_layers import dense_first_layer
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.errors import InputError
@@ -162,6 +163,18 @@ def test_without_data_a_model_with_states_is_solved(batch: str, tmp_path: Path) 
     """Its first layer reads x whole, so that noise is shaped by it; with a batch of 1 it takes one input a call."""
     model, options = recurrent(SIGNATURES["named"].replace("N", batch)), {"samples": 40, "ratio": 0.5, "bench": False}
     result = onnxmerge.compress(model, tmp_path / "small.onnx", round_to=1, method="reconstruct", **options)
+    assert [group.kept for group in result.groups] == [8]
+
+
+def test_steps_of_a_sequence_are_no_whole_input(tmp_path: Path) -> None:
+    """A layer that reads each of (steps, inputs, 5) is not one that reads an input whole, and no noise is shaped by it."""
+    text = f"{HEAD} g (float[T, batch, 5] x) => (float[T, batch, 3] y) {{ a = MatMul(x, w)  r = Relu(a)  y = MatMul(r, p) }}"
+    model, rng = parser.parse_model(text), np.random.default_rng(0)
+    stored = {"w": rng.normal(size=(5, 16)), "p": rng.normal(size=(16, 3))}
+    model.graph.initializer.extend(numpy_helper.from_array(value.astype(np.float32), name) for name, value in stored.items())
+    path = written(model, tmp_path)
+    assert dense_first_layer(analyse_model(path)) is None
+    result = onnxmerge.compress(path, tmp_path / "small.onnx", method="reconstruct", ratio=0.5, samples=40, bench=False)
     assert [group.kept for group in result.groups] == [8]
 
 

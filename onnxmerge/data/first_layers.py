@@ -12,6 +12,7 @@ from onnxmerge.data.feed_sources import Indices
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.errors import ModelError
 from onnxmerge.execution.batch_axes import without_axis
+from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.tensor_facts import TensorFacts
@@ -117,8 +118,9 @@ def scaled_for_batchnorm(inputs: Inputs, properties: InputProperties) -> Inputs:
     return replace(inputs, take=take, description=description, assumed=assumed)
 
 
-def dense_first_layer(channels: Channels) -> tuple[str, np.ndarray, np.ndarray] | None:
+def dense_first_layer(analysed: AnalysedModel) -> tuple[str, np.ndarray, np.ndarray] | None:
     """The graph input that one dense layer reads whole, and that layer's weight (out, in) and bias (out,); None elsewhere."""
+    channels, axes = analysed.channels, analysed.call.axes
     for layer in channels.layers:
         if layer.layout not in ("rows", "columns") or layer.in_ids.any():
             continue
@@ -127,7 +129,8 @@ def dense_first_layer(channels: Channels) -> tuple[str, np.ndarray, np.ndarray] 
         weight = layer.canonical(layer.stored_weight)[0, :, :, 0]
         is_input = any(source is tensor for tensor in channels.model.graph.inputs)
         is_float = source.dtype in (np.float16, np.float32, np.float64, TensorProto.BFLOAT16)
-        if is_input and is_float and shape is not None and int(np.prod(shape[1:])) == weight.shape[1]:
+        row = without_axis(shape or (), axes.get(source.name, 0))
+        if is_input and is_float and shape is not None and int(np.prod(row)) == weight.shape[1]:
             return str(source.name), weight, _bias(channels, layer)
     return None
 

@@ -123,7 +123,7 @@ def _synthetic(
     check = held(made(replace(options, seed=options.seed + 1, samples=None)))
     if weights_only:
         return check, check
-    dense = first_layers.dense_first_layer(analysed.channels)
+    dense = first_layers.dense_first_layer(analysed)
     factor, count = oversampling(analysed), inputs_needed(analysed)
     samples = None if options.samples is None else factor * options.samples
     inputs = made(replace(options, samples=samples), factor * count)
@@ -142,7 +142,7 @@ def token_sweeps(analysed: AnalysedModel) -> int:
 
 def oversampling(analysed: AnalysedModel) -> int:
     """How many times the synthetic inputs that are needed are made, to choose from; no number of classes balances texts."""
-    if first_layers.dense_first_layer(analysed.channels) is not None:
+    if first_layers.dense_first_layer(analysed) is not None:
         return DENSE_OVERSAMPLING
     return 1 if token_sweeps(analysed) else OVERSAMPLING
 
@@ -155,7 +155,7 @@ def inputs_analysed(analysed: AnalysedModel) -> int:
 
 def inputs_needed(analysed: AnalysedModel) -> int:
     """How many synthetic inputs give every consumer enough samples for its unknowns, within the bounds stated above."""
-    if first_layers.dense_first_layer(analysed.channels) is not None:
+    if first_layers.dense_first_layer(analysed) is not None:
         return DENSE_CALIBRATION_INPUTS
     most, inputs = 0.0, inputs_analysed(analysed)  # unknowns for each sample that an input gives
     for consumer in [consumer for group in analysed.channels.groups for consumer in group.consumers]:

@@ -92,7 +92,7 @@ def _measuring(analysed: AnalysedModel, options: CompressOptions, *, is_allocate
     made = 0.0
     if options.inputs.calibration is None:
         numbers = inputs * sum(math.prod(analysed.shapes[tensor.name][1:]) for tensor in analysed.model.graph.inputs)
-        is_dense = dense_first_layer(analysed.channels) is not None
+        is_dense = dense_first_layer(analysed) is not None
         seconds = SECONDS_PER_DENSE_NUMBER if is_dense else SECONDS_PER_NUMBER
         made = oversampling(analysed) * (OPTIMISED * run + numbers * seconds)
         made += 2 * token_sweeps(analysed) * OPTIMISED * run  # for inputs to solve on, and to check on
