@@ -15,7 +15,7 @@ import onnxmerge
 from onnxmerge.data.fed_back import APART, CALLS, fed_back
 from onnxmerge.data.first_layers import dense_first_layer
 from onnxmerge.data.inputs import Inputs
-from onnxmerge.data.selection import inputs_for
+from onnxmerge.data.selection import INPUT_ELEMENTS, affordable, inputs_for
 from onnxmerge.errors import InputError
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.execution.tensor_specs import TensorSpec, batch_size
@@ -176,6 +176,12 @@ def test_steps_of_a_sequence_are_no_whole_input(tmp_path: Path) -> None:
     assert dense_first_layer(analyse_model(path)) is None
     result = onnxmerge.compress(path, tmp_path / "small.onnx", method="reconstruct", ratio=0.5, samples=40, bench=False)
     assert [group.kept for group in result.groups] == [8]
+
+
+def test_long_sequences_are_few() -> None:
+    """Each is as long as it is, wherever the batch lies."""
+    found = [affordable(["x"], {"x": shape}, {"x": axis}) for shape, axis in (((1, 900, 700), 0), ((900, 1, 700), 1))]
+    assert found == [INPUT_ELEMENTS // (900 * 700)] * 2
 
 
 @pytest.mark.parametrize("is_shuffled", [False, True])
