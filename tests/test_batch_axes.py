@@ -12,12 +12,13 @@ from onnx import numpy_helper, parser
 from running import run, written
 
 import onnxmerge
-from onnxmerge.data.fed_back import APART, CALLS
+from onnxmerge.data.fed_back import APART, CALLS, fed_back
+from onnxmerge.data.first_layers import dense_first_layer
 from onnxmerge.data.inputs import Inputs
-from onnxmerge.data.selection import inputs_for
+from onnxmerge.data.selection import INPUT_ELEMENTS, affordable, inputs_for
 from onnxmerge.errors import InputError
 from onnxmerge.execution.sessions import open_session
-from onnxmerge.execution.tensor_specs import batch_size
+from onnxmerge.execution.tensor_specs import TensorSpec, batch_size
 from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.options import InputOptions
 
@@ -123,6 +124,26 @@ def test_states_that_may_be_fed_back_are_named(signature: str, nodes: str, tmp_p
         assert any("last as state goes into the next call" in text for text in told.warnings) is (nodes is ON_AXIS_1)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "is_state"),
+    [
+        ("state", "stateN", True),
+        ("h", "h.out", True),
+        ("cache", "Next_Cache", True),
+        ("x", "x_hat", False),
+        ("x", "recon_x", False),
+        ("x", "max", False),
+        ("x", "y", False),
+    ],
+)
+def test_an_output_that_is_called_otherwise_is_no_state(old: str, new: str, is_state: bool) -> None:
+    """What an autoencoder gives back of an image is no image that it might be fed."""
+    names = (("told", (1, 4)), (old, (1, 3, 8, 8))), (("features", (1, 2)), (new, (1, 3, 8, 8)))
+    inputs, outputs = ([TensorSpec(name, "tensor(float)", np.dtype("f4"), shape) for name, shape in each] for each in names)
+    shapes = {spec.name: spec.dims for spec in (*inputs, *outputs)}
+    assert fed_back(inputs, outputs, shapes, dict.fromkeys(shapes, 0)) == ({old: new} if is_state else {})
+
+
 @pytest.mark.parametrize("batch", ["N", "1"])
 def test_without_data_states_are_those_that_the_model_computes(batch: str, tmp_path: Path) -> None:
     """What it gives back to itself, call after call, from zeros: as far from any start as it gets on such inputs."""
@@ -135,6 +156,32 @@ def test_without_data_states_are_those_that_the_model_computes(batch: str, tmp_p
             _, state = run(model, {"x": inputs.take(position + call * APART)["x"], "state": state})
         np.testing.assert_allclose(inputs.take(position)["state"], state, atol=1e-5)
     assert "state as the model itself computes" in inputs.description
+
+
+@pytest.mark.parametrize("batch", ["N", "1"])
+def test_without_data_a_model_with_states_is_solved(batch: str, tmp_path: Path) -> None:
+    """Its first layer reads x whole, so that noise is shaped by it; with a batch of 1 it takes one input a call."""
+    model, options = recurrent(SIGNATURES["named"].replace("N", batch)), {"samples": 40, "ratio": 0.5, "bench": False}
+    result = onnxmerge.compress(model, tmp_path / "small.onnx", round_to=1, method="reconstruct", **options)
+    assert [group.kept for group in result.groups] == [8]
+
+
+def test_steps_of_a_sequence_are_no_whole_input(tmp_path: Path) -> None:
+    """A layer that reads each of (steps, inputs, 5) is not one that reads an input whole, and no noise is shaped by it."""
+    text = f"{HEAD} g (float[T, batch, 5] x) => (float[T, batch, 3] y) {{ a = MatMul(x, w)  r = Relu(a)  y = MatMul(r, p) }}"
+    model, rng = parser.parse_model(text), np.random.default_rng(0)
+    stored = {"w": rng.normal(size=(5, 16)), "p": rng.normal(size=(16, 3))}
+    model.graph.initializer.extend(numpy_helper.from_array(value.astype(np.float32), name) for name, value in stored.items())
+    path = written(model, tmp_path)
+    assert dense_first_layer(analyse_model(path)) is None
+    result = onnxmerge.compress(path, tmp_path / "small.onnx", method="reconstruct", ratio=0.5, samples=40, bench=False)
+    assert [group.kept for group in result.groups] == [8]
+
+
+def test_long_sequences_are_few() -> None:
+    """Each is as long as it is, wherever the batch lies."""
+    found = [affordable(["x"], {"x": shape}, {"x": axis}) for shape, axis in (((1, 900, 700), 0), ((900, 1, 700), 1))]
+    assert found == [INPUT_ELEMENTS // (900 * 700)] * 2
 
 
 @pytest.mark.parametrize("is_shuffled", [False, True])

@@ -124,7 +124,7 @@ def test_a_dense_first_layer_tells_the_mean_that_it_was_trained_on(first, tmp_pa
     path = written(text, tmp_path, a=errors @ samples, c=errors.sum(1))
     analysed = analyse_model(path)
     inputs = inputs_for(open_session(path, optimise=False), analysed.shapes, InputOptions(), 2000)
-    shaped = with_first_layer_noise(inputs, *dense_first_layer(analysed.channels, analysed.call.axes), seed=0)
+    shaped = with_first_layer_noise(inputs, *dense_first_layer(analysed), seed=0)
     values = np.concatenate([feeds["x"] for feeds in shaped.batches(500)])
     expected = 0.0 if first == "no bias" else mean
     assert np.abs(values[::3].mean(0) - expected).max() < 0.15  # moved

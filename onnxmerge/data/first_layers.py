@@ -12,7 +12,8 @@ from onnx import ModelProto, TensorProto
 from onnxmerge.data.feed_sources import Indices
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.errors import ModelError
-from onnxmerge.execution.batch_axes import Axes, without_axis
+from onnxmerge.execution.batch_axes import without_axis
+from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import Channels
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.tensor_facts import TensorFacts
@@ -118,11 +119,9 @@ def scaled_for_batchnorm(inputs: Inputs, properties: InputProperties) -> Inputs:
     return replace(inputs, take=take, description=description, assumed=assumed)
 
 
-def dense_first_layer(channels: Channels, axes: Axes) -> tuple[str, np.ndarray, np.ndarray] | None:
-    """The graph input that one dense layer reads whole, and that layer's weight (out, in) and bias (out,); None elsewhere.
-
-    axes: the batch's axis by input; axis 0 of those that are not named.
-    """
+def dense_first_layer(analysed: AnalysedModel) -> tuple[str, np.ndarray, np.ndarray] | None:
+    """The graph input that one dense layer reads whole, and that layer's weight (out, in) and bias (out,); None elsewhere."""
+    channels, axes = analysed.channels, analysed.call.axes
     for layer in channels.layers:
         if layer.layout not in ("rows", "columns") or layer.in_ids.any():
             continue
@@ -131,9 +130,8 @@ def dense_first_layer(channels: Channels, axes: Axes) -> tuple[str, np.ndarray, 
         weight = layer.canonical(layer.stored_weight)[0, :, :, 0]
         is_input = any(source is tensor for tensor in channels.model.graph.inputs)
         is_float = source.dtype in (np.float16, np.float32, np.float64, TensorProto.BFLOAT16)
-        if not is_input or not is_float or shape is None:
-            continue
-        if math.prod(without_axis(shape, axes.get(str(source.name), 0))) == weight.shape[1]:
+        row = without_axis(shape or (), axes.get(source.name, 0))
+        if is_input and is_float and shape is not None and int(np.prod(row)) == weight.shape[1]:
             return str(source.name), weight, _bias(channels, layer)
     return None
 
@@ -200,8 +198,9 @@ def with_first_layer_noise(inputs: Inputs, name: str, weight: np.ndarray, bias: 
     """
     weight = weight.astype(np.float64)  # here, since nothing holds a copy of large weights where no inputs are made
     _, scales, directions = np.linalg.svd(weight, full_matrices=False)
-    first, axis = inputs.take(inputs.indices[:64]), inputs.axes.get(name, 0)
-    others, is_only_input = first[name].astype(np.float64), inputs.by_row and len(first) == 1
+    calls, axis = list(inputs.first(64 if name in inputs.axes else 1).batches(64)), inputs.axes.get(name, 0)
+    first = np.concatenate([feeds[name] for feeds in calls], axis)
+    others, is_only_input = first.astype(np.float64), inputs.by_row and len(calls[0]) == 1
     amplitude = AMPLITUDE * float(others.std()) * np.sqrt(weight.shape[1]) / max(float(np.linalg.norm(scales)), 1e-30)
     factor, assumed = amplitude * scales[:, None] * directions, float(others.mean())
     moved = trained_mean(weight, bias, assumed) - assumed
@@ -217,7 +216,7 @@ def with_first_layer_noise(inputs: Inputs, name: str, weight: np.ndarray, bias: 
         for row in np.flatnonzero(is_noise):
             noise = np.random.default_rng([seed, int(indices[row])]).standard_normal(len(factor))
             value[row] = mean + noise @ factor
-        rows = value.reshape(-1, *without_axis(first[name].shape, axis)).astype(first[name].dtype)
+        rows = value.reshape(-1, *without_axis(first.shape, axis)).astype(first.dtype)
         return {**feeds, name: np.ascontiguousarray(np.moveaxis(rows, 0, axis))}
 
     return replace(inputs, take=take, description=f"{inputs.description}, a third of them noise shaped by the first layer")

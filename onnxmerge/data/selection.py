@@ -20,7 +20,7 @@ from onnxmerge.data.inputs import Inputs, calibration_inputs
 from onnxmerge.data.next_tokens import WINDOWS, looks_back_only, predicted_input, sweeps_for, with_predicted_tokens
 from onnxmerge.data.synthetic import image_range_of
 from onnxmerge.data.synthetic_inputs import synthetic_inputs
-from onnxmerge.execution.batch_axes import batch_symbol, named_axes
+from onnxmerge.execution.batch_axes import Axes, batch_symbol, named_axes, without_axis
 from onnxmerge.execution.first_run import batch_that_fits
 from onnxmerge.execution.input_sizes import GivenShapes, with_given_sizes
 from onnxmerge.execution.sessions import Session, open_session
@@ -123,7 +123,7 @@ def _synthetic(
     check = held(made(replace(options, seed=options.seed + 1, samples=None)))
     if weights_only:
         return check, check
-    dense = first_layers.dense_first_layer(analysed.channels, analysed.call.axes)
+    dense = first_layers.dense_first_layer(analysed)
     factor, count = oversampling(analysed), inputs_needed(analysed)
     samples = None if options.samples is None else factor * options.samples
     inputs = made(replace(options, samples=samples), factor * count)
@@ -142,7 +142,7 @@ def token_sweeps(analysed: AnalysedModel) -> int:
 
 def oversampling(analysed: AnalysedModel) -> int:
     """How many times the synthetic inputs that are needed are made, to choose from; no number of classes balances texts."""
-    if first_layers.dense_first_layer(analysed.channels, analysed.call.axes) is not None:
+    if first_layers.dense_first_layer(analysed) is not None:
         return DENSE_OVERSAMPLING
     return 1 if token_sweeps(analysed) else OVERSAMPLING
 
@@ -155,7 +155,7 @@ def inputs_analysed(analysed: AnalysedModel) -> int:
 
 def inputs_needed(analysed: AnalysedModel) -> int:
     """How many synthetic inputs give every consumer enough samples for its unknowns, within the bounds stated above."""
-    if first_layers.dense_first_layer(analysed.channels, analysed.call.axes) is not None:
+    if first_layers.dense_first_layer(analysed) is not None:
         return DENSE_CALIBRATION_INPUTS
     most, inputs = 0.0, inputs_analysed(analysed)  # unknowns for each sample that an input gives
     for consumer in [consumer for group in analysed.channels.groups for consumer in group.consumers]:
@@ -212,9 +212,14 @@ def inputs_for(
     return replace(inputs, largest_batch=batch_that_fits(shapes, inputs.feeds_with(0), max_memory))
 
 
-def affordable(names: Iterable[str], shapes: Shapes) -> int:
-    """How many synthetic inputs of these model inputs have `INPUT_ELEMENTS`; 8 at least."""
-    return max(8, INPUT_ELEMENTS // max(1, sum(math.prod(shapes.get(name, ())[1:]) for name in names)))
+def elements_of_input(names: Iterable[str], shapes: Shapes, axes: Axes) -> int:
+    """Numbers in one input of a model with these inputs, whose batch lies on these axes, else on axis 0."""
+    return sum(math.prod(without_axis(shapes.get(name, ()), axes.get(name, 0))) for name in names)
+
+
+def affordable(names: Iterable[str], shapes: Shapes, axes: Axes) -> int:
+    """How many synthetic inputs have `INPUT_ELEMENTS`; 8 at least. The parameters are those of `elements_of_input`."""
+    return max(8, INPUT_ELEMENTS // max(1, elements_of_input(names, shapes, axes)))
 
 
 def _inputs_for(
@@ -242,7 +247,7 @@ def _inputs_for(
         tokens = None
     count = count or (CHECK_INPUTS if tokens is None else WINDOWS)
     if not options.samples:
-        count = min(count, affordable((spec.name for spec in session.inputs), shapes))
+        count = min(count, affordable((spec.name for spec in session.inputs), shapes, axes))
     inputs = replace(made(count=options.samples or count), call_size=call_size, output_axes=output_axes, states=states)
     if tokens is not None:
         return with_predicted_tokens(inputs, session, tokens, sweeps_for(properties.id_limits[tokens]), options.seed)

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 from onnxmerge.algorithms.sample_counts import enough_samples
 from onnxmerge.data.first_layers import dense_first_layer
-from onnxmerge.data.selection import CHECK_INPUTS, affordable, inputs_analysed, inputs_needed, oversampling, token_sweeps
+from onnxmerge.data.selection import (
+    CHECK_INPUTS,
+    affordable,
+    elements_of_input,
+    inputs_analysed,
+    inputs_needed,
+    oversampling,
+    token_sweeps,
+)
 from onnxmerge.evaluation.benchmark import DEFAULT_EFFORT, TRIAL_EFFORT
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.pipeline.candidate_builder import QUICK_COST
@@ -91,8 +99,8 @@ def _measuring(analysed: AnalysedModel, options: CompressOptions, *, is_allocate
     is_allocated = is_allocated or pruning.target is not None or pruning.is_searched
     made = 0.0
     if options.inputs.calibration is None:
-        numbers = inputs * sum(math.prod(analysed.shapes[tensor.name][1:]) for tensor in analysed.model.graph.inputs)
-        is_dense = dense_first_layer(analysed.channels, analysed.call.axes) is not None
+        numbers = inputs * elements_of_input(_input_names(analysed), analysed.shapes, analysed.call.axes)
+        is_dense = dense_first_layer(analysed) is not None
         seconds = SECONDS_PER_DENSE_NUMBER if is_dense else SECONDS_PER_NUMBER
         made = oversampling(analysed) * (OPTIMISED * run + numbers * seconds)
         made += 2 * token_sweeps(analysed) * OPTIMISED * run  # for inputs to solve on, and to check on
@@ -104,10 +112,14 @@ def _measuring(analysed: AnalysedModel, options: CompressOptions, *, is_allocate
     return stages
 
 
+def _input_names(analysed: AnalysedModel) -> list[str]:
+    return [str(tensor.name) for tensor in analysed.model.graph.inputs]
+
+
 def _work(analysed: AnalysedModel, options: CompressOptions) -> tuple[float, float, float, int]:
     """Seconds of the reference on all inputs, of a candidate, and of looking at all layers; and the number of inputs."""
     channels, shapes = analysed.channels, analysed.shapes
-    made = affordable((tensor.name for tensor in analysed.model.graph.inputs), shapes)
+    made = affordable(_input_names(analysed), shapes, analysed.call.axes)
     inputs = options.inputs.samples or min(inputs_needed(analysed), made // oversampling(analysed))
     outputs = [shapes[tensor.name] for node in analysed.model.graph.nodes for tensor in node.outputs if tensor.name in shapes]
     elements = sum(math.prod(shape) for shape in outputs) / max(inputs_analysed(analysed), 1)
