@@ -1,7 +1,6 @@
 """What the first layers of a graph say of its inputs: the ids that an embedding knows, the mean and scale that a first
 BatchNormalization expects, and the mean and covariance that a dense layer was fitted to."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
