@@ -25,7 +25,7 @@ def fed_back(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], shapes
     """By input that looks like a state, the output that may be fed back to it.
 
     Both have one shape, type and axis of the batch, and the output is called as the input is but for words of `NEW` ("state",
-    "stateN"), or their batch is not on axis 0, as that of recurrent layers. The model must have another input and another output.
+    "stateN"), or their batch is behind a fixed axis, as that of recurrent layers. The model must have another input and output.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def fed_back(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], shapes
 def _are_alike(state: TensorSpec, new: TensorSpec, shapes: Shapes, axes: Axes, is_known: bool) -> bool:
     before, name, after = new.name.lower().partition(state.name.lower())
     is_named = bool(name) and {*re.split(r"[\W_]+", f"{before}_{after}")} <= NEW
-    is_named |= bool(axes.get(state.name))
+    is_named |= bool(axes.get(state.name)) and isinstance(state.dims[0], int)  # layers; steps of a sequence are open
     same_axis = not is_known or axes.get(state.name) == axes.get(new.name)
     return is_named and same_axis and shapes.get(state.name) == shapes.get(new.name) and state.dtype == new.dtype
 
