@@ -106,7 +106,9 @@ def _margins(found: dict[str, Any]) -> list[str]:
             ours = [row for row in own if row["method"] == "reconstruct" and row["calibration"] == images]
             rivals = [row for row in own if not is_ours(row) and row["same_widths"] and bool(row["calibration"]) == bool(images)]
             best = max(rivals, key=lambda row: float(row["accuracy"]), default=None)
-            cells.append(f"{ours[0]['accuracy']:.2f}" if ours else "-")
+            behind = float(best["accuracy"]) - float(ours[0]["accuracy"]) if best and ours else 0.0
+            said = f" ({behind:.2f} behind)" if behind > 0.0 else ""
+            cells.append(f"{ours[0]['accuracy']:.2f}{said}" if ours else "-")
             cells.append(f"{best['accuracy']:.2f}, {best['method']}" if best else "-")
         lines.append((*case, *cells))
     lines += [(model, "-", f"not run: {ABSENT.format(model)}", "-", "-", "-") for model in found["absent"]]

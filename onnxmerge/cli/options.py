@@ -11,7 +11,13 @@ import click
 
 from onnxmerge.cli.configuration import contradicting, taken, without_effect
 from onnxmerge.errors import InputError, OptionError, UnusedOptionError
-from onnxmerge.options import DECIDED_FIDELITY, DEFAULT_CHANGED_DECISIONS, DEFAULT_FIDELITY, DEFAULT_TARGETS
+from onnxmerge.options import (
+    DECIDED_FIDELITY,
+    DEFAULT_CHANGED_DECISIONS,
+    DEFAULT_FIDELITY,
+    DEFAULT_TARGETS,
+    STREAM_FIDELITY,
+)
 from onnxmerge.options.checks import COLORS, CRITERION_NAMES, CUDNN_SEARCHES, FITS, METHOD_NAMES, PROVIDERS, SCOPES, TARGETS
 
 Decorator = Callable[[Any], Any]
@@ -257,7 +263,8 @@ SIZE = section(
         str,
         "F",
         "Least share of every output's variance that is kept: 0.9 or 90%; alone it counts no decisions.  [default:"
-        f" {DECIDED_FIDELITY:g} of outputs with best classes, {DEFAULT_FIDELITY:g} of others]",
+        f" {DECIDED_FIDELITY:g} of outputs with best classes, {DEFAULT_FIDELITY:g} of others, {STREAM_FIDELITY:g}"
+        " of all where states go from call to call]",
     ),
     MINIMIZE,
     _option("--target", str, "K=V", "Share of params, macs or latency that may remain: macs=0.5 or macs=50%."),

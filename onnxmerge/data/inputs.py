@@ -115,7 +115,7 @@ class Inputs:
         if self.states:
             pairs = ", ".join(f"{new} as {state}" for state, new in self.states.items())
             single = f"the figures are of single calls: where {pairs} goes into the next call, as in a stream, errors add up"
-            found.append(f"{single} from call to call, so compare whole sequences before you use it")
+            found.append(f"{single} from call to call: give a `fidelity` near 1 (0.998 by default), and compare whole sequences")
         return found
 
     def number_of(self, position: int) -> int:

@@ -233,8 +233,9 @@ def _classes(outputs: Outputs, size: int, label: str) -> tuple[np.ndarray, float
     """The class of each input, and how many there are; infinity where the output does not tell."""
     arrays = [as_array(value) for value in outputs.values()]
     rows = [array for array in arrays if array.ndim and len(array) == size]
-    for array in rows:
-        if looks_like_scores(array):
+    pairs = (array for array in rows if array.dtype.kind == "f" and array.size == 2 * size)  # two classes, as labels say
+    for array in (*filter(looks_like_scores, rows), *pairs):
+        if array.ndim > 1:
             scores = array.reshape(size, -1)
             return scores.argmax(axis=1), scores.shape[1]
     for array in rows:

@@ -131,7 +131,7 @@ def compress_file(
 ) -> Compression:
     """`compress` for a file, with its options sorted. shared: what other points of a sweep have done."""
     started, limit = time.perf_counter(), limit or TimeLimit(options.pruning.time_limit)
-    options = replace(options, pruning=options.pruning.sized())
+    given, options = options.pruning, replace(options, pruning=options.pruning.sized())
     asked = options.pruning
     _check_paths(model, output, options, in_place=in_place)
     analysed = _analysed(model, options) if shared is None else shared.analysed
@@ -146,6 +146,8 @@ def compress_file(
     tell = _progress(progress, analysed, options) if shared is None else shared.progress
     with fixed_threads(1):  # the same bytes whatever the number of threads
         measured = (shared or SharedWork(analysed, tell)).measurements(options, partial(_measured, model, options, executor))
+        if asked is not given and measured.checking.states:
+            options = options.of_streams()
         found = search(CandidateBuilder(measured, options, limit))
         checking = measured.checking if found.candidate.kept else measured.checking.first(BATCH)  # the whole model, rewritten
         tell("checking", 0.0)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxmerge.errors import OptionError
-from onnxmerge.options import InputOptions, PruningOptions, RuntimeOptions, Thresholds
+from onnxmerge.options import STREAM_FIDELITY, InputOptions, PruningOptions, RuntimeOptions, Thresholds
 from onnxmerge.options.keywords import options_of
 
 
@@ -61,6 +61,10 @@ class CompressOptions:
             bench=verify if bench is None else bench,
             provenance=provenance,
         )
+
+    def of_streams(self) -> CompressOptions:
+        """The same, for a model whose states go from call to call, with what outputs must keep where the user did not say."""
+        return replace(self, pruning=replace(self.pruning, fidelity=STREAM_FIDELITY))
 
 
 PARTS = (PruningOptions, InputOptions, RuntimeOptions, Thresholds)
