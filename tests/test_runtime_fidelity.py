@@ -286,6 +286,8 @@ def test_accuracy(inputs, weight):
     with pytest.raises(InputError, match="49 labels do not fit 50 inputs"):
         compare(linear(weight), linear(weight), batches(inputs), "", labels[:49])
     with pytest.raises(InputError, match="no output of class scores"):
+        compare(linear(weight[:, :1]), linear(weight[:, :1]), batches(inputs), "", labels)
+    with pytest.raises(InputError, match="the labels hold class 7, but the model has 2 classes"):
         compare(linear(weight[:, :2]), linear(weight[:, :2]), batches(inputs), "", labels)
 
 
