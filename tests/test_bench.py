@@ -264,3 +264,12 @@ def test_calls_that_differ_too_much_to_tell_are_said_to():
     assert "let nothing else run" in benchmark.explained(busy, 100, 40).likely_reasons[0]
     sure = replace(busy, latency_ratio_low=0.99, latency_ratio_high=1.01)
     assert "let nothing else run" not in " ".join(benchmark.explained(sure, 100, 40).likely_reasons)
+
+
+@pytest.mark.parametrize("spread", [1.0, 1.4, 1.6, 3.0])
+@pytest.mark.parametrize("side", ["reference", "candidate"])
+def test_interrupted_calls_are_told_where_the_model_seems_faster_too(side, spread):
+    quantiles = tuple(np.interp(range(0, 101, 5), (0, 40, 60, 100), (2.0, 2.0, 2.0 * spread, 2.0 * spread)))
+    summary = replace(getattr(LATENCY, side), quantiles_ms=quantiles)
+    told = benchmark.explained(replace(LATENCY, **{side: summary}), 100, 50).likely_reasons
+    assert ["let nothing else run" in reason for reason in told] == [True] * (spread > benchmark.WIDE_QUARTILES)

@@ -67,7 +67,7 @@ class LatencyComparison:
     processor : str
         Name of the processor, or of the GPU; empty where it is not known.
     likely_reasons : list of str
-        Why the candidate is likely not faster, a line each; empty where it is, or where nothing is known.
+        Why the figures say little, or why the candidate is likely not faster, a line each; empty where nothing is known.
     failures : list of str
         Thresholds that were missed, a line each.
     min_speedup : float or None
