@@ -9,7 +9,13 @@ from onnx import parser
 
 from onnxmerge import bench, compress, verify
 from onnxmerge.data import synthetic, synthetic_inputs
-from onnxmerge.data.first_layers import dense_first_layer, input_properties, trained_mean, with_first_layer_noise
+from onnxmerge.data.first_layers import (
+    dense_first_layer,
+    input_properties,
+    properties_of_file,
+    trained_mean,
+    with_first_layer_noise,
+)
 from onnxmerge.data.selection import inputs_for
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.analysed_model import analyse_model
@@ -152,3 +158,12 @@ def test_samples_that_a_convolution_reads_are_sounds_of_many_loudnesses(length, 
     loudness = np.log10(np.sqrt((sounds.astype(np.float64) ** 2).mean(1)))
     assert np.histogram(loudness, [-3.1, -2, -1, 0.1])[0].min() > 45
     assert "loudnesses" in inputs.assumed["x"]
+
+
+def test_what_a_body_reads_is_known_of_a_file_too(tmp_path):
+    body = """h () => (float[N,4,M] {0}) {{ u = Unsqueeze(x, one)  {0} = Conv(u, a) }}"""
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> g (float[N,L] x, bool[1] flag) => (float[N,4,M] y)
+    <float[4,1,9] a, int64[1] one = {{1}}>
+    {{ y = If(flag) <then_branch = {body.format("t")}, else_branch = {body.format("e")}> }}"""
+    path = written(text, tmp_path)
+    assert properties_of_file(path, onnx.load(path)).sounds == {"x"}

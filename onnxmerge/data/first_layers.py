@@ -14,9 +14,11 @@ from onnxmerge.errors import ModelError
 from onnxmerge.execution.batch_axes import without_axis
 from onnxmerge.graph.analysed_model import AnalysedModel
 from onnxmerge.graph.channel_groups import Channels
+from onnxmerge.graph.cost import MACS
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.tensor_facts import TensorFacts
 from onnxmerge.onnxio import surgeon as gs
+from onnxmerge.onnxio.bodies import bodies_to_take_out, taken_out, with_names_of_their_own
 from onnxmerge.onnxio.model import from_proto
 
 AMPLITUDE = 0.5
@@ -76,7 +78,10 @@ def input_properties(facts: TensorFacts) -> InputProperties:
 
 
 def properties_of_file(path: Path, proto: ModelProto) -> InputProperties:
-    """The same of a file and what `read_checked` read from it; nothing of a model that runs but cannot be analysed."""
+    """The same of a file and what `read_checked` read from it, bodies too; nothing of a model that cannot be analysed."""
+    if bodies_to_take_out(proto, MACS):
+        named = with_names_of_their_own(proto)
+        proto = taken_out(named, bodies_to_take_out(named, MACS))
     try:
         return input_properties(TensorFacts(from_proto(proto, path), {}))
     except ModelError:

@@ -23,6 +23,7 @@ HARDLY_SMALLER = 0.02  # share of the parameters and of the MACs below which a m
 DOUBTFUL_FIDELITY = 0.5  # below it less than half of an output's variance is explained
 USEFUL_INPUTS = 100  # of which enough are held back where a fidelity is searched
 MADE_UP = "synthetic inputs can mislead: compare on real ones with `onnxmerge verify` before you use it"
+GIVE_REAL = "synthetic inputs can mislead: `calibration` gives real ones"
 _NAME_WIDTH = 40  # characters of the name of a processor
 _PER_CENT = ("top-1 agreement", "parameters", "MACs")
 _MEASURED: dict[str, Callable[[float], str]] = {
@@ -200,7 +201,8 @@ def _verification(result: Verification) -> Verdict:
     close = _fidelity_text(result.fidelity, result.thresholds)
     claim = ", ".join(filter(None, [close, *_held(result.thresholds), *right, *sizes]))
     if result.passed and result.fidelity.worst.fidelity < 0:
-        advice = _sentences(["give `min_fidelity` to have such a model fail"])
+        made_up = "synthetic" in result.fidelity.input_description
+        advice = _sentences([GIVE_REAL if made_up else "give `min_fidelity` to have such a model fail"])
         return Verdict(f"No threshold was missed, but {claim}", _basis(result.fidelity, None), advice, "warn")
     if result.passed:
         return Verdict(f"Passed: {claim}", _basis(result.fidelity, None), tone="good")
