@@ -1,6 +1,7 @@
 """What all tests share: where the project and the real models beside it are."""
 
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # In the background of a shell Ctrl-C is ignored, and the processes that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+import numpy as np
+from stored_models import inline_file, outside_file
 
 from onnxmerge.cli import app
 from onnxmerge.data import selection
@@ -128,3 +132,24 @@ def cluster() -> Iterator[Any]:
     settings = {"n_workers": 2, "processes": True, "threads_per_worker": 1, "dashboard_address": None}
     with distributed.LocalCluster(**settings, silence_logs=50) as found:
         yield found
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a model and inputs in it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "models" / "digits-mlp.onnx", "in.onnx")
+    np.save("x.npy", np.random.default_rng(0).normal(size=(8, 1, 8, 8)).astype(np.float32))
+    return tmp_path
+
+
+@pytest.fixture
+def inline(tmp_path: Path) -> Path:
+    """A model with its weights inside."""
+    return inline_file(tmp_path)
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A model with its weights in another file."""
+    return outside_file(tmp_path)

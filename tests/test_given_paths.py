@@ -3,25 +3,13 @@
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from test_surroundings import MLP, PRUNE, Run, one_line
 
 import onnxmerge
 from onnxmerge.errors import InputError, OptionError
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with a model, inputs and labels in it."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(MLP, "in.onnx")
-    np.save("x.npy", np.random.default_rng(0).normal(size=(8, 1, 8, 8)).astype(np.float32))
-    return tmp_path
-
 
 PATHS = {
     "a pipe": ("pipe.npy", "a pipe"),

@@ -11,22 +11,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, TensorProto, parser
-from stored_models import edit, inline_file, outside_file, run
+from stored_models import edit, run
 
 from onnxmerge.errors import ModelError
 from onnxmerge.graph.constant_folding import constant_value
 from onnxmerge.onnxio import model_files as io
 from onnxmerge.onnxio.model_saving import save
-
-
-@pytest.fixture
-def inline(tmp_path: Path) -> Path:
-    return inline_file(tmp_path)
-
-
-@pytest.fixture
-def outside(tmp_path: Path) -> Path:
-    return outside_file(tmp_path)
 
 
 def set_entry(key: str, value: str | None) -> Callable[[Path], None]:

@@ -8,23 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from stored_models import edit, inline_file, outside_file, run
+from stored_models import edit, run
 
 from onnxmerge.errors import OptionError
 from onnxmerge.onnxio import model_files as io
 from onnxmerge.onnxio import storage as placing
 from onnxmerge.onnxio.edits import new_constant
 from onnxmerge.onnxio.model_saving import save
-
-
-@pytest.fixture
-def inline(tmp_path: Path) -> Path:
-    return inline_file(tmp_path)
-
-
-@pytest.fixture
-def outside(tmp_path: Path) -> Path:
-    return outside_file(tmp_path)
 
 
 def set_limits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,15 +25,6 @@ MLP = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
 PRUNE = ("--method", "prune", "--ratio", "0.25", "--no-verify")
 START = (sys.executable, "-m", "onnxmerge")
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with a model, inputs and labels in it."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(MLP, "in.onnx")
-    np.save("x.npy", np.random.default_rng(0).normal(size=(8, 1, 8, 8)).astype(np.float32))
-    return tmp_path
 
 
 def one_line(text: str) -> str:
