@@ -60,9 +60,8 @@ def compare(
     Returns
     -------
     Fidelity
-        An output without the batch counts as one sample a batch. Sequences and maps of numbers are compared as one
-        array; strings and ids by equality, where fidelity and cosine are the share of them that is equal. An output whose
-        shape or type differs is `unmeasured`.
+        An output without the batch counts as one sample a batch. Sequences and maps of numbers are compared as one array; strings
+        and ids by equality, the share of which is fidelity and cosine. Where shape or type differ, it is `unmeasured`.
 
     Raises
     ------
@@ -83,13 +82,12 @@ def compare(
             yield size, expected, found
 
     outputs, inputs = compare_outputs(runs(), reference.output_names, synthetic=synthetic, kinds=kinds)
-    accuracy = None if label_counts is None else label_counts.accuracy()
     return Fidelity(
         outputs,
         inputs,
         description,
         candidate.provider.name,
-        accuracy=accuracy,
+        accuracy=None if label_counts is None else label_counts.accuracy(),
         execution=execution_of(reference, candidate),
         inputs_not_finite=tuple(sorted(not_finite)),
         processor=processor_name(gpu=candidate.provider.name != CPU.name),
