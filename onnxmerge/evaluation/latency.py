@@ -52,7 +52,7 @@ def compare_latency(
 ) -> LatencyComparison:
     """Measure the latency of two models in pairs of calls, in random order, over rounds of freshly opened sessions.
 
-    Up to three times `seconds` where opening sessions or `min_runs` need it, and fewer rounds where these need more.
+    Takes up to three times `seconds` where opening sessions or `min_runs` need it, or fewer rounds. No run is left out.
 
     Parameters
     ----------
