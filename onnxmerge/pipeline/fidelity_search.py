@@ -19,13 +19,13 @@ GOAL, QUICK_CLOSE = 0.866, 0.75
 what a quick candidate must lose to be close enough. A full one that passes with as much as is aimed at ends the search."""
 WORTH_A_TRIAL, WORTH_REMOVING, HOPELESS = 0.02, 0.005, 0.01
 """Least share of the predicted time, MACs or parameters that another candidate must be expected to save, and that a quick one, or
-one while none passes, must; and the share of the allowed loss below which a prediction that fails ends the search. Some networks
-lose more than is allowed by any removal, and would take candidate after candidate to find that out."""
+one while none passes, must; and the share of the allowed loss below which a prediction that fails by far ends the search. Some
+networks lose more than is allowed by any removal, and would take candidate after candidate to find that out."""
 
 FAR = 3.0
-"""Multiple of the allowed loss from which on a candidate that fails is no near miss. Where of the least removal worth having both
-the prediction and a quick candidate are as far off, no full one is built: a quick one of a classifier with one group lost 8
-times what is allowed, in 3 CPU seconds, where the full one took 18 to lose 7."""
+"""Multiple of the allowed loss from which on a candidate that fails is no near miss, but fails by far. Where of the least
+removal worth having both the prediction and a quick candidate are as far off, no full one is built: a quick one of a classifier
+with one group lost 8 times what is allowed, in 3 CPU seconds, where the full one took 18 to lose 7."""
 
 MINIMIZED = {"latency": "predicted time", "macs": "MACs", "params": "parameters"}
 """What `minimize` spends least of, in words."""
@@ -190,7 +190,8 @@ def _worth_building(
     was_searched: whether quick candidates have told what to expect.
     """
     index, none_passes = search.next(), search.passing == len(allocations) - 1
-    is_hopeless = search.failing >= 0 and search.predicted[search.failing] <= HOPELESS * search.allowed
+    failing, allowed = search.failing, search.allowed
+    is_hopeless = failing >= 0 and search.predicted[failing] <= HOPELESS * allowed and search.expected(failing) > FAR * allowed
     if index is None or (none_passes and is_hopeless):
         return None
     if not none_passes and (was_searched or search.failing >= 0) and search.expected(index) > WILL_FAIL:
