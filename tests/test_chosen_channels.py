@@ -73,3 +73,12 @@ def test_a_criterion_of_weights_holds(criterion: str, tmp_path: Path, calibratio
     compress(written(sequence(), tmp_path), tmp_path / "out.onnx", criterion=criterion, **options)
     with pytest.raises(TypeError):
         compress(written(sequence(), tmp_path), tmp_path / "out.onnx", **options)
+
+
+def test_the_expected_error_is_that_of_the_channels_that_stay(tmp_path: Path, calibration: Path) -> None:
+    """As a plan that names these channels finds it."""
+    source, plan, found = written(sequence(), tmp_path), tmp_path / "plan.json", []
+    for options in ({"ratio": 0.5, "round_to": 1, "save_plan": plan}, {"plan": plan}):
+        result = compress(source, tmp_path / "out.onnx", calibration=calibration, **FAST, **options)
+        found.append({group.name: group.expected_error[group.method] for group in result.groups})
+    assert found[0] == pytest.approx(found[1], rel=1e-9)

@@ -118,10 +118,16 @@ def _chosen(
         update = LayerUpdate(observed.context, observed.reference, layer, kept, runs)
         metric = partial(observed.output_errors.factor, layer)
         channels = update.kept_channels(len(removal.kept), group.removable, metric)
-        removal = removal if channels is None else replace(removal, kept=channels)
+        removal = removal if channels is None else _of_channels(observed, removal, channels)
     kept[group.channel_ids] = False
     kept[group.channel_ids[removal.kept]] = True
     return removal
+
+
+def _of_channels(observed: LayerStatistics, removal: Removal, kept: np.ndarray) -> Removal:
+    """A removal of as many other channels, with what these are expected to cost by the method that is taken."""
+    changed = replace(removal, kept=kept)
+    return replace(changed, expected_error={**removal.expected_error, removal.method: observed.expected_error(changed)})
 
 
 def _layers_to_update(
