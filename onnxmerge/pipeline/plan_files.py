@@ -19,8 +19,9 @@ from onnxmerge.errors import OptionError
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.onnxio.side_files import write_atomically
 from onnxmerge.onnxio.stored_provenance import sha256_of
-from onnxmerge.options import PlannedGroup
+from onnxmerge.options import PlannedGroup, PruningOptions
 from onnxmerge.options.checks import METHOD_NAMES
+from onnxmerge.pipeline.candidates import Candidate
 
 SCHEMA = "onnxmerge.plan/1"
 KEYS = {"schema", "model", "method", "groups"}
@@ -39,6 +40,15 @@ class PlanFile:
 def fingerprint(model: Path, external: Sequence[Path]) -> str:
     """SHA-256 of the model file and of its external data files, in hexadecimal."""
     return sha256_of((model, *external))
+
+
+def plan_of(candidate: Candidate, pruning: PruningOptions) -> PlanFile:
+    """The plan that gives a candidate again; "auto" is the method that leaves every group its own."""
+    methods = {group.name: group.method for group in candidate.groups}
+    groups = {name: PlannedGroup(len(kept), kept, methods[name]) for name, kept in candidate.kept.items()}
+    method = "prune" if candidate.only_pruned else pruning.method
+    is_mixed = method == "reconstruct" and any(each != method for each in methods.values())
+    return PlanFile("auto" if is_mixed else method, groups)
 
 
 def write_plan(path: Path, model: Path, model_sha256: str, groups: Sequence[ChannelGroup], plan: PlanFile) -> None:
