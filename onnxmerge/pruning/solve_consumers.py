@@ -80,7 +80,7 @@ def solve_consumers(
         replacement, mix = None, mixes.get(layer.key)
         if layer.key in statistics.layers and _is_updated(context, statistics, layer, kept):
             update = LayerUpdate(context, statistics, layer, kept, runs)
-            pair = pairs.get(layer.key) if context.updates_producers else None
+            pair = pairs.get(layer.key)
             before = None if pair is None else replacements.get(pair.producer.key)
             replacement = update.accept(unsolved[layer.key]) if layer.key in unsolved else update.solve(pair, before)
             if pair is not None and update.producer is not None:
