@@ -12,7 +12,7 @@ from onnxmerge.algorithms import sample_counts
 from onnxmerge.data import first_layers
 from onnxmerge.data.balance import balanced, held
 from onnxmerge.data.batching import batching, check_batch
-from onnxmerge.data.fed_back import fed_back, follow_one_another, with_own_states
+from onnxmerge.data.fed_back import fed_back, follow_one_another, replaced_states, with_own_states
 from onnxmerge.data.first_layers import InputProperties
 from onnxmerge.data.given_shapes import checked_shapes
 from onnxmerge.data.images import image_reading_of
@@ -254,6 +254,7 @@ def _inputs_for(
     count = count or (CHECK_INPUTS if tokens is None else WINDOWS)
     if not options.samples:
         count = min(count, affordable((spec.name for spec in session.inputs), shapes, axes))
+    made = partial(made, undrawn=replaced_states(one, states) if tokens is None else ())
     inputs = replace(made(count=options.samples or count), call_size=call_size, output_axes=output_axes, states=states)
     if tokens is not None:
         return with_predicted_tokens(inputs, session, tokens, sweeps_for(properties.id_limits[tokens]), options.seed)
