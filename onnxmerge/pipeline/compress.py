@@ -163,7 +163,8 @@ def compress_file(
     if not checked.missed:
         save(replace(found.candidate.model, metadata=metadata), output)
         if saved_plan is not None:
-            write_plan(saved_plan, model, model_sha256, groups, plan_of(found.candidate, options.pruning, measured.held_out))
+            held_out = measured.held_out or options.held_out  # pruning by weights splits none
+            write_plan(saved_plan, model, model_sha256, groups, plan_of(found.candidate, options.pruning, held_out))
     result = replace(_compression(analysed, found, checked, checking, options), model=str(model), output=str(output))
     if checked.missed:
         told = f"{'; '.join(checked.missed)} (nothing was written; {checked.cure})"

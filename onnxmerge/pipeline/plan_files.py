@@ -61,7 +61,7 @@ def plan_of(candidate: Candidate, pruning: PruningOptions, held_out: int | None)
     groups = {name: PlannedGroup(len(kept), kept, methods[name]) for name, kept in candidate.kept.items()}
     method = "prune" if candidate.only_pruned else pruning.method
     is_mixed = method == "reconstruct" and any(each != method for each in methods.values())
-    return PlanFile("auto" if is_mixed else method, groups, None if pruning.uses_weights_only else held_out)
+    return PlanFile("auto" if is_mixed else method, groups, held_out)
 
 
 def write_plan(path: Path, model: Path, model_sha256: str, groups: Sequence[ChannelGroup], plan: PlanFile) -> None:
