@@ -92,6 +92,16 @@ def test_shared_keys_take_one_basis() -> None:
         np.testing.assert_allclose(basis.share[count:].sum(), lost / np.square(values).sum(), rtol=1e-9)
 
 
+@pytest.mark.parametrize("constant", ["queries", "keys", "both"])
+def test_channels_of_a_constant_product_stay_as_they_are(constant: str) -> None:
+    """Equal keys shift all logits of a query, and zero queries give none: weights of 1e38 took the place of these keys."""
+    varied = np.diag([1.0, 4.0])
+    query, key = (varied if constant == other else np.zeros((2, 2)) for other in ("keys", "queries"))
+    basis = product_basis(query, key)
+    for found, expected in zip(basis, (np.eye(2), np.eye(2), np.zeros(2)), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_what_nothing_makes_good_costs_the_sum_over_all_pairs() -> None:
     """In every order, also over the blocks in which removals are applied; one of each row at a time."""
     root = np.random.default_rng(2).uniform(size=(150, 120))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,10 +15,12 @@ from onnx import numpy_helper, parser
 from running import run, written
 
 import onnxmerge
+from onnxmerge.data import synthetic_inputs
 from onnxmerge.data.fed_back import APART, CALLS, fed_back
 from onnxmerge.data.first_layers import dense_first_layer
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import INPUT_ELEMENTS, affordable, inputs_for
+from onnxmerge.data.synthetic import Sampler, sampler
 from onnxmerge.errors import InputError
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.execution.tensor_specs import TensorSpec, batch_size
@@ -158,6 +162,27 @@ def test_without_data_states_are_those_that_the_model_computes(batch: str, tmp_p
             _, state = run(model, {"x": inputs.take(position + call * APART)["x"], "state": state})
         np.testing.assert_allclose(inputs.take(position)["state"], state, atol=1e-5)
     assert "state as the model itself computes" in inputs.description
+
+
+@pytest.mark.parametrize("batch", ["N", "1"])
+def test_states_that_are_replaced_are_not_drawn(batch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """x of the input itself and of the calls before it; one input is drawn as it is to look at the model."""
+    drawn: dict[str, int] = defaultdict(int)
+
+    def counted(spec: TensorSpec, *others: Any, **more: Any) -> Sampler:
+        made = sampler(spec, *others, **more)
+
+        def draw(generators: Any) -> np.ndarray:
+            drawn[spec.name] += len(generators)
+            return made.draw(generators)
+
+        return replace(made, draw=draw)
+
+    monkeypatch.setattr(synthetic_inputs, "sampler", counted)
+    inputs = inputs_of(written(recurrent(SIGNATURES["named"].replace("N", batch)), tmp_path))
+    drawn.clear()
+    inputs.take(inputs.indices[:1])
+    assert dict(drawn) == {"x": CALLS + 1}
 
 
 @pytest.mark.parametrize("batch", ["N", "1"])

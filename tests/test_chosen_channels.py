@@ -12,6 +12,9 @@ from running import check_inputs, fidelity, written
 from topologies.net import Net
 
 from onnxmerge import compress
+from onnxmerge.errors import ModelError
+from onnxmerge.graph.rewrite import rewrite
+from onnxmerge.pipeline import candidates
 from onnxmerge.pruning import solve_consumers as solve_module
 
 FAST = {"method": "reconstruct", "verify": False, "provenance": False, "threads": 1}
@@ -73,3 +76,32 @@ def test_a_criterion_of_weights_holds(criterion: str, tmp_path: Path, calibratio
     compress(written(sequence(), tmp_path), tmp_path / "out.onnx", criterion=criterion, **options)
     with pytest.raises(TypeError):
         compress(written(sequence(), tmp_path), tmp_path / "out.onnx", **options)
+
+
+def test_the_expected_error_is_that_of_the_channels_that_stay(tmp_path: Path, calibration: Path) -> None:
+    """As a plan that names these channels finds it."""
+    source, plan, found = written(sequence(), tmp_path), tmp_path / "plan.json", []
+    for options in ({"ratio": 0.5, "round_to": 1, "save_plan": plan}, {"plan": plan}):
+        result = compress(source, tmp_path / "out.onnx", calibration=calibration, **FAST, **options)
+        found.append({group.name: group.expected_error[group.method] for group in result.groups})
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("least", [8, 12], ids=["of fewer channels", "left out"])
+def test_layers_are_solved_for_what_is_left_of_a_removal_that_does_not_run(
+    least: int, tmp_path: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a plan of the others has it: the rows of conv_1 had changed for a conv_2 that reads half of its channels."""
+
+    def failing(channels, removals, replacements):  # type: ignore[no-untyped-def]
+        if any(removal.group.name == "conv_1" and len(removal.kept) < least for removal in removals):
+            raise ModelError("too few")
+        return rewrite(channels, removals, replacements)
+
+    source, plan, options = written(sequence(), tmp_path), tmp_path / "plan.json", {"calibration": calibration, **FAST}
+    with monkeypatch.context() as patched:
+        patched.setattr(candidates, "rewrite", failing)
+        result = compress(source, tmp_path / "out.onnx", ratio=0.5, round_to=1, save_plan=plan, **options)
+    assert {group.name: group.kept for group in result.groups}.get("conv_1", 12) == {8: 9, 12: 12}[least]
+    compress(source, tmp_path / "again.onnx", plan=plan, **{**options, "method": "auto"})
+    assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()

@@ -57,6 +57,42 @@ def test_plan_gives_the_same_bytes_again(name: str, options: dict[str, Any], tmp
     assert again.read_bytes() == plan.read_bytes()
 
 
+SEARCHES: dict[str, dict[str, Any]] = {
+    "fidelity": {"fidelity": 0.9},
+    "decisions": {"max_changed_decisions": 0.3},
+    "not checked": {"fidelity": 0.9, "verify": False},
+    "ratio": {"ratio": 0.5},
+}
+
+
+@pytest.mark.parametrize("options", SEARCHES.values(), ids=SEARCHES.keys())
+def test_plan_gives_the_same_bytes_again_on_real_inputs(options: dict[str, Any], tmp_path: Path) -> None:
+    """A search leaves more of them to the check than a run of a given size, and layers are solved on the others."""
+    source, plan, given = source_of("flatten-two-layers", tmp_path), tmp_path / "plan.json", tmp_path / "given.npy"
+    shape = onnx.load(source).graph.input[0].type.tensor_type.shape.dim
+    np.save(given, np.random.default_rng(0).normal(size=(200, *(dim.dim_value for dim in shape[1:]))).astype(np.float32))
+    common = {"provenance": False, "threads": 1, "calibration": given, "bench": False}
+    compress(source, tmp_path / "first.onnx", **{**common, **options}, save_plan=plan)
+    for verify in (True, False):
+        compress(source, tmp_path / "second.onnx", **common, verify=verify, plan=plan, save_plan=tmp_path / "again.json")
+        assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
+        assert (tmp_path / "again.json").read_bytes() == plan.read_bytes()
+    assert (tmp_path / "first.onnx").read_bytes() != source.read_bytes()
+
+
+def test_plan_for_more_inputs_than_there_are(tmp_path: Path) -> None:
+    """Of 40 inputs 32 would leave too few to solve on."""
+    source, plan, given = source_of("flatten-two-layers", tmp_path), tmp_path / "plan.json", tmp_path / "given.npy"
+    shape = onnx.load(source).graph.input[0].type.tensor_type.shape.dim
+    np.save(given, np.random.default_rng(0).normal(size=(40, *(dim.dim_value for dim in shape[1:]))).astype(np.float32))
+    common = {"provenance": False, "threads": 1, "calibration": given, "bench": False}
+    compress(source, tmp_path / "o.onnx", **common, ratio=0.5, save_plan=plan)
+    plan.write_text(plan.read_text().replace('"held_out": 13', '"held_out": 32'))
+    result = compress(source, tmp_path / "o.onnx", **common, plan=plan)
+    assert result.fidelity is not None
+    assert result.fidelity.input_count == 13
+
+
 def test_pruning_alone_is_planned_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where auto found that nothing should be repaired, the plan says so, and is not solved when it is done again."""
     monkeypatch.setattr("onnxmerge.evaluation.repeated_fidelity.RepeatedFidelity.worst", pruned_first())
@@ -143,6 +179,8 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no model": (lambda plan: {**plan, "model": None}, 'needs "model" with its sha256'),
     "wrong schema": (lambda plan: {**plan, "schema": "onnxmerge.plan/2"}, "schema is 'onnxmerge.plan/2'"),
     "no schema": (lambda plan: [plan], "schema is None"),
+    "held out none": (lambda plan: {**plan, "held_out": 0}, "held_out must be a number of inputs, at least 1, not 0"),
+    "held out a text": (lambda plan: {**plan, "held_out": "8"}, "held_out must be a number of inputs, at least 1, not '8'"),
     "no groups": (lambda plan: {**plan, "groups": {}}, '"groups", a list'),
     "groups of numbers": (lambda plan: {**plan, "groups": [1]}, '"groups", a list'),
     "unknown method": (lambda plan: {**plan, "method": "magic"}, "method must be one of"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from running import analysed, weights_of, written
+from running import analysed, solve_consumers_alone, weights_of, written
 from topologies.net import Net
 
 from onnxmerge import compress
@@ -21,11 +21,8 @@ from onnxmerge.graph.operators.table import OPERATORS
 from onnxmerge.graph.rewrite import Replacement
 from onnxmerge.pruning import layer_update, producer_update
 from onnxmerge.statistics import producer_samples as samples_module
-from onnxmerge.statistics import reference_run as reference_module
 from onnxmerge.statistics.producer_samples import ProducerSamples
 from onnxmerge.statistics.unfold import folded, output_extents, patches_of, window_of
-
-CONSUMERS_ALONE = partial(reference_module.RunContext, updates_producers=False)
 
 
 def spd(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -285,8 +282,9 @@ def test_unseen_inputs_lose_less(name: str, tmp_path: Path, monkeypatch: pytest.
     shape = (12,) if name == "dense" else (3, 12, 12)
     np.save(calibration, np.random.default_rng(5).normal(size=(512, *shape)).astype(np.float32))
     found = []
-    for made in (reference_module.RunContext, CONSUMERS_ALONE):
-        monkeypatch.setattr(reference_module, "RunContext", made)
+    for is_alone in (False, True):
+        if is_alone:
+            solve_consumers_alone(monkeypatch)
         options = {**FAST, "samples": 512, "calibration": calibration}
         compress(source, tmp_path / "out.onnx", ratio=0.5, **options)
         found.append(fidelity_of(source, tmp_path / "out.onnx", np.random.default_rng(6)))
@@ -302,8 +300,9 @@ def test_a_step_that_measures_worse_is_taken_back(tmp_path: Path, monkeypatch: p
         return Replacement(0.1 * np.random.default_rng(0).normal(size=path.producer.stored_weight.shape).astype(np.float32))
 
     monkeypatch.setattr(layer_update, "producer_step", spoilt)
-    for made in (reference_module.RunContext, CONSUMERS_ALONE):
-        monkeypatch.setattr(reference_module, "RunContext", made)
+    for is_alone in (False, True):
+        if is_alone:
+            solve_consumers_alone(monkeypatch)
         compress(source, tmp_path / "out.onnx", ratio=0.5, provenance=False, **FAST)
         written_files.append((tmp_path / "out.onnx").read_bytes())
     assert tried

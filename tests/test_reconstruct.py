@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +13,19 @@ import onnx
 import pytest
 from dense_samples import dense
 from onnx import numpy_helper
-from running import analysed, built, check_inputs, fidelity, relative_error, run, shrunk, tolerance_of, weights_of, written
+from running import (
+    analysed,
+    built,
+    check_inputs,
+    fidelity,
+    relative_error,
+    run,
+    shrunk,
+    solve_consumers_alone,
+    tolerance_of,
+    weights_of,
+    written,
+)
 from test_merge_exactness import BY_HAND, cases, duplicated, group_of
 from topologies import TOPOLOGIES, Topology, feeds_of
 from topologies.net import Net
@@ -38,7 +49,6 @@ WHOLE = {"shared-weight-one-in-output", "weight-also-read-as-data"}
 # Stored statistics of BatchNormalization are random numbers there, far from those of any inputs. What is fitted to the matched
 # reference is worth less in the reference as it is stored, but never less than pruning.
 NORMALISED = {each.id for each in SHRINKING if any(node.op_type == "BatchNormalization" for node in built(each).graph.node)}
-CONSUMERS_ALONE = partial(reference_module.RunContext, updates_producers=False)
 
 
 class Recorder(LayerwiseRun):
@@ -209,7 +219,7 @@ def test_one_consumer_gets_what_lstsq_finds(
 ) -> None:
     """Calibration inputs, no ridge, consumers alone: np.linalg.lstsq on all samples, with a column of ones for the bias."""
     monkeypatch.setattr(solving_module, "RIDGE", 1e-9)
-    monkeypatch.setattr(reference_module, "RunContext", CONSUMERS_ALONE)
+    solve_consumers_alone(monkeypatch)
     topology, model = TOPOLOGIES[name], built(TOPOLOGIES[name])
     source = written(model, tmp_path)
     rng = np.random.default_rng(4)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from running import built, check_inputs, fidelity, shrunk, written
+from running import built, check_inputs, fidelity, shrunk, solve_consumers_alone, written
 from topologies import TOPOLOGIES
 from topologies.net import Net
 
 from onnxmerge.graph.downstream import DownstreamAffine
 from onnxmerge.statistics import reference_run as reference_module
-
-CONSUMERS_ALONE = partial(reference_module.RunContext, updates_producers=False)
 
 
 def joined() -> onnx.ModelProto:
@@ -39,7 +36,7 @@ def test_behind_a_join_a_consumer_repairs_what_the_skip_lost(tmp_path: Path, mon
     shrunk(source, target, "reconstruct", ratio=0.8, include=("fc_a",), samples=512)
     assert fidelity(source, target, inputs) > 0.999
     monkeypatch.setattr(reference_module, "downstream_affine_of", alone)
-    monkeypatch.setattr(reference_module, "RunContext", CONSUMERS_ALONE)
+    solve_consumers_alone(monkeypatch)
     shrunk(source, target, "reconstruct", ratio=0.8, include=("fc_a",), samples=512)
     assert fidelity(source, target, inputs) < 0.95
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 from running import built, written
 from topologies import TOPOLOGIES
 
+from onnxmerge.graph.analysed_model import analyse_model
 from onnxmerge.options import EXPECTED
 from onnxmerge.pipeline.compress import compress
+from onnxmerge.pipeline.compress_options import CompressOptions
+from onnxmerge.pipeline.predicted_work import compress_stages
 from onnxmerge.pipeline.progress import Stage, overall, tell_expected
 from onnxmerge.pipeline.sweep import sweep
 
@@ -55,6 +59,17 @@ def test_long_work_is_told_of_before_it_begins(seconds: float, ends: str, can_en
     tell_expected(lambda stage, share: told.append(stage), stages, can_end_early=can_end_early)
     cure = "; `time_limit=2m` ends the search then, with the best model so far" * can_end_early
     assert told == [f"{EXPECTED}{ends}{cure}"] * bool(ends)
+
+
+def test_predicted_work_grows_with_what_is_kept_and_with_pairs_of_layers(tmp_path: Path) -> None:
+    """Products of the kept channels; pairs add, and channels that are chosen once more on real inputs."""
+    np.save(tmp_path / "given.npy", np.zeros((1, 3, 8, 8), np.float32))
+    kept = [{"ratio": 0.7}, {"ratio": 0.3}, {"ratio": 0.3, "calibration": tmp_path / "given.npy"}]
+    for topology, rises in (("conv-relu-conv", [True, True]), ("depthwise", [True, False])):
+        found = analyse_model(written(built(TOPOLOGIES[topology]), tmp_path))
+        options = [CompressOptions.from_keywords(each, verify=False) for each in kept]
+        work = [sum(stage.work for stage in compress_stages(found, each) if stage.name == "reconstruction") for each in options]
+        assert [more > less for less, more in pairwise(work)] == rises
 
 
 def test_a_sweep_moves_within_a_point(models_folder: Path) -> None:

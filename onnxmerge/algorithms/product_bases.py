@@ -38,6 +38,11 @@ def product_basis(query_moments: Floats, key_covariance: Floats, damping: float 
     damping : float
         Share of its mean variance that every channel of the second factor is taken to have besides.
 
+    Returns
+    -------
+    ProductBasis
+        The channels as they are, of which none counts, where the logits are those of a constant.
+
     Examples
     --------
     >>> basis = product_basis(np.diag([1.0, 4.0]), np.diag([1.0, 9.0]), damping=0.0)
@@ -45,7 +50,9 @@ def product_basis(query_moments: Floats, key_covariance: Floats, damping: float 
     ([0.973, 0.027], [[1.0, 0.0], [0.0, 1.0]])
     """
     count = len(key_covariance)
-    level = max(float(np.trace(key_covariance)) / count, np.finfo(float).tiny)
+    if not np.sum(query_moments * key_covariance) > 0.0:
+        return ProductBasis(np.eye(count), np.eye(count), np.zeros(count))
+    level = float(np.trace(key_covariance)) / count
     root = np.linalg.cholesky(key_covariance + max(damping, 1e-12) * level * np.eye(count)).T
     values, vectors = np.linalg.eigh(root @ query_moments @ root.T)
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]

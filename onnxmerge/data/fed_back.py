@@ -62,20 +62,25 @@ def _are_alike(state: TensorSpec, new: TensorSpec, shapes: Shapes, axes: Axes, i
     return is_named and same_axis and shapes.get(state.name) == shapes.get(new.name) and state.dtype == new.dtype
 
 
+def replaced_states(inputs: Inputs, states: Mapping[str, str]) -> dict[str, str]:
+    """Those of the states that `with_own_states` replaces, of such synthetic inputs."""
+    return {state: new for state, new in states.items() if state in inputs.axes} if inputs.by_row else {}
+
+
 def with_own_states(inputs: Inputs, session: Session, states: Mapping[str, str]) -> Inputs:
     """Synthetic inputs whose states are what a model computes of others, one after the other, from zeros.
 
     Parameters
     ----------
     inputs : Inputs
-        Synthetic, of a model that takes any batch, or one input a call.
+        Synthetic, of a model that takes any batch, or one input a call; what its states are makes no difference.
     session : Session
         The model.
     states : Mapping of str to str
         By input that is a state the output that is fed back to it; those without the batch are left as they are.
     """
-    known = {state: new for state, new in states.items() if state in inputs.axes}
-    if not known or not inputs.by_row:
+    known = replaced_states(inputs, states)
+    if not known:
         return inputs
 
     def take(indices: Indices) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from onnxmerge.algorithms import sample_counts
 from onnxmerge.data import first_layers
 from onnxmerge.data.balance import balanced, held
 from onnxmerge.data.batching import batching, check_batch
-from onnxmerge.data.fed_back import fed_back, follow_one_another, with_own_states
+from onnxmerge.data.fed_back import fed_back, follow_one_another, replaced_states, with_own_states
 from onnxmerge.data.first_layers import InputProperties
 from onnxmerge.data.given_shapes import checked_shapes
 from onnxmerge.data.images import image_reading_of
@@ -63,6 +63,7 @@ def calibration_and_check_inputs(
     pruning: PruningOptions,
     checked: bool = True,
     tell: Callable[[float], None] | None = None,
+    held_out: int | None = None,
 ) -> tuple[Inputs, Inputs]:
     """Inputs to prune a model on, and others to check a candidate on; the same ones whatever the execution provider.
 
@@ -78,6 +79,8 @@ def calibration_and_check_inputs(
         Whether a candidate is checked at all; with False the user's inputs are not split.
     tell : Callable or None
         Told the share of the work that is done.
+    held_out : int or None
+        How many of the user's inputs are for the check, where a plan says so and there are enough; None: as their number says.
 
     Returns
     -------
@@ -97,17 +100,20 @@ def calibration_and_check_inputs(
     if options.calibration is None:
         return _synthetic(session, analysed, options, runtime.max_memory, pruning.uses_weights_only, tell)
     given = inputs_for(session, analysed.shapes, options, max_memory=runtime.max_memory)
+    step = given.batch_size or 1
+    fits = held_out is not None and 2 * step <= given.count and 3 * held_out <= 2 * given.count  # a plan may be for more inputs
+    if held_out is not None and fits and not pruning.uses_weights_only:
+        return given.split(float(held_out), options.seed)
     searched = pruning.is_searched
     if not searched and (not checked or pruning.uses_weights_only):
         return given, given
-    step = given.batch_size or 1
     if given.count < (2 * step if searched else max(MIN_INPUTS_TO_SPLIT, 2 * step)):
         same = f"{given.description}, the same that the model was pruned on"
         return given, replace(given, description=same, is_solved_on=checked)
     most = given.count * (LARGEST_SHARE_SEARCHED if searched else LARGEST_SHARE)
     share = HELD_OUT_SHARE_SEARCHED if searched else HELD_OUT_SHARE
-    held_out = max(given.count * share, float(min(MIN_CHECK_INPUTS, most // 1)))
-    return given.split(max(1.0, min(MAX_HELD_OUT, held_out)), options.seed)
+    number = max(given.count * share, float(min(MIN_CHECK_INPUTS, most // 1)))
+    return given.split(max(1.0, min(MAX_HELD_OUT, number)), options.seed)
 
 
 def _synthetic(
@@ -248,6 +254,7 @@ def _inputs_for(
     count = count or (CHECK_INPUTS if tokens is None else WINDOWS)
     if not options.samples:
         count = min(count, affordable((spec.name for spec in session.inputs), shapes, axes))
+    made = partial(made, undrawn=replaced_states(one, states) if tokens is None else ())
     inputs = replace(made(count=options.samples or count), call_size=call_size, output_axes=output_axes, states=states)
     if tokens is not None:
         return with_predicted_tokens(inputs, session, tokens, sweeps_for(properties.id_limits[tokens]), options.seed)

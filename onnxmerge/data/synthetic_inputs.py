@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from onnxmerge.errors import InputError
 from onnxmerge.execution.batch_axes import without_axis
 from onnxmerge.execution.tensor_specs import TensorSpec
 
+Values = Callable[[Indices, int], np.ndarray]
+"""Of one model input, given the numbers of some inputs and of the call."""
+
 
 def synthetic_inputs(
     specs: Sequence[TensorSpec],
@@ -25,6 +29,7 @@ def synthetic_inputs(
     image_range: ImageRange | None = None,
     id_limits: Mapping[str, int] | None = None,
     sounds: Collection[str] = (),
+    undrawn: Collection[str] = (),
 ) -> Inputs:
     """Make inputs without data.
 
@@ -40,6 +45,7 @@ def synthetic_inputs(
         expect them
     id_limits : exclusive upper bound of integers by input; 2 for others
     sounds : inputs (N, samples) of sound
+    undrawn : inputs that something else will be put in the place of: zeros, though described as they would be drawn
 
     Raises
     ------
@@ -50,29 +56,21 @@ def synthetic_inputs(
     if count < 1:
         raise InputError(f"{count} synthetic inputs: at least 1 is needed")
     rounded = -(-count // model_batching.size) * model_batching.size if model_batching.size else count
-    limits = id_limits or {}
-    axes = model_batching.axes
+    limits, axes = id_limits or {}, model_batching.axes
     settings = {spec.name for spec in specs if spec.is_setting and spec.name not in axes}  # as in the first run, in every call
-    sampled = {spec.name: _batch_first(shapes[spec.name], axes.get(spec.name, 0)) for spec in specs if spec.name not in settings}
-    samplers = {
-        spec.name: sampler(spec, sampled[spec.name], image_range, limits.get(spec.name), is_sound=spec.name in sounds)
-        for spec in specs
-        if spec.name not in settings
-    }
+    samplers, values = dict[str, Sampler](), dict[str, Values]()
+    for position, spec in enumerate(specs):
+        name, shape, axis = spec.name, shapes[spec.name], axes.get(spec.name)
+        if name in settings:
+            values[name] = partial(_setting, spec, shape)
+            continue
+        samplers[name] = sampler(spec, _batch_first(shape, axis or 0), image_range, limits.get(name), is_sound=name in sounds)
+        zeros, drawn = partial(_zeros, spec, shape, axis), partial(_drawn, samplers[name], shape, axis, (seed, position))
+        values[name] = zeros if name in undrawn else drawn
 
     def take(indices: Indices) -> dict[str, np.ndarray]:
-        feeds = {}
-        for position, spec in enumerate(specs):
-            if spec.name in settings:
-                feeds[spec.name] = spec.set_to(shapes[spec.name])
-                continue
-            whole = spec.name not in axes
-            rows = _whole(shapes[spec.name], int(indices[0]) if model_batching.size else 0) if whole else indices
-            seeds = [np.random.SeedSequence(seed, spawn_key=(position, int(row))) for row in rows]
-            drawn = samplers[spec.name].draw([np.random.default_rng(each) for each in seeds])
-            drawn = drawn.reshape(shapes[spec.name]) if whole else np.moveaxis(drawn, 0, axes[spec.name])
-            feeds[spec.name] = np.require(drawn, requirements="C")
-        return feeds
+        run = int(indices[0]) if model_batching.size else 0
+        return {name: values_of(indices, run) for name, values_of in values.items()}
 
     description = f"{rounded} synthetic {_kinds(samplers)} (seed {seed})"
     is_all = len(axes) + len(settings) == len(specs)
@@ -82,6 +80,26 @@ def synthetic_inputs(
     made = Inputs(rounded, description, model_batching.size, np.arange(rounded), take, by_row=by_row, axes=axes)
     untold = tuple(spec.name for spec in specs if spec.name in settings and spec.setting is None)
     return replace(made, assumed=assumed, unknown_ids=unknown, untold_settings=untold)
+
+
+def _setting(spec: TensorSpec, shape: tuple[int, ...], indices: Indices, run: int) -> np.ndarray:
+    return spec.set_to(shape)
+
+
+def _zeros(spec: TensorSpec, shape: tuple[int, ...], axis: int | None, indices: Indices, run: int) -> np.ndarray:
+    return np.zeros([len(indices) if at == axis else size for at, size in enumerate(shape)], spec.dtype)
+
+
+def _drawn(
+    made: Sampler, shape: tuple[int, ...], axis: int | None, key: tuple[int, int], indices: Indices, run: int
+) -> np.ndarray:
+    """Random values of these rows, or of this call where no axis is the batch; key: the seed, and which of the inputs it is."""
+    seed, position = key
+    rows = _whole(shape, run) if axis is None else indices
+    seeds = [np.random.SeedSequence(seed, spawn_key=(position, int(row))) for row in rows]
+    drawn = made.draw([np.random.default_rng(each) for each in seeds])
+    drawn = drawn.reshape(shape) if axis is None else np.moveaxis(drawn, 0, axis)
+    return np.require(drawn, requirements="C")
 
 
 def _batch_first(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ class Removal:
     method : str
         The method that chose them.
     expected_error : Mapping[str, float]
-        By method, the share of the consumers' output variance that is expected to be lost.
+        By method, the share of the consumers' output variance that is expected to be lost; that of `method` is for `kept`.
     note : str
         What else the user should know of it.
     scaling : ndarray of shape (n, k) or None

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.model_measurements import QUICK_INPUTS, ModelMeasurements
 from onnxmerge.pipeline.time_limit import TimeLimit
 from onnxmerge.pruning.budget import Budget
-from onnxmerge.pruning.decision import decide
+from onnxmerge.pruning.decision import decide, replacements_for
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.results import LatencyComparison, OutputFidelity
 
@@ -108,7 +109,8 @@ class CandidateBuilder:
         return self._built(counts, replace(self.pruning, method="prune", plan=None), None).content
 
     def _built(self, counts: ChannelCounts, pruning: PruningOptions, layer_statistics: LayerStatistics | None) -> Candidate:
-        return candidate_of(self.analysed, decide(self.analysed, pruning, layer_statistics, counts))
+        decision = decide(self.analysed, pruning, layer_statistics, counts)
+        return candidate_of(self.analysed, decision, partial(replacements_for, layer_statistics))
 
     def outputs_of(self, candidate: Candidate, quickly: bool = False) -> tuple[OutputFidelity, ...]:
         """How close the outputs of a candidate are on the checking inputs; quickly: on `QUICK_CHECKS` of them."""

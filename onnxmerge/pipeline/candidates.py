@@ -1,6 +1,6 @@
 """A decision carried out: the rewritten model, run once, and what became of every group."""
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,10 +18,15 @@ from onnxmerge.onnxio import surgeon as gs
 from onnxmerge.onnxio.model import Model
 from onnxmerge.onnxio.model_files import serialise, stored_bytes
 from onnxmerge.pruning.decision import PruningDecision
+from onnxmerge.pruning.merge import absorbed
 from onnxmerge.results import GroupResult, Size
 
 GONE = "gone as a whole: what read it is constant"
 """Note of a branch of which no channel stays."""
+
+
+Solve = Callable[[Sequence[Removal]], Mapping[str, Replacement]]
+"""Removals -> the new weights and biases that go with them, by key of the layer."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class SearchResult:
     unreached: str = ""
 
 
-def candidate_of(analysed: AnalysedModel, decision: PruningDecision) -> Candidate:
+def candidate_of(analysed: AnalysedModel, decision: PruningDecision, solve: Solve = absorbed) -> Candidate:
     """Carry out a decision.
 
     Parameters
@@ -94,6 +99,8 @@ def candidate_of(analysed: AnalysedModel, decision: PruningDecision) -> Candidat
         The model, which is left as it is.
     decision : PruningDecision
         What is removed from it, and what replaces that.
+    solve : callable
+        Gives what replaces only some of the removals, or smaller ones.
 
     Returns
     -------
@@ -113,7 +120,7 @@ def candidate_of(analysed: AnalysedModel, decision: PruningDecision) -> Candidat
         if not refused and all(one is other for one, other in zip(removals, decision.removals, strict=True)):
             raise
         refusals = (*refusals, *refused)
-        model, content, size = _rewritten(analysed, removals, _replacements_for(decision, removals))
+        model, content, size = _rewritten(analysed, removals, solve(removals))
     return Candidate(
         model=model,
         content=content,
@@ -133,7 +140,7 @@ def _removals_that_run(analysed: AnalysedModel, decision: PruningDecision) -> tu
         for attempt in _ever_smaller(removal):
             tried = (*accepted, attempt)
             try:
-                _rewritten(analysed, tried, _replacements_for(decision, tried))
+                _rewritten(analysed, tried, _fitting_replacements(decision, tried))
                 accepted, why = tried, None
                 break
             except ModelError as error:
@@ -156,8 +163,11 @@ def _ever_smaller(removal: Removal) -> Iterator[Removal]:
         yield Removal(group, kept, "prune")
 
 
-def _replacements_for(decision: PruningDecision, removals: tuple[Removal, ...]) -> dict[str, Replacement]:
-    """The replacements that fit when only some removals are carried out: none of a consumer that keeps reading a whole group."""
+def _fitting_replacements(decision: PruningDecision, removals: tuple[Removal, ...]) -> dict[str, Replacement]:
+    """Those that fit where only some removals are carried out, to try whether that runs: they were solved for all removals.
+
+    None of a consumer that keeps reading a whole group.
+    """
     left_out = [removal for removal in decision.removals if all(removal is not other for other in removals)]
     groups = [removal.group for removal in left_out]
     whole = {each.key for group in groups for each in (*group.consumers, *(group.producers if group.products else ()))}
@@ -165,7 +175,7 @@ def _replacements_for(decision: PruningDecision, removals: tuple[Removal, ...]) 
 
 
 def _rewritten(
-    analysed: AnalysedModel, removals: tuple[Removal, ...], replacements: dict[str, Replacement]
+    analysed: AnalysedModel, removals: tuple[Removal, ...], replacements: Mapping[str, Replacement]
 ) -> tuple[Model, ModelSource, Size]:
     """The rewritten model, the same to be opened, and its size. ModelError where it does not run as before."""
     flat = rewrite(analysed.channels, removals, replacements)

@@ -23,7 +23,7 @@ from onnxmerge.graph.analysed_model import AnalysedModel, analyse_model
 from onnxmerge.onnxio.model_files import as_file, external_files, model_name, stored_bytes
 from onnxmerge.onnxio.model_saving import save
 from onnxmerge.onnxio.side_files import check_output_file, would_overwrite
-from onnxmerge.options import PlannedGroup, Progress, PruningOptions
+from onnxmerge.options import Progress, PruningOptions
 from onnxmerge.options.keywords import takes
 from onnxmerge.pipeline.candidate_builder import CandidateBuilder
 from onnxmerge.pipeline.candidates import Candidate, SearchResult, with_savings
@@ -31,7 +31,7 @@ from onnxmerge.pipeline.compress_options import PARTS, CompressOptions
 from onnxmerge.pipeline.compression_warnings import odd_widths, unreached_target, warnings_of
 from onnxmerge.pipeline.model_measurements import ModelMeasurements, SharedWork
 from onnxmerge.pipeline.output_paths import check_nothing_is_lost
-from onnxmerge.pipeline.plan_files import PlanFile, fingerprint, read_plan, write_plan
+from onnxmerge.pipeline.plan_files import fingerprint, plan_of, planned_held_out, read_plan, write_plan
 from onnxmerge.pipeline.predicted_work import compress_stages
 from onnxmerge.pipeline.progress import overall, tell_expected
 from onnxmerge.pipeline.provenance import provenance_of
@@ -134,6 +134,7 @@ def compress_file(
     given, options = options.pruning, replace(options, pruning=options.pruning.sized())
     asked = options.pruning
     _check_paths(model, output, options, in_place=in_place)
+    options = replace(options, held_out=None if asked.plan_file is None else planned_held_out(asked.plan_file))
     analysed = _analysed(model, options) if shared is None else shared.analysed
     if not analysed.channels.groups:
         raise ModelError(_nothing_to_remove(model, analysed))
@@ -162,7 +163,8 @@ def compress_file(
     if not checked.missed:
         save(replace(found.candidate.model, metadata=metadata), output)
         if saved_plan is not None:
-            write_plan(saved_plan, model, model_sha256, groups, _plan_of(found.candidate, options.pruning))
+            held_out = measured.held_out or options.held_out  # pruning by weights splits none
+            write_plan(saved_plan, model, model_sha256, groups, plan_of(found.candidate, options.pruning, held_out))
     result = replace(_compression(analysed, found, checked, checking, options), model=str(model), output=str(output))
     if checked.missed:
         told = f"{'; '.join(checked.missed)} (nothing was written; {checked.cure})"
@@ -228,7 +230,7 @@ def _measured(
 ) -> ModelMeasurements:
     """The inputs, and what will be measured on them."""
     tell("inputs", 0.0)
-    given = options.inputs, options.runtime, options.pruning, options.verify, partial(tell, "inputs")
+    given = options.inputs, options.runtime, options.pruning, options.verify, partial(tell, "inputs"), options.held_out
     inputs = calibration_and_check_inputs(model, analysed, *given)
     any_size = replace(options, pruning=replace(options.pruning, ratio=None))  # other points of a sweep take the measurements too
     return ModelMeasurements(model, analysed, any_size, *inputs, tell, executor)
@@ -277,13 +279,6 @@ def _on_cpu(
     if fidelity is None or fidelity.provider == CPU.name:
         return fidelity
     return fidelity_of(model, candidate.content, checking, CPU, options.runtime.threads)
-
-
-def _plan_of(candidate: Candidate, pruning: PruningOptions) -> PlanFile:
-    """The plan that gives a candidate again."""
-    methods = {group.name: group.method for group in candidate.groups}
-    groups = {name: PlannedGroup(len(kept), kept, methods[name]) for name, kept in candidate.kept.items()}
-    return PlanFile("prune" if candidate.only_pruned else pruning.method, groups)
 
 
 def _nothing_to_remove(model: Path, analysed: AnalysedModel) -> str:

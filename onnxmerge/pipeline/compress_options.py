@@ -25,6 +25,8 @@ class CompressOptions:
         Whether both are timed too.
     provenance : bool
         Whether the result says how it was made, in the metadata of its file.
+    held_out : int or None
+        How many of the calibration inputs a plan leaves to the check; None where their number decides.
     """
 
     pruning: PruningOptions
@@ -34,6 +36,7 @@ class CompressOptions:
     verify: bool = True
     bench: bool = True
     provenance: bool = True
+    held_out: int | None = None
 
     def __post_init__(self) -> None:
         limits = self.thresholds

@@ -7,6 +7,7 @@ from onnxmerge.options import DECIDED_FIDELITY, DEFAULT_FIDELITY, PruningOptions
 from onnxmerge.pipeline.candidate_builder import QUICK_COST, CandidateBuilder
 from onnxmerge.pipeline.candidates import Candidate, SearchResult
 from onnxmerge.pipeline.channel_multiples import multiple_for
+from onnxmerge.pipeline.model_measurements import QUICK_INPUTS
 from onnxmerge.pipeline.monotone_search import MonotoneSearch
 from onnxmerge.pruning.budget import Allocation
 from onnxmerge.results import OutputFidelity
@@ -101,8 +102,11 @@ def smallest_with_fidelity(builder: CandidateBuilder) -> SearchResult:
     asked = asked_of(builder.pruning, outputs)
     reached = f"the best of {quick.count + full.count} keeps {kept_by(outputs)}, and {asked} was asked for"
     told = builder.limit.warning(reached)
-    is_kept = loss_of(outputs, builder.pruning) <= 1.0
-    return SearchResult(best.candidate, (told,)) if is_kept else SearchResult(best.candidate, missed=told)
+    if loss_of(outputs, builder.pruning) > 1.0:
+        return SearchResult(best.candidate, missed=told)
+    is_quick = best is quick.passing or best is quick.closest
+    solved = f"; its layers are solved on {QUICK_INPUTS} inputs, and those of its plan on all" if is_quick else ""
+    return SearchResult(best.candidate, (told + solved,))
 
 
 @dataclass(frozen=True)

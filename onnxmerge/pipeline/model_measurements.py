@@ -52,6 +52,12 @@ class ModelMeasurements:
     progress: Progress
     executor: Executor | None = None
 
+    @property
+    def held_out(self) -> int | None:
+        """How many of the user's inputs nothing is solved on; None without such, or where all are solved on."""
+        is_split = not self.checking.synthetic and self.checking is not self.solving and not self.checking.is_solved_on
+        return self.checking.count if is_split else None
+
     @cached_property
     def groups(self) -> list[ChannelGroup]:
         """The groups that may shrink."""

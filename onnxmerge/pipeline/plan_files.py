@@ -1,10 +1,12 @@
 """Plan files: which channels of which group stay, readable, editable, bound to one model by its fingerprint.
 
     {"schema": "onnxmerge.plan/1", "model": {"file": ..., "sha256": ...}, "method": "auto",
+     "held_out": 32,
      "groups": [{"name": ..., "channels": 16, "kept": 12, "method": "reconstruct", "kept_channels": [0, 2, ...]}, ...]}
 
 To edit one: change `kept` and delete `kept_channels`, or change both. Groups that are not listed stay whole. The methods are
-those that `method` auto found, and hold where that is asked for again; of a group only together with its channels.
+those that `method` auto found, and hold where that is asked for again; of a group only together with its channels. `held_out` is
+how many of the calibration inputs were left to the check: layers are solved on the others again, of which a search has fewer.
 """
 
 import json
@@ -19,26 +21,47 @@ from onnxmerge.errors import OptionError
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.onnxio.side_files import write_atomically
 from onnxmerge.onnxio.stored_provenance import sha256_of
-from onnxmerge.options import PlannedGroup
-from onnxmerge.options.checks import METHOD_NAMES
+from onnxmerge.options import PlannedGroup, PruningOptions
+from onnxmerge.options.checks import METHOD_NAMES, is_whole
+from onnxmerge.pipeline.candidates import Candidate
 
 SCHEMA = "onnxmerge.plan/1"
-KEYS = {"schema", "model", "method", "groups"}
+KEYS = {"schema", "model", "method", "held_out", "groups"}
 GROUP_KEYS = {"name", "channels", "kept", "method", "kept_channels"}
 LARGEST_FILE = 1 << 26
 
 
 @dataclass(frozen=True)
 class PlanFile:
-    """What a plan says: the method of the whole model, and by name of each group what stays of it."""
+    """What a plan says.
+
+    Attributes
+    ----------
+    method : str
+        The method of the whole model.
+    groups : Mapping[str, PlannedGroup]
+        By name of each group what stays of it.
+    held_out : int or None
+        How many of the calibration inputs nothing was solved on.
+    """
 
     method: str
     groups: Mapping[str, PlannedGroup]
+    held_out: int | None = None
 
 
 def fingerprint(model: Path, external: Sequence[Path]) -> str:
     """SHA-256 of the model file and of its external data files, in hexadecimal."""
     return sha256_of((model, *external))
+
+
+def plan_of(candidate: Candidate, pruning: PruningOptions, held_out: int | None) -> PlanFile:
+    """The plan that gives a candidate again; "auto" is the method that leaves every group its own."""
+    methods = {group.name: group.method for group in candidate.groups}
+    groups = {name: PlannedGroup(len(kept), kept, methods[name]) for name, kept in candidate.kept.items()}
+    method = "prune" if candidate.only_pruned else pruning.method
+    is_mixed = method == "reconstruct" and any(each != method for each in methods.values())
+    return PlanFile("auto" if is_mixed else method, groups, held_out)
 
 
 def write_plan(path: Path, model: Path, model_sha256: str, groups: Sequence[ChannelGroup], plan: PlanFile) -> None:
@@ -49,7 +72,8 @@ def write_plan(path: Path, model: Path, model_sha256: str, groups: Sequence[Chan
         row = {"name": group.name, "channels": group.size, "kept": planned.kept}
         whole = planned.kept_channels is None
         rows.append(row if whole else {**row, "method": planned.method, "kept_channels": list(planned.kept_channels or ())})
-    head = json.dumps({"schema": SCHEMA, "model": {"file": model.name, "sha256": model_sha256}, "method": plan.method}, indent=2)
+    told: dict[str, Any] = {"schema": SCHEMA, "model": {"file": model.name, "sha256": model_sha256}, "method": plan.method}
+    head = json.dumps(told if plan.held_out is None else {**told, "held_out": plan.held_out}, indent=2)
     body = ",\n".join(f"    {json.dumps(row)}" for row in rows)  # a line a group, to be edited by hand
     text = f'{head[:-2]},\n  "groups": [\n{body}\n  ]\n}}\n'
     write_atomically(path, "the plan", lambda draft: draft.write_text(text, encoding="utf-8"))
@@ -81,7 +105,7 @@ def read_plan(path: Path, model_sha256: str, groups: Sequence[ChannelGroup]) -> 
             raise OptionError(f"{where}: {error}; without kept_channels they are chosen") from None
         if named is None or planned[name].kept == sizes[name]:
             planned[name] = PlannedGroup(planned[name].kept)
-    return PlanFile(method, planned)
+    return PlanFile(method, planned, planned_held_out(path))
 
 
 def _check_keys(found: Mapping[str, Any], known: set[str], where: str) -> None:
@@ -99,8 +123,19 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _rows(path: Path, model_sha256: str) -> tuple[str, list[dict[str, Any]]]:
-    """The method of the whole plan and its groups."""
+def planned_held_out(path: Path) -> int | None:
+    """How many of the calibration inputs a plan leaves to the check; None where it does not say. Read before the model is known.
+
+    OptionError with one line where it is no plan.
+    """
+    held_out = _content(path).get("held_out")
+    if held_out is not None and (not is_whole(held_out) or held_out < 1):
+        raise OptionError(f"{path}: held_out must be a number of inputs, at least 1, not {held_out!r}")
+    return held_out
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """A plan as it stands in its file."""
     try:
         file = path.stat()
         if not stat.S_ISREG(file.st_mode):
@@ -115,6 +150,12 @@ def _rows(path: Path, model_sha256: str) -> tuple[str, list[dict[str, Any]]]:
     if not isinstance(plan, dict) or plan.get("schema") != SCHEMA:
         found = plan.get("schema") if isinstance(plan, dict) else None
         raise OptionError(f"{path} is no plan: its schema is {found!r}, needed is {SCHEMA!r}")
+    return plan
+
+
+def _rows(path: Path, model_sha256: str) -> tuple[str, list[dict[str, Any]]]:
+    """The method of the whole plan and its groups."""
+    plan = _content(path)
     model, rows = plan.get("model"), plan.get("groups")
     if not isinstance(model, dict) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise OptionError(f'{path} is no plan: it needs "model" with its sha256 and "groups", a list')

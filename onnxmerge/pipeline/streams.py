@@ -49,7 +49,8 @@ def with_streams(model: Path, analysed: AnalysedModel, options: CompressOptions)
     if not streams:
         why = f"{refusals[0].where}: {refusals[0].text}" if refusals else "no LayerNormalization or RMSNormalization reads one"
         raise OptionError(f"`scope` stream finds no residual stream that it can turn: {why}; leave it out")
-    solving, _ = calibration_and_check_inputs(model, analysed, options.inputs, options.runtime, options.pruning, options.verify)
+    given = options.inputs, options.runtime, options.pruning, options.verify
+    solving, _ = calibration_and_check_inputs(model, analysed, *given, held_out=options.held_out)
     with fixed_threads(1):  # the same bytes whatever the number of threads
         moments = stream_moments(run_context_of(analysed, solving, options.runtime.threads, silent), streams)
         centred = [stream.normalisations[0].is_centred for stream in streams]

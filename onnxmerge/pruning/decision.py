@@ -1,6 +1,6 @@
 """From options to a decision: which channels of which groups are removed, and what replaces them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnxmerge.errors import Reason, Refusal, refusal
@@ -78,8 +78,16 @@ def decide(
     best = (best_removal(statistics, group, counts[group.name], options) for group in shrinking)
     removals = [_told(analysed.channels, removal) for removal in best]
     statistics.forget_expected_errors()
-    removals, replacements = _solved(statistics, removals, options)
+    given = {removal.group.name for removal in removals if are_given(removal.group, options)}
+    removals, replacements = _solved(statistics, removals, given)
     return PruningDecision(tuple(removals), replacements, tuple(refusals))
+
+
+def replacements_for(statistics: LayerStatistics | None, removals: Sequence[Removal]) -> dict[str, Replacement]:
+    """New weights and biases by key of the layer where these removals are carried out, and no others; statistics: of `decide`."""
+    if statistics is None:
+        return absorbed(removals)
+    return _solved(statistics, removals, {removal.group.name for removal in removals})[1]
 
 
 def _told(channels: Channels, removal: Removal) -> Removal:
@@ -99,13 +107,15 @@ def _reason_to_stay_whole(channels: Channels, group: ChannelGroup, options: Prun
 
 
 def _solved(
-    statistics: LayerStatistics, removals: Sequence[Removal], options: PruningOptions
+    statistics: LayerStatistics, removals: Sequence[Removal], given: Collection[str]
 ) -> tuple[list[Removal], dict[str, Replacement]]:
-    """The removals, and new weights of all consumers: solved, but those of groups that no consumer is solved for."""
+    """The removals, and new weights of all consumers: solved, but those of groups that no consumer is solved for.
+
+    given: names of the groups whose channels are not chosen once more.
+    """
     merged = absorbed(removals)
     solved = {each.key for removal in removals if removal.method == "reconstruct" for each in removal.group.consumers}
     unsolved = {each.key for removal in removals for each in removal.group.consumers} - solved
     unsolved -= statistics.reference.too_wide.keys()  # their means are kept
     replaced = {key: merged.get(key) for key in unsolved}
-    given = {removal.group.name for removal in removals if are_given(removal.group, options)}
     return solve_consumers(statistics, removals, replaced, given)

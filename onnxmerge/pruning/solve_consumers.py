@@ -6,7 +6,7 @@ one layer alone writes what one convolution reads, its channels are chosen once 
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -64,36 +64,87 @@ def solve_consumers(
     if not layers:
         return list(removals), {}
     runs = context.new_run(statistics.matched), _compressed_run(context, statistics, removals, kept)
-    replacements: dict[str, Replacement] = {}
     pairs = updated_pairs(context, statistics, removals, {*unsolved, *mixes})
     choices = {} if context.synthetic else _choices(removals, pairs)
     for removal in choices.values():
         kept[removal.group.channel_ids] = True  # they all count until they are chosen, also where a plan says which will be
     for key, path in pairs.items():
         runs[1].hold(path.producer.source, context.node_index[key])
+    walk = _Walk(observed, kept, runs, pairs, mixes, choices, unsolved, given)
     for number, layer in enumerate(layers):
-        index = context.node_index[layer.key]
-        runs[0].run_until(index + 1, keep=layer.key)
-        runs[1].run_until(index)
-        if layer.key in choices:
-            choices[layer.key] = _chosen(observed, choices[layer.key], layer, kept, runs, given)
-        replacement, mix = None, mixes.get(layer.key)
-        if layer.key in statistics.layers and _is_updated(context, statistics, layer, kept):
-            update = LayerUpdate(context, statistics, layer, kept, runs)
-            pair = pairs.get(layer.key) if context.updates_producers else None
-            before = None if pair is None else replacements.get(pair.producer.key)
-            replacement = update.accept(unsolved[layer.key]) if layer.key in unsolved else update.solve(pair, before)
-            if pair is not None and update.producer is not None:
-                replacements[pair.producer.key] = update.producer
-        if mix is not None:
-            mixed = mix.applied(context.channels, replacement)
-            replace_layer(runs[1], layer, mixed, bias_of(context.channels, layer))
-            replacement = mixed if mix.blocks else replacement
-        if replacement is not None:
-            replacements[layer.key] = replacement
+        walk.solve(layer)
         context.progress("reconstruction", (number + 1) / len(layers))
     chosen = {removal.group.name: removal for removal in choices.values()}
-    return [chosen.get(removal.group.name, removal) for removal in removals], replacements
+    return [chosen.get(removal.group.name, removal) for removal in removals], walk.replacements
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """The layers solved one after the other; `kept`, `choices` and `replacements` change on the way.
+
+    Attributes
+    ----------
+    kept : ndarray of shape (number of ids,), bool
+        The channels that stay, those of groups that are still to be chosen from all count.
+    runs : Runs
+        Reference and compressed model.
+    pairs, mixes, choices : Mapping
+        By key of the layer, the path from the producer that may change too, how its outputs mix, and the removal of which the
+        channels are chosen there.
+    observed, unsolved, given
+        As `solve_consumers` gets them.
+    """
+
+    observed: LayerStatistics
+    kept: np.ndarray
+    runs: Runs
+    pairs: Mapping[str, ElementwisePath]
+    mixes: Mapping[str, OutputMix]
+    choices: dict[str, Removal]
+    unsolved: Mapping[str, Replacement | None]
+    given: Collection[str]
+    replacements: dict[str, Replacement] = field(default_factory=dict)
+
+    def solve(self, layer: Layer) -> None:
+        """Run both models up to a layer, and replace what is to be replaced there."""
+        context, statistics = self.observed.context, self.observed.reference
+        index = context.node_index[layer.key]
+        self.runs[0].run_until(index + 1, keep=layer.key)
+        self.runs[1].run_until(index)
+        if layer.key in self.choices:
+            self._choose(layer)
+        replacement, mix = None, self.mixes.get(layer.key)
+        if layer.key in statistics.layers and _is_updated(context, statistics, layer, self.kept):
+            replacement = self._updated(layer)
+        if mix is not None:
+            mixed = mix.applied(context.channels, replacement)
+            replace_layer(self.runs[1], layer, mixed, bias_of(context.channels, layer))
+            replacement = mixed if mix.blocks else replacement
+        if replacement is not None:
+            self.replacements[layer.key] = replacement
+
+    def _updated(self, layer: Layer) -> Replacement | None:
+        """The layer as solved, with the rows of its producer where these change, or as it was decided without."""
+        update = LayerUpdate(self.observed.context, self.observed.reference, layer, self.kept, self.runs)
+        if layer.key in self.unsolved:
+            return update.accept(self.unsolved[layer.key])
+        pair = self.pairs.get(layer.key)
+        replacement = update.solve(pair, None if pair is None else self.replacements.get(pair.producer.key))
+        if pair is not None and update.producer is not None:
+            self.replacements[pair.producer.key] = update.producer
+        return replacement
+
+    def _choose(self, layer: Layer) -> None:
+        """Keep the channels that the consumer needs most, now that its inputs are known; those that are given where they are."""
+        removal, observed = self.choices[layer.key], self.observed
+        group = removal.group
+        if group.name not in self.given:
+            update = LayerUpdate(observed.context, observed.reference, layer, self.kept, self.runs)
+            channels = update.kept_channels(len(removal.kept), group.removable, partial(observed.output_errors.factor, layer))
+            removal = removal if channels is None else _of_channels(observed, removal, channels)
+        self.kept[group.channel_ids] = False
+        self.kept[group.channel_ids[removal.kept]] = True
+        self.choices[layer.key] = removal
 
 
 def _choices(removals: Sequence[Removal], pairs: Mapping[str, ElementwisePath]) -> dict[str, Removal]:
@@ -109,19 +160,10 @@ def _choices(removals: Sequence[Removal], pairs: Mapping[str, ElementwisePath]) 
     return found
 
 
-def _chosen(
-    observed: LayerStatistics, removal: Removal, layer: Layer, kept: np.ndarray, runs: Runs, given: Collection[str]
-) -> Removal:
-    """The removal with the channels that the consumer needs most, now that its inputs are known; `kept` is changed so."""
-    group = removal.group
-    if group.name not in given:
-        update = LayerUpdate(observed.context, observed.reference, layer, kept, runs)
-        metric = partial(observed.output_errors.factor, layer)
-        channels = update.kept_channels(len(removal.kept), group.removable, metric)
-        removal = removal if channels is None else replace(removal, kept=channels)
-    kept[group.channel_ids] = False
-    kept[group.channel_ids[removal.kept]] = True
-    return removal
+def _of_channels(observed: LayerStatistics, removal: Removal, kept: np.ndarray) -> Removal:
+    """A removal of as many other channels, with what these are expected to cost by the method that is taken."""
+    changed = replace(removal, kept=kept)
+    return replace(changed, expected_error={**removal.expected_error, removal.method: observed.expected_error(changed)})
 
 
 def _layers_to_update(

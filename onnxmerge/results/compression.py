@@ -37,7 +37,9 @@ class GroupResult:
     note : str
         Why the method was taken, or why channels cannot be removed.
     expected_error : dict
-        By method, the share of the consumers' output variance that is expected to be lost if only this group is compressed.
+        By method, the share of the consumers' output variance that is expected to be lost if only this group is compressed: for
+        the method taken without the channels that were removed, for others without those that they would remove. Estimated
+        from single positions; convolutions, which are solved with their neighbours, mostly lose less.
     sensitivity : dict
         By share of the group's channels removed ("0.25"), the fidelity of the worst output with all other groups whole. Only
         the group's consumers are adapted, so that `compress` mostly comes out above it.

@@ -44,10 +44,7 @@ LOWEST_VARIANCE = 1e-4  # of the stored one: a channel that synthetic inputs lea
 
 @dataclass(frozen=True)
 class RunContext:
-    """What both walks need: the exported model, where its nodes stand, and what it is run on.
-
-    updates_producers: whether kept rows of producers change too, or consumers alone.
-    """
+    """What both walks need: the exported model, where its nodes stand, and what it is run on."""
 
     channels: Channels
     model: ModelProto
@@ -58,7 +55,6 @@ class RunContext:
     folder: Path  # where external data of the model is
     weights: Mapping[str, np.ndarray]  # by name, those that the layers of `channels` hold; the model lacks them
     progress: Progress
-    updates_producers: bool = True
 
     @cached_property
     def node_index(self) -> dict[str, int]:
