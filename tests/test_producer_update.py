@@ -198,6 +198,15 @@ def excited(net: Net, x: str) -> str:
     return gated(net, x, x)
 
 
+def scaled_rows() -> onnx.ModelProto:
+    """Matrix products of (5, 12) with a computed number for each row between them."""
+    net = Net(np.random.default_rng(0))
+    x = net.matmul(net.input("x", 5, 12), "fc_a", 12, 8)
+    x = net.op("Mul", net.relu(x), net.op("ReduceMax", "x", axes=[2], keepdims=1))
+    net.output(net.matmul(net.relu(net.matmul(x, "fc_b", 8, 10)), "out", 10, 4), 5, 4)
+    return net.model()
+
+
 PATHS: dict[str, tuple[Callable[[], onnx.ModelProto], bool]] = {
     "relu": (lambda: convolutions(Net.relu), True),
     "nothing": (lambda: convolutions(lambda net, x: x), True),
@@ -226,6 +235,7 @@ PATHS: dict[str, tuple[Callable[[], onnx.ModelProto], bool]] = {
     "a gate of the input": (lambda: convolutions(lambda net, x: gated(net, depthwise(net, x), "x"), kernel=1), True),
     "squeeze and excite": (lambda: convolutions(excited, kernel=1), True),
     "an output beside the gate": (lambda: convolutions(shown, kernel=1), False),
+    "a number for each row": (scaled_rows, False),
     "softmax": (lambda: convolutions(lambda net, x: net.op("Softmax", x, axis=1)), False),
     "another computed value": (
         lambda: convolutions(lambda net, x: net.op("Add", x, net.op("ReduceMean", x, axes=[1], keepdims=1))),
@@ -239,8 +249,8 @@ def test_what_is_a_channel_path(name: str, tmp_path: Path) -> None:
     make, is_one = PATHS[name]
     channels = analysed(make(), tmp_path).channels
     layers = {layer.name: layer for layer in channels.layers}
-    pair = ("fc_a", "fc_b") if name == "dense" else ("conv_a", "conv_b")
-    assert (channel_path(channels, *map(layers.__getitem__, pair)) is not None) == is_one
+    kind = "fc" if "fc_a" in layers else "conv"
+    assert (channel_path(channels, layers[f"{kind}_a"], layers[f"{kind}_b"]) is not None) == is_one
 
 
 def test_another_reader_bars_a_path(tmp_path: Path) -> None:

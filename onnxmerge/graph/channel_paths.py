@@ -132,7 +132,7 @@ def _leads_nowhere_else(channels: Channels, producer: Layer, consumer: Layer) ->
 
 
 def _function(channels: Channels, last: gs.Tensor, producer: Layer) -> tuple[gs.Tensor, tuple[str, ...]] | None:
-    """The tensor that `last` is an elementwise function of, the producer's output or what windows give, and the names of gates."""
+    """The tensor that `last` is an elementwise function of, the producer's output or what windows give, and names of gates."""
     pending, seen, sources, gates = [last], {last.name}, dict[str, gs.Tensor](), list[str]()
     while pending:
         tensor = pending.pop()
@@ -142,10 +142,14 @@ def _function(channels: Channels, last: gs.Tensor, producer: Layer) -> tuple[gs.
             continue
         if node is None or not _is_elementwise(channels, node, tensor, producer):
             return None
-        new = [each for each in node.inputs if each.name and each.name not in seen and channels.constant(each) is None]
-        seen.update(each.name for each in new)
-        gates.extend(str(each.name) for each in new if _is_gate(channels, each, tensor))
-        pending.extend(each for each in new if not _is_gate(channels, each, tensor))
+        for each in node.inputs:
+            if not each.name or each.name in seen or channels.constant(each) is not None:
+                continue
+            seen.add(each.name)
+            if producer.layout == "conv" and _is_gate(channels, each, tensor):
+                gates.append(str(each.name))
+            else:
+                pending.append(each)
     return (next(iter(sources.values())), tuple(gates)) if len(sources) == 1 else None
 
 
@@ -162,13 +166,13 @@ def _window(channels: Channels, node: gs.Node) -> ChannelWindow | None:
         return None
     if node.op in ("MaxPool", "AveragePool") and _is_plain_pooling(attributes, kernel):
         is_max = node.op == "MaxPool"
-        weight = np.full((1, 1), 1.0 if is_max else 1.0 / math.prod(kernel))
+        share = np.full((1, 1), 1.0 if is_max else 1.0 / math.prod(kernel))
         are_apart = kernel == tuple(attributes.get("strides", (1,) * len(kernel)))
-        return ChannelWindow(attributes, kernel, weight, np.zeros(1), is_max) if are_apart or not is_max else None
+        return ChannelWindow(attributes, kernel, share, np.zeros(1), is_max) if are_apart or not is_max else None
     if node.op == "Conv":
         weight = channels.constant(node.inputs[1])
-        bias = channels.constant(node.inputs[2]) if has_input(node, 2) else np.zeros(1)
-        if weight is None or bias is None or not len(weight) == node.attrs.get("group", 1) > weight.shape[1] == 1:
+        bias = channels.constant(node.inputs[2]) if has_input(node, 2) else np.zeros(1, np.float32)
+        if weight is None or bias is None or not len(weight) == attributes.get("group", 1) > weight.shape[1] == 1:
             return None
         kernel = tuple(weight.shape[2:])
         own = weight.reshape(len(weight), -1)

@@ -103,7 +103,12 @@ def _choices(removals: Sequence[Removal], pairs: Mapping[str, ChannelPath]) -> d
     for removal in removals:
         group = removal.group
         consumer = next((pairs[each.key].consumer for each in group.consumers if each.key in pairs), None)
-        if consumer is None or len(group.consumers) > 1 or not is_cheap_to_choose(consumer) or not np.array_equal(consumer.in_ids[0], group.channel_ids):
+        if (
+            consumer is None
+            or len(group.consumers) > 1
+            or not is_cheap_to_choose(consumer)
+            or not np.array_equal(consumer.in_ids[0], group.channel_ids)
+        ):
             continue
         if (group.merge_classes == group.merge_classes[0]).all():
             found[consumer.key] = removal

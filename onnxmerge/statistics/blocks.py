@@ -1,4 +1,4 @@
-"""Blocks of neighbouring output positions of a convolution, with all that they need of the convolution that a path starts from."""
+"""Blocks of neighbouring output positions of a convolution, with all that they need of the convolution that begins its path."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

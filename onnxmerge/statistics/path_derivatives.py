@@ -1,8 +1,8 @@
 """Derivatives of what lies on a path between two layers, stage by stage, on blocks of values.
 
-Behind a MaxPool the largest value of a window passes its derivative on, the others none. Gates are held where they are: they
-depend on the producer too where they squeeze and excite (Hu, Shen, Sun, "Squeeze-and-Excitation Networks", 2018), but through means
-over all positions.
+Behind a MaxPool the largest value of a window passes its derivative on, the others none. Gates are held where they are: where
+they squeeze and excite (Hu, Shen, Sun, "Squeeze-and-Excitation Networks", 2018) they depend on the producer as well, but through
+means over all positions, and each step is judged by what the consumer measures after it.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class StageDerivative:
         return np.asarray(values * self.slope)
 
     def curvature(self) -> NDArray[np.float64]:
-        """(channels, channels), or a number that stands for it: what second moments of outputs grow by, positions apart."""
+        """(channels, channels): what second moments of changes are multiplied with, where positions change alone."""
         flat = self.slope.reshape(-1, self.slope.shape[-1])
         found = np.asarray(flat.T @ flat, np.float64) / len(flat)
         if self.weight is not None and len(self.weight) > 1:
@@ -117,9 +117,7 @@ class PathDerivatives:
         taken = np.broadcast_to(values, (batch_size, *values.shape[1:]))[own]
         return np.concatenate([taken] * (count // len(taken)))
 
-    def _slope(
-        self, p: Singles, function: Callable[[np.ndarray, Inputs], np.ndarray], inputs: Inputs
-    ) -> tuple[Singles, Singles]:
+    def _slope(self, p: Singles, function: Callable[[np.ndarray, Inputs], np.ndarray], inputs: Inputs) -> tuple[Singles, Singles]:
         """f(p) and f'(p), shaped like p."""
         rows = np.moveaxis(p, -1, 1).astype(self._dtype)
         further = (rows + np.float32(DIFFERENCE * p.std())).astype(rows.dtype)

@@ -168,7 +168,7 @@ class ProducerSamples:
         return _total(self._backward(*each) for each in zip(self._blocks, outputs, strict=True))
 
     def _forward(self, block: _Block, step: Singles) -> Singles:
-        moved = (block.inputs @ step).reshape(block.stages[0].slope.shape)
+        moved: Singles = (block.inputs @ step).reshape(block.stages[0].slope.shape)
         for stage in block.stages:
             moved = stage.forward(moved)
         if block.window is not None and block.window.is_pointwise:
