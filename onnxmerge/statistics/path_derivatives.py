@@ -97,13 +97,13 @@ class PathDerivatives:
         if stage.activation == stage.source:
             return lambda values, inputs: values
         example = np.zeros((1, width, *[1] * len(self._path.producer.kernel_shape)), self._dtype)
-        gates = {name: self._run.tensor(0, name) for name in stage.gates}
+        gates = {name: self._run.tensor(0, name) for name in stage.gates if name in self._run.available}  # others are constants
         session = self._run.session_between({stage.source: example, **gates}, stage.activation)
 
         def function(values: np.ndarray, inputs: Inputs) -> np.ndarray:
             whole = np.zeros((len(values), width, *values.shape[2:]), values.dtype)
             whole[:, rows] = values
-            beside = {name: self._gate(name, inputs, len(values)) for name in stage.gates}
+            beside = {name: self._gate(name, inputs, len(values)) for name in gates}
             (found,) = session.run({stage.source: whole, **beside}).values()
             return np.asarray(found).reshape(whole.shape)[:, rows]
 
