@@ -6,9 +6,9 @@ error the step is taken back. Searches do it for quick candidates as well. Witho
 (ResNet-56) to 1.6 (VGG-16) times the CPU seconds of consumers alone; without half a MobileNetV2 takes 1.3 times on 64 inputs of
 224 x 224, and twice as many on 500 of 32 x 32, where a second is all.
 
-Weights of depthwise convolutions on the way stay: changed in the same step they gained 0.004 of a fidelity of 0.85 and no decision
-in a MobileNetV2 and an EfficientNet, alone a fifth of what rows gain. So do rows before a mean over all positions: fitted to one
-sample an input, they took a MobileNetV2's fidelity from 0.86 to 0.85, and on synthetic inputs from 0.76 to 0.72.
+Weights of depthwise convolutions on the way stay: changed in the same step they gained 0.004 of a fidelity of 0.85 and no
+decision in a MobileNetV2 and an EfficientNet, alone a fifth of what rows gain. So do rows before a mean over all positions: fitted
+to one sample an input, they took a MobileNetV2's fidelity from 0.86 to 0.85, and on synthetic inputs from 0.76 to 0.72.
 """
 
 from collections.abc import Callable, Collection, Sequence
