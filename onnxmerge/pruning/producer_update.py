@@ -7,8 +7,8 @@ error the step is taken back. Searches do it for quick candidates as well. Witho
 224 x 224, and twice as many on 500 of 32 x 32, where a second is all.
 
 Weights of depthwise convolutions on the way stay: changed in the same step they gained 0.004 of a fidelity of 0.85 and no
-decision in a MobileNetV2 and an EfficientNet, alone a fifth of what rows gain. So do rows before a mean over all positions: fitted
-to one sample an input, they took a MobileNetV2's fidelity from 0.86 to 0.85, and on synthetic inputs from 0.76 to 0.72.
+decision in a MobileNetV2 and an EfficientNet, alone a fifth of what rows gain. So do rows before a mean over all positions:
+fitted to one sample an input, they took a MobileNetV2's fidelity from 0.86 to 0.85, and on synthetic inputs from 0.76 to 0.72.
 """
 
 from collections.abc import Callable, Collection, Sequence
