@@ -15,12 +15,13 @@ from topologies.net import Net
 from onnxmerge import compress
 from onnxmerge.algorithms.gauss_newton import KroneckerFactors, conjugate_step
 from onnxmerge.execution.sessions import open_session
-from onnxmerge.graph.elementwise_paths import DIFFERENTIABLE, elementwise_path
+from onnxmerge.graph.channel_paths import DIFFERENTIABLE, channel_path
 from onnxmerge.graph.operators import elementwise
 from onnxmerge.graph.operators.table import OPERATORS
 from onnxmerge.graph.rewrite import Replacement
 from onnxmerge.pruning import layer_update, producer_update
-from onnxmerge.statistics import producer_samples as samples_module
+from onnxmerge.statistics import path_derivatives
+from onnxmerge.statistics.channel_windows import windowed, windowed_adjoint
 from onnxmerge.statistics.producer_samples import ProducerSamples
 from onnxmerge.statistics.unfold import folded, output_extents, patches_of, window_of
 
@@ -101,17 +102,7 @@ def test_folding_is_the_adjoint_of_unfolding_and_blocks_are_parts(name: str) -> 
     rng, shape = np.random.default_rng(3), (2, 3, *space)
     x = rng.normal(size=shape).astype(np.float32)
     extents = output_extents(attributes, shape, kernel)
-    spec = {**attributes, "auto_pad": attributes.get("auto_pad", "NOTSET")}
-    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=kernel, **spec)
-    graph = onnx.helper.make_graph(
-        [node],
-        "conv",
-        [onnx.helper.make_tensor_value_info("x", 1, shape)],
-        [onnx.helper.make_tensor_value_info("y", 1, None)],
-        [onnx.numpy_helper.from_array(np.ones((1, 3, *kernel), np.float32), "w")],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    (y,) = open_session(model.SerializeToString(), optimise=False, threads=1).run({"x": x}).values()
+    y = convolved(x, np.ones((1, 3, *kernel), np.float32), attributes)
     assert y.shape[2:] == extents
     window, every = window_of(attributes, shape, kernel, y.shape), tuple(slice(0, None, 1) for _ in kernel)
     patches = patches_of(x, window, np.arange(3)[np.newaxis], every)[0]
@@ -122,6 +113,32 @@ def test_folding_is_the_adjoint_of_unfolding_and_blocks_are_parts(name: str) -> 
     found = patches_of(x[(slice(None), slice(None), *inputs)], part, np.arange(3)[np.newaxis], every)[0]
     whole = patches.reshape(2, *extents, -1)[(slice(None), *taken)]
     np.testing.assert_array_equal(found.reshape(whole.shape), whole)
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_of_channels_are_depthwise_convolutions(name: str) -> None:
+    """And their adjoint is one."""
+    attributes, space, kernel = WINDOWS[name]
+    rng, shape = np.random.default_rng(4), (2, 3, *space)
+    x, weight = (rng.normal(size=each).astype(np.float32) for each in (shape, (3, 1, *kernel)))
+    y = convolved(x, weight, attributes)
+    window, flat = window_of(attributes, shape, kernel, y.shape), weight.reshape(3, -1).T
+    found = windowed(np.moveaxis(x, 1, -1), window, flat)
+    np.testing.assert_allclose(np.moveaxis(found, -1, 1), y, rtol=1e-4, atol=1e-5)
+    other = rng.normal(size=found.shape).astype(np.float32)
+    back = windowed_adjoint(other, window, flat, space)
+    assert np.vdot(found, other) == pytest.approx(np.vdot(np.moveaxis(x, 1, -1), back), rel=1e-4)
+
+
+def convolved(x: np.ndarray, weight: np.ndarray, attributes: dict) -> np.ndarray:
+    """What ONNX Runtime gives for a convolution, depthwise where the weight reads one channel."""
+    spec = {**attributes, "auto_pad": attributes.get("auto_pad", "NOTSET"), "group": x.shape[1] // weight.shape[1]}
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=weight.shape[2:], **spec)
+    ends = [onnx.helper.make_tensor_value_info(name, 1, each) for name, each in (("x", x.shape), ("y", None))]
+    graph = onnx.helper.make_graph([node], "conv", ends[:1], ends[1:], [onnx.numpy_helper.from_array(weight, "w")])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    (y,) = open_session(model.SerializeToString(), optimise=False, threads=1).run({"x": x}).values()
+    return y
 
 
 def convolutions(between: Callable[[Net, str], str], **attributes: object) -> onnx.ModelProto:
@@ -149,6 +166,44 @@ def silu(net: Net, x: str) -> str:
     return net.op("Mul", x, net.op("Sigmoid", x))
 
 
+def depthwise(net: Net, x: str, **attributes: object) -> str:
+    """As between the expansion and the projection of an inverted residual."""
+    x = net.op("Clip", x, net.const("low", 0.0), net.const("high", 6.0))
+    return net.relu(net.conv(x, "depthwise", 8, 8, group=8, **attributes))
+
+
+def gated(net: Net, x: str, source: str) -> str:
+    """Each channel times a number that all of `source` tells, of 3 or 8 channels."""
+    squeezed = net.conv(net.op("GlobalAveragePool", source), "gate", 3 if source == "x" else 8, 8, kernel=1)
+    return net.op("Mul", x, net.op("Sigmoid", squeezed, name="sigmoid"))
+
+
+def average(net: Net, x: str, **attributes: object) -> str:
+    return net.op("AveragePool", net.relu(x), **{"kernel_shape": [2, 2], "strides": [2, 2], **attributes})
+
+
+def shown(net: Net, x: str) -> str:
+    """The same, of which the gate is an output too."""
+    x = excited(net, x)
+    net.output("sigmoid_y", 8, 1, 1)
+    return x
+
+
+def excited(net: Net, x: str) -> str:
+    """Squeeze and excite behind a depthwise convolution."""
+    x = depthwise(net, x)
+    return gated(net, x, x)
+
+
+def scaled_rows() -> onnx.ModelProto:
+    """Matrix products of (5, 12) with a computed number for each row between them."""
+    net = Net(np.random.default_rng(0))
+    x = net.matmul(net.input("x", 5, 12), "fc_a", 12, 8)
+    x = net.op("Mul", net.relu(x), net.op("ReduceMax", "x", axes=[2], keepdims=1))
+    net.output(net.matmul(net.relu(net.matmul(x, "fc_b", 8, 10)), "out", 10, 4), 5, 4)
+    return net.model()
+
+
 PATHS: dict[str, tuple[Callable[[], onnx.ModelProto], bool]] = {
     "relu": (lambda: convolutions(Net.relu), True),
     "nothing": (lambda: convolutions(lambda net, x: x), True),
@@ -161,10 +216,23 @@ PATHS: dict[str, tuple[Callable[[], onnx.ModelProto], bool]] = {
     "scale of each position": (lambda: convolutions(lambda net, x: net.op("Mul", x, net.const("s", net.small(12, 12)))), False),
     "overlapping pooling": (lambda: convolutions(partial(pooled, kernel_shape=[3, 3])), False),
     "padding that some outputs read alone": (lambda: convolutions(Net.relu, kernel=1, pads=[0, 10, 0, 10]), False),
-    "average pooling": (
-        lambda: convolutions(lambda net, x: net.op("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])),
-        False,
+    "average pooling": (lambda: convolutions(average), True),
+    "overlapping average pooling": (lambda: convolutions(partial(average, kernel_shape=[3, 3])), True),
+    "padded average pooling": (lambda: convolutions(partial(average, pads=[1, 1, 1, 1])), False),
+    "depthwise": (lambda: convolutions(depthwise, kernel=1), True),
+    "depthwise without a bias": (lambda: convolutions(partial(depthwise, bias=False), kernel=1), True),
+    "depthwise with strides": (lambda: convolutions(partial(depthwise, strides=[2, 2])), True),
+    "depthwise with dilations": (lambda: convolutions(partial(depthwise, dilations=[2, 2], pads=[2, 2, 2, 2])), True),
+    "pooled and depthwise": (lambda: convolutions(lambda net, x: depthwise(net, pooled(net, x)), kernel=1), True),
+    "two depthwise": (
+        lambda: convolutions(lambda net, x: net.relu(net.conv(depthwise(net, x), "next", 8, 8, group=8)), kernel=1),
+        True,
     ),
+    "grouped": (lambda: convolutions(lambda net, x: net.relu(net.conv(net.relu(x), "grouped", 8, 8, group=4))), False),
+    "a gate of the input": (lambda: convolutions(lambda net, x: gated(net, depthwise(net, x), "x"), kernel=1), True),
+    "squeeze and excite": (lambda: convolutions(excited, kernel=1), True),
+    "an output beside the gate": (lambda: convolutions(shown, kernel=1), False),
+    "a number for each row": (scaled_rows, False),
     "softmax": (lambda: convolutions(lambda net, x: net.op("Softmax", x, axis=1)), False),
     "another computed value": (
         lambda: convolutions(lambda net, x: net.op("Add", x, net.op("ReduceMean", x, axes=[1], keepdims=1))),
@@ -174,11 +242,12 @@ PATHS: dict[str, tuple[Callable[[], onnx.ModelProto], bool]] = {
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_what_is_an_elementwise_path(name: str, tmp_path: Path) -> None:
+def test_what_is_a_channel_path(name: str, tmp_path: Path) -> None:
     make, is_one = PATHS[name]
     channels = analysed(make(), tmp_path).channels
-    producer, consumer = channels.layers[:2]
-    assert (elementwise_path(channels, producer, consumer) is not None) == is_one
+    layers = {layer.name: layer for layer in channels.layers}
+    kind = "fc" if "fc_a" in layers else "conv"
+    assert (channel_path(channels, layers[f"{kind}_a"], layers[f"{kind}_b"]) is not None) == is_one
 
 
 def test_another_reader_bars_a_path(tmp_path: Path) -> None:
@@ -187,7 +256,7 @@ def test_another_reader_bars_a_path(tmp_path: Path) -> None:
         return net.relu(x)
 
     channels = analysed(convolutions(read_twice), tmp_path).channels
-    assert elementwise_path(channels, *channels.layers[:2]) is None
+    assert channel_path(channels, *channels.layers[:2]) is None
 
 
 def test_outputs_that_read_padding_alone_are_no_obstacle(tmp_path: Path) -> None:
@@ -217,12 +286,14 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ProducerSamples, tuple]]
 
 
 MOVED = [name for name, (_, is_one) in PATHS.items() if is_one]
+LINEAR = [name for name in MOVED if name != "squeeze and excite"]
+"""Where nothing that depends on the producer is held."""
 
 
-@pytest.mark.parametrize("name", MOVED)
+@pytest.mark.parametrize("name", LINEAR)
 def test_outputs_change_as_the_network_does(name: str, seen: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """J d against the network with V + t d for a small t; J^T is the adjoint of J."""
-    monkeypatch.setattr(samples_module, "DIFFERENCE", 1e-4)
+    monkeypatch.setattr(path_derivatives, "DIFFERENCE", 1e-4)
     monkeypatch.setattr(producer_update, "producer_step", partial(check_moves, seen, producer_update.producer_step))
     monkeypatch.setattr(layer_update, "producer_step", producer_update.producer_step)
     include = ("fc_a",) if name == "dense" else ("conv_a",)
@@ -327,7 +398,7 @@ def test_nothing_is_tried_where_less_is_missed(bound: float, tmp_path: Path, mon
     assert bool(tried) == (bound < 1.0)
 
 
-EXPONENTS = {"relu": (False, 0.25), "bn, relu": (False, 0.5), "average pooling": (False, 0.5), "dense": (True, 0.0)}
+EXPONENTS = {"relu": (False, 0.25), "bn, relu": (False, 0.5), "overlapping pooling": (False, 0.5), "dense": (True, 0.0)}
 
 
 @pytest.mark.parametrize("name", EXPONENTS)

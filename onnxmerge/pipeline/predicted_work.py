@@ -5,6 +5,8 @@ in November 2026 ResNet-56, VGG-16 and a MobileNetV2 without 30 and 70 % of thei
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from onnxmerge.algorithms.sample_counts import enough_samples
 from onnxmerge.data.first_layers import dense_first_layer
 from onnxmerge.data.selection import (
@@ -18,8 +20,8 @@ from onnxmerge.data.selection import (
 )
 from onnxmerge.evaluation.benchmark import DEFAULT_EFFORT, TRIAL_EFFORT
 from onnxmerge.graph.analysed_model import AnalysedModel
-from onnxmerge.graph.channel_groups import ChannelGroup
-from onnxmerge.graph.elementwise_paths import elementwise_path
+from onnxmerge.graph.channel_groups import ChannelGroup, Channels
+from onnxmerge.graph.channel_paths import channel_path
 from onnxmerge.options import PruningOptions
 from onnxmerge.pipeline.candidate_builder import QUICK_COST
 from onnxmerge.pipeline.compress_options import CompressOptions
@@ -145,8 +147,7 @@ def _products(analysed: AnalysedModel, options: CompressOptions, inputs: int) ->
     channels, shapes, pruning = analysed.channels, analysed.shapes, options.pruning
     groups = selected_groups(channels, pruning, entered_only=False)[0]
     shrinking = {each.key for group in groups for each in group.consumers}
-    single = [(group.producers[0].layer, group.consumers[0].layer) for group in groups if _is_single(group)]
-    pairs = {consumer.key for producer, consumer in single if elementwise_path(channels, producer, consumer) is not None}
+    pairs = {key for group in groups if (key := _paired_consumer(channels, group))}
     products, whole, added, kept = 0.0, 0.0, 0.0, _kept_share(pruning)
     for layer in channels.layers:
         if layer.has_patches and layer.in_ids.any():
@@ -159,8 +160,14 @@ def _products(analysed: AnalysedModel, options: CompressOptions, inputs: int) ->
     return products, added / max(whole, 1.0)
 
 
-def _is_single(group: ChannelGroup) -> bool:
-    return len(group.producers) == len(group.consumers) == 1
+def _paired_consumer(channels: Channels, group: ChannelGroup) -> str:
+    """The key of the consumer of which a producer can change; "" for none."""
+    if not group.consumers:
+        return ""
+    order = {layer.key: number for number, layer in enumerate(channels.layers)}
+    last = max((each.layer for each in group.consumers), key=lambda layer: order[layer.key])
+    same = (each.layer for each in group.producers if np.array_equal(each.layer.out_ids, last.in_ids))
+    return last.key if any(channel_path(channels, layer, last) is not None for layer in same) else ""
 
 
 def _kept_share(pruning: PruningOptions) -> float:

@@ -12,8 +12,8 @@ from onnxmerge.algorithms.moments import Covariance
 from onnxmerge.algorithms.patch_elimination import keep_by_patches
 from onnxmerge.algorithms.sample_counts import FEW
 from onnxmerge.execution.layerwise import LayerwiseRun
+from onnxmerge.graph.channel_paths import ChannelPath
 from onnxmerge.graph.downstream import DownstreamAffine
-from onnxmerge.graph.elementwise_paths import ElementwisePath
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Replacement
 from onnxmerge.pruning.consumer_update import (
@@ -101,7 +101,7 @@ class LayerUpdate:
         counted = metric() * self.kept_ids[layer.out_ids.reshape(-1), np.newaxis]
         return keep_by_patches(target.xx, target.xy @ counted, count, removable)
 
-    def solve(self, path: ElementwisePath | None = None, producer: Replacement | None = None) -> Replacement | None:
+    def solve(self, path: ChannelPath | None = None, producer: Replacement | None = None) -> Replacement | None:
         """Solve against the reference's outputs; where a ReLU follows, solve once more for what passes it.
 
         path, producer: from the producer that may change too, and what it has been replaced by so far.
@@ -150,7 +150,7 @@ class LayerUpdate:
         return _fitted(self.layer, solution.systems, targets, self.exponent)
 
     def _with_producer(
-        self, solution: _Solution, priors: Sequence[np.ndarray], path: ElementwisePath, before: Replacement | None
+        self, solution: _Solution, priors: Sequence[np.ndarray], path: ChannelPath, before: Replacement | None
     ) -> _Solution:
         """Change the rows of the producer and solve again, if less is missed then."""
         consumer = ConsumerSolution(solution.weights[0], solution.bias, self._output_scale(), solution.systems[0])

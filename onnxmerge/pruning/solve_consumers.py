@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from onnxmerge.execution.layerwise import LayerwiseRun
-from onnxmerge.graph.elementwise_paths import ElementwisePath
+from onnxmerge.graph.channel_paths import ChannelPath
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.rewrite import Removal, Replacement, gone_nodes
 from onnxmerge.onnxio.traversal import tensors_read
@@ -69,7 +69,8 @@ def solve_consumers(
     for removal in choices.values():
         kept[removal.group.channel_ids] = True  # they all count until they are chosen, also where a plan says which will be
     for key, path in pairs.items():
-        runs[1].hold(path.producer.source, context.node_index[key])
+        for name in (path.producer.source, *path.gates):
+            runs[1].hold(name, context.node_index[key])
     walk = _Walk(observed, kept, runs, pairs, mixes, choices, unsolved, given)
     for number, layer in enumerate(layers):
         walk.solve(layer)
@@ -98,7 +99,7 @@ class _Walk:
     observed: LayerStatistics
     kept: np.ndarray
     runs: Runs
-    pairs: Mapping[str, ElementwisePath]
+    pairs: Mapping[str, ChannelPath]
     mixes: Mapping[str, OutputMix]
     choices: dict[str, Removal]
     unsolved: Mapping[str, Replacement | None]
@@ -147,13 +148,18 @@ class _Walk:
         self.choices[layer.key] = removal
 
 
-def _choices(removals: Sequence[Removal], pairs: Mapping[str, ElementwisePath]) -> dict[str, Removal]:
+def _choices(removals: Sequence[Removal], pairs: Mapping[str, ChannelPath]) -> dict[str, Removal]:
     """By key of the consumer, the removals of `pairs` of which any channels may be chosen: each has one place there."""
     found = {}
     for removal in removals:
         group = removal.group
         consumer = next((pairs[each.key].consumer for each in group.consumers if each.key in pairs), None)
-        if consumer is None or not is_cheap_to_choose(consumer) or not np.array_equal(consumer.in_ids[0], group.channel_ids):
+        if (
+            consumer is None
+            or len(group.consumers) > 1
+            or not is_cheap_to_choose(consumer)
+            or not np.array_equal(consumer.in_ids[0], group.channel_ids)
+        ):
             continue
         if (group.merge_classes == group.merge_classes[0]).all():
             found[consumer.key] = removal

@@ -1,12 +1,13 @@
-"""Blocks of neighbouring output positions of a convolution, with all that they need of the convolution before it."""
+"""Blocks of neighbouring output positions of a convolution, with all that they need of the convolution that begins its path."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxmerge.graph.elementwise_paths import ElementwisePath
+from onnxmerge.graph.channel_paths import ChannelPath
 from onnxmerge.statistics.unfold import Positions, Window, output_extents, patches_of, window_of
 
 BLOCK_EXTENT = 8
@@ -19,54 +20,54 @@ class BlockPlace:
 
     Attributes
     ----------
-    first, second : Window
-        Of the producer and of the consumer in the block.
-    first_inputs, second_inputs : tuple of slice
-        Positions of what they read.
+    windows : tuple of Window
+        Of the producer, of the stages between, and of the consumer, in the block.
+    first_inputs, last_inputs : tuple of slice
+        Positions of what producer and consumer read.
     outputs : tuple of slice
         Positions of the consumer's outputs.
     """
 
-    first: Window
-    second: Window
+    windows: tuple[Window, ...]
     first_inputs: Positions
-    second_inputs: Positions
+    last_inputs: Positions
     outputs: Positions
 
     def first_patches(self, values: np.ndarray, channels: NDArray[np.int64]) -> NDArray[np.float32]:
         """(samples, kernel positions * channels) of what the producer reads, (N, channels, *spatial)."""
-        return _patches(values, self.first, channels, self.first_inputs)
+        return _patches(values, self.windows[0], channels, self.first_inputs)
 
-    def second_patches(self, values: np.ndarray, channels: NDArray[np.int64]) -> NDArray[np.float32]:
+    def last_patches(self, values: np.ndarray, channels: NDArray[np.int64]) -> NDArray[np.float32]:
         """The same of what the consumer reads."""
-        return _patches(values, self.second, channels, self.second_inputs)
+        return _patches(values, self.windows[-1], channels, self.last_inputs)
 
 
-def drawn_block(path: ElementwisePath, first: tuple[int, ...], second: tuple[int, ...], seed: int) -> BlockPlace:
+def drawn_block(path: ChannelPath, shape: tuple[int, ...], seed: int) -> BlockPlace:
     """A block at random.
 
     Parameters
     ----------
-    path : ElementwisePath
+    path : ChannelPath
         Between two convolutions.
-    first, second : tuple of int
-        Shapes (N, channels, *spatial) of what the producer and the consumer read.
+    shape : tuple of int
+        Shape (N, channels, *spatial) of what the producer reads.
     seed : int
         Another block for each.
     """
-    whole = []
-    for layer, shape in ((path.producer, first), (path.consumer, second)):
-        extents = output_extents(layer.node.attrs, shape, layer.kernel_shape)
-        whole.append(window_of(layer.node.attrs, shape, layer.kernel_shape, (1, 1, *extents)))
+    whole, spaces = list[Window](), [tuple(shape[2:])]
+    for attributes, kernel in _windows(path):
+        read = (1, 1, *spaces[-1])
+        spaces.append(output_extents(attributes, read, kernel))
+        whole.append(window_of(attributes, read, kernel, (1, 1, *spaces[-1])))
     rng = np.random.default_rng(seed)
-    starts = [int(rng.integers(max(1, extent - BLOCK_EXTENT + 1))) for extent in whole[1].extents]
-    stops = [min(start + BLOCK_EXTENT, extent) for start, extent in zip(starts, whole[1].extents, strict=True)]
-    outputs = tuple(map(slice, starts, stops))
-    second_inputs, second_window = whole[1].block(outputs, second[2:])
-    pool = path.pool or (1,) * len(second_inputs)
-    written = tuple(slice(each.start * extent, each.stop * extent) for each, extent in zip(second_inputs, pool, strict=True))
-    first_inputs, first_window = whole[0].block(written, first[2:])
-    return BlockPlace(first_window, second_window, first_inputs, second_inputs, outputs)
+    starts = [int(rng.integers(max(1, extent - BLOCK_EXTENT + 1))) for extent in spaces[-1]]
+    stops = [min(start + BLOCK_EXTENT, extent) for start, extent in zip(starts, spaces[-1], strict=True)]
+    positions, windows = [tuple(map(slice, starts, stops))], list[Window]()
+    for each, space in zip(reversed(whole), reversed(spaces[:-1]), strict=True):
+        inputs, window = each.block(positions[0], space)
+        positions.insert(0, inputs)
+        windows.insert(0, window)
+    return BlockPlace(tuple(windows), positions[0], positions[-2], positions[-1])
 
 
 def every_position(window: Window) -> Positions:
@@ -74,28 +75,11 @@ def every_position(window: Window) -> Positions:
     return tuple(slice(0, None, 1) for _ in window.kernel)
 
 
-def by_window(values: np.ndarray, pool: Sequence[int], reduce: Callable[..., np.ndarray]) -> np.ndarray:
-    """One value for each window of a pooling whose windows lie side by side.
-
-    Parameters
-    ----------
-    values : ndarray of shape (N, *spatial, channels)
-        The extents are multiples of those of the windows.
-    pool : sequence of int
-        Extents of a window along the spatial axes; () changes nothing.
-    reduce : callable
-        `np.sum`, `np.max` or the like.
-    """
-    for axis, extent in enumerate(pool, 1):
-        values = reduce(values.reshape(*values.shape[:axis], -1, extent, *values.shape[axis + 1 :]), axis=axis + 1)
-    return values
-
-
-def repeated(values: np.ndarray, pool: Sequence[int]) -> np.ndarray:
-    """Each value of (N, *spatial, channels) at all positions of its window."""
-    for axis, extent in enumerate(pool, 1):
-        values = np.repeat(values, extent, axis)
-    return values
+def _windows(path: ChannelPath) -> list[tuple[Mapping[str, Any], tuple[int, ...]]]:
+    """Attributes and kernel of all that takes windows, from the producer on."""
+    between = [(stage.window.attributes, stage.window.kernel) for stage in path.stages if stage.window is not None]
+    first, last = ((layer.node.attrs, layer.kernel_shape) for layer in (path.producer, path.consumer))
+    return [first, *between, last]
 
 
 def _patches(values: np.ndarray, window: Window, channels: NDArray[np.int64], positions: Positions) -> NDArray[np.float32]:

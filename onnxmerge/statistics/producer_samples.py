@@ -1,9 +1,9 @@
 """How the outputs of a consumer change with the weights of its producer, to first order, on blocks of neighbouring positions.
 
-For a producer p = V u + b, an elementwise path x = f(p) and a consumer y = W x + c, a change d of V and b changes the outputs by
-J d = W (f'(p) * (d u)). Behind a pooling the largest value of a window passes its derivative on, the others none. What the
-consumer can make good itself is taken out of J d, since it is solved again afterwards (Golub and Pereyra, "The Differentiation
-of Pseudo-Inverses and Nonlinear Least Squares Problems Whose Variables Separate", 1973).
+For a producer p = V u + b, a path x = f(p) that mixes no channels and a consumer y = W x + c, a change d of V and b changes the
+outputs by J d = W f'(p) (d u): see `path_derivatives`. What the consumer can make good itself is taken out of J d, since it is
+solved again afterwards (Golub and Pereyra, "The Differentiation of Pseudo-Inverses and Nonlinear Least Squares Problems Whose
+Variables Separate", 1973).
 
 On blocks, since the outputs that a position of the producer reaches must be there together, and many inputs with a block each say
 more than few whole ones. They are held as patches: in VGG-16 and ResNet-56 a step took a third of the time that it did unfolded
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from onnxmerge.algorithms.least_squares import RidgeSystem
 from onnxmerge.algorithms.sample_counts import AMPLE_AT_MOST, enough_samples
 from onnxmerge.execution.layerwise import LayerwiseRun
-from onnxmerge.graph.elementwise_paths import ElementwisePath
-from onnxmerge.statistics.blocks import BLOCK_EXTENT, by_window, drawn_block, every_position, repeated
+from onnxmerge.graph.channel_paths import ChannelPath
+from onnxmerge.statistics.blocks import BLOCK_EXTENT, drawn_block, every_position
+from onnxmerge.statistics.path_derivatives import PathDerivatives, StageDerivative
 from onnxmerge.statistics.unfold import Window, folded, patches_of, rows_of
 
 BLOCK_INPUTS, BLOCK_SAMPLES = 16, 1024
@@ -37,9 +38,6 @@ others 0.81 is explained, not 0.80, with 56 and not 32."""
 
 MOMENT_SAMPLES = 2
 """Samples for each input of a row that its second moments are taken from."""
-
-DIFFERENCE = 2.0**-5
-"""Step of the differences in the place of f', in standard deviations of p: 50 times the spacing of float16 there."""
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -90,13 +88,13 @@ class PairWeights:
 
 @dataclass(frozen=True)
 class _Block:
-    """inputs (samples of p, i + 1): patches of u, and ones for the bias, or zeros. slope (N, *positions of p, k): f'(p).
+    """inputs (samples of p, i + 1): patches of u, and ones for the bias, or zeros. stages: f'(p), stage by stage.
 
     read (samples of y, d): patches of x. residual (samples of y, outputs): scaled; active: 1 where it counts.
     """
 
     inputs: Singles
-    slope: Singles
+    stages: list[StageDerivative]
     read: Singles
     residual: Singles
     active: Singles
@@ -105,7 +103,8 @@ class _Block:
     @property
     def byte_count(self) -> int:
         """With two arrays more that are shaped like the residual."""
-        return self.inputs.nbytes + self.slope.nbytes + self.read.nbytes + 4 * self.residual.nbytes
+        slopes = sum(stage.slope.nbytes for stage in self.stages)
+        return self.inputs.nbytes + slopes + self.read.nbytes + 4 * self.residual.nbytes
 
 
 class ProducerSamples:
@@ -114,8 +113,8 @@ class ProducerSamples:
     Parameters
     ----------
     run : LayerwiseRun
-        The compressed model, standing at the consumer; what the producer reads is still there.
-    path : ElementwisePath
+        The compressed model, standing at the consumer; what the producer reads is still there, and so are the gates.
+    path : ChannelPath
         Between the two.
     weights : PairWeights
         Of the two.
@@ -126,11 +125,11 @@ class ProducerSamples:
     """
 
     def __init__(
-        self, run: LayerwiseRun, path: ElementwisePath, weights: PairWeights, residual: Residual, system: RidgeSystem
+        self, run: LayerwiseRun, path: ChannelPath, weights: PairWeights, residual: Residual, system: RidgeSystem
     ) -> None:
         self._run, self._path, self._weights, self._residual, self._system = run, path, weights, residual, system
         self._flat = weights.consumer.weight[weights.outputs] * weights.output_scale[:, np.newaxis]
-        self._activation = self._activation_of_rows()
+        self._derivatives = PathDerivatives(run, path, weights.rows)
         self._blocks = list(self._made())
         self.count = sum(len(block.read) for block in self._blocks)
         mean = np.sum([block.read.sum(0, dtype=np.float64) for block in self._blocks], 0) / self.count
@@ -153,11 +152,12 @@ class ProducerSamples:
         samples = np.cumsum([len(block.inputs) for block in self._blocks])
         enough = 1 + int(np.searchsorted(samples, MOMENT_SAMPLES * self._blocks[0].inputs.shape[1]))
         some, seen = self._blocks[:enough], samples[:enough][-1]
-        slopes = [block.slope.reshape(-1, block.slope.shape[-1]) for block in some]
         by_position = self._flat.reshape(-1, self._weights.rows.size).astype(np.float64)
         inputs = _total(_product(block.inputs, block.inputs) for block in some)
-        mean_slopes = _total(_product(each, each) for each in slopes) / seen
-        return inputs * (samples[-1] / seen), by_position.T @ by_position * mean_slopes
+        outputs = by_position.T @ by_position
+        for stages in zip(*(block.stages for block in some), strict=True):
+            outputs *= _total(stage.curvature() for stage in stages) / len(stages)
+        return inputs * (samples[-1] / seen), outputs
 
     def change(self, step: Floats) -> list[Singles]:
         """J d of each block for d (k, i + 1), less what the consumer can make good."""
@@ -168,20 +168,24 @@ class ProducerSamples:
         return _total(self._backward(*each) for each in zip(self._blocks, outputs, strict=True))
 
     def _forward(self, block: _Block, step: Singles) -> Singles:
-        moved = (block.inputs @ step).reshape(block.slope.shape) * block.slope
-        if block.window is not None:
-            moved = np.moveaxis(by_window(moved, self._path.pool, np.sum), -1, 1)
-            (moved,) = patches_of(moved, block.window, np.arange(moved.shape[1])[np.newaxis], every_position(block.window))
+        moved: Singles = (block.inputs @ step).reshape(block.stages[0].slope.shape)
+        for stage in block.stages:
+            moved = stage.forward(moved)
+        if block.window is not None and block.window.is_pointwise:
+            moved = moved.reshape(-1, moved.shape[-1])
+        elif block.window is not None:
+            every = np.arange(moved.shape[-1])[np.newaxis]
+            (moved,) = patches_of(np.moveaxis(moved, -1, 1), block.window, every, every_position(block.window))
         return np.asarray(np.multiply(moved @ self._flat.T, block.active))
 
     def _backward(self, block: _Block, outputs: Singles) -> Floats:
         units = (outputs * block.active) @ self._flat
-        if block.window is not None:
-            count, *space, k = block.slope.shape
-            pool = self._path.pool or (1,) * len(space)
-            shape = count, k, *(extent // each for extent, each in zip(space, pool, strict=True))
-            units = repeated(np.moveaxis(folded(units, block.window, shape), 1, -1), self._path.pool)
-        units = units.reshape(block.slope.shape) * block.slope
+        shape = block.stages[-1].slope.shape
+        if block.window is not None and not block.window.is_pointwise:
+            units = np.moveaxis(folded(units, block.window, (shape[0], shape[-1], *shape[1:-1])), 1, -1)
+        units = units.reshape(shape)
+        for stage in reversed(block.stages):
+            units = stage.backward(units)
         return _product(units.reshape(-1, units.shape[-1]), block.inputs)
 
     def _beyond_consumer(self, outputs: list[Singles]) -> list[Singles]:
@@ -190,22 +194,6 @@ class ProducerSamples:
         crossed = _total(_product(block.read, each) for block, each in zip(self._blocks, outputs, strict=True))
         weight = self._system.regression(crossed / self.count).astype(np.float32)
         return [each - (block.read @ weight + mean) for block, each in zip(self._blocks, outputs, strict=True)]
-
-    def _activation_of_rows(self) -> View:
-        """Gives for p (N, k, *space) or (rows, k) of the kept rows their activations."""
-        path, rows, width = self._path, self._weights.rows, self._path.producer.out_ids.size
-        if path.activation == path.producer.key:
-            return np.asarray
-        example = np.zeros((1, width, *[1] * len(path.producer.kernel_shape)), self._run.tensor(0, path.consumer.source).dtype)
-        session = self._run.session_between({path.producer.key: example}, path.activation)
-
-        def activation(p: np.ndarray) -> np.ndarray:
-            whole = np.zeros((len(p), width, *p.shape[2:]), p.dtype)
-            whole[:, rows] = p
-            (found,) = session.run({path.producer.key: whole}).values()
-            return np.asarray(found).reshape(whole.shape)[:, rows]
-
-        return activation
 
     def _made(self) -> Iterator[_Block]:
         """Blocks from all over the inputs, as many as are enough."""
@@ -226,14 +214,14 @@ class ProducerSamples:
     def _block(self, batch: int, inputs: slice, number: int) -> _Block:
         path, kept = self._path, self._weights
         u, x = (np.asarray(self._run.tensor(batch, layer.source)[inputs]) for layer in (path.producer, path.consumer))
-        place = drawn_block(path, u.shape, x.shape, number) if path.consumer.layout == "conv" else None
-        window = None if place is None else place.second
+        place = drawn_block(path, u.shape, number) if path.consumer.layout == "conv" else None
+        window = None if place is None else place.windows[-1]
         if place is None:
             patches, read = (rows_of(values, values.ndim - 1)[:, own] for values, own in ((u, kept.inputs), (x, kept.rows)))
             shape: tuple[int, ...] = (len(patches),)
         else:
             patches = place.first_patches(u, kept.inputs)
-            read, shape = place.second_patches(x, kept.rows), (len(u), *place.first.extents)
+            read, shape = place.last_patches(x, kept.rows), (len(u), *place.windows[0].extents)
         current = kept.consumer.outputs(read)
 
         def view(tensor: np.ndarray) -> np.ndarray:
@@ -241,24 +229,12 @@ class ProducerSamples:
             return rows_of(own, path.consumer.output_axis) if place is None else own[(slice(None), slice(None), *place.outputs)]
 
         if place is not None:
-            current = np.moveaxis(current.reshape(len(u), *place.second.extents, -1), -1, 1)
+            current = np.moveaxis(current.reshape(len(u), *place.windows[-1].extents, -1), -1, 1)
         missing = np.moveaxis(self._residual(batch, view, current)[:, kept.outputs], 1, -1).reshape(len(read), -1)
         missing = missing.astype(np.float32) * kept.output_scale
-        slope = self._slope(kept.producer.outputs(patches).reshape(*shape, -1))
+        stages = self._derivatives.at(kept.producer.outputs(patches).reshape(*shape, -1), place, (batch, inputs))
         patches = np.concatenate([patches, np.full((len(patches), 1), kept.moves_bias, np.float32)], 1)
-        return _Block(patches, slope, read, missing, (missing != 0).astype(np.float32), window)
-
-    def _slope(self, p: Singles) -> Singles:
-        """f'(p) (N, *space, k); behind a pooling 0 but for the largest values of its windows."""
-        rows = np.moveaxis(p, -1, 1).astype(self._run.tensor(0, self._path.consumer.source).dtype)
-        further = (rows + np.float32(DIFFERENCE * p.std())).astype(rows.dtype)
-        found = self._activation(np.concatenate([rows, further])).astype(np.float32)
-        values, changed = np.split(np.moveaxis(found, 1, -1), 2)
-        step = np.moveaxis(np.subtract(further, rows, dtype=np.float32), 1, -1)
-        slope: Singles = np.divide(changed - values, step, out=np.zeros(p.shape, np.float32), where=step > 0)
-        if self._path.pool:
-            slope *= values == repeated(by_window(values, self._path.pool, np.max), self._path.pool)
-        return slope
+        return _Block(patches, stages, read, missing, (missing != 0).astype(np.float32), window)
 
 
 def _enough(unknowns: int) -> float:

@@ -43,6 +43,12 @@ class Window:
     after: tuple[int, ...]
     extents: tuple[int, ...]
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether each output reads the input of its own position alone."""
+        whole = (*self.kernel, *self.strides, *self.before, *self.after)
+        return whole == (1,) * 2 * len(self.kernel) + (0,) * 2 * len(self.kernel)
+
     def block(self, outputs: Positions, input_extents: Sequence[int]) -> tuple[Positions, Window]:
         """The part of the input that neighbouring outputs read, and the window of it.
 
