@@ -65,7 +65,7 @@ def test_predicted_work_grows_with_what_is_kept_and_with_pairs_of_layers(tmp_pat
     """Products of the kept channels; pairs add, and channels that are chosen once more on real inputs."""
     np.save(tmp_path / "given.npy", np.zeros((1, 3, 8, 8), np.float32))
     kept = [{"ratio": 0.7}, {"ratio": 0.3}, {"ratio": 0.3, "calibration": tmp_path / "given.npy"}]
-    for topology, rises in (("conv-relu-conv", [True, True]), ("depthwise", [True, False])):
+    for topology, rises in (("conv-relu-conv", [True, True]), ("depthwise", [True, True]), ("grouped-conv", [True, False])):
         found = analyse_model(written(built(TOPOLOGIES[topology]), tmp_path))
         options = [CompressOptions.from_keywords(each, verify=False) for each in kept]
         work = [sum(stage.work for stage in compress_stages(found, each) if stage.name == "reconstruction") for each in options]
