@@ -228,7 +228,7 @@ class Verification:
     warnings : list of str
         What to know before relying on the figures, a line each.
     thresholds : list of ThresholdCheck
-        What was asked for, beside what was measured: the user's thresholds, of the outputs the default one where none is given.
+        What was asked for, beside what was measured: the user's thresholds, of the outputs the default ones where none is given.
     """
 
     reference: str
