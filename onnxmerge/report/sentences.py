@@ -54,6 +54,7 @@ _ORIGINS = {
 }
 _CONTENTS = {
     "scores": "taken for scores before a softmax, whose best classes count as decisions (`fidelity` alone counts none)",
+    "sigmoid": "a sigmoid of one unit, taken for the probability of one of two classes, decided at 0.5",
     "ids": "ids or texts, of which fidelity and cosine are the share that is equal",
     "features": "features and no classes, so that no decisions are counted: fidelity, and the nearest inputs kept, judge them",
     "": "no classes for certain, so that no decisions are counted: fidelity, and the nearest inputs kept, judge them",

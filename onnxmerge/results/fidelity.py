@@ -63,7 +63,8 @@ class OutputFidelity:
         The least fidelity of a row; 1 where there are none.
     holds : str
         "probabilities", "scores" (before a softmax), "ids" (or texts: fidelity and cosine are the share of them that is equal),
-        "features" (no classes for certain), or "" where it is not known what it holds.
+        "features" (no classes for certain), "sigmoid" (the probability of one of two classes for each input), or "" where it is
+        not known what it holds.
     neighbours_kept : float or None
         Of at least 16 vectors without classes the share whose nearest other one, by cosine, is in the candidate's five nearest.
     unmeasured : str
