@@ -42,6 +42,8 @@ accuracy that they lose with a correlation of 0.85, the fidelity with 0.78."""
 LEAST_LEAD = 0.1
 """Mean p1 - p2 below which scores before a softmax count as something else, such as features: ten classifiers have 0.46 and more,
 on synthetic inputs 0.22."""
+ROUNDED_SHARE = 1e-5
+"""Share of changed decisions below which it is 0: rounding in float32 moves probabilities by up to 1e-6, and no decision."""
 LEAST_SIGMOID_LEAD = 0.6
 """Mean |2 p - 1| below which single sigmoids are no decisions but numbers: uniform ones have 0.5, the tenths from 0 to 1 0.55;
 eight classifiers that tell five of their classes from the others have 0.58 to 0.98."""
@@ -135,13 +137,18 @@ class ChangedDecisions:
 
     def share(self, samples: int, *, synthetic: bool) -> float | None:
         """The share of so many inputs, on data; None where not all of them had decisions, or where they were all the same."""
+        share = self._share(samples, synthetic=synthetic)
+        return share if share is None or share >= ROUNDED_SHARE else 0.0
+
+    def _share(self, samples: int, *, synthetic: bool) -> float | None:
+        """`share`, not rounded."""
         if not self.are_decisions(samples) or len(self.best) < 2:
             return None
         return (SYNTHETIC_SHARE * self.flipped if synthetic else float(sum(map(np.sum, self.changed)))) / samples
 
     def interval(self, samples: int, *, synthetic: bool) -> tuple[float, float] | tuple[None, None]:
         """95 % interval of `share` for other inputs of the same kind; None of synthetic ones, whose kind is what is unsure."""
-        share = self.share(samples, synthetic=synthetic)
+        share = self._share(samples, synthetic=synthetic)
         if share is None or synthetic:
             return None, None
         ends = ratio_interval(np.concatenate(self.changed), np.ones(samples), share, is_share=True, counted=self.holds == IDS)
