@@ -1,5 +1,6 @@
 """`verify`: how close the outputs of one file are to another's."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +31,9 @@ from onnxmerge.onnxio.side_files import check_output_file
 from onnxmerge.onnxio.stored_provenance import stored_provenance
 from onnxmerge.onnxio.validation import read_checked
 from onnxmerge.options import InputOptions, Progress, PruningOptions, RuntimeOptions, Thresholds, silent
+from onnxmerge.options.checks import as_text
 from onnxmerge.options.keywords import options_of, takes
-from onnxmerge.options.unused import TIMING, refuse_unread, refuse_unused
+from onnxmerge.options.unused import READING, TIMING, VALUES, refuse_unread, refuse_unused
 from onnxmerge.results import Fidelity, Size, ThresholdCheck, Verification
 from onnxmerge.results.execution import chosen_sizes
 from onnxmerge.results.fidelity_warnings import constant_outputs, few_inputs, lost_parts, unsure_decisions
@@ -154,14 +156,23 @@ def _verify_files(
         before=before,
         after=after,
         inputs=inputs.noted(runs.inputs),
-        warnings=(*chosen_sizes(runs.inputs), *_warnings(fidelity, of_outputs, inputs, graphs[1].proto), *_larger(before, after)),
+        warnings=(
+            *chosen_sizes(runs.inputs),
+            *_warnings(fidelity, of_outputs, inputs, graphs[1].proto, given),
+            *_larger(before, after),
+        ),
         thresholds=(*of_outputs, *of_size),
     )
 
 
-def _warnings(fidelity: Fidelity, checks: list[ThresholdCheck], inputs: Inputs, candidate: ModelProto) -> tuple[str, ...]:
+def _warnings(
+    fidelity: Fidelity, checks: list[ThresholdCheck], inputs: Inputs, candidate: ModelProto, given: InputOptions
+) -> tuple[str, ...]:
     """What to know before relying on the fidelity."""
-    few, seen = few_inputs(inputs.count, inputs.description), _seen_inputs(candidate, inputs)
+    few, seen = (
+        few_inputs(inputs.count, inputs.description),
+        [*_seen_inputs(candidate, inputs), *_other_values(candidate, inputs, given)],
+    )
     most_changed = next((check.limit for check in checks if check.measure == "changed decisions" and check.passes), None)
     unsure = unsure_decisions(fidelity, most_changed)
     return (*few, *seen, *lost_parts(fidelity), *constant_outputs(fidelity), *unsure, *inputs.warnings())
@@ -190,6 +201,25 @@ def _seen_inputs(candidate: ModelProto, inputs: Inputs) -> list[str]:
     if known is None or inputs.synthetic or inputs.digest() != known:
         return []
     return ["the candidate was solved on most of these inputs, so that it comes out better than on others: give others"]
+
+
+def _other_values(candidate: ModelProto, inputs: Inputs, given: InputOptions) -> list[str]:
+    """A warning where pixels, or numbers that were made up, become other values than when the candidate was made."""
+    if not (inputs.synthetic or inputs.pixels):
+        return []
+    names = READING if inputs.pixels else VALUES
+    try:
+        known = json.loads(stored_provenance(candidate).get("options", "{}"))
+        made = {name: known[name] for name in names if name in known}
+        values: dict[str, Any] = {name: value if isinstance(value, str) else tuple(value) for name, value in made.items()}
+        was = InputOptions(**values)
+    except (ValueError, TypeError, OptionError):  # written by others
+        return []
+    other = {name for name in names if getattr(was, name) != getattr(given, name)}
+    if not made or not other:
+        return []
+    told = " and ".join(f"`{name}={as_text(getattr(was, name))}`" for name in made)
+    return [f"the candidate was made for pixels that are read with {told}, and these are read otherwise: give the same"]
 
 
 def _larger(before: Size | None, after: Size | None) -> list[str]:
