@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from onnxmerge.cli.app import cli
+from onnxmerge.cli.command import OUTPUT_SECTION
 from onnxmerge.cli.commands import COMMANDS
-from onnxmerge.cli.options import OUTPUT_SECTION
 
 TARGET = Path(__file__).parent / "options.md"
 HEAD = """# Options by purpose

@@ -10,7 +10,7 @@ from PIL import Image
 from onnxmerge.data.images import ImageReading
 from onnxmerge.data.inputs import calibration_inputs
 from onnxmerge.data.synthetic import ImageRange
-from onnxmerge.errors import InputError
+from onnxmerge.errors import InputError, UnusedOptionError
 from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.execution.sessions import open_session
 
@@ -109,11 +109,15 @@ def test_images_of_any_mode_are_read_without_a_word(tmp_path, recwarn):
 
 
 @pytest.mark.parametrize("place", ["a.npy", ""], ids=["file", "folder"])
-def test_options_of_images_are_refused_for_arrays(tmp_path, place):
+@pytest.mark.parametrize("option", ["color", "fit"])
+def test_options_of_images_are_refused_for_arrays(tmp_path, place, option):
     np.save(tmp_path / "a.npy", FLOATS)
+    reading = ImageReading(**{option: {"color": "bgr", "fit": "letterbox"}[option]})
     for given in (tmp_path / place, FLOATS):
-        with pytest.raises(InputError, match=r"holds no images, that is image files or uint8 arrays, .*: drop `fit` and `color`"):
-            calibrate(given, IMAGE, reading=ImageReading(color="bgr"))
+        told = rf"holds no images, that is image files or uint8 arrays, .*, so that `{option}` has no effect: drop it"
+        with pytest.raises(UnusedOptionError, match=told) as refused:
+            calibrate(given, IMAGE, reading=reading)
+        assert refused.value.option == option
 
 
 @pytest.mark.parametrize("form", ["npy", "npz", "folder of npy", "array"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import numpy_helper, parser
 
 from onnxmerge import compress, verify
 from onnxmerge.errors import OptionError
@@ -161,6 +162,7 @@ def output(fidelity: float, changed_decisions: float | None) -> OutputFidelity:
         ({"max_changed_decisions": "5%"}, (0.95, 0.05), (0.95, 0.051)),
         ({"max_changed_decisions": 0.05, "fidelity": 0.5}, (0.5, 0.05), (0.49, 0.0)),
         ({"fidelity": 0.5}, (0.5, 0.9), (0.49, 0.0)),
+        ({"max_changed_decisions": 0}, (DECIDED_FIDELITY, 0.0), (0.99, 0.001)),
     ],
     ids=str,
 )
@@ -177,6 +179,7 @@ def test_what_was_asked_for_in_words() -> None:
     assert asked_of(default, [classes]) == "a fidelity of 0.94 and all but 2% of the decisions"
     assert asked_of(default, [features]) == "a fidelity of 0.97"
     assert asked_of(PruningOptions(fidelity=0.9), [classes]) == "a fidelity of 0.9"
+    assert asked_of(PruningOptions(max_changed_decisions=0), [classes]) == "a fidelity of 0.94 and all of the decisions"
 
 
 def test_a_share_of_decisions_that_are_not_there_is_told() -> None:
@@ -238,10 +241,36 @@ def test_the_default_keeps_decisions(tmp_path: Path, models_folder: Path) -> Non
     assert 0.0 < found.fidelity.worst.changed_decisions < 0.1  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("value", [0, 1, "x", "100%", -0.1])
+@pytest.mark.parametrize("value", [1, "x", "100%", -0.1])
 def test_a_share_that_is_none(value: Any) -> None:
-    with pytest.raises(OptionError, match="`max_changed_decisions` must be above 0 and below 1, such as"):
+    with pytest.raises(OptionError, match="`max_changed_decisions` must be at least 0 and below 1, such as"):
         PruningOptions(max_changed_decisions=value)
+
+
+def test_none_of_the_decisions_may_change(tmp_path: Path) -> None:
+    """What goes without a trace goes: of 64 channels one half are multiples of the others."""
+    rng = np.random.default_rng(0)
+    w, v = rng.normal(size=(32, 32)), 3.0 * rng.normal(size=(64, 10))
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N, 32] x) => (float[N, 10] y)'
+        "{h = MatMul(x, w) r = Relu(h) y = MatMul(r, v)}"
+    )
+    stored = (("w", np.hstack([w, 1.7 * w])), ("v", v))
+    model.graph.initializer.extend(numpy_helper.from_array(value.astype(np.float32), name) for name, value in stored)
+    given = {"calibration": rng.normal(size=(200, 32)).astype(np.float32)}
+    result = compress(model, tmp_path / "o.onnx", max_changed_decisions="0%", bench=False, **given)
+    assert result.fidelity is not None
+    assert (result.fidelity.worst.changed_decisions, result.after.macs < result.before.macs) == (0.0, True)
+    assert verify(model, tmp_path / "o.onnx", max_changed_decisions=0, **given).passed
+    compress(model, tmp_path / "o.onnx", ratio=0.8, bench=False, **given)
+    (failure,) = verify(model, tmp_path / "o.onnx", max_changed_decisions=0, **given).failures
+    assert failure.endswith(" is above 0")
+
+
+def test_rounding_changes_no_decision() -> None:
+    p = softmax(SCORES).astype(np.float32)
+    assert changed(p, np.nextafter(p, np.float32(1.0))) == 0.0
+    assert changed(p, p * (1.0 + 1e-3 * RNG.standard_normal(p.shape))) > 0.0  # type: ignore[operator]
 
 
 def test_what_speaks_against_it() -> None:

@@ -116,15 +116,15 @@ def test_shell_recipe_runs(layer, environment):
 
 def test_shell_recipe_fails_below_the_threshold(layer, environment):
     (layer / "bench.json").unlink(missing_ok=True)
-    done = called(["bash", "-c", block_of("sh").replace("--min-cosine 0.9", "--min-cosine 1")], environment)
+    done = called(["bash", "-c", block_of("sh").replace("decisions 5%", "decisions 0.01%")], environment)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "mean cosine" in done.stderr
+    assert "changed decisions" in done.stderr
     assert not (layer / "bench.json").exists()
 
 
-@pytest.mark.parametrize(("threshold", "code"), [("0.9", 0), ("1", 2)], ids=["passes", "fails"])
+@pytest.mark.parametrize(("threshold", "code"), [("5%", 0), ("0.01%", 2)], ids=["passes", "fails"])
 def test_make_recipe(layer, environment, threshold, code):
-    (layer / "recipe.mk").write_text(block_of("make").replace("--min-cosine 0.9", f"--min-cosine {threshold}"), encoding="utf-8")
+    (layer / "recipe.mk").write_text(block_of("make").replace("decisions 5%", f"decisions {threshold}"), encoding="utf-8")
     (layer / "smaller.onnx").unlink(missing_ok=True)
     done = called(["make", "-f", "recipe.mk", "smaller.onnx"], environment)
     assert done.returncode == code, done.stderr

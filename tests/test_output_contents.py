@@ -4,16 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import numpy_helper, parser
 from test_decisions import SCORES, changed, softmax
 
-from onnxmerge import compress
+from onnxmerge import compress, verify
 from onnxmerge.evaluation.decisions import SYNTHETIC_SHARE
 from onnxmerge.evaluation.fidelity import compare_outputs
 from onnxmerge.evaluation.neighbours import Neighbours
+from onnxmerge.evaluation.output_kinds import SIGMOID
 from onnxmerge.options import DEFAULT_CHANGED_DECISIONS
 from onnxmerge.pipeline import fidelity_search
+from onnxmerge.report.sentences import content_lines
+from onnxmerge.results import OutputFidelity
 
 RNG = np.random.default_rng(0)
 
@@ -57,6 +61,14 @@ CONTENTS = {
     "classes": (f"=> (int64[N] y) {{ {LAYERS} y = ArgMax<axis = 1, keepdims = 0>(s) }}", "ids"),
     "classes as floats": (f"=> (float[N, 1] y) {{ {LAYERS} a = ArgMax<axis = 1>(s) y = Cast<to = 1>(a) }}", "ids"),
     "rounded": (f"=> (int64[N, 20] y) {{ {LAYERS} k = Mul(s, ten) y = Cast<to = 7>(k) }}", ""),
+    "a sigmoid": (f"=> (float[N, 1] y) {{ {LAYERS} t = ReduceSum(s, one) k = Mul(t, ten) y = Sigmoid(k) }}", "sigmoid"),
+    "a sigmoid (N)": (
+        f"=> (float[N] y) {{ {LAYERS} t = ReduceSum(s, one) k = Mul(t, ten) p = Sigmoid(k) y = Squeeze(p, one) }}",
+        "sigmoid",
+    ),
+    "a share of something": (f"=> (float[N, 1] y) {{ {LAYERS} t = ReduceSum(s, one) k = Div(t, ten) y = Sigmoid(k) }}", ""),
+    "a part of sigmoids": (f"=> (float[N, 1] y) {{ {LAYERS} k = Mul(s, ten) p = Sigmoid(k) y = Slice(p, zero, one, one) }}", ""),
+    "sigmoids": (f"=> (float[N, 20] y) {{ {LAYERS} k = Mul(s, ten) y = Sigmoid(k) }}", ""),
     "texts": (
         f"=> (string[N] y) {{ {LAYERS} a = ArgMax<axis = 1, keepdims = 0>(s) y = ai.onnx.ml.LabelEncoder"
         '<keys_int64s = [0, 1], values_strings = ["a", "b"], default_string = "c">(a) }',
@@ -71,7 +83,7 @@ def content_model(text: str) -> onnx.ModelProto:
     v = rng.normal(size=(32, 20)) * np.where(np.arange(32) < 16, 1.0, 0.01)[:, np.newaxis]
     stored = {"w": rng.normal(size=(64, 32)) / 8, "v": v, "ten": np.array(10.0)}
     model.graph.initializer.extend(numpy_helper.from_array(value.astype(np.float32), name) for name, value in stored.items())
-    model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))
+    model.graph.initializer.extend(numpy_helper.from_array(np.array([value]), name) for value, name in ((0, "zero"), (1, "one")))
     return model
 
 
@@ -83,19 +95,57 @@ def test_what_outputs_hold(text: str, holds: str, tmp_path: Path) -> None:
     result = compress(model, tmp_path / "o.onnx", ratio=0.5, method="prune", criterion="l2-norm", bench=False, samples=64)
     output = result.fidelity.worst
     assert output.holds == holds
-    assert output.has_decisions == (holds in ("probabilities", "scores", "ids"))
-    assert (output.top1_agreement is None) == (holds == "features" or "rounded" in text or "Cast<to = 7>" in text)
-    is_vector = holds in ("features", "") and "int64" not in text
+    assert output.has_decisions == (holds in ("probabilities", "scores", "ids", "sigmoid"))
+    is_number = holds == "" and "float[N, 1]" in text
+    assert (output.top1_agreement is None) == (holds == "features" or "Cast<to = 7>" in text or is_number)
+    is_vector = holds in ("features", "") and "int64" not in text and not is_number
     assert (output.neighbours_kept is not None) == is_vector
     if holds == "ids":
         assert output.fidelity == output.top1_agreement == 1.0 - output.relative_l2_mean
         assert output.changed_decisions == pytest.approx(SYNTHETIC_SHARE * (1.0 - output.fidelity))
 
 
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1), (-1, 1, 1, 1)], ids=str)
+def test_a_sigmoid_for_each_input_is_decided_at_a_half(shape: tuple[int, ...]) -> None:
+    def measured(p: np.ndarray, q: np.ndarray) -> OutputFidelity:
+        batches = (
+            (len(a), {"y": a.reshape(shape)}, {"y": b.reshape(shape)})
+            for a, b in zip(np.split(p, 4), np.split(q, 4), strict=True)
+        )
+        (output,), _ = compare_outputs(batches, ["y"], kinds={"y": SIGMOID})
+        return output
+
+    scores = 6.0 * RNG.standard_normal(200)
+    p, q = (1.0 / (1.0 + np.exp(-each)) for each in (scores, scores + 2.0 * RNG.standard_normal(200)))
+    found = measured(p, q)
+    assert found.changed_decisions == pytest.approx(np.mean(np.abs(2 * p - 1) * np.abs(p - q)))
+    assert found.top1_agreement == np.mean((p > 0.5) == (q > 0.5)) < 1.0
+    for numbers in (np.linspace(0.0, 1.0, 200), np.linspace(0.0, 1.2, 200), np.linspace(-5.0, 5.0, 200)):
+        regression = measured(numbers, numbers)
+        assert (regression.holds, regression.changed_decisions, regression.top1_agreement) == ("", None, None)
+    same = measured(np.full(200, 0.99), q)
+    assert (same.has_one_decision, same.changed_decisions) == (True, None)
+    lost = measured(p, np.where(np.arange(200) == 0, np.nan, p))
+    assert lost.changed_decisions == pytest.approx(abs(2 * p[0] - 1) / 200)
+    assert lost.top1_agreement == 199 / 200
+
+
+@pytest.mark.parametrize("name", ["a sigmoid", "a sigmoid (N)"])
+def test_labels_of_a_sigmoid(name: str, tmp_path: Path) -> None:
+    model, inputs = content_model(CONTENTS[name][0]), np.random.default_rng(1).normal(size=(80, 64)).astype(np.float32)
+    onnx.save(model, tmp_path / "m.onnx")
+    (p,) = ort.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"]).run(None, {"x": inputs})
+    np.save(tmp_path / "labels.npy", (p.ravel() > 0.5).astype(np.int64) ^ (np.arange(80) < 8))
+    result = verify(tmp_path / "m.onnx", tmp_path / "m.onnx", calibration=inputs, labels=tmp_path / "labels.npy")
+    assert result.fidelity.accuracy is not None
+    assert result.fidelity.accuracy.candidate == 0.9
+    assert any("decided at 0.5" in line for line in content_lines(result.fidelity))
+
+
 @pytest.mark.usefixtures("harmless_models")
 def test_a_model_that_gives_classes_shrinks_by_default_as_one_that_gives_scores(tmp_path: Path) -> None:
     inputs = np.random.default_rng(1).normal(size=(400, 64)).astype(np.float32)
-    for name in ("scores", "classes"):
+    for name in ("scores", "classes", "a sigmoid"):
         result = compress(content_model(CONTENTS[name][0]), tmp_path / "o.onnx", calibration=inputs, bench=False)
         assert result.after.macs < 0.7 * result.before.macs
         assert result.fidelity.worst.changed_decisions <= DEFAULT_CHANGED_DECISIONS

@@ -58,3 +58,31 @@ def test_metadata_that_were_there_stay(tmp_path):
     stored = {each.key: each.value for each in onnx.load(tmp_path / "out.onnx").metadata_props}
     assert stored["labels"] == "0 1 2"
     assert float(stored["onnxmerge.fidelity"]) > 0.5
+
+
+READ = {"mean": 0.3054, "std": (0.3758,)}
+OTHERWISE = {
+    "the same": (READ, READ, "pixels", False),
+    "not at all": (READ, {}, "pixels", True),
+    "another": (READ, {**READ, "std": 1.0}, "pixels", True),
+    "other order": ({**READ, "input_range": (0, 255)}, READ, "pixels", True),
+    "made up": (READ, {}, "synthetic", True),
+    "values already": (READ, {}, "floats", False),
+    "nothing known": ({}, READ, "pixels", False),
+}
+
+
+@pytest.mark.parametrize(("made", "given", "inputs", "warns"), OTHERWISE.values(), ids=OTHERWISE)
+def test_pixels_that_are_read_otherwise_are_warned_of(made, given, inputs, warns, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), np.uint8)
+    calibration = {"pixels": pixels, "floats": pixels.astype(np.float32), "synthetic": None}[inputs]
+    compress(MLP, tmp_path / "o.onnx", calibration=pixels, **QUICK, **made)
+    found = verify(MLP, tmp_path / "o.onnx", calibration=calibration, **given).warnings
+    assert any("was made for pixels that are read with `" in text for text in found) is warns
+
+
+def test_provenance_of_others_is_no_error(tmp_path):
+    model = onnx.load(MLP)
+    for options in ("{", "[]", '{"mean": "grey"}', '{"mean": [[1]], "std": 3}', '{"color": "blue"}'):
+        onnx.helper.set_model_props(model, {"onnxmerge.options": options})
+        assert verify(MLP, model, samples=8).passed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,9 +14,11 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxmerge.errors import ModelError, ProviderError
-from onnxmerge.evaluation.latency import RESOLUTION, compare_latency, ratio_interval, sign_test_interval
+from onnxmerge.evaluation import latency as timing
+from onnxmerge.evaluation.latency import RESOLUTION, compare_latency, ratio_interval, sign_test_interval, timer_for
 from onnxmerge.execution.providers import CPU, Provider
 from onnxmerge.execution.sessions import open_session
+from onnxmerge.report.sentences import PROCESSOR_TIME, timing_lines
 
 
 def repeated(products: int):
@@ -158,6 +161,68 @@ def test_the_interval_covers_the_true_ratio(rounds, burst, effect, true):
         _, low, high = ratio_interval(synthetic(generator, rounds, true, burst, effect), generator)
         held += low <= true <= high
     assert held >= 11
+
+
+def interrupted(generator: np.random.Generator, ratio: float, share: float) -> list[np.ndarray]:
+    """Calls of which some are interrupted by pauses four times as long: of the reference's the share, of shorter ones fewer."""
+    rate, rounds = -math.log(1.0 - share), []
+    for _ in range(16):
+        times = (1.0, ratio) * np.exp(0.02 * generator.standard_normal(2) + 0.03 * generator.random((100, 2)))
+        pauses = generator.poisson(rate * times)
+        rounds.append(times + 4.0 * np.vectorize(generator.standard_gamma)(pauses + 1e-12))
+    return rounds
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.6])
+def test_interrupted_calls_do_not_move_the_ratio(share: float) -> None:
+    """That of the medians is off by a sixth where half of the calls are interrupted, and by a half at 60 %."""
+    generator = np.random.default_rng(0)
+    found = [ratio_interval(interrupted(generator, 0.3, share), generator) for _ in range(12)]
+    assert sum(low <= 0.3 <= high for _, low, high in found) >= 11
+    assert np.mean([abs(math.log(ratio / 0.3)) for ratio, _, _ in found]) < 0.025
+    assert np.mean([math.log(high / low) for _, low, high in found]) < 0.12
+
+
+@dataclass(frozen=True)
+class WorkingSession:
+    """A session that computes for so long and then waits, as a call that another program interrupts."""
+
+    computes: float
+    waits: float
+    provider: Provider = CPU
+    threads: int = 1
+
+    def reopen(self) -> WorkingSession:
+        return self
+
+    def bind(self, feeds: object) -> Callable[[], None]:
+        return self.call
+
+    def call(self) -> None:
+        end = time.thread_time() + self.computes
+        while time.thread_time() < end:
+            pass
+        time.sleep(self.waits)
+
+
+def test_one_thread_is_timed_by_its_processor_time():
+    if timer_for(WorkingSession(0.0, 0.0), time.perf_counter) is time.perf_counter:
+        pytest.skip("the processor time goes in large steps here")
+    found = compare_latency(WorkingSession(2e-3, 5e-3), WorkingSession(1e-3, 0.0), FEEDS, seconds=0.3, rounds=2)
+    assert found.latency_ratio == pytest.approx(0.5, rel=0.1)
+    assert found.is_processor_time
+    assert PROCESSOR_TIME in timing_lines(found)
+
+
+def test_what_times_a_call(monkeypatch):
+    other = FakeClock()
+    one, several = WorkingSession(0.0, 0.0), WorkingSession(0.0, 0.0, threads=2)
+    elsewhere = WorkingSession(0.0, 0.0, provider=Provider("CUDAExecutionProvider", "cuda"))
+    assert [timer_for(each, time.perf_counter) for each in (several, elsewhere)] == [time.perf_counter] * 2
+    assert timer_for(one, other) is other
+    for reading in (lambda: 0.0, itertools.count(0.0, 0.01).__next__):  # stands still; goes in steps of 10 ms
+        monkeypatch.setattr(timing.time, "thread_time", reading)
+        assert timer_for(one, time.perf_counter) is time.perf_counter
 
 
 def test_the_interval_narrows_to_the_resolution():

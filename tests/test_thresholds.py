@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from test_cli import MLP
 
 import onnxmerge
 from onnxmerge.errors import VerificationError
-from onnxmerge.evaluation.thresholds import missed_sizes, missed_thresholds, output_checks, size_checks
-from onnxmerge.options import Thresholds
+from onnxmerge.evaluation.thresholds import asked_of_outputs, missed_sizes, missed_thresholds, output_checks, size_checks
+from onnxmerge.options import PruningOptions, Thresholds
+from onnxmerge.pipeline.fidelity_search import loss_of
 from onnxmerge.results import Fidelity, OutputFidelity, Size
 
 
@@ -46,6 +48,59 @@ def test_top1_without_class_scores():
     ]
 
 
+BY_DEFAULT = {
+    "decisions": ({"changed_decisions": 0.019}, 0.94, [("fidelity", 0.94), ("changed decisions", 0.02)], 0),
+    "too many of them": ({"changed_decisions": 0.021}, 0.95, [("fidelity", 0.94), ("changed decisions", 0.02)], 1),
+    "too far off": ({"changed_decisions": 0.019}, 0.93, [("fidelity", 0.94), ("changed decisions", 0.02)], 1),
+    "one decision": ({"has_one_decision": True, "rows": 4, "worst_row_fidelity": 0.1}, 0.96, [("fidelity", 0.97)], 1),
+    "no decisions": ({}, 0.97, [("fidelity", 0.97)], 0),
+    "rows": ({"rows": 4, "worst_row_fidelity": 0.4}, 0.98, [("fidelity", 0.97), ("fidelity of the worst row", 0.5)], 1),
+    "states": ({"changed_decisions": 0.01}, 0.99, [("fidelity", 0.998), ("changed decisions", 0.02)], 1),
+    "rows of states": ({"rows": 4, "worst_row_fidelity": 0.4}, 0.999, [("fidelity", 0.998)], 0),
+}
+
+
+@pytest.mark.parametrize(("has", "kept", "asked", "missed"), BY_DEFAULT.values(), ids=BY_DEFAULT)
+def test_by_default_outputs_keep_what_compress_keeps_by_default(request, has, kept, asked, missed):
+    fidelity = Fidelity((replace(output("a", kept), **has),), 1, "", "", same_channel_counts=False)
+    has_states = "states" in request.node.callspec.id
+    checks, failures = asked_of_outputs(fidelity, Thresholds(), frozenset(), has_states=has_states)
+    assert [(check.measure, check.limit) for check in checks] == asked
+    assert (len(failures), all(check.is_default for check in checks)) == (missed, True)
+    assert all(line.endswith("(what a compression keeps by default; thresholds of your own replace that)") for line in failures)
+    pruning = PruningOptions(fidelity=0.998 if has_states else None, max_changed_decisions=0.02)
+    assert (loss_of(fidelity.outputs, pruning) <= 1.0) == (not missed)
+
+
+def test_outputs_of_all_kinds_have_their_own_defaults():
+    outputs = replace(output("a", 0.95), changed_decisions=0.01), output("b", 0.98), replace(output("c"), unmeasured="it is new")
+    checks, failures = asked_of_outputs(Fidelity(outputs, 1, "", ""), Thresholds(), frozenset())
+    assert [(check.output, check.limit) for check in checks] == [("a", 0.94), ("a", 0.02), ("b", 0.97)]
+    assert failures == ["how close output 'c' stayed could not be measured: it is new"]
+
+
+@pytest.mark.parametrize("changed", [None, 0.3])
+def test_decisions_that_may_change(changed):
+    fidelity = Fidelity((replace(output("a"), changed_decisions=changed),), 1, "", "")
+    (failure,) = asked_of_outputs(fidelity, Thresholds(), frozenset(), 0.2)[1]
+    told = "output 'a': changed decisions 0.3 is above 0.2", "changed decisions cannot be checked: no output holds best classes"
+    assert failure.startswith(told[changed is None])
+    assert asked_of_outputs(fidelity, Thresholds(), frozenset(), 0.3)[1] == ([] if changed else [failure])
+
+
+def test_a_model_that_lost_decisions_does_not_pass(run, tmp_path):
+    """With a mean cosine of 0.9 and more, which once was enough."""
+    onnxmerge.compress(MLP, tmp_path / "o.onnx", ratio=0.7, bench=False)
+    code, _, err = run("verify", MLP, tmp_path / "o.onnx")
+    assert code == 1
+    assert "changed decisions" in err
+    assert err.rstrip().endswith("(what a compression keeps by default; thresholds of your own replace that)")
+    assert run("verify", MLP, tmp_path / "o.onnx", "--min-cosine", "0.9")[0] == 0
+    found = onnxmerge.verify(MLP, tmp_path / "o.onnx", max_changed_decisions="30%")
+    assert (found.passed, [check.measure for check in found.thresholds]) == (True, ["changed decisions"])
+    assert not onnxmerge.verify(MLP, tmp_path / "o.onnx", max_changed_decisions=0.01).passed
+
+
 def test_checks_hold_what_is_missed_and_what_is_not():
     fidelity = Fidelity((output("a"), output("b", 0.95, 0.8, 0.5, 0.1)), 1, "", "")
     limits = Thresholds(min_fidelity=0.9, min_cosine=0.9, min_top1_agreement=0.5, max_relative_l2=0.2)
@@ -74,7 +129,8 @@ def test_sizes(limit, passes):
 
 
 KEPT = {
-    "default of a smaller model": ((), r"mean cosine 0.9", "(at least 0.9 by default)"),
+    "default of a smaller model": ((), "changed decisions ", "(at most 2% by default)"),
+    "changed decisions": (("--max-changed-decisions", "40%"), "changed decisions ", "(at most 40%)"),
     "default of an equal one": (("same",), "mean relative L2 0", "(at most 0.0001 by default)"),
     "fidelity": (("--min-fidelity", "50%"), "fidelity 0.", "(at least 0.5)"),
     "several": (("--min-cosine", "-1", "--max-macs", "99.5%"), "of the MACs left", "(at most 99.5%)"),
@@ -83,7 +139,7 @@ KEPT = {
 
 @pytest.mark.parametrize(("options", "measured", "limit"), KEPT.values(), ids=KEPT)
 def test_what_passes_is_told_beside_its_threshold(run, tmp_path, options, measured, limit):
-    onnxmerge.compress(MLP, tmp_path / "o.onnx", ratio=0.1, method="prune", samples=16, bench=False)
+    onnxmerge.compress(MLP, tmp_path / "o.onnx", ratio=0.1, samples=64, bench=False)
     same = options == ("same",)
     files = tmp_path / "r.html", tmp_path / "r.md", tmp_path / "r.json"
     reports = [word for file in files for word in ("--report", file)]
@@ -97,7 +153,7 @@ def test_what_passes_is_told_beside_its_threshold(run, tmp_path, options, measur
         assert limit in told
     asked = [check for check in found["thresholds"] if not check["is_default"]]
     assert len(asked) == len([word for word in options if word.startswith("--")])
-    assert len(found["thresholds"]) == max(1, len(asked))
+    assert len(found["thresholds"]) == (len(asked) or (1 if same else 2))
 
 
 def test_a_compression_tells_them_too(tmp_path):

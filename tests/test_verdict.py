@@ -96,6 +96,12 @@ WHOLE = replace(NOTHING, fidelity=REAL, refusals=(refusal("conv", Reason.ALL_KEP
 SURE = replace(OUTPUT, fidelity_low=0.9765, fidelity_high=0.9901)
 LABELLED = replace(FIDELITY, accuracy=Accuracy(0.9, 0.89))
 HARDLY = replace(COMPRESSION, after=Size(25_400_000, 4_080_000_000, 102_000_000))
+DECIDED = replace(FIDELITY, outputs=(replace(OUTPUT, changed_decisions=0.012),))
+FIDELITY_KEPT = ThresholdCheck("fidelity", 0.98764, 0.95, True, output=OUTPUT.name)
+BY_DEFAULT = (
+    ThresholdCheck("fidelity", 0.98764, 0.94, True, is_default=True, output=OUTPUT.name),
+    ThresholdCheck("changed decisions", 0.012, 0.02, False, is_default=True, output=OUTPUT.name),
+)
 SIZED = replace(VERIFICATION, before=SIZE, after=COMPRESSION.after)
 VERDICTS = {
     "good": (COMPRESSION, "good", r"^Smaller by 51.7% of the parameters and 69.8% of the MACs, 1.50x as fast .1.45, 1.54., fid"),
@@ -130,14 +136,24 @@ VERDICTS = {
     "not timed": (replace(COMPRESSION, latency=None), "", r"fidelity 0.9876, not timed; on"),
     "verified": (SIZED, "good", r"^Passed: fidelity 0.9876, smaller by 51.7%"),
     "asked for": (
-        replace(SIZED, thresholds=(ThresholdCheck("fidelity", 0.98764, 0.95, True), ThresholdCheck("MACs", 0.302, 0.625, False))),
+        replace(SIZED, thresholds=(FIDELITY_KEPT, ThresholdCheck("MACs", 0.302, 0.625, False))),
         "good",
         r"^Passed: fidelity 0.9876 \(at least 0.95\), 30.2% of the MACs left \(at most 62.5%\), smaller by",
     ),
     "asked for by default": (
-        replace(VERIFICATION, thresholds=(ThresholdCheck("mean cosine", 0.9912, 0.9, True, is_default=True),)),
+        replace(VERIFICATION, fidelity=DECIDED, thresholds=(*BY_DEFAULT, replace(BY_DEFAULT[0], output="another", limit=0.97))),
         "good",
-        r"^Passed: fidelity 0.9876, mean cosine 0.9912 \(at least 0.9 by default\); on",
+        r"^Passed: fidelity 0.9876 \(at least 0.94 by default\), changed decisions 1.2% \(at most 2% by default\); on",
+    ),
+    "missed by default": (
+        replace(
+            VERIFICATION,
+            failures=("it is",),
+            thresholds=(replace(BY_DEFAULT[0], limit=0.99),),
+            fidelity=replace(FIDELITY, input_description="8 synthetic images"),
+        ),
+        "bad",
+        r"^Failed: it is; fidelity 0.9876; on .*\. Synthetic inputs can mislead: --calibration gives real ones\.$",
     ),
     "only rounding may differ": (
         replace(VERIFICATION, thresholds=(ThresholdCheck("mean relative L2", 2.1e-7, 1e-4, False, is_default=True),)),

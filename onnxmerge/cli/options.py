@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from onnxmerge.cli.configuration import contradicting, taken, without_effect
-from onnxmerge.errors import InputError, OptionError, UnusedOptionError
+from onnxmerge.cli.command import CUDA_SECTION, OUTPUT_SECTION
 from onnxmerge.options import (
     DECIDED_FIDELITY,
     DEFAULT_CHANGED_DECISIONS,
@@ -78,58 +77,6 @@ def section(title: str, *options: Decorator) -> Decorator:
         return command
 
     return decorate
-
-
-class Command(click.Command):
-    """A command whose --help has its options in sections, and examples below them."""
-
-    def __init__(self, *arguments: Any, examples: tuple[str, ...] = (), **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self.examples = examples
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keep what was typed, to be read again without some options of a file."""
-        ctx.meta[__name__] = list(args)
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """What is typed puts aside what a file says against it, and a file may hold options that have no effect.
-
-        Other refusals name the options of the file, a likely reason.
-        """
-        try:
-            return super().invoke(ctx)
-        except (InputError, OptionError) as error:
-            unused = without_effect(ctx, error.option) if isinstance(error, UnusedOptionError) else []
-            if aside := contradicting(ctx, str(error)) or unused:
-                if ctx.params["verbose"]:
-                    why = "without effect here" if aside is unused else "for what was typed"
-                    click.echo(f"onnxmerge: put aside {why}: {taken(ctx, aside)}", err=True)
-                kept = {name: value for name, value in (ctx.default_map or {}).items() if name not in aside}
-                with self.make_context(ctx.info_name, ctx.meta[__name__], ctx.parent, default_map=kept) as again:
-                    return self.invoke(again)
-            if told := taken(ctx):
-                raise type(error)(f"{error} ({told}; `onnxmerge --no-config` ignores that file)") from error
-            raise
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The options of each section, those of CUDA last."""
-        rows: dict[str, list[tuple[str, str]]] = {}
-        for option in self.get_params(ctx):
-            record = option.get_help_record(ctx)
-            if record is not None and isinstance(option, click.Option):
-                rows.setdefault(getattr(option, "section", OUTPUT_SECTION), []).append(record)
-        for title in sorted(rows, key=lambda title: title == CUDA_SECTION):
-            with formatter.section(title):
-                formatter.write_dl(rows[title])
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The examples."""
-        with formatter.section("Examples"):
-            formatter.write("".join(f"  onnxmerge {example}\n" for example in self.examples))
-
-
-OUTPUT_SECTION, CUDA_SECTION = "Output", "CUDA"
 
 
 def _option(name: str, kind: Any, metavar: str | None, text: str, default: Any = None) -> Decorator:
@@ -208,6 +155,7 @@ BATCH = _option("--batch", int, "N", "Inputs in one call where models are timed,
 BATCHES = _option("--batch", batch_sizes, "N[,N]", "Inputs in one call, or several numbers to time in turn.  [default: 1]")
 MIN_SPEEDUP = _option("--min-speedup", float, "X", "Least speed-up: 1.2 is 1.2 times as fast.  [default: none]")
 BENCH = _flag("--bench/--no-bench", None, "Timing of each result against MODEL.  [default: bench]")
+_CHANGED_DECISIONS = "Greatest share of best classes expected to change, each counted by how far it leads: 0.02 or 2%."
 THRESHOLDS = combined(
     _option("--min-fidelity", str, "F", "Least fidelity of the worst output, 0.9 or 90%.  [default: none]"),
     _option("--min-cosine", float, "C", "Least mean cosine similarity.  [default: none]"),
@@ -226,7 +174,16 @@ CHECKS = section(
     THRESHOLDS,
     MIN_SPEEDUP,
 )
-VERIFY_THRESHOLDS = section(CHECKS_TITLE, THRESHOLDS)
+VERIFY_THRESHOLDS = section(
+    CHECKS_TITLE,
+    _option(
+        "--max-changed-decisions",
+        str,
+        "X",
+        f"{_CHANGED_DECISIONS}  [default: {DEFAULT_CHANGED_DECISIONS:g} without a threshold of the outputs]",
+    ),
+    THRESHOLDS,
+)
 TIMING = section("Timing", BENCH, BATCH)
 TIMING_BATCHES = section("Timing", BATCHES, MIN_SPEEDUP)
 GROUPS = section(
@@ -255,8 +212,7 @@ SIZE = section(
         "--max-changed-decisions",
         str,
         "X",
-        "Greatest share of best classes expected to change, each counted by how far it leads: 0.02 or 2%."
-        f"  [default: {DEFAULT_CHANGED_DECISIONS:g}]",
+        f"{_CHANGED_DECISIONS}  [default: {DEFAULT_CHANGED_DECISIONS:g}]",
     ),
     _option(
         "--fidelity",

@@ -54,7 +54,9 @@ def given_shapes(model: Path, options: InputOptions, proto: ModelProto | None = 
     counted = inputs.axes.keys() - {spec.name for spec in specs if spec.is_setting}
     values = {name: value.tolist() for name, value in feeds.items() if name not in counted and value.dtype.kind in "iub"}
     origins = {**dict.fromkeys(found, "calibration"), **given.origins}
-    return GivenShapes({**found, **shapes}, origins, inputs.pixels, values).without_batch(inputs.axes)
+    path = options.calibration_path
+    rows = {name: (axis, inputs.count) for name, axis in inputs.axes.items() if path is None or not path.is_dir()}
+    return GivenShapes({**found, **shapes}, origins, inputs.pixels, values, rows).without_batch(inputs.axes)
 
 
 def checked_shapes(given: Mapping[str, tuple[int, ...]], specs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ from onnxmerge.data.calibration import array_sources, file_sources
 from onnxmerge.data.feed_sources import FeedSource, Indices, layout_of
 from onnxmerge.data.images import ImageReading
 from onnxmerge.data.synthetic import ImageRange
-from onnxmerge.errors import InputError
+from onnxmerge.errors import InputError, UnusedOptionError
 from onnxmerge.execution.batch_axes import Axes
 from onnxmerge.execution.tensor_specs import TensorSpec
 from onnxmerge.results import InputShape
@@ -212,6 +212,8 @@ def calibration_inputs(
     ------
     InputError
         Where the path is missing or cannot be read, or what it holds is empty or does not match the model's inputs.
+    UnusedOptionError
+        Where it is said how images are read, and there are none.
     """
     model_batching = batching(specs, shapes)
     axes, per_run = model_batching.axes, model_batching.size == 1
@@ -224,8 +226,9 @@ def calibration_inputs(
         name = full_name = "arrays in memory"
         sources = array_sources(given, layouts, reading)
     if reading is not None and not any(source.pixels for source in sources.values()):
-        what = "image files or uint8 arrays, and other values are used as they are: drop `fit` and `color`"
-        raise InputError(f"`calibration` {full_name} holds no images, that is {what}")
+        option = "fit" if reading.color == "rgb" else "color"
+        what = f"image files or uint8 arrays, and other values are used as they are, so that `{option}` has no effect: drop it"
+        raise UnusedOptionError(f"`calibration` {full_name} holds no images, that is {what}", option)
     counts = {each: source.count for each, source in sources.items() if source.count is not None}
     if max(counts.values(), default=1) > 1:
         sources = {each: _repeated(source) if source.count == 1 else source for each, source in sources.items()}

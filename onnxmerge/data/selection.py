@@ -20,7 +20,7 @@ from onnxmerge.data.inputs import Inputs, calibration_inputs
 from onnxmerge.data.next_tokens import WINDOWS, looks_back_only, predicted_input, sweeps_for, with_predicted_tokens
 from onnxmerge.data.synthetic import image_range_of
 from onnxmerge.data.synthetic_inputs import synthetic_inputs
-from onnxmerge.execution.batch_axes import Axes, batch_symbol, named_axes, without_axis
+from onnxmerge.execution.batch_axes import WITHOUT_BATCH, Axes, batch_symbol, named_axes, without_axis
 from onnxmerge.execution.first_run import batch_that_fits
 from onnxmerge.execution.input_sizes import GivenShapes, with_given_sizes
 from onnxmerge.execution.sessions import Session, open_session
@@ -235,6 +235,7 @@ def _inputs_for(
     axes = batching(specs, shapes).axes
     output_axes = named_axes(session.outputs, batch_symbol(specs, axes))
     states = fed_back(specs, session.outputs, shapes, {**axes, **output_axes})
+    output_axes |= {spec.name: WITHOUT_BATCH for spec in session.outputs if spec.is_whole}
     if options.input_shape is not None:
         sizes = checked_shapes(options.input_shape, specs)
         specs = tuple(with_given_sizes(specs, GivenShapes(sizes)))

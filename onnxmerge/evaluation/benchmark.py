@@ -57,7 +57,8 @@ SHORT_CALL_MS = 0.2
 WIDE_INTERVAL, WIDE_QUARTILES = 1.5, 1.5
 """Ratios of the ends of a speed-up's interval, and of the quartiles of a model's calls, above which a machine is busy. With two
 programs a core more than half of the calls of 2 ms were interrupted, and a fifth of those of 0.7 ms: the quartiles of the former
-differed 2.9 times, and a model 3.3 times as fast counted as 7.7 times. Those of two other models differed 1.04 to 1.13 times."""
+differed 2.9 times, and a model 3.3 times as fast counted as 7.7 times by medians, as 3.1 by lower quartiles. Those of two other
+models differed 1.04 to 1.13 times."""
 LEAST_SAVING = 0.005
 """Share of the MACs below which nothing was saved that could become time."""
 

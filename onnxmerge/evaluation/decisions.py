@@ -14,6 +14,10 @@ largest, 0.43 with independent steps, and 0.18 did.) Heat maps (N, keypoints, po
 second best place lies beside the best one, where classes are in no order. Neither are the classes of anchors or pixels, of which
 one changes hardly anything, nor boxes, positions and other numbers that are never negative.
 
+One sigmoid p for each input is the probability of one of two classes, decided at 0.5, so that p1 - p2 = |2 p - 1| and the total
+variation is |p - q|. The same operator gives shares and scores between 0 and 1, of which the middle is as likely as the ends:
+only a network that is sure of most inputs is taken for a classifier.
+
 On synthetic inputs a network's probabilities say nothing of how sure it is on data, and there are enough of them to count: of the
 best classes, of inputs or steps, that change there, `SYNTHETIC_SHARE` is expected to.
 """
@@ -24,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from onnxmerge.data.balance import looks_like_scores
-from onnxmerge.evaluation.output_kinds import FEATURES, IDS
+from onnxmerge.evaluation.output_kinds import FEATURES, IDS, SIGMOID
 from onnxmerge.evaluation.ratio_interval import ratio_interval
 
 UNIT_TOLERANCE = 1e-3
@@ -38,6 +42,11 @@ accuracy that they lose with a correlation of 0.85, the fidelity with 0.78."""
 LEAST_LEAD = 0.1
 """Mean p1 - p2 below which scores before a softmax count as something else, such as features: ten classifiers have 0.46 and more,
 on synthetic inputs 0.22."""
+ROUNDED_SHARE = 1e-5
+"""Share of changed decisions below which it is 0: rounding in float32 moves probabilities by up to 1e-6, and no decision."""
+LEAST_SIGMOID_LEAD = 0.6
+"""Mean |2 p - 1| below which single sigmoids are no decisions but numbers: uniform ones have 0.5, the tenths from 0 to 1 0.55;
+eight classifiers that tell five of their classes from the others have 0.58 to 0.98."""
 MOST_STEPS = 1600
 """Steps of a sequence above which they are anchors or pixels: half a minute of speech has 1,500, the smallest SSD 1,917."""
 PLACES, BESIDE = 16, 1 / 3
@@ -85,6 +94,9 @@ class ChangedDecisions:
         """Add arrays (samples, ...) of one shape; those that hold no classes are left out, and then `share` is None."""
         if self.holds == IDS:
             self._add_ids(reference, candidate)
+        elif self.holds == SIGMOID:
+            if is_single(reference):
+                self._add_scores(as_two_classes(reference), as_two_classes(candidate))
         elif self.holds != FEATURES:
             self._add_scores(reference, candidate)
 
@@ -125,13 +137,18 @@ class ChangedDecisions:
 
     def share(self, samples: int, *, synthetic: bool) -> float | None:
         """The share of so many inputs, on data; None where not all of them had decisions, or where they were all the same."""
-        if not self._are_decisions(samples) or len(self.best) < 2:
+        share = self._share(samples, synthetic=synthetic)
+        return share if share is None or share >= ROUNDED_SHARE else 0.0
+
+    def _share(self, samples: int, *, synthetic: bool) -> float | None:
+        """`share`, not rounded."""
+        if not self.are_decisions(samples) or len(self.best) < 2:
             return None
         return (SYNTHETIC_SHARE * self.flipped if synthetic else float(sum(map(np.sum, self.changed)))) / samples
 
     def interval(self, samples: int, *, synthetic: bool) -> tuple[float, float] | tuple[None, None]:
         """95 % interval of `share` for other inputs of the same kind; None of synthetic ones, whose kind is what is unsure."""
-        share = self.share(samples, synthetic=synthetic)
+        share = self._share(samples, synthetic=synthetic)
         if share is None or synthetic:
             return None, None
         ends = ratio_interval(np.concatenate(self.changed), np.ones(samples), share, is_share=True, counted=self.holds == IDS)
@@ -139,7 +156,7 @@ class ChangedDecisions:
 
     def are_all_the_same(self, samples: int) -> bool:
         """Whether so many inputs, several of them, had decisions, and all of them the same one."""
-        return samples > 1 and self._are_decisions(samples) and len(self.best) == 1
+        return samples > 1 and self.are_decisions(samples) and len(self.best) == 1
 
     @property
     def are_features(self) -> bool:
@@ -150,13 +167,27 @@ class ChangedDecisions:
         """What `OutputFidelity.holds` says of so many inputs."""
         if self.holds == IDS or self.are_features:
             return self.holds or FEATURES
-        kind = "probabilities" if self.has_probabilities else "scores"
-        return kind if self._are_decisions(samples) else ""
+        kind = self.holds or ("probabilities" if self.has_probabilities else "scores")
+        return kind if self.are_decisions(samples) else ""
 
-    def _are_decisions(self, samples: int) -> bool:
+    def are_decisions(self, samples: int) -> bool:
+        """Whether so many inputs all had decisions."""
+        if self.holds == SIGMOID:
+            return 0 < samples == self.samples and self.leads >= LEAST_SIGMOID_LEAD * samples
         are_scores = self.has_negative and not self.are_features and self.leads >= LEAST_LEAD * self.samples
         is_sure = self.has_probabilities or are_scores
         return 0 < samples == self.samples and is_sure and self.beside <= BESIDE * samples
+
+
+def is_single(array: np.ndarray) -> bool:
+    """Whether an array of floats (N, ...) holds one for each of N inputs."""
+    return bool(np.issubdtype(array.dtype, np.floating) and array.size == len(array))
+
+
+def as_two_classes(array: np.ndarray) -> np.ndarray:
+    """The probabilities (N, 2) of both classes from that of the second for each of N inputs."""
+    second = array.astype(np.float64).reshape(-1, 1)
+    return np.hstack([1.0 - second, second])
 
 
 def _are_probabilities(array: np.ndarray) -> bool:

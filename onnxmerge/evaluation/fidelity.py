@@ -12,9 +12,9 @@ from onnxmerge.data.balance import looks_like_scores
 from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.selection import BATCH
 from onnxmerge.errors import InputError, VerificationError
-from onnxmerge.evaluation.decisions import ChangedDecisions
+from onnxmerge.evaluation.decisions import ChangedDecisions, as_two_classes, is_single
 from onnxmerge.evaluation.examples import with_examples
-from onnxmerge.evaluation.output_kinds import output_kinds
+from onnxmerge.evaluation.output_kinds import SIGMOID, output_kinds
 from onnxmerge.evaluation.output_metrics import OutputMoments
 from onnxmerge.execution.batch_axes import Axes, batch_first
 from onnxmerge.execution.placement import execution_of
@@ -68,7 +68,7 @@ def compare(
     """
     _check_names(reference, candidate)
     not_finite: set[str] = set()
-    label_counts = None if labels is None else _LabelCount(np.asarray(labels).ravel(), (reference.label, candidate.label))
+    label_counts = None if labels is None else _LabelCount(np.asarray(labels).ravel(), (reference.label, candidate.label), kinds)
 
     def runs() -> Iterator[tuple[int, Outputs, Outputs]]:
         for feeds in batches:
@@ -164,6 +164,7 @@ class _LabelCount:
 
     labels: np.ndarray
     models: tuple[str, str]
+    kinds: Mapping[str, str]
     seen: int = 0
     correct: list[int] = field(default_factory=lambda: [0, 0])
 
@@ -171,7 +172,7 @@ class _LabelCount:
         """The outputs of one batch of so many inputs."""
         labels = self.labels[self.seen : self.seen + size]
         for side, outputs in enumerate((expected, found)):
-            classes, count = _classes(outputs, size, self.models[side])
+            classes, count = _classes(outputs, size, self.models[side], self.kinds)
             if labels.size and labels.max() >= count:
                 raise InputError(f"the labels hold class {labels.max()}, but {self.models[side]} has {count} classes, from 0 on")
             self.correct[side] += int(np.sum(classes[: len(labels)] == labels))
@@ -216,7 +217,8 @@ def _add(accumulated: OutputMoments, expected: np.ndarray, found: np.ndarray, si
     whole = expected.ndim > 0 and len(expected) == size
     if not whole:
         expected, found = expected[np.newaxis], found[np.newaxis]
-    scores = whole and looks_like_scores(expected)
+    are_single = accumulated.decisions.holds == SIGMOID and is_single(expected)
+    scores = whole and (looks_like_scores(expected) or are_single)
     accumulated.add(expected, found, first, scores=scores)
     step = max(1, DECIDED_AT_ONCE // max(1, expected[:1].size))
     for start in range(0, len(expected), step) if whole else ():
@@ -225,15 +227,19 @@ def _add(accumulated: OutputMoments, expected: np.ndarray, found: np.ndarray, si
         accumulated.neighbours.add(some, others)
 
 
-def _classes(outputs: Outputs, size: int, label: str) -> tuple[np.ndarray, float]:
+def _classes(outputs: Outputs, size: int, label: str, kinds: Mapping[str, str]) -> tuple[np.ndarray, float]:
     """The class of each input, and how many there are; infinity where the output does not tell."""
-    arrays = [as_array(value) for value in outputs.values()]
-    rows = [array for array in arrays if array.ndim and len(array) == size]
+    named = ((name, as_array(value)) for name, value in outputs.items())
+    of_inputs = [(name, array) for name, array in named if array.ndim and len(array) == size]
+    sigmoids = [array for name, array in of_inputs if kinds.get(name) == SIGMOID and is_single(array)]
+    rows = [array for _, array in of_inputs]
     pairs = (array for array in rows if array.dtype.kind == "f" and array.size == 2 * size)  # two classes, as labels say
     for array in (*filter(looks_like_scores, rows), *pairs):
         if array.ndim > 1:
             scores = array.reshape(size, -1)
             return scores.argmax(axis=1), scores.shape[1]
+    if sigmoids:
+        return as_two_classes(sigmoids[0]).argmax(axis=1), 2
     for array in rows:
         if array.dtype.kind in "iu" and array.size == size:
             return array.ravel(), np.inf

@@ -1,4 +1,5 @@
-"""What the outputs of a model hold as far as its graph tells: ids, which are equal or not, or features, which are no classes.
+"""What the outputs of a model hold as far as its graph tells: ids, which are equal or not, features, which are no classes, or
+sigmoids, of which one for each input may be the probability of one of two classes.
 
 Only what is certain counts: taken for features, class scores would lose more than they may, since their decisions go uncounted.
 A classifier ends in a layer with weights, in a softmax or a sigmoid, or in a Relu and a mean over positions (SqueezeNet); no
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from onnx import ModelProto, NodeProto
 
-IDS, FEATURES = "ids", "features"
+IDS, FEATURES, SIGMOID = "ids", "features", "sigmoid"
 ID_SOURCES = frozenset(
     {("ArgMax", 0), ("ArgMin", 0), ("TopK", 1), ("NonZero", 0), ("NonMaxSuppression", 0), ("LabelEncoder", 0), ("Multinomial", 0)}
 )
@@ -23,6 +24,8 @@ FEATURE_SOURCES = frozenset(
 GATES = frozenset({"Sigmoid", "HardSigmoid"})
 """x times one of these of x is an activation too."""
 MOVES = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast", "Slice", "Gather", "Dropout"})
+LAYOUTS = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Dropout"})
+"""Of `MOVES` those that keep all values as they are: a part of a map of sigmoids is no decision."""
 MEANS = frozenset({"GlobalAveragePool", "AveragePool", "ReduceMean", "GlobalMaxPool", "MaxPool", "ReduceMax"})
 FEATURE_NAMES = frozenset(
     {"embed", "embeds", "embedding", "embeddings", "feature", "features", "descriptor", "descriptors", "latent", "latents"}
@@ -35,7 +38,7 @@ SCORE_NAMES = frozenset({"logit", "logits", "class", "classes", "score", "scores
 
 
 def output_kinds(proto: ModelProto) -> Mapping[str, str]:
-    """`IDS` or `FEATURES` by the name of an output of which that is certain.
+    """`IDS`, `FEATURES` or `SIGMOID` by the name of an output of which that is certain.
 
     Examples
     --------
@@ -61,6 +64,9 @@ def _kind(name: str, producers: Producers) -> str:
     is_path = "/" in name  # that of a node, which may lie in a part called so
     if not is_path and not FEATURE_NAMES.isdisjoint(words) and SCORE_NAMES.isdisjoint(words):
         return FEATURES
+    node, _ = _origin(name, producers, LAYOUTS)
+    if node is not None and node.op_type == "Sigmoid":
+        return SIGMOID
     node, _ = _origin(name, producers, MOVES | MEANS)
     return FEATURES if node is not None and (node.op_type in FEATURE_SOURCES or _is_gated(node, producers)) else ""
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxmerge.evaluation.decisions import ChangedDecisions
+from onnxmerge.evaluation.decisions import ChangedDecisions, as_two_classes
 from onnxmerge.evaluation.neighbours import Neighbours
-from onnxmerge.evaluation.output_kinds import IDS
+from onnxmerge.evaluation.output_kinds import IDS, SIGMOID
 from onnxmerge.evaluation.output_variance import Variance
 from onnxmerge.evaluation.ratio_interval import ratio_interval
 from onnxmerge.results import OutputFidelity
@@ -129,6 +129,8 @@ class OutputMoments:
             self.epsilon = float(np.finfo(reference.dtype).eps)
         reference, candidate = (array.reshape(len(array), -1) for array in (reference, candidate))
         not_finite = self._add_numbers(reference, candidate, shape, first)
+        if scores and self.decisions.holds == SIGMOID and reference.shape[1] == 1:
+            reference, candidate = as_two_classes(reference), as_two_classes(candidate)
         if scores:
             self._add_scores(reference, candidate, not_finite)
 
@@ -206,7 +208,8 @@ class OutputMoments:
             return None, None
         errors, deviations = (np.concatenate(each) for each in zip(*self.by_input, strict=True))
         holds = self.decisions.content(self.samples)
-        ends = ratio_interval(errors, deviations, unexplained, is_share=holds == "probabilities", counted=holds == IDS)
+        is_share = holds in ("probabilities", SIGMOID)
+        ends = ratio_interval(errors, deviations, unexplained, is_share=is_share, counted=holds == IDS)
         return (None, None) if ends is None else (1.0 - ends[1], 1.0 - ends[0])
 
     @property
@@ -238,6 +241,8 @@ class OutputMoments:
         unexplained = 1.0 - fidelity
         # A batch of one hides that axis 0 is not the batch; the others show it.
         scored = 0 < self.scored_samples == self.samples and not self.decisions.are_features
+        if self.decisions.holds == SIGMOID and self.compared + self.left_out == self.samples:
+            scored = scored and self.decisions.are_decisions(self.samples)
         holds = self.decisions.content(self.samples)
         return OutputFidelity(
             name=self.name,

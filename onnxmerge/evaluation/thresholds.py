@@ -3,21 +3,33 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from onnxmerge.options import Thresholds
+from onnxmerge.options import DECIDED_FIDELITY, DEFAULT_CHANGED_DECISIONS, DEFAULT_FIDELITY, STREAM_FIDELITY, Thresholds
 from onnxmerge.results import Fidelity, LatencyComparison, Size, ThresholdCheck
+from onnxmerge.results.fidelity import ROW_FIDELITY
 
-DEFAULT_COSINE = 0.9  # least mean cosine similarity that `verify` asks for where the user gave no threshold
 # Largest mean relative L2 error of the outputs that rounding explains, by ONNX's name of the weights' type
 ROUNDING = {"DOUBLE": 1e-10, "FLOAT": 1e-4, "FLOAT16": 1e-2, "BFLOAT16": 5e-2}
+_WITHOUT = {
+    "top-1 agreement": "no output looks like class scores",
+    "changed decisions": "no output holds best classes for certain that differ between the inputs",
+}
+"""Measure -> why no output has it."""
 
 
-def output_checks(fidelity: Fidelity, thresholds: Thresholds) -> list[ThresholdCheck]:
-    """Every threshold of the outputs beside what the worst output keeps."""
+def output_checks(
+    fidelity: Fidelity, thresholds: Thresholds, most_changed: float | None = None, least_of_rows: float | None = None
+) -> list[ThresholdCheck]:
+    """Every threshold of the outputs beside what the worst output keeps.
+
+    most_changed: greatest share of changed decisions; least_of_rows: least fidelity of a row.
+    """
     rows: tuple[tuple[str, float | None, Callable[..., tuple[float, str]], str], ...] = (
         ("fidelity", thresholds.min_fidelity, min, "fidelity"),
         ("mean cosine", thresholds.min_cosine, min, "cosine_mean"),
         ("top-1 agreement", thresholds.min_top1_agreement, min, "top1_agreement"),
         ("mean relative L2", thresholds.max_relative_l2, max, "relative_l2_mean"),
+        ("changed decisions", most_changed, max, "changed_decisions"),
+        ("fidelity of the worst row", least_of_rows, min, "worst_row_fidelity"),
     )
     checks = []
     for measure, limit, worst_of, name_of_field in rows:
@@ -42,13 +54,23 @@ def size_checks(before: Size, after: Size, thresholds: Thresholds) -> list[Thres
     ]
 
 
-def missed_thresholds(fidelity: Fidelity, thresholds: Thresholds) -> list[str]:
+def missed_thresholds(fidelity: Fidelity, thresholds: Thresholds, most_changed: float | None = None) -> list[str]:
     """A sentence for every threshold that the worst output misses; NaN or infinity, and nothing to compare, always fail."""
-    failures = [f"input '{name}' holds NaN or infinity" for name in fidelity.inputs_not_finite]
-    failures += [output.defect for output in fidelity.outputs if output.defect]
-    for check in output_checks(fidelity, thresholds):
+    return [*_defects(fidelity), *_missed(output_checks(fidelity, thresholds, most_changed))]
+
+
+def _defects(fidelity: Fidelity) -> list[str]:
+    """What fails whatever the thresholds are."""
+    inputs = [f"input '{name}' holds NaN or infinity" for name in fidelity.inputs_not_finite]
+    return [*inputs, *(output.defect for output in fidelity.outputs if output.defect)]
+
+
+def _missed(checks: list[ThresholdCheck]) -> list[str]:
+    """A sentence for every check that does not pass."""
+    failures = []
+    for check in checks:
         if check.value is None:
-            failures.append(f"{check.measure} cannot be checked: no output looks like class scores")
+            failures.append(f"{check.measure} cannot be checked: {_WITHOUT[check.measure]}")
         elif not check.passes:
             side = "below" if check.is_least else "above"
             failures.append(f"output {check.output!r}: {check.measure} {check.value:.6g} is {side} {check.limit:g}")
@@ -76,29 +98,62 @@ def missed_speedup(latency: LatencyComparison, least: float | None) -> list[str]
 
 
 def asked_of_outputs(
-    fidelity: Fidelity, thresholds: Thresholds, float_types: frozenset[str]
+    fidelity: Fidelity,
+    thresholds: Thresholds,
+    float_types: frozenset[str],
+    most_changed: float | None = None,
+    *,
+    has_states: bool = False,
 ) -> tuple[list[ThresholdCheck], list[str]]:
     """What `verify` asks of the outputs, and what it fails for.
 
-    Without thresholds of the user's, a model that lost channels needs `DEFAULT_COSINE`, and another one outputs that are equal
-    but for rounding.
+    Without thresholds of the user's, a model that lost channels must keep what `compress` keeps by default, and another one
+    outputs that are equal but for rounding.
 
     Parameters
     ----------
     fidelity : Fidelity
         What was measured.
-    thresholds : Thresholds
-        The user's.
+    thresholds, most_changed : Thresholds, float or None
+        The user's, and the greatest share of decisions that may change.
     float_types : frozenset of str
         ONNX's names of the types that the candidate's weights are stored in.
+    has_states : bool
+        Whether states of the model go from call to call.
     """
-    if thresholds.outputs_given:
-        return output_checks(fidelity, thresholds), missed_thresholds(fidelity, thresholds)
-    asked = replace(thresholds, min_cosine=DEFAULT_COSINE)
+    if thresholds.outputs_given or most_changed is not None:
+        return output_checks(fidelity, thresholds, most_changed), missed_thresholds(fidelity, thresholds, most_changed)
     if fidelity.same_channel_counts:
         coarsest = max((ROUNDING[kind] for kind in float_types & ROUNDING.keys()), default=ROUNDING["FLOAT"])
-        asked = replace(thresholds, max_relative_l2=coarsest)
-    checks = [replace(check, is_default=True) for check in output_checks(fidelity, asked)]
-    why = "no channel was removed, so that only rounding may differ; a threshold of your own allows more"
-    failures = missed_thresholds(fidelity, asked)
-    return checks, [f"{each} ({why})" if "relative L2" in each else each for each in failures]
+        checks = output_checks(fidelity, replace(thresholds, max_relative_l2=coarsest))
+        why = "no channel was removed, so that only rounding may differ; a threshold of your own allows more"
+    else:
+        checks = _kept_by_default(fidelity, has_states=has_states)
+        why = "what a compression keeps by default; thresholds of your own replace that"
+    checks = [replace(check, is_default=True) for check in checks]
+    missed = _missed(checks)
+    return checks, [*_defects(fidelity), *missed[:-1], *(f"{each} ({why})" for each in missed[-1:])]
+
+
+def _kept_by_default(fidelity: Fidelity, *, has_states: bool) -> list[ThresholdCheck]:
+    """What the outputs of a model that `compress` searches without further options keep, beside what those here keep.
+
+    Outputs that could not be compared, which fail anyway, are left out.
+    """
+    whole = [output for output in fidelity.outputs if not output.defect]
+    decided = [output for output in whole if output.changed_decisions is not None]
+    others = [output for output in whole if output.changed_decisions is None]
+    rowed = [output for output in others if output.rows and not output.has_decisions and not has_states]
+    asked = (
+        (decided, STREAM_FIDELITY if has_states else DECIDED_FIDELITY, DEFAULT_CHANGED_DECISIONS, None),
+        (others, STREAM_FIDELITY if has_states else DEFAULT_FIDELITY, None, None),
+        (rowed, None, None, ROW_FIDELITY),
+    )
+    return [
+        check
+        for outputs, least, most_changed, least_of_rows in asked
+        if outputs
+        for check in output_checks(
+            replace(fidelity, outputs=tuple(outputs)), Thresholds(min_fidelity=least), most_changed, least_of_rows
+        )
+    ]

@@ -1,5 +1,6 @@
 """`verify`: how close the outputs of one file are to another's."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,12 +30,13 @@ from onnxmerge.onnxio.model_files import as_file, model_name, weight_files
 from onnxmerge.onnxio.side_files import check_output_file
 from onnxmerge.onnxio.stored_provenance import stored_provenance
 from onnxmerge.onnxio.validation import read_checked
-from onnxmerge.options import InputOptions, Progress, RuntimeOptions, Thresholds, silent
+from onnxmerge.options import InputOptions, Progress, PruningOptions, RuntimeOptions, Thresholds, silent
+from onnxmerge.options.checks import as_text
 from onnxmerge.options.keywords import options_of, takes
-from onnxmerge.options.unused import TIMING, refuse_unread, refuse_unused
+from onnxmerge.options.unused import READING, TIMING, VALUES, refuse_unread, refuse_unused
 from onnxmerge.results import Fidelity, Size, ThresholdCheck, Verification
 from onnxmerge.results.execution import chosen_sizes
-from onnxmerge.results.fidelity_warnings import constant_outputs, few_inputs, lost_parts
+from onnxmerge.results.fidelity_warnings import constant_outputs, few_inputs, lost_parts, unsure_decisions
 
 
 @takes(InputOptions, RuntimeOptions, Thresholds)
@@ -42,6 +44,7 @@ def verify(
     reference: str | Path | ModelProto,
     candidate: str | Path | ModelProto,
     *,
+    max_changed_decisions: float | str | None = None,
     labels: str | Path | None = None,
     layers: bool = False,
     save_worst: str | Path | None = None,
@@ -50,13 +53,16 @@ def verify(
 ) -> Verification:
     """Compare the outputs of one model with those of another on the same inputs.
 
-    Without thresholds of the outputs a mean cosine similarity of 0.9 is needed, and between models of the same channel counts
-    outputs that are equal but for rounding.
+    Without thresholds of the outputs a candidate must keep what `compress` keeps by default: all but 2 % of the decisions and a
+    fidelity of 0.94, outputs without decisions one of 0.97; between models of the same channel counts outputs must be equal but
+    for rounding.
 
     Parameters
     ----------
     reference, candidate : str, Path or ModelProto
         Path of a model, or the model itself.
+    max_changed_decisions : float, str or None
+        Greatest share of the decisions that may be expected to change, as `compress` takes it.
     labels : str, Path or None
         .npy or .npz file of the classes of the calibration inputs, for the accuracy of both models.
     layers : bool
@@ -85,7 +91,8 @@ def verify(
     >>> result.passed, result.fidelity.worst.fidelity
     (True, 1.0)
     """
-    parts = options_of(options, InputOptions, RuntimeOptions, Thresholds)
+    most_changed = PruningOptions(max_changed_decisions=max_changed_decisions).max_changed_decisions  # type: ignore[arg-type]
+    parts = *options_of(options, InputOptions, RuntimeOptions, Thresholds), most_changed
     if parts[2].min_speedup is not None:
         raise OptionError("`verify` times nothing, so that it cannot hold `min_speedup`: `bench` does")
     refuse_unused([parts[1]], TIMING, "a verification times nothing", "drop it")
@@ -106,6 +113,7 @@ def _verify_files(
     given: InputOptions,
     runtime: RuntimeOptions,
     thresholds: Thresholds,
+    most_changed: float | None,
 ) -> Verification:
     _check_files(reference, candidate, given, label_file, worst_file)
     progress("reading the models", 0.0)
@@ -123,7 +131,8 @@ def _verify_files(
     inputs = inputs_for(first.called(runs.call), shapes, given, properties=properties, max_memory=runtime.max_memory, fresh=True)
     classes = None if label_file is None else read_labels(label_file, inputs)
     same_channel_counts = graphs[0].layers == graphs[1].layers
-    check_layers = not same_channel_counts and not thresholds.outputs_given and fits_in_memory(shapes)
+    judged_by_default = not thresholds.outputs_given and most_changed is None
+    check_layers = not same_channel_counts and judged_by_default and fits_in_memory(shapes)
     layer_comparison = compare_some_layers(reference, candidate, inputs, shapes) if layers or check_layers else None
     kinds, batches = output_kinds(graphs[0].proto), _told(inputs, progress)
     axes = inputs.axes, inputs.output_axes
@@ -135,7 +144,9 @@ def _verify_files(
     fidelity = with_examples(fidelity, inputs)
     of_reference = (f"in the reference {place}" for place in weights_not_finite(graphs[0].proto, reference.parent))
     not_finite = (*of_reference, *weights_not_finite(graphs[1].proto, candidate.parent))
-    of_outputs, missed = asked_of_outputs(fidelity, thresholds, graphs[1].float_types)
+    of_outputs, missed = asked_of_outputs(
+        fidelity, thresholds, graphs[1].float_types, most_changed, has_states=bool(inputs.states)
+    )
     of_size, too_large = _asked_of_size(before, after, thresholds)
     return Verification(
         str(reference),
@@ -145,15 +156,26 @@ def _verify_files(
         before=before,
         after=after,
         inputs=inputs.noted(runs.inputs),
-        warnings=(*chosen_sizes(runs.inputs), *_warnings(fidelity, inputs, graphs[1].proto), *_larger(before, after)),
+        warnings=(
+            *chosen_sizes(runs.inputs),
+            *_warnings(fidelity, of_outputs, inputs, graphs[1].proto, given),
+            *_larger(before, after),
+        ),
         thresholds=(*of_outputs, *of_size),
     )
 
 
-def _warnings(fidelity: Fidelity, inputs: Inputs, candidate: ModelProto) -> tuple[str, ...]:
+def _warnings(
+    fidelity: Fidelity, checks: list[ThresholdCheck], inputs: Inputs, candidate: ModelProto, given: InputOptions
+) -> tuple[str, ...]:
     """What to know before relying on the fidelity."""
-    few, seen = few_inputs(inputs.count, inputs.description), _seen_inputs(candidate, inputs)
-    return (*few, *seen, *lost_parts(fidelity), *constant_outputs(fidelity), *inputs.warnings())
+    few, seen = (
+        few_inputs(inputs.count, inputs.description),
+        [*_seen_inputs(candidate, inputs), *_other_values(candidate, inputs, given)],
+    )
+    most_changed = next((check.limit for check in checks if check.measure == "changed decisions" and check.passes), None)
+    unsure = unsure_decisions(fidelity, most_changed)
+    return (*few, *seen, *lost_parts(fidelity), *constant_outputs(fidelity), *unsure, *inputs.warnings())
 
 
 def _told(inputs: Inputs, progress: Progress) -> Iterator[Feeds]:
@@ -179,6 +201,25 @@ def _seen_inputs(candidate: ModelProto, inputs: Inputs) -> list[str]:
     if known is None or inputs.synthetic or inputs.digest() != known:
         return []
     return ["the candidate was solved on most of these inputs, so that it comes out better than on others: give others"]
+
+
+def _other_values(candidate: ModelProto, inputs: Inputs, given: InputOptions) -> list[str]:
+    """A warning where pixels, or numbers that were made up, become other values than when the candidate was made."""
+    if not (inputs.synthetic or inputs.pixels):
+        return []
+    names = READING if inputs.pixels else VALUES
+    try:
+        known = json.loads(stored_provenance(candidate).get("options", "{}"))
+        made = {name: known[name] for name in names if name in known}
+        values: dict[str, Any] = {name: value if isinstance(value, str) else tuple(value) for name, value in made.items()}
+        was = InputOptions(**values)
+    except (ValueError, TypeError, OptionError):  # written by others
+        return []
+    other = {name for name in names if getattr(was, name) != getattr(given, name)}
+    if not made or not other:
+        return []
+    told = " and ".join(f"`{name}={as_text(getattr(was, name))}`" for name in made)
+    return [f"the candidate was made for pixels that are read with {told}, and these are read otherwise: give the same"]
 
 
 def _larger(before: Size | None, after: Size | None) -> list[str]:

@@ -17,6 +17,8 @@ Dims = tuple[int | str | None, ...]
 
 SYMBOL = "batch"
 """Name of the batch where the model has none."""
+WITHOUT_BATCH = -1
+"""In place of the batch's axis of an output that runs show to have none."""
 MOST_PROBED = 16
 """Inputs whose axes are told by runs: each takes one."""
 
@@ -31,10 +33,13 @@ class Call:
         The batch's axis of the inputs and outputs that have one.
     settings : Mapping of str to (int or bool)
         Values of inputs that are the same in every call.
+    whole : sequence of str
+        Outputs that have one and the same size whatever the batch is.
     """
 
     axes: Axes = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    whole: Sequence[str] = ()
 
     @property
     def assumed(self) -> dict[str, str]:
@@ -43,11 +48,24 @@ class Call:
         return {name: f"{value} assumed, as the graph tells: `calibration` gives others" for name, value in values.items()}
 
     def described(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] = ()) -> tuple[TensorSpec, ...]:
-        """The inputs, or else the outputs, with the inputs' name for the batch, and with the values of settings."""
+        """The inputs, or else the outputs, with the inputs' name for the batch, and with the values of settings.
+
+        Where `batch_axes` would take another axis by that name, it is called `SYMBOL`.
+        """
         symbol = batch_symbol(inputs, self.axes) or SYMBOL
+        found = batch_axes(self._described(inputs, symbol))
+        is_found = all(found.get(spec.name) == self.axes[spec.name] for spec in inputs if spec.name in self.axes)
+        return self._described(outputs or inputs, symbol if is_found else SYMBOL)
+
+    def _described(self, specs: Sequence[TensorSpec], symbol: str) -> tuple[TensorSpec, ...]:
         return tuple(
-            replace(spec, dims=_named(spec.dims, self.axes.get(spec.name), symbol), setting=self.settings.get(spec.name))
-            for spec in outputs or inputs
+            replace(
+                spec,
+                dims=_named(spec.dims, self.axes.get(spec.name), symbol),
+                setting=self.settings.get(spec.name),
+                is_whole=spec.name in self.whole,
+            )
+            for spec in specs
         )
 
 
@@ -78,7 +96,7 @@ def batch_axes(specs: Sequence[TensorSpec]) -> dict[str, int]:
     {'x': 0, 'state': 1}
     """
     leading = (spec.dims[0] for spec in specs if spec.dims and isinstance(spec.dims[0], str))
-    symbol = next(filter(_says_batch, (dim for spec in specs for dim in spec.dims)), next(leading, None))
+    symbol = next(filter(says_batch, (dim for spec in specs for dim in spec.dims)), next(leading, None))
     found = {}
     for spec in specs:
         if symbol is not None and symbol in spec.dims:
@@ -89,9 +107,11 @@ def batch_axes(specs: Sequence[TensorSpec]) -> dict[str, int]:
 
 
 def batch_first(outputs: Mapping[str, Any], axes: Axes) -> Mapping[str, Any]:
-    """The outputs with the batch on axis 0; axes: which it is by output."""
-    moved = {name: axis for name, axis in axes.items() if axis and np.ndim(outputs.get(name, 0)) > axis}
-    return {**outputs, **{name: np.moveaxis(outputs[name], axis, 0) for name, axis in moved.items()}}
+    """The outputs with the batch on axis 0, one input for those `WITHOUT_BATCH`; axes: which it is by output."""
+    arrays = {name: value for name, value in outputs.items() if isinstance(value, np.ndarray)}
+    moved = {name: axis for name, axis in axes.items() if axis > 0 and name in arrays and arrays[name].ndim > axis}
+    whole = {name: arrays[name][np.newaxis] for name, axis in axes.items() if axis == WITHOUT_BATCH and name in arrays}
+    return {**outputs, **{name: np.moveaxis(arrays[name], axis, 0) for name, axis in moved.items()}, **whole}
 
 
 def without_axis(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
@@ -99,7 +119,7 @@ def without_axis(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return shape[:axis] + shape[axis + 1 :]
 
 
-def _says_batch(dim: int | str | None) -> bool:
+def says_batch(dim: int | str | None) -> bool:
     """Whether a name, and no formula, says that an axis is the batch."""
     return isinstance(dim, str) and re.fullmatch(r"\w*batch\w*", dim.lower()) is not None
 

@@ -86,7 +86,12 @@ def first_observations(
     memory = max_memory or max(MEMORY_BYTES, 2 * size)
     try:
         mapped = MAPS * sum(byte_count(tensor) for tensor in stored_tensors(proto) if is_external(tensor))
-        arguments = [str(mapped), str(model.absolute()), label, json.dumps([given.shapes, given.origins, {}, given.values])]
+        arguments = [
+            str(mapped),
+            str(model.absolute()),
+            label,
+            json.dumps([given.shapes, given.origins, {}, given.values, given.counted]),
+        ]
         answer = answer_of(__name__, arguments, SECONDS + size / BYTES_A_SECOND, memory)
     except ProcessFailure as failure:
         limits = f"the first run may take {memory / 1e9:g} GB: `max_memory`"
@@ -133,7 +138,7 @@ def main(memory_bytes: int, mapped_bytes: int, model: Path, label: str, given: G
         with contextlib.suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError):
             onnx.shape_inference.infer_shapes(export_without_weights(load(model)), data_prop=True)  # as export does
         written = [None if run is None else {name: _as_json(each) for name, each in run.items()} for run in runs]
-        answer = {"runs": written, "origins": origins, "call": [call.axes, call.settings]}
+        answer = {"runs": written, "origins": origins, "call": [call.axes, call.settings, call.whole]}
     except (ModelError, InputError) as error:
         answer = {"error": str(error)}
     except MemoryError:

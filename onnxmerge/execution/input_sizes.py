@@ -42,12 +42,23 @@ class GivenShapes:
         By input how the pixels of the user's images become its values.
     values : Mapping of str to list
         By input integers that are the same in every call, such as a sampling rate: a model may branch on them.
+    counted : Mapping of str to (int, int)
+        By input of calibration arrays the axis that was taken for the batch, of which `shapes` says nothing, and its size.
     """
 
     shapes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
     pixels: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
+    counted: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def with_counted(self, axes: Axes) -> GivenShapes:
+        """With the sizes of axes that were taken for the batch, where it lies on these others."""
+        shapes = dict(self.shapes)
+        for name, (axis, size) in self.counted.items():
+            if axes.get(name) not in (None, axis) and name in shapes:
+                shapes[name] = (*shapes[name][:axis], size, *shapes[name][axis + 1 :])
+        return replace(self, shapes=shapes)
 
     def without_batch(self, axes: Axes) -> GivenShapes:
         """Without how many calibration inputs there are: that is no size of one call, and their values are not those of all."""

@@ -37,6 +37,8 @@ class TensorSpec:
         By axis its size, the name of a symbolic one, None for an unknown one.
     setting : int, bool or None
         What a setting is where its value is made up; None where nothing tells, and then it is 1.
+    is_whole : bool
+        Whether an output has one and the same size whatever the batch is.
     """
 
     name: str
@@ -44,6 +46,7 @@ class TensorSpec:
     dtype: np.dtype
     dims: tuple[int | str | None, ...]
     setting: Any = None
+    is_whole: bool = False
 
     @property
     def shape(self) -> tuple[int | None, ...]:

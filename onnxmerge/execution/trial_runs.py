@@ -14,11 +14,12 @@ from onnxmerge.errors import ModelError
 from onnxmerge.execution.batch_axes import Call, batch_axes, batch_symbol, changing_axes, named_axes, possible_axes, tied_axes
 from onnxmerge.execution.example_feeds import Shapes, example_feeds
 from onnxmerge.execution.input_sizes import NOTHING_GIVEN, GivenShapes, Trial, first_trials, origins_of, other_shapes
+from onnxmerge.execution.row_trials import are_apart, other_axes
 from onnxmerge.execution.sessions import ModelSource, Session
 from onnxmerge.execution.setting_values import numbers_used, settings_to_try
 from onnxmerge.execution.shapes import Observations, label_of_source, observed, opened_with_outputs, read_graph
 from onnxmerge.execution.size_hints import SizeHints, size_hints
-from onnxmerge.execution.tensor_specs import TensorSpec
+from onnxmerge.execution.tensor_specs import Feeds, TensorSpec
 from onnxmerge.results import InputShape
 
 MOST_DISAGREEING = 6  # runs whose outputs have other shapes than declared, before the first of them is taken
@@ -94,7 +95,8 @@ def observe_twice(
     session = opened_with_outputs(proto, model, label, folder)
     declared = tuple(spec for spec in session.outputs if spec.name in {output.name for output in proto.graph.output})
     tries = settings_to_try(proto, session.inputs, given.values)
-    trials = _Trials(session, declared, size_hints(proto), seed, allowed)
+    operators = frozenset(node.op_type for node in proto.graph.node)
+    trials = _Trials(session, declared, size_hints(proto), seed, allowed, operators)
     found, reason = list[_First](), None
     for settings in tries:
         try:
@@ -134,10 +136,25 @@ class _Trials:
     hints: SizeHints
     seed: int
     allowed: Allowed
+    operators: frozenset[str]
 
     def first(self, settings: Mapping[str, object], given: GivenShapes) -> _First:
-        """The first run that succeeds with some settings. Inputs that may count inputs on an axis under another name do so where
-        runs show it."""
+        """The first run that succeeds with some settings. Axes are the batch where names say so, or else where runs show it."""
+        found = self._by_names(settings, given)
+        others = list(other_axes(self.session.inputs, found.call.axes, self.operators))
+        if not others or self._are_apart(found):
+            return found
+        for axes in others:
+            try:
+                other = self._with(Call(axes, settings), given.with_counted(axes))
+            except ModelError:
+                continue
+            if self._are_apart(other):
+                return other
+        return found
+
+    def _by_names(self, settings: Mapping[str, object], given: GivenShapes) -> _First:
+        """Inputs that may count inputs on an axis under another name do so where runs show it."""
         plain = Call(batch_axes(self.session.inputs), settings)
         possible = possible_axes(self.session.inputs, plain.axes)
         if possible:
@@ -183,12 +200,28 @@ class _Trials:
                 continue
         others = None if second is None else {spec.name: second[spec.name].shape for spec in inputs}
         origins = origins_of(inputs, first.trial, others, first.given)
-        axes = batch_axes(inputs)
+        axes, whole = batch_axes(inputs), list[str]()
         for name, axis in list(axes.items())[:1]:
             one, other = ({name: seen.shape for name, seen in run.items()} for run in (first.observed, second or first.observed))
-            axes = changing_axes((spec.name for spec in self.declared), one, other, (one[name][axis], other[name][axis])) | axes
+            sizes = one[name][axis], other[name][axis]
+            axes = changing_axes((spec.name for spec in self.declared), one, other, sizes) | axes
+            whole = [spec.name for spec in self.declared if sizes[0] != sizes[1] and one.get(spec.name) == other.get(spec.name)]
         axes = named_axes(self.declared, batch_symbol(inputs, axes)) | axes
-        return FirstRuns(first.observed, second, origins, first.given.pixels, replace(first.call, axes=axes))
+        call = replace(first.call, axes=axes, whole=tuple(name for name in whole if name not in axes))
+        return FirstRuns(first.observed, second, origins, first.given.pixels, call)
+
+    def _are_apart(self, first: _First) -> bool:
+        """Whether two inputs are computed as each of them alone is."""
+        axes = batch_axes(first.inputs)
+        shapes = {
+            name: tuple(2 if number == axes.get(name) else size for number, size in enumerate(shape))
+            for name, shape in first.trial.shapes.items()
+        }
+        try:
+            feeds = self._feeds(first.inputs, shapes, first.given)
+            return are_apart(self.session.run, feeds, axes, [spec.name for spec in self.declared])
+        except ModelError:
+            return False
 
     def _runs(self, inputs: Sequence[TensorSpec], given: GivenShapes, shapes: Shapes) -> bool:
         try:
@@ -198,11 +231,14 @@ class _Trials:
         return True
 
     def _observe(self, inputs: Sequence[TensorSpec], shapes: Shapes, given: GivenShapes) -> Observations:
+        return observed(self.session, self._feeds(inputs, shapes, given))
+
+    def _feeds(self, inputs: Sequence[TensorSpec], shapes: Shapes, given: GivenShapes) -> Feeds:
         self.allowed(inputs, shapes)
         values = {name: np.asarray(value) for name, value in given.values.items()}
         known = {spec.name: values[spec.name].astype(spec.dtype) for spec in inputs if spec.name in values}
         single = {name: np.full(shapes[name], value.item(), value.dtype) for name, value in known.items() if value.size == 1}
-        return observed(self.session, example_feeds(inputs, shapes, self.seed) | known | single)
+        return example_feeds(inputs, shapes, self.seed) | known | single
 
 
 def agrees(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], observed: Observations) -> bool:

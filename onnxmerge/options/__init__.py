@@ -60,9 +60,10 @@ class PruningOptions(CheckedOptions):
     fidelity : float or None
         Least fidelity of the worst output; the model becomes as small as that allows.
     max_changed_decisions : float or None
-        Greatest share of the decisions that may be expected to change, 0.02 or "2%" (see `OutputFidelity.changed_decisions`); the
-        model becomes as small as that allows. Without `fidelity` outputs with decisions keep one of 0.94, others 0.97. 0.02 where
-        nothing says how small the model becomes; with a fidelity of 0.998 then where states go from call to call.
+        Greatest share of the decisions that may be expected to change, 0.02 or "2%" (see `OutputFidelity.changed_decisions`), 0
+        for none beyond rounding; the model becomes as small as that allows. Without `fidelity` outputs with decisions keep one of
+        0.94, others 0.97. 0.02 where nothing says how small the model becomes; with a fidelity of 0.998 then where states go from
+        call to call.
     plan : Path, Mapping[str, PlannedGroup] or None
         A file written by `save_plan`, or a mapping from a group's name to how many channels stay, or to a `PlannedGroup`.
     minimize : str or None

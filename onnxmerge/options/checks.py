@@ -174,7 +174,7 @@ CHECKS = {
         f"one of {', '.join(TARGETS)}, and the share that may remain, above 0 and at most 1, such as macs=0.5 or macs=50%",
         _is_target,
     ),
-    "max_changed_decisions": Check("above 0 and below 1, such as 0.02 or 2%", lambda value: 0.0 < value < 1.0),
+    "max_changed_decisions": Check("at least 0 and below 1, such as 0.02 or 2%", lambda value: 0.0 <= value < 1.0),
     "fidelity": Check("above 0 and below 1, such as 0.9 or 90%", lambda value: 0.0 < value < 1.0),
     "minimize": _one_of(TARGETS),
     "round_to": Check("a whole number of at least 1, auto or measured", _is_multiple),

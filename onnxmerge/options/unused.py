@@ -6,7 +6,9 @@ from dataclasses import fields
 from onnxmerge.errors import UnusedOptionError
 from onnxmerge.options import CheckedOptions, InputOptions
 
-READING = ("input_range", "mean", "std", "fit", "color")
+VALUES = ("input_range", "mean", "std")
+"""How pixels become values."""
+READING = (*VALUES, "fit", "color")
 """How images become inputs."""
 TIMING = ("batch", "cuda_graph")
 """How models are timed."""

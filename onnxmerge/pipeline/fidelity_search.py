@@ -1,5 +1,6 @@
 """The fastest or smallest model whose outputs keep a fidelity, and their decisions, on the checking inputs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,10 @@ FAR = 3.0
 removal worth having both the prediction and a quick candidate are as far off, no full one is built: a quick one of a classifier
 with one group lost 8 times what is allowed, in 3 CPU seconds, where the full one took 18 to lose 7."""
 
+WITHOUT_A_TRACE = 1e-6
+"""Predicted loss that is aimed at where no decision may change: copies of channels have up to 5e-7. Quick candidates, solved on
+few inputs, would lose more."""
+
 MINIMIZED = {"latency": "predicted time", "macs": "MACs", "params": "parameters"}
 """What `minimize` spends least of, in words."""
 
@@ -46,7 +51,7 @@ def loss_of(outputs: Sequence[OutputFidelity], pruning: PruningOptions) -> float
 
     def lost(output: OutputFidelity) -> float:
         most, changed = pruning.max_changed_decisions, output.changed_decisions
-        decided = 0.0 if most is None or changed is None else (changed / most) ** 2
+        decided = 0.0 if most is None or not changed else (changed / most) ** 2 if most else math.inf
         least = DEFAULT_FIDELITY if most is None or changed is None else DECIDED_FIDELITY
         rows = 0.0
         if pruning.fidelity is None and not output.has_decisions:
@@ -70,10 +75,11 @@ def smallest_with_fidelity(builder: CandidateBuilder) -> SearchResult:
         The whole model where no candidate passes. Where a time limit cut the search, with a warning, and where none had passed by
         then, the closest one as `missed`.
     """
-    allowed = 1.0 - (builder.pruning.fidelity or DEFAULT_FIDELITY)
+    may_change = builder.pruning.max_changed_decisions != 0.0
+    allowed = 1.0 - (builder.pruning.fidelity or DEFAULT_FIDELITY) if may_change else WITHOUT_A_TRACE
     allocations = _allocations(builder, allowed)
     search, quick, full = _search(allocations, allowed), _Best(), _Best()
-    is_cut = builder.quick_loss != 1.0 and _search_quickly(builder, search, allocations, quick)
+    is_cut = may_change and builder.quick_loss != 1.0 and _search_quickly(builder, search, allocations, quick)
     if not is_cut and not quick.is_hopeless:
         if quick.count:
             search.restart()
@@ -220,7 +226,8 @@ def asked_of(pruning: PruningOptions, outputs: Sequence[OutputFidelity]) -> str:
     """What the outputs must keep, in words."""
     most, decided = pruning.max_changed_decisions, [output.changed_decisions is not None for output in outputs]
     least = pruning.fidelity or (DECIDED_FIDELITY if all(decided) else DEFAULT_FIDELITY)
-    kept = "" if most is None or (decided and not any(decided)) else f" and all but {100.0 * most:g}% of the decisions"
+    decisions = "all of the decisions" if most == 0.0 else f"all but {100.0 * (most or 0.0):g}% of the decisions"
+    kept = "" if most is None or (decided and not any(decided)) else f" and {decisions}"
     are_judged = any(output.rows and not output.has_decisions for output in outputs)
     rows = f" ({ROW_FIDELITY:g} in every row)" if pruning.fidelity is None and are_judged else ""
     return f"a fidelity of {least:g}{rows}{kept}"

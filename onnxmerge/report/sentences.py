@@ -29,6 +29,7 @@ from onnxmerge.results.execution import size_text
 
 NOTES = "Notes on these groups"
 LATENCY = "Latency of one call, both models in turn"
+PROCESSOR_TIME = "timed by the processor time of the one thread, which other programs do not lengthen"
 SAVED = "params, MACs, time: share of the model that the group saves, time as predicted for a CPU"
 SAVABLE = "params, MACs, time: share of the model that the group can save at most, time as predicted for a CPU"
 ERROR = "error: share of its consumers' output variance lost to it"
@@ -54,6 +55,7 @@ _ORIGINS = {
 }
 _CONTENTS = {
     "scores": "taken for scores before a softmax, whose best classes count as decisions (`fidelity` alone counts none)",
+    "sigmoid": "a sigmoid of one unit, taken for the probability of one of two classes, decided at 0.5",
     "ids": "ids or texts, of which fidelity and cosine are the share that is equal",
     "features": "features and no classes, so that no decisions are counted: fidelity, and the nearest inputs kept, judge them",
     "": "no classes for certain, so that no decisions are counted: fidelity, and the nearest inputs kept, judge them",
@@ -177,7 +179,7 @@ def timing_lines(latency: LatencyComparison) -> list[str]:
     if latency.warm_up_runs:
         rounds = counted(latency.rounds, "round")
         lines.append(f"in {rounds}, each with new sessions; {latency.warm_up_runs:,} warm-up calls")
-    return lines
+    return [*lines, PROCESSOR_TIME] if latency.is_processor_time else lines
 
 
 def execution_lines(execution: Execution | None) -> list[str]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from onnxmerge.errors import Reason
 from onnxmerge.report.sentences import sweep_title, total_line
-from onnxmerge.report.wording import closeness, counted, file_size, magnitude, percent, printable, shortened, two_digits
+from onnxmerge.report.threshold_wording import held_texts, limit_text
+from onnxmerge.report.wording import closeness, counted, file_size, percent, printable, shortened, two_digits
 from onnxmerge.results import (
     Benchmark,
     Compression,
@@ -25,15 +26,6 @@ USEFUL_INPUTS = 100  # of which enough are held back where a fidelity is searche
 MADE_UP = "synthetic inputs can mislead: compare on real ones with `onnxmerge verify` before you use it"
 GIVE_REAL = "synthetic inputs can mislead: `calibration` gives real ones"
 _NAME_WIDTH = 40  # characters of the name of a processor
-_PER_CENT = ("top-1 agreement", "parameters", "MACs")
-_MEASURED: dict[str, Callable[[float], str]] = {
-    "mean cosine": lambda value: f"mean cosine {closeness(value)}",
-    "mean relative L2": lambda value: f"mean relative L2 {magnitude(value)}",
-    "top-1 agreement": lambda value: f"same best class {percent(value)}",
-    "parameters": lambda value: f"{percent(value)} of the parameters left",
-    "MACs": lambda value: f"{percent(value)} of the MACs left",
-}
-"""Measure of a threshold, but the fidelity, which every verdict tells -> what was measured, in words."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +87,7 @@ def _compression(result: Compression) -> Verdict:
     speed = "" if latency is None else speed_text(latency)
     untimed = "" if latency is not None else "neither compared nor timed" if fidelity is None else "not timed"
     close = "" if fidelity is None else _fidelity_text(fidelity, result.thresholds)
-    close = ", ".join(filter(None, [close, *_held(result.thresholds)]))
+    close = ", ".join(filter(None, [close, *held_texts(result.thresholds)]))
     is_slower = latency is not None and latency.verdict == "slower"
     claim = _sentence([speed, size, close, untimed] if is_slower and is_smaller else [size, speed, close, untimed])
     if result.failures:
@@ -129,7 +121,7 @@ def _size_text(before: Size, after: Size) -> tuple[str, bool]:
 def _fidelity_text(fidelity: Fidelity, checks: Sequence[ThresholdCheck] = ()) -> str:
     """`fidelity 0.9876 [0.9812, 0.9920], changed decisions 1.2% [0.7%, 2.1%]`; a fidelity below 0 in words.
 
-    Where its threshold is among the checks it stands behind it.
+    Where their thresholds are among the checks they stand behind them.
 
     On real inputs a user can count the best classes that change, toss-ups among them: that count stands beside. Synthetic inputs
     are no draw of the user's, so that their interval, which tables have, would be taken for more than it is.
@@ -140,26 +132,15 @@ def _fidelity_text(fidelity: Fidelity, checks: Sequence[ThresholdCheck] = ()) ->
         return ""  # which fails, and the failure says it
     interval = "" if made_up else _interval(output.fidelity_low, output.fidelity_high, closeness)
     constant = "outputs further off than a constant: " * (output.fidelity < 0)
-    asked = "".join(f" {_limit(check)}" for check in checks if check.measure == "fidelity" and check.passes)
-    text = f"{constant}fidelity {closeness(output.fidelity)}{interval}{asked}"
+    limits = {(check.measure, check.output): f" {limit_text(check)}" for check in checks if check.passes}
+    text = f"{constant}fidelity {closeness(output.fidelity)}{interval}{limits.get(('fidelity', output.name), '')}"
     if decided is None or decided.changed_decisions is None:
         return text
     known = _interval(decided.changed_decisions_low, decided.changed_decisions_high, two_digits)
     is_told = not known or decided.top1_agreement is None or any(check.measure == "top-1 agreement" for check in checks)
     same = "" if is_told else f", same best class {percent(decided.top1_agreement or 0.0)}"
-    return f"{text}, changed decisions {two_digits(decided.changed_decisions)}{known}{same}"
-
-
-def _held(checks: Iterable[ThresholdCheck]) -> list[str]:
-    """`mean cosine 0.9912 (at least 0.9 by default)` for every threshold that is kept but that of the fidelity."""
-    kept = [(check, check.value) for check in checks if check.passes and check.measure in _MEASURED and check.value is not None]
-    return [f"{_MEASURED[check.measure](value)} {_limit(check)}" for check, value in kept]
-
-
-def _limit(check: ThresholdCheck) -> str:
-    """`(at least 0.9 by default)`."""
-    limit = f"{100 * check.limit:g}%" if check.measure in _PER_CENT else f"{check.limit:g}"
-    return f"(at {'least' if check.is_least else 'most'} {limit}{' by default' * check.is_default})"
+    limit = limits.get(("changed decisions", decided.name), "")
+    return f"{text}, changed decisions {two_digits(decided.changed_decisions)}{known}{limit}{same}"
 
 
 def _interval(low: float | None, high: float | None, text: Callable[[float], str]) -> str:
@@ -199,14 +180,17 @@ def _verification(result: Verification) -> Verdict:
     accuracy = result.fidelity.accuracy
     right = [] if accuracy is None else [f"right before {percent(accuracy.reference, 2)}, after {percent(accuracy.candidate, 2)}"]
     close = _fidelity_text(result.fidelity, result.thresholds)
-    claim = ", ".join(filter(None, [close, *_held(result.thresholds), *right, *sizes]))
+    claim = ", ".join(filter(None, [close, *held_texts(result.thresholds), *right, *sizes]))
     if result.passed and result.fidelity.worst.fidelity < 0:
         made_up = "synthetic" in result.fidelity.input_description
         advice = _sentences([GIVE_REAL if made_up else "give `min_fidelity` to have such a model fail"])
         return Verdict(f"No threshold was missed, but {claim}", _basis(result.fidelity, None), advice, "warn")
     if result.passed:
         return Verdict(f"Passed: {claim}", _basis(result.fidelity, None), tone="good")
-    return Verdict(f"{_failed(result.failures)}; {claim}", _basis(result.fidelity, None), tone="bad")
+    is_by_default = any(check.is_default and not check.passes for check in result.thresholds)
+    made_up = is_by_default and "synthetic" in result.fidelity.input_description
+    advice = _sentences([GIVE_REAL] if made_up else [])
+    return Verdict(f"{_failed(result.failures)}; {claim}", _basis(result.fidelity, None), advice, "bad")
 
 
 def _failed(failures: Iterable[str]) -> str:

@@ -67,7 +67,7 @@ def as_command_line(text: str) -> str:
         name, value = match[1].replace("_", "-"), match[2]
         return f"--no-{name}" if value == "False" else f"--{name} {value}" if value not in (None, "True") else f"--{name}"
 
-    return re.sub(r"`([a-z][a-z0-9_]*)(?:=([\w.%]+))?`", option, text)
+    return re.sub(r"`([a-z][a-z0-9_]*)(?:=([\w.%,-]+))?`", option, text)
 
 
 def percent(share: float, digits: int = 1) -> str:

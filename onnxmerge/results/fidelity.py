@@ -63,7 +63,8 @@ class OutputFidelity:
         The least fidelity of a row; 1 where there are none.
     holds : str
         "probabilities", "scores" (before a softmax), "ids" (or texts: fidelity and cosine are the share of them that is equal),
-        "features" (no classes for certain), or "" where it is not known what it holds.
+        "features" (no classes for certain), "sigmoid" (the probability of one of two classes for each input), or "" where it is
+        not known what it holds.
     neighbours_kept : float or None
         Of at least 16 vectors without classes the share whose nearest other one, by cosine, is in the candidate's five nearest.
     unmeasured : str
@@ -228,7 +229,7 @@ class Verification:
     warnings : list of str
         What to know before relying on the figures, a line each.
     thresholds : list of ThresholdCheck
-        What was asked for, beside what was measured: the user's thresholds, of the outputs the default one where none is given.
+        What was asked for, beside what was measured: the user's thresholds, of the outputs the default ones where none is given.
     """
 
     reference: str

@@ -26,8 +26,10 @@ def unsure_decisions(fidelity: Fidelity, most: float | None) -> list[str]:
         return []
     if decided.changed_decisions_high <= UNSURE * most:
         return []
-    told = f"on {fidelity.input_count} inputs {decided.changed_decisions:.1%} of the decisions are expected to change"
-    may = f"on others it may be up to {decided.changed_decisions_high:.1%}, and {most:.1%} was allowed"
+    share = f"{decided.changed_decisions:.1%}" if decided.changed_decisions else "none"
+    told = f"on {fidelity.input_count} inputs {share} of the decisions are expected to change"
+    allowed = f"{most:.1%} was allowed" if most else "none may"
+    may = f"on others it may be up to {decided.changed_decisions_high:.1%}, and {allowed}"
     return [f"{told}, {may}: give more inputs, or compare on some hundreds of others with `onnxmerge verify` before you deploy"]
 
 

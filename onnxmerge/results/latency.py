@@ -38,8 +38,8 @@ class LatencyComparison:
     candidate : LatencySummary
         Latency of the candidate.
     latency_ratio : float
-        Median of the candidate / median of the reference: the median over the rounds of measurement. Below 1 the candidate is
-        faster.
+        Lower quartile of the candidate's calls / that of the reference's: the median over the rounds of measurement. Below 1 the
+        candidate is faster.
     latency_ratio_low : float
         Lower end of the 95 % bootstrap interval of `latency_ratio`.
     latency_ratio_high : float
@@ -54,6 +54,9 @@ class LatencyComparison:
         Calls of each model in warm-up; they are not counted in `runs`.
     rounds : int
         Number of times that new sessions of both models were created.
+    is_processor_time : bool
+        Whether calls were timed by the processor time of the one thread that computes them, which stands still while other
+        programs run, and not by the time that passed.
     reference_inputs_per_second : float or None
         Throughput of the reference at its median latency.
     candidate_inputs_per_second : float or None
@@ -86,6 +89,7 @@ class LatencyComparison:
     threads: int
     warm_up_runs: int = 0
     rounds: int = 1
+    is_processor_time: bool = False
     reference_inputs_per_second: float | None = None
     candidate_inputs_per_second: float | None = None
     macs_ratio: float | None = None

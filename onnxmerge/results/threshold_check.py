@@ -10,8 +10,8 @@ class ThresholdCheck:
     Attributes
     ----------
     measure : str
-        "fidelity", "mean cosine", "top-1 agreement" or "mean relative L2" of an output, or the share left of "parameters" or
-        "MACs".
+        "fidelity", "mean cosine", "top-1 agreement", "mean relative L2", "changed decisions" or "fidelity of the worst row" of an
+        output, or the share left of "parameters" or "MACs".
     value : float or None
         What was measured, of the worst output; None where no output has it.
     limit : float
