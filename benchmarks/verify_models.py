@@ -69,7 +69,8 @@ def _rows(
     rows: list[tuple[str, ...]] = []
     for provider in providers:
         options: dict[str, Any] = {"provider": provider, **pixels}
-        verification = onnxmerge.verify(path, target, require_smaller=True, **options)
+        limits: dict[str, Any] = {} if ratio is None else {"min_cosine": 0.9}  # a ratio keeps no fidelity
+        verification = onnxmerge.verify(path, target, require_smaller=True, **limits, **options)
         for latency in onnxmerge.bench_batches(path, target, batches, **options).batches:
             failures = [*verification.failures, *_slower(latency), *([f"{-lost:+.1f} points"] if lost > most_lost else [])]
             rows.append(

@@ -158,7 +158,7 @@ def test_bad_options_are_one_line_before_any_work(run, tmp_path, monkeypatch, ar
     [
         ({"ratio": 0.5}, OptionError, "`ratio` and `targets` both say"),
         ({"plan": {"a": 1}}, OptionError, "`plan` and `targets` both say"),
-        ({"minimize": "macs"}, OptionError, "`minimize` is for fidelities"),
+        ({"minimize": "macs"}, OptionError, "`minimize` is for fidelities and changed decisions"),
         ({"verify": False}, TypeError, "unexpected keyword argument 'verify'"),
     ],
     ids=["ratio", "plan", "minimize", "verify"],
@@ -166,6 +166,22 @@ def test_bad_options_are_one_line_before_any_work(run, tmp_path, monkeypatch, ar
 def test_options_that_speak_against_a_sweep(options, kind, message):
     with pytest.raises(kind, match=message):
         onnxmerge.sweep(MLP, **options)
+
+
+def test_points_of_changed_decisions(tmp_path):
+    pixels = np.load(MLP.parent / "digits.npz")["calibration"]
+    images = ((pixels / 255 - 0.3054) / 0.3758).astype(np.float32).reshape(-1, 1, 8, 8)
+    found = onnxmerge.sweep(MLP, "max-changed-decisions=0,5%", calibration=images, bench=False, threads=1)
+    none, some = found.points
+    assert [none.target, some.target] == ["max_changed_decisions=0", "max_changed_decisions=0.05"]
+    assert none.changed_decisions == 0.0 < some.changed_decisions <= 0.05
+    assert found.before.parameters >= none.after.parameters > some.after.parameters  # channels of no use may go
+
+
+def test_the_inputs_are_not_those_that_a_whole_model_is_checked_on():
+    inputs = np.random.default_rng(0).normal(size=(48, 1, 8, 8)).astype(np.float32)
+    found = onnxmerge.sweep(MLP, "ratio=0,0.5", method="prune", calibration=inputs, bench=False)
+    assert found.input_description == "48 calibration inputs from arrays in memory"
 
 
 def test_minimize_is_that_of_fidelities():

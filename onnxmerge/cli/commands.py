@@ -95,8 +95,9 @@ def compress_command(model: Path, output: Path, **options: Any) -> None:
 def sweep_command(model: Path, out: Path | None, dask: str | None, **options: Any) -> None:
     """Compress MODEL once for each target, and measure the fidelity and the latency of every result.
 
-    A target is params, macs or latency and the share of it that may remain, fidelity and its least value, or ratio and the share
-    of channels to remove: macs=0.75,0.5,params=0.5. Exit code 1 where no target gave a model.
+    A target is params, macs or latency and the share of it that may remain, fidelity and its least value, max-changed-decisions
+    and the greatest share of them, or ratio and the share of channels to remove: macs=0.75,0.5,params=0.5. Exit code 1 where no
+    target gave a model.
     """
     from onnxmerge.cli.output import Output
     from onnxmerge.parallel.dask import executor_at

@@ -55,9 +55,13 @@ def total_macs(model: Model, shapes: Shapes) -> int:
     >>> total_macs(model, {"x": (4, 2), "y": (4, 3)})
     24
     """
+    return sum(node_macs(node, shapes) for node in [*model.graph.nodes, *nodes_in_bodies(model, shapes)])
+
+
+def nodes_in_bodies(model: Model, shapes: Shapes) -> list[gs.Node]:
+    """The nodes of all bodies, of which the shape of an output is known."""
     inside = [inner for node in model.graph.nodes for body in node.subgraphs(recursive=True) for inner in body.nodes]
-    known = [node for node in inside if any(output.name in shapes for output in node.outputs)]
-    return sum(node_macs(node, shapes) for node in [*model.graph.nodes, *known])
+    return [node for node in inside if any(output.name in shapes for output in node.outputs)]
 
 
 def total_parameters(model: Model) -> int:

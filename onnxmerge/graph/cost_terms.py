@@ -14,10 +14,10 @@ import numpy as np
 from onnxmerge.algorithms.bilinear_cost import Cost, WeightedCost
 from onnxmerge.graph.channel_groups import ChannelGroup, Channels, inner_groups
 from onnxmerge.graph.channel_ids import Ids
-from onnxmerge.graph.cost import PAST_KEYS, node_macs, parameter_count, total_macs, total_parameters
+from onnxmerge.graph.cost import PAST_KEYS, node_macs, nodes_in_bodies, parameter_count, total_macs, total_parameters
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.layouts import is_blocked, layouts
-from onnxmerge.graph.node_time import REMAINDERS, change_time, join_time, node_time
+from onnxmerge.graph.node_time import REMAINDERS, change_time, join_time, node_time, runs_once
 from onnxmerge.graph.nodes import has_input, node_key, operator_key
 from onnxmerge.graph.tensor_facts import Shapes
 from onnxmerge.onnxio import surgeon as gs
@@ -188,9 +188,9 @@ def time_cost(
     """
     builder, in_blocks = (_TermBuilder(channels, groups, classes) for _ in range(2))
     nodes, layers = channels.model.graph.nodes, {id(layer.node): layer for layer in channels.layers}
-    laid_out, total = layouts(nodes, shapes, block), 0.0
+    laid_out, total, folded = layouts(nodes, shapes, block), 0.0, runs_once(nodes)
     constant: dict[str, float] = {}
-    for node in nodes:
+    for node in (node for node in nodes if id(node) not in folded):
         layer, time = layers.get(id(node)), node_time(node, shapes, laid_out, block, repeats)
         total += time.total
         passing = np.zeros(1, np.int64) if layer is not None or not time.total else channels.ids(node.outputs[0])
@@ -201,6 +201,7 @@ def time_cost(
             builder.add(time.product, _passing_or_summed(channels, node))
             builder.add(time.written, passing)
         constant[node_key(node)] = time.constant if layer is not None or passing.any() else time.total
+    total += sum(node_time(node, shapes, laid_out, block, repeats).total for node in nodes_in_bodies(channels.model, shapes))
     for tensor in laid_out.changes:
         total += change_time(tensor, shapes, repeats)
         builder.add(change_time(tensor, shapes, repeats), channels.ids(tensor))

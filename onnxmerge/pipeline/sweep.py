@@ -60,7 +60,8 @@ def sweep(
     model : str, Path or ModelProto
         Path of the model, or the model itself.
     targets : str or Sequence[str | Target]
-        "macs=0.75,0.5,params=0.5", or a list of such texts or of pairs ("macs", 0.75); also of "fidelity" and "ratio".
+        "macs=0.75,0.5,params=0.5", or a list of such texts or of pairs ("macs", 0.75); also of "fidelity",
+        "max_changed_decisions" and "ratio".
     bench, provenance : bool
         Whether each result is timed against the model, and whether its metadata says how it was made.
     folder : str, Path or None
@@ -70,7 +71,7 @@ def sweep(
     progress : Progress or None
         Called with the name of a stage and the share of the work that is done.
     **options
-        As for `compress`, but for those that say how small; `minimize` is that of targets of fidelity.
+        As for `compress`, but for those that say how small; `minimize` is that of targets of fidelity and decisions.
 
     Returns
     -------
@@ -154,8 +155,10 @@ def _sweep_file(
             points.append(_point(target, outcome, latency, None if folder is None else outputs[target]))
         if common.bench:
             shared.progress("timing", 1.0)
-    fidelities = (outcome.result.fidelity for outcome in (outcomes[target] for target in tasks) if outcome.result is not None)
-    description = next((fidelity.input_description for fidelity in fidelities if fidelity is not None), "")
+    found = (outcome.result.fidelity for outcome in (outcomes[target] for target in tasks) if outcome.result is not None)
+    fidelities = [fidelity for fidelity in found if fidelity is not None]  # of a whole model, on fewer inputs
+    most = max(fidelities, key=lambda fidelity: fidelity.input_count, default=None)
+    description = "" if most is None else most.input_description
     inputs = next((each.result.inputs for each in outcomes.values() if each.result is not None), analysed.inputs)
     return Sweep(str(model), analysed.size, tuple(points), description, common.inputs.seed, versions(), inputs)
 

@@ -5,13 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 from onnxmerge.errors import OptionError
+from onnxmerge.options import SEARCHED
 from onnxmerge.options.checks import TARGETS, as_text, share
 from onnxmerge.pipeline.compress_options import CompressOptions
 
 Target = tuple[str, float]
 """What is asked for, and its value: ("macs", 0.5)."""
 
-OWN_OPTIONS = ("fidelity", "ratio")
+OWN_OPTIONS = (*SEARCHED, "ratio")
 """Targets that are options of their own beside `target`."""
 NEEDED = f"such as macs=0.75,0.5 or params=0.5, of {', '.join((*TARGETS, *OWN_OPTIONS))}"
 
@@ -35,7 +36,7 @@ def _read(text: str, previous: str) -> Target:
     """A number alone is of the kind of the target before."""
     kind, equals, value = text.rpartition("=")
     try:
-        return (kind.strip() if equals else previous), share(value.strip())
+        return (kind.strip().replace("-", "_") if equals else previous), share(value.strip())
     except ValueError:
         raise OptionError(f"`targets` must be a list {NEEDED}, not {text!r}") from None
 
@@ -48,18 +49,19 @@ def target_text(target: Target) -> str:
 def options_by_target(options: CompressOptions, given: str | Sequence[str | Target]) -> dict[str, CompressOptions]:
     """The options of a sweep for each of its targets, by `target_text`. Raises the errors of `read_targets`."""
     targets = read_targets(given)
-    if options.pruning.minimize is not None and all(kind != "fidelity" for kind, _ in targets):
-        raise OptionError("`minimize` is for fidelities, and `targets` has none: drop it, or add one such as fidelity=0.9")
+    if options.pruning.minimize is not None and all(kind not in SEARCHED for kind, _ in targets):
+        needed = "fidelities and changed decisions, and `targets` has none: drop it, or add one such as fidelity=0.9"
+        raise OptionError(f"`minimize` is for {needed}")
     return {target_text(target): options_for(options, target) for target in targets}
 
 
 def options_for(options: CompressOptions, target: Target) -> CompressOptions:
-    """The options of a sweep with one of its targets: `minimize` is that of a fidelity alone.
+    """The options of a sweep with one of its targets: `minimize` is that of `SEARCHED` ones alone.
 
     Only a latency that was asked for is measured with its point, once.
     """
     kind, value = target
     size: dict[str, Any] = {kind: value} if kind in OWN_OPTIONS else {"target": target}
-    if kind != "fidelity":
+    if kind not in SEARCHED:
         size["minimize"] = None
     return replace(options, pruning=replace(options.pruning, **size), bench=options.bench and kind == "latency")
