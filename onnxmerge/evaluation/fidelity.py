@@ -46,10 +46,8 @@ def compare(
 
     Parameters
     ----------
-    reference, candidate : Session
-        The two models.
-    batches, description : Iterable[Feeds], str
-        Feeds of some inputs each, and what these are, for the report.
+    reference, candidate, batches, description : Session, Session, Iterable[Feeds], str
+        The two models, feeds of some inputs each, and what these are, for the report.
     labels : ndarray of shape (inputs,), int, or None
         Class numbers; then the accuracy of both models is measured in the same runs.
     axes : tuple of Mapping[str, int]
