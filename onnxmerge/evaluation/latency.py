@@ -79,12 +79,10 @@ def compare_latency(
     ----------
     reference, candidate, feeds : Session, Session, mapping
         Opened alike, and the inputs of one call.
-    axes : mapping of str to int
-        The batch's axis by input, as `batch_size` takes them.
-    seconds, min_runs : float, int
-        Time to measure for, and least number of calls of each model.
+    axes, seconds, min_runs : mapping of str to int, float, int
+        The batch's axis by input, the time to measure for, and the least number of calls of each model.
     rounds, seed, clock : int, int, callable
-        How often the sessions are opened afresh; of the order of calls and of the bootstrap; gives the time in seconds.
+        How often sessions are opened afresh; of the order of calls and of the bootstrap; the time in seconds.
 
     Returns
     -------
@@ -101,8 +99,8 @@ def compare_latency(
         raise ProviderError(f"latencies on {sides} cannot be compared: open both sessions alike")
     generator = np.random.default_rng(seed)
     gc.collect()  # so that the collector, which stays on, has nothing left to do while calls are timed
-    timer = timer_for(reference, clock)
-    measured, warm_up = _rounds((reference, candidate), feeds, seconds, min_runs, max(rounds, 1), generator, clock, timer)
+    pair, timer = (reference, candidate), timer_for(reference, clock)
+    measured, warm_up = _rounds(pair, feeds, seconds, min_runs, max(rounds, 1), generator, clock, timer)
     ratio, low, high = ratio_interval(measured, generator)
     times = shifted_to(ratio, np.concatenate(measured))
     before, after, batch = _summary(times[:, 0]), _summary(times[:, 1]), batch_size(feeds, axes)

@@ -63,12 +63,11 @@ def verify(
         Path of a model, or the model itself.
     max_changed_decisions : float, str or None
         Greatest share of the decisions that may be expected to change, as `compress` takes it.
-    labels : str, Path or None
-        .npy or .npz file of the classes of the calibration inputs, for the accuracy of both models.
+    labels, save_worst : str, Path or None
+        .npy or .npz file of the classes of the calibration inputs, for the accuracy of both models; .npz file for the input that
+        differs most.
     layers : bool
         Whether the models are compared layer by layer too.
-    save_worst : str, Path or None
-        .npz file for the input that differs most.
     progress : Progress or None
         Called with the name of a stage and the share of the work that is done.
     **options

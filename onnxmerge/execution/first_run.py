@@ -86,12 +86,8 @@ def first_observations(
     memory = max_memory or max(MEMORY_BYTES, 2 * size)
     try:
         mapped = MAPS * sum(byte_count(tensor) for tensor in stored_tensors(proto) if is_external(tensor))
-        arguments = [
-            str(mapped),
-            str(model.absolute()),
-            label,
-            json.dumps([given.shapes, given.origins, {}, given.values, given.counted]),
-        ]
+        known = json.dumps([given.shapes, given.origins, {}, given.values, given.counted])
+        arguments = [str(mapped), str(model.absolute()), label, known]
         answer = answer_of(__name__, arguments, SECONDS + size / BYTES_A_SECOND, memory)
     except ProcessFailure as failure:
         limits = f"the first run may take {memory / 1e9:g} GB: `max_memory`"
