@@ -99,8 +99,8 @@ HARDLY = replace(COMPRESSION, after=Size(25_400_000, 4_080_000_000, 102_000_000)
 DECIDED = replace(FIDELITY, outputs=(replace(OUTPUT, changed_decisions=0.012),))
 FIDELITY_KEPT = ThresholdCheck("fidelity", 0.98764, 0.95, True, output=OUTPUT.name)
 BY_DEFAULT = (
-    ThresholdCheck("fidelity", 0.98764, 0.94, True, is_default=True, output=OUTPUT.name),
-    ThresholdCheck("changed decisions", 0.012, 0.02, False, is_default=True, output=OUTPUT.name),
+    ThresholdCheck("fidelity", 0.98764, 0.94, True, is_default=True, output=OUTPUT.name, is_required=False),
+    ThresholdCheck("changed decisions", 0.012, 0.02, False, is_default=True, output=OUTPUT.name, is_required=False),
 )
 SIZED = replace(VERIFICATION, before=SIZE, after=COMPRESSION.after)
 VERDICTS = {
@@ -140,20 +140,24 @@ VERDICTS = {
         "good",
         r"^Passed: fidelity 0.9876 \(at least 0.95\), 30.2% of the MACs left \(at most 62.5%\), smaller by",
     ),
-    "asked for by default": (
+    "kept as by default": (
         replace(VERIFICATION, fidelity=DECIDED, thresholds=(*BY_DEFAULT, replace(BY_DEFAULT[0], output="another", limit=0.97))),
         "good",
-        r"^Passed: fidelity 0.9876 \(at least 0.94 by default\), changed decisions 1.2% \(at most 2% by default\); on",
+        r"^Passed: fidelity 0.9876, changed decisions 1.2%; on",
     ),
-    "missed by default": (
+    "less kept than by default": (
+        replace(VERIFICATION, fidelity=DECIDED, thresholds=(BY_DEFAULT[0], replace(BY_DEFAULT[1], limit=0.01))),
+        "warn",
+        r"^No threshold was missed, but fidelity 0.9876, changed decisions 1.2% \(compress: at most 1% by default\); on",
+    ),
+    "less kept on synthetic inputs": (
         replace(
             VERIFICATION,
-            failures=("it is",),
             thresholds=(replace(BY_DEFAULT[0], limit=0.99),),
             fidelity=replace(FIDELITY, input_description="8 synthetic images"),
         ),
-        "bad",
-        r"^Failed: it is; fidelity 0.9876; on .*\. Synthetic inputs can mislead: --calibration gives real ones\.$",
+        "warn",
+        r"^No threshold .* fidelity 0.9876 \(compress: at least 0.99 by default\); on .*: --calibration gives real ones\.$",
     ),
     "only rounding may differ": (
         replace(VERIFICATION, thresholds=(ThresholdCheck("mean relative L2", 2.1e-7, 1e-4, False, is_default=True),)),

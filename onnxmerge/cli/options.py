@@ -180,7 +180,7 @@ VERIFY_THRESHOLDS = section(
         "--max-changed-decisions",
         str,
         "X",
-        f"{_CHANGED_DECISIONS}  [default: {DEFAULT_CHANGED_DECISIONS:g} without a threshold of the outputs]",
+        f"{_CHANGED_DECISIONS}  [default: none]",
     ),
     THRESHOLDS,
 )

@@ -7,6 +7,7 @@ from onnxmerge.options import DECIDED_FIDELITY, DEFAULT_CHANGED_DECISIONS, DEFAU
 from onnxmerge.results import Fidelity, LatencyComparison, Size, ThresholdCheck
 from onnxmerge.results.fidelity import ROW_FIDELITY
 
+DEFAULT_COSINE = 0.9  # least mean cosine similarity that `verify` asks for where the user gave no threshold
 # Largest mean relative L2 error of the outputs that rounding explains, by ONNX's name of the weights' type
 ROUNDING = {"DOUBLE": 1e-10, "FLOAT": 1e-4, "FLOAT16": 1e-2, "BFLOAT16": 5e-2}
 _WITHOUT = {
@@ -107,8 +108,9 @@ def asked_of_outputs(
 ) -> tuple[list[ThresholdCheck], list[str]]:
     """What `verify` asks of the outputs, and what it fails for.
 
-    Without thresholds of the user's, a model that lost channels must keep what `compress` keeps by default, and another one
-    outputs that are equal but for rounding.
+    Without thresholds of the user's, a model that lost channels needs `DEFAULT_COSINE`, and another one outputs that are equal
+    but for rounding. The former is held beside what `compress` keeps by default too, which is no failure to miss: it may have
+    been asked to be smaller.
 
     Parameters
     ----------
@@ -127,12 +129,12 @@ def asked_of_outputs(
         coarsest = max((ROUNDING[kind] for kind in float_types & ROUNDING.keys()), default=ROUNDING["FLOAT"])
         checks = output_checks(fidelity, replace(thresholds, max_relative_l2=coarsest))
         why = "no channel was removed, so that only rounding may differ; a threshold of your own allows more"
+        missed = [f"{each} ({why})" for each in _missed(checks)]
     else:
-        checks = _kept_by_default(fidelity, has_states=has_states)
-        why = "what a compression keeps by default; thresholds of your own replace that"
-    checks = [replace(check, is_default=True) for check in checks]
-    missed = _missed(checks)
-    return checks, [*_defects(fidelity), *missed[:-1], *(f"{each} ({why})" for each in missed[-1:])]
+        required = output_checks(fidelity, replace(thresholds, min_cosine=DEFAULT_COSINE))
+        beside = _kept_by_default(fidelity, has_states=has_states)
+        checks, missed = [*required, *(replace(check, is_required=False) for check in beside)], _missed(required)
+    return [replace(check, is_default=True) for check in checks], [*_defects(fidelity), *missed]
 
 
 def _kept_by_default(fidelity: Fidelity, *, has_states: bool) -> list[ThresholdCheck]:

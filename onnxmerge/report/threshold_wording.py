@@ -17,13 +17,19 @@ _MEASURED: dict[str, Callable[[float], str]] = {
 """Measure of a threshold, but fidelity and changed decisions, which every verdict tells -> what was measured, in words."""
 
 
+def is_told(check: ThresholdCheck) -> bool:
+    """Whether a verdict has the threshold: one that is kept, and one that is not but need not be."""
+    return check.passes == check.is_required and check.value is not None
+
+
 def held_texts(checks: Iterable[ThresholdCheck]) -> list[str]:
-    """`mean cosine 0.9912 (at least 0.9)` for every threshold that is kept and that not every verdict tells."""
-    kept = [(check, check.value) for check in checks if check.passes and check.measure in _MEASURED and check.value is not None]
-    return [f"{_MEASURED[check.measure](value)} {limit_text(check)}" for check, value in kept]
+    """`mean cosine 0.9912 (at least 0.9)` for every threshold that is told of a measure that not every verdict has."""
+    told = [(check, check.value) for check in checks if is_told(check) and check.measure in _MEASURED and check.value is not None]
+    return [f"{_MEASURED[check.measure](value)} {limit_text(check)}" for check, value in told]
 
 
 def limit_text(check: ThresholdCheck) -> str:
-    """`(at least 0.94 by default)`."""
+    """`(at least 0.9 by default)`, `(compress: at most 2% by default)` of what need not be kept."""
     limit = f"{100 * check.limit:g}%" if check.measure in _PER_CENT else f"{check.limit:g}"
-    return f"(at {'least' if check.is_least else 'most'} {limit}{' by default' * check.is_default})"
+    whose = "" if check.is_required else "compress: "
+    return f"({whose}at {'least' if check.is_least else 'most'} {limit}{' by default' * check.is_default})"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from onnxmerge.errors import Reason
 from onnxmerge.report.sentences import sweep_title, total_line
-from onnxmerge.report.threshold_wording import held_texts, limit_text
+from onnxmerge.report.threshold_wording import held_texts, is_told, limit_text
 from onnxmerge.report.wording import closeness, counted, file_size, percent, printable, shortened, two_digits
 from onnxmerge.results import (
     Benchmark,
@@ -132,13 +132,13 @@ def _fidelity_text(fidelity: Fidelity, checks: Sequence[ThresholdCheck] = ()) ->
         return ""  # which fails, and the failure says it
     interval = "" if made_up else _interval(output.fidelity_low, output.fidelity_high, closeness)
     constant = "outputs further off than a constant: " * (output.fidelity < 0)
-    limits = {(check.measure, check.output): f" {limit_text(check)}" for check in checks if check.passes}
+    limits = {(check.measure, check.output): f" {limit_text(check)}" for check in checks if is_told(check)}
     text = f"{constant}fidelity {closeness(output.fidelity)}{interval}{limits.get(('fidelity', output.name), '')}"
     if decided is None or decided.changed_decisions is None:
         return text
     known = _interval(decided.changed_decisions_low, decided.changed_decisions_high, two_digits)
-    is_told = not known or decided.top1_agreement is None or any(check.measure == "top-1 agreement" for check in checks)
-    same = "" if is_told else f", same best class {percent(decided.top1_agreement or 0.0)}"
+    is_counted = not known or decided.top1_agreement is None or any(check.measure == "top-1 agreement" for check in checks)
+    same = "" if is_counted else f", same best class {percent(decided.top1_agreement or 0.0)}"
     limit = limits.get(("changed decisions", decided.name), "")
     return f"{text}, changed decisions {two_digits(decided.changed_decisions)}{known}{limit}{same}"
 
@@ -181,16 +181,15 @@ def _verification(result: Verification) -> Verdict:
     right = [] if accuracy is None else [f"right before {percent(accuracy.reference, 2)}, after {percent(accuracy.candidate, 2)}"]
     close = _fidelity_text(result.fidelity, result.thresholds)
     claim = ", ".join(filter(None, [close, *held_texts(result.thresholds), *right, *sizes]))
-    if result.passed and result.fidelity.worst.fidelity < 0:
+    missed = [check.measure for check in result.thresholds if not check.passes and not check.is_required]
+    if result.passed and (missed or result.fidelity.worst.fidelity < 0):
         made_up = "synthetic" in result.fidelity.input_description
-        advice = _sentences([GIVE_REAL if made_up else "give `min_fidelity` to have such a model fail"])
+        option = "max_changed_decisions" if "changed decisions" in missed else "min_fidelity"
+        advice = _sentences([GIVE_REAL if made_up else f"give `{option}` to have such a model fail"])
         return Verdict(f"No threshold was missed, but {claim}", _basis(result.fidelity, None), advice, "warn")
     if result.passed:
         return Verdict(f"Passed: {claim}", _basis(result.fidelity, None), tone="good")
-    is_by_default = any(check.is_default and not check.passes for check in result.thresholds)
-    made_up = is_by_default and "synthetic" in result.fidelity.input_description
-    advice = _sentences([GIVE_REAL] if made_up else [])
-    return Verdict(f"{_failed(result.failures)}; {claim}", _basis(result.fidelity, None), advice, "bad")
+    return Verdict(f"{_failed(result.failures)}; {claim}", _basis(result.fidelity, None), tone="bad")
 
 
 def _failed(failures: Iterable[str]) -> str:

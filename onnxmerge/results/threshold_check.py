@@ -22,6 +22,9 @@ class ThresholdCheck:
         Whether it holds because the user gave none of the outputs.
     output : str
         Name of the worst output; empty for sizes.
+    is_required : bool
+        Whether missing it is a failure. Not of what `compress` keeps by default, which `verify` holds beside a model that keeps
+        what is asked of it.
     """
 
     measure: str
@@ -30,6 +33,7 @@ class ThresholdCheck:
     is_least: bool
     is_default: bool = False
     output: str = ""
+    is_required: bool = True
 
     @property
     def passes(self) -> bool:
