@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rivals import folding, restoration
 from rivals.activations import Moments
 from rivals.cases import CASES, Case, absorbed, outputs, widths
+from rivals.methods import DRAWS, METHODS
 from rivals.tables import headline, plots, rendered
 from trained_networks import CIFAR, TRAINED, Network, Trained
 
@@ -33,6 +34,16 @@ def test_every_row_says_what_it_was_or_why_it_is_none():
     assert rows
     for row in rows:
         assert ("reason" in row) != ({"accuracy", "settings", "versions", "processor", "cpu_seconds"} <= row.keys())
+
+
+def test_a_method_that_draws_random_numbers_has_the_mean_of_its_draws():
+    rows = compare.read()["rows"]
+    random = [key for case in CASES for method in METHODS if method.is_random and (key := compare.key(case, method)) in rows]
+    done = [rows[key] for key in random if "reason" not in rows[key]]
+    assert {row["method"] for row in done} == {"auto", "reconstruct", "Model Folding"}
+    for row in done:
+        assert len(row["draws"]) == DRAWS
+        assert row["accuracy"] == pytest.approx(np.mean(row["draws"]), abs=1e-4)
 
 
 def test_a_network_that_is_absent_is_told_with_the_command_that_makes_it():

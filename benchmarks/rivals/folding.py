@@ -104,7 +104,8 @@ def write_folded(case: Case, settings: dict[str, Any], target: Path) -> None:
         if len(group.producers) > 1 or not group.removable.all():
             raise NotRun("folding of channels that several layers write is not written here")
         compared, producer = affine_rows(case, group), group.producers[0]
-        labels = clusters(_features(group, compared, settings["features"]), case.counts[group.name])
+        features = _features(group, compared, settings["features"])
+        labels = clusters(features, case.counts[group.name], settings.get("seed", 0))
         kept, scaling, mixing, shift = folded(compared, labels, settings["repair"])
         weight, bias = _current(producer.key, producer.layer.stored_weight, replaced)
         added = np.zeros(producer.layer.out_ids.size)
