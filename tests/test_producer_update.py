@@ -141,10 +141,11 @@ def convolved(x: np.ndarray, weight: np.ndarray, attributes: dict) -> np.ndarray
     return y
 
 
-def convolutions(between: Callable[[Net, str], str], **attributes: object) -> onnx.ModelProto:
-    """conv_a, what is between, conv_b and a layer more."""
+def convolutions(between: Callable[[Net, str], str], first: Callable[..., str] | None = None, **attributes) -> onnx.ModelProto:  # type: ignore[no-untyped-def]
+    """What is first, conv_a, what is between, conv_b and a layer more."""
     net = Net(np.random.default_rng(0))
-    x = net.conv(net.input("x", 3, 12, 12), "conv_a", 3, 8)
+    x = net.input("x", 3, 12, 12)
+    x = net.conv(x if first is None else first(net, x), "conv_a", 3, 8)
     y = net.conv(between(net, x), "conv_b", 8, 10, **attributes)
     net.output(net.conv(net.relu(y), "out", 10, 4, kernel=1), 4, "h", "w")
     return net.model()
@@ -195,6 +196,17 @@ def excited(net: Net, x: str) -> str:
     return gated(net, x, x)
 
 
+def negated(net: Net, x: str) -> str:
+    return net.op("Neg", x)
+
+
+def excited_by_both(net: Net, x: str) -> str:
+    """Squeeze and excite with what the input adds to it."""
+    x = net.relu(x)
+    squeezed = [net.conv(net.op("GlobalAveragePool", y), f"gate_{y}", c, 8, kernel=1) for y, c in ((x, 8), ("x", 3))]
+    return net.op("Mul", x, net.op("Sigmoid", net.op("Add", *squeezed)))
+
+
 def scaled_rows() -> onnx.ModelProto:
     """Matrix products of (5, 12) with a computed number for each row between them."""
     net = Net(np.random.default_rng(0))
@@ -230,6 +242,11 @@ PATHS: dict[str, tuple[Callable[[], onnx.ModelProto], bool]] = {
     ),
     "grouped": (lambda: convolutions(lambda net, x: net.relu(net.conv(net.relu(x), "grouped", 8, 8, group=4))), False),
     "a gate of the input": (lambda: convolutions(lambda net, x: gated(net, depthwise(net, x), "x"), kernel=1), True),
+    "a gate of what the producer does not read": (
+        lambda: convolutions(lambda net, x: gated(net, depthwise(net, x), "x"), negated, kernel=1),
+        True,
+    ),
+    "a gate of both": (lambda: convolutions(excited_by_both, negated, kernel=1), True),
     "squeeze and excite": (lambda: convolutions(excited, kernel=1), True),
     "an output beside the gate": (lambda: convolutions(shown, kernel=1), False),
     "a number for each row": (scaled_rows, False),
@@ -286,7 +303,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ProducerSamples, tuple]]
 
 
 MOVED = [name for name, (_, is_one) in PATHS.items() if is_one]
-LINEAR = [name for name in MOVED if name != "squeeze and excite"]
+LINEAR = [name for name in MOVED if name not in ("squeeze and excite", "a gate of both")]
 """Where nothing that depends on the producer is held."""
 
 

@@ -124,14 +124,16 @@ class LayerwiseRun:
     ) -> None:
         """Put other nodes in the place of one that has been run, and compute again what it leads to.
 
-        index, nodes, constants: as `replace_node` has them; path: an available tensor that the node reads, and the only
-        available one that depends on it.
+        index, nodes, constants: as `replace_node` has them; path: an available tensor that the node reads, and the one that is
+        computed again. What else nodes between them read is available, as far as it does not depend on the node.
         """
         self.nodes[index] = list(nodes)
         self.constants = {**self.constants, **constants}
         self._constant_names.update(constants)
         source, output = path
-        session = self.session_between({source: self.tensor(0, source)}, output)
+        changed = dependents(self.model.graph.node[index : self.position])
+        read = {name: self.tensors.get(0, name) for name in self.available if name == source or name not in changed}
+        session = self.session_between(read, output)
         for batch in range(self.batch_count):
             self.tensors.put(batch, output, self.run_session(session, batch)[output])
 
@@ -175,7 +177,7 @@ class LayerwiseRun:
         outputs = [output.name for output in self.model.graph.output if output.name in ahead]
         return self._session(len(self.nodes), outputs, extra_inputs, steps)
 
-    def session_between(self, sources: Mapping[str, np.ndarray], output: str) -> Session:
+    def session_between(self, sources: Mapping[str, Value], output: str) -> Session:
         """From some tensors, each with an example, to one that nodes before the position give."""
         return self._session(self.position, [output], sources=sources)
 
@@ -189,7 +191,7 @@ class LayerwiseRun:
         outputs: list[str],
         extra_inputs: Mapping[str, np.ndarray] | None = None,
         steps: Mapping[str, int] | None = None,
-        sources: Mapping[str, np.ndarray] | None = None,
+        sources: Mapping[str, Value] | None = None,
     ) -> Session:
         """The nodes before an index that lead from available tensors, or from `sources`, and constants to the outputs."""
         available = self.available if sources is None else sources
@@ -210,6 +212,15 @@ class LayerwiseRun:
         part = submodel(self.model, nodes, inputs, outputs, self.constants)
         label = "a part of the model"
         return open_session(part, optimise=True, threads=self.threads, label=label, folder=self.folder, arena=False)
+
+
+def dependents(nodes: Sequence[NodeProto]) -> set[str]:
+    """Names of what the first of some nodes, in the order of the graph, gives, and of what the others compute from that."""
+    found = set(nodes[0].output)
+    for node in nodes[1:]:
+        if not found.isdisjoint(tensors_read(node)):
+            found.update(node.output)
+    return found - {""}
 
 
 def _as_feed(value: Value) -> Any:

@@ -19,13 +19,14 @@ import numpy as np
 from onnxmerge.algorithms.gauss_newton import KroneckerFactors, conjugate_step
 from onnxmerge.algorithms.least_squares import OVERLAPPING_RIDGE, RIDGE, RidgeSystem, fits_in_memory
 from onnxmerge.algorithms.sample_counts import enough_samples
-from onnxmerge.execution.layerwise import LayerwiseRun
+from onnxmerge.execution.layerwise import LayerwiseRun, dependents
 from onnxmerge.graph.channel_groups import ChannelGroup
 from onnxmerge.graph.channel_paths import ChannelPath, channel_path
 from onnxmerge.graph.layers import Layer
 from onnxmerge.graph.nodes import has_input
 from onnxmerge.graph.rewrite import Removal, Replacement
 from onnxmerge.onnxio.edits import in_range
+from onnxmerge.onnxio.traversal import tensors_read
 from onnxmerge.pruning.consumer_update import bias_of, kept_weights, replacement_nodes
 from onnxmerge.statistics.producer_samples import Affine, Floats, PairWeights, ProducerSamples, Residual
 from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext
@@ -95,6 +96,14 @@ def _path_between(context: RunContext, producer: Layer, consumer: Layer) -> Chan
     fits = not producer.is_filled and fits_in_memory(producer.inputs_per_group * producer.kernel_size)
     is_same = np.array_equal(producer.out_ids, consumer.in_ids)
     return channel_path(context.channels, producer, consumer) if fits and is_same else None
+
+
+def read_between(context: RunContext, path: ChannelPath) -> set[str]:
+    """Names of what nodes between a producer and its consumer read, beside what depends on the producer."""
+    first, last = (context.node_index[layer.key] for layer in (path.producer, path.consumer))
+    nodes = context.model.graph.node[first:last]
+    changed = dependents(nodes)
+    return set().union(*(tensors_read(node) for node in nodes if not changed.isdisjoint(node.output))) - changed
 
 
 def least_missed(unknowns: int) -> float:

@@ -20,7 +20,7 @@ from onnxmerge.pruning.consumer_update import bias_of, remove_states, replace_la
 from onnxmerge.pruning.layer_statistics import LayerStatistics
 from onnxmerge.pruning.layer_update import LayerUpdate, Runs, is_cheap_to_choose
 from onnxmerge.pruning.masked_means import mask_means, mean_masks, means_over
-from onnxmerge.pruning.producer_update import updated_pairs
+from onnxmerge.pruning.producer_update import read_between, updated_pairs
 from onnxmerge.pruning.product_update import OutputMix, output_mixes
 from onnxmerge.statistics.reference_run import ReferenceStatistics, RunContext
 
@@ -69,7 +69,7 @@ def solve_consumers(
     for removal in choices.values():
         kept[removal.group.channel_ids] = True  # they all count until they are chosen, also where a plan says which will be
     for key, path in pairs.items():
-        for name in (path.producer.source, *path.gates):
+        for name in (*path.gates, *read_between(context, path)):
             runs[1].hold(name, context.node_index[key])
     walk = _Walk(observed, kept, runs, pairs, mixes, choices, unsolved, given)
     for number, layer in enumerate(layers):
