@@ -150,6 +150,11 @@ VERDICTS = {
         "warn",
         r"^No threshold was missed, but fidelity 0.9876, changed decisions 1.2% \(compress: at most 1% by default\); on",
     ),
+    "less kept by an output that is not the worst": (
+        replace(VERIFICATION, thresholds=(BY_DEFAULT[0], replace(BY_DEFAULT[0], value=0.961, limit=0.97, output="another"))),
+        "warn",
+        r"^No threshold .* fidelity 0.9876, fidelity 0.9610 of 'another' \(compress: at least 0.97 by default\); on",
+    ),
     "less kept on synthetic inputs": (
         replace(
             VERIFICATION,

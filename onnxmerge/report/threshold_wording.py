@@ -28,6 +28,13 @@ def held_texts(checks: Iterable[ThresholdCheck]) -> list[str]:
     return [f"{_MEASURED[check.measure](value)} {limit_text(check)}" for check, value in told]
 
 
+def missed_elsewhere(checks: Iterable[ThresholdCheck], output: str) -> list[str]:
+    """`fidelity 0.9612 of 'boxes' (compress: at least 0.97 by default)` of outputs but that one which keep less."""
+    others = [(check, check.value) for check in checks if check.measure == "fidelity" and check.output != output]
+    missed = [(check, value) for check, value in others if not check.is_required and not check.passes and value is not None]
+    return [f"fidelity {closeness(value)} of {check.output!r} {limit_text(check)}" for check, value in missed]
+
+
 def limit_text(check: ThresholdCheck) -> str:
     """`(at least 0.9 by default)`, `(compress: at most 2% by default)` of what need not be kept."""
     limit = f"{100 * check.limit:g}%" if check.measure in _PER_CENT else f"{check.limit:g}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from onnxmerge.errors import Reason
 from onnxmerge.report.sentences import sweep_title, total_line
-from onnxmerge.report.threshold_wording import held_texts, is_told, limit_text
+from onnxmerge.report.threshold_wording import held_texts, is_told, limit_text, missed_elsewhere
 from onnxmerge.report.wording import closeness, counted, file_size, percent, printable, shortened, two_digits
 from onnxmerge.results import (
     Benchmark,
@@ -180,7 +180,8 @@ def _verification(result: Verification) -> Verdict:
     accuracy = result.fidelity.accuracy
     right = [] if accuracy is None else [f"right before {percent(accuracy.reference, 2)}, after {percent(accuracy.candidate, 2)}"]
     close = _fidelity_text(result.fidelity, result.thresholds)
-    claim = ", ".join(filter(None, [close, *held_texts(result.thresholds), *right, *sizes]))
+    others = missed_elsewhere(result.thresholds, result.fidelity.worst.name)
+    claim = ", ".join(filter(None, [close, *others, *held_texts(result.thresholds), *right, *sizes]))
     missed = [check.measure for check in result.thresholds if not check.passes and not check.is_required]
     if result.passed and (missed or result.fidelity.worst.fidelity < 0):
         made_up = "synthetic" in result.fidelity.input_description
