@@ -52,3 +52,17 @@ def test_weights_that_are_put_together_once_take_no_time(tmp_path: Path) -> None
         found.append(group.time_saved)
     assert found[0] > 0.3
     assert found[1] == pytest.approx(found[0])
+
+
+def test_loops_take_time_though_their_counts_and_first_states_are_constants(tmp_path: Path) -> None:
+    """The body reads x: neither the loop nor what follows is computed when the model is opened."""
+    body = "(int64 i, bool on, float[1, 16] h) => (bool go, float[1, 16] g) { go = Identity(on)  g = Add(h, x) }"
+    head = '<ir_version: 8, opset_import: ["": 17]> g (float[1, 16] x) => (float[1, 8] y)'
+    loop = f"s = Loop<body = steps {body}>(count, on, state)  h = MatMul(s, w)  r = Relu(h)  y = MatMul(r, v)"
+    model = parser.parse_model(f"{head} {{ {loop} }}")
+    values = {"count": np.array(3), "on": np.array(True), "state": np.zeros((1, 16), np.float32)}
+    values |= {name: np.ones(shape, np.float32) for name, shape in (("w", (16, 4096)), ("v", (4096, 8)))}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+    onnx.save(model, tmp_path / "m.onnx")
+    (group,) = inspect(tmp_path / "m.onnx").groups
+    assert group.time_saved > 0.3

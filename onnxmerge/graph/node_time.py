@@ -155,7 +155,7 @@ def node_time(
 
 
 def runs_once(nodes: Iterable[gs.Node]) -> set[int]:
-    """`id` of the nodes that read constants alone, of nodes in the order in which they run.
+    """`id` of the nodes that read constants alone, of nodes in the order in which they run. Bodies may read what is computed.
 
     ONNX Runtime computes them when it opens a model. Exporters of recurrent layers leave their weights to be put together so,
     which was taken for two thirds of the time of a call.
@@ -164,7 +164,8 @@ def runs_once(nodes: Iterable[gs.Node]) -> set[int]:
     for node in nodes:
         read = [tensor for tensor in node.inputs if tensor.name]
         are_constant = all(isinstance(each, gs.Constant) or each.name in known for each in read)
-        if node.op == "Constant" or (read and are_constant and node.op not in NOT_FOLDED):
+        is_folded = node.op not in NOT_FOLDED and not any(True for _ in node.subgraphs())
+        if node.op == "Constant" or (read and are_constant and is_folded):
             known.update(tensor.name for tensor in node.outputs)
             found.add(id(node))
     return found
