@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from topologies.net import Net
 
 import onnxmerge
 from onnxmerge import compress, inspect, verify
@@ -79,6 +80,17 @@ def test_pixels_that_are_read_otherwise_are_warned_of(made, given, inputs, warns
     compress(MLP, tmp_path / "o.onnx", calibration=pixels, **QUICK, **made)
     found = verify(MLP, tmp_path / "o.onnx", calibration=calibration, **given).warnings
     assert any("was made for pixels that are read with `" in text for text in found) is warns
+
+
+def test_a_mean_that_all_channels_share_is_that_of_each(tmp_path):
+    net = Net(np.random.default_rng(0))
+    y = net.relu(net.conv(net.input("x", 3, 8, 8), "conv", 3, 16))
+    net.output(net.gemm(net.op("Flatten", net.op("GlobalAveragePool", y)), "fc", 16, 4), 4)
+    model, pixels = net.model(), np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), np.uint8)
+    compress(model, tmp_path / "o.onnx", calibration=pixels, mean=0.5, std=0.5, fit="crop", **QUICK)
+    for mean, warns in ((0.5, False), ((0.5, 0.5, 0.5), False), ((0.5, 0.4, 0.5), True)):
+        found = verify(model, tmp_path / "o.onnx", calibration=pixels, mean=mean, std=0.5, fit="crop").warnings
+        assert any("pixels that are read with `mean=0.5` and `std=0.5` and `fit=crop`" in text for text in found) is warns
 
 
 def test_provenance_of_others_is_no_error(tmp_path):

@@ -258,3 +258,8 @@ def test_a_sweep_marks_slower_points_and_never_recommends_them() -> None:
 
 def test_realised_is_not_told_of_what_is_not_faster() -> None:
     assert batch_columns([LATENCY, SLOWER])[-1].cells == ["67%", "-"]
+
+
+def test_options_of_two_numbers_are_told_as_they_are_typed() -> None:
+    told = as_command_line("read with `input_range=0,255` and `mean=0.5,0.4,0.3`, without `input_range`")
+    assert told == "read with --input-range 0 255 and --mean 0.5,0.4,0.3, without --input-range"

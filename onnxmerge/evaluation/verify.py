@@ -215,11 +215,17 @@ def _other_values(candidate: ModelProto, inputs: Inputs, given: InputOptions) ->
         was = InputOptions(**values)
     except (ValueError, TypeError, OptionError):  # written by others
         return []
-    other = {name for name in names if getattr(was, name) != getattr(given, name)}
-    if not made or not other:
+    if not made or all(_of_channels(getattr(was, name)) == _of_channels(getattr(given, name)) for name in names):
         return []
-    told = " and ".join(f"`{name}={as_text(getattr(was, name))}`" for name in made)
+    told = " and ".join(
+        f"`{name}={value if isinstance(value, str) else as_text(getattr(was, name))}`" for name, value in made.items()
+    )
     return [f"the candidate was made for pixels that are read with {told}, and these are read otherwise: give the same"]
+
+
+def _of_channels(value: Any) -> Any:
+    """A mean or standard deviation; one that all channels share as it is given for them together."""
+    return value[:1] if isinstance(value, tuple) and len(set(value)) == 1 else value
 
 
 def _larger(before: Size | None, after: Size | None) -> list[str]:

@@ -65,6 +65,8 @@ def as_command_line(text: str) -> str:
 
     def option(match: re.Match[str]) -> str:
         name, value = match[1].replace("_", "-"), match[2]
+        if name == "input-range" and value is not None:
+            value = value.replace(",", " ")  # two arguments
         return f"--no-{name}" if value == "False" else f"--{name} {value}" if value not in (None, "True") else f"--{name}"
 
     return re.sub(r"`([a-z][a-z0-9_]*)(?:=([\w.%,-]+))?`", option, text)
