@@ -29,6 +29,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -49,7 +50,7 @@ _RESAMPLES = 1000  # of the bootstrap
 _PERCENTILES = (0.5, 99.5)  # 95 % for about ten clusters: Hesterberg 2015, expanded percentiles
 _SIGN_TEST_LEVEL = 0.008  # probability that the sign test's interval does not hold the median
 _WARM_UP_RUNS = (3, 50)  # least and most calls that do not count
-_READINGS, _FINE_STEP = 1000, 1e-4  # readings of a clock within which it moves on, and by how many seconds at most
+_READINGS, _FINE_STEP = 1000, 1e-5  # readings of a clock, and the largest of its least steps, in seconds: calls last longer
 _STABLE = 0.05  # relative difference of two medians of three calls below which warm-up ends
 
 Sessions = tuple[Session, Session]
@@ -128,9 +129,9 @@ def timer_for(session: Session, clock: Clock) -> Clock:
     """
     if session.threads != 1 or session.provider.name != CPU.name or clock is not time.perf_counter:
         return clock
-    start = time.thread_time()
-    later = next((now for now in (time.thread_time() for _ in range(_READINGS)) if now != start), math.inf)
-    return time.thread_time if later - start < _FINE_STEP else clock
+    readings = [time.thread_time() for _ in range(_READINGS)]
+    step = min((later - now for now, later in pairwise(readings) if later > now), default=math.inf)
+    return time.thread_time if step < _FINE_STEP else clock
 
 
 def shifted_to(ratio: float, times: np.ndarray) -> np.ndarray:

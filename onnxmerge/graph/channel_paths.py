@@ -45,7 +45,7 @@ class ChannelWindow:
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class PathStage:
     """An elementwise function, and the windows that are taken of what it gives.
 
     Attributes
@@ -72,13 +72,13 @@ class ChannelPath:
     ----------
     producer, consumer : Layer
         Both convolutions without groups, or both matrix products.
-    stages : tuple of Stage
+    stages : tuple of PathStage
         In the order of the graph; matrix products have one, without windows.
     """
 
     producer: Layer
     consumer: Layer
-    stages: tuple[Stage, ...]
+    stages: tuple[PathStage, ...]
 
     @property
     def gates(self) -> list[str]:
@@ -93,13 +93,13 @@ def channel_path(channels: Channels, producer: Layer, consumer: Layer) -> Channe
     rank = len(channels.shape(producer.data) or ())
     if producer.layout != "conv" and not producer.output_axis == consumer.input_axis == producer.input_axis == rank - 1 > 0:
         return None
-    stages, last, window = list[Stage](), consumer.data, None
+    stages, last, window = list[PathStage](), consumer.data, None
     while not stages or stages[0].source != producer.key:
         found = _function(channels, last, producer)
         if found is None:
             return None
         source, gates = found
-        stages.insert(0, Stage(str(source.name), str(last.name), gates, window))
+        stages.insert(0, PathStage(str(source.name), str(last.name), gates, window))
         if source.name != producer.key:
             last, window = source.inputs[0].inputs[0], _window(channels, source.inputs[0])
     return ChannelPath(producer, consumer, tuple(stages)) if _leads_nowhere_else(channels, producer, consumer) else None

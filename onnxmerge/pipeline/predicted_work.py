@@ -8,8 +8,6 @@ them 0.7 times in the median: better to be told too much.
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from onnxmerge.algorithms.sample_counts import enough_samples
 from onnxmerge.data.first_layers import dense_first_layer
 from onnxmerge.data.selection import (
@@ -23,14 +21,13 @@ from onnxmerge.data.selection import (
 )
 from onnxmerge.evaluation.benchmark import DEFAULT_EFFORT, TRIAL_EFFORT
 from onnxmerge.graph.analysed_model import AnalysedModel
-from onnxmerge.graph.channel_groups import ChannelGroup, Channels
-from onnxmerge.graph.channel_paths import channel_path
 from onnxmerge.options import PruningOptions
 from onnxmerge.pipeline.candidate_builder import QUICK_COST
 from onnxmerge.pipeline.compress_options import CompressOptions
 from onnxmerge.pipeline.progress import Stage
 from onnxmerge.pruning.group_selection import selected_groups
 from onnxmerge.pruning.layer_update import is_cheap_to_choose
+from onnxmerge.pruning.producer_update import path_of_group
 from onnxmerge.pruning.sensitivity import PASSES
 
 SECONDS_PER_MAC, SECONDS_PER_ELEMENT = 1 / 8e10, 1 / 4e9
@@ -152,7 +149,8 @@ def _products(analysed: AnalysedModel, options: CompressOptions, inputs: int) ->
     channels, shapes, pruning = analysed.channels, analysed.shapes, options.pruning
     groups = selected_groups(channels, pruning, entered_only=False)[0]
     shrinking = {each.key for group in groups for each in group.consumers}
-    pairs = {key for group in groups if (key := _paired_consumer(channels, group))}
+    order = {layer.key: number for number, layer in enumerate(channels.layers)}
+    pairs = {path.consumer.key for group in groups if (path := path_of_group(channels, group, order)) is not None}
     products, whole, added, kept = 0.0, 0.0, 0.0, _kept_share(pruning)
     for layer in channels.layers:
         if layer.has_patches and layer.in_ids.any():
@@ -163,16 +161,6 @@ def _products(analysed: AnalysedModel, options: CompressOptions, inputs: int) ->
             chosen = CHOSEN_CHANNELS * (options.inputs.calibration is not None and is_cheap_to_choose(layer))
             whole, added = whole + own, added + own * (layer.key in pairs) * (UPDATED_PRODUCERS + chosen)
     return products, added / max(whole, 1.0)
-
-
-def _paired_consumer(channels: Channels, group: ChannelGroup) -> str:
-    """The key of the consumer of which a producer can change; "" for none."""
-    if not group.consumers:
-        return ""
-    order = {layer.key: number for number, layer in enumerate(channels.layers)}
-    last = max((each.layer for each in group.consumers), key=lambda layer: order[layer.key])
-    same = (each.layer for each in group.producers if np.array_equal(each.layer.out_ids, last.in_ids))
-    return last.key if any(channel_path(channels, layer, last) is not None for layer in same) else ""
 
 
 def _kept_share(pruning: PruningOptions) -> float:

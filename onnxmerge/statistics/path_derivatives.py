@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxmerge.execution.layerwise import LayerwiseRun
-from onnxmerge.graph.channel_paths import ChannelPath, ChannelWindow, Stage
+from onnxmerge.graph.channel_paths import ChannelPath, ChannelWindow, PathStage
 from onnxmerge.statistics.blocks import BlockPlace
 from onnxmerge.statistics.channel_windows import windowed, windowed_adjoint
 from onnxmerge.statistics.unfold import Window
@@ -91,7 +91,7 @@ class PathDerivatives:
         weight, bias = (each[self._rows] if len(each) > 1 else each for each in (window.weight, window.bias))
         return np.ascontiguousarray(weight.T, np.float32), bias.astype(np.float32)
 
-    def _function(self, stage: Stage) -> Callable[[np.ndarray, Inputs], np.ndarray]:
+    def _function(self, stage: PathStage) -> Callable[[np.ndarray, Inputs], np.ndarray]:
         """Gives for (n * N, k, *spatial) or (n * rows, k), n times the inputs, the function's values."""
         rows, width = self._rows, self._path.producer.out_ids.size
         if stage.activation == stage.source:
