@@ -7,10 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
 MODEL = Path(__file__).resolve().parents[1] / "models" / "digits-mlp.onnx"
 Run = Callable[..., tuple[int, str, str]]
+NO_DECISIONS = '<ir_version: 8, opset_import: ["": 17]> g (float[N, 8] x) => (float[N, 1] y) { y = ReduceMean<axes = [1]>(x) }'
 
 
 @pytest.fixture
@@ -66,6 +69,17 @@ def test_what_is_typed_replaces_another_way_to_say_the_same(project: Callable[[s
     code, out, err = run("compress", MODEL, "small.onnx", "--ratio", "0.25", "--method", "prune", "--no-bench", "--json")
     assert code == 0, err
     assert json.loads(out)["defaults"] == ""
+
+
+def test_decisions_that_no_output_holds(project: Callable[[str], Path], run: Run, tmp_path: Path) -> None:
+    """A file for all commands may say how many may change: compress keeps a fidelity where none are, and verify lets it be."""
+    onnx.save(onnx.parser.parse_model(NO_DECISIONS), tmp_path / "below" / "m.onnx")
+    code, _, err = run("verify", "m.onnx", "m.onnx", "--max-changed-decisions", "2%")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no output of m.onnx holds decisions, so that --max-changed-decisions has no effect" in err
+    project("[tool.onnxmerge]\nmax-changed-decisions = 0.02")
+    code, out, err = run("verify", "m.onnx", "m.onnx", "--json")
+    assert (code, json.loads(out)["failures"]) == (0, []), err
 
 
 def test_what_is_refused_names_the_options_of_the_file(project: Callable[[str], Path], run: Run) -> None:

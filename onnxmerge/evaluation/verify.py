@@ -14,7 +14,7 @@ from onnxmerge.data.inputs import Inputs
 from onnxmerge.data.labels import read_labels
 from onnxmerge.data.npy_files import save_feeds
 from onnxmerge.data.selection import BATCH, inputs_for
-from onnxmerge.errors import ModelError, OptionError, VerificationError
+from onnxmerge.errors import ModelError, OptionError, UnusedOptionError, VerificationError
 from onnxmerge.evaluation.examples import with_examples
 from onnxmerge.evaluation.fidelity import compare
 from onnxmerge.evaluation.layer_checks import compare_some_layers, fits_in_memory, layer_failures
@@ -136,6 +136,7 @@ def _verify_files(
     kinds, batches = output_kinds(graphs[0].proto), _told(inputs, progress)
     axes = inputs.axes, inputs.output_axes
     fidelity = compare(first, second, batches, inputs.description, classes, axes=axes, synthetic=inputs.synthetic, kinds=kinds)
+    _refuse_undecided(reference, fidelity, most_changed)
     shown = layer_comparison if layers else None
     fidelity = replace(fidelity, same_channel_counts=same_channel_counts, layer_comparison=shown)
     if worst_file is not None:
@@ -162,6 +163,15 @@ def _verify_files(
         ),
         thresholds=(*of_outputs, *of_size),
     )
+
+
+def _refuse_undecided(reference: Path, fidelity: Fidelity, most_changed: float | None) -> None:
+    """UnusedOptionError where a share of decisions may change, and no output holds any, whatever the inputs are."""
+    if most_changed is None or any(output.defect or output.has_decisions for output in fidelity.outputs):
+        return
+    why = f"no output of {reference.name} holds decisions"
+    remedy = "drop it; `min_fidelity` says what other outputs must keep"
+    raise UnusedOptionError(f"{why}, so that `max_changed_decisions` has no effect: {remedy}", "max_changed_decisions")
 
 
 def _warnings(
