@@ -13,7 +13,6 @@ from running import analysed, solve_consumers_alone, weights_of, written
 from topologies.net import Net
 
 from onnxmerge import compress
-from onnxmerge.algorithms.gauss_newton import KroneckerFactors, conjugate_step
 from onnxmerge.execution.sessions import open_session
 from onnxmerge.graph.channel_paths import DIFFERENTIABLE, channel_path
 from onnxmerge.graph.operators import elementwise
@@ -21,124 +20,7 @@ from onnxmerge.graph.operators.table import OPERATORS
 from onnxmerge.graph.rewrite import Replacement
 from onnxmerge.pruning import layer_update, producer_update
 from onnxmerge.statistics import path_derivatives
-from onnxmerge.statistics.channel_windows import windowed, windowed_adjoint
 from onnxmerge.statistics.producer_samples import ProducerSamples
-from onnxmerge.statistics.unfold import folded, output_extents, patches_of, window_of
-
-
-def spd(rng: np.random.Generator, n: int) -> np.ndarray:
-    half = rng.normal(size=(n, 2 * n))
-    return half @ half.T / n
-
-
-def products(hessian: np.ndarray, shape: tuple[int, int]) -> Callable:
-    """What `conjugate_step` asks for, from a dense matrix."""
-
-    def product(v: np.ndarray) -> tuple[float, Callable[[], np.ndarray]]:
-        changed = (hessian @ v.reshape(-1)).reshape(shape)
-        return float(np.vdot(v, changed)), lambda: changed
-
-    return product
-
-
-@pytest.mark.parametrize("damping", [0.0, 1e-2, 1.0])
-def test_many_directions_end_in_the_dense_least_squares(damping: float) -> None:
-    """|r - J d|^2 + ridge |d|^2 over 3 x 4 unknowns, whatever the preconditioner."""
-    rng, shape = np.random.default_rng(0), (3, 4)
-    jacobian, missing, ridge = rng.normal(size=(40, 12)), rng.normal(size=40), 0.3
-    factors = KroneckerFactors(spd(rng, 4), spd(rng, 3), damping)
-    gradient = (jacobian.T @ missing).reshape(shape)
-    hessian = jacobian.T @ jacobian + ridge * np.eye(12)
-    step, fall = conjugate_step(gradient, products(hessian, shape), factors.solve, 40)  # rounding takes conjugacy away
-    stacked = np.concatenate([jacobian, np.sqrt(ridge) * np.eye(12)]), np.concatenate([missing, np.zeros(12)])
-    best, (left, *_), *_ = np.linalg.lstsq(*stacked, rcond=None)
-    np.testing.assert_allclose(step.reshape(-1), best, atol=1e-8)
-    assert missing @ missing - fall == pytest.approx(left, rel=1e-9)
-
-
-def test_one_direction_is_enough_where_the_curvature_is_a_kronecker_product() -> None:
-    rng = np.random.default_rng(1)
-    inputs, outputs, gradient = spd(rng, 5), spd(rng, 3), rng.normal(size=(3, 5))
-    factors = KroneckerFactors(inputs.copy(), outputs.copy(), damping=0.0)
-    step, _ = conjugate_step(gradient, products(np.kron(outputs, inputs), (3, 5)), factors.solve, 1)
-    np.testing.assert_allclose(step, np.linalg.solve(outputs, gradient) @ np.linalg.inv(inputs), rtol=1e-8)
-
-
-@pytest.mark.parametrize("directions", [1, 2, 5])
-def test_every_direction_falls_further_and_by_as_much_as_is_said(directions: int) -> None:
-    rng = np.random.default_rng(2)
-    hessian, gradient = spd(rng, 12), rng.normal(size=(3, 4))
-    falls = []
-    for count in (directions, directions + 1):
-        step, fall = conjugate_step(gradient, products(hessian, (3, 4)), np.copy, count)
-        flat = step.reshape(-1)
-        assert fall == pytest.approx(2 * flat @ gradient.reshape(-1) - flat @ hessian @ flat, rel=1e-9)
-        falls.append(fall)
-    assert 0 < falls[0] < falls[1]
-
-
-@pytest.mark.parametrize("curvature", [0.0, np.nan])
-def test_without_curvature_or_gradient_nothing_moves(curvature: float) -> None:
-    gradient = np.ones((2, 2))
-    for given in (gradient, 0.0 * gradient):
-        step, fall = conjugate_step(given, lambda v: (curvature, v.copy), np.copy, 3)
-        assert not step.any()
-        assert fall == 0.0
-
-
-WINDOWS = {
-    "plain": ({}, (6, 7), (3, 3)),
-    "padded": ({"pads": [1, 1, 1, 1]}, (6, 7), (3, 3)),
-    "strides": ({"pads": [1, 0, 1, 2], "strides": [2, 3]}, (9, 8), (3, 2)),
-    "dilations": ({"pads": [2, 2, 2, 2], "dilations": [2, 2]}, (8, 8), (3, 3)),
-    "same upper": ({"auto_pad": "SAME_UPPER", "strides": [2, 2]}, (7, 8), (3, 3)),
-    "one axis": ({"pads": [1, 1]}, (9,), (3,)),
-}
-
-
-@pytest.mark.parametrize("name", WINDOWS)
-def test_folding_is_the_adjoint_of_unfolding_and_blocks_are_parts(name: str) -> None:
-    attributes, space, kernel = WINDOWS[name]
-    rng, shape = np.random.default_rng(3), (2, 3, *space)
-    x = rng.normal(size=shape).astype(np.float32)
-    extents = output_extents(attributes, shape, kernel)
-    y = convolved(x, np.ones((1, 3, *kernel), np.float32), attributes)
-    assert y.shape[2:] == extents
-    window, every = window_of(attributes, shape, kernel, y.shape), tuple(slice(0, None, 1) for _ in kernel)
-    patches = patches_of(x, window, np.arange(3)[np.newaxis], every)[0]
-    other = rng.normal(size=patches.shape).astype(np.float32)
-    assert np.vdot(patches, other) == pytest.approx(np.vdot(x, folded(other, window, shape)), rel=1e-4)
-    taken = tuple(slice(extent // 3, extent - extent // 4) for extent in extents)
-    inputs, part = window.block(taken, space)
-    found = patches_of(x[(slice(None), slice(None), *inputs)], part, np.arange(3)[np.newaxis], every)[0]
-    whole = patches.reshape(2, *extents, -1)[(slice(None), *taken)]
-    np.testing.assert_array_equal(found.reshape(whole.shape), whole)
-
-
-@pytest.mark.parametrize("name", WINDOWS)
-def test_windows_of_channels_are_depthwise_convolutions(name: str) -> None:
-    """And their adjoint is one."""
-    attributes, space, kernel = WINDOWS[name]
-    rng, shape = np.random.default_rng(4), (2, 3, *space)
-    x, weight = (rng.normal(size=each).astype(np.float32) for each in (shape, (3, 1, *kernel)))
-    y = convolved(x, weight, attributes)
-    window, flat = window_of(attributes, shape, kernel, y.shape), weight.reshape(3, -1).T
-    found = windowed(np.moveaxis(x, 1, -1), window, flat)
-    np.testing.assert_allclose(np.moveaxis(found, -1, 1), y, rtol=1e-4, atol=1e-5)
-    other = rng.normal(size=found.shape).astype(np.float32)
-    back = windowed_adjoint(other, window, flat, space)
-    assert np.vdot(found, other) == pytest.approx(np.vdot(np.moveaxis(x, 1, -1), back), rel=1e-4)
-
-
-def convolved(x: np.ndarray, weight: np.ndarray, attributes: dict) -> np.ndarray:
-    """What ONNX Runtime gives for a convolution, depthwise where the weight reads one channel."""
-    spec = {**attributes, "auto_pad": attributes.get("auto_pad", "NOTSET"), "group": x.shape[1] // weight.shape[1]}
-    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=weight.shape[2:], **spec)
-    ends = [onnx.helper.make_tensor_value_info(name, 1, each) for name, each in (("x", x.shape), ("y", None))]
-    graph = onnx.helper.make_graph([node], "conv", ends[:1], ends[1:], [onnx.numpy_helper.from_array(weight, "w")])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    (y,) = open_session(model.SerializeToString(), optimise=False, threads=1).run({"x": x}).values()
-    return y
 
 
 def convolutions(between: Callable[[Net, str], str], first: Callable[..., str] | None = None, **attributes) -> onnx.ModelProto:  # type: ignore[no-untyped-def]

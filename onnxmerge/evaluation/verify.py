@@ -148,6 +148,7 @@ def _verify_files(
         fidelity, thresholds, graphs[1].float_types, most_changed, has_states=bool(inputs.states)
     )
     of_size, too_large = _asked_of_size(before, after, thresholds)
+    warnings = _warnings(fidelity, of_outputs, inputs, graphs[1].proto, given)
     return Verification(
         str(reference),
         str(candidate),
@@ -156,11 +157,7 @@ def _verify_files(
         before=before,
         after=after,
         inputs=inputs.noted(runs.inputs),
-        warnings=(
-            *chosen_sizes(runs.inputs),
-            *_warnings(fidelity, of_outputs, inputs, graphs[1].proto, given),
-            *_larger(before, after),
-        ),
+        warnings=(*chosen_sizes(runs.inputs), *warnings, *_larger(before, after)),
         thresholds=(*of_outputs, *of_size),
     )
 
@@ -178,14 +175,12 @@ def _warnings(
     fidelity: Fidelity, checks: list[ThresholdCheck], inputs: Inputs, candidate: ModelProto, given: InputOptions
 ) -> tuple[str, ...]:
     """What to know before relying on the fidelity."""
-    few, seen = (
-        few_inputs(inputs.count, inputs.description),
-        [*_seen_inputs(candidate, inputs), *_other_values(candidate, inputs, given)],
-    )
+    few, seen = few_inputs(inputs.count, inputs.description), _seen_inputs(candidate, inputs)
+    other = _other_values(candidate, inputs, given)
     asked = (check for check in checks if check.measure == "changed decisions" and check.is_required and check.passes)
     most_changed = next((check.limit for check in asked), None)
     unsure = unsure_decisions(fidelity, most_changed)
-    return (*few, *seen, *lost_parts(fidelity), *constant_outputs(fidelity), *unsure, *inputs.warnings())
+    return (*few, *seen, *other, *lost_parts(fidelity), *constant_outputs(fidelity), *unsure, *inputs.warnings())
 
 
 def _told(inputs: Inputs, progress: Progress) -> Iterator[Feeds]:

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.channel_paths import ChannelPath, ChannelWindow, PathStage
 from onnxmerge.statistics.blocks import BlockPlace
-from onnxmerge.statistics.channel_windows import windowed, windowed_adjoint
+from onnxmerge.statistics.channel_windows import Singles, windowed, windowed_adjoint
 from onnxmerge.statistics.unfold import Window
 
 DIFFERENCE = 2.0**-5
 """Step of the differences in the place of derivatives, in standard deviations: 50 times the spacing of float16 there."""
 
-Singles = NDArray[np.float32]
 Inputs = tuple[int, slice]
 """Number of a batch, and which of its inputs."""
 

@@ -22,6 +22,7 @@ from onnxmerge.algorithms.sample_counts import AMPLE_AT_MOST, enough_samples
 from onnxmerge.execution.layerwise import LayerwiseRun
 from onnxmerge.graph.channel_paths import ChannelPath
 from onnxmerge.statistics.blocks import BLOCK_EXTENT, drawn_block, every_position
+from onnxmerge.statistics.channel_windows import Singles
 from onnxmerge.statistics.path_derivatives import PathDerivatives, StageDerivative
 from onnxmerge.statistics.unfold import Window, folded, patches_of, rows_of
 
@@ -40,7 +41,6 @@ MOMENT_SAMPLES = 2
 """Samples for each input of a row that its second moments are taken from."""
 
 Floats = NDArray[np.float64]
-Singles = NDArray[np.float32]
 View = Callable[[np.ndarray], np.ndarray]
 """Tensor shaped like a layer's output -> the part of it that is looked at."""
 Residual = Callable[[int, View, np.ndarray], np.ndarray]
